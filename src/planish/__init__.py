@@ -1,0 +1,1 @@
+"""planish: adversarial robustness by local linearity: train, attack, audit."""

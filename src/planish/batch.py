@@ -1,0 +1,24 @@
+"""What travels through planish: images, labels and who they are."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Images with their labels and identities.
+
+    x: (N, C, H, W), floating, in [0, 1]. labels: (N,) int64. indices: (N,) int64, the stable position
+    of each image in its data set: seeds, results and resumes are keyed by it, never by the batch.
+    logits: (N, K) of the clean images where somebody has already computed them, so that nobody does it twice.
+    """
+
+    x: Tensor
+    labels: Tensor
+    indices: Tensor
+    logits: Tensor | None = None
+
+    def select(self, rows: Tensor | slice) -> "Batch":
+        """Return the batch of the given rows (an index tensor, a boolean tensor or a slice)."""
+        logits = None if self.logits is None else self.logits[rows]
+        return Batch(self.x[rows], self.labels[rows], self.indices[rows], logits)

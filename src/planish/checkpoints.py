@@ -1,0 +1,125 @@
+"""Files of a run: written whole or not at all, read without unpickling."""
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from planish.errors import BadInput
+
+WEIGHTS, RESUME, METRICS, CONFIG, PROVENANCE = (
+    "model.safetensors",
+    "resume.pt",
+    "metrics.jsonl",
+    "config.toml",
+    "provenance.json",
+)
+SCHEMA_VERSION = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside the path, flush it to disk and move it there in one step.
+
+    Raises BadInput where the folder cannot be written or is full; what stood there before then stands still.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        write(Path(temporary))
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) or "write" in str(error).lower() or "space" in str(error).lower():
+            raise BadInput(f"cannot write {path}: {error}; free some space or choose another folder") from error
+        raise
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write the model's parameters and buffers as safetensors, with the metadata as one JSON string."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata})
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"planish": text}))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a weights file. Raises BadInput for anything but a whole planish file."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("planish")
+    except FileNotFoundError:
+        raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
+    if text is None:
+        raise BadInput(f"{path} was not written by planish: it does not say which architecture it holds")
+    metadata: dict[str, Any] = json.loads(text)
+    if metadata["schema_version"] > SCHEMA_VERSION:
+        raise BadInput(f"{path} was written by a newer planish (schema {metadata['schema_version']}); upgrade planish")
+    return metadata
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load parameters and buffers into the model. Raises BadInput if they belong to another architecture."""
+    read_metadata(path)
+    tensors = load_file(path)
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    if own != found:
+        wrong = next(name for name in sorted({*own, *found}) if own.get(name) != found.get(name))
+        raise BadInput(
+            f"{path} holds another architecture: '{wrong}' is {_shape(found.get(wrong))} there "
+            f"and {_shape(own.get(wrong))} in the model"
+        )
+    model.load_state_dict(tensors)
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "a scalar"
+
+
+def save_resume(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a run needs to go on: tensors, numbers, strings and plain containers."""
+    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+def load_resume(path: Path) -> dict[str, Any]:
+    """Read it back, with weights_only: code in the file is never run. Raises BadInput if it is not whole."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise BadInput(f"{path} is truncated or not a planish checkpoint; remove it to start over") from error
+    return state
+
+
+def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the optimizer's momentum buffers in the order of its parameters (empty before the first step)."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [optimizer.state[p]["momentum_buffer"] for p in parameters if p in optimizer.state]
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, buffers: list[Tensor]) -> None:
+    """Put the momentum buffers back."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter, buffer in zip(parameters, buffers, strict=False):
+        restored = torch.empty_like(parameter).copy_(buffer)
+        optimizer.state[parameter]["momentum_buffer"] = restored

@@ -1,0 +1,196 @@
+"""The one configuration tree: Experiment <-> TOML, coerced by annotations, unknown keys named with their nearest."""
+
+import inspect
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from planish.data.batches import Augmentation
+from planish.errors import BadInput, nearest
+from planish.methods import Method
+from planish.registry import components, get
+from planish.threat import ThreatModel, parse_threat
+from planish.training import Settings
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images. source: a registered name, or a path. limit: only the first so many training images.
+
+    validation: images held out from training, by seed. augmentation: crop (padding in pixels), flip, cutout (side in pixels).
+    """
+
+    source: str = "digits"
+    limit: int | None = None
+    validation: int = 0
+    crop: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to training images at random."""
+        return Augmentation(self.crop, self.flip, self.cutout)
+
+
+@dataclass(frozen=True)
+class ThreatOptions:
+    """norm: "Linf" or "L2". radius: in pixels of [0, 1], also as "8/255"."""
+
+    norm: str = "Linf"
+    radius: str | float = "8/255"
+
+    @property
+    def model(self) -> ThreatModel:
+        """The threat model."""
+        return parse_threat(self.norm, self.radius)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A component by name with its options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run, completely: the resolved TOML of a run folder is exactly this."""
+
+    data: DataOptions = DataOptions()
+    model: Named = Named("small-cnn")
+    method: Named = Named("standard")
+    threat: ThreatOptions = ThreatOptions()
+    settings: Settings = Settings()
+    seed: int = 0
+
+    @cached_property
+    def training_method(self) -> Method:
+        """The method with its options. Raises BadInput."""
+        made: Method = make("methods", self.method.name, self.method.options)
+        return made
+
+
+SECTIONS: dict[str, type] = {"data": DataOptions, "threat": ThreatOptions, "settings": Settings}
+NAMED = ("model", "method")
+
+
+def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Return the component "name" or "name-2-10", whose trailing numbers are its first options. Raises BadInput."""
+    component, numbers = resolve(package, name)
+    leading = list(inspect.signature(component).parameters)[: len(numbers)]
+    if len(leading) < len(numbers):
+        raise BadInput(f"'{name}' has more numbers than {package.rstrip('s')} '{name.split('-')[0]}' takes")
+    return made(component, {**dict(zip(leading, numbers, strict=True)), **options}, f"{package.rstrip('s')} '{name}'")
+
+
+def resolve(package: str, name: str) -> tuple[Callable[..., Any], list[int]]:
+    """Return the component of that name and the trailing numbers that are not part of its registered name."""
+    parts = name.split("-")
+    for length in range(len(parts), 0, -1):
+        if "-".join(parts[:length]) in components(package) and all(part.isdigit() for part in parts[length:]):
+            return components(package)["-".join(parts[:length])], [int(part) for part in parts[length:]]
+    return get(package, name), []
+
+
+def made(component: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
+    """Call the component with the options, coerced by its annotations. Raises BadInput for unknown keys and bad values."""
+    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    wanted: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(component).parameters.items()
+    }
+    _refuse_unknown(options, wanted, what)
+    schema = create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
+    try:
+        checked = schema.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{what}: {where} = {first['input']!r} is wrong: {first['msg'].lower()}") from error
+    return component(**{name: getattr(checked, name) for name in checked.model_fields_set})
+
+
+def _refuse_unknown(options: Iterable[str], known: Iterable[str], what: str) -> None:
+    known = list(known)
+    for name in options:
+        if name not in known:
+            raise BadInput(f"{what} has no key '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
+
+
+def experiment_from(tree: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a configuration tree. Raises BadInput."""
+    _refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration")
+    for name in (*SECTIONS, *NAMED):
+        if not isinstance(tree.get(name, {}), Mapping):
+            raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
+    sections = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
+    named = {name: _named(name, tree[name]) for name in NAMED if name in tree}
+    seed = tree.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise BadInput(f"seed = {seed!r} is wrong: give a whole number")
+    experiment = Experiment(**sections, **named, seed=seed)
+    _ = experiment.training_method, experiment.threat.model
+    return experiment
+
+
+def _named(section: str, table: Mapping[str, Any]) -> Named:
+    if not isinstance(table.get("name"), str):
+        raise BadInput(f'[{section}] needs a name, for instance name = "{getattr(Experiment(), section).name}"')
+    return Named(table["name"], {key: value for key, value in table.items() if key != "name"})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the configuration tree of a TOML file. Raises BadInput."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"no configuration file {path}") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not TOML: {error}") from error
+
+
+def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+    """Return the tree with "a.b=c" applied; c is a TOML value, or else a text. Raises BadInput."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise BadInput(f"'{assignment}' is not an override; write key=value, for instance settings.epochs=10")
+    *tables, last = key.strip().split(".")
+    result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+    place: dict[str, Any] = result
+    for table in tables:
+        place = place.setdefault(table, {})
+        if not isinstance(place, dict):
+            raise BadInput(f"'{assignment}': '{table}' is a value, not a table")
+    place[last] = _value(text.strip())
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_toml(experiment: Experiment) -> str:
+    """Return the experiment as TOML, every default written out."""
+    lines = [f"seed = {experiment.seed}"]
+    for section in fields(experiment):
+        value = getattr(experiment, section.name)
+        if is_dataclass(value):
+            lines += ["", f"[{section.name}]", *_lines(value)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(value: Any) -> list[str]:
+    table = {item.name: getattr(value, item.name) for item in fields(value)}
+    table |= table.pop("options", {})
+    return [f"{key} = {json.dumps(entry)}" for key, entry in table.items() if entry is not None]

@@ -1,0 +1,172 @@
+"""Batches made on the device: shuffle, crop, flip and cutout in a few tensor operations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from planish.batch import Batch
+from planish.data.images import Images, to_unit
+from planish.errors import BadInput
+from planish.randomness import seeded
+
+_DATA_STREAM = 0xDA7A  # keeps these draws apart from a method's for the same seed and epoch
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to each training image at random. All sizes in pixels; 0 and False mean off.
+
+    crop: zero padding on each side before a crop back to the original size. flip: mirror left-right,
+    probability 1/2. cutout: side of a black square around a random pixel, clipped at the border.
+    """
+
+    crop: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("crop", self.crop), ("cutout", self.cutout)):
+            if value < 0:
+                raise BadInput(f"{name} must be 0 or more pixels, not {value}")
+
+
+class Draws(NamedTuple):
+    """The random choices for N images; None where the augmentation is off.
+
+    offsets: (N, 2) int64, top and left corner of the crop in the padded image. flips: (N,) bool.
+    centres: (N, 2) int64, the pixel (row, column) that the cutout is centred on.
+    """
+
+    offsets: Tensor | None
+    flips: Tensor | None
+    centres: Tensor | None
+
+    def select(self, rows: Tensor) -> "Draws":
+        """Return the choices of the given rows."""
+        return Draws(*(None if part is None else part[rows] for part in self))
+
+
+def draw(count: int, size: tuple[int, int], augmentation: Augmentation, generator: torch.Generator) -> Draws:
+    """Draw the choices for `count` images of size (H, W), on the generator's device."""
+
+    def uniform(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, (count, *shape), generator=generator, device=generator.device)
+
+    offsets = uniform(2 * augmentation.crop + 1, 2) if augmentation.crop else None
+    flips = uniform(2).bool() if augmentation.flip else None
+    centres = torch.stack([uniform(size[0]), uniform(size[1])], 1) if augmentation.cutout else None
+    return Draws(offsets, flips, centres)
+
+
+def apply(x: Tensor, augmentation: Augmentation, draws: Draws) -> Tensor:
+    """Crop, flip and cut out each image of x (N, C, H, W) by its own draws; same shape and type."""
+    x = _crop_and_flip(x, augmentation.crop, draws)
+    if draws.centres is None:
+        return x
+    return x.masked_fill(_square(x, augmentation.cutout, draws.centres), 0)
+
+
+def augment(x: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Augment each image of x (N, C, H, W) at random; same shape and type. The generator is on x's device."""
+    return apply(x, augmentation, draw(len(x), (x.shape[2], x.shape[3]), augmentation, generator))
+
+
+def _crop_and_flip(x: Tensor, crop: int, draws: Draws) -> Tensor:
+    if draws.offsets is None and draws.flips is None:
+        return x
+    count, channels, height, width = x.shape
+    rows = torch.arange(height, device=x.device).expand(count, -1)
+    columns = torch.arange(width, device=x.device).expand(count, -1)
+    if draws.flips is not None:
+        columns = torch.where(draws.flips[:, None], width - 1 - columns, columns)
+    if draws.offsets is not None:
+        rows, columns = rows + draws.offsets[:, :1], columns + draws.offsets[:, 1:]
+        x = pad(x, (crop, crop, crop, crop))
+    image = torch.arange(count, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[:, None, None]
+    return x[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _square(x: Tensor, side: int, centres: Tensor) -> Tensor:
+    """Return a mask (N, 1, H, W) that is True in the square of that side around each centre."""
+
+    def inside(length: int, centre: Tensor) -> Tensor:
+        start = centre[:, None] - side // 2
+        position = torch.arange(length, device=x.device)
+        return (position >= start) & (position < start + side)
+
+    return (
+        inside(x.shape[2], centres[:, 0])[:, None, :, None]
+        & inside(x.shape[3], centres[:, 1])[:, None, None, :]
+    )
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Epochs of shuffled, augmented batches from images that stay on the device in their own type.
+
+    Epoch k depends on (seed, k) only, for a given kind of device: no state is kept, so a resumed run sees the
+    same batches. drop_last leaves out an incomplete last batch. Raises BadInput if a batch is larger than the
+    data set.
+    """
+
+    images: Images
+    batch_size: int
+    augmentation: Augmentation = Augmentation()
+    device: torch.device | str = "cpu"
+    drop_last: bool = True
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+        if self.batch_size > len(self.images):
+            raise BadInput(
+                f"batch size {self.batch_size} is larger than the {len(self.images)} images of "
+                f"{self.images.name}: use a smaller one"
+            )
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        rest = 0 if self.drop_last else self.batch_size - 1
+        return (len(self.images) + rest) // self.batch_size
+
+    @cached_property
+    def _resident(self) -> Images:
+        return self.images.to(self.device)
+
+    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+        """Return the batches of epoch `number`, without the first `skip`: x (B, C, H, W) float32 in [0, 1].
+
+        Raises BadInput unless 0 <= skip <= len(self).
+        """
+        if not 0 <= skip <= len(self):
+            raise BadInput(f"cannot skip {skip} batches: an epoch has {len(self)}")
+        return self._batches_after(skip, seeded(seed, _DATA_STREAM, number, device=self.device))
+
+    def _batches_after(self, skip: int, generator: torch.Generator) -> Iterator[Batch]:
+        images = self._resident
+        order = torch.randperm(len(images), generator=generator, device=self.device)
+        draws = draw(len(images), (images.x.shape[2], images.x.shape[3]), self.augmentation, generator)
+        for step in range(skip, len(self)):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            x = apply(images.x[rows], self.augmentation, draws.select(rows))
+            yield Batch(to_unit(x), images.labels[rows], images.indices[rows])
+
+
+def in_order(images: Images, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """Yield all images in order, as float32 in [0, 1] on the device; the last batch may be smaller."""
+    check_batch_size(batch_size)
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        x, labels, indices = (t[rows].to(device) for t in (images.x, images.labels, images.indices))
+        yield Batch(to_unit(x), labels, indices)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise BadInput unless the batch size is 1 or more."""
+    if batch_size < 1:
+        raise BadInput(f"batch size must be 1 or more, not {batch_size}")

@@ -1,0 +1,150 @@
+"""A labelled set of images in memory, checked once when it is made."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from planish.batch import Batch
+from planish.errors import BadInput
+
+MOST_CLASSES = 100_000
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Return pixels as float32 in [0, 1]: uint8 is divided by 255, floats are kept.
+
+    The divisor is a tensor on the device: CUDA would turn a plain 255 into a product with 1/255, which rounds
+    differently from the CPU.
+    """
+    if x.is_floating_point():
+        return x.float()
+    return x.float() / torch.full((), 255.0, device=x.device)
+
+
+def numbered_classes(labels: Tensor) -> tuple[str, ...]:
+    """Name the classes "0", "1", ... up to the largest of the labels (N,). Raises BadInput beyond 100,000."""
+    largest = int(labels.max()) if len(labels) else 0
+    if largest >= MOST_CLASSES:
+        raise BadInput(
+            f"labels reach {largest}: class labels must be whole numbers from 0 to the number of classes - 1"
+        )
+    return tuple(str(number) for number in range(largest + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images, labels, and the position of each image in its original file.
+
+    x: (N, C, H, W), uint8 or float32 in [0, 1]. labels: (N,) int64 in 0..K-1, where K = len(classes).
+    indices: (N,) int64. Raises BadInput if any of this does not hold or there are no images.
+    """
+
+    x: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    indices: Tensor
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        _check_pixels(self)
+        _check_labels(self)
+
+    @classmethod
+    def numbered(cls, x: Tensor, labels: Tensor, classes: Sequence[str], name: str) -> "Images":
+        """Make Images whose indices are 0..N-1."""
+        return cls(x, labels, tuple(classes), name, torch.arange(len(x), device=x.device))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of shape, pixel type, pixels and labels, whatever the name and indices."""
+        digest = hashlib.sha256(f"{tuple(self.x.shape)} {self.x.dtype}".encode())
+        for tensor in (self.x, self.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def take(self, rows: Tensor | Sequence[int]) -> "Images":
+        """Return the given rows (positions here, not `indices`) in that order. Raises BadInput if none."""
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=self.x.device)
+        return replace(self, x=self.x[rows], labels=self.labels[rows], indices=self.indices[rows])
+
+    def first(self, limit: int | None) -> "Images":
+        """Return the first `limit` images; all if there are fewer or it is None. Raises BadInput below 1."""
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise BadInput(f"limit must be 1 or more, not {limit}")
+        return replace(self, x=self.x[:limit], labels=self.labels[:limit], indices=self.indices[:limit])
+
+    def split(self, count: int, seed: int) -> tuple["Images", "Images"]:
+        """Hold out `count` random images: return (the rest, the held out), each in its original order.
+
+        The choice depends on (seed, number of images, count) only. Raises BadInput unless 0 < count < N.
+        """
+        if not 0 < count < len(self):
+            raise BadInput(
+                f"cannot hold out {count} of {len(self)} images of {self.name}: use 1 to {len(self) - 1}"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
+
+    def to(self, device: torch.device | str) -> "Images":
+        """Return the same images with every tensor on the device."""
+        if self.x.device == torch.device(device):
+            return self
+        return replace(
+            self, x=self.x.to(device), labels=self.labels.to(device), indices=self.indices.to(device)
+        )
+
+    def float_pixels(self) -> Tensor:
+        """Return the pixels as (N, C, H, W) float32 in [0, 1]."""
+        return to_unit(self.x)
+
+    def as_batch(self) -> Batch:
+        """Return the whole set as one Batch of float32 in [0, 1]."""
+        return Batch(self.float_pixels(), self.labels, self.indices)
+
+
+def _check_shapes(images: Images) -> None:
+    name, shape = images.name, tuple(images.x.shape)
+    if len(shape) == 3:
+        raise BadInput(
+            f"{name}: images are {shape} without a channel axis: give (N, 1, H, W) for grayscale images"
+        )
+    if len(shape) != 4:
+        raise BadInput(f"{name}: images are {shape}, but must be (N, channels, height, width)")
+    if 0 in shape:
+        raise BadInput(f"{name}: no images (shape {shape})")
+    for what, values in (("labels", images.labels), ("indices", images.indices)):
+        if values.dtype != torch.int64 or values.ndim != 1:
+            raise BadInput(f"{name}: {what} are {values.dtype} {tuple(values.shape)}, but must be int64 (N,)")
+        if len(values) != shape[0]:
+            raise BadInput(f"{name}: {shape[0]} images but {len(values)} {what}: give one for each image")
+
+
+def _check_pixels(images: Images) -> None:
+    if images.x.dtype == torch.uint8:
+        return
+    if images.x.dtype != torch.float32:
+        raise BadInput(f"{images.name}: pixels are {images.x.dtype}: give uint8, or float32 in [0, 1]")
+    if not bool(images.x.isfinite().all()):
+        raise BadInput(f"{images.name}: pixels hold NaN or infinite values: give finite numbers in [0, 1]")
+    low, high = images.x.min().item(), images.x.max().item()
+    if low < 0 or high > 1:
+        advice = "divide by 255" if low >= 0 else "undo the normalisation; the model normalises, not the data"
+        raise BadInput(
+            f"{images.name}: pixels range from {low:g} to {high:g}, but must lie in [0, 1]: {advice}"
+        )
+
+
+def _check_labels(images: Images) -> None:
+    low, high, count = int(images.labels.min()), int(images.labels.max()), len(images.classes)
+    if low < 0 or high >= count:
+        raise BadInput(
+            f"{images.name}: labels range from {low} to {high}, but {count} classes need 0 to {count - 1}"
+        )

@@ -1,0 +1,59 @@
+"""A data set from one line of text: a name, name:PATH, or just a path."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planish.data.splits import SPLITS
+from planish.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    from planish.data.images import Images
+
+
+def load(spec: str, split: str, limit: int | None = None) -> "Images":
+    """Read the split "train" or "test" of the data that `spec` names; `limit` keeps only that many images.
+
+    spec is "digits"; "cifar10:PATH", "cifar100:PATH", "parquet:PATH", "folder:PATH", "npz:PATH"; or just a
+    path, whose kind is then recognised. Fewer images than `limit` are no error. Raises BadInput if there is
+    no such data.
+    """
+    if split not in SPLITS:
+        raise BadInput(f"unknown split '{split}'.{nearest(split, SPLITS)} Known: train, test")
+    if limit is not None and limit < 1:
+        raise BadInput(f"limit must be 1 or more, not {limit}")
+    from planish.registry import components
+
+    known = components("data")
+    name, colon, rest = spec.partition(":")
+    if name not in known:
+        name, rest = _kind(spec, list(known)), spec
+    elif colon and not rest:
+        raise BadInput(f"'{spec}' has no path after the colon")
+    path = Path(rest).expanduser() if rest else None
+    images: Images = known[name](path, split, limit)
+    return images
+
+
+def _kind(spec: str, known: list[str]) -> str:
+    """Return the name of the reader for a path."""
+    from planish.data.cifar import recognise
+
+    path = Path(spec).expanduser()
+    if path.suffix in (".parquet", ".npz"):
+        return path.suffix[1:]
+    if not path.exists():
+        raise BadInput(
+            f"no data '{spec}': there is no such file or folder.{nearest(spec, known)} "
+            f"Known names: {', '.join(known)}"
+        )
+    if cifar := recognise(path):
+        return cifar
+    if path.is_file():
+        raise BadInput(
+            f"'{spec}' is no known kind of data: give .parquet, .npz, a CIFAR archive or an image folder"
+        )
+    return next((kind for kind in ("parquet", "npz") if _holds(path, kind)), "folder")
+
+
+def _holds(folder: Path, kind: str) -> bool:
+    return any(True for pattern in (f"*.{kind}", f"*/*.{kind}") for _ in folder.glob(pattern))

@@ -1,0 +1,141 @@
+"""An experiment carried out: data, model and method put together, trained, saved and resumed."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from planish import checkpoints
+from planish.checkpoints import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
+from planish.configuration import Experiment, experiment_from, read, to_toml
+from planish.data import load
+from planish.data.batches import Batches
+from planish.data.images import Images
+from planish.errors import BadInput
+from planish.models import Normalized, build
+from planish.provenance import provenance
+from planish.training import EpochRecord, State, fit, start
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The parts of a run: training images, held-out images (or None) and the untrained model."""
+
+    images: Images
+    held_out: Images | None
+    model: nn.Module
+
+
+def prepare(experiment: Experiment, device: torch.device | str = "cpu") -> Prepared:
+    """Load the images and build the model. Raises BadInput."""
+    data = experiment.data
+    images, held_out = load(data.source, "train", data.limit), None
+    if data.validation:
+        images, held_out = images.split(data.validation, experiment.seed)
+    model = _new_model(experiment, images).to(device)
+    return Prepared(images, held_out, model)
+
+
+def _new_model(experiment: Experiment, images: Images) -> nn.Module:
+    """Build the model with its initial weights drawn from the experiment's seed, the global state untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        model = architecture(experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1])
+    if isinstance(model, Normalized):
+        pixels = images.float_pixels().transpose(0, 1).flatten(1)
+        model.mean.copy_(pixels.mean(1).view_as(model.mean))
+        model.std.copy_(pixels.std(1).clamp(min=1e-3).view_as(model.std))
+    return model
+
+
+def architecture(name: str, options: dict[str, Any], classes: int, channels: int) -> nn.Module:
+    """Return a model of that architecture, untrained; a registered one with its normalization, still neutral, inside."""
+    network = build(name, classes=classes, channels=channels, **options)
+    return network if ":" in name else Normalized(network, (0.0,) * channels, (1.0,) * channels)
+
+
+def train(
+    experiment: Experiment, folder: Path, *, device: torch.device | str = "cpu", resume: bool = False
+) -> Iterator[EpochRecord]:
+    """Train into a run folder, one record per finished epoch, everything saved by then.
+
+    A killed run goes on with resume=True from its last whole epoch and ends, on CPU, bit-identical.
+    Raises BadInput if the folder holds another configuration, or a run without `resume`.
+    """
+    _claim(experiment, folder, resume)
+    prepared = prepare(experiment, device)
+    state = start(prepared.model, experiment.settings)
+    if (folder / RESUME).exists():
+        _restore(state, checkpoints.load_resume(folder / RESUME))
+    origin = {**provenance(device), "data_digest": prepared.images.digest(), "data_name": prepared.images.name}
+    checkpoints.write_text(folder / PROVENANCE, json.dumps(origin, indent=2) + "\n")
+    settings = experiment.settings
+    batches = Batches(prepared.images, settings.batch_size, experiment.data.augmentation, device)
+    method, threat = experiment.training_method, experiment.threat.model
+    for record in fit(state, method, threat, batches, settings, seed=experiment.seed):
+        state.history[-1] |= {"learning_rate": record.learning_rate, "seconds": record.seconds}
+        _save(state, folder, metadata(experiment, prepared.images))
+        yield record
+
+
+def _claim(experiment: Experiment, folder: Path, resume: bool) -> None:
+    """Make the folder this experiment's own, or refuse."""
+    config = folder / CONFIG
+    if config.exists():
+        if experiment_from(read(config)) != experiment:
+            raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
+        if not resume and (folder / RESUME).exists():
+            raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
+        return
+    if folder.exists() and (not folder.is_dir() or os.listdir(folder)):
+        raise BadInput(f"{folder} is not empty and not a run folder; choose another")
+    checkpoints.write_text(config, to_toml(experiment))
+
+
+def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
+    """Return what a weights file must say so that its model can be built again."""
+    return {
+        "model": asdict(experiment.model),
+        "classes": list(images.classes),
+        "channels": images.x.shape[1],
+        "data": images.name,
+        "method": asdict(experiment.method),
+        "threat": asdict(experiment.threat),
+    }
+
+
+def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
+    """Write metrics and weights, then the resume file, whose epoch is what counts."""
+    checkpoints.write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in state.history))
+    checkpoints.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
+    average = None if state.average is None else state.average.state_dict()
+    resume = {
+        "model": state.model.state_dict(),
+        "average": average,
+        "moments": checkpoints.moments(state.optimizer),
+        "epoch": state.epoch,
+        "step": state.step,
+        "history": state.history,
+    }
+    checkpoints.save_resume(folder / RESUME, resume)
+
+
+def _restore(state: State, saved: dict[str, Any]) -> None:
+    state.model.load_state_dict(saved["model"])
+    if state.average is not None:
+        state.average.load_state_dict(saved["average"])
+    checkpoints.restore_moments(state.optimizer, saved["moments"])
+    state.epoch, state.step, state.history = saved["epoch"], saved["step"], saved["history"]
+
+
+def load_run(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the trained model of a run folder, in evaluation mode, and its metadata. Raises BadInput."""
+    about = checkpoints.read_metadata(folder / WEIGHTS)
+    model = architecture(about["model"]["name"], about["model"]["options"], len(about["classes"]), about["channels"])
+    checkpoints.load_weights(folder / WEIGHTS, model)
+    return model.eval(), about

@@ -1,0 +1,79 @@
+"""Adversarial training on one or many steps: FGSM-AT, RS-FGSM, N-FGSM, PGD-AT."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import ascend
+from planish.batch import Batch
+from planish.losses import cross_entropy, smoothed_cross_entropy
+from planish.methods import TrainingLoss
+from planish.modes import evaluating, fixed_statistics, frozen
+from planish.objectives import loss_of, of
+from planish.randomness import draws
+from planish.rules import Steepest
+from planish.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Cross entropy on x_adv, found by steepest ascent of cross entropy (Madry et al. 2018, eq. 2.1).
+
+    steps: gradient steps. step_in_radii: their size. start_in_radii: radius of the uniform noise that the ascent starts
+    from, 0 = at the image. reach_in_radii: radius of the ball that the ascent may use; N-FGSM may leave the unit ball.
+    batch_norm: "train" uses the batch's statistics inside the attack, "eval" the running averages; either way the inner
+    passes leave the running averages alone, and the outer pass updates them once.
+    Cost: (2 steps + 3) / 3 standard steps.
+    """
+
+    steps: int = 7
+    step_in_radii: float = 0.25
+    start_in_radii: float = 1.0
+    reach_in_radii: float = 1.0
+    batch_norm: Literal["train", "eval"] = "train"
+    label_smoothing: float = 0.0
+    second_order = False
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+    ) -> TrainingLoss:
+        """Return the mean cross entropy on the perturbed images."""
+        logits = model(self.attacked(model, batch, threat, generator))
+        loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
+        return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach())
+
+    def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+        """Return x_adv."""
+        start = None
+        if self.start_in_radii > 0:
+            start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
+        objective = of(model, loss_of(cross_entropy, batch.labels))
+        reach, rule = threat.scaled(self.reach_in_radii), Steepest(self.step_in_radii / self.reach_in_radii)
+        mode = fixed_statistics if self.batch_norm == "train" else evaluating
+        with mode(model), frozen(model):
+            return ascend(objective, batch.x, reach, rule, self.steps, start=start).x_adv
+
+
+def fgsm_at() -> Adversarial:
+    """FGSM adversarial training: one full step from the image; cheap, collapses (Goodfellow et al. 2015)."""
+    return Adversarial(steps=1, step_in_radii=1.0, start_in_radii=0.0)
+
+
+def rs_fgsm(step_in_radii: float = 1.25) -> Adversarial:
+    """RS-FGSM: one step of 1.25 radii from a random start (Wong, Rice and Kolter 2020, Algorithm 3)."""
+    return Adversarial(steps=1, step_in_radii=step_in_radii)
+
+
+def n_fgsm(noise_in_radii: float = 2.0) -> Adversarial:
+    """N-FGSM: one step from strong noise, not clipped to the ball (de Jorge et al. 2022, Algorithm 1)."""
+    return Adversarial(steps=1, step_in_radii=1.0, start_in_radii=noise_in_radii, reach_in_radii=noise_in_radii + 1)
+
+
+def pgd_at(steps: int = 7, step_in_radii: float = 0.25, batch_norm: Literal["train", "eval"] = "train") -> Adversarial:
+    """PGD adversarial training from a random start (Madry et al. 2018)."""
+    return Adversarial(steps=steps, step_in_radii=step_in_radii, batch_norm=batch_norm)
+
+
+COMPONENTS = {"fgsm": fgsm_at, "rs-fgsm": rs_fgsm, "n-fgsm": n_fgsm, "pgd": pgd_at}

@@ -1,0 +1,78 @@
+"""Input gradient regularization: a penalty on how fast the loss can rise, by finite differences or exactly."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from planish.batch import Batch
+from planish.losses import cross_entropy
+from planish.methods import TrainingLoss
+from planish.modes import full_precision
+from planish.objectives import inner
+from planish.tangent import LossAt, Tangent, slope_by_finite_difference, tangent
+from planish.threat import L2, Linf, ThreatModel
+
+Scale = Literal["tulip", "exact"]
+
+
+@dataclass(frozen=True)
+class GradientPenalty:
+    """CE + lambda/2 ||grad l||_*^2, the norm dual to the threat's (Finlay and Oberman 2019, eq. 8).
+
+    norm: "dual" to the threat, or "l1" / "l2" whatever the threat. weight: lambda. power: 2, or 1 for the unsquared
+    penalty lambda ||grad l||_* (Rodriguez-Munoz et al. 2024, with weight = a * radius). scale: "tulip" measures the
+    slope along a unit l2 direction as the authors' code does, so that the l1 norm is divided by sqrt(D); "exact" does not.
+    slope: "forward" difference, "central" difference, or "double-backward" (exact). length: l2 length of the probe in
+    pixels. Batch norm: every pass in its own batch's statistics; running averages updated by each (2, 3 or 1 times).
+    Differs: the paper's Algorithm 1 prints lambda without the 1/2 of eq. 8. Cost: 2.33 forward, 3.33 central, 2.04 double.
+    """
+
+    weight: float = 0.1
+    norm: Literal["dual", "l1", "l2"] = "dual"
+    scale: Scale = "tulip"
+    power: Literal[1, 2] = 2
+    slope: Literal["forward", "central", "double-backward"] = "forward"
+    length: float = 1e-2
+
+    @property
+    def second_order(self) -> bool:
+        """Whether a gradient is differentiated."""
+        return self.slope == "double-backward"
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+    ) -> TrainingLoss:
+        """Return mean CE plus the mean penalty."""
+        kept: list[Tensor] = []
+
+        def loss_at(x: Tensor) -> Tensor:
+            logits = model(x)
+            kept.append(logits.detach())
+            return cross_entropy(logits, batch.labels)
+
+        with full_precision(batch.x):
+            local = tangent(loss_at, batch.x, differentiable=self.second_order)
+            steepness = self._slope(loss_at, batch.x, local, threat)
+        penalty = self.weight * (steepness.square() / 2 if self.power == 2 else steepness).mean()
+        loss = local.value.mean()
+        terms = {"cross_entropy": loss.detach(), "slope": steepness.detach().mean(), "penalty": penalty.detach()}
+        return TrainingLoss(loss + penalty, terms, kept[0])
+
+    def _slope(self, loss_at: LossAt, x: Tensor, local: Tangent, threat: ThreatModel) -> Tensor:
+        """Return the dual norm of the gradient, (N,), in the chosen scale, differentiable."""
+        ball = {"dual": threat, "l1": Linf(1.0), "l2": L2(1.0)}[self.norm]
+        steepest = ball.steepest(local.gradient.detach())
+        stretch = steepest.flatten(1).norm(dim=1).clamp(min=1.0)
+        direction = steepest / stretch.view(-1, *[1] * (x.ndim - 1))
+        if self.slope == "double-backward":
+            slope = inner(direction, local.gradient)
+        elif self.slope == "forward":
+            slope = slope_by_finite_difference(loss_at, x, direction, length=self.length, value=local.value).slope
+        else:
+            slope = (loss_at(x + self.length * direction) - loss_at(x - self.length * direction)) / (2 * self.length)
+        return slope * stretch if self.scale == "exact" else slope
+
+
+COMPONENTS = {"gradient-penalty": GradientPenalty}

@@ -1,0 +1,100 @@
+"""LLR: train the loss to be linear round each image."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import ascend
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.losses import cross_entropy
+from planish.methods import TrainingLoss
+from planish.modes import Statistics, collecting, detached, frozen, full_precision, reusing
+from planish.objectives import InnerGradient, inner, linearity_error, of
+from planish.randomness import draws
+from planish.rules import Adam
+from planish.tangent import tangent
+from planish.threat import ThreatModel
+
+
+class Nominal(NamedTuple):
+    """The clean pass: logits, per-example loss, its differentiable gradient, and the batch statistics."""
+
+    logits: Tensor
+    value: Tensor
+    gradient: Tensor
+    statistics: Statistics
+
+
+@dataclass(frozen=True)
+class LLR:
+    """Local linearity regularization: w CE + lambda (gamma + s |<delta, grad l>|) (Qin et al. 2019, eq. 8).
+
+    gamma = |l(x + delta) - l(x) - <delta, grad l(x)>| at the delta that Adam finds to maximise it, `steps` long, from a
+    uniform start. The clean pass collects its batch statistics, every perturbed pass reuses them, and running averages
+    are updated once. Float32 throughout. slope_weight is s; give mu instead to set mu = lambda s, as in eq. 8.
+    warmup: share of the training over which the radius grows from 0. inner_gradient: "official" holds <delta, grad>
+    constant in the ascent, as the authors' code does; "exact" differentiates it.
+    Use a smooth activation (softplus, GELU): the curvature of a ReLU network is invisible to double backward.
+    Differs: running variances are unbiased, as everywhere in PyTorch. Cost: 4.37 for two steps, 9.71 for ten.
+    """
+
+    steps: int = 2
+    linearity_weight: float = 4.0
+    slope_weight: float = 0.5
+    mu: float | None = None
+    nominal_weight: float = 2.0
+    step_in_radii: float = 3.2
+    warmup: float = 0.15
+    inner_gradient: InnerGradient = "official"
+    second_order = True
+
+    def __post_init__(self) -> None:
+        if self.mu is not None and self.linearity_weight == 0:
+            raise BadInput("mu = linearity_weight * s needs a linearity_weight above 0")
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+    ) -> TrainingLoss:
+        """Return the weighted mean of nominal loss, linearity error and slope."""
+        threat = threat.scaled(min(1.0, progress / self.warmup) if self.warmup > 0 else 1.0)
+        with full_precision(batch.x):
+            nominal = self._nominal(model, batch)
+            delta = self._worst(model, batch, threat, nominal, generator) - batch.x
+            with reusing(model, nominal.statistics):
+                value = cross_entropy(model(batch.x + delta), batch.labels)
+            slope = inner(delta, nominal.gradient)
+            error = (value - nominal.value - slope).abs().mean()
+        loss, steepness = nominal.value.mean(), slope.abs().mean()
+        weight = self.linearity_weight * self.slope_weight if self.mu is None else self.mu
+        total = self.nominal_weight * loss + self.linearity_weight * error + weight * steepness
+        terms = {"cross_entropy": loss, "linearity_error": error, "slope": steepness}
+        return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, nominal.logits)
+
+    def _nominal(self, model: nn.Module, batch: Batch) -> Nominal:
+        kept: list[Tensor] = []
+
+        def loss_at(x: Tensor) -> Tensor:
+            logits = model(x)
+            kept.append(logits.detach())
+            return cross_entropy(logits, batch.labels)
+
+        with collecting(model) as statistics:
+            value, gradient = tangent(loss_at, batch.x, differentiable=True)
+        return Nominal(kept[0], value, gradient, statistics)
+
+    def _worst(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, nominal: Nominal, generator: torch.Generator
+    ) -> Tensor:
+        value, gradient = nominal.value.detach(), nominal.gradient.detach()
+        error = linearity_error(
+            cross_entropy, batch.labels, batch.x, value, gradient, inner_gradient=self.inner_gradient
+        )
+        start = threat.sample(batch.x, draws(batch.x, generator))
+        with reusing(model, detached(nominal.statistics)), frozen(model):
+            return ascend(of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start).x_adv
+
+
+COMPONENTS = {"llr": LLR}

@@ -1,0 +1,77 @@
+"""Architectures, one file each: NCHW images in [0, 1] -> logits, with the normalization inside."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from planish.errors import BadInput
+from planish.registry import get
+
+
+class Normalized(nn.Module):
+    """A network behind its normalization: (x - mean) / std per channel, so that x and radii stay in pixels of [0, 1]."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or any(value <= 0 for value in std):
+            raise BadInput(f"normalization needs one mean and one positive std per channel, got {mean} and {std}")
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (N, K), of images (N, C, H, W) in [0, 1]."""
+        logits: torch.Tensor = self.network((x - self.mean) / self.std)
+        return logits
+
+
+def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
+    """Return a new network: a registered name, "package.module:function" or "file.py:function". Raises BadInput.
+
+    Registered architectures take classes, channels and their own options (width, activation, ...); a user's function
+    takes the options alone and returns a torch.nn.Module from images in [0, 1] to logits.
+    """
+    try:
+        if ":" in name:
+            return _checked(own_function(name)(**options), name)
+        return _checked(get("models", name)(classes=classes, channels=channels, **options), name)
+    except TypeError as error:
+        raise BadInput(f"model '{name}' does not take these options: {error}") from error
+
+
+def _checked(model: object, name: str) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model '{name}' returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def own_function(name: str) -> Callable[..., Any]:
+    """Return the function that "package.module:function" or "file.py:function" names. Raises BadInput."""
+    place, _, function = name.rpartition(":")
+    try:
+        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (ImportError, FileNotFoundError) as error:
+        raise BadInput(f"cannot import '{place}' for model '{name}': {error}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise BadInput(f"'{place}' has no function '{function}'")
+    return found  # type: ignore[no-any-return]
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

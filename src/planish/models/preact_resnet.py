@@ -1,0 +1,59 @@
+"""Pre-activation residual networks for 32x32 images."""
+
+from torch import Tensor, nn
+
+from planish.errors import BadInput
+from planish.models.activations import activation as activation_of
+
+
+class PreActBlock(nn.Module):
+    """Two 3x3 convolutions, each behind batch norm and activation; the shortcut starts after the first activation (He et al. 2016b)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: str) -> None:
+        super().__init__()
+        self.norm1, self.act1 = nn.BatchNorm2d(inputs), activation_of(activation)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm2, self.act2 = nn.BatchNorm2d(outputs), activation_of(activation)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        hidden = self.act1(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(hidden)
+        out: Tensor = self.conv2(self.act2(self.norm2(self.conv1(hidden)))) + shortcut
+        return out
+
+
+def preact_resnet18(*, classes: int, channels: int, width: int = 64, activation: str = "relu") -> nn.Module:
+    """PreActResNet-18: 8 blocks at width, 2, 4 and 8 times the width (64 in the papers), 11.2 M parameters at 64."""
+    stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+    blocks: list[nn.Module] = []
+    inputs = width
+    for factor, stride in ((1, 1), (2, 2), (4, 2), (8, 2)):
+        blocks.append(PreActBlock(inputs, factor * width, stride, activation))
+        blocks.append(PreActBlock(factor * width, factor * width, 1, activation))
+        inputs = factor * width
+    head = [nn.BatchNorm2d(inputs), activation_of(activation), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(stem, *blocks, *head, nn.Linear(inputs, classes))
+
+
+def wide_resnet(
+    *, classes: int, channels: int, depth: int = 28, factor: int = 8, activation: str = "relu"
+) -> nn.Module:
+    """WideResNet-depth-factor: (depth - 4) / 6 blocks in each of three groups (Zagoruyko and Komodakis 2016)."""
+    if depth < 10 or (depth - 4) % 6:
+        raise BadInput(f"a WideResNet's depth is 6 n + 4 (10, 16, 22, 28, 34, 40, ...), got {depth}")
+    stem = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+    blocks: list[nn.Module] = []
+    inputs = 16
+    for group, stride in ((16, 1), (32, 2), (64, 2)):
+        for index in range((depth - 4) // 6):
+            blocks.append(PreActBlock(inputs, group * factor, stride if index == 0 else 1, activation))
+            inputs = group * factor
+    head = [nn.BatchNorm2d(inputs), activation_of(activation), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(stem, *blocks, *head, nn.Linear(inputs, classes))
+
+
+COMPONENTS = {"preact-resnet-18": preact_resnet18, "wide-resnet": wide_resnet}

@@ -1,0 +1,25 @@
+"""A small convolutional network for small images."""
+
+from torch import nn
+
+from planish.models.activations import activation as activation_of
+
+
+def small_cnn(*, classes: int, channels: int, width: int = 32, activation: str = "relu") -> nn.Module:
+    """Three 3x3 convolutions with batch norm (the last two of twice the width, the second with stride 2) and a linear head."""
+
+    def stage(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        return [convolution, nn.BatchNorm2d(outputs), activation_of(activation)]
+
+    return nn.Sequential(
+        *stage(channels, width, 1),
+        *stage(width, 2 * width, 2),
+        *stage(2 * width, 2 * width, 1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * width, classes),
+    )
+
+
+COMPONENTS = {"small-cnn": small_cnn}

@@ -1,0 +1,136 @@
+"""What batch norm, dropout and parameters do inside a block; every module's own state is put back exactly."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
+"""Mean and biased variance of the nominal batch, by batch-norm module."""
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the model's batch-norm modules."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; afterwards each has its own mode back, frozen batch norms included."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient: inner loops then neither compute nor store any."""
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters: how an attack sees a model."""
+    with evaluating(model), frozen(model):
+        yield
+
+
+@contextmanager
+def fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm uses the batch's statistics as its mode says, but leaves the running averages alone."""
+    tracking = [(module, module.track_running_stats) for module in batch_norms(model) if module.training]
+    for module, _ in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module, tracked in tracking:
+            module.track_running_stats = tracked
+
+
+@contextmanager
+def collecting(model: nn.Module) -> Iterator[Statistics]:
+    """Batch norms in training mode keep their batch's mean and variance, differentiable, for `reusing`.
+
+    Running averages are updated as usual. Batch norms in evaluation mode are left alone.
+    """
+    statistics: Statistics = {}
+
+    def forward(module: _BatchNorm, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        statistics[module] = mean, variance
+        _update_running(module, mean.detach(), variance.detach(), x.numel() // x.shape[1])
+        return _normalized(module, x, mean, variance)
+
+    with _replaced_forward([module for module in batch_norms(model) if module.training], forward):
+        yield statistics
+
+
+@contextmanager
+def reusing(model: nn.Module, statistics: Statistics) -> Iterator[None]:
+    """Batch norms normalise with the collected statistics instead of their own batch's; nothing is updated.
+
+    The network then treats each example alone (LLR, Qin et al. 2019, appendix E).
+    """
+
+    def forward(module: _BatchNorm, x: Tensor) -> Tensor:
+        return _normalized(module, x, *statistics[module])
+
+    with _replaced_forward([module for module in batch_norms(model) if module in statistics], forward):
+        yield
+
+
+def detached(statistics: Statistics) -> Statistics:
+    """Return the statistics as constants."""
+    return {module: (mean.detach(), variance.detach()) for module, (mean, variance) in statistics.items()}
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Autocast off: linearity errors are small differences of large numbers and need float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@contextmanager
+def _replaced_forward(modules: list[_BatchNorm], forward) -> Iterator[None]:  # type: ignore[no-untyped-def]
+    for module in modules:
+        module.forward = lambda x, module=module: forward(module, x)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward  # type: ignore[method-assign]
+
+
+def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    scale = torch.rsqrt(variance + module.eps)
+    if module.affine:
+        scale = scale * module.weight
+    shift = -mean * scale
+    if module.affine:
+        shift = shift + module.bias
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+@torch.no_grad()
+def _update_running(module: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+    if not module.track_running_stats or module.running_mean is None or module.running_var is None:
+        return
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked.add_(1)
+    weight = module.momentum if module.momentum is not None else 1.0 / float(module.num_batches_tracked)
+    module.running_mean.lerp_(mean.to(module.running_mean), weight)
+    module.running_var.lerp_((variance * (count / max(count - 1, 1))).to(module.running_var), weight)

@@ -1,0 +1,50 @@
+"""Uniform numbers for a batch: from a generator (training), or keyed by each image's identity (attacks).
+
+Keyed draws make an attack's outcome for an image independent of the batch that the image came in:
+attacking a batch equals attacking its halves, survivors can be refilled into full batches, and runs resume.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
+_LARGEST_BELOW_ONE = 1.0 - 2.0**-24
+
+
+def draws(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return (N, D + 1) uniform numbers in [0, 1) for images of D values, from the generator."""
+    return torch.rand(len(x), x[0].numel() + 1, generator=generator, device=x.device)
+
+
+def keyed_draws(x: Tensor, indices: Tensor, seed: int) -> Tensor:
+    """Return (N, D + 1) uniform numbers in [0, 1); row i depends on the seed and on indices[i] alone.
+
+    A counter-based generator (SplitMix64: Steele, Lea, Flood 2014) over (seed, index, position).
+    """
+    position = torch.arange(x[0].numel() + 1, device=x.device)
+    key = _mixed(_mixed(indices.to(x.device) * _GOLDEN + seed)[:, None] + position * _GOLDEN)
+    return (_shifted(key, 40).to(torch.float32) * 2.0**-24).clamp(max=_LARGEST_BELOW_ONE)
+
+
+def drawn_seed(generator: torch.Generator) -> int:
+    """Return a seed drawn from the generator."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def seeded(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator that depends on the seed and the key (an epoch, a step, ...) alone."""
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7]))
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    """Shift right without carrying the sign, which is what torch's >> does."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mixed(value: Tensor) -> Tensor:
+    value = (value ^ _shifted(value, 30)) * _MIX_1
+    value = (value ^ _shifted(value, 27)) * _MIX_2
+    return value ^ _shifted(value, 31)

@@ -1,0 +1,87 @@
+"""The loss as seen from x: its value, its gradient, and its slope along a direction, three ways.
+
+| way | passes for l and its slope, with parameter gradients | works with |
+|---|---|---|
+| double backward | F + Bx, then 4F + 2F backward | everything but compiled or synchronised modules |
+| forward mode | 2F, then 4F backward | no batch norm in training mode, no attention kernels |
+| finite difference | 2F, then 4F backward | everything; inexact by O(step) |
+
+With batch norm in training mode an example's loss depends on its neighbours: the gradient is then of the batch's sum,
+and only the batch's sum of slopes agrees between the three.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from planish.objectives import inner
+
+LossAt = Callable[[Tensor], Tensor]
+"""x (N, ...) -> per-example loss (N,)."""
+
+PROBE_LENGTH = {torch.float64: 1e-4, torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 5e-1}
+"""l2 length, in pixels, of a finite-difference probe: rounding and curvature errors balance (float32: 0.03 %, bf16: 2 %)."""
+
+
+class Tangent(NamedTuple):
+    """The loss at x, (N,), and the gradient of its sum, (N, ...)."""
+
+    value: Tensor
+    gradient: Tensor
+
+
+class Slope(NamedTuple):
+    """The loss at x, (N,), and its slope along the direction, (N,)."""
+
+    value: Tensor
+    slope: Tensor
+
+
+def second_derivatives() -> AbstractContextManager[object]:
+    """Attention by its plain formula: its fused kernels have no second derivative."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def tangent(loss_at: LossAt, x: Tensor, *, differentiable: bool = False) -> Tangent:
+    """Return the loss and its gradient at x, keeping the graph of the value.
+
+    differentiable: the gradient keeps its own graph too, for a penalty on it (double backward).
+    """
+    leaf = x.detach().requires_grad_()
+    with second_derivatives() if differentiable else nullcontext():
+        value = loss_at(leaf)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=differentiable, retain_graph=True)
+    return Tangent(value, gradient)
+
+
+def slope_by_double_backward(loss_at: LossAt, x: Tensor, direction: Tensor) -> Slope:
+    """Return the loss and <gradient, direction>, exact, differentiable with respect to the parameters."""
+    value, gradient = tangent(loss_at, x, differentiable=True)
+    return Slope(value, inner(direction, gradient))
+
+
+def slope_by_forward_mode(loss_at: LossAt, x: Tensor, direction: Tensor) -> Slope:
+    """Return the loss and its directional derivative, exact, by one forward with dual numbers."""
+    with second_derivatives(), forward_ad.dual_level():
+        value, slope = forward_ad.unpack_dual(loss_at(forward_ad.make_dual(x, direction)))
+        return Slope(value, torch.zeros_like(value) if slope is None else slope)
+
+
+def slope_by_finite_difference(
+    loss_at: LossAt, x: Tensor, direction: Tensor, *, length: float | None = None, value: Tensor | None = None
+) -> Slope:
+    """Return the loss and (l(x + h d) - l(x)) / h with h ||d||_2 = length, by two forwards.
+
+    length: in pixels; follows the dtype of x unless given. value: l(x), where it is known already.
+    """
+    length = PROBE_LENGTH[x.dtype] if length is None else length
+    norm = direction.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+    h = torch.where(norm > length * 1e-6, length / norm, 1.0)
+    value = loss_at(x) if value is None else value
+    probe = loss_at(x + direction * h.view(-1, *[1] * (x.ndim - 1)))
+    return Slope(value, (probe - value) / h)

@@ -1,0 +1,225 @@
+"""Training: `fit` yields a record per epoch; the caller's loop body logs, validates, saves and stops."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.methods import Method, TrainingLoss
+from planish.modes import batch_norms
+from planish.randomness import seeded
+from planish.threat import ThreatModel
+
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to optimise: SGD with Nesterov-free momentum.
+
+    learning_rate: the peak. schedule: "triangular" (0 -> peak at 40 % -> 0, per step), "onecycle" (cosine up to 30 %,
+    then down), "piecewise" (x 0.1 at 50 % and 75 %), "cosine" or "constant". weight_decay: on every parameter, or with
+    decay_norms False on matrices and kernels only. ema: decay of the weight average, 0 = off; it warms up as
+    min(ema, (1 + t) / (10 + t)) and covers buffers. accumulate: batches per step. clip: largest gradient norm, 0 = off.
+    precision: "bf16" runs forwards in bfloat16; losses and linearity errors stay in float32. compile: torch.compile,
+    for first-order methods.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    schedule: Literal["triangular", "onecycle", "piecewise", "cosine", "constant"] = "triangular"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_norms: bool = True
+    ema: float = 0.0
+    accumulate: int = 1
+    clip: float = 0.0
+    precision: Precision = "float32"
+    channels_last: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"settings.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise BadInput(f"settings.ema must be in [0, 1), got {self.ema}")
+
+
+class EpochRecord(NamedTuple):
+    """One epoch: means over its batches of the loss, its terms and the training accuracy; rate and seconds."""
+
+    epoch: int
+    metrics: dict[str, float]
+    learning_rate: float
+    seconds: float
+
+
+class Epochs(Protocol):
+    """Training batches that depend on (seed, epoch) alone, so that a resumed run sees the same."""
+
+    def __len__(self) -> int: ...
+    def epoch(self, number: int, seed: int) -> Iterator[Batch]: ...
+
+
+def learning_rate(settings: Settings, share: float) -> float:
+    """Return the learning rate after this share of the training."""
+    peak = settings.learning_rate
+    if settings.schedule == "triangular":
+        return peak * (share / 0.4 if share < 0.4 else (1 - share) / 0.6)
+    if settings.schedule == "onecycle":
+        if share < 0.3:
+            return _cosine(peak / 25, peak, share / 0.3)
+        return _cosine(peak, peak / 2.5e5, (share - 0.3) / 0.7)
+    if settings.schedule == "piecewise":
+        return peak * (1.0 if share < 0.5 else 0.1 if share < 0.75 else 0.01)
+    return _cosine(peak, 0.0, share) if settings.schedule == "cosine" else peak
+
+
+def _cosine(first: float, last: float, share: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+
+
+class Bound(nn.Module):
+    """A method bound to its model: forward(batch) is the training loss.
+
+    One module to wrap for several processes: the inner ascent and every extra pass happen inside its forward.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, threat: ThreatModel, precision: Precision) -> None:
+        super().__init__()
+        self.model, self.method, self.threat, self.precision = model, method, threat, precision
+
+    def forward(
+        self, x: Tensor, labels: Tensor, indices: Tensor, progress: float, generator: torch.Generator
+    ) -> TrainingLoss:
+        """Return the method's loss of the batch."""
+        with _autocast(x, self.precision):
+            return self.method(
+                self.model, Batch(x, labels, indices), self.threat, progress=progress, generator=generator
+            )
+
+
+def _autocast(x: Tensor, precision: Precision) -> AbstractContextManager[None]:
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+
+
+@dataclass
+class State:
+    """Everything that changes while training; what a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The model to evaluate and keep: the average if there is one."""
+        return self.model if self.average is None else self.average
+
+
+def start(model: nn.Module, settings: Settings) -> State:
+    """Return the state before the first step."""
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = None
+    if settings.ema > 0:
+        average = deepcopy(model).requires_grad_(False)
+    return State(model, _optimizer(model, settings), average)
+
+
+def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.requires_grad and (settings.decay_norms or p.ndim > 1)]
+    others = [p for p in model.parameters() if p.requires_grad and not (settings.decay_norms or p.ndim > 1)]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+
+
+def fit(
+    state: State, method: Method, threat: ThreatModel, batches: Epochs, settings: Settings, *, seed: int
+) -> Iterator[EpochRecord]:
+    """Train from the state on, one record per finished epoch; the state is up to date at every yield.
+
+    Deterministic on CPU: order, augmentation and noise of a step depend on the seed and the step alone.
+    Raises BadInput if the method cannot be compiled but is asked to, FloatingPointError if the loss is not finite.
+    """
+    if settings.compile and method.second_order:
+        raise BadInput("settings.compile works for methods with first derivatives only; set settings.compile=false")
+    model = torch.compile(state.model) if settings.compile else state.model
+    bound = Bound(model, method, threat, settings.precision)  # type: ignore[arg-type]
+    for epoch in range(state.epoch, settings.epochs):
+        began = time.perf_counter()
+        sums = _epoch(bound, state, batches, settings, epoch, seed)
+        metrics = {name: float(value) / len(batches) for name, value in sums.items()}
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower the learning rate")
+        state.epoch = epoch + 1
+        state.history.append({"epoch": epoch + 1, **metrics})
+        rate = state.optimizer.param_groups[0]["lr"]
+        yield EpochRecord(epoch + 1, metrics, rate, time.perf_counter() - began)
+
+
+def _epoch(
+    bound: Bound, state: State, batches: Epochs, settings: Settings, epoch: int, seed: int
+) -> dict[str, Tensor]:
+    """Train one epoch; return sums over its batches, still on the device: one host sync an epoch."""
+    state.model.train()
+    sums: dict[str, Tensor] = {}
+    for index, batch in enumerate(batches.epoch(epoch, seed)):
+        progress = (epoch + index / len(batches)) / settings.epochs
+        loss = _step(bound, state, batch, settings, progress, seed, last=index + 1 == len(batches))
+        accuracy = (loss.logits.argmax(1) == batch.labels).float().mean()
+        for name, value in {"loss": loss.total.detach(), "train_accuracy": accuracy, **loss.terms}.items():
+            sums[name] = sums.get(name, 0.0) + value.float()
+    return sums
+
+
+def _step(
+    bound: Bound, state: State, batch: Batch, settings: Settings, progress: float, seed: int, *, last: bool
+) -> TrainingLoss:
+    x = batch.x.contiguous(memory_format=torch.channels_last) if settings.channels_last else batch.x
+    generator = seeded(seed, state.step, device=x.device)
+    loss: TrainingLoss = bound(x, batch.labels, batch.indices, progress, generator)
+    (loss.total / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+    state.step += 1
+    if state.step % settings.accumulate == 0 or last:
+        _update(state, settings, progress)
+    return loss
+
+
+def _update(state: State, settings: Settings, progress: float) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(settings, progress)
+    if settings.clip > 0:
+        nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.average is not None:
+        updates = state.step // settings.accumulate
+        _average(state.average, state.model, min(settings.ema, (1 + updates) / (10 + updates)))
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the average's parameters and floating buffers towards the model's; copy the counters."""
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
