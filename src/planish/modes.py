@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -115,6 +116,9 @@ def _replaced_forward(modules: list[_BatchNorm], forward) -> Iterator[None]:  # 
 
 
 def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Normalise with these statistics: by the fused kernel where they are constants, which it demands."""
+    if not mean.requires_grad:
+        return F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps)
     scale = torch.rsqrt(variance + module.eps)
     if module.affine:
         scale = scale * module.weight

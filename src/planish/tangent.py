@@ -42,6 +42,12 @@ class Slope(NamedTuple):
     slope: Tensor
 
 
+def probe_length(x: Tensor) -> float:
+    """Return the l2 length of a probe for the arithmetic that a model meets at x: its dtype, or autocast's."""
+    device = x.device.type
+    return PROBE_LENGTH[torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype]
+
+
 def second_derivatives() -> AbstractContextManager[object]:
     """Attention by its plain formula: its fused kernels have no second derivative."""
     return sdpa_kernel(SDPBackend.MATH)
@@ -77,9 +83,9 @@ def slope_by_finite_difference(
 ) -> Slope:
     """Return the loss and (l(x + h d) - l(x)) / h with h ||d||_2 = length, by two forwards.
 
-    length: in pixels; follows the dtype of x unless given. value: l(x), where it is known already.
+    length: in pixels; follows the dtype of the arithmetic unless given. value: l(x), where it is known already.
     """
-    length = PROBE_LENGTH[x.dtype] if length is None else length
+    length = probe_length(x) if length is None else length
     norm = direction.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     h = torch.where(norm > length * 1e-6, length / norm, 1.0)
     value = loss_at(x) if value is None else value

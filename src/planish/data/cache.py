@@ -31,7 +31,7 @@ def load_pixels(cached: Path, rows: int) -> Pixels | None:
         isinstance(pixels, np.ndarray)
         and pixels.dtype == np.uint8
         and pixels.ndim == 4
-        
+        and len(pixels) == rows
     )
     return pixels if fits else None
 

@@ -34,7 +34,7 @@ class LLR:
 
     gamma = |l(x + delta) - l(x) - <delta, grad l(x)>| at the delta that Adam finds to maximise it, `steps` long, from a
     uniform start. The clean pass collects its batch statistics, every perturbed pass reuses them, and running averages
-    are updated once. Float32 throughout. slope_weight is s; give mu instead to set mu = lambda s, as in eq. 8.
+    are updated once. What is minimised is computed in float32; under autocast only the search for delta is not. slope_weight is s; give mu instead to set mu = lambda s, as in eq. 8.
     warmup: share of the training over which the radius grows from 0. inner_gradient: "official" holds <delta, grad>
     constant in the ascent, as the authors' code does; "exact" differentiates it.
     Use a smooth activation (softplus, GELU): the curvature of a ReLU network is invisible to double backward.
@@ -62,9 +62,9 @@ class LLR:
         threat = threat.scaled(min(1.0, progress / self.warmup) if self.warmup > 0 else 1.0)
         with full_precision(batch.x):
             nominal = self._nominal(model, batch)
-            delta = self._worst(model, batch, threat, nominal, generator) - batch.x
-            with reusing(model, nominal.statistics):
-                value = cross_entropy(model(batch.x + delta), batch.labels)
+        delta = self._worst(model, batch, threat, nominal, generator) - batch.x
+        with full_precision(batch.x), reusing(model, nominal.statistics):
+            value = cross_entropy(model(batch.x + delta), batch.labels)
             slope = inner(delta, nominal.gradient)
             error = (value - nominal.value - slope).abs().mean()
         loss, steepness = nominal.value.mean(), slope.abs().mean()
