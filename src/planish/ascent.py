@@ -40,8 +40,9 @@ def ascend(
     """Maximise the objective over the threat's ball round x.
 
     x, start: (N, ...); the start is x unless given. Without a score the last iterate is returned (training):
-    `steps` forwards and backwards. With a score of the logits, the best iterate, the start and the last included
-    (evaluation): one forward more. Each example goes its own way: nothing is shared across the batch.
+    `steps` forwards and backwards. With a score of the logits, the best iterate, the start and the last
+    included (evaluation): one forward more. Each example goes its own way: nothing is shared across the
+    batch.
     """
     x_adv = x if start is None else start
     state = rule.init(x, threat, steps)

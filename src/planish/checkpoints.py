@@ -42,7 +42,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) or "write" in str(error).lower() or "space" in str(error).lower():
-            raise BadInput(f"cannot write {path}: {error}; free some space or choose another folder") from error
+            raise BadInput(
+                f"cannot write {path}: {error}; free some space or choose another folder"
+            ) from error
         raise
     finally:
         if temporary and os.path.exists(temporary):
@@ -69,12 +71,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
     except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
+        raise BadInput(
+            f"{path} is not a whole safetensors file ({error}); pickles are never loaded"
+        ) from error
     if text is None:
         raise BadInput(f"{path} was not written by planish: it does not say which architecture it holds")
     metadata: dict[str, Any] = json.loads(text)
     if metadata["schema_version"] > SCHEMA_VERSION:
-        raise BadInput(f"{path} was written by a newer planish (schema {metadata['schema_version']}); upgrade planish")
+        raise BadInput(
+            f"{path} was written by a newer planish (schema {metadata['schema_version']}); upgrade planish"
+        )
     return metadata
 
 
@@ -112,7 +118,7 @@ def load_resume(path: Path) -> dict[str, Any]:
 
 
 def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return the optimizer's momentum buffers in the order of its parameters (empty before the first step)."""
+    """Return the optimizer's momentum buffers in the order of its parameters; none before the first step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return [optimizer.state[p]["momentum_buffer"] for p in parameters if p in optimizer.state]
 

@@ -1,4 +1,4 @@
-"""The one configuration tree: Experiment <-> TOML, coerced by annotations, unknown keys named with their nearest."""
+"""The one configuration tree: Experiment <-> TOML, coerced by annotations, unknown keys refused."""
 
 import inspect
 import json
@@ -23,7 +23,8 @@ from planish.training import Settings
 class DataOptions:
     """Which images. source: a registered name, or a path. limit: only the first so many training images.
 
-    validation: images held out from training, by seed. augmentation: crop (padding in pixels), flip, cutout (side in pixels).
+    validation: images held out from training, by seed. augmentation: crop (padding in pixels), flip, cutout
+    (side in pixels).
     """
 
     source: str = "digits"
@@ -83,12 +84,14 @@ NAMED = ("model", "method")
 
 
 def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
-    """Return the component "name" or "name-2-10", whose trailing numbers are its first options. Raises BadInput."""
+    """Return the component "name", or "name-2-10" with its first options as numbers. Raises BadInput."""
     component, numbers = resolve(package, name)
     leading = list(inspect.signature(component).parameters)[: len(numbers)]
     if len(leading) < len(numbers):
         raise BadInput(f"'{name}' has more numbers than {package.rstrip('s')} '{name.split('-')[0]}' takes")
-    return made(component, {**dict(zip(leading, numbers, strict=True)), **options}, f"{package.rstrip('s')} '{name}'")
+    return made(
+        component, {**dict(zip(leading, numbers, strict=True)), **options}, f"{package.rstrip('s')} '{name}'"
+    )
 
 
 def resolve(package: str, name: str) -> tuple[Callable[..., Any], list[int]]:
@@ -101,14 +104,19 @@ def resolve(package: str, name: str) -> tuple[Callable[..., Any], list[int]]:
 
 
 def made(component: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
-    """Call the component with the options, coerced by its annotations. Raises BadInput for unknown keys and bad values."""
+    """Call the component with the options, coerced by its annotations.
+
+    Raises BadInput for unknown keys and bad values.
+    """
     hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
     wanted: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
         for name, parameter in inspect.signature(component).parameters.items()
     }
     _refuse_unknown(options, wanted, what)
-    schema = create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
+    schema = create_model(
+        "Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted
+    )
     try:
         checked = schema.model_validate(dict(options))
     except ValidationError as error:
@@ -131,8 +139,10 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
     for name in (*SECTIONS, *NAMED):
         if not isinstance(tree.get(name, {}), Mapping):
             raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
-    sections = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
-    named = {name: _named(name, tree[name]) for name in NAMED if name in tree}
+    sections: dict[str, Any] = {
+        name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()
+    }
+    named: dict[str, Any] = {name: _named(name, tree[name]) for name in NAMED if name in tree}
     seed = tree.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise BadInput(f"seed = {seed!r} is wrong: give a whole number")
@@ -143,7 +153,9 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
 
 def _named(section: str, table: Mapping[str, Any]) -> Named:
     if not isinstance(table.get("name"), str):
-        raise BadInput(f'[{section}] needs a name, for instance name = "{getattr(Experiment(), section).name}"')
+        raise BadInput(
+            f'[{section}] needs a name, for instance name = "{getattr(Experiment(), section).name}"'
+        )
     return Named(table["name"], {key: value for key, value in table.items() if key != "name"})
 
 

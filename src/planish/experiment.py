@@ -42,10 +42,12 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu") -> Prepa
 
 
 def _new_model(experiment: Experiment, images: Images) -> nn.Module:
-    """Build the model with its initial weights drawn from the experiment's seed, the global state untouched."""
+    """Build the model, its weights drawn from the experiment's seed, the global random state untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
-        model = architecture(experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1])
+        model = architecture(
+            experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1]
+        )
     if isinstance(model, Normalized):
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
         model.mean.copy_(pixels.mean(1).view_as(model.mean))
@@ -54,7 +56,7 @@ def _new_model(experiment: Experiment, images: Images) -> nn.Module:
 
 
 def architecture(name: str, options: dict[str, Any], classes: int, channels: int) -> nn.Module:
-    """Return a model of that architecture, untrained; a registered one with its normalization, still neutral, inside."""
+    """Return an untrained model of that architecture; a registered one with a still neutral normalization."""
     network = build(name, classes=classes, channels=channels, **options)
     return network if ":" in name else Normalized(network, (0.0,) * channels, (1.0,) * channels)
 
@@ -72,7 +74,11 @@ def train(
     state = start(prepared.model, experiment.settings)
     if (folder / RESUME).exists():
         _restore(state, checkpoints.load_resume(folder / RESUME))
-    origin = {**provenance(device), "data_digest": prepared.images.digest(), "data_name": prepared.images.name}
+    origin = {
+        **provenance(device),
+        "data_digest": prepared.images.digest(),
+        "data_name": prepared.images.name,
+    }
     checkpoints.write_text(folder / PROVENANCE, json.dumps(origin, indent=2) + "\n")
     settings = experiment.settings
     batches = Batches(prepared.images, settings.batch_size, experiment.data.augmentation, device)
@@ -90,7 +96,9 @@ def _claim(experiment: Experiment, folder: Path, resume: bool) -> None:
         if experiment_from(read(config)) != experiment:
             raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
         if not resume and (folder / RESUME).exists():
-            raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
+            raise BadInput(
+                f"{folder} already holds this run; add --resume to go on, or choose another folder"
+            )
         return
     if folder.exists() and (not folder.is_dir() or os.listdir(folder)):
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
@@ -136,6 +144,8 @@ def _restore(state: State, saved: dict[str, Any]) -> None:
 def load_run(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Return the trained model of a run folder, in evaluation mode, and its metadata. Raises BadInput."""
     about = checkpoints.read_metadata(folder / WEIGHTS)
-    model = architecture(about["model"]["name"], about["model"]["options"], len(about["classes"]), about["channels"])
+    model = architecture(
+        about["model"]["name"], about["model"]["options"], len(about["classes"]), about["channels"]
+    )
     checkpoints.load_weights(folder / WEIGHTS, model)
     return model.eval(), about

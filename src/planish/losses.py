@@ -50,7 +50,10 @@ def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log sum_{j != y} exp(z_j) - z_y, a smooth upper bound of the margin (Finlay and Oberman, Remark 2.2)."""
+    """Return log sum_{j != y} exp(z_j) - z_y, a smooth upper bound of the margin.
+
+    Finlay and Oberman 2019, Remark 2.2.
+    """
     true, others = _true_and_others(wide(logits), labels)
     return others.logsumexp(1) - true
 
@@ -58,14 +61,15 @@ def soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
 def _need_four(logits: Tensor) -> None:
     if logits.shape[1] < 4:
         raise BadInput(
-            f"the DLR loss needs at least 4 classes and the model has {logits.shape[1]}; use a margin attack instead"
+            f"the DLR loss needs at least 4 classes and the model has {logits.shape[1]}; "
+            "use a margin attack instead"
         )
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the difference of logits ratio, (max_{j != y} z_j - z_y) / (z_(1) - z_(3)) (Croce and Hein 2020, eq. 6).
+    """Return the difference of logits ratio, (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
 
-    Raises BadInput with fewer than four classes.
+    Croce and Hein 2020, eq. 6. Raises BadInput with fewer than four classes.
     """
     _need_four(logits)
     top = wide(logits).topk(3, dim=1).values
@@ -83,7 +87,10 @@ def toward(target: Tensor) -> Loss:
 
 
 def dlr_toward(target: Tensor) -> Loss:
-    """Return the targeted DLR loss, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce and Hein 2020, eq. 7)."""
+    """Return the targeted DLR loss, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
+
+    Croce and Hein 2020, eq. 7.
+    """
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         _need_four(logits)
@@ -95,4 +102,6 @@ def dlr_toward(target: Tensor) -> Loss:
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:
     """Return KL(softmax(reference) || softmax(logits)) per example."""
-    return F.kl_div(wide(logits).log_softmax(1), wide(reference).log_softmax(1), reduction="none", log_target=True).sum(1)
+    return F.kl_div(
+        wide(logits).log_softmax(1), wide(reference).log_softmax(1), reduction="none", log_target=True
+    ).sum(1)

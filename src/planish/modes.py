@@ -1,7 +1,8 @@
 """What batch norm, dropout and parameters do inside a block; every module's own state is put back exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance of the nominal batch, by batch-norm module."""
+
+Forward = Callable[[_BatchNorm, Tensor], Tensor]
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -105,14 +108,17 @@ def full_precision(x: Tensor) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _replaced_forward(modules: list[_BatchNorm], forward) -> Iterator[None]:  # type: ignore[no-untyped-def]
+def _replaced_forward(modules: list[_BatchNorm], forward: Forward) -> Iterator[None]:
+    own = [vars(module).get("forward") for module in modules]
     for module in modules:
-        module.forward = lambda x, module=module: forward(module, x)  # type: ignore[method-assign]
+        module.forward = partial(forward, module)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for module in modules:
-            del module.forward  # type: ignore[method-assign]
+        for module, before in zip(modules, own, strict=True):
+            del module.forward
+            if before is not None:
+                module.forward = before
 
 
 def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

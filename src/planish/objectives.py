@@ -58,9 +58,9 @@ def linearity_error(
     """Return |l(x_adv) - l(x) - <x_adv - x, grad l(x)>| (Qin et al. 2019, eq. 5; Li and Yu 2022, eq. 4).
 
     value (N,) and gradient (N, ...) are l and its gradient at x. inner_gradient: "official" holds the inner
-    product constant while ascending, as the authors' code does; "exact" differentiates it. abs_over: "batch" takes
-    the absolute value of the batch's mean, as SEAT's published code does (signed errors cancel), written per
-    example so that the mean over the batch is that value.
+    product constant while ascending, as the authors' code does; "exact" differentiates it. abs_over: "batch"
+    takes the absolute value of the batch's mean, as SEAT's published code does (signed errors cancel),
+    written per example so that the mean over the batch is that value.
     """
 
     def term(x_adv: Tensor, logits: Tensor) -> Tensor:

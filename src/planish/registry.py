@@ -1,4 +1,4 @@
-"""Names to components: a file in attacks/, methods/, models/ or data/ is found when asked for, never at import."""
+"""Names to components: a file in attacks/, methods/, models/ or data/ is found when it is asked for."""
 
 import importlib
 import inspect
@@ -31,7 +31,9 @@ def get(package: str, name: str) -> Component:
     """Return the component of that name. Raises BadInput that names the nearest."""
     known = components(package)
     if name not in known:
-        raise BadInput(f"unknown {package.rstrip('s')} '{name}'.{nearest(name, known)} Known: {', '.join(sorted(known))}")
+        raise BadInput(
+            f"unknown {package.rstrip('s')} '{name}'.{nearest(name, known)} Known: {', '.join(sorted(known))}"
+        )
     return known[name]
 
 

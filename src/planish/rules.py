@@ -1,4 +1,4 @@
-"""Step rules: how an ascent moves. Stateless; the state travels beside the point. Steps are fractions of the radius."""
+"""Step rules: how an ascent moves. The state travels beside the point; steps are fractions of the radius."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Schedule = Callable[[float], float]
 class Point(NamedTuple):
     """Where an ascent stands: iterate `index` of `steps`, the clean x, and value and gradient at x_adv."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     steps: int
     x: Tensor
     x_adv: Tensor
@@ -66,7 +66,7 @@ def step_size(step: float | Schedule, point: Point) -> float:
 
 @dataclass(frozen=True)
 class Steepest:
-    """x + step * steepest(gradient), projected: the sign step for Linf (Madry et al. 2018), l2-normalised for L2."""
+    """x + step * steepest(gradient), projected: signs for Linf (Madry et al. 2018), l2-normalised for L2."""
 
     step_in_radii: float | Schedule
 
@@ -104,10 +104,10 @@ class AdamState(NamedTuple):
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam on the gradient, then projection (Kingma and Ba 2015; the inner ascent and the attacks of Qin et al. 2019).
+    """Adam on the gradient, then projection (Kingma and Ba 2015; the ascents of Qin et al. 2019).
 
-    Differs: the gradient is of the batch's sum, not mean, so an example's way does not depend on its neighbours;
-    Adam does not see the scale.
+    Differs: the gradient is of the batch's sum, not mean, so an example's way does not depend on its
+    neighbours; Adam does not see the scale.
     """
 
     step_in_radii: float | Schedule
@@ -128,7 +128,7 @@ class Adam:
 
 
 class AutoPGDState(NamedTuple):
-    """What AutoPGD remembers per example: best point so far, step, and what happened since the last checkpoint."""
+    """What AutoPGD remembers per example: best point, step, and what happened since the last checkpoint."""
 
     previous: Tensor
     best_x: Tensor
@@ -145,9 +145,10 @@ class AutoPGDState(NamedTuple):
 class AutoPGD:
     """APGD (Croce and Hein 2020, Algorithm 1): momentum, and a step that is halved when progress stalls.
 
-    The step starts at 2 radii. At checkpoints (after 22 %, then 19, 16, ... %, at least 6 % of the steps) an example
-    whose value rose in fewer than `rho` of the steps, or whose best value has not changed since the last checkpoint at
-    an unchanged step, halves its step and returns to its best point. No host sync: the checkpoints are known ahead.
+    The step starts at 2 radii. At checkpoints (after 22 %, then 19, 16, ... %, at least 6 % of the steps) an
+    example whose value rose in fewer than `rho` of the steps, or whose best value has not changed since the
+    last checkpoint at an unchanged step, halves its step and returns to its best point. No host sync: the
+    checkpoints are known ahead.
     """
 
     momentum: float = 0.75
@@ -167,7 +168,10 @@ class AutoPGD:
         if window is not None:
             state, back = self._checked(state, window, point.index)
             rows = _per_example(back, x_adv)
-            x_adv, gradient = torch.where(rows, state.best_x, x_adv), torch.where(rows, state.best_gradient, gradient)
+            x_adv, gradient = (
+                torch.where(rows, state.best_x, x_adv),
+                torch.where(rows, state.best_gradient, gradient),
+            )
         size = _per_example(state.step, x_adv).to(x_adv.dtype)
         moved = point.threat.project(x_adv + size * point.threat.steepest(gradient), point.x)
         share = 1.0 if point.index == 0 else self.momentum

@@ -6,8 +6,8 @@
 | forward mode | 2F, then 4F backward | no batch norm in training mode, no attention kernels |
 | finite difference | 2F, then 4F backward | everything; inexact by O(step) |
 
-With batch norm in training mode an example's loss depends on its neighbours: the gradient is then of the batch's sum,
-and only the batch's sum of slopes agrees between the three.
+With batch norm in training mode an example's loss depends on its neighbours: the gradient is then of the
+batch's sum, and only the batch's sum of slopes agrees between the three.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,10 @@ LossAt = Callable[[Tensor], Tensor]
 """x (N, ...) -> per-example loss (N,)."""
 
 PROBE_LENGTH = {torch.float64: 1e-4, torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 5e-1}
-"""l2 length, in pixels, of a finite-difference probe: rounding and curvature errors balance (float32: 0.03 %, bf16: 2 %)."""
+"""l2 length, in pixels, of a finite-difference probe.
+
+Rounding and curvature errors balance (float32: 0.03 %, bf16: 2 %).
+"""
 
 
 class Tangent(NamedTuple):
@@ -43,7 +46,7 @@ class Slope(NamedTuple):
 
 
 def probe_length(x: Tensor) -> float:
-    """Return the l2 length of a probe for the arithmetic that a model meets at x: its dtype, or autocast's."""
+    """Return the l2 length of a probe for the arithmetic a model meets at x: its dtype, or autocast's."""
     device = x.device.type
     return PROBE_LENGTH[torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype]
 
@@ -74,7 +77,8 @@ def slope_by_double_backward(loss_at: LossAt, x: Tensor, direction: Tensor) -> S
 def slope_by_forward_mode(loss_at: LossAt, x: Tensor, direction: Tensor) -> Slope:
     """Return the loss and its directional derivative, exact, by one forward with dual numbers."""
     with second_derivatives(), forward_ad.dual_level():
-        value, slope = forward_ad.unpack_dual(loss_at(forward_ad.make_dual(x, direction)))
+        moving = forward_ad.make_dual(x, direction)  # type: ignore[no-untyped-call]
+        value, slope = forward_ad.unpack_dual(loss_at(moving))  # type: ignore[no-untyped-call]
         return Slope(value, torch.zeros_like(value) if slope is None else slope)
 
 
@@ -83,7 +87,8 @@ def slope_by_finite_difference(
 ) -> Slope:
     """Return the loss and (l(x + h d) - l(x)) / h with h ||d||_2 = length, by two forwards.
 
-    length: in pixels; follows the dtype of the arithmetic unless given. value: l(x), where it is known already.
+    length: in pixels; follows the dtype of the arithmetic unless given. value: l(x), where it is known
+    already.
     """
     length = probe_length(x) if length is None else length
     norm = direction.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)

@@ -97,7 +97,7 @@ class Linf(ThreatModel):
             )
 
     def scaled(self, factor: float) -> Self:
-        """Return the same threat with the radius times the factor (at most the box, where the ball ends to matter)."""
+        """Return the same threat with the radius times the factor, at most the box."""
         return replace(self, radius=min(self.radius * factor, self.high - self.low))
 
     def norm(self, delta: Tensor) -> Tensor:
@@ -110,7 +110,9 @@ class Linf(ThreatModel):
         return gradient.sign()
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(x_adv, x - self.radius), x + self.radius).clamp(self.low, self.high)
+        return torch.minimum(torch.maximum(x_adv, x - self.radius), x + self.radius).clamp(
+            self.low, self.high
+        )
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         return (x + self.radius * (2 * _uniform_like(x, uniform) - 1)).clamp(self.low, self.high)
@@ -127,20 +129,24 @@ class L2(ThreatModel):
     name: ClassVar[str] = "L2"
 
     def norm(self, delta: Tensor) -> Tensor:
-        return delta.flatten(1).norm(dim=1)
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return length
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
-        return gradient.flatten(1).norm(dim=1)
+        length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        return length
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        length = _per_example(self._safe_norm(gradient), gradient)
-        return gradient / length
+        """Return gradient / ||gradient||, scaled by the largest entry first: squares of tiny ones vanish."""
+        largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / _per_example(largest, gradient)
+        return scaled / _per_example(self._safe_norm(scaled), gradient)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Scale back to the ball, then clip to the box.
 
-        Differs: not the Euclidean projection on the intersection, but a feasible point: clipping to a box that
-        holds x only shortens the perturbation.
+        Differs: not the Euclidean projection on the intersection, but a feasible point: clipping to a box
+        that holds x only shortens the perturbation.
         """
         delta = x_adv - x
         shrink = (self.radius / self._safe_norm(delta)).clamp(max=1.0)

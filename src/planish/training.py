@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from planish.batch import Batch
 from planish.errors import BadInput
 from planish.methods import Method, TrainingLoss
-from planish.modes import batch_norms
 from planish.randomness import seeded
 from planish.threat import ThreatModel
 
@@ -25,12 +24,12 @@ Precision = Literal["float32", "bf16"]
 class Settings:
     """How to optimise: SGD with Nesterov-free momentum.
 
-    learning_rate: the peak. schedule: "triangular" (0 -> peak at 40 % -> 0, per step), "onecycle" (cosine up to 30 %,
-    then down), "piecewise" (x 0.1 at 50 % and 75 %), "cosine" or "constant". weight_decay: on every parameter, or with
-    decay_norms False on matrices and kernels only. ema: decay of the weight average, 0 = off; it warms up as
-    min(ema, (1 + t) / (10 + t)) and covers buffers. accumulate: batches per step. clip: largest gradient norm, 0 = off.
-    precision: "bf16" runs forwards in bfloat16; losses and linearity errors stay in float32. compile: torch.compile,
-    for first-order methods.
+    learning_rate: the peak. schedule: "triangular" (0 -> peak at 40 % -> 0, per step), "onecycle" (cosine up
+    to 30 %, then down), "piecewise" (x 0.1 at 50 % and 75 %), "cosine" or "constant". weight_decay: on every
+    parameter, or with decay_norms False on matrices and kernels only. ema: decay of the weight average, 0 =
+    off; it warms up as min(ema, (1 + t) / (10 + t)) and covers buffers. accumulate: batches per step. clip:
+    largest gradient norm, 0 = off. precision: "bf16" runs forwards in bfloat16; losses and linearity errors
+    stay in float32. compile: torch.compile, for first-order methods.
     """
 
     epochs: int = 30
@@ -56,7 +55,7 @@ class Settings:
 
 
 class EpochRecord(NamedTuple):
-    """One epoch: means over its batches of the loss, its terms and the training accuracy; rate and seconds."""
+    """One epoch: means over its batches of loss, terms and training accuracy; learning rate and seconds."""
 
     epoch: int
     metrics: dict[str, float]
@@ -157,10 +156,13 @@ def fit(
     """Train from the state on, one record per finished epoch; the state is up to date at every yield.
 
     Deterministic on CPU: order, augmentation and noise of a step depend on the seed and the step alone.
-    Raises BadInput if the method cannot be compiled but is asked to, FloatingPointError if the loss is not finite.
+    Raises BadInput if the method cannot be compiled but is asked to, FloatingPointError if the loss is not
+    finite.
     """
     if settings.compile and method.second_order:
-        raise BadInput("settings.compile works for methods with first derivatives only; set settings.compile=false")
+        raise BadInput(
+            "settings.compile works for methods with first derivatives only; set settings.compile=false"
+        )
     model = torch.compile(state.model) if settings.compile else state.model
     bound = Bound(model, method, threat, settings.precision)  # type: ignore[arg-type]
     for epoch in range(state.epoch, settings.epochs):
@@ -168,7 +170,9 @@ def fit(
         sums = _epoch(bound, state, batches, settings, epoch, seed)
         metrics = {name: float(value) / len(batches) for name, value in sums.items()}
         if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower the learning rate")
+            raise FloatingPointError(
+                f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower the learning rate"
+            )
         state.epoch = epoch + 1
         state.history.append({"epoch": epoch + 1, **metrics})
         rate = state.optimizer.param_groups[0]["lr"]

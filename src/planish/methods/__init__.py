@@ -30,7 +30,13 @@ class Method(Protocol):
     def second_order(self) -> bool: ...
 
     def __call__(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        progress: float,
+        generator: torch.Generator,
     ) -> TrainingLoss:
         """Return the loss of the batch. progress: share of the training done, in [0, 1]."""
         ...

@@ -21,10 +21,11 @@ from planish.threat import ThreatModel
 class Adversarial:
     """Cross entropy on x_adv, found by steepest ascent of cross entropy (Madry et al. 2018, eq. 2.1).
 
-    steps: gradient steps. step_in_radii: their size. start_in_radii: radius of the uniform noise that the ascent starts
-    from, 0 = at the image. reach_in_radii: radius of the ball that the ascent may use; N-FGSM may leave the unit ball.
-    batch_norm: "train" uses the batch's statistics inside the attack, "eval" the running averages; either way the inner
-    passes leave the running averages alone, and the outer pass updates them once.
+    steps: gradient steps. step_in_radii: their size. start_in_radii: radius of the uniform noise that the
+    ascent starts from, 0 = at the image. reach_in_radii: radius of the ball that the ascent may use; N-FGSM
+    may leave the unit ball. batch_norm: "train" uses the batch's statistics inside the attack, "eval" the
+    running averages; either way the inner passes leave the running averages alone, and the outer pass updates
+    them once.
     Cost: (2 steps + 3) / 3 standard steps.
     """
 
@@ -37,14 +38,22 @@ class Adversarial:
     second_order = False
 
     def __call__(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        progress: float,
+        generator: torch.Generator,
     ) -> TrainingLoss:
         """Return the mean cross entropy on the perturbed images."""
         logits = model(self.attacked(model, batch, threat, generator))
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
         return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach())
 
-    def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+    def attacked(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator
+    ) -> Tensor:
         """Return x_adv."""
         start = None
         if self.start_in_radii > 0:
@@ -68,10 +77,14 @@ def rs_fgsm(step_in_radii: float = 1.25) -> Adversarial:
 
 def n_fgsm(noise_in_radii: float = 2.0) -> Adversarial:
     """N-FGSM: one step from strong noise, not clipped to the ball (de Jorge et al. 2022, Algorithm 1)."""
-    return Adversarial(steps=1, step_in_radii=1.0, start_in_radii=noise_in_radii, reach_in_radii=noise_in_radii + 1)
+    return Adversarial(
+        steps=1, step_in_radii=1.0, start_in_radii=noise_in_radii, reach_in_radii=noise_in_radii + 1
+    )
 
 
-def pgd_at(steps: int = 7, step_in_radii: float = 0.25, batch_norm: Literal["train", "eval"] = "train") -> Adversarial:
+def pgd_at(
+    steps: int = 7, step_in_radii: float = 0.25, batch_norm: Literal["train", "eval"] = "train"
+) -> Adversarial:
     """PGD adversarial training from a random start (Madry et al. 2018)."""
     return Adversarial(steps=steps, step_in_radii=step_in_radii, batch_norm=batch_norm)
 

@@ -1,4 +1,4 @@
-"""Input gradient regularization: a penalty on how fast the loss can rise, by finite differences or exactly."""
+"""Input gradient regularization: pay for how fast the loss can rise, by finite differences or exactly."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,12 +22,15 @@ Scale = Literal["tulip", "exact"]
 class GradientPenalty:
     """CE + lambda/2 ||grad l||_*^2, the norm dual to the threat's (Finlay and Oberman 2019, eq. 8).
 
-    norm: "dual" to the threat, or "l1" / "l2" whatever the threat. weight: lambda. power: 2, or 1 for the unsquared
-    penalty lambda ||grad l||_* (Rodriguez-Munoz et al. 2024, with weight = a * radius). scale: "tulip" measures the
-    slope along a unit l2 direction as the authors' code does, so that the l1 norm is divided by sqrt(D); "exact" does not.
-    slope: "forward" difference, "central" difference, or "double-backward" (exact). length: l2 length of the probe in
-    pixels; None: 0.01 as published, or 0.5 under bf16 autocast, whose rounding would drown a shorter one. Batch norm: every pass in its own batch's statistics; running averages updated by each (2, 3 or 1 times).
-    Differs: the paper's Algorithm 1 prints lambda without the 1/2 of eq. 8. Cost: 2.33 forward, 3.33 central, 2.04 double.
+    norm: "dual" to the threat, or "l1" / "l2" whatever the threat. weight: lambda. power: 2, or 1 for the
+    unsquared penalty lambda ||grad l||_* (Rodriguez-Munoz et al. 2024, with weight = a * radius). scale:
+    "tulip" measures the slope along a unit l2 direction as the authors' code does, so that the l1 norm is
+    divided by sqrt(D); "exact" does not. slope: "forward" difference, "central" difference, or
+    "double-backward" (exact). length: l2 length of the probe in pixels; None: 0.01 as published, or 0.5 under
+    bf16 autocast, whose rounding would drown a shorter one. Batch norm: every pass in its own batch's
+    statistics; running averages updated by each (2, 3 or 1 times).
+    Differs: the paper's Algorithm 1 prints lambda without the 1/2 of eq. 8. Cost: 2.33 forward, 3.33 central,
+    2.04 double.
     """
 
     weight: float = 0.1
@@ -43,7 +46,13 @@ class GradientPenalty:
         return self.slope == "double-backward"
 
     def __call__(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        progress: float,
+        generator: torch.Generator,
     ) -> TrainingLoss:
         """Return mean CE plus the mean penalty."""
         kept: list[Tensor] = []
@@ -58,7 +67,11 @@ class GradientPenalty:
             steepness = self._slope(loss_at, batch.x, local, threat)
         penalty = self.weight * (steepness.square() / 2 if self.power == 2 else steepness).mean()
         loss = local.value.mean()
-        terms = {"cross_entropy": loss.detach(), "slope": steepness.detach().mean(), "penalty": penalty.detach()}
+        terms = {
+            "cross_entropy": loss.detach(),
+            "slope": steepness.detach().mean(),
+            "penalty": penalty.detach(),
+        }
         return TrainingLoss(loss + penalty, terms, kept[0])
 
     def _slope(self, loss_at: LossAt, x: Tensor, local: Tangent, threat: ThreatModel) -> Tensor:

@@ -32,10 +32,11 @@ class Nominal(NamedTuple):
 class LLR:
     """Local linearity regularization: w CE + lambda (gamma + s |<delta, grad l>|) (Qin et al. 2019, eq. 8).
 
-    gamma = |l(x + delta) - l(x) - <delta, grad l(x)>| at the delta that Adam finds to maximise it, `steps` long, from a
-    uniform start. The clean pass collects its batch statistics, every perturbed pass reuses them, and running averages
-    are updated once. What is minimised is computed in float32; under autocast only the search for delta is not. slope_weight is s; give mu instead to set mu = lambda s, as in eq. 8.
-    warmup: share of the training over which the radius grows from 0. inner_gradient: "official" holds <delta, grad>
+    gamma = |l(x + delta) - l(x) - <delta, grad l(x)>| at the delta that Adam finds to maximise it, `steps`
+    long, from a uniform start. The clean pass collects its batch statistics, every perturbed pass reuses
+    them, and running averages are updated once. What is minimised is computed in float32; under autocast only
+    the search for delta is not. slope_weight is s; give mu instead to set mu = lambda s, as in eq. 8. warmup:
+    share of the training over which the radius grows from 0. inner_gradient: "official" holds <delta, grad>
     constant in the ascent, as the authors' code does; "exact" differentiates it.
     Use a smooth activation (softplus, GELU): the curvature of a ReLU network is invisible to double backward.
     Differs: running variances are unbiased, as everywhere in PyTorch. Cost: 4.37 for two steps, 9.71 for ten.
@@ -56,7 +57,13 @@ class LLR:
             raise BadInput("mu = linearity_weight * s needs a linearity_weight above 0")
 
     def __call__(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        progress: float,
+        generator: torch.Generator,
     ) -> TrainingLoss:
         """Return the weighted mean of nominal loss, linearity error and slope."""
         threat = threat.scaled(min(1.0, progress / self.warmup) if self.warmup > 0 else 1.0)
@@ -86,7 +93,12 @@ class LLR:
         return Nominal(kept[0], value, gradient, statistics)
 
     def _worst(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, nominal: Nominal, generator: torch.Generator
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        nominal: Nominal,
+        generator: torch.Generator,
     ) -> Tensor:
         value, gradient = nominal.value.detach(), nominal.gradient.detach()
         error = linearity_error(
@@ -94,7 +106,9 @@ class LLR:
         )
         start = threat.sample(batch.x, draws(batch.x, generator))
         with reusing(model, detached(nominal.statistics)), frozen(model):
-            return ascend(of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start).x_adv
+            return ascend(
+                of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start
+            ).x_adv
 
 
 COMPONENTS = {"llr": LLR}

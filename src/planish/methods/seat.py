@@ -20,16 +20,17 @@ from planish.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Seat:
-    """SEAT: CE(x_adv) + lambda |linearity error|, x_adv one step up margin + lambda error (Li and Yu 2022, eqs. 8, 9).
+    """SEAT: CE(x_adv) + lambda |linearity error|, with x_adv one step up margin + lambda error.
 
-    The step is one radius from a random corner. No gradient flows through grad l(x). The clean pass is shared by the
-    inner and the outer problem, which is the same arithmetic. linearity_weight: lambda, 0.5 in the paper, 0.6 in its code.
-    flood: b of |CE - b| + b on the batch's mean (SEAT-FL), 0 = off. abs_over: "example", or "batch" as published, where
-    signed errors cancel across the batch. direction: "corner" takes the published second pass at a random corner;
-    "clean" follows the gradient of the clean cross entropy, which is already there (cost 2.33). inner_gradient: "official"
-    holds <delta, grad l> constant in the ascent, as published; "exact" differentiates it.
-    Batch norm: batch statistics everywhere; running averages updated by the clean and by the perturbed outer pass.
-    The linearity error is computed in float32. Cost: 3.00.
+    Li and Yu 2022, eqs. 8 and 9. The step is one radius from a random corner. No gradient flows through grad
+    l(x). The clean pass is shared by the inner and the outer problem, which is the same arithmetic.
+    linearity_weight: lambda, 0.5 in the paper, 0.6 in its code. flood: b of |CE - b| + b on the batch's mean
+    (SEAT-FL), 0 = off. abs_over: "example", or "batch" as published, where signed errors cancel across the
+    batch. direction: "corner" takes the published second pass at a random corner; "clean" follows the
+    gradient of the clean cross entropy, which is already there (cost 2.33). inner_gradient: "official" holds
+    <delta, grad l> constant in the ascent, as published; "exact" differentiates it.
+    Batch norm: batch statistics everywhere; running averages updated by the clean and by the perturbed outer
+    pass. The linearity error is computed in float32. Cost: 3.00.
     """
 
     linearity_weight: float = 0.5
@@ -40,7 +41,13 @@ class Seat:
     second_order = False
 
     def __call__(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        progress: float,
+        generator: torch.Generator,
     ) -> TrainingLoss:
         """Return the (flooded) mean adversarial cross entropy plus lambda times the mean linearity error."""
         with full_precision(batch.x):

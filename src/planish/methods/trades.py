@@ -20,10 +20,10 @@ from planish.threat import ThreatModel
 class Trades:
     """CE(x) + beta KL(p(x) || p(x_adv)), x_adv maximising the divergence (Zhang et al. 2019, eq. 3).
 
-    Starts from noise of a small size (0.001 in the authors' code), steps of 0.226 radii (0.007 of 0.031), batch norm in
-    evaluation mode inside. Running averages updated by both outer passes.
-    Differs: uniform instead of Gaussian start noise; the clean target of the attack is computed once, not every step.
-    Cost at 10 steps: 9.01.
+    Starts from noise of a small size (0.001 in the authors' code), steps of 0.226 radii (0.007 of 0.031),
+    batch norm in evaluation mode inside. Running averages updated by both outer passes.
+    Differs: uniform instead of Gaussian start noise; the clean target of the attack is computed once, not
+    every step. Cost at 10 steps: 9.01.
     """
 
     steps: int = 10
@@ -33,7 +33,13 @@ class Trades:
     second_order = False
 
     def __call__(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, progress: float, generator: torch.Generator
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        progress: float,
+        generator: torch.Generator,
     ) -> TrainingLoss:
         """Return mean CE + beta * mean KL."""
         start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
@@ -41,7 +47,9 @@ class Trades:
             with torch.no_grad():
                 target = model(batch.x)
             objective = of(model, divergence_from(target))
-            x_adv = ascend(objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start).x_adv
+            x_adv = ascend(
+                objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start
+            ).x_adv
         clean, perturbed = model(batch.x), model(x_adv)
         nominal = cross_entropy(clean, batch.labels).mean()
         gap = divergence(perturbed, clean).mean()

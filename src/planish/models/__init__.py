@@ -15,7 +15,7 @@ from planish.registry import get
 
 
 class Normalized(nn.Module):
-    """A network behind its normalization: (x - mean) / std per channel, so that x and radii stay in pixels of [0, 1]."""
+    """A network behind (x - mean) / std per channel, so that x and radii stay in pixels of [0, 1]."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -23,7 +23,9 @@ class Normalized(nn.Module):
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         if len(mean) != len(std) or any(value <= 0 for value in std):
-            raise BadInput(f"normalization needs one mean and one positive std per channel, got {mean} and {std}")
+            raise BadInput(
+                f"normalization needs one mean and one positive std per channel, got {mean} and {std}"
+            )
         self.network = network
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
@@ -35,10 +37,11 @@ class Normalized(nn.Module):
 
 
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
-    """Return a new network: a registered name, "package.module:function" or "file.py:function". Raises BadInput.
+    """Return a new network of a registered name, "package.module:function" or "file.py:function".
 
-    Registered architectures take classes, channels and their own options (width, activation, ...); a user's function
-    takes the options alone and returns a torch.nn.Module from images in [0, 1] to logits.
+    Registered architectures take classes, channels and their own options (width, activation, ...); a user's
+    function takes the options alone and returns a torch.nn.Module from images in [0, 1] to logits.
+    Raises BadInput.
     """
     try:
         if ":" in name:

@@ -7,7 +7,10 @@ from planish.models.activations import activation as activation_of
 
 
 class PreActBlock(nn.Module):
-    """Two 3x3 convolutions, each behind batch norm and activation; the shortcut starts after the first activation (He et al. 2016b)."""
+    """Two 3x3 convolutions, each behind batch norm and activation (He et al. 2016b).
+
+    The shortcut starts after the first activation.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, activation: str) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class PreActBlock(nn.Module):
 
 
 def preact_resnet18(*, classes: int, channels: int, width: int = 64, activation: str = "relu") -> nn.Module:
-    """PreActResNet-18: 8 blocks at width, 2, 4 and 8 times the width (64 in the papers), 11.2 M parameters at 64."""
+    """PreActResNet-18: 8 blocks of 1, 2, 4 and 8 times the width; 11.2 M parameters at the papers' 64."""
     stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
     blocks: list[nn.Module] = []
     inputs = width
@@ -42,7 +45,7 @@ def preact_resnet18(*, classes: int, channels: int, width: int = 64, activation:
 def wide_resnet(
     *, classes: int, channels: int, depth: int = 28, factor: int = 8, activation: str = "relu"
 ) -> nn.Module:
-    """WideResNet-depth-factor: (depth - 4) / 6 blocks in each of three groups (Zagoruyko and Komodakis 2016)."""
+    """WideResNet-depth-factor: three groups of (depth - 4) / 6 blocks (Zagoruyko and Komodakis 2016)."""
     if depth < 10 or (depth - 4) % 6:
         raise BadInput(f"a WideResNet's depth is 6 n + 4 (10, 16, 22, 28, 34, 40, ...), got {depth}")
     stem = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)

@@ -6,7 +6,10 @@ from planish.models.activations import activation as activation_of
 
 
 def small_cnn(*, classes: int, channels: int, width: int = 32, activation: str = "relu") -> nn.Module:
-    """Three 3x3 convolutions with batch norm (the last two of twice the width, the second with stride 2) and a linear head."""
+    """Three 3x3 convolutions with batch norm and a linear head.
+
+    The last two convolutions are twice as wide as the first; the second has stride 2.
+    """
 
     def stage(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)

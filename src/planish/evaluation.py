@@ -1,0 +1,230 @@
+"""A test set against attacks: every adversarial image that counts is judged again by a fresh float32 forward."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.attacks import CHUNK, Adversarials, Attack, Worst, leaves, run
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.losses import margin
+from planish.modes import evaluating, full_precision
+from planish.passes import Counted
+from planish.provenance import provenance
+from planish.randomness import seeded
+from planish.results import SCHEMA_VERSION, Column, Evaluation
+from planish.threat import ThreatModel
+
+OnChunk = Callable[[str, int, int], None]
+"""Told after each chunk: the attack's name, images broken so far, images the running stage has still to visit."""
+
+
+class Judged(NamedTuple):
+    """An evaluation as far as it has come, and the images (N, ...) as the attacks of this run left them."""
+
+    evaluation: Evaluation
+    x_adv: Tensor
+
+
+def evaluate(
+    model: nn.Module,
+    images: Batch,
+    threat: ThreatModel,
+    attacks: Mapping[str, Attack],
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    about: Mapping[str, Any] | None = None,
+    earlier: Evaluation | None = None,
+    on_chunk: OnChunk | None = None,
+) -> Iterator[Judged]:
+    """Judge the model in evaluation mode: yield the record after the clean pass and after each attack.
+
+    images: the test set, x (N, C, H, W) in [0, 1], on the model's device. attacks: by name, in order; each is run on
+    the images that none before it has broken, but one that counts reached targets on all correct images. The model's
+    modes, parameters and statistics stay as they are. about: JSON-able facts for the record's meta.
+    earlier: a record of the same model, data, threat and seed, whose attacks are not run again.
+    Raises BadInput for images, labels, outputs or an earlier record that do not fit.
+    """
+    counted = Counted(model)
+    judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, chunk)
+    if earlier is not None:
+        judged = _continued(judged, earlier)
+    yield judged
+    for name, attack in attacks.items():
+        if name not in judged.evaluation.names:
+            judged = _attacked(counted, images, threat, name, attack, judged, chunk, on_chunk)
+            yield judged
+
+
+def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
+    """Return the logits (N, K) in float32, evaluation mode, autocast off, without a graph."""
+    with evaluating(model), torch.no_grad(), full_precision(x):
+        return torch.cat([model(part).float() for part in x.split(chunk)])
+
+
+def _clean(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], chunk: int) -> Judged:
+    check_images(images, threat)
+    left_in_training = [name for name, module in counted.model.named_modules() if module.training]
+    began = time.perf_counter()
+    logits = check_logits(counted, images, chunk)
+    warnings = ["the model was left in training mode; it is judged in evaluation mode"] if left_in_training else []
+    meta = {
+        **about,
+        "schema_version": SCHEMA_VERSION,
+        "model": {**about.get("model", {}), "digest": model_digest(counted.model), "classes": logits.shape[1]},
+        "data": {**about.get("data", {}), "digest": data_digest(images)},
+        "threat": {"norm": threat.name, "radius": threat.radius},
+        "clean": {"forwards": counted.forwards, "seconds": time.perf_counter() - began},
+        "warnings": warnings,
+        **provenance(images.x.device),
+    }
+    evaluation = Evaluation(
+        indices=images.indices.cpu().numpy(),
+        labels=images.labels.cpu().numpy(),
+        clean_margin=margin(logits, images.labels).cpu().numpy(),
+        clean_predicted=logits.argmax(1).cpu().numpy(),
+        columns=(),
+        meta=meta,
+    )
+    return Judged(evaluation, images.x.clone())
+
+
+def _continued(fresh: Judged, earlier: Evaluation) -> Judged:
+    for key in ("model", "data", "threat", "seed"):
+        if earlier.meta.get(key) != fresh.evaluation.meta[key]:
+            raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
+    return fresh._replace(evaluation=replace(earlier, meta={**earlier.meta, **fresh.evaluation.meta}))
+
+
+def _attacked(
+    counted: Counted,
+    images: Batch,
+    threat: ThreatModel,
+    name: str,
+    attack: Attack,
+    judged: Judged,
+    chunk: int,
+    on_chunk: OnChunk | None,
+) -> Judged:
+    """Run one attack on the images it should face and enter its column."""
+    evaluation = judged.evaluation
+    facing = evaluation.correct() if _counts_targets(attack) else evaluation.survivors()
+    rows = torch.from_numpy(facing).nonzero().squeeze(1).to(images.x.device)
+    forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
+    report = None if on_chunk is None else lambda broken, left: on_chunk(name, broken, left)
+    batch = images.select(rows)
+    found = run(attack, counted, batch, threat, generator=_generator(evaluation, name), chunk=chunk, report=report)
+    logits = verified(counted, batch, found, threat, name, chunk)
+    column = Column(
+        name=name,
+        margin=_filled(len(facing), rows, margin(logits, batch.labels), float("nan")).numpy(),
+        distance=_filled(len(facing), rows, threat.norm(found.x_adv - batch.x), float("nan")).numpy(),
+        predicted=_filled(len(facing), rows, logits.argmax(1), -1).numpy(),
+        target=_filled(len(facing), rows, found.target, -1).numpy(),
+        forwards=counted.forwards - forwards,
+        backwards=counted.backwards - backwards,
+        seconds=time.perf_counter() - began,
+        meta={"attack": describe_attack(attack)},
+    )
+    x_adv = judged.x_adv.clone()
+    x_adv[rows] = found.x_adv
+    return Judged(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
+
+
+def _counts_targets(attack: Attack) -> bool:
+    return getattr(next(leaves(attack)), "aim", "misclassify") == "reach"
+
+
+def _generator(evaluation: Evaluation, name: str) -> torch.Generator:
+    """Return a generator that depends on the seed and the attack's name, not on the attacks before it."""
+    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]))
+
+
+def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:
+    whole = torch.full((count,), empty, dtype=values.dtype)
+    whole[rows.cpu()] = values.cpu()
+    return whole
+
+
+def verified(
+    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int = CHUNK
+) -> Tensor:
+    """Return fresh logits of what an attack returned, in batches cut otherwise than the attack's.
+
+    Raises RuntimeError if an image lies outside the ball or the box: an attack that cheats is an error, never clipped.
+    """
+    feasible = threat.feasible(found.x_adv, batch.x)
+    if not bool(feasible.all()):
+        worst = float(threat.norm(found.x_adv - batch.x).max())
+        raise RuntimeError(
+            f"{name} left the {threat.name} ball of radius {threat.radius:g} or the box on "
+            f"{int((~feasible).sum())} images (largest distance {worst:g})"
+        )
+    return logits_of(model, found.x_adv, max(1, chunk - 1)) if len(batch.x) else torch.zeros(0, 2, device=batch.x.device)
+
+
+def check_images(images: Batch, threat: ThreatModel) -> None:
+    """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the threat's box."""
+    x = images.x
+    if x.ndim != 4 or len(x) == 0:
+        raise BadInput(f"images must be (N, channels, height, width) with N > 0, got {tuple(x.shape)}")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= threat.low and high <= threat.high):
+        raise BadInput(
+            f"pixels lie in [{low:g}, {high:g}], not in [{threat.low:g}, {threat.high:g}]; give raw images divided "
+            "by 255 and put any normalization inside the model"
+        )
+
+
+def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
+    """Return the clean logits. Raises BadInput unless they are finite logits (N, K) with K above every label."""
+    try:
+        logits = logits_of(model, images.x, chunk)
+    except BadInput:
+        raise
+    except Exception as error:
+        shape = tuple(images.x.shape[1:])
+        raise BadInput(f"the model raises {type(error).__name__} on images of shape {shape}: {error}") from error
+    if logits.ndim != 2 or len(logits) != len(images.x) or logits.shape[1] < 2:
+        raise BadInput(f"the model must return logits (N, classes), got {tuple(logits.shape)} for {len(images.x)} images")
+    if not bool(logits.isfinite().all()):
+        raise BadInput(f"the model returns NaN or infinite logits on {int((~logits.isfinite()).any(1).sum())} images")
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise BadInput(f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})")
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
+        raise BadInput("the model returns probabilities; give logits: leave its softmax out, it hides the gradients")
+    return logits
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of the model's parameters and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def data_digest(images: Batch) -> str:
+    """Return the SHA-256 of the images, labels and indices."""
+    digest = hashlib.sha256(repr(tuple(images.x.shape)).encode())
+    for value in images[:3]:
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_attack(attack: Attack) -> str:
+    """Return an attack's configuration as text: repeated leaves are counted, not repeated."""
+    if isinstance(attack, Worst):
+        parts = [describe_attack(part) for part in attack.attacks]
+        if len(set(parts)) == 1:
+            return f"{len(parts)} x {parts[0]}"
+        return f"Worst({', '.join(parts)})"
+    return repr(attack)

@@ -1,0 +1,58 @@
+"""The quickstart: five ways to train on handwritten digits, each attacked, in one report."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from planish.configuration import DataOptions, Experiment, Named, ThreatOptions
+from planish.evaluation import OnChunk
+from planish.experiment import train
+from planish.results import Evaluation
+from planish.runs import Subject, Task, judge, subject
+from planish.threat import Linf
+from planish.training import EpochRecord, Settings
+
+RADIUS = 0.2
+EPOCHS = 15
+METHODS = {"standard": "standard", "FGSM-AT": "fgsm", "SEAT": "seat", "LLR-2": "llr-2", "PGD-7 AT": "pgd-7"}
+ATTACKS = ("pgd-50-10", "multi-targeted-50-1")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far the quickstart has come: a method's name, and what it has just done."""
+
+    method: str
+    event: EpochRecord | Evaluation
+
+
+def experiment(method: str, seed: int = 0) -> Experiment:
+    """Return the quickstart's training of one method: the same data, network, radius and schedule for all."""
+    return Experiment(
+        data=DataOptions(source="digits"),
+        model=Named("small-cnn", {"width": 16, "activation": "softplus"}),
+        method=Named(method),
+        threat=ThreatOptions("Linf", RADIUS),
+        settings=Settings(epochs=EPOCHS, batch_size=64, learning_rate=0.1, weight_decay=5e-4),
+        seed=seed,
+    )
+
+
+def quickstart(
+    folder: Path, *, seed: int = 0, resume: bool = False, on_chunk: Callable[[str], OnChunk] | None = None
+) -> Iterator[Stage]:
+    """Train and judge every method into its own folder; yield after each epoch and each attack."""
+    task = Task("digits", Linf(RADIUS), ATTACKS, seed=seed)
+    for name, method in METHODS.items():
+        place = folder / name.replace(" ", "-")
+        for record in train(experiment(method, seed), place, resume=resume):
+            yield Stage(name, record)
+        model: Subject = replace(subject(str(place)), name=name)
+        report = None if on_chunk is None else on_chunk(name)
+        for evaluation in judge(model, task, place, resume=resume, on_chunk=report):
+            yield Stage(name, evaluation)
+
+
+def folders(folder: Path) -> list[Path]:
+    """Return the quickstart's method folders, in order."""
+    return [folder / name.replace(" ", "-") for name in METHODS]

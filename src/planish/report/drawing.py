@@ -1,0 +1,186 @@
+"""How figures are drawn: one style, a PNG for print, an SVG that follows the page's light or dark colours."""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO, StringIO
+from typing import Any
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from planish.results import Estimate
+
+WIDTH = 6.0  # inches
+INK, MUTED, GRID, PAPER = "#1b1d20", "#5c6066", "#dddfe3", "#fefefe"
+# Okabe and Ito's colours that are told apart by the colour-blind and seen on white.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+BLUE, VERMILION = PALETTE[:2]
+
+_VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+_VARIABLES |= {colour: f"var(--c{place})" for place, colour in enumerate(PALETTE, 1)}
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.facecolor": "none",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "planish",
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure with its words: ``slug`` names its file, ``alt`` says what it shows to who cannot see it."""
+
+    slug: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in the report's style inside the block; use it as a decorator, too."""
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A method's name may use letters that the bundled font lacks; a box in the PNG is no reason to fail.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def blank(height: float) -> Figure:
+    """Return an empty figure of the report's width and this height in inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@styled()
+def to_png(figure: Figure) -> bytes:
+    """Render on white at 150 dots per inch."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@styled()
+def to_svg(plate: Plate) -> str:
+    """Render as an <svg> element to put in a page: colours follow the page's CSS, identifiers are unique."""
+    buffer = StringIO()
+    plate.figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    drawn = buffer.getvalue()
+    body = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{plate.slug}-', body)
+    body = re.sub(r'(href="|url\()#', rf"\1#{plate.slug}-", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, variable)
+    viewbox = re.search(r'viewBox="[^"]*"', body)
+    opening = f'<svg {viewbox.group() if viewbox else ""} role="img" aria-label="{escape(plate.alt)}">'
+    return opening + body[body.index(">") + 1 :].strip()
+
+
+def label_points(axes: Axes, names: Sequence[str], x: Sequence[float], estimates: Sequence[Estimate]) -> None:
+    """Write each name beside its point (x, estimate) so that it covers no other name, point or bar."""
+    figure = axes.get_figure(root=True)
+    if figure is not None:
+        figure.draw_without_rendering()
+    pairs = list(zip(x, estimates, strict=True))
+    taken = [box for at, estimate in pairs for box in _marks(axes, at, estimate)]
+    frame = axes.get_window_extent()
+    for name, (at, estimate) in zip(names, pairs, strict=True):
+        taken.append(_place(axes, (at, estimate.value), name, taken, frame))
+
+
+def _marks(axes: Axes, at: float, estimate: Estimate) -> tuple[Bbox, Bbox]:
+    """Where the point and its bar are, in display units."""
+    x, y = axes.transData.transform((at, estimate.value))
+    low, high = (axes.transData.transform((at, end))[1] for end in (estimate.low, estimate.high))
+    return Bbox.from_extents(x - 7, y - 7, x + 7, y + 7), Bbox.from_extents(x - 3, low - 2, x + 3, high + 2)
+
+
+# Where a name may go: offset in points, horizontal and vertical anchor; nearest and most usual first.
+_SPOTS = [
+    (dx * reach, dy * reach, horizontal, vertical)
+    for reach in (9, 16, 26, 38, 52)
+    for dx, dy, horizontal, vertical in (
+        (1, 0, "left", "center"),
+        (-1, 0, "right", "center"),
+        (0.7, 0.9, "left", "bottom"),
+        (0.7, -0.9, "left", "top"),
+        (-0.7, 0.9, "right", "bottom"),
+        (-0.7, -0.9, "right", "top"),
+        (0, 1.2, "center", "bottom"),
+        (0, -1.2, "center", "top"),
+    )
+]
+
+
+def _place(axes: Axes, point: tuple[float, float], name: str, taken: Sequence[Bbox], frame: Bbox) -> Bbox:
+    note = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=10)
+    boxes = []
+    for dx, dy, horizontal, vertical in _SPOTS:
+        note.set(position=(dx, dy), ha=horizontal, va=vertical)
+        boxes.append(note.get_window_extent().padded(4))
+    costs = [_overlap(box, taken) + _outside(box, frame) for box in boxes]
+    best = costs.index(min(costs))
+    dx, dy, horizontal, vertical = _SPOTS[best]
+    note.set(position=(dx, dy), ha=horizontal, va=vertical)
+    if max(abs(dx), abs(dy)) > 20:
+        axes.annotate("", point, (dx, dy), textcoords="offset points", arrowprops=_LEADER)
+    return boxes[best]
+
+
+_LEADER = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
+
+
+def _overlap(box: Bbox, taken: Sequence[Bbox]) -> float:
+    shared = [Bbox.intersection(box, other) for other in taken]
+    return sum(part.width * part.height for part in shared if part is not None)
+
+
+def _outside(box: Bbox, frame: Bbox) -> float:
+    inside = Bbox.intersection(box, frame)
+    return box.width * box.height - (inside.width * inside.height if inside is not None else 0.0)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Put the axes' legend above them, in as many columns as fit."""
+    handles, names = axes.get_legend_handles_labels()
+    room = WIDTH / (0.085 * max(map(len, names)) + 0.55)
+    columns = max(1, min(int(room), len(names)))
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4)
+
+
+def hide(axes: Axes, *sides: str) -> None:
+    """Hide an axes' spines on these sides."""
+    parts: list[Artist] = [axes.spines[side] for side in sides]
+    for part in parts:
+        part.set_visible(False)

@@ -1,0 +1,302 @@
+"""The report's figures. Each function returns a Plate, or None when the entries lack what it shows."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from planish.report.drawing import (
+    BLUE,
+    INK,
+    MARKERS,
+    MUTED,
+    PALETTE,
+    PAPER,
+    VERMILION,
+    Plate,
+    blank,
+    hide,
+    label_points,
+    legend,
+    styled,
+)
+from planish.report.entry import Entry, attack_names, images_text, percent, threat
+from planish.results import Estimate
+
+_DASHES = ("-", "--", ":", "-.")
+
+
+def plates(entries: Sequence[Entry]) -> list[Plate]:
+    """Draw every figure for which the entries hold the numbers."""
+    drawn = [draw(entries) for draw in (accuracies, costs, margins, curves, radii)]
+    return [plate for plate in drawn if plate is not None]
+
+
+@styled()
+def accuracies(entries: Sequence[Entry]) -> Plate:
+    """Clean and robust accuracy per method, a dot with its 95 % interval for each attack."""
+    shown = _shown_attacks(entries)
+    step = 0.14 * (1 + len(shown)) + 0.2
+    figure = blank(1.0 + step * len(entries))
+    axes = figure.add_subplot()
+    for place, attack in enumerate([None, *shown]):
+        offset = (place - len(shown) / 2) * 0.14 / step
+        _dots(axes, entries, attack, place, offset)
+    axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
+    axes.set_ylim(len(entries) - 0.5, -0.5)
+    _percent_axis(axes, "x")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    hide(axes, "left")
+    robust = f", robust at {threat(entries[0].evaluation)}" if shown else ""
+    axes.set_xlabel(f"Accuracy on {images_text(entries)}{robust}")
+    legend(figure, axes)
+    return Plate("accuracy", *_accuracy_words(entries), figure)
+
+
+def _shown_attacks(entries: Sequence[Entry]) -> list[str]:
+    names = attack_names(entries)
+    return names if len(names) <= 5 else [names[0], *names[-4:]]
+
+
+def _dots(axes: Axes, entries: Sequence[Entry], attack: str | None, place: int, offset: float) -> None:
+    rows = [(row, estimate) for row, entry in enumerate(entries) if (estimate := _estimate(entry, attack))]
+    heights = [row + offset for row, _ in rows]
+    estimates = [estimate for _, estimate in rows]
+    colour = PALETTE[(place - 1) % len(PALETTE)] if attack else INK
+    axes.errorbar(
+        [estimate.value for estimate in estimates],
+        heights,
+        xerr=_arms(estimates),
+        fmt=MARKERS[(place - 1) % len(MARKERS)] if attack else "o",
+        color=colour,
+        markerfacecolor=colour if attack else PAPER,
+        markersize=5.5,
+        elinewidth=1.2,
+        label=f"after {attack}" if attack else "clean",
+    )
+
+
+def _estimate(entry: Entry, attack: str | None) -> Estimate | None:
+    if attack is None:
+        return entry.evaluation.clean_accuracy()
+    known = attack in entry.evaluation.names
+    return entry.evaluation.accuracy_after(attack) if known else None
+
+
+def _arms(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
+    below = [max(estimate.value - estimate.low, 0.0) for estimate in estimates]
+    return below, [max(estimate.high - estimate.value, 0.0) for estimate in estimates]
+
+
+def _percent_axis(axes: Axes, which: str) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
+    (axes.set_xlim if which == "x" else axes.set_ylim)(-0.02, 1.02)
+
+
+def _accuracy_words(entries: Sequence[Entry]) -> tuple[str, str, str]:
+    evaluation = entries[0].evaluation
+    facts = []
+    for entry in entries:
+        robust = f", robust {percent(entry.evaluation.robust_accuracy())}" if entry.evaluation.columns else ""
+        facts.append(f"{entry.name}: clean {percent(entry.evaluation.clean_accuracy())}{robust}")
+    caption = f"Accuracy on {images_text(entries)}; bars are 95% Wilson intervals."
+    if attack_names(entries):
+        caption += (
+            f" Robust accuracy at {threat(evaluation)}, after each attack and those before it."
+            " Look at the distance from the open circle to the leftmost mark: the price of the attack."
+        )
+    return "Clean and robust accuracy", caption, f"Dot plot of accuracy per method. {'; '.join(facts)}."
+
+
+@styled()
+def costs(entries: Sequence[Entry]) -> Plate | None:
+    """Robust accuracy against training passes relative to standard training."""
+    known = [entry for entry in entries if entry.passes is not None and entry.evaluation.columns]
+    if not known:
+        return None
+    figure = blank(3.6)
+    axes = figure.add_subplot()
+    passes = [float(entry.passes or 0) for entry in known]
+    estimates = [entry.evaluation.robust_accuracy() for entry in known]
+    values = [estimate.value for estimate in estimates]
+    axes.errorbar(passes, values, yerr=_arms(estimates), fmt="o", color=BLUE, markersize=6, elinewidth=1.2)
+    _percent_axis(axes, "y")
+    _passes_axis(axes, passes)
+    axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
+    axes.set_title(f"after {_suites(known)}; {images_text(known)}", fontsize=9, color=MUTED)
+    label_points(axes, [entry.name for entry in known], passes, estimates)
+    return Plate("cost", *_cost_words(known), figure)
+
+
+def _passes_axis(axes: Axes, passes: Sequence[float]) -> None:
+    low, high = min(passes), max(passes)
+    if low > 0 and high / low > 4:
+        ticks = [
+            tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low / 1.5 < tick < high * 1.5
+        ]
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlim(low / 1.25, high * 1.6)
+    else:
+        axes.set_xlim(0, high * 1.3 or 1.0)
+    axes.set_xlabel("Training passes, standard training = 1")
+
+
+def _suites(known: Sequence[Entry]) -> str:
+    return " or ".join(dict.fromkeys(" + ".join(entry.evaluation.names) for entry in known))
+
+
+def _cost_words(known: Sequence[Entry]) -> tuple[str, str, str]:
+    robust = [percent(entry.evaluation.robust_accuracy()) for entry in known]
+    facts = [f"{e.name} {share} at {e.passes:.3g} passes" for e, share in zip(known, robust, strict=True)]
+    caption = (
+        f"Robust accuracy at {threat(known[0].evaluation)} after {_suites(known)}, on"
+        f" {images_text(known)}, with 95% intervals, against counted forward and backward passes in training."
+        " Up and to the left is better; a method below and to the right of another is not worth its cost."
+    )
+    alt = f"Scatter plot of robust accuracy against training passes. {'; '.join(facts)}."
+    return "Robust accuracy for its training cost", caption, alt
+
+
+@styled()
+def margins(entries: Sequence[Entry]) -> Plate | None:
+    """Histograms of the final adversarial margins, one row per method."""
+    known = [entry for entry in entries if entry.evaluation.columns]
+    if not known:
+        return None
+    final = [entry.final_margins() for entry in known]
+    edges = _edges(np.concatenate(final))
+    figure = blank(0.75 + 0.85 * len(known))
+    rows = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, entry, values in zip(rows, known, final, strict=True):
+        _histogram(axes, values, edges)
+        axes.set_title(f"{entry.name}: {np.count_nonzero(values >= 0):,} of {entry.size:,} broken")
+    rows[-1].set_xlabel("Final margin (best wrong logit minus true logit)")
+    return Plate("margins", *_margin_words(known, final), figure)
+
+
+def _edges(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (-1.0, 1.0)
+    width = max((max(high, 0.0) - min(low, 0.0)) / 60, 1e-6)
+    return np.arange(math.floor(min(low, 0.0) / width), math.ceil(max(high, 0.0) / width) + 2) * width
+
+
+def _histogram(axes: Axes, values: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> None:
+    inside = np.clip(values, edges[0], np.nextafter(edges[-1], -np.inf))
+    for part, colour in ((inside[values < 0], BLUE), (inside[values >= 0], VERMILION)):
+        axes.hist(part, bins=edges.tolist(), color=colour, histtype="stepfilled")
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    hide(axes, "left")
+
+
+def _margin_words(known: Sequence[Entry], final: Sequence[np.ndarray[Any, Any]]) -> tuple[str, str, str]:
+    caption = (
+        f"The worst margin that any attack ({', '.join(attack_names(known))}) reached on each of"
+        f" {images_text(known)} at {threat(known[0].evaluation)}. Right of the line = broken. A peak just"
+        " left of it means that a slightly stronger attack or larger radius would break many more. The"
+        " outermost bins hold all values beyond."
+    )
+    facts = [
+        f"{entry.name}: {np.mean(values >= 0):.1%} at or right of 0, median {np.median(values):.2g}"
+        for entry, values in zip(known, final, strict=True)
+    ]
+    return "How close the attacks came", caption, f"Histograms of final margins. {'; '.join(facts)}."
+
+
+@styled()
+def curves(entries: Sequence[Entry]) -> Plate | None:
+    """Training curves: a panel for each recorded quantity, a line for each method."""
+    known = [entry for entry in entries if entry.history]
+    keys = _recorded(known)
+    if not keys:
+        return None
+    figure = blank(0.6 + 2.2 * math.ceil(len(keys) / 2))
+    grid = figure.subplots(math.ceil(len(keys) / 2), min(len(keys), 2), squeeze=False).ravel()
+    for axes, key in zip(grid, keys, strict=False):
+        for place, entry in enumerate(known):
+            _curve(axes, entry, key, place)
+        axes.set_title(key.replace("_", " ").capitalize())
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if "accuracy" in key:
+            _percent_axis(axes, "y")
+    for axes in grid[len(keys) :]:
+        axes.set_visible(False)
+    legend(figure, grid[0])
+    caption = (
+        "Training, epoch by epoch. Losses of different methods are different quantities: compare their"
+        " shapes, not their heights. A training accuracy that jumps up while robustness falls is the mark of"
+        " catastrophic overfitting."
+    )
+    alt = (
+        f"Line plots of {', '.join(keys).replace('_', ' ')} by epoch for {', '.join(e.name for e in known)}."
+    )
+    return Plate("training", "Training curves", caption, alt, figure)
+
+
+def _recorded(entries: Sequence[Entry]) -> list[str]:
+    """The first four quantities that are a number in some epoch."""
+    keys = dict.fromkeys(
+        key
+        for entry in entries
+        for record in entry.history
+        for key, value in record.items()
+        if key not in ("epoch", "seconds") and isinstance(value, int | float) and math.isfinite(value)
+    )
+    return list(keys)[:4]
+
+
+def _curve(axes: Axes, entry: Entry, key: str, place: int) -> None:
+    points = [(record.get("epoch", at), record.get(key)) for at, record in enumerate(entry.history, 1)]
+    heights = [math.nan if value is None else float(value) for _, value in points]
+    _line(axes, [float(epoch) for epoch, _ in points], heights, entry.name, place)
+
+
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: int) -> None:
+    axes.plot(
+        x,
+        y,
+        color=PALETTE[place % len(PALETTE)],
+        linestyle=_DASHES[place // len(PALETTE) % len(_DASHES)],
+        marker=MARKERS[place % len(MARKERS)],
+        markersize=4 if len(x) <= 20 else 0,
+        linewidth=1.6,
+        label=name,
+    )
+
+
+@styled()
+def radii(entries: Sequence[Entry]) -> Plate | None:
+    """Robust accuracy over a range of radii, a line for each method."""
+    known = [entry for entry in entries if entry.accuracy_by_radius]
+    if not known:
+        return None
+    figure = blank(3.5)
+    axes = figure.add_subplot()
+    for place, entry in enumerate(known):
+        points = sorted(entry.accuracy_by_radius or [])
+        _line(axes, [radius for radius, _ in points], [share for _, share in points], entry.name, place)
+    axes.axvline(known[0].evaluation.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    _percent_axis(axes, "y")
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{known[0].evaluation.norm} radius, in pixels of [0, 1]")
+    axes.set_ylabel("Accuracy")
+    legend(figure, axes)
+    caption = (
+        f"Accuracy as the {known[0].evaluation.norm} radius grows; the dashed line is this report's radius."
+        " Every curve must reach 0% at a large radius: one that levels off above it points to an attack that"
+        " fails."
+    )
+    facts = [f"{e.name} ends at {sorted(e.accuracy_by_radius or [])[-1][1]:.1%}" for e in known]
+    alt = f"Line plot of accuracy by radius. {'; '.join(facts)}."
+    return Plate("radius", "Accuracy by radius", caption, alt, figure)

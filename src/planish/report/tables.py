@@ -1,0 +1,154 @@
+"""The report's tables as rows of text, and their plain and Markdown forms."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planish.report.entry import Entry, attack_names, images_text, percent, threat
+from planish.results import Column, Estimate
+
+NOTHING = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+Cell = tuple[str, float | None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headers; ``values``: for each cell the number to sort by, None = its text."""
+
+    caption: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
+def _table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    texts = tuple(tuple(text for text, _ in row) for row in rows)
+    values = tuple(tuple(value for _, value in row) for row in rows)
+    return Table(caption, tuple(headers), texts, values)
+
+
+def summary_rows(entries: Sequence[Entry]) -> Table:
+    """One row per method: clean accuracy, robust accuracy after each attack, training cost."""
+    attacks = attack_names(entries)
+    columns: list[tuple[str, list[Cell]]] = [("Method", [(entry.name, None) for entry in entries])]
+    columns.append(("Clean", [_share(entry.evaluation.clean_accuracy()) for entry in entries]))
+    columns += [(f"After {name}", [_after(entry, name) for entry in entries]) for name in attacks]
+    if len({entry.size for entry in entries}) > 1:
+        columns.append(("Images", [_count(entry.size) for entry in entries]))
+    if any(entry.training for entry in entries):
+        columns.append(("Training passes", [_passes(entry) for entry in entries]))
+        columns.append(("Training time", [_time(entry) for entry in entries]))
+    rows = list(zip(*(cells for _, cells in columns), strict=True))
+    return _table(_summary_caption(entries, attacks), [header for header, _ in columns], rows)
+
+
+def _summary_caption(entries: Sequence[Entry], attacks: Sequence[str]) -> str:
+    caption = f"Accuracy with 95% Wilson intervals on {images_text(entries)}."
+    if attacks:
+        caption += (
+            f" Robust accuracy at {threat(entries[0].evaluation)}: “after X” counts the images that"
+            " neither the clean pass nor any attack up to and including X broke."
+        )
+    if any(entry.training for entry in entries):
+        caption += f" Training cost is relative to standard training (1{TIMES})."
+    return caption
+
+
+def _share(estimate: Estimate) -> Cell:
+    return percent(estimate), estimate.value
+
+
+def _after(entry: Entry, attack: str) -> Cell:
+    known = attack in entry.evaluation.names
+    return _share(entry.evaluation.accuracy_after(attack)) if known else (NOTHING, None)
+
+
+def _passes(entry: Entry) -> Cell:
+    return (NOTHING, None) if entry.passes is None else (times(entry.passes), entry.passes)
+
+
+def _time(entry: Entry) -> Cell:
+    training = entry.training or {}
+    seconds, relative = training.get("seconds"), training.get("relative_seconds")
+    words = [] if seconds is None else [seconds_text(seconds)]
+    words += [] if relative is None else [f"({times(relative)})"]
+    return " ".join(words) or NOTHING, relative if seconds is None else seconds
+
+
+def times(factor: float) -> str:
+    """Write a factor with a multiplication sign, two digits below 10, three above."""
+    return f"{factor:.3g}{TIMES}" if factor >= 10 else f"{factor:.1f}{TIMES}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Write a duration, such as "0.8 s", "42 s", "12 min" or "3.4 h"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def cost_rows(entries: Sequence[Entry]) -> Table:
+    """One row per method and attack: what it broke and what that cost."""
+    headers = ("Method", "Attack", "Tried", "Broken", "Accuracy after", "Forwards", "Backwards", "Time")
+    rows = [row for entry in entries for row in _costs(entry)]
+    caption = (
+        f"What each attack did at {threat(entries[0].evaluation)} and what it cost; accuracies with 95%"
+        f" Wilson intervals on {images_text(entries)}. Forwards and backwards count passes of single images."
+        " Tried: images that the attack was run on; Broken: those that fell to it first."
+    )
+    return _table(caption, headers, rows)
+
+
+def _costs(entry: Entry) -> list[list[Cell]]:
+    evaluation = entry.evaluation
+    clean = evaluation.meta.get("clean") or {}
+    names: list[Cell] = [(entry.name, None), ("none (clean images)", None)]
+    wrong = _count(int(np.count_nonzero(~evaluation.correct())))
+    passes = [_count(clean.get("forwards")), _count(0)]
+    accuracy, time = _share(evaluation.clean_accuracy()), _seconds(clean.get("seconds"))
+    first = [*names, _count(entry.size), wrong, accuracy, *passes, time]
+    return [first, *(_attack_costs(entry, column) for column in evaluation.columns)]
+
+
+def _attack_costs(entry: Entry, column: Column) -> list[Cell]:
+    broken = int(np.count_nonzero(entry.evaluation.broken_by(column.name)))
+    tried = int(np.count_nonzero(column.attempted))
+    after = _share(entry.evaluation.accuracy_after(column.name))
+    names: list[Cell] = [(entry.name, None), (column.name, None)]
+    passes = [_count(column.forwards), _count(column.backwards)]
+    return [*names, _count(tried), _count(broken), after, *passes, _seconds(column.seconds)]
+
+
+def _count(number: int | None) -> Cell:
+    return (NOTHING, None) if number is None else (f"{number:,}", number)
+
+
+def _seconds(seconds: float | None) -> Cell:
+    return (NOTHING, None) if seconds is None else (seconds_text(seconds), seconds)
+
+
+def plain_text(table: Table) -> str:
+    """Lay a table out with spaces, the caption above it."""
+    lines = [table.headers, *table.rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    body = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return (
+        "\n".join([table.caption, "", body[0], "  ".join("-" * width for width in widths), *body[1:]]) + "\n"
+    )
+
+
+def markdown(table: Table) -> str:
+    """Write a table in GitHub's Markdown, the caption above it."""
+    rule = ["---", *("---:" for _ in table.headers[1:])]
+    lines = [table.headers, rule, *table.rows]
+    body = ["| " + " | ".join(map(_escaped, line)) + " |" for line in lines]
+    return "\n".join([_escaped(table.caption), "", *body]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\|`*_<]|\](?=\())", r"\\\1", " ".join(text.split()))

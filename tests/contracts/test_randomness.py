@@ -1,0 +1,60 @@
+import torch
+
+from planish.randomness import drawn_seed, draws, keyed_draws, seeded
+
+MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mixed(value: int) -> int:
+    """SplitMix64's finaliser in whole numbers of Python."""
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & MASK
+    return value ^ value >> 31
+
+
+def twin(index: int, seed: int, position: int) -> float:
+    key = mixed(index * GOLDEN + seed & MASK) + position * GOLDEN
+    return (mixed(key & MASK) >> 40) / 2**24
+
+
+def test_keyed_draws_agree_with_whole_numbers():
+    indices = torch.tensor([0, 1, 49_999, 2**40 + 3])
+    for seed in (0, 5, 2**62 - 1):
+        found = keyed_draws(torch.zeros(4, 2, 3), indices, seed)
+        expected = [[twin(index, seed, position) for position in range(7)] for index in indices.tolist()]
+        assert found.tolist() == expected
+
+
+def test_a_row_depends_on_seed_and_index_alone():
+    x, indices = torch.zeros(40, 3, 5), torch.randperm(1000, generator=seeded(0))[:40]
+    whole, order = keyed_draws(x, indices, 9), torch.randperm(40, generator=seeded(1))
+    assert torch.equal(keyed_draws(x[order], indices[order], 9), whole[order])
+    assert torch.equal(keyed_draws(x[3:4], indices[3:4], 9), whole[3:4])
+    other = keyed_draws(x, indices, 10)
+    assert len(whole.unique(dim=0)) == 40 and (whole != other).all(1).float().mean() > 0.9
+
+
+def test_keyed_draws_are_uniform_and_uncorrelated():
+    values = keyed_draws(torch.zeros(3000, 9), torch.arange(3000), 4).double()
+    assert values.min() >= 0 and values.max() < 1
+    shares = values.flatten().sort().values
+    assert (shares - torch.linspace(0, 1, len(shares))).abs().max() < 1.63 / len(shares) ** 0.5
+    correlation = torch.corrcoef(values.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 4.5 / 3000**0.5
+    assert torch.corrcoef(torch.stack([values[1:, 0], values[:-1, 0]]))[0, 1].abs() < 4 / 3000**0.5
+
+
+def test_draws_come_from_the_generator_alone():
+    before = torch.get_rng_state()
+    x = torch.zeros(5, 2, 2)
+    first, again, other = (draws(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.shape == (5, 5) and torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeded_separates_keys():
+    keys = [(0,), (0, 0), (0, 1), (1, 0), (1, 23), (12, 3), (123,), (0, 1, 0)]
+    seeds = [drawn_seed(seeded(*key)) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert seeds == [drawn_seed(seeded(*key)) for key in keys]

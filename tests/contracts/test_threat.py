@@ -1,0 +1,138 @@
+import math
+
+import hypothesis.extra.numpy as arrays
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from planish.errors import BadInput
+from planish.randomness import draws, keyed_draws
+from planish.threat import L2, Linf, ThreatModel, parse_radius, parse_threat
+
+THREATS = [Linf("8/255"), Linf(0.4), Linf(0.0), L2(0.5), L2(3.0), L2(0.0), Linf(0.2, low=-1.0, high=1.0)]
+EVERY = pytest.mark.parametrize("threat", THREATS, ids=str)
+SHAPE = (3, 1, 2, 4)
+
+
+def tensors(low: float, high: float) -> st.SearchStrategy[Tensor]:
+    """Small float32 tensors; hypothesis likes the ends of the range and 0."""
+    values = st.floats(low, high, width=32)
+    return arrays.arrays("float32", SHAPE, elements=values).map(torch.from_numpy)
+
+
+def length(threat: ThreatModel, delta: Tensor) -> Tensor:
+    """The norm, from its definition."""
+    flat = delta.double().flatten(1)
+    return flat.abs().amax(1) if isinstance(threat, Linf) else flat.square().sum(1).sqrt()
+
+
+def check_feasible(threat: ThreatModel, x_adv: Tensor, x: Tensor) -> None:
+    assert x_adv.min() >= threat.low and x_adv.max() <= threat.high
+    assert (length(threat, x_adv - x) <= threat.radius * (1 + 1e-6) + 2e-7).all()
+    assert threat.feasible(x_adv, x).all()
+
+
+@EVERY
+@settings(max_examples=40, deadline=None)
+@given(x=tensors(0, 1), moved=tensors(-3, 3))
+def test_projections_are_feasible_and_idempotent(threat: ThreatModel, x: Tensor, moved: Tensor):
+    projected = threat.project(moved, x)
+    check_feasible(threat, projected, x)
+    torch.testing.assert_close(threat.project(projected, x), projected, atol=3e-7, rtol=0)
+
+
+@EVERY
+@settings(max_examples=40, deadline=None)
+@given(x=tensors(0, 1), delta=tensors(-1, 1))
+def test_feasible_points_stay(threat: ThreatModel, x: Tensor, delta: Tensor):
+    shrink = 0.99 * threat.radius / length(threat, delta).clamp(min=1e-9)
+    inside = (x + delta * shrink.clamp(max=1).float().view(-1, 1, 1, 1)).clamp(threat.low, threat.high)
+    torch.testing.assert_close(threat.project(inside, x), inside, atol=2e-7, rtol=0)
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1)], ids=str)
+def test_what_lies_outside_is_called_infeasible(threat: ThreatModel):
+    x = torch.full((1, 1, 2, 2), 0.95)
+    beyond, outside = x.clone(), x.clone()
+    beyond[0, 0, 0, 0] = 0.8499
+    outside[0, 0, 0, 0] = 1.0001
+    assert not threat.feasible(beyond, x) and not threat.feasible(outside, x)
+
+
+@EVERY
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e-25, 1e15])
+def test_steepest_attains_the_dual_norm(threat: ThreatModel, scale: float):
+    """Gradients of confident examples are as small as 1e-25 in float32: their squares are 0."""
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(5, 3, 4, 4, generator=generator) * scale
+    gradient[4] = 0
+    direction = threat.steepest(gradient)
+    torch.testing.assert_close(length(threat, direction)[:4], torch.ones(4).double(), atol=1e-5, rtol=0)
+    assert (direction[4] == 0).all()
+    rise = (gradient.double() * direction.double()).flatten(1).sum(1)
+    if scale > 1e-20:
+        torch.testing.assert_close(threat.dual_norm(gradient).double(), rise, rtol=1e-5, atol=0)
+    others = torch.randn(200, 5, 3, 4, 4, generator=generator).double()
+    others /= torch.stack([length(threat, other) for other in others]).view(200, 5, 1, 1, 1)
+    assert ((others * gradient.double()).flatten(2).sum(2) <= rise + 1e-9 * scale).all()
+
+
+@EVERY
+@pytest.mark.parametrize("kind", ["sample", "corner"])
+def test_random_points_are_feasible_and_belong_to_their_image(threat: ThreatModel, kind: str):
+    x = torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    indices = torch.arange(9) * 7
+    point = getattr(threat, kind)
+    whole = point(x, keyed_draws(x, indices, 3))
+    check_feasible(threat, whole, x)
+    cut = [point(x[rows], keyed_draws(x[rows], indices[rows], 3)) for rows in (slice(0, 4), slice(4, 9))]
+    assert torch.equal(whole, torch.cat(cut))
+    if threat.radius > 0:
+        assert not torch.equal(whole, point(x, keyed_draws(x, indices, 4)))
+        assert not torch.equal((whole - x)[0], (whole - x)[1])
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1)], ids=str)
+def test_samples_fill_the_ball_and_corners_its_surface(threat: ThreatModel):
+    x = torch.full((4000, 1, 2, 2), 0.5)
+    uniform = draws(x, torch.Generator().manual_seed(0))
+    sizes = length(threat, threat.sample(x, uniform) - x) / 0.1
+    shares = (sizes**4).sort().values  # the volume inside: uniform on [0, 1]
+    assert (shares - torch.linspace(0, 1, 4000)).abs().max() < 0.035
+    corners = threat.corner(x, uniform) - x
+    torch.testing.assert_close(length(threat, corners), torch.full((4000,), 0.1).double(), atol=1e-6, rtol=0)
+    assert (corners.mean(0).abs() < 0.01).all()
+    if isinstance(threat, Linf):
+        torch.testing.assert_close(corners.abs(), torch.full_like(corners, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), (0.5, 0.5), (1, 1.0), ("0", 0.0), (" 4 / 255 ", 4 / 255)]
+)
+def test_radius_texts(text: str | float, value: float):
+    assert parse_radius(text) == value
+    assert Linf(text).radius == L2(text).radius == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["eight", "8/0", "8/x", "", "/255", -0.1, "-8/255", math.nan, "nan", math.inf, None])
+def test_bad_radii(text: object):
+    with pytest.raises(BadInput, match="radius"):
+        parse_radius(text)  # type: ignore[arg-type]
+
+
+def test_grey_levels_are_named():
+    with pytest.raises(BadInput, match="8/255"):
+        Linf(8)
+    with pytest.raises(BadInput, match="8/255"):
+        parse_threat("linf", "8")
+    assert L2(8).radius == 8
+
+
+def test_names_and_scaling():
+    assert parse_threat("linf", "8/255") == Linf(8 / 255) and parse_threat("L2", 0.5) == L2(0.5)
+    with pytest.raises(BadInput, match="Did you mean 'Linf'"):
+        parse_threat("Linv", 0.1)
+    assert Linf(0.1, low=-1.0).scaled(3) == Linf(0.1 * 3, low=-1.0) and Linf(0.6).scaled(3) == Linf(1.0)
+    assert L2(2).scaled(0.5) == L2(1.0)

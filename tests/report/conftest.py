@@ -1,0 +1,70 @@
+"""Entries with known numbers for the report's tests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from planish.report import Entry
+from planish.report.entry import Images, Training
+from planish.results import Column, Evaluation
+
+Make = Callable[..., Entry]
+
+
+def evaluation(clean: int, after: dict[str, int], total: int, meta: dict[str, Any]) -> Evaluation:
+    """The first ``clean`` images are right; after each attack the first ``after[attack]`` still stand."""
+    order = np.arange(total)
+    columns = []
+    standing = clean
+    for name, left in after.items():
+        tried, held = order < standing, order < left
+        margin = np.where(tried, np.where(held, -0.3, 0.4), np.nan).astype(np.float32)
+        distance = np.where(tried, 0.1, np.nan).astype(np.float32)
+        predicted = np.where(tried, np.where(held, order % 3, (order + 1) % 3), -1)
+        target = np.full(total, -1)
+        columns.append(Column(name, margin, distance, predicted, target, 7 * standing, 6 * standing, 0.5))
+        standing = left
+    margin = np.where(order < clean, -1.0, 0.5).astype(np.float32)
+    return Evaluation(order, order % 3, margin, order % 3, tuple(columns), meta)
+
+
+@pytest.fixture(scope="session")
+def make() -> Make:
+    """Build an entry: ``make(name, clean, {"attack": still standing}, total=..., ...)``."""
+
+    def build(name: str, clean: int, after: dict[str, int], total: int = 50, **more: Any) -> Entry:
+        radius, classes = more.pop("radius", 0.1), more.pop("classes", ["cat", "dog", "eel"])
+        meta: dict[str, Any] = {"schema_version": 1, "threat": {"norm": "Linf", "radius": radius}}
+        meta |= {"data": {"name": "d", "classes": classes}, "clean": {"forwards": total, "seconds": 0.1}}
+        meta |= {"command": f"planish evaluate {name}"}
+        return Entry(name, evaluation(clean, after, total, meta), **more)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def training() -> Training:
+    """Two epochs, the second one diverged."""
+    history = [{"epoch": 1, "loss": 2.0, "train_accuracy": 0.4}, {"epoch": 2, "loss": float("nan")}]
+    return {"passes": 8.0, "seconds": 90.0, "relative_seconds": 7.5, "history": history}
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[[int], Images]:
+    """Three images with this many channels."""
+
+    def build(channels: int) -> Images:
+        clean = np.random.default_rng(0).random((3, channels, 6, 6)).astype(np.float32)
+        classes = np.arange(3)
+        return {
+            "clean": clean,
+            "adversarial": np.clip(clean + 0.1, 0, 1),
+            "labels": classes,
+            "predicted_clean": classes,
+            "predicted_adv": (classes + 1) % 3,
+            "indices": classes + 10,
+        }
+
+    return build

@@ -1,0 +1,208 @@
+"""The page: self-contained, escaped, accessible, true to the evaluations."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from planish.errors import BadInput
+from planish.report import Entry, summary_rows, write_report
+from planish.report.entry import Images, Training
+from planish.report.gallery import gallery, shots
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+Build = Callable[[int], Images]
+Make = Callable[..., Entry]
+
+
+class Page(HTMLParser):
+    """Collects tags and cell texts and notices an element that is closed out of order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+    def every(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@pytest.fixture(scope="module")
+def entries(make: Make, training: Training, images: Build) -> list[Entry]:
+    radii = [(0.0, 0.8), (0.1, 0.6), (0.3, 0.0)]
+    return [
+        make("std", 50, {"fgsm": 5, "apgd": 0}, training={"passes": 1.0, "seconds": 12.0}),
+        make(
+            "pgd", 40, {"fgsm": 35, "apgd": 30}, training=training, images=images(1), accuracy_by_radius=radii
+        ),
+        make("rgb", 41, {"fgsm": 36, "apgd": 31}, training=training, images=images(3)),
+    ]
+
+
+def written(entries: list[Entry], folder: Path) -> tuple[str, Page]:
+    path = write_report(entries, folder, "A <b>title</b>", {"seed": 3, "commands": ["planish quickstart"]})
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+@pytest.fixture(scope="module")
+def folder(entries: list[Entry], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A written report."""
+    place = tmp_path_factory.mktemp("report")
+    written(entries, place)
+    return place
+
+
+@pytest.fixture
+def text(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_page_asks_the_network_for_nothing(text: str, page: Page) -> None:
+    for attributes in page.every(*{tag for tag, _ in page.tags}):
+        for key in ("src", "href", "xlink:href", "action", "data", "srcset"):
+            assert re.match(r"#|data:", attributes.get(key) or "#"), attributes
+    assert not re.search(r"@import|url\((?!#)", text)
+    policies = [a["content"] for a in page.every("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == [
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+    ]
+
+
+def test_identifiers_are_unique_and_references_resolve(text: str, page: Page) -> None:
+    known = [value for _, attributes in page.tags if (value := attributes.get("id"))]
+    assert len(known) == len(set(known))
+    used = re.findall(r'(?:href="|url\()#([^")]+)', text)
+    assert used
+    assert set(used) <= set(known)
+
+
+def test_pictures_and_tables_have_words(page: Page) -> None:
+    drawings = page.every("svg")
+    assert len(drawings) == 5
+    assert all(attributes.get("role") == "img" and attributes.get("aria-label") for attributes in drawings)
+    assert len(page.every("img")) == 2 * 3 * 3
+    assert all(attributes.get("alt") for attributes in page.every("img"))
+    assert len(page.every("caption")) == len(page.every("table")) == 2
+    assert {attributes.get("scope") for attributes in page.every("th")} == {"col", "row"}
+
+
+def test_names_are_escaped_everywhere(make: Make, images: Build, tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script> & $a_b$'
+    entry = make(evil, 40, {evil: 30}, classes=[evil] * 3, images=images(1), accuracy_by_radius=[(0.1, 0.5)])
+    text, page = written([entry], tmp_path)
+    assert len(page.every("script")) == 1
+    assert len(page.every("b")) == 0
+    assert "<script>alert" not in text
+    assert evil in " ".join(page.cells)
+
+
+def test_table_shows_the_evaluations_numbers(entries: list[Entry], page: Page) -> None:
+    table = summary_rows(entries)
+    wanted = [cell for row in (table.headers, *table.rows) for cell in row]
+    assert page.cells[: len(wanted)] == wanted
+
+
+def test_svg_follows_the_pages_colours(text: str) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert "currentColor" in drawn
+    assert set(re.findall(r"#[0-9a-f]{6}", drawn)) == set()
+    assert "DejaVu" not in drawn
+
+
+def test_pngs_show_something(folder: Path) -> None:
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == {f"{name}.png" for name in ("accuracy", "cost", "margins", "training", "radius")} | {
+        "gallery-2-pgd.png",
+        "gallery-3-rgb.png",
+    }
+    for name in names:
+        with Image.open(folder / "figures" / name) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        assert pixels.shape[1] == 900
+        assert np.ptp(pixels) > 100
+        assert (pixels[0, 0] == 255).all()
+
+
+def test_results_json_is_complete_and_strict(folder: Path) -> None:
+    document = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+    assert [method["name"] for method in document["methods"]] == ["std", "pgd", "rgb"]
+    assert document["methods"][1]["evaluation"]["robust"]["accuracy"] == 0.6
+    assert document["methods"][1]["training"]["history"][1]["loss"] is None
+    assert document["provenance"]["seed"] == 3
+
+
+def test_commands_are_listed_once(text: str) -> None:
+    listed = re.search(r"<pre[^>]*><code>(.*?)</code>", text, flags=re.DOTALL)
+    assert listed
+    assert listed.group(1).splitlines() == [
+        "planish quickstart",
+        *(f"planish evaluate {name}" for name in ("std", "pgd", "rgb")),
+    ]
+
+
+@pytest.mark.parametrize("after", [{}, {"fgsm": 0}, {"fgsm": 40}])
+def test_one_entry_without_training_is_enough(make: Make, after: dict[str, int], tmp_path: Path) -> None:
+    _, page = written([make("only", 40, after)], tmp_path)
+    assert len(page.every("svg")) == 1 + bool(after)
+    assert page.cells[:3][:2] == ["Method", "Clean"]
+
+
+def test_a_rerun_replaces_the_page_and_leaves_no_scraps(make: Make, tmp_path: Path) -> None:
+    written([make("a", 40, {})], tmp_path)
+    text, _ = written([make("b", 40, {})], tmp_path)
+    assert "planish evaluate b" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "results.json"]
+
+
+def test_gallery_amplifies_the_change_around_grey(make: Make, images: Build) -> None:
+    entry = make("a", 40, {"fgsm": 30}, images=images(3))
+    first = shots(entry)[0]
+    change = first.adversarial - first.clean
+    assert first.perturbation.max() == pytest.approx(1.0)
+    assert np.allclose((first.perturbation - 0.5) / 5, change, atol=1e-5)
+    assert (first.label, first.before, first.after, first.index) == ("cat", "cat", "dog", 10)
+    assert gallery(make("b", 40, {}), "gallery") is None
+
+
+def test_gallery_of_an_attack_that_changed_nothing_is_grey(make: Make, images: Build) -> None:
+    same = images(1)
+    same["adversarial"] = same["clean"]
+    assert (shots(make("a", 40, {}, images=same))[0].perturbation == 0.5).all()
+
+
+def test_gallery_refuses_other_shapes(make: Make, images: Build) -> None:
+    wrong = images(3)
+    wrong["adversarial"] = wrong["adversarial"][:, :1]
+    with pytest.raises(BadInput, match="one shape"):
+        make("a", 40, {}, images=wrong)

@@ -1,0 +1,114 @@
+"""The report's tables and sentences say what the evaluations say."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from planish.errors import BadInput
+from planish.report import Entry, cost_rows, markdown, plain_text, summary_rows, verdict
+from planish.report.entry import Training, percent, radius_text
+
+Make = Callable[..., Entry]
+
+
+def test_summary_holds_the_evaluations_numbers(make: Make, training: Training) -> None:
+    entries = [make("pgd", 40, {"fgsm": 35, "apgd": 30}, training=training), make("std", 50, {"fgsm": 0})]
+    table = summary_rows(entries)
+    assert table.headers == (
+        "Method",
+        "Clean",
+        "After fgsm",
+        "After apgd",
+        "Training passes",
+        "Training time",
+    )
+    after = [entries[0].evaluation.accuracy_after(name) for name in ("fgsm", "apgd")]
+    assert table.rows[0][1:4] == tuple(map(percent, (entries[0].evaluation.clean_accuracy(), *after)))
+    assert table.values[0][1:] == (0.8, 0.7, 0.6, 8.0, 90.0)
+    assert table.rows[0][4:] == ("8.0\N{MULTIPLICATION SIGN}", "90 s (7.5\N{MULTIPLICATION SIGN})")
+    assert table.values[1][1:] == (1.0, 0.0, None, None, None)
+    for fact in ("Linf radius 0.1", "50 images", "95%"):
+        assert fact in table.caption
+
+
+def test_summary_names_the_number_of_images_when_it_differs(make: Make) -> None:
+    table = summary_rows([make("a", 40, {}), make("b", 40, {}, total=60)])
+    assert table.headers == ("Method", "Clean", "Images")
+    assert [row[2] for row in table.rows] == ["50", "60"]
+    assert "50 to 60 images" in table.caption
+
+
+def test_costs_count_each_attack(make: Make) -> None:
+    entry = make("pgd", 40, {"fgsm": 35, "apgd": 30})
+    table = cost_rows([entry])
+    assert [row[1] for row in table.rows] == ["none (clean images)", "fgsm", "apgd"]
+    assert [row[2:4] for row in table.values] == [(50, 10), (40, 5), (35, 5)]
+    assert table.values[2][5:] == (7 * 35, 6 * 35, 0.5)
+
+
+def test_plain_text_is_aligned_and_markdown_is_escaped(make: Make) -> None:
+    table = summary_rows([make("a|b_c", 40, {"fgsm": 35}), make("x", 9, {"fgsm": 3})])
+    head, rule, *rows = plain_text(table).splitlines()[2:]
+    starts = [line.index(word) for line, word in ((head, "Clean"), (rows[0], "80.0%"), (rows[1], "18.0%"))]
+    assert len(set(starts)) == 1
+    assert set(rule) == {"-", " "}
+    lines = markdown(table).splitlines()[2:]
+    assert lines[2].startswith(r"| a\|b\_c | 80.0% [")
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {4}
+
+
+def test_headline_names_the_best_the_last_and_the_terms(make: Make) -> None:
+    entries = [make("std", 50, {"fgsm": 5, "apgd": 0}), make("pgd", 40, {"fgsm": 35, "apgd": 30})]
+    kept = [percent(entry.evaluation.robust_accuracy()) for entry in entries]
+    assert verdict(entries)[0] == (
+        f"At Linf radius 0.1, pgd keeps {kept[1]} of 50 images after fgsm and apgd; std keeps {kept[0]}."
+    )
+
+
+def test_a_lead_is_called_clear_only_when_it_is(make: Make) -> None:
+    clear = verdict([make("a", 50, {"x": 45}), make("b", 50, {"x": 5})])[1]
+    close = verdict([make("a", 50, {"x": 26}), make("b", 50, {"x": 25})])[1]
+    assert clear.startswith("It is ahead of b by 80.0 points")
+    assert "too close" not in clear
+    assert "too close to call" in close
+    assert "not judged on the same images" in verdict([make("a", 50, {"x": 45}), make("b", 50, {"y": 5})])[1]
+
+
+def test_verdict_tells_a_weak_first_attack_and_a_dead_class(make: Make) -> None:
+    entry = make("fgsm-at", 45, {"fgsm": 40, "apgd": 1})
+    sentences = verdict([entry])
+    assert any("Judged by fgsm alone, fgsm-at would pass for 80.0%" in sentence for sentence in sentences)
+    np.copyto(entry.evaluation.clean_predicted, 0)
+    assert any(sentence.startswith("fgsm-at: Class dog is never predicted") for sentence in verdict([entry]))
+
+
+def test_verdict_names_a_cheaper_method_that_comes_close(make: Make) -> None:
+    entries = [
+        make("dear", 50, {"x": 40}, training={"passes": 8.0}),
+        make("cheap", 50, {"x": 38}, training={"passes": 2.0}),
+        make("weak", 50, {"x": 3}, training={"passes": 1.0}),
+    ]
+    assert any(sentence.startswith("cheap keeps 76.0%") for sentence in verdict(entries))
+
+
+def test_without_attacks_the_verdict_claims_nothing(make: Make) -> None:
+    assert verdict([make("a", 40, {})])[0].startswith(
+        "No attack was run, so nothing is known about robustness"
+    )
+
+
+def test_entries_that_cannot_be_compared_are_refused(make: Make) -> None:
+    with pytest.raises(BadInput, match="at least one"):
+        verdict([])
+    with pytest.raises(BadInput, match="own name"):
+        verdict([make("a", 40, {}), make("a", 41, {})])
+    with pytest.raises(BadInput, match=r"Linf radius 0\.1 and Linf radius 8/255"):
+        verdict([make("a", 40, {}), make("b", 40, {}, radius=8 / 255)])
+
+
+@pytest.mark.parametrize(
+    ("radius", "text"), [(8 / 255, "8/255"), (0.2, "0.2"), (128 / 255, "128/255"), (0.03137, "0.03137")]
+)
+def test_radius_is_written_as_in_papers(radius: float, text: str) -> None:
+    assert radius_text(radius) == text
