@@ -1,19 +1,19 @@
 """Files of a run: written whole or not at all, read without unpickling."""
 
+import io
 import json
-import os
 import pickle
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from planish.errors import BadInput
+from planish.files import write_bytes
 
 WEIGHTS, RESUME, METRICS, CONFIG, PROVENANCE = (
     "model.safetensors",
@@ -25,42 +25,11 @@ WEIGHTS, RESUME, METRICS, CONFIG, PROVENANCE = (
 SCHEMA_VERSION = 1
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside the path, flush it to disk and move it there in one step.
-
-    Raises BadInput where the folder cannot be written or is full; what stood there before then stands still.
-    """
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        write(Path(temporary))
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, OSError) or "write" in str(error).lower() or "space" in str(error).lower():
-            raise BadInput(
-                f"cannot write {path}: {error}; free some space or choose another folder"
-            ) from error
-        raise
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
     """Write the model's parameters and buffers as safetensors, with the metadata as one JSON string."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata})
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"planish": text}))
+    write_bytes(save(tensors, {"planish": text}), path)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -105,7 +74,9 @@ def _shape(shape: torch.Size | None) -> str:
 
 def save_resume(path: Path, state: Mapping[str, Any]) -> None:
     """Write what a run needs to go on: tensors, numbers, strings and plain containers."""
-    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    write_bytes(content.getvalue(), path)
 
 
 def load_resume(path: Path) -> dict[str, Any]:

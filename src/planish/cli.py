@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from planish.errors import BadInput, nearest
 
@@ -21,7 +22,26 @@ if TYPE_CHECKING:
     from planish.report import Entry
     from planish.results import Evaluation
 
+
+class Commands(TyperGroup):
+    """What a command raises becomes one line on stderr and an exit code; wrong usage is typer's to tell, with 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except BadInput as error:
+            sys.exit(_failed(str(error), 2))
+        except KeyboardInterrupt:
+            sys.exit(_failed("interrupted; what was finished is saved, --resume goes on", 130))
+        except (RuntimeError, FloatingPointError) as error:
+            sys.exit(_failed(str(error), 1))
+
+
 app = typer.Typer(
+    cls=Commands,
     help="planish: adversarially robust image classifiers: train them, attack them, and see whether it is real.",
     add_completion=False,
     no_args_is_help=True,
@@ -99,6 +119,7 @@ def evaluate(
     norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
     attacks: Annotated[str, typer.Option(help="Names with commas; see: planish list attacks.")] = DEFAULT_ATTACKS,
     limit: Annotated[Optional[int], typer.Option(help="Only the first so many test images.")] = None,
+    precision: Annotated[str, typer.Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")] = "float32",
     out: Out = Path("runs/evaluation"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -107,11 +128,13 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Attack a model on a test set, and write a report."""
+    from planish.configuration import made
     from planish.runs import Task, judge, subject
     from planish.threat import parse_threat
 
     names = tuple(name.strip() for name in attacks.split(",") if name.strip())
-    task = Task(data, parse_threat(norm, radius), names, limit, seed)
+    options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit}
+    task = made(Task, {**options, "seed": seed, "precision": precision}, "evaluate")
     judged = subject(model, _device(device))
     with _bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
@@ -257,16 +280,7 @@ def _bars(quiet: bool) -> "Iterator[Progress]":
 
 def run() -> None:
     """Run the command line; the entry point."""
-    try:
-        app(standalone_mode=False)
-    except BadInput as error:
-        sys.exit(_failed(str(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_failed("interrupted; what was finished is saved, --resume goes on", 130))
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except (RuntimeError, FloatingPointError) as error:
-        sys.exit(_failed(str(error), 1))
+    app()
 
 
 def _failed(message: str, code: int) -> int:

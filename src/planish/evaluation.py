@@ -4,16 +4,17 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK, Adversarials, Attack, Worst, leaves, run
+from planish.attacks import CHUNK, Adversarials, Attack, Report, Worst, leaves, run
 from planish.batch import Batch
 from planish.errors import BadInput
 from planish.losses import margin
-from planish.modes import evaluating, full_precision
+from planish.modes import Precision, evaluating, full_precision
 from planish.passes import Counted
 from planish.provenance import provenance
 from planish.randomness import seeded
@@ -39,6 +40,7 @@ def evaluate(
     *,
     seed: int = 0,
     chunk: int = CHUNK,
+    precision: Precision = "float32",
     about: Mapping[str, Any] | None = None,
     earlier: Evaluation | None = None,
     on_chunk: OnChunk | None = None,
@@ -47,7 +49,7 @@ def evaluate(
 
     images: the test set, x (N, C, H, W) in [0, 1], on the model's device. attacks: by name, in order; each is run on
     the images that none before it has broken, but one that counts reached targets on all correct images. The model's
-    modes, parameters and statistics stay as they are. about: JSON-able facts for the record's meta.
+    modes, parameters and statistics stay as they are. precision: of the search; verdicts are always float32. about: JSON-able facts for the record's meta.
     earlier: a record of the same model, data, threat and seed, whose attacks are not run again.
     Raises BadInput for images, labels, outputs or an earlier record that do not fit.
     """
@@ -58,14 +60,15 @@ def evaluate(
     yield judged
     for name, attack in attacks.items():
         if name not in judged.evaluation.names:
-            judged = _attacked(counted, images, threat, name, attack, judged, chunk, on_chunk)
+            search = partial(run, chunk=chunk, precision=precision, report=_named(on_chunk, name))
+            judged = _attacked(counted, images, threat, name, attack, judged, search, chunk)
             yield judged
 
 
 def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
     """Return the logits (N, K) in float32, evaluation mode, autocast off, without a graph."""
     with evaluating(model), torch.no_grad(), full_precision(x):
-        return torch.cat([model(part).float() for part in x.split(chunk)])
+        return torch.cat([model(part).float() for part in torch.split(x, chunk)])
 
 
 def _clean(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], chunk: int) -> Judged:
@@ -109,17 +112,16 @@ def _attacked(
     name: str,
     attack: Attack,
     judged: Judged,
+    search: Callable[..., Adversarials],
     chunk: int,
-    on_chunk: OnChunk | None,
 ) -> Judged:
     """Run one attack on the images it should face and enter its column."""
     evaluation = judged.evaluation
     facing = evaluation.correct() if _counts_targets(attack) else evaluation.survivors()
     rows = torch.from_numpy(facing).nonzero().squeeze(1).to(images.x.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
-    report = None if on_chunk is None else lambda broken, left: on_chunk(name, broken, left)
     batch = images.select(rows)
-    found = run(attack, counted, batch, threat, generator=_generator(evaluation, name), chunk=chunk, report=report)
+    found = search(attack, counted, batch, threat, generator=_generator(evaluation, name))
     logits = verified(counted, batch, found, threat, name, chunk)
     column = Column(
         name=name,
@@ -135,6 +137,10 @@ def _attacked(
     x_adv = judged.x_adv.clone()
     x_adv[rows] = found.x_adv
     return Judged(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
+
+
+def _named(on_chunk: OnChunk | None, name: str) -> Report | None:
+    return None if on_chunk is None else partial(on_chunk, name)
 
 
 def _counts_targets(attack: Attack) -> bool:

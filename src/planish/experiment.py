@@ -17,6 +17,7 @@ from planish.data import load
 from planish.data.batches import Batches
 from planish.data.images import Images
 from planish.errors import BadInput
+from planish.files import write_json, write_text
 from planish.models import Normalized, build
 from planish.provenance import provenance
 from planish.training import EpochRecord, State, fit, start
@@ -79,7 +80,7 @@ def train(
         "data_digest": prepared.images.digest(),
         "data_name": prepared.images.name,
     }
-    checkpoints.write_text(folder / PROVENANCE, json.dumps(origin, indent=2) + "\n")
+    write_json(origin, folder / PROVENANCE)
     settings = experiment.settings
     batches = Batches(prepared.images, settings.batch_size, experiment.data.augmentation, device)
     method, threat = experiment.training_method, experiment.threat.model
@@ -102,7 +103,7 @@ def _claim(experiment: Experiment, folder: Path, resume: bool) -> None:
         return
     if folder.exists() and (not folder.is_dir() or os.listdir(folder)):
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
-    checkpoints.write_text(config, to_toml(experiment))
+    write_text(to_toml(experiment), config)
 
 
 def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
 
 def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
     """Write metrics and weights, then the resume file, whose epoch is what counts."""
-    checkpoints.write_text(folder / METRICS, "".join(json.dumps(entry) + "\n" for entry in state.history))
+    write_text("".join(json.dumps(entry) + "\n" for entry in state.history), folder / METRICS)
     checkpoints.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
     average = None if state.average is None else state.average.state_dict()
     resume = {

@@ -1,7 +1,8 @@
 """What batch norm, dropout and parameters do inside a block; every module's own state is put back exactly."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 from functools import partial
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Precision = Literal["float32", "bf16"]
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance of the nominal batch, by batch-norm module."""
 
@@ -102,6 +104,13 @@ def detached(statistics: Statistics) -> Statistics:
     return {module: (mean.detach(), variance.detach()) for module, (mean, variance) in statistics.items()}
 
 
+def autocast(x: Tensor, precision: Precision) -> AbstractContextManager[object]:
+    """Forwards in bfloat16 where that is asked for. No cache of cast weights: it would outlive a frozen block."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+
+
 def full_precision(x: Tensor) -> AbstractContextManager[None]:
     """Autocast off: linearity errors are small differences of large numbers and need float32."""
     return torch.autocast(x.device.type, enabled=False)
@@ -118,7 +127,7 @@ def _replaced_forward(modules: list[_BatchNorm], forward: Forward) -> Iterator[N
         for module, before in zip(modules, own, strict=True):
             del module.forward
             if before is not None:
-                module.forward = before
+                module.forward = before  # type: ignore[method-assign]
 
 
 def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Counted(nn.Module):
         logits: Tensor = getattr(output, "logits", output)
         self.forwards += len(x)
         if torch.is_tensor(logits) and logits.requires_grad:
-            logits.register_hook(self._count)
+            logits.register_hook(self._count)  # type: ignore[no-untyped-call]
         return logits
 
     def _count(self, gradient: Tensor) -> None:

@@ -5,7 +5,6 @@ A record stores one number per image and attack. Every accuracy is derived from 
 
 import json
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.errors import BadInput, nearest
+from planish.files import write_bytes
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -378,22 +378,3 @@ def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
         success = evaluation.success_rate(column.name)
         document["targeted_success"] = {"rate": success.value} | _counts(success)
     return document
-
-
-def write_json(document: Mapping[str, Any], path: str | Path) -> None:
-    """Write a JSON document, whole or not at all. ValueError when it holds NaN or infinity."""
-    write_bytes((json.dumps(document, indent=2, allow_nan=False) + "\n").encode(), path)
-
-
-def write_bytes(content: bytes, path: str | Path) -> None:
-    """Write a file whole or not at all: a temporary file in the same folder, then a rename."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

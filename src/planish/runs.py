@@ -22,7 +22,9 @@ from planish.data import load
 from planish.errors import BadInput
 from planish.evaluation import Judged, OnChunk, evaluate
 from planish.experiment import load_run
+from planish.files import write_bytes
 from planish.models import build
+from planish.modes import Precision
 from planish.report import Entry
 from planish.results import Evaluation
 from planish.threat import ThreatModel
@@ -43,13 +45,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Task:
-    """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images."""
+    """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images.
+
+    precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32.
+    """
 
     data: str
     threat: ThreatModel
     attacks: tuple[str, ...]
     limit: int | None = None
     seed: int = 0
+    precision: Precision = "float32"
 
 
 def subject(spec: str, device: torch.device | str = "cpu") -> Subject:
@@ -112,10 +118,19 @@ def judge(
     classes = len(judged.about.get("classes") or data["classes"])
     attacks = named_attacks(task.attacks, classes)
     batch = Batch(*(part.to(device) for part in batch[:3]))
-    known = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
+    known: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
+    known["precision"] = task.precision
     earlier = results.load(path) if path.exists() else None
     steps = evaluate(
-        judged.model, batch, task.threat, attacks, seed=task.seed, about=known, earlier=earlier, on_chunk=on_chunk
+        judged.model,
+        batch,
+        task.threat,
+        attacks,
+        seed=task.seed,
+        precision=task.precision,
+        about=known,
+        earlier=earlier,
+        on_chunk=on_chunk,
     )
     for step in steps:
         results.save(step.evaluation, path)
@@ -140,8 +155,8 @@ def _save_gallery(judged: Judged, batch: Batch, path: Path) -> None:
         "indices": record.indices[rows],
     }
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    results.write_bytes(content.getvalue(), path)
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_bytes(content.getvalue(), path)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:

@@ -3,7 +3,7 @@
 | way | passes for l and its slope, with parameter gradients | works with |
 |---|---|---|
 | double backward | F + Bx, then 4F + 2F backward | everything but compiled or synchronised modules |
-| forward mode | 2F, then 4F backward | no batch norm in training mode, no attention kernels |
+| forward mode | 2F, then 4F backward | no batch norm in training mode; a backward meets no softmax |
 | finite difference | 2F, then 4F backward | everything; inexact by O(step) |
 
 With batch norm in training mode an example's loss depends on its neighbours: the gradient is then of the
@@ -75,7 +75,12 @@ def slope_by_double_backward(loss_at: LossAt, x: Tensor, direction: Tensor) -> S
 
 
 def slope_by_forward_mode(loss_at: LossAt, x: Tensor, direction: Tensor) -> Slope:
-    """Return the loss and its directional derivative, exact, by one forward with dual numbers."""
+    """Return the loss and its directional derivative, exact, by one forward with dual numbers.
+
+    Differentiable with respect to the parameters only where nothing on the way is a softmax or logsumexp,
+    cross entropy included: PyTorch's forward-mode formula for these overwrites what the backward needs
+    (pytorch/pytorch#162350).
+    """
     with second_derivatives(), forward_ad.dual_level():
         moving = forward_ad.make_dual(x, direction)  # type: ignore[no-untyped-call]
         value, slope = forward_ad.unpack_dual(loss_at(moving))  # type: ignore[no-untyped-call]

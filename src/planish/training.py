@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from planish.batch import Batch
 from planish.errors import BadInput
 from planish.methods import Method, TrainingLoss
+from planish.modes import Precision, autocast
 from planish.randomness import seeded
 from planish.threat import ThreatModel
-
-Precision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -102,16 +100,10 @@ class Bound(nn.Module):
         self, x: Tensor, labels: Tensor, indices: Tensor, progress: float, generator: torch.Generator
     ) -> TrainingLoss:
         """Return the method's loss of the batch."""
-        with _autocast(x, self.precision):
+        with autocast(x, self.precision):
             return self.method(
                 self.model, Batch(x, labels, indices), self.threat, progress=progress, generator=generator
             )
-
-
-def _autocast(x: Tensor, precision: Precision) -> AbstractContextManager[None]:
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from planish.errors import BadInput
+from planish.files import write_bytes
 from planish.results import (
     Column,
     Difference,
@@ -20,7 +21,6 @@ from planish.results import (
     paired_interval,
     save,
     to_json,
-    write_bytes,
 )
 
 META = {
@@ -271,7 +271,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BadInput, match="disk full"):
         write_bytes(b"new", path)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.batch import Batch
-from planish.modes import attacked
+from planish.modes import Precision, attacked, autocast
 from planish.randomness import drawn_seed, seeded
 from planish.threat import ThreatModel
 
@@ -80,7 +80,7 @@ def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
     if batch.logits is not None:
         return batch
     with torch.no_grad():
-        return batch._replace(logits=torch.cat([model(x) for x in batch.x.split(chunk)]))
+        return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, chunk)]))
 
 
 def run(
@@ -91,11 +91,13 @@ def run(
     *,
     generator: torch.Generator,
     chunk: int = CHUNK,
+    precision: Precision = "float32",
     report: Report | None = None,
 ) -> Adversarials:
     """Attack a batch of any size in chunks, leaf by leaf, survivors refilled into full chunks before each.
 
     Images whose goal is reached, already at the clean image, are not attacked. The outcome does not depend on `chunk`.
+    precision: "bf16" searches under autocast and scores what was found in float32 before anything is decided.
     """
     with attacked(model):
         batch = with_logits(model, batch, chunk)
@@ -107,11 +109,20 @@ def run(
             rows = (best.score < 0).nonzero().squeeze(1)
             for start in range(0, len(rows), chunk):
                 part = rows[start : start + chunk]
-                found = leaf(model, batch.select(part), threat, generator=seeded(seed))
+                some = batch.select(part)
+                with autocast(batch.x, precision):
+                    found = leaf(model, some, threat, generator=seeded(seed))
+                if precision != "float32":
+                    found = _rescored(leaf, model, some, found)
                 _keep(best, part, found)
                 if report is not None:
                     report(int((best.score >= 0).sum()), len(rows) - start - len(part))
     return best
+
+
+def _rescored(leaf: Attack, model: nn.Module, batch: Batch, found: Adversarials) -> Adversarials:
+    with torch.no_grad():
+        return found._replace(score=leaf.goal(batch)[0](model(found.x_adv)))
 
 
 def _keep(best: Adversarials, rows: Tensor, found: Adversarials) -> None:

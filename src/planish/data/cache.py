@@ -2,14 +2,15 @@
 
 import contextlib
 import hashlib
-import os
-import tempfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from planish.data.decode import Pixels
 from planish.data.home import home
+from planish.errors import BadInput
+from planish.files import write_bytes
 
 
 def cache_path(source: Path) -> Path:
@@ -38,13 +39,7 @@ def load_pixels(cached: Path, rows: int) -> Pixels | None:
 
 def save_pixels(cached: Path, pixels: Pixels) -> None:
     """Write the pixels whole or not at all; if they cannot be written, the next run decodes again."""
-    with contextlib.suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=cached.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, pixels, allow_pickle=False)
-            os.replace(temporary, cached)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+    with contextlib.suppress(BadInput):
+        content = BytesIO()
+        np.save(content, pixels, allow_pickle=False)
+        write_bytes(content.getvalue(), cached)

@@ -10,13 +10,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from planish.files import write_bytes, write_json
 from planish.report.drawing import Plate, to_png, to_svg
 from planish.report.entry import Entry, check, images_text, threat
 from planish.report.figures import plates
 from planish.report.gallery import data_uri, gallery, gallery_caption, shots
 from planish.report.tables import cost_rows, summary_rows
 from planish.report.verdict import verdict
-from planish.results import to_json, write_bytes, write_json
+from planish.results import to_json
 
 
 def write_report(
@@ -30,7 +31,6 @@ def write_report(
     """
     check(entries)
     folder = Path(folder)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = plates(entries)
     galleries = [
         gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)

@@ -1,0 +1,59 @@
+# One environment, .venv, with the versions of constraints.txt. The two stamps keep it from being installed twice:
+# `use` has what planish needs, `check` has the tools and peers of the checks on top.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+USE := .venv/use.stamp
+CHECK := .venv/check.stamp
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test lint types wheel bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+quickstart: $(USE) ## install planish into .venv and run its first example; again: go on with what runs/ holds
+	$(BIN)/planish quickstart --resume
+
+test: lint types wheel ## run everything that continuous integration runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(CHECK) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(CHECK) ## check types
+	$(BIN)/mypy --strict src
+
+wheel: $(CHECK) ## build the wheel into dist/ and check that it holds every file of the package
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@cd src && find planish -type f ! -name '*.py[co]' | LC_ALL=C sort > ../dist/expected.txt
+	@$(BIN)/python -m zipfile -l dist/*.whl | awk '/^planish\// { print $$1 }' | LC_ALL=C sort > dist/found.txt
+	diff dist/expected.txt dist/found.txt
+	@rm dist/expected.txt dist/found.txt
+
+bench: $(CHECK) ## measure what training methods and attacks cost
+	$(BIN)/python benchmarks/training_cost.py
+	$(BIN)/python benchmarks/attack_cost.py
+
+clean: ## remove what was built and cached; keeps .venv and runs/
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "planish needs Python 3.11 or newer, and '$(PYTHON)' is not: name one that is, as in make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+
+# torch comes first, so that nothing that follows chooses it.
+$(USE): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --quiet hatchling
+	$(INSTALL) --no-build-isolation torch -e '.[digits]'
+	@touch $@
+
+# torchattacks asks for an old requests and for torchvision, and needs neither for what the tests compare.
+$(CHECK): $(USE)
+	$(INSTALL) --quiet --no-build-isolation torch -e '.[digits,test]'
+	$(INSTALL) --quiet --no-deps torchattacks
+	@touch $@

@@ -1,0 +1,164 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import ascend, evaluated
+from planish.batch import Batch
+from planish.losses import cross_entropy, margin, toward
+from planish.modes import evaluating
+from planish.objectives import Objective, loss_of, of
+from planish.randomness import keyed_draws
+from planish.rules import Adam, AutoPGD, Momentum, Steepest, StepRule
+from planish.threat import L2, Linf, ThreatModel
+
+RULES: list[StepRule] = [Steepest(0.25), Momentum(0.25), Adam(0.5), AutoPGD()]
+EVERY = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+BOTH = pytest.mark.parametrize("threat", [Linf(0.06), L2(0.4)], ids=["Linf", "L2"])
+
+
+class Counter:
+    """An objective that counts its forwards and backwards."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.forwards, self.backwards = objective, 0, 0
+
+    def __call__(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        self.forwards += 1
+        values, logits = self.objective(x_adv)
+        if values.requires_grad:
+            values.register_hook(lambda _: setattr(self, "backwards", self.backwards + 1))
+        return values, logits
+
+
+def attack(model: nn.Module, batch: Batch) -> Objective:
+    return of(model, loss_of(cross_entropy, batch.labels))
+
+
+@EVERY
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_passes(rule: StepRule, steps: int, smooth: nn.Module, batch: Batch):
+    for score, forwards in ((None, steps), (lambda logits: margin(logits, batch.labels), steps + 1)):
+        counter = Counter(attack(smooth, batch))
+        ascend(counter, batch.x.double(), Linf(0.1), rule, steps, score=score)
+        assert (counter.forwards, counter.backwards) == (forwards, steps)
+
+
+@EVERY
+@BOTH
+def test_every_point_is_feasible(rule: StepRule, threat: ThreatModel, model: nn.Module, batch: Batch):
+    points: list[Tensor] = []
+    objective = attack(model, batch)
+    start = threat.corner(batch.x, keyed_draws(batch.x, batch.indices, 0))
+
+    def watched(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        points.append(x_adv.detach())
+        return objective(x_adv)
+
+    points.append(ascend(watched, batch.x, threat, rule, 6, start=start).x_adv)
+    assert len(points) == 7 and all(threat.feasible(point, batch.x).all() for point in points)
+
+
+def scripted(heights: list[float]) -> tuple[Objective, Callable[[Tensor], Tensor]]:
+    """A score that takes these heights one after the other, while the objective always points right."""
+    height = iter(heights)
+
+    def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        return x_adv.flatten(1).sum(1), torch.full((len(x_adv), 1), next(height))
+
+    return objective, lambda logits: logits[:, 0]
+
+
+@pytest.mark.parametrize("best", [0, 2, 4])
+def test_the_best_iterate_may_be_the_start_and_the_last(best: int):
+    heights = [0.0] * 5
+    heights[best] = 1.0
+    objective, score = scripted(heights)
+    found = ascend(objective, torch.full((2, 1, 1, 1), 0.4), Linf(0.4), Steepest(0.25), 4, score=score)
+    torch.testing.assert_close(found.x_adv.flatten(), torch.full((2,), 0.4 + 0.1 * best))
+    assert found.score is not None and found.score.tolist() == [1.0, 1.0]
+
+
+def test_the_best_is_per_example_and_scored_by_the_logits():
+    rows = torch.arange(3)
+
+    def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        moved = ((x_adv - 0.4).flatten(1).sum(1) / 0.1).round().detach()
+        return x_adv.flatten(1).sum(1), (moved == rows).float()[:, None]
+
+    x = torch.full((3, 1, 1, 1), 0.4)
+    found = ascend(objective, x, Linf(0.4), Steepest(0.25), 4, score=lambda logits: logits[:, 0])
+    torch.testing.assert_close(found.x_adv.flatten(), torch.tensor([0.4, 0.5, 0.6]))
+    last = ascend(objective, x, Linf(0.4), Steepest(0.25), 4)
+    torch.testing.assert_close(last.x_adv.flatten(), torch.full((3,), 0.8))
+    assert last.score is None
+
+
+@EVERY
+def test_the_score_belongs_to_the_point(rule: StepRule, smooth: nn.Module, batch: Batch):
+    x = batch.x.double()
+    score = lambda logits: margin(logits, batch.labels)  # noqa: E731
+    found = ascend(attack(smooth, batch), x, Linf(0.2), rule, 8, score=score)
+    torch.testing.assert_close(found.score, margin(smooth(found.x_adv), batch.labels))
+    assert (found.score >= margin(smooth(x), batch.labels) - 1e-12).all()
+    assert (found.score > margin(smooth(x), batch.labels) + 1e-3).all()
+
+
+@EVERY
+def test_nothing_of_the_model_changes(rule: StepRule, model: nn.Module, batch: Batch):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    x = batch.x.clone()
+    with evaluating(model):
+        found = ascend(attack(model, batch), batch.x, Linf(0.1), rule, 3, score=lambda logits: logits[:, 0])
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not found.x_adv.requires_grad and found.score is not None and not found.score.requires_grad
+    assert batch.x.grad is None and torch.equal(batch.x, x)
+
+
+@EVERY
+@BOTH
+def test_a_batch_is_its_halves(rule: StepRule, threat: ThreatModel, model: nn.Module, batch: Batch):
+    model = model.double().eval()
+
+    def run(part: Batch) -> Tensor:
+        start = threat.sample(part.x, keyed_draws(part.x, part.indices, 5))
+        score = lambda logits: margin(logits, part.labels)  # noqa: E731
+        return ascend(attack(model, part), part.x, threat, rule, 12, start=start, score=score).x_adv
+
+    whole = batch._replace(x=batch.x.double())
+    cut = [run(whole.select(slice(0, 3))), run(whole.select(slice(3, 8)))]
+    torch.testing.assert_close(run(whole), torch.cat(cut), rtol=0, atol=1e-9)
+
+
+@BOTH
+@pytest.mark.parametrize("target", [0, 1, 2])
+def test_one_steepest_step_solves_a_linear_model(threat: ThreatModel, target: int, linear: nn.Module):
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.45
+    labels = torch.full((5,), 3)
+    objective = of(linear, loss_of(toward(torch.full((5,), target)), labels))
+    found = ascend(objective, x, threat, Steepest(1.0), 1).x_adv
+    weight = linear[1].weight[target] - linear[1].weight[3]
+    dual = weight.abs().sum() if isinstance(threat, Linf) else weight.norm()
+    rise = objective(found)[0] - objective(x)[0]
+    torch.testing.assert_close(rise, (threat.radius * dual).expand(5), rtol=1e-4, atol=1e-5)
+
+
+def test_it_works_under_no_grad_and_from_a_start(smooth: nn.Module, batch: Batch):
+    x = batch.x.double()
+    start = Linf(0.1).corner(x, keyed_draws(x, batch.indices, 1))
+    with torch.no_grad():
+        inside = ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 3, start=start).x_adv
+    assert torch.equal(inside, ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 3, start=start).x_adv)
+    assert torch.equal(ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 0, start=start).x_adv, start)
+
+
+def test_evaluated_is_the_gradient_of_the_sum(smooth: nn.Module, batch: Batch):
+    x = batch.x.double()
+    values, logits, gradient = evaluated(attack(smooth, batch), x)
+    leaf = x.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(smooth(leaf), batch.labels, reduction="sum")
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss, leaf)[0])
+    torch.testing.assert_close(values.sum(), loss.detach())
+    assert not (values.requires_grad or logits.requires_grad or gradient.requires_grad)
