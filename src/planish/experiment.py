@@ -11,15 +11,20 @@ import torch
 from torch import nn
 
 from planish import checkpoints
+from planish.attacks import run
+from planish.attacks.gradient import pgd
 from planish.checkpoints import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
 from planish.configuration import Experiment, experiment_from, read, to_toml
 from planish.data import load
 from planish.data.batches import Batches
 from planish.data.images import Images
 from planish.errors import BadInput
+from planish.evaluation import logits_of
 from planish.files import write_json, write_text
 from planish.models import Normalized, build
 from planish.provenance import provenance
+from planish.randomness import seeded
+from planish.threat import ThreatModel
 from planish.training import EpochRecord, State, fit, start
 
 
@@ -70,8 +75,9 @@ def train(
     A killed run goes on with resume=True from its last whole epoch and ends, on CPU, bit-identical.
     Raises BadInput if the folder holds another configuration, or a run without `resume`.
     """
-    _claim(experiment, folder, resume)
+    _refuse_other(experiment, folder, resume)
     prepared = prepare(experiment, device)
+    write_text(to_toml(experiment), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
     if (folder / RESUME).exists():
         _restore(state, checkpoints.load_resume(folder / RESUME))
@@ -85,25 +91,35 @@ def train(
     batches = Batches(prepared.images, settings.batch_size, experiment.data.augmentation, device)
     method, threat = experiment.training_method, experiment.threat.model
     for record in fit(state, method, threat, batches, settings, seed=experiment.seed):
-        state.history[-1] |= {"learning_rate": record.learning_rate, "seconds": record.seconds}
+        checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
+        state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
         _save(state, folder, metadata(experiment, prepared.images))
-        yield record
+        yield record._replace(metrics={**record.metrics, **checked})
 
 
-def _claim(experiment: Experiment, folder: Path, resume: bool) -> None:
-    """Make the folder this experiment's own, or refuse."""
-    config = folder / CONFIG
-    if config.exists():
-        if experiment_from(read(config)) != experiment:
+def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
+    """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
+    if (folder / CONFIG).exists():
+        if experiment_from(read(folder / CONFIG)) != experiment:
             raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
         if not resume and (folder / RESUME).exists():
-            raise BadInput(
-                f"{folder} already holds this run; add --resume to go on, or choose another folder"
-            )
-        return
-    if folder.exists() and (not folder.is_dir() or os.listdir(folder)):
+            raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
+    elif folder.exists() and (not folder.is_dir() or os.listdir(folder)):
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
-    write_text(to_toml(experiment), config)
+
+
+def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:
+    """Return clean and PGD-10 accuracy on the held-out training images; nothing where none are held out."""
+    if held_out is None:
+        return {}
+    batch = held_out.to(next(model.parameters()).device).as_batch()
+    logits = logits_of(model, batch.x)
+    found = run(pgd(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
+    clean, robust = (logits.argmax(1) == batch.labels), found.score < 0
+    return {
+        "validation_accuracy": float(clean.float().mean()),
+        "validation_robust_accuracy": float(robust.float().mean()),
+    }
 
 
 def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:

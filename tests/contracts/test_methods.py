@@ -143,10 +143,9 @@ def test_deterministic_under_its_generator_and_blind_to_the_global_one(name: str
 
 @EVERY
 def test_leftovers_of_the_caller_do_not_matter(name: str, model: nn.Module, batch: Batch):
-    clean = call(METHODS[name], deepcopy(model), batch)
-    expected = gradients(model, call(METHODS[name], model, batch).total)
-    x = batch.x.clone()
-    used = deepcopy(model)
+    used, x = deepcopy(model), batch.x.clone()
+    clean = call(METHODS[name], model, batch)
+    expected = gradients(model, clean.total)
     for parameter in used.parameters():
         parameter.grad = torch.ones_like(parameter)
     again = call(METHODS[name], used, batch._replace(x=batch.x.clone().requires_grad_()))

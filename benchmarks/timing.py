@@ -1,0 +1,141 @@
+"""What the benchmarks share: the problem, timing in turns, and the record."""
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from planish.batch import Batch
+from planish.models import build
+from planish.provenance import provenance
+from planish.files import write_json
+from planish.threat import Linf
+
+PEERS = ("torchattacks", "foolbox")
+RESULTS = Path(__file__).parent / "results"
+
+
+class Timing(NamedTuple):
+    """seconds: median over the rounds. ratio: median of the rounds' ratios to the base; low, high: their quartiles."""
+
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+
+
+class Problem(NamedTuple):
+    """A network in evaluation mode with random weights, images that it classifies as labelled, and the ball."""
+
+    model: nn.Module
+    batch: Batch
+    threat: Linf
+
+
+def parser(description: str, name: str) -> ArgumentParser:
+    """Return a parser of the options that all benchmarks have."""
+    options = ArgumentParser(description=description)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--width", type=int, default=16, help="of PreActResNet-18")
+    options.add_argument("--batch", type=int, default=64, help="number of images of 3x32x32")
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+    options.add_argument("--tiny", action="store_true", help="a problem that only shows that everything runs")
+    return options
+
+
+def problem(options: Namespace, activation: str) -> Problem:
+    """Return the problem, the same for the same options. Laid out channels last, as `planish.fit` trains."""
+    width, count, side = (2, 4, 8) if options.tiny else (options.width, options.batch, 32)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = build("preact-resnet-18", classes=10, channels=3, width=width, activation=activation)
+    model = model.to(options.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    x = torch.rand(count, 3, side, side).to(options.device, memory_format=torch.channels_last)
+    with torch.no_grad():
+        logits = model(x)
+    return Problem(model, Batch(x, logits.argmax(1), torch.arange(count), logits), Linf("8/255"))
+
+
+def compare(
+    candidates: Mapping[str, Callable[[], object]], rounds: int, *, base: str, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Time the candidates in turns, A B C, B C A, ..., so that what else the machine does hits all alike.
+
+    Each is called once before. On a CPU the clock is the process's own CPU time, which other programs disturb
+    little: time one thread. On a GPU it is the wall clock, the device synchronised before and after each call.
+    """
+    names = list(candidates)
+    for call in candidates.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            began = _now(device)
+            candidates[name]()
+            seconds[name].append(_now(device) - began)
+    return {name: _timing(seconds[name], seconds[base]) for name in names}
+
+
+def _now(device: str) -> float:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def _timing(seconds: Sequence[float], base: Sequence[float]) -> Timing:
+    low, ratio, high = np.quantile(np.divide(seconds, base), (0.25, 0.5, 0.75)).tolist()
+    return Timing(float(np.median(seconds)), ratio, low, high)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that reach the device's kernels: what a small network waits for on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Return the number of operations of a call; it does not depend on the machine's load."""
+    with Operations() as counter:
+        call()
+    return counter.count
+
+
+def save(options: Namespace, rows: list[dict[str, Any]], setting: Mapping[str, Any]) -> None:
+    """Write the rows with where they come from: setting, versions, device, commit and command."""
+    about = provenance(options.device)
+    about["versions"] |= {name: version(name) for name in PEERS}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json({**about, "setting": {**given(options), **setting}, "rows": rows}, options.out)
+
+
+def given(options: Namespace) -> dict[str, Any]:
+    """Return the options that shape the problem."""
+    return {name: value for name, value in vars(options).items() if name != "out"}
+
+
+def show(title: str, rows: list[dict[str, Any]], columns: Mapping[str, Callable[[dict[str, Any]], str]]) -> None:
+    """Print the rows as a table; each column is a function of a row."""
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="right" if table.columns else "left")
+    for row in rows:
+        table.add_row(*(text(row) for text in columns.values()))
+    Console().print(table)
