@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 from foolbox import attacks as fa
-from timing import Problem, compare, operations, parser, problem, save, show
+from timing import Problem, compare, parser, problem, save, show, work
 from torch import Tensor, nn
 
 from planish.attacks import Attack, run
@@ -171,11 +171,11 @@ def half_broken(intact: Problem) -> Problem:
 def counts(candidate: Candidate, model: nn.Module, images: int) -> dict[str, Any]:
     """Return forwards and backwards per image, operations, and whether parameter gradients were computed too."""
     counted = Counted(deepcopy(model).requires_grad_(not candidate.frozen)).eval()
-    number = operations(lambda: candidate.call(counted))
+    operations = work(lambda: candidate.call(counted)).operations
     return {
         "forwards": counted.forwards / images,
         "backwards": counted.backwards / images,
-        "operations": number,
+        "operations": operations,
         "parameter_gradients": any(parameter.grad is not None for parameter in counted.parameters()),
     }
 

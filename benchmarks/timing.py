@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from planish.batch import Batch
 from planish.models import build
@@ -99,23 +100,30 @@ def _timing(seconds: Sequence[float], base: Sequence[float]) -> Timing:
     return Timing(float(np.median(seconds)), ratio, low, high)
 
 
-class Operations(TorchDispatchMode):
-    """Counts the operations that reach the device's kernels: what a small network waits for on a GPU."""
+class Work(TorchDispatchMode):
+    """Counts what reaches the device, whatever the machine's load.
+
+    operations: kernels and views, which is what a small network waits for on a GPU. flops: of convolutions and matrix
+    products, forward and backward.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.operations = self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        self.operations += 1
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
 
 
-def operations(call: Callable[[], object]) -> int:
-    """Return the number of operations of a call; it does not depend on the machine's load."""
-    with Operations() as counter:
+def work(call: Callable[[], object]) -> Work:
+    """Return the work of one call."""
+    with Work() as counted:
         call()
-    return counter.count
+    return counted
 
 
 def save(options: Namespace, rows: list[dict[str, Any]], setting: Mapping[str, Any]) -> None:

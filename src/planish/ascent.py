@@ -23,7 +23,7 @@ def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tens
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_()
         values, logits = objective(leaf)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values))
     return values.detach(), logits.detach(), gradient
 
 

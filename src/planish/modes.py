@@ -26,12 +26,14 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode; afterwards each has its own mode back, frozen batch norms included."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if any(training for _, training in modes):
+        model.eval()
     try:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from planish.training import EpochRecord, Settings
 RADIUS = 0.2
 EPOCHS = 15
 METHODS = {"standard": "standard", "FGSM-AT": "fgsm", "SEAT": "seat", "LLR-2": "llr-2", "PGD-7 AT": "pgd-7"}
-ATTACKS = ("pgd-50-10", "multi-targeted-50-1")
+ATTACKS = ("pgd-50-10", "multi-targeted-20-1")
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,7 @@ class Linf(ThreatModel):
         return gradient.sign()
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(x_adv, x - self.radius), x + self.radius).clamp(
-            self.low, self.high
-        )
+        return torch.clamp(x_adv, x - self.radius, x + self.radius).clamp(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         return (x + self.radius * (2 * _uniform_like(x, uniform) - 1)).clamp(self.low, self.high)

@@ -46,7 +46,7 @@ def make_attack() -> Callable[..., Attack]:
     return build
 
 
-@pytest.fixture(params=[Linf(0.03), L2(0.2)], ids=lambda threat: threat.name)
+@pytest.fixture(params=[Linf(0.1), L2(0.6)], ids=lambda threat: threat.name)
 def threat(request: pytest.FixtureRequest) -> ThreatModel:
     """A ball in which some of the eight images can be broken and some cannot."""
     return request.param
@@ -58,8 +58,8 @@ def taught(images: Batch) -> nn.Module:
         torch.manual_seed(0)
         stage = [nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.Softplus()]
         network = nn.Sequential(*stage, nn.Flatten(), nn.Linear(36, CLASSES))
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.03)
-    for _ in range(60):
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(25):
         optimizer.zero_grad()
         F.cross_entropy(network(images.x), images.labels).backward()
         optimizer.step()

@@ -1,5 +1,6 @@
 """Input gradient regularization: pay for how fast the loss can rise, by finite differences or exactly."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ Scale = Literal["tulip", "exact"]
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """CE + lambda/2 ||grad l||_*^2, the norm dual to the threat's (Finlay and Oberman 2019, eq. 8).
+    """Gradient penalty: CE + lambda/2 ||grad l||_*^2, dual norm (Finlay and Oberman 2019, eq. 8).
 
     norm: "dual" to the threat, or "l1" / "l2" whatever the threat. weight: lambda. power: 2, or 1 for the
     unsquared penalty lambda ||grad l||_* (Rodriguez-Munoz et al. 2024, with weight = a * radius). scale:
@@ -77,9 +78,8 @@ class GradientPenalty:
     def _slope(self, loss_at: LossAt, x: Tensor, local: Tangent, threat: ThreatModel) -> Tensor:
         """Return the dual norm of the gradient, (N,), in the chosen scale, differentiable."""
         ball = {"dual": threat, "l1": Linf(1.0), "l2": L2(1.0)}[self.norm]
-        steepest = ball.steepest(local.gradient.detach())
-        stretch = steepest.flatten(1).norm(dim=1).clamp(min=1.0)
-        direction = steepest / stretch.view(-1, *[1] * (x.ndim - 1))
+        stretch = math.sqrt(x[0].numel()) if isinstance(ball, Linf) else 1.0
+        direction = ball.steepest(local.gradient.detach()) / stretch
         length = probe_length(x) if self.length is None else self.length
         if self.slope == "double-backward":
             slope = inner(direction, local.gradient)

@@ -30,7 +30,7 @@ class Nominal(NamedTuple):
 
 @dataclass(frozen=True)
 class LLR:
-    """Local linearity regularization: w CE + lambda (gamma + s |<delta, grad l>|) (Qin et al. 2019, eq. 8).
+    """LLR, local linearity: w CE + lambda (gamma + s |<delta, grad l>|) (Qin et al. 2019, eq. 8).
 
     gamma = |l(x + delta) - l(x) - <delta, grad l(x)>| at the delta that Adam finds to maximise it, `steps`
     long, from a uniform start. The clean pass collects its batch statistics, every perturbed pass reuses

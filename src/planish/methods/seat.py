@@ -20,9 +20,9 @@ from planish.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Seat:
-    """SEAT: CE(x_adv) + lambda |linearity error|, with x_adv one step up margin + lambda error.
+    """SEAT: CE(x_adv) + lambda |linearity error|, x_adv up margin + lambda error (Li and Yu 2022, eqs. 8, 9).
 
-    Li and Yu 2022, eqs. 8 and 9. The step is one radius from a random corner. No gradient flows through grad
+    The step is one radius from a random corner. No gradient flows through grad
     l(x). The clean pass is shared by the inner and the outer problem, which is the same arithmetic.
     linearity_weight: lambda, 0.5 in the paper, 0.6 in its code. flood: b of |CE - b| + b on the batch's mean
     (SEAT-FL), 0 = off. abs_over: "example", or "batch" as published, where signed errors cancel across the

@@ -18,7 +18,7 @@ from planish.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Trades:
-    """CE(x) + beta KL(p(x) || p(x_adv)), x_adv maximising the divergence (Zhang et al. 2019, eq. 3).
+    """TRADES: CE(x) + beta KL(p(x) || p(x_adv)), x_adv maximising the divergence (Zhang et al. 2019, eq. 3).
 
     Starts from noise of a small size (0.001 in the authors' code), steps of 0.226 radii (0.007 of 0.031),
     batch norm in evaluation mode inside. Running averages updated by both outer passes.
