@@ -1,6 +1,6 @@
 """What attacks cost: planish beside the shortest loops one can write, torchattacks and foolbox.
 
-    python benchmarks/attack_cost.py [--steps 10] [--batch 64] [--device cuda]
+    python benchmarks/attack_cost.py [--steps 5] [--batch 16] [--device cuda]
 
 Every candidate gets images whose clean logits are known, as in any evaluation, and answers with adversarial images and
 whether they are broken: torchattacks, which returns images only, is followed by one forward. Planish is called through
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 from foolbox import attacks as fa
-from timing import Problem, compare, parser, problem, save, show, work
+from timing import Problem, compare, parser, problem, save, show, spread, work
 from torch import Tensor, nn
 
 from planish.attacks import Attack, run
@@ -28,6 +28,15 @@ from planish.randomness import seeded
 
 BASE = "planish"
 RESTARTS = 2
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "by": lambda row: row["candidate"],
+    "forwards": lambda row: f"{row['forwards']:g}",
+    "backwards": lambda row: f"{row['backwards']:g}{' full' * row['parameter_gradients']}",
+    "operations": lambda row: str(row["operations"]),
+    "time": lambda row: f"{row['ratio']:.2f}",
+    "quartiles": spread,
+    "ms": lambda row: f"{1000 * row['seconds']:.0f}",
+}
 
 
 class Candidate(NamedTuple):
@@ -157,7 +166,9 @@ def groups(intact: Problem, steps: int) -> dict[str, Group]:
         },
         f"APGD-CE-{steps}": {
             BASE: ours(apgd_ce(steps, 1), intact),
-            "torchattacks": theirs(lambda m: torchattacks.APGD(m, eps=radius, steps=steps), intact, judges=True),
+            "torchattacks": theirs(
+                lambda m: torchattacks.APGD(m, eps=radius, steps=steps), intact, judges=True
+            ),
         },
     }
 
@@ -165,7 +176,9 @@ def groups(intact: Problem, steps: int) -> dict[str, Group]:
 def half_broken(intact: Problem) -> Problem:
     """Return the problem with every second image labelled otherwise, so that it is broken before any attack."""
     batch = intact.batch
-    return intact._replace(batch=batch._replace(labels=(batch.labels + batch.indices.to(batch.x.device) % 2) % 10))
+    return intact._replace(
+        batch=batch._replace(labels=(batch.labels + batch.indices.to(batch.x.device) % 2) % 10)
+    )
 
 
 def counts(candidate: Candidate, model: nn.Module, images: int) -> dict[str, Any]:
@@ -180,7 +193,9 @@ def counts(candidate: Candidate, model: nn.Module, images: int) -> dict[str, Any
     }
 
 
-def measured(name: str, group: Group, model: nn.Module, images: int, rounds: int, device: str) -> list[dict[str, Any]]:
+def measured(
+    name: str, group: Group, model: nn.Module, images: int, rounds: int, device: str
+) -> list[dict[str, Any]]:
     """Return one row for each candidate of a group."""
     frozen = deepcopy(model).requires_grad_(False)
 
@@ -203,29 +218,15 @@ def measured(name: str, group: Group, model: nn.Module, images: int, rounds: int
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and save."""
     options = parser("What attacks cost.", "attack_cost")
-    options.add_argument("--steps", type=int, default=10)
+    options.add_argument("--steps", type=int, default=5)
     given = options.parse_args(arguments)
     intact = problem(given, "relu")
-    rows = [
-        row
-        for name, group in groups(intact, given.steps).items()
-        for row in measured(name, group, intact.model, len(intact.batch.x), given.rounds, given.device)
-    ]
+    rows = []
+    for name, group in groups(intact, given.steps).items():
+        new = measured(name, group, intact.model, len(intact.batch.x), given.rounds, given.device)
+        show(f"{name}: time of planish = 1", new, COLUMNS)
+        rows += new
     save(given, rows, {"images": list(intact.batch.x.shape), "base": BASE})
-    show(
-        "Time of an attack, planish = 1; above 1 is slower",
-        rows,
-        {
-            "attack": lambda row: row["attack"],
-            "by": lambda row: row["candidate"],
-            "forwards": lambda row: f"{row['forwards']:g}",
-            "backwards": lambda row: f"{row['backwards']:g}{' full' * row['parameter_gradients']}",
-            "operations": lambda row: str(row["operations"]),
-            "time": lambda row: f"{row['ratio']:.2f}",
-            "quartiles": lambda row: f"{row['low']:.2f} to {row['high']:.2f}",
-            "ms": lambda row: f"{1000 * row['seconds']:.0f}",
-        },
-    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -47,7 +48,7 @@ def parser(description: str, name: str) -> ArgumentParser:
     options = ArgumentParser(description=description)
     options.add_argument("--device", default="cpu")
     options.add_argument("--width", type=int, default=16, help="of PreActResNet-18")
-    options.add_argument("--batch", type=int, default=64, help="number of images of 3x32x32")
+    options.add_argument("--batch", type=int, default=16, help="number of images of 3x32x32")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     options.add_argument("--tiny", action="store_true", help="a problem that only shows that everything runs")
@@ -139,11 +140,18 @@ def given(options: Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name != "out"}
 
 
-def show(title: str, rows: list[dict[str, Any]], columns: Mapping[str, Callable[[dict[str, Any]], str]]) -> None:
+def show(
+    title: str, rows: list[dict[str, Any]], columns: Mapping[str, Callable[[dict[str, Any]], str]]
+) -> None:
     """Print the rows as a table; each column is a function of a row."""
-    table = Table(title=title)
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     for name in columns:
-        table.add_column(name, justify="right" if table.columns else "left")
+        table.add_column(name, justify="right" if table.columns else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(text(row) for text in columns.values()))
     Console().print(table)
+
+
+def spread(row: dict[str, Any]) -> str:
+    """Return the quartiles of a row's ratio as text."""
+    return f"{row['low']:.2f} to {row['high']:.2f}"

@@ -1,6 +1,6 @@
 """What one training step costs, relative to ordinary training: counted in floating-point operations, and measured.
 
-    python benchmarks/training_cost.py [--batch 64] [--device cuda]
+    python benchmarks/training_cost.py [--batch 16] [--device cuda]
 
 A step is a method's loss and its backward; the optimizer's step, the same for all, is left out. Beside planish's methods
 stand the loops that people write by hand or around an attack library. The network has softplus activations, because LLR
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 from foolbox import attacks as fa
-from timing import Problem, compare, parser, problem, save, show, work
+from timing import Problem, compare, parser, problem, save, show, spread, work
 from torch import Tensor, nn
 
 from planish.methods import Method
@@ -72,7 +72,9 @@ def steps(given: Problem) -> dict[str, Step]:
     methods: dict[str, Method] = {name: build() for name, build in components("methods").items()}
     methods = {BASE: methods.pop(BASE), **methods, "pgd, eval batch norm": pgd_at(STEPS, batch_norm="eval")}
     ours = {name: method_step(method, given) for name, method in methods.items()}
-    return ours | {name: loop_step(perturb, given) for name, perturb in perturbations(given.threat.radius).items()}
+    return ours | {
+        name: loop_step(perturb, given) for name, perturb in perturbations(given.threat.radius).items()
+    }
 
 
 def method_step(method: Method, given: Problem) -> Step:
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "step": lambda row: row["step"],
             "counted": lambda row: f"{row['counted']:.2f}",
             "measured": lambda row: f"{row['ratio']:.2f}",
-            "quartiles": lambda row: f"{row['low']:.2f} to {row['high']:.2f}",
+            "quartiles": spread,
             "operations": lambda row: str(row["operations"]),
             "ms": lambda row: f"{1000 * row['seconds']:.0f}",
         },

@@ -1,5 +1,6 @@
 """An experiment carried out: data, model and method put together, trained, saved and resumed."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from planish.attacks import run
 from planish.attacks.gradient import pgd
 from planish.checkpoints import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
 from planish.configuration import Experiment, experiment_from, read, to_toml
+from planish.costs import training_cost
 from planish.data import load
 from planish.data.batches import Batches
 from planish.data.images import Images
@@ -26,6 +28,10 @@ from planish.provenance import provenance
 from planish.randomness import seeded
 from planish.threat import ThreatModel
 from planish.training import EpochRecord, State, fit, start
+
+
+COUNTED = 4
+"""Images on which the cost of a training step is counted."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,7 @@ def train(
     state = start(prepared.model, experiment.settings)
     if (folder / RESUME).exists():
         _restore(state, checkpoints.load_resume(folder / RESUME))
-    origin = {
-        **provenance(device),
-        "data_digest": prepared.images.digest(),
-        "data_name": prepared.images.name,
-    }
-    write_json(origin, folder / PROVENANCE)
+    write_json(_origin(experiment, prepared, device), folder / PROVENANCE)
     settings = experiment.settings
     batches = Batches(prepared.images, settings.batch_size, experiment.data.augmentation, device)
     method, threat = experiment.training_method, experiment.threat.model
@@ -95,6 +96,20 @@ def train(
         state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
         _save(state, folder, metadata(experiment, prepared.images))
         yield record._replace(metrics={**record.metrics, **checked})
+
+
+def _origin(experiment: Experiment, prepared: Prepared, device: torch.device | str) -> dict[str, Any]:
+    """Return where a run comes from, and what a training step costs in standard steps."""
+    images = prepared.images
+    sample = images.first(COUNTED).to(device).as_batch()
+    cost = training_cost(experiment.training_method, prepared.model, sample, experiment.threat.model)
+    return {
+        **provenance(device),
+        "configuration_digest": hashlib.sha256(to_toml(experiment).encode()).hexdigest(),
+        "data_name": images.name,
+        "data_digest": images.digest(),
+        "training_cost": cost,
+    }
 
 
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:

@@ -1,0 +1,238 @@
+"""What every attack must do. A newly registered one is covered the day it lands."""
+
+import random
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planish.attacks import Adversarials, Attack, Worst, leaves, run
+from planish.attacks.gradient import pgd
+from planish.batch import Batch
+from planish.modes import attacked, evaluating
+from planish.randomness import seeded
+from planish.registry import components
+from planish.threat import ThreatModel
+
+Make = Callable[..., Attack]
+pytestmark = pytest.mark.parametrize("name", sorted(components("attacks")))
+
+
+def direct(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:
+    return attack(model, batch, threat, generator=seeded(seed))
+
+
+def chunked(
+    attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, chunk: int = 256
+) -> Adversarials:
+    return run(attack, model, batch, threat, generator=seeded(0), chunk=chunk)
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    with evaluating(model), torch.no_grad():
+        return model(x)
+
+
+def same(found: Adversarials, other: Adversarials) -> bool:
+    return all(torch.equal(one, two) for one, two in zip(found, other, strict=True))
+
+
+@pytest.mark.parametrize("how", [direct, chunked])
+def test_feasible_honest_and_never_worse_than_the_clean_image(
+    name: str, how: Callable[..., Adversarials], make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    attack = make_attack(name)
+    before = images.x.clone()
+    found = how(attack, knowing.network, images, threat)
+    assert threat.feasible(found.x_adv, images.x).all()
+    assert found.x_adv.shape == images.x.shape and found.x_adv.dtype == torch.float32
+    assert not found.x_adv.requires_grad and torch.equal(images.x, before)
+    score, target = attack.goal(images._replace(logits=logits_of(knowing.network, images.x)))
+    torch.testing.assert_close(found.score, score(logits_of(knowing.network, found.x_adv)), atol=1e-5, rtol=0)
+    assert (found.score >= score(logits_of(knowing.network, images.x)) - 1e-5).all()
+    assert (found.score > score(logits_of(knowing.network, images.x)) + 0.1).sum() >= 4
+    assert found.target.dtype == torch.int64 and found.target.shape == target.shape
+    assert (found.target != images.labels).all() and (found.target >= -1).all()
+
+
+def test_a_batch_is_its_halves_in_any_order(
+    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    attack = make_attack(name)
+    whole = direct(attack, knowing, images, threat)
+    order = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4])
+    cuts = [direct(attack, knowing, images.select(rows), threat) for rows in order.split([3, 1, 4])]
+    parts = Adversarials(*(torch.cat(part) for part in zip(*cuts, strict=True)))
+    assert same(parts, Adversarials(*(value[order] for value in whole)))
+
+
+def test_the_chunk_changes_nothing(
+    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    attack = make_attack(name)
+    whole = chunked(attack, knowing, images, threat)
+    assert all(same(chunked(attack, knowing, images, threat, chunk), whole) for chunk in (1, 3))
+
+
+def test_clean_logits_that_are_given_are_used(
+    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    attack, asked = make_attack(name), []
+    given = images._replace(logits=logits_of(knowing, images.x))
+    without = direct(attack, knowing, images, threat)
+    knowing.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0]))
+    assert same(direct(attack, knowing, given, threat), without)
+    assert len(leaves_of(attack)) == 1 or not any(torch.equal(x, images.x) for x in asked)
+
+
+def leaves_of(attack: Attack) -> list[Attack]:
+    return list(leaves(attack))
+
+
+def test_its_generator_decides(
+    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    attack = make_attack(name)
+    one, two = (direct(attack, knowing.network, images, threat, seed=5) for _ in range(2))
+    assert same(one, two)
+
+
+def test_more_restarts_and_longer_suites_never_lower_a_score(
+    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    short, long = make_attack(name, restarts=1), make_attack(name, restarts=3)
+    suite = Worst((short, short, long))
+    scores = [chunked(attack, knowing.network, images, threat).score for attack in (short, long, suite)]
+    assert (scores[1] >= scores[0] - 1e-5).all() and (scores[2] >= scores[0] - 1e-5).all()
+
+
+def condition(model: nn.Module) -> list[object]:
+    """All that an attack must leave alone: modes, gradients, wishes for them, and the global random states."""
+    modes = [module.training for module in model.modules()]
+    gradients = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
+    wishes = [p.requires_grad for p in model.parameters()]
+    randomness = [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()]
+    return [modes, gradients, wishes, randomness]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("how", [direct, chunked])
+def test_the_model_and_the_world_stay_as_they_are(
+    name: str,
+    how: Callable[..., Adversarials],
+    fails: bool,
+    make_attack: Make,
+    knowing: nn.Module,
+    images: Batch,
+    threat: ThreatModel,
+):
+    network = nn.Sequential(knowing.network, nn.Dropout(0.5), nn.BatchNorm1d(4)).train()
+    network[0][1].eval()
+    first, second, *_ = network.parameters()
+    first.requires_grad_(False)
+    second.grad = torch.ones_like(second)
+    before, tensors = condition(network), deepcopy(network.state_dict())
+    if fails:
+        calls = iter([0, 1])
+        network.register_forward_pre_hook(lambda module, inputs: next(calls) and None)
+        with pytest.raises(StopIteration):
+            how(make_attack(name, restarts=3), network, images, threat)
+    else:
+        how(make_attack(name), network, images, threat)
+    assert condition(network) == before
+    assert all(torch.equal(value, tensors[key]) for key, value in network.state_dict().items())
+
+
+def test_radius_zero_returns_the_clean_images(
+    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    attack, nowhere = make_attack(name), threat.scaled(0.0)
+    for how in (direct, chunked):
+        found = how(attack, knowing, images, nowhere)
+        score, _ = attack.goal(images._replace(logits=logits_of(knowing, images.x)))
+        assert torch.equal(found.x_adv, images.x)
+        assert torch.equal(found.score, score(logits_of(knowing, images.x)))
+
+
+def colour_network() -> nn.Module:
+    """For images of any memory layout: it flattens first, so that the layout cannot change its arithmetic."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 6, 8), nn.Softplus(), nn.Linear(8, 4))
+    return layers.eval()
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "every_other_column"])
+def test_memory_layout_changes_nothing_on_oblong_images(
+    name: str, layout: str, make_attack: Make, threat: ThreatModel
+):
+    wide = torch.rand(3, 3, 4, 12, generator=torch.Generator().manual_seed(2))
+    strided = wide[..., ::2]
+    plain = Batch(strided.contiguous(), torch.tensor([0, 1, 2]), torch.arange(3))
+    if layout == "channels_last":
+        strided = plain.x.to(memory_format=torch.channels_last)
+    assert not strided.is_contiguous()
+    attack, network = make_attack(name), colour_network()
+    for how in (direct, chunked):
+        assert same(
+            how(attack, network, plain._replace(x=strided), threat), how(attack, network, plain, threat)
+        )
+
+
+class Halved(nn.Module):
+    """A network whose weights are bfloat16; its logits too."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = deepcopy(network).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.bfloat16())
+
+
+def test_bfloat16_weights(
+    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    attack, network = make_attack(name), Halved(knowing.network)
+    found = chunked(attack, network, images, threat)
+    clean = attack.goal(images._replace(logits=logits_of(network, images.x)))[0](logits_of(network, images.x))
+    assert found.x_adv.dtype == found.score.dtype == torch.float32
+    assert threat.feasible(found.x_adv, images.x).all() and found.score.isfinite().all()
+    assert (found.score >= clean).all() and (found.score > clean + 0.1).sum() >= 4
+
+
+def test_images_that_are_lost_already_are_not_attacked(
+    name: str, make_attack: Make, knowing: nn.Module, known: Batch, threat: ThreatModel
+):
+    attack = make_attack(name)
+    lost = known._replace(labels=(known.labels + 1) % 4)
+    for batch in (known, lost, known.select(slice(2, 3)), lost.select(slice(2, 3))):
+        clean, _ = attack.goal(batch._replace(logits=logits_of(knowing, batch.x)))
+        reached = clean(logits_of(knowing, batch.x)) >= 0
+        found = chunked(attack, knowing, batch, threat)
+        assert torch.equal(found.x_adv[reached], batch.x[reached])
+        assert (found.x_adv[~reached] != batch.x[~reached]).flatten(1).any(1).float().mean() >= 0.5 or reached.all()
+
+
+def test_no_image_is_left(name: str, make_attack: Make, knowing: nn.Module, known: Batch, threat: ThreatModel):
+    empty = known.select(slice(0, 0))
+    found = chunked(make_attack(name), knowing, empty._replace(logits=torch.zeros(0, 4)), threat)
+    assert len(found.x_adv) == len(found.score) == len(found.target) == 0
+
+
+def test_nested_blocks(name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel):
+    """Inside somebody else's attack the model is still frozen afterwards, outside it is as it was."""
+    modes = [module.training for module in knowing.modules()]
+    with attacked(knowing):
+        direct(make_attack(name), knowing.network, images, threat)
+        assert not any(module.training for module in knowing.modules())
+        assert not any(p.requires_grad for p in knowing.parameters())
+    assert [module.training for module in knowing.modules()] == modes
+    assert all(p.requires_grad for p in knowing.parameters())
+
+
+def test_pgd_is_no_substitute(name: str, make_attack: Make):
+    assert name == "pgd" or make_attack(name) != pgd(3, 2)

@@ -1,0 +1,78 @@
+"""The benchmarks run and write what they promise; how long anything takes is not tested."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planish.registry import components
+
+pytest.importorskip("torchattacks", reason="a peer that the benchmarks compare with")
+pytest.importorskip("foolbox", reason="a peer that the benchmarks compare with")
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+TIMING = {"seconds", "ratio", "low", "high"}
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """results(script, *options): what the script writes about a tiny problem."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+    def run(script: str, *options: str) -> dict[str, Any]:
+        out = tmp_path / "new" / f"{script}.json"
+        importlib.import_module(script).main(["--tiny", "--rounds", "2", "--out", str(out), *options])
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_attack_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = results("attack_cost", "--steps", "3")
+    assert {"versions", "device", "commit", "command", "setting", "rows"} <= set(found)
+    assert {"planish", "torch", "torchattacks", "foolbox"} <= set(found["versions"])
+    rows = {(row["attack"], row["candidate"]): row for row in found["rows"]}
+    assert all(TIMING | {"operations"} <= set(row) and row["seconds"] > 0 for row in found["rows"])
+    assert all(rows[attack, "planish"]["ratio"] == 1 for attack, _ in rows)
+    assert "PGD-3" in capsys.readouterr().out
+
+
+def test_attack_cost_counts_passes_per_image(results: Any) -> None:
+    rows = {(row["attack"], row["candidate"]): row for row in results("attack_cost", "--steps", "3")["rows"]}
+
+    def passes(attack: str, candidate: str) -> tuple[float, float]:
+        row = rows[attack, candidate]
+        return row["forwards"], row["backwards"]
+
+    assert passes("FGSM", "planish") == (2, 1)
+    assert passes("PGD-3", "planish") == passes("PGD-3", "hand-written, best") == (4, 3)
+    assert passes("PGD-3", "hand-written, last") == (3, 3)
+    half = "PGD-3, 2 starts, half broken"
+    assert passes(half, "planish") == (4, 3), "two starts of the half that is not broken"
+    assert passes(half, "foolbox") == (8, 6)
+    wasted = {candidate for (_, candidate), row in rows.items() if row["parameter_gradients"]}
+    assert wasted == {"foolbox"}
+
+
+def test_training_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = results("training_cost")
+    rows = {row["step"]: row for row in found["rows"]}
+    assert set(components("methods")) < set(rows)
+    assert all(TIMING | {"counted", "operations"} <= set(row) for row in rows.values())
+    assert rows["standard"]["counted"] == rows["standard"]["ratio"] == 1
+    assert rows["pgd"]["counted"] == rows["hand-written PGD-7"]["counted"] > rows["fgsm"]["counted"] > 1
+    assert "pgd" in capsys.readouterr().out
+
+
+def test_candidates_take_turns_and_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    timing = importlib.import_module("timing")
+    calls: list[str] = []
+    ticks = iter([0, 1, 1, 3, 3, 9, 9, 11])
+    monkeypatch.setattr(timing.time, "process_time", lambda: float(next(ticks)))
+    found = timing.compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, base="a")
+    assert calls == ["a", "b", "a", "b", "b", "a"]
+    assert found["a"] == (1.5, 1.0, 1.0, 1.0)
+    assert found["b"].seconds == 4.0
+    assert found["b"].ratio == 2.5
