@@ -14,20 +14,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from planish.batch import Batch
+from planish.files import write_json
 from planish.models import build
 from planish.provenance import provenance
-from planish.files import write_json
 from planish.threat import Linf
 
+Row = dict[str, Any]
+Columns = Mapping[str, Callable[[Row], str]]
 PEERS = ("torchattacks", "foolbox")
 RESULTS = Path(__file__).parent / "results"
 
 
 class Timing(NamedTuple):
-    """seconds: median over the rounds. ratio: median of the rounds' ratios to the base; low, high: their quartiles."""
+    """seconds: median of the rounds. ratio: median of the rounds' ratios to the base; low, high: quartiles."""
 
     seconds: float
     ratio: float
@@ -36,7 +37,7 @@ class Timing(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A network in evaluation mode with random weights, images that it classifies as labelled, and the ball."""
+    """A network in evaluation mode with random weights, images labelled as it classifies them, the ball."""
 
     model: nn.Module
     batch: Batch
@@ -65,7 +66,7 @@ def problem(options: Namespace, activation: str) -> Problem:
     x = torch.rand(count, 3, side, side).to(options.device, memory_format=torch.channels_last)
     with torch.no_grad():
         logits = model(x)
-    return Problem(model, Batch(x, logits.argmax(1), torch.arange(count), logits), Linf("8/255"))
+    return Problem(model, Batch(x, logits.argmax(1), torch.arange(count), logits), Linf(8 / 255))
 
 
 def compare(
@@ -73,8 +74,8 @@ def compare(
 ) -> dict[str, Timing]:
     """Time the candidates in turns, A B C, B C A, ..., so that what else the machine does hits all alike.
 
-    Each is called once before. On a CPU the clock is the process's own CPU time, which other programs disturb
-    little: time one thread. On a GPU it is the wall clock, the device synchronised before and after each call.
+    Each is called once before. On a CPU the clock is the process's own CPU time, which other programs
+    disturb little: time one thread. On a GPU it is the wall clock, the device synchronised round each call.
     """
     names = list(candidates)
     for call in candidates.values():
@@ -101,33 +102,27 @@ def _timing(seconds: Sequence[float], base: Sequence[float]) -> Timing:
     return Timing(float(np.median(seconds)), ratio, low, high)
 
 
-class Work(TorchDispatchMode):
-    """Counts what reaches the device, whatever the machine's load.
-
-    operations: kernels and views, which is what a small network waits for on a GPU. flops: of convolutions and matrix
-    products, forward and backward.
-    """
+class Operations(TorchDispatchMode):
+    """Counts what reaches the device, kernels and views: what a small network waits for on a GPU."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.operations = self.flops = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.operations += 1
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
-def work(call: Callable[[], object]) -> Work:
-    """Return the work of one call."""
-    with Work() as counted:
+def operations(call: Callable[[], object]) -> int:
+    """Return the number of operations of one call, whatever the machine's load."""
+    counter = Operations()
+    with counter:
         call()
-    return counted
+    return counter.count
 
 
-def save(options: Namespace, rows: list[dict[str, Any]], setting: Mapping[str, Any]) -> None:
+def save(options: Namespace, rows: list[Row], setting: Mapping[str, Any]) -> None:
     """Write the rows with where they come from: setting, versions, device, commit and command."""
     about = provenance(options.device)
     about["versions"] |= {name: version(name) for name in PEERS}
@@ -140,9 +135,7 @@ def given(options: Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name != "out"}
 
 
-def show(
-    title: str, rows: list[dict[str, Any]], columns: Mapping[str, Callable[[dict[str, Any]], str]]
-) -> None:
+def show(title: str, rows: list[Row], columns: Columns) -> None:
     """Print the rows as a table; each column is a function of a row."""
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for name in columns:
@@ -152,6 +145,6 @@ def show(
     Console().print(table)
 
 
-def spread(row: dict[str, Any]) -> str:
+def spread(row: Row) -> str:
     """Return the quartiles of a row's ratio as text."""
     return f"{row['low']:.2f} to {row['high']:.2f}"

@@ -1,5 +1,6 @@
 """What a training step costs, counted and not timed: arithmetic relative to a standard step."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -17,10 +18,10 @@ from planish.threat import ThreatModel
 def training_cost(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> float:
     """Return the floating point operations of one training step relative to a step of standard training.
 
-    Counts convolutions and matrix products of every forward and backward, those of differentiated gradients
-    included; element-wise operations, batch norm and the optimizer are not counted. Works on a copy: the
-    model, its gradients and its statistics stay as they are. Speeds differ: passes that keep a device busier,
-    or run as one kernel, take less time than their share.
+    Counts convolutions, matrix products and attention of every forward and backward, those of differentiated
+    gradients included; element-wise operations, batch norm and the optimizer are not counted. Works on a copy
+    in training mode: the model, its gradients and its statistics stay as they are. Times differ: a pass that
+    keeps a device busier takes less than its share.
     """
     return _operations(method, model, batch, threat) / _operations(Standard(), model, batch, threat)
 
@@ -31,19 +32,19 @@ def _operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatMo
     with _Counter() as counter:
         loss = method(own, batch, threat, progress=1.0, generator=generator)
         loss.total.backward()  # type: ignore[no-untyped-call]
-    return counter.operations
+    return counter.total
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up PyTorch's own operation counts; its FlopCounterMode also tracks modules, which breaks on inner gradients."""
+class _Counter(TorchDispatchMode):
+    """Adds up operations by PyTorch's formulas; its own FlopCounterMode fails inside torch.autograd.grad."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.operations = 0
+    total = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.operations += count(*args, **(kwargs or {}), out_val=out)
-        return out
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula: Callable[..., int] | None = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
