@@ -8,10 +8,10 @@ CHECK := .venv/check.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint types wheel bench clean
+.PHONY: help quickstart test lint types wheel bench cifar10-small clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 quickstart: $(USE) ## install planish into .venv and run its first example; again: go on with what runs/ holds
 	$(BIN)/planish quickstart --resume
@@ -37,6 +37,9 @@ wheel: $(CHECK) ## build the wheel into dist/ and check that it holds every file
 bench: $(CHECK) ## measure what training methods and attacks cost
 	$(BIN)/python benchmarks/training_cost.py
 	$(BIN)/python benchmarks/attack_cost.py
+
+cifar10-small: $(USE) ## train and judge every method on a small CIFAR-10; about five hours on two cores
+	bash benchmarks/cifar10_small.sh
 
 clean: ## remove what was built and cached; keeps .venv and runs/
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,12 +2,15 @@
 # Train and judge every method of benchmarks/cifar10_small.toml: PreActResNet-18 of width 16, 10 epochs over the first
 # 25,000 training images, Linf radius 8/255, PGD-50 x 10 and multi-targeted on the first 1,000 test images.
 # About five hours on two CPU cores with one process on each. Finished rows are not run again; a killed run goes on.
-#   benchmarks/cifar10_small.sh [METHOD ...]      RUNS=runs/cifar10-small is where everything goes
+#   benchmarks/cifar10_small.sh [METHOD ...]
+# RUNS (runs/cifar10-small) is where everything goes, DATA (../shared/data) the folder with the two Parquet files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUNS=${RUNS:-runs/cifar10-small}
 PLANISH=${PLANISH:-.venv/bin/planish}
-TEST=../shared/data/cifar10-jpeg75-test.parquet
+DATA=${DATA:-../shared/data}
+TRAIN=$DATA/cifar10-jpeg75-train.parquet TEST=$DATA/cifar10-jpeg75-test.parquet
+[ -f "$TEST" ] || { echo "no $TEST: set DATA to a folder with CIFAR-10 as Parquet files" >&2; exit 2; }
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 options() { # what a method sets beyond the shared configuration
@@ -22,7 +25,7 @@ options() { # what a method sets beyond the shared configuration
 [ $# -gt 0 ] || set -- standard fgsm rs-fgsm n-fgsm seat seat-fl llr-2 gradient-penalty pgd-7
 for method in "$@"; do
   # shellcheck disable=SC2046
-  $PLANISH train benchmarks/cifar10_small.toml --method "$method" $(options "$method") --out "$RUNS/$method" --resume
+  $PLANISH train benchmarks/cifar10_small.toml --data "$TRAIN" --method "$method" $(options "$method") --out "$RUNS/$method" --resume
   $PLANISH evaluate "$RUNS/$method" --data "$TEST" --radius 8/255 --attacks pgd-50-10,multi-targeted-20-1 \
     --limit 1000 --precision bf16 --out "$RUNS/$method" --resume
 done

@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Timing(NamedTuple):
-    """seconds: median of the rounds. ratio: median of the rounds' ratios to the base; low, high: quartiles."""
+    """seconds: median. ratio: median of the rounds' ratios to the base; low, high: its quartiles."""
 
     seconds: float
     ratio: float
@@ -137,7 +137,7 @@ def given(options: Namespace) -> dict[str, Any]:
 
 def show(title: str, rows: list[Row], columns: Columns) -> None:
     """Print the rows as a table; each column is a function of a row."""
-    table = Table(title=title, title_justify="left", box=SIMPLE)
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
     for name in columns:
         table.add_column(name, justify="right" if table.columns else "left", no_wrap=True)
     for row in rows:
@@ -147,4 +147,4 @@ def show(title: str, rows: list[Row], columns: Columns) -> None:
 
 def spread(row: Row) -> str:
     """Return the quartiles of a row's ratio as text."""
-    return f"{row['low']:.2f} to {row['high']:.2f}"
+    return f"{row['low']:.2f}-{row['high']:.2f}"

@@ -1,105 +1,117 @@
-"""What one training step costs, relative to ordinary training: counted in floating-point operations, and measured.
+"""What one training step costs beside ordinary training: counted arithmetic, and measured time.
 
     python benchmarks/training_cost.py [--batch 16] [--device cuda]
 
-A step is a method's loss and its backward; the optimizer's step, the same for all, is left out. Beside planish's methods
-stand the loops that people write by hand or around an attack library. The network has softplus activations, because LLR
-differentiates a gradient.
+A step is a method's loss and its backward; the optimizer's step, the same for all, is left out. Beside
+planish's methods stand the loops that people write by hand or around an attack library. The network has
+softplus activations, because LLR differentiates a gradient.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-import foolbox
 import torch
 import torch.nn.functional as F
 import torchattacks
 from foolbox import attacks as fa
-from timing import Problem, compare, parser, problem, save, show, spread, work
+from foolbox.models.pytorch import PyTorchModel
+from timing import Problem, Row, compare, operations, parser, problem, save, show, spread
 from torch import Tensor, nn
 
-from planish.methods import Method
+from planish.batch import Batch
+from planish.costs import training_cost
+from planish.methods import Method, TrainingLoss
 from planish.methods.adversarial import pgd_at
 from planish.randomness import seeded
 from planish.registry import components
+from planish.threat import ThreatModel
 
 BASE = "standard"
 STEPS = 7
-Step = Callable[[], object]
-Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""The model in training mode, images and labels -> perturbed images."""
+Perturb = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+"""The model in training mode, images, labels and the radius -> perturbed images."""
 
 
-def climbed(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Loop:
+    """The body of the usual training loop, as a method: perturb, then cross entropy."""
+
+    perturb: Perturb
+    second_order = False
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        threat: ThreatModel,
+        *,
+        progress: float,
+        generator: torch.Generator,
+    ) -> TrainingLoss:
+        """Return the mean cross entropy on the perturbed images."""
+        logits = model(self.perturb(model, batch.x, batch.labels, threat.radius))
+        return TrainingLoss(F.cross_entropy(logits, batch.labels), {}, logits.detach())
+
+
+def uphill(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """Return the sign of the gradient of the loss at x."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(F.cross_entropy(model(x), labels), x)[0].sign()
 
 
-def perturbations(radius: float) -> dict[str, Perturb]:
-    """Return the adversaries of the loops that stand beside planish's methods."""
+def fgsm(model: nn.Module, x: Tensor, labels: Tensor, radius: float) -> Tensor:
+    """FGSM by hand."""
+    return (x + radius * uphill(model, x, labels)).clamp(0, 1)
 
-    def fgsm(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        return (x + radius * climbed(model, x, labels)).clamp(0, 1)
 
-    def pgd(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
-        x_adv = (x + torch.empty_like(x).uniform_(-radius, radius)).clamp(0, 1)
-        for _ in range(STEPS):
-            x_adv = torch.clamp(x_adv + radius / 4 * climbed(model, x_adv, labels), low, high)
-        return x_adv
+def pgd(model: nn.Module, x: Tensor, labels: Tensor, radius: float) -> Tensor:
+    """PGD by hand."""
+    low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
+    x_adv = (x + torch.empty_like(x).uniform_(-radius, radius)).clamp(0, 1)
+    for _ in range(STEPS):
+        x_adv = torch.clamp(x_adv + radius / 4 * uphill(model, x_adv, labels), low, high)
+    return x_adv
 
-    def torchattacks_pgd(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        x_adv: Tensor = torchattacks.PGD(model, eps=radius, alpha=radius / 4, steps=STEPS)(x, labels)
-        return x_adv
 
-    def foolbox_pgd(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        bounded = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
-        x_adv: Tensor = fa.LinfPGD(rel_stepsize=0.25, steps=STEPS).run(bounded, x, labels, epsilon=radius)
-        model.train()
-        return x_adv
+def torchattacks_pgd(model: nn.Module, x: Tensor, labels: Tensor, radius: float) -> Tensor:
+    """PGD of torchattacks, which puts the model into evaluation mode and back."""
+    x_adv: Tensor = torchattacks.PGD(model, eps=radius, alpha=radius / 4, steps=STEPS)(x, labels)
+    return x_adv
 
+
+def foolbox_pgd(model: nn.Module, x: Tensor, labels: Tensor, radius: float) -> Tensor:
+    """PGD of foolbox without its final check; it wants the model in evaluation mode."""
+    bounded = PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
+    x_adv: Tensor = fa.LinfPGD(rel_stepsize=0.25, steps=STEPS).run(bounded, x, labels, epsilon=radius)
+    model.train()
+    return x_adv
+
+
+def methods() -> dict[str, Method]:
+    """Return every registered method, the base first, and the loops that stand beside them."""
+    registered: dict[str, Method] = {name: build() for name, build in components("methods").items()}
     return {
-        "hand-written FGSM": fgsm,
-        f"hand-written PGD-{STEPS}": pgd,
-        f"torchattacks PGD-{STEPS}": torchattacks_pgd,
-        f"foolbox PGD-{STEPS}": foolbox_pgd,
+        BASE: registered.pop(BASE),
+        **registered,
+        "pgd, eval batch norm": pgd_at(STEPS, batch_norm="eval"),
+        "hand-written FGSM": Loop(fgsm),
+        f"hand-written PGD-{STEPS}": Loop(pgd),
+        f"torchattacks PGD-{STEPS}": Loop(torchattacks_pgd),
+        f"foolbox PGD-{STEPS}": Loop(foolbox_pgd),
     }
 
 
-def steps(given: Problem) -> dict[str, Step]:
-    """Return the training steps by name: every registered method, then the loops beside them."""
-    methods: dict[str, Method] = {name: build() for name, build in components("methods").items()}
-    methods = {BASE: methods.pop(BASE), **methods, "pgd, eval batch norm": pgd_at(STEPS, batch_norm="eval")}
-    ours = {name: method_step(method, given) for name, method in methods.items()}
-    return ours | {
-        name: loop_step(perturb, given) for name, perturb in perturbations(given.threat.radius).items()
-    }
-
-
-def method_step(method: Method, given: Problem) -> Step:
+def step(method: Method, given: Problem) -> Callable[[], None]:
     """Return a training step of a method, in the middle of its training."""
     model, batch, threat = given
     generator = seeded(0, device=batch.x.device)
 
-    def step() -> None:
+    def take() -> None:
         loss = method(model, batch, threat, progress=0.5, generator=generator)
         model.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
 
-    return step
-
-
-def loop_step(perturb: Perturb, given: Problem) -> Step:
-    """Return the usual loop body: perturb, zero the gradients, cross entropy, backward."""
-    model, (x, labels, *_), _ = given
-
-    def step() -> None:
-        x_adv = perturb(model, x, labels)
-        model.zero_grad()
-        F.cross_entropy(model(x_adv), labels).backward()  # type: ignore[no-untyped-call]
-
-    return step
+    return take
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,17 +119,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser("What one training step costs.", "training_cost").parse_args(arguments)
     given = problem(options, "softplus")
     given.model.train()
-    candidates = steps(given)
-    counted = {name: work(step) for name, step in candidates.items()}
-    timings = compare(candidates, options.rounds, base=BASE, device=options.device)
-    rows: list[dict[str, Any]] = [
+    candidates = methods()
+    steps = {name: step(method, given) for name, method in candidates.items()}
+    timings = compare(steps, options.rounds, base=BASE, device=options.device)
+    rows: list[Row] = [
         {
             "step": name,
-            "counted": counted[name].flops / counted[BASE].flops,
-            "operations": counted[name].operations,
+            "counted": training_cost(method, given.model, given.batch, given.threat),
+            "operations": operations(steps[name]),
             **timings[name]._asdict(),
         }
-        for name in candidates
+        for name, method in candidates.items()
     ]
     save(options, rows, {"images": list(given.batch.x.shape), "base": BASE})
     show(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -59,7 +59,11 @@ DEFAULT_ATTACKS = "pgd-50-10,multi-targeted-20-1"
 
 @app.command()
 def quickstart(
-    out: Out = Path("runs/quickstart"), seed: Seed = 0, resume: Resume = False, json_: Json = False, quiet: Quiet = False
+    out: Out = Path("runs/quickstart"),
+    seed: Seed = 0,
+    resume: Resume = False,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train five ways on handwritten digits, attack each, and write a report. About two minutes on two cores."""
     from planish.quickstart import ATTACKS, EPOCHS, METHODS, Stage, folders
@@ -73,11 +77,17 @@ def quickstart(
             name = stage.method
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=EPOCHS + 1 + len(ATTACKS), note="training")
-            note = f"training, loss {stage.event.metrics['loss']:.3f}" if isinstance(stage.event, EpochRecord) else _note(stage.event)
+            note = (
+                f"training, loss {stage.event.metrics['loss']:.3f}"
+                if isinstance(stage.event, EpochRecord)
+                else _note(stage.event)
+            )
             bars.update(tasks[name], advance=1, note=note)
 
         def on_chunk(name: str) -> "OnChunk":
-            return lambda attack, broken, left: bars.update(tasks[name], note=f"{attack}: {broken} broken, {left} to go")
+            return lambda attack, broken, left: bars.update(
+                tasks[name], note=f"{attack}: {broken} broken, {left} to go"
+            )
 
         for stage in run(out, seed=seed, resume=resume, on_chunk=on_chunk):
             show(stage)
@@ -86,12 +96,14 @@ def quickstart(
 
 @app.command()
 def train(
-    config: Annotated[Optional[Path], typer.Argument(help="TOML file; without one, the defaults.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="TOML file; without one, the defaults.")] = None,
     out: Out = Path("runs/train"),
-    method: Annotated[Optional[str], typer.Option(help="Training method, e.g. seat, llr-2, pgd-7.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="digits, cifar10:PATH, or a path.")] = None,
-    set_: Annotated[Optional[list[str]], typer.Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of everything random.")] = None,
+    method: Annotated[str | None, typer.Option(help="Training method, e.g. seat, llr-2, pgd-7.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, cifar10:PATH, or a path.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: Device = "auto",
     resume: Resume = False,
     json_: Json = False,
@@ -118,8 +130,10 @@ def evaluate(
     radius: Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")],
     norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
     attacks: Annotated[str, typer.Option(help="Names with commas; see: planish list attacks.")] = DEFAULT_ATTACKS,
-    limit: Annotated[Optional[int], typer.Option(help="Only the first so many test images.")] = None,
-    precision: Annotated[str, typer.Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")] = "float32",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
+    ] = "float32",
     out: Out = Path("runs/evaluation"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -273,7 +287,7 @@ def _bars(quiet: bool) -> "Iterator[Progress]":
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
-    plain = quiet or not sys.stderr.isatty() or "NO_COLOR" in os.environ and "CI" in os.environ
+    plain = quiet or not sys.stderr.isatty() or ("NO_COLOR" in os.environ and "CI" in os.environ)
     with Progress(*columns, console=Console(stderr=True), disable=plain) as bars:
         yield bars
 

@@ -89,9 +89,7 @@ def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
     leading = list(inspect.signature(component).parameters)[: len(numbers)]
     if len(leading) < len(numbers):
         raise BadInput(f"'{name}' has more numbers than {package.rstrip('s')} '{name.split('-')[0]}' takes")
-    return made(
-        component, {**dict(zip(leading, numbers, strict=True)), **options}, f"{package.rstrip('s')} '{name}'"
-    )
+    return made(component, {**dict(zip(leading, numbers, strict=True)), **options}, f"{package.rstrip('s')} '{name}'")
 
 
 def resolve(package: str, name: str) -> tuple[Callable[..., Any], list[int]]:
@@ -114,9 +112,7 @@ def made(component: Callable[..., Any], options: Mapping[str, Any], what: str) -
         for name, parameter in inspect.signature(component).parameters.items()
     }
     _refuse_unknown(options, wanted, what)
-    schema = create_model(
-        "Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted
-    )
+    schema = create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
     try:
         checked = schema.model_validate(dict(options))
     except ValidationError as error:
@@ -139,9 +135,7 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
     for name in (*SECTIONS, *NAMED):
         if not isinstance(tree.get(name, {}), Mapping):
             raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
-    sections: dict[str, Any] = {
-        name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()
-    }
+    sections: dict[str, Any] = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
     named: dict[str, Any] = {name: _named(name, tree[name]) for name in NAMED if name in tree}
     seed = tree.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -153,9 +147,7 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
 
 def _named(section: str, table: Mapping[str, Any]) -> Named:
     if not isinstance(table.get("name"), str):
-        raise BadInput(
-            f'[{section}] needs a name, for instance name = "{getattr(Experiment(), section).name}"'
-        )
+        raise BadInput(f'[{section}] needs a name, for instance name = "{getattr(Experiment(), section).name}"')
     return Named(table["name"], {key: value for key, value in table.items() if key != "name"})
 
 

@@ -49,8 +49,9 @@ def evaluate(
 
     images: the test set, x (N, C, H, W) in [0, 1], on the model's device. attacks: by name, in order; each is run on
     the images that none before it has broken, but one that counts reached targets on all correct images. The model's
-    modes, parameters and statistics stay as they are. precision: of the search; verdicts are always float32. about: JSON-able facts for the record's meta.
-    earlier: a record of the same model, data, threat and seed, whose attacks are not run again.
+    modes, parameters and statistics stay as they are. precision: of the search; verdicts are always float32.
+    about: JSON-able facts for the record's meta. earlier: a record of the same model, data, threat and seed, whose
+    attacks are not run again.
     Raises BadInput for images, labels, outputs or an earlier record that do not fit.
     """
     counted = Counted(model)
@@ -172,7 +173,9 @@ def verified(
             f"{name} left the {threat.name} ball of radius {threat.radius:g} or the box on "
             f"{int((~feasible).sum())} images (largest distance {worst:g})"
         )
-    return logits_of(model, found.x_adv, max(1, chunk - 1)) if len(batch.x) else torch.zeros(0, 2, device=batch.x.device)
+    return (
+        logits_of(model, found.x_adv, max(1, chunk - 1)) if len(batch.x) else torch.zeros(0, 2, device=batch.x.device)
+    )
 
 
 def check_images(images: Batch, threat: ThreatModel) -> None:
@@ -198,12 +201,16 @@ def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
         shape = tuple(images.x.shape[1:])
         raise BadInput(f"the model raises {type(error).__name__} on images of shape {shape}: {error}") from error
     if logits.ndim != 2 or len(logits) != len(images.x) or logits.shape[1] < 2:
-        raise BadInput(f"the model must return logits (N, classes), got {tuple(logits.shape)} for {len(images.x)} images")
+        raise BadInput(
+            f"the model must return logits (N, classes), got {tuple(logits.shape)} for {len(images.x)} images"
+        )
     if not bool(logits.isfinite().all()):
         raise BadInput(f"the model returns NaN or infinite logits on {int((~logits.isfinite()).any(1).sum())} images")
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= logits.shape[1]:
-        raise BadInput(f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})")
+        raise BadInput(
+            f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
+        )
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
         raise BadInput("the model returns probabilities; give logits: leave its softmax out, it hides the gradients")
     return logits

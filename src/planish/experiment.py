@@ -29,7 +29,6 @@ from planish.randomness import seeded
 from planish.threat import ThreatModel
 from planish.training import EpochRecord, State, fit, start
 
-
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
 
@@ -57,9 +56,7 @@ def _new_model(experiment: Experiment, images: Images) -> nn.Module:
     """Build the model, its weights drawn from the experiment's seed, the global random state untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
-        model = architecture(
-            experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1]
-        )
+        model = architecture(experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1])
     if isinstance(model, Normalized):
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
         model.mean.copy_(pixels.mean(1).view_as(model.mean))
@@ -176,8 +173,6 @@ def _restore(state: State, saved: dict[str, Any]) -> None:
 def load_run(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Return the trained model of a run folder, in evaluation mode, and its metadata. Raises BadInput."""
     about = checkpoints.read_metadata(folder / WEIGHTS)
-    model = architecture(
-        about["model"]["name"], about["model"]["options"], len(about["classes"]), about["channels"]
-    )
+    model = architecture(about["model"]["name"], about["model"]["options"], len(about["classes"]), about["channels"])
     checkpoints.load_weights(folder / WEIGHTS, model)
     return model.eval(), about

@@ -27,7 +27,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}; choose another folder or free space") from error
+        raise BadInput(
+            f"cannot write {path}: {error.strerror or error}; choose another folder or free space"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -61,8 +61,7 @@ def soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
 def _need_four(logits: Tensor) -> None:
     if logits.shape[1] < 4:
         raise BadInput(
-            f"the DLR loss needs at least 4 classes and the model has {logits.shape[1]}; "
-            "use a margin attack instead"
+            f"the DLR loss needs at least 4 classes and the model has {logits.shape[1]}; use a margin attack instead"
         )
 
 
@@ -102,6 +101,6 @@ def dlr_toward(target: Tensor) -> Loss:
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:
     """Return KL(softmax(reference) || softmax(logits)) per example."""
-    return F.kl_div(
-        wide(logits).log_softmax(1), wide(reference).log_softmax(1), reduction="none", log_target=True
-    ).sum(1)
+    return F.kl_div(wide(logits).log_softmax(1), wide(reference).log_softmax(1), reduction="none", log_target=True).sum(
+        1
+    )

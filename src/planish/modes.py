@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F

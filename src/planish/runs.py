@@ -106,7 +106,7 @@ def judge(
     resume: bool = False,
     on_chunk: OnChunk | None = None,
 ) -> Iterator[Evaluation]:
-    """Judge into a folder: yield the record after the clean pass and each attack, saved by then, and a gallery at the end.
+    """Judge into a folder: yield the record, saved, after the clean pass and each attack; a gallery at the end.
 
     With resume, attacks that the folder's record already holds are not run again. Raises BadInput if the folder holds a
     record of another model, data, threat or seed, or any without `resume`.
@@ -118,7 +118,12 @@ def judge(
     classes = len(judged.about.get("classes") or data["classes"])
     attacks = named_attacks(task.attacks, classes)
     batch = Batch(*(part.to(device) for part in batch[:3]))
-    known: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
+    known: dict[str, Any] = {
+        "model": {"name": judged.name},
+        "data": data,
+        "training": judged.training,
+        "notes": warnings,
+    }
     known["precision"] = task.precision
     earlier = results.load(path) if path.exists() else None
     steps = evaluate(
@@ -160,7 +165,7 @@ def _save_gallery(judged: Judged, batch: Batch, path: Path) -> None:
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
-    """Return a report's entries from evaluated folders, costs relative to the one called "standard". Raises BadInput."""
+    """Return a report's entries from evaluated folders, costs relative to the one named "standard". Raises BadInput."""
     found = [_entry(folder) for folder in folders]
     base = next((entry.training for entry in found if entry.name == "standard" and entry.training), None)
     if base is None:

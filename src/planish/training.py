@@ -152,9 +152,7 @@ def fit(
     finite.
     """
     if settings.compile and method.second_order:
-        raise BadInput(
-            "settings.compile works for methods with first derivatives only; set settings.compile=false"
-        )
+        raise BadInput("settings.compile works for methods with first derivatives only; set settings.compile=false")
     model = torch.compile(state.model) if settings.compile else state.model
     bound = Bound(model, method, threat, settings.precision)  # type: ignore[arg-type]
     for epoch in range(state.epoch, settings.epochs):
@@ -162,18 +160,14 @@ def fit(
         sums = _epoch(bound, state, batches, settings, epoch, seed)
         metrics = {name: float(value) / len(batches) for name, value in sums.items()}
         if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower the learning rate"
-            )
+            raise FloatingPointError(f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower the learning rate")
         state.epoch = epoch + 1
         state.history.append({"epoch": epoch + 1, **metrics})
         rate = state.optimizer.param_groups[0]["lr"]
         yield EpochRecord(epoch + 1, metrics, rate, time.perf_counter() - began)
 
 
-def _epoch(
-    bound: Bound, state: State, batches: Epochs, settings: Settings, epoch: int, seed: int
-) -> dict[str, Tensor]:
+def _epoch(bound: Bound, state: State, batches: Epochs, settings: Settings, epoch: int, seed: int) -> dict[str, Tensor]:
     """Train one epoch; return sums over its batches, still on the device: one host sync an epoch."""
     state.model.train()
     sums: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""For the attack tests: a network that knows its eight images, and a small version of every registered attack."""
+"""A network that knows its eight images, and a small version of every registered attack."""
 
 import inspect
 from collections.abc import Callable

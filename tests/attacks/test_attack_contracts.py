@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, Worst, leaves, run
-from planish.attacks.gradient import pgd
+from planish.attacks import Adversarials, Attack, Worst, run
 from planish.batch import Batch
 from planish.modes import attacked, evaluating
 from planish.randomness import seeded
@@ -21,7 +20,9 @@ Make = Callable[..., Attack]
 pytestmark = pytest.mark.parametrize("name", sorted(components("attacks")))
 
 
-def direct(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:
+def direct(
+    attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0
+) -> Adversarials:
     return attack(model, batch, threat, generator=seeded(seed))
 
 
@@ -42,7 +43,12 @@ def same(found: Adversarials, other: Adversarials) -> bool:
 
 @pytest.mark.parametrize("how", [direct, chunked])
 def test_feasible_honest_and_never_worse_than_the_clean_image(
-    name: str, how: Callable[..., Adversarials], make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+    name: str,
+    how: Callable[..., Adversarials],
+    make_attack: Make,
+    knowing: nn.Module,
+    images: Batch,
+    threat: ThreatModel,
 ):
     attack = make_attack(name)
     before = images.x.clone()
@@ -77,19 +83,16 @@ def test_the_chunk_changes_nothing(
     assert all(same(chunked(attack, knowing, images, threat, chunk), whole) for chunk in (1, 3))
 
 
-def test_clean_logits_that_are_given_are_used(
+def test_clean_logits_that_are_given_are_not_computed_again(
     name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
 ):
-    attack, asked = make_attack(name), []
+    attack = make_attack(name)
     given = images._replace(logits=logits_of(knowing, images.x))
-    without = direct(attack, knowing, images, threat)
-    knowing.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0]))
+    asked: list[int] = []
+    knowing.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+    without, before = direct(attack, knowing, images, threat), sum(asked)
     assert same(direct(attack, knowing, given, threat), without)
-    assert len(leaves_of(attack)) == 1 or not any(torch.equal(x, images.x) for x in asked)
-
-
-def leaves_of(attack: Attack) -> list[Attack]:
-    return list(leaves(attack))
+    assert sum(asked) == 2 * before - len(images.x)
 
 
 def test_its_generator_decides(
@@ -110,12 +113,22 @@ def test_more_restarts_and_longer_suites_never_lower_a_score(
 
 
 def condition(model: nn.Module) -> list[object]:
-    """All that an attack must leave alone: modes, gradients, wishes for them, and the global random states."""
+    """All but the tensors that an attack must leave alone, the global random states included."""
     modes = [module.training for module in model.modules()]
     gradients = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
     wishes = [p.requires_grad for p in model.parameters()]
     randomness = [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()]
     return [modes, gradients, wishes, randomness]
+
+
+def fails_at_third_call() -> Callable[..., None]:
+    calls: list[None] = []
+
+    def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        calls.append(None)
+        1 / (3 - len(calls))
+
+    return hook
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -136,9 +149,8 @@ def test_the_model_and_the_world_stay_as_they_are(
     second.grad = torch.ones_like(second)
     before, tensors = condition(network), deepcopy(network.state_dict())
     if fails:
-        calls = iter([0, 1])
-        network.register_forward_pre_hook(lambda module, inputs: next(calls) and None)
-        with pytest.raises(StopIteration):
+        network.register_forward_pre_hook(fails_at_third_call())
+        with pytest.raises(ZeroDivisionError):
             how(make_attack(name, restarts=3), network, images, threat)
     else:
         how(make_attack(name), network, images, threat)
@@ -214,10 +226,13 @@ def test_images_that_are_lost_already_are_not_attacked(
         reached = clean(logits_of(knowing, batch.x)) >= 0
         found = chunked(attack, knowing, batch, threat)
         assert torch.equal(found.x_adv[reached], batch.x[reached])
-        assert (found.x_adv[~reached] != batch.x[~reached]).flatten(1).any(1).float().mean() >= 0.5 or reached.all()
+        moved = (found.x_adv != batch.x).flatten(1).any(1)
+        assert moved.sum() > (~reached).sum() / 2 or reached.all()
 
 
-def test_no_image_is_left(name: str, make_attack: Make, knowing: nn.Module, known: Batch, threat: ThreatModel):
+def test_no_image_is_left(
+    name: str, make_attack: Make, knowing: nn.Module, known: Batch, threat: ThreatModel
+):
     empty = known.select(slice(0, 0))
     found = chunked(make_attack(name), knowing, empty._replace(logits=torch.zeros(0, 4)), threat)
     assert len(found.x_adv) == len(found.score) == len(found.target) == 0
@@ -232,7 +247,3 @@ def test_nested_blocks(name: str, make_attack: Make, knowing: nn.Module, images:
         assert not any(p.requires_grad for p in knowing.parameters())
     assert [module.training for module in knowing.modules()] == modes
     assert all(p.requires_grad for p in knowing.parameters())
-
-
-def test_pgd_is_no_substitute(name: str, make_attack: Make):
-    assert name == "pgd" or make_attack(name) != pgd(3, 2)

@@ -165,6 +165,12 @@ def _checked(steps: int) -> int:
     return steps
 
 
+def _ranks(targets: int, classes: int) -> range:
+    if targets < 1:
+        raise BadInput(f"targets must be at least 1, got {targets}")
+    return range(1, min(targets, classes - 1) + 1)
+
+
 def fgsm() -> Attack:
     """FGSM: one full step of cross entropy from the image (Goodfellow et al. 2015)."""
     return Untargeted(Steepest(1.0), 1, start="image")
@@ -191,7 +197,7 @@ def adam_pgd(steps: int = 200, restarts: int = 1) -> Attack:
 
 
 def untargeted(steps: int = 200, restarts: int = 20) -> Attack:
-    """LLR paper's Untargeted: margin of logits by Adam with its schedule (Qin et al. 2019, Table 1). untargeted-STEPS-RESTARTS."""
+    """LLR paper's Untargeted: margin by Adam with its schedule (Qin et al. 2019, Table 1). untargeted-STEPS-RESTARTS."""
     return restarted(Untargeted(Adam(PAPER_SCHEDULE), _checked(steps), margin), restarts)
 
 
@@ -206,11 +212,11 @@ def least_likely(steps: int = 200, restarts: int = 20) -> Attack:
 
 
 def multi_targeted(steps: int = 200, restarts: int = 20, *, classes: int, targets: int | None = None) -> Attack:
-    """LLR paper's Multi-Targeted: margin towards every wrong class in turn, Adam at a constant 0.1. multi-targeted-STEPS-RESTARTS.
+    """LLR paper's Multi-Targeted: margin towards every wrong class in turn, Adam at 0.1. multi-targeted-STEPS-RESTARTS.
 
     Targets in order of their clean logit, the most likely first; `targets` limits their number.
     """
-    ranks = range(1, min(targets or classes, classes - 1) + 1)
+    ranks = _ranks(classes if targets is None else targets, classes)
     each = tuple(Targeted(Adam(PAPER_STEP), _checked(steps), Ranked(rank)) for rank in ranks)
     return restarted(Worst(each), restarts)
 
@@ -231,8 +237,7 @@ def apgd_t(steps: int = 100, targets: int = 9, restarts: int = 1, *, classes: in
     With fewer than four classes, where the DLR loss is undefined, the margin towards the target takes its place.
     """
     loss = toward if classes < 4 else dlr_toward
-    ranks = range(1, min(targets, classes - 1) + 1)
-    each = tuple(Targeted(AutoPGD(), _checked(steps), Ranked(rank), loss) for rank in ranks)
+    each = tuple(Targeted(AutoPGD(), _checked(steps), Ranked(rank), loss) for rank in _ranks(targets, classes))
     return restarted(Worst(each), restarts)
 
 

@@ -100,10 +100,7 @@ def _square(x: Tensor, side: int, centres: Tensor) -> Tensor:
         position = torch.arange(length, device=x.device)
         return (position >= start) & (position < start + side)
 
-    return (
-        inside(x.shape[2], centres[:, 0])[:, None, :, None]
-        & inside(x.shape[3], centres[:, 1])[:, None, None, :]
-    )
+    return inside(x.shape[2], centres[:, 0])[:, None, :, None] & inside(x.shape[3], centres[:, 1])[:, None, None, :]
 
 
 @dataclass(frozen=True)

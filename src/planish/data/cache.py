@@ -28,12 +28,7 @@ def load_pixels(cached: Path, rows: int) -> Pixels | None:
         pixels = np.load(cached, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    fits = (
-        isinstance(pixels, np.ndarray)
-        and pixels.dtype == np.uint8
-        and pixels.ndim == 4
-        and len(pixels) == rows
-    )
+    fits = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == rows
     return pixels if fits else None
 
 

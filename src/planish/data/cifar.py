@@ -122,9 +122,7 @@ def read_layout(layout: Layout, path: Path | None, split: str, limit: int | None
         if all(name in found for name in binary):
             return _images(layout, [_from_binary(layout, found[name], name) for name in binary]).first(limit)
         if all(name in found for name in pickled):
-            return _images(
-                layout, [_from_pickle(layout, split, found[name], name) for name in pickled]
-            ).first(limit)
+            return _images(layout, [_from_pickle(layout, split, found[name], name) for name in pickled]).first(limit)
     raise BadInput(_missing(layout, path, split))
 
 
@@ -136,9 +134,7 @@ def recognise(path: Path) -> str | None:
                 return layout.name
             continue
         files = (*layout.binary["test"], *layout.pickled["test"])
-        if any((path / name).is_file() for name in files) or any(
-            (path / name).exists() for name in layout.folders
-        ):
+        if any((path / name).is_file() for name in files) or any((path / name).exists() for name in layout.folders):
             return layout.name
     return None
 

@@ -29,17 +29,13 @@ def decode(source: bytes | Path, name: str) -> Pixels:
     except BadInput:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = (
-            "of no known kind" if isinstance(error, UnidentifiedImageError) else str(error).partition("\n")[0]
-        )
+        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else str(error).partition("\n")[0]
         raise BadInput(f"{name}: not a readable image ({reason}): give PNG or JPEG") from None
 
 
 def _channels_first(picture: "Image", name: str) -> Pixels:
     if picture.mode.startswith(("I", "F")):
-        raise BadInput(
-            f"{name}: pixels of more than 8 bits (mode {picture.mode}): save it with 8 bits per channel"
-        )
+        raise BadInput(f"{name}: pixels of more than 8 bits (mode {picture.mode}): save it with 8 bits per channel")
     if picture.mode in ("1", "L", "LA"):
         return np.asarray(picture.convert("L"))[None]
     if "transparency" in picture.info:
@@ -55,8 +51,7 @@ def stack(images: Sequence[Pixels], names: Sequence[str]) -> Pixels:
     for image, name in zip(images, names, strict=True):
         if image.shape[1:] != images[0].shape[1:]:
             raise BadInput(
-                f"images differ in size: {names[0]} is {_size(images[0])}, {name} is {_size(image)}; "
-                "resize them first"
+                f"images differ in size: {names[0]} is {_size(images[0])}, {name} is {_size(image)}; resize them first"
             )
     channels = max(len(image) for image in images)
     return np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])

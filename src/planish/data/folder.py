@@ -20,9 +20,7 @@ def read_folder(path: Path | None, split: str, limit: int | None) -> Images:
     sizes.
     """
     if path is None or not path.is_dir():
-        raise BadInput(
-            f"no image folder '{path or ''}': write folder:PATH with a folder of one folder for each class"
-        )
+        raise BadInput(f"no image folder '{path or ''}': write folder:PATH with a folder of one folder for each class")
     root, roots = _root_of_split(path, split)
     classes = sorted({label for folder in roots for label, _ in _files(folder)})
     files = _files(root)
@@ -37,17 +35,13 @@ def read_folder(path: Path | None, split: str, limit: int | None) -> Images:
 
 def _root_of_split(path: Path, split: str) -> tuple[Path, list[Path]]:
     """Return the folder of this split, and those of all splits: the folder itself if it is not divided."""
-    divided = {
-        name: path / name for names in SUBFOLDERS.values() for name in names if _holds_folders(path / name)
-    }
+    divided = {name: path / name for names in SUBFOLDERS.values() for name in names if _holds_folders(path / name)}
     if not divided:
         return path, [path]
     for name in SUBFOLDERS[split]:
         if name in divided:
             return divided[name], list(divided.values())
-    raise BadInput(
-        f"no {split} data: '{path}' has {', '.join(divided)}, but no {' or '.join(SUBFOLDERS[split])}"
-    )
+    raise BadInput(f"no {split} data: '{path}' has {', '.join(divided)}, but no {' or '.join(SUBFOLDERS[split])}")
 
 
 def _holds_folders(path: Path) -> bool:

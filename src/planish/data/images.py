@@ -87,9 +87,7 @@ class Images:
         The choice depends on (seed, number of images, count) only. Raises BadInput unless 0 < count < N.
         """
         if not 0 < count < len(self):
-            raise BadInput(
-                f"cannot hold out {count} of {len(self)} images of {self.name}: use 1 to {len(self) - 1}"
-            )
+            raise BadInput(f"cannot hold out {count} of {len(self)} images of {self.name}: use 1 to {len(self) - 1}")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
@@ -97,9 +95,7 @@ class Images:
         """Return the same images with every tensor on the device."""
         if self.x.device == torch.device(device):
             return self
-        return replace(
-            self, x=self.x.to(device), labels=self.labels.to(device), indices=self.indices.to(device)
-        )
+        return replace(self, x=self.x.to(device), labels=self.labels.to(device), indices=self.indices.to(device))
 
     def float_pixels(self) -> Tensor:
         """Return the pixels as (N, C, H, W) float32 in [0, 1]."""
@@ -113,9 +109,7 @@ class Images:
 def _check_shapes(images: Images) -> None:
     name, shape = images.name, tuple(images.x.shape)
     if len(shape) == 3:
-        raise BadInput(
-            f"{name}: images are {shape} without a channel axis: give (N, 1, H, W) for grayscale images"
-        )
+        raise BadInput(f"{name}: images are {shape} without a channel axis: give (N, 1, H, W) for grayscale images")
     if len(shape) != 4:
         raise BadInput(f"{name}: images are {shape}, but must be (N, channels, height, width)")
     if 0 in shape:
@@ -137,14 +131,10 @@ def _check_pixels(images: Images) -> None:
     low, high = images.x.min().item(), images.x.max().item()
     if low < 0 or high > 1:
         advice = "divide by 255" if low >= 0 else "undo the normalisation; the model normalises, not the data"
-        raise BadInput(
-            f"{images.name}: pixels range from {low:g} to {high:g}, but must lie in [0, 1]: {advice}"
-        )
+        raise BadInput(f"{images.name}: pixels range from {low:g} to {high:g}, but must lie in [0, 1]: {advice}")
 
 
 def _check_labels(images: Images) -> None:
     low, high, count = int(images.labels.min()), int(images.labels.max()), len(images.classes)
     if low < 0 or high >= count:
-        raise BadInput(
-            f"{images.name}: labels range from {low} to {high}, but {count} classes need 0 to {count - 1}"
-        )
+        raise BadInput(f"{images.name}: labels range from {low} to {high}, but {count} classes need 0 to {count - 1}")

@@ -67,9 +67,7 @@ def _labels(labels: Array, path: Path) -> Array:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise BadInput(
-            f"{path}: labels are {labels.dtype} {labels.shape}: give one whole number for each image, (N,)"
-        )
+        raise BadInput(f"{path}: labels are {labels.dtype} {labels.shape}: give one whole number for each image, (N,)")
     return labels.astype(np.int64)
 
 

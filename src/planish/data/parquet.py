@@ -90,9 +90,7 @@ def _column(path: Path, names: Sequence[str], known: Sequence[str]) -> str:
     for name in known:
         if name in names:
             return name
-    raise BadInput(
-        f"{path}: no column '{known[0]}' or '{known[1]}'; its columns are {', '.join(names) or 'none'}"
-    )
+    raise BadInput(f"{path}: no column '{known[0]}' or '{known[1]}'; its columns are {', '.join(names) or 'none'}")
 
 
 def _labels(table: _Table) -> Tensor:
@@ -101,9 +99,7 @@ def _labels(table: _Table) -> Tensor:
 
     column = table.file.read(columns=[table.label]).column(0)
     if not pa.types.is_integer(column.type) or column.null_count:
-        raise BadInput(
-            f"{table.path}: '{table.label}' holds {column.type} or empty values: whole numbers are needed"
-        )
+        raise BadInput(f"{table.path}: '{table.label}' holds {column.type} or empty values: whole numbers are needed")
     return torch.from_numpy(column.to_numpy().astype(np.int64))
 
 
@@ -123,9 +119,7 @@ def _pixels(table: _Table, rows: int) -> Pixels:
     if known is not None:
         return known[:rows]
     names = [f"{table.path} row {row}" for row in range(rows)]
-    pixels = stack(
-        [_decoded(data, name) for data, name in zip(_image_bytes(table, rows), names, strict=True)], names
-    )
+    pixels = stack([_decoded(data, name) for data, name in zip(_image_bytes(table, rows), names, strict=True)], names)
     if rows == table.rows:
         save_pixels(cached, pixels)
     return pixels
@@ -142,9 +136,7 @@ def _image_bytes(table: _Table, rows: int) -> Iterable[bytes | None]:
 
     kind = table.file.schema_arrow.field(table.image).type
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-        raise BadInput(
-            f"{table.path}: column '{table.image}' is {kind}, but must be a struct of bytes and path"
-        )
+        raise BadInput(f"{table.path}: column '{table.image}' is {kind}, but must be a struct of bytes and path")
     batches = table.file.iter_batches(batch_size=min(rows, ROWS_AT_ONCE), columns=[table.image])
     return islice((data for batch in batches for data in batch.column(0).field("bytes").to_pylist()), rows)
 

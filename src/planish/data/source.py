@@ -43,15 +43,12 @@ def _kind(spec: str, known: list[str]) -> str:
         return path.suffix[1:]
     if not path.exists():
         raise BadInput(
-            f"no data '{spec}': there is no such file or folder.{nearest(spec, known)} "
-            f"Known names: {', '.join(known)}"
+            f"no data '{spec}': there is no such file or folder.{nearest(spec, known)} Known names: {', '.join(known)}"
         )
     if cifar := recognise(path):
         return cifar
     if path.is_file():
-        raise BadInput(
-            f"'{spec}' is no known kind of data: give .parquet, .npz, a CIFAR archive or an image folder"
-        )
+        raise BadInput(f"'{spec}' is no known kind of data: give .parquet, .npz, a CIFAR archive or an image folder")
     return next((kind for kind in ("parquet", "npz") if _holds(path, kind)), "folder")
 
 

@@ -44,9 +44,7 @@ def _in_folder(folder: Path, split: str, suffix: str) -> list[Path]:
         candidates = sorted(p for p in folder.glob(pattern) if _mentions(_base(p), split))
         families = sorted({(p.parent, _base(p)) for p in candidates})
         if len(families) > 1:
-            raise BadInput(
-                f"'{candidates[0]}' and '{candidates[-1]}' both look like {split} data: name the file"
-            )
+            raise BadInput(f"'{candidates[0]}' and '{candidates[-1]}' both look like {split} data: name the file")
         if families:
             return _family(*families[0], suffix)
     raise BadInput(f"no {split} data: looked for '{folder}/*{split}*{suffix}'")
@@ -57,9 +55,7 @@ def _family(folder: Path, base: str, suffix: str) -> list[Path]:
     found = sorted(p for p in folder.glob(f"*{suffix}") if _base(p) == base)
     shards = [match for p in found if (match := _SHARD.search(p.stem))]
     if shards and (len(shards) != len(found) or len(found) != int(shards[0][2])):
-        raise BadInput(
-            f"'{folder / base}*{suffix}': {len(found)} files where {int(shards[0][2])} shards are expected"
-        )
+        raise BadInput(f"'{folder / base}*{suffix}': {len(found)} files where {int(shards[0][2])} shards are expected")
     return found
 
 

@@ -16,9 +16,7 @@ from planish.errors import BadInput
 def _latin1(text: str, encoding: str) -> bytes:
     """Stand in for `_codecs.encode`, which pickles of protocol 2 use for bytes: latin1 only."""
     if encoding != "latin1":
-        raise BadInput(
-            f"a pickle asks for the encoding '{encoding}': only arrays and plain containers are read"
-        )
+        raise BadInput(f"a pickle asks for the encoding '{encoding}': only arrays and plain containers are read")
     return text.encode("latin1")
 
 

@@ -51,9 +51,7 @@ class Adversarial:
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
         return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach())
 
-    def attacked(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator
-    ) -> Tensor:
+    def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         """Return x_adv."""
         start = None
         if self.start_in_radii > 0:
@@ -77,14 +75,10 @@ def rs_fgsm(step_in_radii: float = 1.25) -> Adversarial:
 
 def n_fgsm(noise_in_radii: float = 2.0) -> Adversarial:
     """N-FGSM: one step from strong noise, not clipped to the ball (de Jorge et al. 2022, Algorithm 1)."""
-    return Adversarial(
-        steps=1, step_in_radii=1.0, start_in_radii=noise_in_radii, reach_in_radii=noise_in_radii + 1
-    )
+    return Adversarial(steps=1, step_in_radii=1.0, start_in_radii=noise_in_radii, reach_in_radii=noise_in_radii + 1)
 
 
-def pgd_at(
-    steps: int = 7, step_in_radii: float = 0.25, batch_norm: Literal["train", "eval"] = "train"
-) -> Adversarial:
+def pgd_at(steps: int = 7, step_in_radii: float = 0.25, batch_norm: Literal["train", "eval"] = "train") -> Adversarial:
     """PGD adversarial training from a random start (Madry et al. 2018)."""
     return Adversarial(steps=steps, step_in_radii=step_in_radii, batch_norm=batch_norm)
 

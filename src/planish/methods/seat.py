@@ -89,4 +89,9 @@ def seat_fl(flood: float = 0.9, linearity_weight: float = 0.5) -> Seat:
     return Seat(linearity_weight=linearity_weight, flood=flood)
 
 
-COMPONENTS = {"seat": Seat, "seat-fl": seat_fl}
+def seat_published(flood: float = 0.0) -> Seat:
+    """SEAT as its published code runs: lambda 0.6, the absolute value of the batch's mean error (Li and Yu 2022)."""
+    return Seat(linearity_weight=0.6, flood=flood, abs_over="batch")
+
+
+COMPONENTS = {"seat": Seat, "seat-fl": seat_fl, "seat-published": seat_published}

@@ -23,9 +23,7 @@ class Normalized(nn.Module):
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         if len(mean) != len(std) or any(value <= 0 for value in std):
-            raise BadInput(
-                f"normalization needs one mean and one positive std per channel, got {mean} and {std}"
-            )
+            raise BadInput(f"normalization needs one mean and one positive std per channel, got {mean} and {std}")
         self.network = network
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))

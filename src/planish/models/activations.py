@@ -28,7 +28,5 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 def activation(name: str) -> nn.Module:
     """Return a new activation of that name. Raises BadInput."""
     if name not in ACTIVATIONS:
-        raise BadInput(
-            f"unknown activation '{name}'.{nearest(name, ACTIVATIONS)} Known: {', '.join(ACTIVATIONS)}"
-        )
+        raise BadInput(f"unknown activation '{name}'.{nearest(name, ACTIVATIONS)} Known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()

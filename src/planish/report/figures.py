@@ -137,9 +137,7 @@ def costs(entries: Sequence[Entry]) -> Plate | None:
 def _passes_axis(axes: Axes, passes: Sequence[float]) -> None:
     low, high = min(passes), max(passes)
     if low > 0 and high / low > 4:
-        ticks = [
-            tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low / 1.5 < tick < high * 1.5
-        ]
+        ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low / 1.5 < tick < high * 1.5]
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
@@ -238,9 +236,7 @@ def curves(entries: Sequence[Entry]) -> Plate | None:
         " shapes, not their heights. A training accuracy that jumps up while robustness falls is the mark of"
         " catastrophic overfitting."
     )
-    alt = (
-        f"Line plots of {', '.join(keys).replace('_', ' ')} by epoch for {', '.join(e.name for e in known)}."
-    )
+    alt = f"Line plots of {', '.join(keys).replace('_', ' ')} by epoch for {', '.join(e.name for e in known)}."
     return Plate("training", "Training curves", caption, alt, figure)
 
 

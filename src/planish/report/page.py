@@ -20,9 +20,7 @@ from planish.report.verdict import verdict
 from planish.results import to_json
 
 
-def write_report(
-    entries: Sequence[Entry], folder: str | Path, title: str, provenance: Mapping[str, Any]
-) -> Path:
+def write_report(entries: Sequence[Entry], folder: str | Path, title: str, provenance: Mapping[str, Any]) -> Path:
     """Write report.html, results.json and figures/*.png into the folder; return the page's path.
 
     ``provenance`` is JSON-able: what made the run (versions, seeds, digests); its key ``commands``, a list of
@@ -32,9 +30,7 @@ def write_report(
     check(entries)
     folder = Path(folder)
     drawn = plates(entries)
-    galleries = [
-        gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)
-    ]
+    galleries = [gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)]
     for plate in [*drawn, *(plate for plate in galleries if plate)]:
         write_bytes(to_png(plate.figure), folder / "figures" / f"{plate.slug}.png")
     write_json(results(entries, title, provenance), folder / "results.json")
@@ -71,9 +67,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def render(
-    entries: Sequence[Entry], title: str, provenance: Mapping[str, Any], drawn: Sequence[Plate]
-) -> str:
+def render(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any], drawn: Sequence[Plate]) -> str:
     """Return the page as one HTML document that asks the network for nothing."""
     environment = Environment(
         loader=PackageLoader("planish.report", "."),
@@ -91,9 +85,7 @@ def render(
         terms=f"{threat(entries[0].evaluation)} · {images_text(entries)}",
         summary=summary_rows(entries),
         costs=cost_rows(entries),
-        figures=[
-            (plate, Markup(to_svg(plate))) for plate in drawn
-        ],  # our own drawing, its text escaped by it
+        figures=[(plate, Markup(to_svg(plate))) for plate in drawn],  # our own drawing, its text escaped by it
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries if entry.images],
         data_uri=data_uri,
         facts=_flat(facts),
@@ -116,9 +108,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
         if isinstance(value, Mapping):
             pairs += _flat(value, f"{prefix}{key}.")
         else:
-            pairs.append(
-                (f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-            )
+            pairs.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return pairs
 
 

@@ -137,9 +137,7 @@ def plain_text(table: Table) -> str:
     lines = [table.headers, *table.rows]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     body = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    return (
-        "\n".join([table.caption, "", body[0], "  ".join("-" * width for width in widths), *body[1:]]) + "\n"
-    )
+    return "\n".join([table.caption, "", body[0], "  ".join("-" * width for width in widths), *body[1:]]) + "\n"
 
 
 def markdown(table: Table) -> str:

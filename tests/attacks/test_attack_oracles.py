@@ -1,0 +1,121 @@
+"""Attacks on linear models, where the worst image is known in closed form."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planish.attacks import Attack, Worst, run
+from planish.attacks.gradient import (
+    adam_pgd,
+    apgd_ce,
+    apgd_t,
+    fgsm,
+    mi_fgsm,
+    multi_targeted,
+    pgd,
+    pgd_margin,
+    untargeted,
+)
+from planish.batch import Batch
+from planish.losses import margin
+from planish.randomness import drawn_seed, seeded
+from planish.threat import L2, Linf, ThreatModel
+
+SIGNED = {
+    "fgsm": fgsm(),
+    "mi-fgsm": mi_fgsm(5),
+    "pgd": pgd(50, 1),
+    "pgd-margin": pgd_margin(50, 1),
+    "apgd-ce": apgd_ce(50),
+}
+ADAM = {"adam-pgd": adam_pgd(20), "untargeted": untargeted(20, 1)}
+THREATS = [Linf(0.05), L2(0.4)]
+
+
+def linear(classes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+
+def middling(batch: Batch, classes: int) -> Batch:
+    """Images so far from black and white that no box constraint is active."""
+    return batch._replace(x=0.3 + 0.4 * batch.x, labels=batch.labels % classes)
+
+
+def worst_margins(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
+    """Margin towards each wrong class plus radius * dual norm, (N, K - 1), for an inactive box."""
+    weight = model[1].weight.detach()
+    logits = model(batch.x).detach()
+    rows = []
+    for row, label in zip(logits, batch.labels.tolist(), strict=True):
+        others = [other for other in range(len(weight)) if other != label]
+        slope = threat.dual_norm(weight[others] - weight[label])
+        rows.append(row[others] - row[label] + threat.radius * slope)
+    return torch.stack(rows)
+
+
+def scores(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
+    return attack(model, batch, threat, generator=seeded(0)).score
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.name)
+@pytest.mark.parametrize("name", SIGNED)
+def test_two_classes_in_an_open_box(name: str, threat: ThreatModel, batch: Batch):
+    model, images = linear(2), middling(batch, 2)
+    found = scores(SIGNED[name], model, images, threat)
+    torch.testing.assert_close(found, worst_margins(model, images, threat)[:, 0], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SIGNED | ADAM)
+def test_two_classes_at_the_edges_of_the_box(name: str, batch: Batch):
+    model, images, threat = linear(2), batch._replace(labels=batch.labels % 2), Linf(0.3)
+    weight = model[1].weight.detach()
+    slope = weight[1 - images.labels] - weight[images.labels]
+    flat = images.x.flatten(1)
+    up, down = torch.clamp(1 - flat, max=0.3), -torch.clamp(flat, max=0.3)
+    gain = (slope * torch.where(slope > 0, up, down)).sum(1)
+    assert (up < 0.3).any() and (down > -0.3).any()
+    expected = margin(model(images.x).detach(), images.labels) + gain
+    found = scores((SIGNED | ADAM)[name], model, images, threat)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.name)
+@pytest.mark.parametrize("attack", [multi_targeted(50, 1, classes=5), apgd_t(50, classes=3)])
+def test_every_target_in_turn_finds_the_best_class(attack: Attack, threat: ThreatModel, batch: Batch):
+    assert isinstance(attack, Worst)
+    classes = len(attack.attacks) + 1
+    model, images = linear(classes), middling(batch, classes)
+    expected = worst_margins(model, images, threat).amax(1)
+    found = attack(model, images, threat, generator=seeded(0))
+    standing = expected < 0
+    assert standing.sum() >= 2 and (~standing).sum() >= 2
+    adam_in_l2 = classes == 5 and threat.name == "L2"
+    torch.testing.assert_close(
+        found.score[standing], expected[standing], atol=5e-3 if adam_in_l2 else 2e-4, rtol=0
+    )
+    assert torch.equal(found.score >= 0, expected >= 0)
+
+
+def test_untargeted_cross_entropy_can_miss_the_best_class(batch: Batch):
+    """Why targets are tried in turn: one gradient mixes the classes. No attack beats the closed form."""
+    model, images, threat = linear(5), middling(batch, 5), Linf(0.05)
+    exact = worst_margins(model, images, threat).amax(1)
+    found = scores(fgsm(), model, images, threat)
+    assert (found <= exact + 1e-5).all() and (found < exact - 1e-3).any()
+
+
+def test_worst_is_the_best_of_its_parts_on_the_survivors(make_attack, knowing: nn.Module, images: Batch):
+    parts = tuple(make_attack(name) for name in ("fgsm", "pgd-margin", "apgd-ce"))
+    parts = (parts[0], *parts[1].attacks, parts[2].attacks[0])
+    threat, network = Linf(0.1), knowing
+    found = run(Worst(parts), network, images, threat, generator=seeded(4))
+    generator = seeded(4)
+    with torch.no_grad():
+        best = margin(network.eval()(images.x), images.labels)
+    for part in parts:
+        alone = part(network, images, threat, generator=seeded(drawn_seed(generator))).score
+        best = torch.where(best >= 0, best, torch.maximum(best, alone))
+    assert torch.equal(found.score, best)
+    assert (found.score >= 0).any() and (found.score < 0).any()
