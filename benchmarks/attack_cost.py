@@ -1,6 +1,6 @@
 """What attacks cost: planish beside the shortest loops one can write, torchattacks and foolbox.
 
-    python benchmarks/attack_cost.py [--steps 5] [--batch 16] [--device cuda]
+    python benchmarks/attack_cost.py [--steps 5] [--batch 8] [--device cuda]
 
 Every candidate gets images whose clean logits are known, as in any evaluation, and answers with adversarial
 images and whether they are broken: torchattacks, which returns images only, is followed by one forward.
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import torchattacks
 from foolbox import attacks as fa
 from foolbox.models.pytorch import PyTorchModel
-from timing import Columns, Problem, Row, compare, operations, parser, problem, save, show, spread
+from timing import TIMES, Columns, Problem, Row, compare, operations, parser, problem, save, show
 from torch import Tensor, nn
 
 from planish.attacks import Attack, run
@@ -34,9 +34,7 @@ COLUMNS: Columns = {
     "forwards": lambda row: f"{row['forwards']:g}",
     "backwards": lambda row: f"{row['backwards']:g}{' full' * row['parameter_gradients']}",
     "operations": lambda row: str(row["operations"]),
-    "time": lambda row: f"{row['ratio']:.2f}",
-    "quartiles": spread,
-    "ms": lambda row: f"{1000 * row['seconds']:.0f}",
+    **TIMES,
 }
 
 

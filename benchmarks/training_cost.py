@@ -1,6 +1,6 @@
 """What one training step costs beside ordinary training: counted arithmetic, and measured time.
 
-    python benchmarks/training_cost.py [--batch 16] [--device cuda]
+    python benchmarks/training_cost.py [--batch 8] [--device cuda]
 
 A step is a method's loss and its backward; the optimizer's step, the same for all, is left out. Beside
 planish's methods stand the loops that people write by hand or around an attack library. The network has
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import torchattacks
 from foolbox import attacks as fa
 from foolbox.models.pytorch import PyTorchModel
-from timing import Problem, Row, compare, operations, parser, problem, save, show, spread
+from timing import TIMES, Problem, Row, compare, operations, parser, problem, save, show
 from torch import Tensor, nn
 
 from planish.batch import Batch
@@ -138,10 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {
             "step": lambda row: row["step"],
             "counted": lambda row: f"{row['counted']:.2f}",
-            "measured": lambda row: f"{row['ratio']:.2f}",
-            "quartiles": spread,
+            **TIMES,
             "operations": lambda row: str(row["operations"]),
-            "ms": lambda row: f"{1000 * row['seconds']:.0f}",
         },
     )
 

@@ -29,16 +29,19 @@ def training_cost(method: Method, model: nn.Module, batch: Batch, threat: Threat
 def _operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> int:
     own = deepcopy(model).train()
     generator = torch.Generator(batch.x.device).manual_seed(0)
-    with _Counter() as counter:
+    counter = _Counter()
+    with counter:
         loss = method(own, batch, threat, progress=1.0, generator=generator)
         loss.total.backward()  # type: ignore[no-untyped-call]
     return counter.total
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up operations by PyTorch's formulas; its own FlopCounterMode fails inside torch.autograd.grad."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total: int = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -55,7 +55,10 @@ def evaluate(
     Raises BadInput for images, labels, outputs or an earlier record that do not fit.
     """
     counted = Counted(model)
-    judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, chunk)
+    check_images(images, threat)
+    began = time.perf_counter()
+    images = images._replace(logits=check_logits(counted, images, chunk))
+    judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began)
     if earlier is not None:
         judged = _continued(judged, earlier)
     yield judged
@@ -69,14 +72,14 @@ def evaluate(
 def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
     """Return the logits (N, K) in float32, evaluation mode, autocast off, without a graph."""
     with evaluating(model), torch.no_grad(), full_precision(x):
-        return torch.cat([model(part).float() for part in torch.split(x, chunk)])
+        parts = [model(part).float() for part in torch.split(x, chunk) if len(part)]
+    return torch.cat(parts) if parts else x.new_zeros(0, 2)
 
 
-def _clean(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], chunk: int) -> Judged:
-    check_images(images, threat)
-    left_in_training = [name for name, module in counted.model.named_modules() if module.training]
-    began = time.perf_counter()
-    logits = check_logits(counted, images, chunk)
+def _clean(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], seconds: float) -> Judged:
+    logits = images.logits
+    assert logits is not None
+    left_in_training = any(module.training for module in counted.model.modules())
     warnings = ["the model was left in training mode; it is judged in evaluation mode"] if left_in_training else []
     meta = {
         **about,
@@ -84,7 +87,7 @@ def _clean(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str
         "model": {**about.get("model", {}), "digest": model_digest(counted.model), "classes": logits.shape[1]},
         "data": {**about.get("data", {}), "digest": data_digest(images)},
         "threat": {"norm": threat.name, "radius": threat.radius},
-        "clean": {"forwards": counted.forwards, "seconds": time.perf_counter() - began},
+        "clean": {"forwards": counted.forwards, "seconds": seconds},
         "warnings": warnings,
         **provenance(images.x.device),
     }
@@ -173,9 +176,7 @@ def verified(
             f"{name} left the {threat.name} ball of radius {threat.radius:g} or the box on "
             f"{int((~feasible).sum())} images (largest distance {worst:g})"
         )
-    return (
-        logits_of(model, found.x_adv, max(1, chunk - 1)) if len(batch.x) else torch.zeros(0, 2, device=batch.x.device)
-    )
+    return logits_of(model, found.x_adv, max(1, chunk - 1))
 
 
 def check_images(images: Batch, threat: ThreatModel) -> None:

@@ -5,6 +5,7 @@ attacking a batch equals attacking its halves, survivors can be refilled into fu
 """
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ _LARGEST_BELOW_ONE = 1.0 - 2.0**-24
 
 def draws(x: Tensor, generator: torch.Generator) -> Tensor:
     """Return (N, D + 1) uniform numbers in [0, 1) for images of D values, from the generator."""
-    return torch.rand(len(x), x[0].numel() + 1, generator=generator, device=x.device)
+    return torch.rand(len(x), math.prod(x.shape[1:]) + 1, generator=generator, device=x.device)
 
 
 def keyed_draws(x: Tensor, indices: Tensor, seed: int) -> Tensor:
@@ -23,7 +24,7 @@ def keyed_draws(x: Tensor, indices: Tensor, seed: int) -> Tensor:
 
     A counter-based generator (SplitMix64: Steele, Lea, Flood 2014) over (seed, index, position).
     """
-    position = torch.arange(x[0].numel() + 1, device=x.device)
+    position = torch.arange(math.prod(x.shape[1:]) + 1, device=x.device)
     key = _mixed(_mixed(indices.to(x.device) * _GOLDEN + seed)[:, None] + position * _GOLDEN)
     return (_shifted(key, 40).to(torch.float32) * 2.0**-24).clamp(max=_LARGEST_BELOW_ONE)
 

@@ -197,7 +197,7 @@ def adam_pgd(steps: int = 200, restarts: int = 1) -> Attack:
 
 
 def untargeted(steps: int = 200, restarts: int = 20) -> Attack:
-    """LLR paper's Untargeted: margin by Adam with its schedule (Qin et al. 2019, Table 1). untargeted-STEPS-RESTARTS."""
+    """LLR paper's Untargeted: margin by Adam, its schedule (Qin et al. 2019, Table 1). untargeted-STEPS-RESTARTS."""
     return restarted(Untargeted(Adam(PAPER_SCHEDULE), _checked(steps), margin), restarts)
 
 
