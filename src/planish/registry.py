@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -31,9 +32,9 @@ def get(package: str, name: str) -> Component:
     """Return the component of that name. Raises BadInput that names the nearest."""
     known = components(package)
     if name not in known:
-        raise BadInput(
-            f"unknown {package.rstrip('s')} '{name}'.{nearest(name, known)} Known: {', '.join(sorted(known))}"
-        )
+        word = package.rstrip("s")
+        meant = nearest(re.sub(r"(-\d+)+$", "", name), known)
+        raise BadInput(f"unknown {word} '{name}'.{meant} Known: {', '.join(sorted(known))}")
     return known[name]
 
 
