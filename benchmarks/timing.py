@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ def parser(description: str, name: str) -> ArgumentParser:
     options.add_argument("--device", default="cpu")
     options.add_argument("--width", type=int, default=16, help="of PreActResNet-18")
     options.add_argument("--batch", type=int, default=8, help="number of images of 3x32x32")
-    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     options.add_argument("--tiny", action="store_true", help="a problem that only shows that everything runs")
     return options
@@ -77,18 +78,17 @@ def problem(options: Namespace, activation: str) -> Problem:
 def compare(
     candidates: Mapping[str, Callable[[], object]], rounds: int, *, base: str, device: str = "cpu"
 ) -> dict[str, Timing]:
-    """Time the candidates in turns, A B C, B C A, ..., so that what else the machine does hits all alike.
+    """Time every candidate once a round, in shuffled order, so that what else the machine does hits all alike.
 
-    Each is called once before. On a CPU the clock is the process's own CPU time, which other programs
-    disturb little: time one thread. On a GPU it is the wall clock, the device synchronised round each call.
+    Each is called once before. On a CPU the clock is the process's own CPU time, which other programs disturb
+    little: time one thread. On a GPU it is the wall clock, the device synchronised before and after each call.
     """
     names = list(candidates)
     for call in candidates.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds):
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
+        for name in Random(index).sample(names, len(names)):
             began = _now(device)
             candidates[name]()
             seconds[name].append(_now(device) - began)

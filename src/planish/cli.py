@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,11 +78,8 @@ def quickstart(
             name = stage.method
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=EPOCHS + 1 + len(ATTACKS), note="training")
-            note = (
-                f"training, loss {stage.event.metrics['loss']:.3f}"
-                if isinstance(stage.event, EpochRecord)
-                else _note(stage.event)
-            )
+            event = stage.event
+            note = _progress(event.metrics) if isinstance(event, EpochRecord) else _note(event)
             bars.update(tasks[name], advance=1, note=note)
 
         def on_chunk(name: str) -> "OnChunk":
@@ -119,7 +117,7 @@ def train(
         task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
         for record in records:
             last = {"epoch": record.epoch, **record.metrics}
-            bars.update(task, completed=record.epoch, note=", ".join(f"{k} {v:.3f}" for k, v in record.metrics.items()))
+            bars.update(task, completed=record.epoch, note=_progress(record.metrics))
     _print_json({"run": str(out), "last": last}) if json_ else _console().print(f"run folder: {out}")
 
 
@@ -234,14 +232,16 @@ def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None
 
 
 def _print_table(found: "Sequence[Entry]", page: Path) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from planish.report import summary_rows
 
     summary = summary_rows(found)
-    table = Table(*summary.headers, caption=summary.caption, caption_justify="left", title_justify="left")
+    headers = (re.sub(r"^(After|Training) ", r"\1\n", header) for header in summary.headers)
+    table = Table(*headers, box=SIMPLE_HEAD, leading=1, caption=summary.caption, caption_justify="left")
     for row in summary.rows:
-        table.add_row(*row)
+        table.add_row(*(re.sub(r" (?=[\[(])", "\n", cell) for cell in row))
     console = _console()
     console.print(table)
     for note in _warnings(found):
@@ -263,6 +263,10 @@ def _note(record: "Evaluation") -> str:
     return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % stand"
 
 
+def _progress(metrics: "Mapping[str, float]") -> str:
+    return f"loss {metrics['loss']:.3f}, training accuracy {100 * metrics['train_accuracy']:.1f} %"
+
+
 def _console() -> "Console":
     from rich.console import Console
 
@@ -279,14 +283,10 @@ def _bars(quiet: bool) -> "Iterator[Progress]":
     """Progress bars on stderr; nothing where stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = [
-        TextColumn("{task.description:>10}"),
-        BarColumn(30),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    ]
+    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = [TextColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
     plain = quiet or not sys.stderr.isatty() or ("NO_COLOR" in os.environ and "CI" in os.environ)
     with Progress(*columns, console=Console(stderr=True), disable=plain) as bars:
         yield bars

@@ -1,6 +1,7 @@
 """A test set against attacks: every adversarial image that counts is judged again by a fresh float32 forward."""
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -26,7 +27,10 @@ OnChunk = Callable[[str, int, int], None]
 
 
 class Judged(NamedTuple):
-    """An evaluation as far as it has come, and the images (N, ...) as the attacks of this run left them."""
+    """An evaluation as far as it has come, and the images (N, ...) as the attacks of this run left them.
+
+    An image stays as it was when it broke.
+    """
 
     evaluation: Evaluation
     x_adv: Tensor
@@ -138,8 +142,9 @@ def _attacked(
         seconds=time.perf_counter() - began,
         meta={"attack": describe_attack(attack)},
     )
+    standing = torch.from_numpy(evaluation.survivors()).to(rows.device)[rows]
     x_adv = judged.x_adv.clone()
-    x_adv[rows] = found.x_adv
+    x_adv[rows[standing]] = found.x_adv[standing]
     return Judged(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
 
 
@@ -180,10 +185,14 @@ def verified(
 
 
 def check_images(images: Batch, threat: ThreatModel) -> None:
-    """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the threat's box."""
+    """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the box, each with a label and an index."""
     x = images.x
     if x.ndim != 4 or len(x) == 0:
         raise BadInput(f"images must be (N, channels, height, width) with N > 0, got {tuple(x.shape)}")
+    for what, values in (("labels", images.labels), ("indices", images.indices)):
+        if values.shape != (len(x),) or values.dtype != torch.int64:
+            shape = tuple(values.shape)
+            raise BadInput(f"{what} must be int64 of shape ({len(x)},), got {values.dtype} of shape {shape}")
     low, high = float(x.min()), float(x.max())
     if not (low >= threat.low and high <= threat.high):
         raise BadInput(
@@ -241,4 +250,4 @@ def describe_attack(attack: Attack) -> str:
         if len(set(parts)) == 1:
             return f"{len(parts)} x {parts[0]}"
         return f"Worst({', '.join(parts)})"
-    return repr(attack)
+    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(attack))

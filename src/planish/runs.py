@@ -144,10 +144,11 @@ def judge(
 
 
 def _save_gallery(judged: Judged, batch: Batch, path: Path) -> None:
-    """Keep the first images that were right and are now broken, with their adversarial twins."""
+    """Keep the first images that were right and that this run has broken, with their adversarial twins."""
     record = judged.evaluation
-    rows = np.flatnonzero(record.correct() & ~record.survivors())[:SHOWN]
-    if batch.x.shape[1] not in (1, 3) or not len(rows) or torch.equal(judged.x_adv, batch.x):
+    moved = (judged.x_adv != batch.x).flatten(1).any(1).cpu().numpy()
+    rows = np.flatnonzero(record.correct() & ~record.survivors() & moved)[:SHOWN]
+    if batch.x.shape[1] not in (1, 3) or not len(rows):
         return
     predicted = [column.predicted for column in record.columns]
     final = [next(p[row] for p, c in zip(predicted, record.columns, strict=True) if c.broken[row]) for row in rows]

@@ -173,23 +173,26 @@ def _epoch(bound: Bound, state: State, batches: Epochs, settings: Settings, epoc
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(batches.epoch(epoch, seed)):
         progress = (epoch + index / len(batches)) / settings.epochs
-        loss = _step(bound, state, batch, settings, progress, seed, last=index + 1 == len(batches))
+        first = index - index % settings.accumulate
+        together = min(settings.accumulate, len(batches) - first)
+        loss = _backward(bound, state, batch, settings, progress, seed, together)
+        if index + 1 == first + together:
+            _update(state, settings, progress)
         accuracy = (loss.logits.argmax(1) == batch.labels).float().mean()
         for name, value in {"loss": loss.total.detach(), "train_accuracy": accuracy, **loss.terms}.items():
             sums[name] = sums.get(name, 0.0) + value.float()
     return sums
 
 
-def _step(
-    bound: Bound, state: State, batch: Batch, settings: Settings, progress: float, seed: int, *, last: bool
+def _backward(
+    bound: Bound, state: State, batch: Batch, settings: Settings, progress: float, seed: int, together: int
 ) -> TrainingLoss:
+    """Add the batch's gradient, one of so many together in a step."""
     x = batch.x.contiguous(memory_format=torch.channels_last) if settings.channels_last else batch.x
     generator = seeded(seed, state.step, device=x.device)
     loss: TrainingLoss = bound(x, batch.labels, batch.indices, progress, generator)
-    (loss.total / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+    (loss.total / together).backward()  # type: ignore[no-untyped-call]
     state.step += 1
-    if state.step % settings.accumulate == 0 or last:
-        _update(state, settings, progress)
     return loss
 
 

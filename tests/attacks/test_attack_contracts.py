@@ -20,15 +20,11 @@ Make = Callable[..., Attack]
 pytestmark = pytest.mark.parametrize("name", sorted(components("attacks")))
 
 
-def direct(
-    attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0
-) -> Adversarials:
+def direct(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:
     return attack(model, batch, threat, generator=seeded(seed))
 
 
-def chunked(
-    attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, chunk: int = 256
-) -> Adversarials:
+def chunked(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, chunk: int = 256) -> Adversarials:
     return run(attack, model, batch, threat, generator=seeded(0), chunk=chunk)
 
 
@@ -95,9 +91,7 @@ def test_clean_logits_that_are_given_are_not_computed_again(
     assert sum(asked) == 2 * before - len(images.x)
 
 
-def test_its_generator_decides(
-    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
-):
+def test_its_generator_decides(name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel):
     attack = make_attack(name)
     one, two = (direct(attack, knowing.network, images, threat, seed=5) for _ in range(2))
     assert same(one, two)
@@ -178,9 +172,7 @@ def colour_network() -> nn.Module:
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "every_other_column"])
-def test_memory_layout_changes_nothing_on_oblong_images(
-    name: str, layout: str, make_attack: Make, threat: ThreatModel
-):
+def test_memory_layout_changes_nothing_on_oblong_images(name: str, layout: str, make_attack: Make, threat: ThreatModel):
     wide = torch.rand(3, 3, 4, 12, generator=torch.Generator().manual_seed(2))
     strided = wide[..., ::2]
     plain = Batch(strided.contiguous(), torch.tensor([0, 1, 2]), torch.arange(3))
@@ -189,9 +181,7 @@ def test_memory_layout_changes_nothing_on_oblong_images(
     assert not strided.is_contiguous()
     attack, network = make_attack(name), colour_network()
     for how in (direct, chunked):
-        assert same(
-            how(attack, network, plain._replace(x=strided), threat), how(attack, network, plain, threat)
-        )
+        assert same(how(attack, network, plain._replace(x=strided), threat), how(attack, network, plain, threat))
 
 
 class Halved(nn.Module):
@@ -205,9 +195,7 @@ class Halved(nn.Module):
         return self.network(x.bfloat16())
 
 
-def test_bfloat16_weights(
-    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
-):
+def test_bfloat16_weights(name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel):
     attack, network = make_attack(name), Halved(knowing.network)
     found = chunked(attack, network, images, threat)
     clean = attack.goal(images._replace(logits=logits_of(network, images.x)))[0](logits_of(network, images.x))
@@ -230,9 +218,7 @@ def test_images_that_are_lost_already_are_not_attacked(
         assert moved.sum() > (~reached).sum() / 2 or reached.all()
 
 
-def test_no_image_is_left(
-    name: str, make_attack: Make, knowing: nn.Module, known: Batch, threat: ThreatModel
-):
+def test_no_image_is_left(name: str, make_attack: Make, knowing: nn.Module, known: Batch, threat: ThreatModel):
     empty = known.select(slice(0, 0))
     found = chunked(make_attack(name), knowing, empty._replace(logits=torch.zeros(0, 4)), threat)
     assert len(found.x_adv) == len(found.score) == len(found.target) == 0

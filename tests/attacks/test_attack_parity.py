@@ -49,9 +49,7 @@ def network(knowing: nn.Module) -> nn.Module:
 def asked(network: nn.Module, call: Callable[[], Any]) -> list[Tensor]:
     """Return every batch at which the network is asked while `call` runs."""
     seen: list[Tensor] = []
-    handle = network.register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[0].detach().clone())
-    )
+    handle = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
     call()
     handle.remove()
     return seen
@@ -113,9 +111,7 @@ def test_pgd_from_a_random_start(torchattacks: Any, network: nn.Module, known: B
     torch.manual_seed(5)
     start = (known.x + torch.empty_like(known.x).uniform_(-0.1, 0.1)).clamp(0, 1)
     torch.manual_seed(5)
-    agree(
-        ours(pgd(STEPS, 1), network, known, Linf(0.1), start), torchattacks_iterates(peer, network, known)
-    )
+    agree(ours(pgd(STEPS, 1), network, known, Linf(0.1), start), torchattacks_iterates(peer, network, known))
 
 
 def test_pgd_in_l2(torchattacks: Any, network: nn.Module, known: Batch):
@@ -142,9 +138,7 @@ def scaled_start(x: Tensor, threat: ThreatModel) -> Tensor:
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=lambda threat: threat.name)
 @pytest.mark.parametrize(("loss", "attack"), [("ce", apgd_ce(40)), ("dlr", apgd_dlr(40))])
-def test_apgd(
-    loss: str, attack: Attack, threat: ThreatModel, torchattacks: Any, network: nn.Module, known: Batch
-):
+def test_apgd(loss: str, attack: Attack, threat: ThreatModel, torchattacks: Any, network: nn.Module, known: Batch):
     """Exact, once two differences are neutralised.
 
     torchattacks (like AutoAttack, whose code it has) scales the start to the ball's surface, and takes the loss
@@ -156,15 +150,11 @@ def test_apgd(
     agree(ours(attack, network, known, threat, scaled_start(known.x, threat), FromZero()), iterates)
 
 
-def foolbox_iterates(
-    attack: Any, foolbox: Any, network: nn.Module, batch: Batch, radius: float
-) -> list[Tensor]:
+def foolbox_iterates(attack: Any, foolbox: Any, network: nn.Module, batch: Batch, radius: float) -> list[Tensor]:
     model = foolbox.PyTorchModel(network, bounds=(0, 1))
     returned: list[Tensor] = []
     criterion = foolbox.criteria.Misclassification(batch.labels)
-    seen = asked(
-        network, lambda: returned.append(attack.run(model, batch.x, criterion, epsilon=radius))
-    )
+    seen = asked(network, lambda: returned.append(attack.run(model, batch.x, criterion, epsilon=radius)))
     return [*seen, *returned]
 
 

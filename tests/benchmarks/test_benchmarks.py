@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,19 @@ def test_candidates_take_turns_and_are_compared_round_by_round(monkeypatch: pyte
     monkeypatch.syspath_prepend(SCRIPTS)
     timing = importlib.import_module("timing")
     calls: list[str] = []
-    ticks = iter([0, 1, 1, 3, 3, 9, 9, 11])
-    monkeypatch.setattr(timing.time, "process_time", lambda: float(next(ticks)))
-    found = timing.compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, base="a")
-    assert calls == ["a", "b", "a", "b", "b", "a"]
+    now = 0.0
+    lasts = {"a": iter([50.0, 1.0, 2.0]), "b": iter([50.0, 2.0, 6.0])}
+
+    def candidate(name: str) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal now
+            calls.append(name)
+            now += next(lasts[name])
+
+        return call
+
+    monkeypatch.setattr(timing.time, "process_time", lambda: now)
+    found = timing.compare({name: candidate(name) for name in lasts}, 2, base="a")
+    assert [set(calls[i : i + 2]) for i in (0, 2, 4)] == [{"a", "b"}] * 3
     assert found["a"] == (1.5, 1.0, 1.0, 1.0)
-    assert found["b"].seconds == 4.0
-    assert found["b"].ratio == 2.5
+    assert found["b"] == (4.0, 2.5, 2.25, 2.75)

@@ -1,0 +1,68 @@
+"""An attack of your own: one class with two methods, judged like the attacks that planish brings.
+
+    python examples/new_attack.py
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from planish import Batch, Linf, evaluate
+from planish.attacks import Adversarials, Score, with_logits
+from planish.attacks.gradient import apgd_ce
+from planish.data import load
+from planish.losses import margin
+from planish.modes import attacked
+from planish.randomness import drawn_seed, keyed_draws
+from planish.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class CornerSearch:
+    """Random search without gradients: move a share of the pixels to a random corner, keep what raises the margin."""
+
+    queries: int = 50
+    share: float = 0.2
+
+    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
+        """Return the score, 0 or more once the attack has won, and the class aimed at, -1 for any."""
+        return lambda logits: margin(logits, batch.labels), torch.full_like(batch.labels, -1)
+
+    @torch.no_grad()
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
+    ) -> Adversarials:
+        """Return the best point found, the clean image included. Noise is keyed by image, never by batch."""
+        score, target = self.goal(batch)
+        with attacked(model):
+            batch = with_logits(model, batch)
+            x_adv, best = batch.x, score(batch.logits)
+            for _ in range(self.queries):
+                seed = drawn_seed(generator)
+                noise, chosen = (keyed_draws(batch.x, batch.indices, seed + i) for i in range(2))
+                moved = chosen[:, 1:].view_as(x_adv) < self.share
+                candidate = threat.project(torch.where(moved, threat.corner(batch.x, noise), x_adv), batch.x)
+                new = score(model(candidate))
+                x_adv = torch.where((new > best).view(-1, 1, 1, 1), candidate, x_adv)
+                best = torch.maximum(new, best)
+        return Adversarials(x_adv, best, target)
+
+
+def main() -> None:
+    """Train a plain network, and see how far the search gets before a gradient attack takes the survivors."""
+    torch.manual_seed(0)
+    train, test = load("digits", "train").as_batch(), load("digits", "test").as_batch()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        cross_entropy(model(train.x), train.labels).backward()
+        optimizer.step()
+    for evaluation, _ in evaluate(model, test, Linf(0.1), {"corner-search": CornerSearch(), "apgd-ce": apgd_ce(20)}):
+        print(f"{['clean', *evaluation.names][-1]}: {evaluation.robust_accuracy().value:.1%} stand")
+
+
+if __name__ == "__main__":
+    main()

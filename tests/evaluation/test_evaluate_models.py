@@ -1,0 +1,131 @@
+"""Models and images as users bring them: what is put back, what is told, and what is refused in one line."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planish.attacks.gradient import apgd_dlr, apgd_t, pgd
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.evaluation import Judged, evaluate
+from planish.threat import Linf
+
+Judge = Callable[..., Judged]
+
+
+def test_a_model_left_in_training_mode(
+    make_network: Callable[[], nn.Module], images: Batch, judge: Judge, unchanged_randomness: None
+):
+    """It is judged in evaluation mode, told so, and put back; its running statistics do not move."""
+    left, proper = make_network(), make_network().eval()
+    modes = [module.training for module in left.modules()]
+    tensors = deepcopy(left.state_dict())
+    assert any(modes) and not all(modes)
+    attacks = {"pgd": pgd(3, 2)}
+    found, expected = (judge(model, images, attacks, radius=0.015).evaluation for model in (left, proper))
+    assert np.array_equal(found.columns[0].margin, expected.columns[0].margin, equal_nan=True)
+    assert found.meta["warnings"] == ["the model was left in training mode; it is judged in evaluation mode"]
+    assert expected.meta["warnings"] == []
+    assert [module.training for module in left.modules()] == modes
+    assert all(torch.equal(value, tensors[name]) for name, value in left.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in left.parameters())
+
+
+def test_between_attacks_the_model_is_as_its_owner_left_it(network: nn.Module, images: Batch):
+    modes = [module.training for module in network.modules()]
+    for _ in evaluate(network, images, Linf(0.015), {"pgd": pgd(2, 1)}):
+        assert [module.training for module in network.modules()] == modes
+        assert all(p.requires_grad for p in network.parameters())
+
+
+class Changed(nn.Module):
+    """A network whose output is changed."""
+
+    def __init__(self, network: nn.Module, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.network, self.change = network, change
+
+    def forward(self, x: Tensor) -> object:
+        return self.change(self.network(x))
+
+
+def test_outputs_that_wrap_their_logits(network: nn.Module, images: Batch, judge: Judge):
+    wrapped = Changed(network, lambda logits: SimpleNamespace(logits=logits, loss=None))
+    attacks = {"pgd": pgd(2, 1)}
+    one, other = (judge(model, images, attacks, radius=0.015).evaluation.columns[0] for model in (wrapped, network))
+    assert np.array_equal(one.margin, other.margin, equal_nan=True) and one.backwards == other.backwards > 0
+
+
+def poisoned(logits: Tensor) -> Tensor:
+    return torch.cat([logits[:1] * torch.nan, logits[1:]])
+
+
+def explode(logits: Tensor) -> Tensor:
+    raise ArithmeticError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda z: z.softmax(1), "the model returns probabilities; give logits: leave its softmax out"),
+        (poisoned, "the model returns NaN or infinite logits on 1 images"),
+        (lambda z: z * torch.inf, "the model returns NaN or infinite logits on 12 images"),
+        (lambda z: z[:, :1], "the model must return logits (N, classes), got (12, 1) for 12 images"),
+        (lambda z: z[:, :, None], "the model must return logits (N, classes), got (12, 4, 1) for 12 images"),
+        (lambda z: z[:5], "the model must return logits (N, classes), got (5, 4) for 12 images"),
+        (lambda z: z[:, :2], "labels lie in 0..3, but the model has 2 classes (0..1)"),
+        (explode, "the model raises ArithmeticError on images of shape (1, 8, 8): no luck"),
+        (lambda z: {"scores": z}, "the model raises AttributeError on images of shape (1, 8, 8)"),
+    ],
+)
+def test_outputs_that_cannot_be_judged(
+    change: Callable[[Tensor], object], message: str, network: nn.Module, images: Batch
+):
+    with pytest.raises(BadInput) as raised:
+        next(evaluate(Changed(network, change), images, Linf(0.1), {}))
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b._replace(x=b.x * 255), "pixels lie in [0.932789, 254.758], not in [0, 1]; give raw images divided by 255"),
+        (lambda b: b._replace(x=b.x - 0.5), "pixels lie in [-0.49"),
+        (lambda b: b._replace(x=b.x / 0), "pixels lie in [inf, inf], not in [0, 1]"),
+        (lambda b: b._replace(x=b.x * torch.nan), "pixels lie in [nan, nan], not in [0, 1]"),
+        (lambda b: b._replace(x=b.x[:, 0]), "images must be (N, channels, height, width) with N > 0, got (12, 8, 8)"),
+        (lambda b: b.select(slice(0, 0)), "images must be (N, channels, height, width) with N > 0, got (0, 1, 8, 8)"),
+        (lambda b: b._replace(labels=b.labels - 1), "labels lie in -1..2, but the model has 4 classes (0..3)"),
+        (lambda b: b._replace(labels=b.labels + 1), "labels lie in 1..4, but the model has 4 classes (0..3)"),
+        (lambda b: b._replace(labels=b.labels[:5]), "labels must be int64 of shape (12,), got torch.int64 of"),
+        (lambda b: b._replace(labels=b.labels.int()), "labels must be int64 of shape (12,), got torch.int32 of"),
+        (lambda b: b._replace(indices=b.indices[:1]), "indices must be int64 of shape (12,), got torch.int64 of"),
+        (lambda b: b._replace(x=b.x[..., :3, :3]), "the model raises RuntimeError on images of shape (1, 3, 3)"),
+    ],
+)
+def test_images_that_cannot_be_judged(
+    change: Callable[[Batch], Batch], message: str, network: nn.Module, images: Batch
+):
+    with pytest.raises(BadInput) as raised:
+        next(evaluate(network, change(images), Linf(0.1), {}))
+    assert str(raised.value).startswith(message), str(raised.value)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes(classes: int, brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
+    """The DLR loss needs four classes: apgd-dlr says so and names the cure, apgd-t takes the margin by itself."""
+    with pytest.raises(BadInput, match=rf"needs at least 4 classes and the model has {classes}; use a margin attack"):
+        judge(brightness(classes), levels, {"apgd-dlr": apgd_dlr(3)})
+    record = judge(brightness(classes), levels, {"apgd-t": apgd_t(10, classes=classes)}).evaluation
+    assert record.survivors().tolist() == [True, False, False, False, True, False]
+
+
+def test_a_class_that_is_never_predicted_is_told(brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
+    levels = levels._replace(labels=torch.tensor([0, 0, 2, 1, 2, 1]))
+    record = judge(brightness(), levels, {}, about={"data": {"classes": ["dark", "bright", "blue", "red"]}}).evaluation
+    assert record.class_warnings() == ["Class blue is never predicted on clean images, though 2 show it."]
