@@ -1,6 +1,6 @@
 """What attacks cost: planish beside the shortest loops one can write, torchattacks and foolbox.
 
-    python benchmarks/attack_cost.py [--steps 10] [--batch 8] [--device cuda]
+    python benchmarks/attack_cost.py [--steps 5] [--batch 8] [--device cuda]
 
 Every candidate gets images whose clean logits are known, as in any evaluation, and answers with adversarial
 images and whether they are broken: torchattacks, which returns images only, is followed by one forward.
@@ -212,7 +212,7 @@ def measured(name: str, group: Group, intact: Problem, options: Namespace) -> li
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and save."""
     reads = parser("What attacks cost.", "attack_cost")
-    reads.add_argument("--steps", type=int, default=10)
+    reads.add_argument("--steps", type=int, default=5)
     options = reads.parse_args(arguments)
     intact = problem(options, "relu")
     rows = []

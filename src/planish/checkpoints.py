@@ -84,15 +84,15 @@ def load_resume(path: Path) -> dict[str, Any]:
     return state
 
 
-def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return the optimizer's momentum buffers in the order of its parameters; none before the first step."""
+def moments(optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
+    """Return the momentum buffer of each of the optimizer's parameters; None where there is none (yet)."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return [optimizer.state[p]["momentum_buffer"] for p in parameters if p in optimizer.state]
+    return [optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None for p in parameters]
 
 
-def restore_moments(optimizer: torch.optim.Optimizer, buffers: list[Tensor]) -> None:
+def restore_moments(optimizer: torch.optim.Optimizer, buffers: list[Tensor | None]) -> None:
     """Put the momentum buffers back."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, buffer in zip(parameters, buffers, strict=False):
-        restored = torch.empty_like(parameter).copy_(buffer)
-        optimizer.state[parameter]["momentum_buffer"] = restored
+    for parameter, buffer in zip(parameters, buffers, strict=True):
+        if buffer is not None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)

@@ -239,7 +239,9 @@ def _print_table(found: "Sequence[Entry]", page: Path) -> None:
 
     summary = summary_rows(found)
     headers = (re.sub(r"^(After|Training) ", r"\1\n", header) for header in summary.headers)
-    table = Table(*headers, box=SIMPLE_HEAD, leading=1, caption=summary.caption, caption_justify="left")
+    table = Table(
+        *headers, box=SIMPLE_HEAD, leading=1, padding=(0, 1, 0, 0), caption=summary.caption, caption_justify="left"
+    )
     for row in summary.rows:
         table.add_row(*(re.sub(r" (?=[\[(])", "\n", cell) for cell in row))
     console = _console()

@@ -197,4 +197,9 @@ def to_toml(experiment: Experiment) -> str:
 def _lines(value: Any) -> list[str]:
     table = {item.name: getattr(value, item.name) for item in fields(value)}
     table |= table.pop("options", {})
-    return [f"{key} = {json.dumps(entry)}" for key, entry in table.items() if entry is not None]
+    return [f"{key} = {_literal(entry)}" for key, entry in table.items() if entry is not None]
+
+
+def _literal(entry: Any) -> str:
+    """Return the entry in TOML, which is JSON without surrogate pairs and with DEL escaped."""
+    return json.dumps(entry, ensure_ascii=False).replace("\x7f", "\\u007f")

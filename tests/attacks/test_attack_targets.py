@@ -102,9 +102,7 @@ def predicted(network: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "radius"), [(random_targeted, 0.13), (least_likely, 0.2)])
-def test_reaching_is_only_the_target(
-    kind: Callable[..., Worst], radius: float, network: nn.Module, images: Batch
-):
+def test_reaching_is_only_the_target(kind: Callable[..., Worst], radius: float, network: nn.Module, images: Batch):
     found = run(kind(15, 2), network, images, Linf(radius), generator=seeded(0))
     reached = predicted(network, found.x_adv) == found.target
     assert torch.equal(found.score >= 0, reached)

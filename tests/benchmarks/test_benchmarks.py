@@ -24,7 +24,8 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def run(script: str, *options: str) -> dict[str, Any]:
         out = tmp_path / "new" / f"{script}.json"
         importlib.import_module(script).main(["--tiny", "--rounds", "1", "--out", str(out), *options])
-        return json.loads(out.read_text())
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
 
     return run
 

@@ -94,7 +94,10 @@ def test_outputs_that_cannot_be_judged(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b: b._replace(x=b.x * 255), "pixels lie in [0.932789, 254.758], not in [0, 1]; give raw images divided by 255"),
+        (
+            lambda b: b._replace(x=b.x * 255),
+            "pixels lie in [0.932789, 254.758], not in [0, 1]; give raw images divided by 255",
+        ),
         (lambda b: b._replace(x=b.x - 0.5), "pixels lie in [-0.49"),
         (lambda b: b._replace(x=b.x / 0), "pixels lie in [inf, inf], not in [0, 1]"),
         (lambda b: b._replace(x=b.x * torch.nan), "pixels lie in [nan, nan], not in [0, 1]"),

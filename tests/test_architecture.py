@@ -1,0 +1,164 @@
+"""The package's own rules, read from its source: who imports whom, who prints, who writes, how long things are."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import planish
+
+HOME = Path(planish.__file__).parent
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(HOME.rglob("*.py"))}
+FILES = {".".join(path.relative_to(HOME).with_suffix("").parts): tree for path, tree in TREES.items()}
+
+ORDER = [
+    "errors",
+    "batch files losses modes passes provenance randomness registry threat",
+    "objectives rules",
+    "tangent",
+    "ascent",
+    "attacks data methods models",
+    "checkpoints costs results training",
+    "distances evaluation",
+    "audit report",
+    "configuration",
+    "experiment",
+    "runs",
+    "quickstart",
+    "cli",
+]
+"""Imports go to lines further up, and inside a package."""
+RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
+SHARED = {"models.activations"}  # what component files may import from their own package, besides its __init__
+WRITERS = {"checkpoints", "results", "data.cache", "report.page", "experiment", "runs"}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield what a file imports from planish, dotted, without "planish."; nested and type-checking imports too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            if node.module == "planish":
+                yield from (alias.name for alias in node.names)
+            elif (node.module or "").startswith("planish."):
+                yield str(node.module).removeprefix("planish.")
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("planish."):
+                    yield alias.name.removeprefix("planish.")
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Yield every call with the source of what is called."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def argument(call: ast.Call, name: str) -> object:
+    found = [keyword.value for keyword in call.keywords if keyword.arg == name]
+    return ast.literal_eval(found[0]) if found else None
+
+
+def test_the_order_knows_every_module():
+    assert {name.split(".")[0] for name in FILES} - {"__init__"} <= set(RANK)
+    assert len(FILES) > 30
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"__init__"}))
+def test_imports_point_left(name: str):
+    own = name.split(".")[0]
+    for imported in imports(FILES[name]):
+        other = imported.split(".")[0]
+        assert other in RANK, f"{name} imports {imported}"
+        assert other == own or RANK[other] < RANK[own], f"{name} may not import {imported}"
+
+
+@pytest.mark.parametrize("package", ["attacks", "methods", "models"])
+def test_components_do_not_know_their_siblings(package: str):
+    names = [name for name in FILES if name.startswith(f"{package}.")]
+    assert len(names) > 1
+    for name in names:
+        for imported in imports(FILES[name]):
+            if imported.split(".")[0] == package:
+                assert imported == package or imported in SHARED, f"{name} imports its sibling {imported}"
+
+
+def test_only_the_command_line_prints_parses_and_exits():
+    terminal = {"print", "input", "exit", "quit", "sys.exit", "os._exit", "SystemExit", "breakpoint"}
+    for name, tree in FILES.items():
+        if name == "cli":
+            continue
+        for called, _ in calls(tree):
+            assert called not in terminal and not called.startswith(("sys.stdout", "sys.stderr")), f"{name}: {called}"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                roots = {alias.name.split(".")[0] for alias in node.names} | {getattr(node, "module", None) or ""}
+                assert not roots & {"typer", "rich", "argparse", "click"}, name
+
+
+CHANGING = {
+    "write_text", "write_bytes", "writelines", "mkdir", "makedirs", "unlink", "remove", "rename", "replace", "rmdir",
+    "rmtree", "touch", "symlink_to", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryDirectory", "save_file",
+    "copyfile", "copytree", "chmod",
+}  # fmt: skip
+MEMORY = {"savefig", "savez", "savez_compressed"}
+
+
+def test_files_are_written_in_one_place():
+    """Everything else makes bytes in memory and hands them over."""
+    harmless = {"text.replace", "dataclasses.replace", "replace"}
+    for name, tree in FILES.items():
+        if name == "files":
+            continue
+        buffers = {
+            ast.unparse(node.targets[0])
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and ast.unparse(node.value) in ("io.BytesIO()", "BytesIO()")
+        }
+        for called, call in calls(tree):
+            *owner, last = called.split(".")
+            if last == "open":
+                modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+                assert not any(set(mode) & set("wax+") for mode in modes if len(mode) <= 3), f"{name}: {called}"
+            elif last == "replace" and len(call.args) == 2:
+                continue  # of a text
+            elif owner and last in CHANGING and called not in harmless:
+                raise AssertionError(f"{name} changes files by {called}")
+            elif last in MEMORY or called in ("torch.save", "np.save"):
+                target = call.args[1] if called == "torch.save" else call.args[0]
+                assert ast.unparse(target) in buffers, f"{name}: {called} writes to a path"
+
+
+def test_only_these_hand_files_over():
+    assert {name for name, tree in FILES.items() if "files" in set(imports(tree))} <= WRITERS
+
+
+def test_nothing_is_unpickled():
+    for name, tree in FILES.items():
+        for called, call in calls(tree):
+            assert called not in ("pickle.load", "pickle.loads", "eval", "exec", "joblib.load"), f"{name}: {called}"
+            if called == "torch.load":
+                assert argument(call, "weights_only") is True, name
+            if called.endswith(("np.load", "numpy.load")):
+                assert argument(call, "allow_pickle") is False, name
+
+
+def test_importing_planish_is_light():
+    """Neither torch nor numpy before something asks for them; every public name can be asked for."""
+    code = "import sys, planish; print(sorted({'torch', 'numpy', 'matplotlib', 'pydantic'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert all(getattr(planish, name) is not None for name in planish.__all__)
+
+
+def test_functions_and_files_are_short():
+    for path, tree in TREES.items():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path.name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 50, f"{path.name}: {node.name}"
