@@ -1,0 +1,41 @@
+"""The command line in-process, and a tiny trained run folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from planish.cli import app
+
+TINY = ["data.limit=64", "settings.epochs=2", "settings.batch_size=32", "model.width=4", "threat.radius=0.1"]
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Arguments of `planish train` that make a run a matter of a second."""
+    return ["--device", "cpu", *(part for override in TINY for part in ("--set", override))]
+
+
+@pytest.fixture
+def planish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """planish("train", ...) in an empty working folder; anything but a normal exit fails the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="planish")
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of TINY by FGSM-AT. Tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    overrides = [part for override in TINY for part in ("--set", override)]
+    arguments = ["train", "--method", "fgsm", "--device", "cpu", "--out", str(folder), *overrides]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return folder

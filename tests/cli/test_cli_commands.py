@@ -1,0 +1,180 @@
+"""What the commands do when all is well."""
+
+import io
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+import planish.cli
+import planish.experiment
+import planish.quickstart
+from planish.registry import PACKAGES, components
+from planish.results import load
+from planish.runs import entries
+
+Planish = Callable[..., Result]
+JUDGE = ("--data", "digits", "--radius", "0.1", "--limit", "30", "--attacks", "fgsm,pgd-2-1", "--device", "cpu")
+
+
+@pytest.mark.parametrize("what", PACKAGES)
+def test_list(what: str, planish: Planish):
+    shown, document = planish("list", what), planish("list", what, "--json")
+    assert shown.exit_code == document.exit_code == 0 and shown.stderr == document.stderr == ""
+    lines = json.loads(document.stdout)
+    assert sorted(lines) == sorted(components(what)) and all(line.strip() for line in lines.values())
+    for name, line in lines.items():
+        assert f"{name} " in shown.stdout and line.split()[0] in shown.stdout
+
+
+def test_train_writes_what_it_was_told(planish: Planish, tiny: list[str], tmp_path: Path):
+    arguments = ("train", "--method", "seat", "--data", "digits", "--seed", "3", "--out", "run", *tiny)
+    result = planish(*arguments, "--set", "method.weight=2.5" if "weight" in seat_options() else "data.flip=true")
+    assert (result.exit_code, result.stderr) == (0, "") and result.stdout == "run folder: run\n"
+    config = tomllib.loads(Path("run/config.toml").read_text())
+    assert config["method"]["name"] == "seat" and config["seed"] == 3
+    assert config["settings"]["epochs"] == 2 and config["model"]["width"] == 4
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 2
+    again = planish("train", "run/config.toml", "--out", "again", "--device", "cpu", "--json")
+    document = json.loads(again.stdout)
+    assert document["run"] == "again" and document["last"]["epoch"] == 2
+    assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+
+
+def seat_options() -> list[str]:
+    from inspect import signature
+
+    return list(signature(components("methods")["seat"]).parameters)
+
+
+def interrupted(real: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The same generator, but Ctrl-C comes after its first item."""
+
+    def generate(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield next(real(*arguments, **options))
+        raise KeyboardInterrupt
+
+    return generate
+
+
+def test_interrupted_and_resumed(planish: Planish, tiny: list[str], run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    arguments = ("train", "--method", "fgsm", "--out", "run", *tiny)
+    with monkeypatch.context() as patched:
+        patched.setattr(planish_experiment(), "fit", interrupted(planish_experiment().fit))
+        result = planish(*arguments)
+    assert result.exit_code == 130
+    assert result.stderr == "planish: interrupted; what was finished is saved, --resume goes on\n"
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
+    resumed = planish(*arguments, "--resume", "--json")
+    assert resumed.exit_code == 0 and json.loads(resumed.stdout)["last"]["epoch"] == 2
+    assert Path("run/model.safetensors").read_bytes() == (run_folder / "model.safetensors").read_bytes()
+    assert planish(*arguments, "--resume").exit_code == 0
+
+
+def planish_experiment() -> Any:
+    return planish.experiment
+
+
+def test_evaluate_prints_one_document(planish: Planish, run_folder: Path):
+    result = planish("evaluate", run_folder, *JUDGE, "--out", "judged", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    evaluation = document["methods"][0]["evaluation"]
+    record = load("judged/evaluation.npz")
+    assert evaluation["robust"]["hits"] == record.robust_accuracy().hits
+    assert [attack["attack"] for attack in evaluation["attacks"]] == ["fgsm", "pgd-2-1"]
+    assert document == json.loads(Path("judged/results.json").read_text())
+    assert Path("judged/report.html").exists()
+
+
+def test_evaluate_prints_a_table_and_no_progress(planish: Planish, run_folder: Path):
+    result = planish("evaluate", run_folder, *JUDGE, "--out", "judged")
+    assert (result.exit_code, result.stderr) == (0, "") and "\x1b" not in result.stdout
+    robust = load("judged/evaluation.npz").robust_accuracy()
+    assert f"{100 * robust.value:.1f}" in result.stdout and "report: judged/report.html" in result.stdout
+
+
+def test_evaluate_goes_on(planish: Planish, run_folder: Path):
+    first = planish("evaluate", run_folder, *JUDGE[:-4], "--attacks", "fgsm", "--device", "cpu", "--out", "judged")
+    refused = planish("evaluate", run_folder, *JUDGE, "--out", "judged")
+    assert (first.exit_code, refused.exit_code) == (0, 2) and "add --resume to go on" in refused.stderr
+    assert planish("evaluate", run_folder, *JUDGE, "--out", "judged", "--resume").exit_code == 0
+    assert load("judged/evaluation.npz").names == ("fgsm", "pgd-2-1")
+
+
+def test_notes_are_printed(planish: Planish, run_folder: Path, tmp_path: Path):
+    Path("own.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    layer = torch.nn.Linear(64, 10)\n"
+        "    layer.weight.data.zero_(); layer.bias.data.copy_(torch.arange(10))\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), layer)\n"
+    )
+    arguments = ("--data", "digits", "--radius", "0.1", "--limit", "900", "--attacks", "fgsm", "--device", "cpu")
+    result = planish("evaluate", "own.py:net", *arguments, "--out", "judged")
+    assert result.exit_code == 0
+    assert "note: net: asked for 900 images, digits has 500" in result.stdout
+    assert "note: net: the model was left in training mode; it is judged in evaluation mode" in result.stdout
+    assert "note: net: Class 0 is never predicted on clean images" in result.stdout
+
+
+def test_report_puts_folders_side_by_side(planish: Planish, run_folder: Path):
+    Path("own.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()\n"
+    )
+    for model, out in ((run_folder, "one"), ("own.py:net", "two")):
+        assert planish("evaluate", model, *JUDGE, "--out", out).exit_code == 0
+    shown = planish("report", "one", "two", "--out", "both", "--title", "Side by side")
+    assert (shown.exit_code, shown.stderr) == (0, "") and "report: both/report.html" in shown.stdout
+    document = json.loads(planish("report", "one", "two", "--out", "both", "--json").stdout)
+    assert [method["name"] for method in document["methods"]] == ["fgsm", "net"]
+
+
+def test_quickstart(planish: Planish, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(planish_quickstart(), "EPOCHS", 1)
+    monkeypatch.setattr(planish_quickstart(), "METHODS", {"standard": "standard"})
+    monkeypatch.setattr(planish_quickstart(), "ATTACKS", ("fgsm",))
+    result = planish("quickstart", "--out", "quick", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert [method["name"] for method in document["methods"]] == ["standard"]
+    assert Path("quick/report.html").exists() and len(entries([Path("quick/standard")])) == 1
+
+
+def planish_quickstart() -> Any:
+    return planish.quickstart
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_color(plain: bool, monkeypatch: pytest.MonkeyPatch):
+    """On a terminal a note is coloured, unless NO_COLOR is set."""
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if plain:
+        monkeypatch.setenv("NO_COLOR", "1")
+    planish.cli._console().print("note: look", style="yellow")
+    written = sys.stdout.getvalue()
+    assert "note: look" in written and ("\x1b[33m" in written) is not plain
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_on_a_terminal_goes_to_stderr(quiet: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with planish.cli._bars(quiet) as bars:
+        bars.update(bars.add_task("pgd-7", total=2, note=""), completed=1, note="3 broken")
+    assert ("3 broken" in sys.stderr.getvalue()) is not quiet
+    assert sys.stdout.getvalue() == ""

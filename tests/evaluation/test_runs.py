@@ -1,0 +1,205 @@
+"""Judging a model into a folder and reading it back; where models come from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from planish import quickstart as quick
+from planish.configuration import DataOptions, Experiment, Named, ThreatOptions
+from planish.errors import BadInput
+from planish.experiment import train
+from planish.report import write_report
+from planish.results import load
+from planish.runs import EVALUATION, GALLERY, Task, entries, judge, named_attacks, subject
+from planish.runs import test_images as images_of
+from planish.threat import Linf
+from planish.training import Settings
+
+TINY = Experiment(
+    data=DataOptions("digits", limit=200),
+    model=Named("small-cnn", {"width": 4}),
+    method=Named("fgsm"),
+    threat=ThreatOptions("Linf", 0.1),
+    settings=Settings(epochs=3, batch_size=50, learning_rate=0.2),
+)
+TASK = Task("digits", Linf(0.1), ("fgsm", "pgd-3-1"), limit=40)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert len(list(train(TINY, folder))) == 3
+    return folder
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import torch\n"
+        "def net():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+        "def wants(width):\n"
+        "    return width\n"
+        "def number():\n"
+        "    return 3\n"
+        "value = 4\n"
+    )
+    return path
+
+
+def test_a_run_folder_is_a_subject(run_folder: Path):
+    judged = subject(str(run_folder))
+    assert judged.name == "fgsm" and not judged.model.training
+    assert judged.about["classes"] == [str(digit) for digit in range(10)]
+    assert judged.training["passes"] > 1 and len(judged.training["history"]) == 3
+    assert judged.training["seconds"] == sum(record["seconds"] for record in judged.training["history"])
+
+
+def test_a_function_is_a_subject(own_file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(own_file.parent)
+    for spec in (f"{own_file}:net", "own:net"):
+        judged = subject(spec)
+        assert judged.name == "net" and judged.training is None
+        assert judged.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere", "no model at 'nowhere': give a run folder that holds model.safetensors, package.module:function"),
+        ("{folder}", "no model at '{folder}': give a run folder that holds model.safetensors"),
+        ("{folder}/none.py:net", "cannot import '{folder}/none.py' for model '{folder}/none.py:net': no file"),
+        ("planish_none:net", "cannot import 'planish_none' for model 'planish_none:net': No module named"),
+        ("{folder}/own.py:none", "'{folder}/own.py' has no function 'none'"),
+        ("{folder}/own.py:value", "'{folder}/own.py' has no function 'value'"),
+        ("{folder}/own.py:number", "model '{folder}/own.py:number' returned int, not a torch.nn.Module"),
+        ("{folder}/own.py:wants", "model '{folder}/own.py:wants' does not take these options"),
+    ],
+)
+def test_what_is_no_subject(spec: str, message: str, own_file: Path):
+    folder = str(own_file.parent)
+    with pytest.raises(BadInput) as raised:
+        subject(spec.format(folder=folder))
+    assert str(raised.value).startswith(message.format(folder=folder))
+
+
+def test_attacks_by_name_know_the_number_of_classes():
+    attacks = named_attacks(["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"], 3)
+    assert list(attacks) == ["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"]
+    assert len(attacks["apgd-t-5"].attacks) == len(attacks["multi-targeted-5-1"].attacks) == 2
+    with pytest.raises(BadInput, match="unknown attack 'pdg-5'. Did you mean 'pgd'?"):
+        named_attacks(["pdg-5"], 3)
+
+
+def test_fewer_images_than_asked_for_are_told():
+    batch, about, warnings = images_of(Task("digits", Linf(0.1), (), limit=10_000))
+    assert len(batch.x) == about["images"] == 500
+    assert warnings == ["asked for 10000 images, digits has 500"]
+    assert images_of(Task("digits", Linf(0.1), (), limit=20))[2] == []
+
+
+def test_judged_read_back_and_reported(run_folder: Path, tmp_path: Path):
+    out = tmp_path / "judged"
+    judged = subject(str(run_folder))
+    records = list(judge(judged, TASK, out))
+    assert [len(record.columns) for record in records] == [0, 1, 2]
+    (entry,) = entries([out])
+    assert entry.name == "fgsm" and entry.evaluation.names == ("fgsm", "pgd-3-1")
+    assert entry.evaluation.robust_accuracy() == records[-1].robust_accuracy()
+    assert entry.training["passes"] == judged.training["passes"]
+    page = write_report([entry], out, "Title", {"commands": ["planish evaluate"]})
+    document = json.loads((out / "results.json").read_text())
+    robust = records[-1].robust_accuracy()
+    assert document["methods"][0]["evaluation"]["robust"]["hits"] == robust.hits
+    assert "Title" in page.read_text() and 0 < robust.hits < records[-1].clean_accuracy().hits
+
+
+def gallery(folder: Path) -> dict[str, Any]:
+    with np.load(folder / GALLERY, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def check_gallery(folder: Path, model: Callable[..., Any]) -> None:
+    """Every pair shows an image that was right and its twin, misclassified as written below it."""
+    shown, record = gallery(folder), load(folder / EVALUATION)
+    with torch.no_grad():
+        clean, twin = (model(torch.from_numpy(shown[key])).argmax(1).numpy() for key in ("clean", "adversarial"))
+    assert 1 <= len(clean) <= 8 and (clean == shown["labels"]).all()
+    assert (twin == shown["predicted_adv"]).all() and (twin != shown["labels"]).all()
+    assert np.isin(shown["indices"], record.indices[record.correct() & ~record.survivors()]).all()
+    assert (np.abs(shown["adversarial"] - shown["clean"]).reshape(len(clean), -1).max(1) > 0).all()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_gallery_shows_broken_images(resumed: bool, run_folder: Path, tmp_path: Path):
+    """Also after a resume, when the images that earlier processes broke are known by their numbers alone."""
+    judged = subject(str(run_folder))
+    if resumed:
+        process = judge(judged, TASK, tmp_path)
+        next(process), next(process)
+        process.close()
+        assert not (tmp_path / GALLERY).exists()
+    list(judge(judged, TASK, tmp_path, resume=resumed))
+    check_gallery(tmp_path, judged.model)
+
+
+def test_the_gallery_after_a_targeted_attack(run_folder: Path, tmp_path: Path):
+    """It runs on images that fell already, too, and must not take away the twins that broke them."""
+    judged = subject(str(run_folder))
+    task = Task("digits", Linf(0.1), ("pgd-3-1", "random-targeted-2-1"), limit=40)
+    list(judge(judged, task, tmp_path))
+    check_gallery(tmp_path, judged.model)
+
+
+def test_a_folder_that_is_taken(run_folder: Path, tmp_path: Path):
+    judged = subject(str(run_folder))
+    *_, whole = judge(judged, TASK, tmp_path / "whole")
+    first = judge(judged, TASK, tmp_path / "parts")
+    next(first)
+    first.close()
+    with pytest.raises(BadInput, match="already holds an evaluation; add --resume to go on, or choose another"):
+        next(judge(judged, TASK, tmp_path / "parts"))
+    *_, resumed = judge(judged, TASK, tmp_path / "parts", resume=True)
+    for one, other in zip(whole.columns, resumed.columns, strict=True):
+        assert np.array_equal(one.margin, other.margin, equal_nan=True)
+    other_task = Task("digits", Linf(0.2), TASK.attacks, TASK.limit)
+    with pytest.raises(BadInput, match="the earlier evaluation is of another threat"):
+        next(judge(judged, other_task, tmp_path / "parts", resume=True))
+    with pytest.raises(BadInput, match=f"holds no {EVALUATION}; make one with: planish evaluate"):
+        entries([tmp_path])
+
+
+def test_a_truncated_record_is_refused(run_folder: Path, tmp_path: Path):
+    judged = subject(str(run_folder))
+    list(judge(judged, Task("digits", Linf(0.1), (), limit=20), tmp_path))
+    record = tmp_path / EVALUATION
+    record.write_bytes(record.read_bytes()[:-200])
+    with pytest.raises(BadInput, match="is not a planish evaluation, or it is cut short; evaluate again"):
+        next(judge(judged, TASK, tmp_path, resume=True))
+
+
+def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two methods, two epochs; killed in the second method; resumed; costs are relative to standard training."""
+    monkeypatch.setattr(quick, "EPOCHS", 2)
+    monkeypatch.setattr(quick, "METHODS", {"standard": "standard", "FGSM AT": "fgsm"})
+    monkeypatch.setattr(quick, "ATTACKS", ("fgsm",))
+    expected = [(name, kind) for name in quick.METHODS for kind in ["EpochRecord"] * 2 + ["Evaluation"] * 2]
+    first = quick.quickstart(tmp_path)
+    begun = [(stage.method, type(stage.event).__name__) for stage, _ in zip(first, range(5), strict=False)]
+    first.close()
+    assert begun == expected[:5]
+    rest = [(stage.method, type(stage.event).__name__) for stage in quick.quickstart(tmp_path, resume=True)]
+    assert rest == [("standard", "Evaluation"), *expected[5:]]
+    assert [folder.name for folder in quick.folders(tmp_path)] == ["standard", "FGSM-AT"]
+    standard, adversarial = entries(quick.folders(tmp_path))
+    assert (standard.name, adversarial.name) == ("standard", "FGSM AT")
+    assert standard.training["passes"] == 1 and standard.training["relative_seconds"] == 1
+    seconds = adversarial.training["seconds"] / standard.training["seconds"]
+    assert adversarial.training["relative_seconds"] == pytest.approx(seconds)
+    assert len(adversarial.training["history"]) == 2
