@@ -1,6 +1,6 @@
 """An attack of your own: one class with two methods, judged like the attacks that planish brings.
 
-    python examples/new_attack.py
+python examples/new_attack.py
 """
 
 from dataclasses import dataclass

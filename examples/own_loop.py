@@ -14,12 +14,12 @@ from planish import Batch, Linf, Settings, evaluate, fit
 from planish.attacks.gradient import multi_targeted, pgd
 from planish.data import load
 from planish.data.batches import Batches
-from planish.methods.adversarial import n_fgsm
+from planish.methods.adversarial import rs_fgsm
 from planish.models.small_cnn import small_cnn
 from planish.training import start
 
-THREAT = Linf(0.2)
-SETTINGS = Settings(epochs=10, batch_size=64, schedule="constant", learning_rate=0.05)
+THREAT = Linf(0.1)
+SETTINGS = Settings(epochs=12, batch_size=64, learning_rate=0.1)
 PATIENCE = 2  # epochs without a better held-out robust accuracy before we stop
 
 
@@ -27,10 +27,10 @@ def main() -> None:
     """Train, choose by held-out robust accuracy, and judge the choice once on the test set."""
     images, held_out = load("digits", "train").split(200, seed=0)
     torch.manual_seed(0)
-    state = start(small_cnn(classes=10, channels=1, width=8, activation="gelu"), SETTINGS)
+    state = start(small_cnn(classes=10, channels=1, width=16, activation="gelu"), SETTINGS)
     best, best_epoch, weights = -1.0, 0, state.deployed.state_dict()
 
-    for record in fit(state, n_fgsm(), THREAT, Batches(images, 64), SETTINGS, seed=0):
+    for record in fit(state, rs_fgsm(), THREAT, Batches(images, 64), SETTINGS, seed=0):
         robust = robust_accuracy(state.deployed, held_out.as_batch())
         print(f"epoch {record.epoch}: loss {record.metrics['loss']:.3f}, held-out robust accuracy {robust:.1%}")
         if robust > best:

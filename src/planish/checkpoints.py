@@ -41,10 +41,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
-    if text is None:
-        raise BadInput(f"{path} was not written by planish: it does not say which architecture it holds")
-    metadata: dict[str, Any] = json.loads(text)
-    if metadata["schema_version"] > SCHEMA_VERSION:
+    try:
+        metadata: dict[str, Any] = json.loads(text or "")
+        newer = metadata["schema_version"] > SCHEMA_VERSION
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path} was not written by planish: it does not say which architecture it holds") from None
+    if newer:
         raise BadInput(f"{path} was written by a newer planish (schema {metadata['schema_version']}); upgrade planish")
     return metadata
 

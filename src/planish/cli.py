@@ -127,6 +127,9 @@ def evaluate(
     data: Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path.")],
     radius: Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")],
     norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
+    built_by: Annotated[
+        str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
+    ] = None,
     attacks: Annotated[str, typer.Option(help="Names with commas; see: planish list attacks.")] = DEFAULT_ATTACKS,
     limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
     precision: Annotated[
@@ -147,7 +150,7 @@ def evaluate(
     names = tuple(name.strip() for name in attacks.split(",") if name.strip())
     options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit}
     task = made(Task, {**options, "seed": seed, "precision": precision}, "evaluate")
-    judged = subject(model, _device(device))
+    judged = subject(model, _device(device), built_by)
     with _bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
 

@@ -170,13 +170,22 @@ def _restore(state: State, saved: dict[str, Any]) -> None:
     state.epoch, state.step, state.history = saved["epoch"], saved["step"], saved["history"]
 
 
-def load_run(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_run(folder: Path, built_by: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Return the trained model of a run folder, in evaluation mode, and its metadata. Raises BadInput.
 
-    Its weights are laid out channels last, which convolutions run faster in, and pass on to what they compute.
+    built_by: the user's own function that built the model, if one did. A weights file only names it; it is imported
+    and called if the caller names it too, so that a folder from elsewhere never runs code of its choosing.
+    Weights are laid out channels last, which convolutions run faster in, and pass on to what they compute.
     """
     about = checkpoints.read_metadata(folder / WEIGHTS)
-    model = architecture(about["model"]["name"], about["model"]["options"], len(about["classes"]), about["channels"])
+    try:
+        name, options = about["model"]["name"], about["model"]["options"]
+        classes, channels = len(about["classes"]), int(about["channels"])
+    except (KeyError, TypeError, ValueError):
+        raise BadInput(f"{folder / WEIGHTS} does not say which architecture it holds") from None
+    if ":" in name and name != built_by:
+        raise BadInput(f"the model in {folder} was built by '{name}'; if you trust that code, add --built-by {name}")
+    model = architecture(name, options, classes, channels)
     checkpoints.load_weights(folder / WEIGHTS, model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), about

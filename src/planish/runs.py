@@ -58,11 +58,14 @@ class Task:
     precision: Precision = "float32"
 
 
-def subject(spec: str, device: torch.device | str = "cpu") -> Subject:
-    """Return the model of a run folder, or of "package.module:function" or "file.py:function". Raises BadInput."""
+def subject(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> Subject:
+    """Return the model of a run folder, or of "package.module:function" or "file.py:function". Raises BadInput.
+
+    built_by: for a run folder, as in `load_run`.
+    """
     folder = Path(spec)
     if (folder / WEIGHTS).exists():
-        model, about = load_run(folder)
+        model, about = load_run(folder, built_by)
         return Subject(model.to(device), about["method"]["name"], about, training_of(folder))
     if ":" in spec:
         return Subject(build(spec, classes=0, channels=0).to(device), spec.rpartition(":")[2])

@@ -93,7 +93,7 @@ def test_attacks_by_name_know_the_number_of_classes():
     attacks = named_attacks(["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"], 3)
     assert list(attacks) == ["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"]
     assert len(attacks["apgd-t-5"].attacks) == len(attacks["multi-targeted-5-1"].attacks) == 2
-    with pytest.raises(BadInput, match="unknown attack 'pdg-5'. Did you mean 'pgd'?"):
+    with pytest.raises(BadInput, match=r"unknown attack 'pdg-5'\. Did you mean 'pgd'\?"):
         named_attacks(["pdg-5"], 3)
 
 

@@ -1,0 +1,258 @@
+"""Examples and documents are run: programs, code blocks, command lines, links, and tables of options."""
+
+import inspect
+import json
+import re
+import runpy
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import planish
+from planish import cli
+from planish.batch import Batch
+from planish.configuration import DataOptions, ThreatOptions, experiment_from, read
+from planish.data import load
+from planish.models import Normalized, build
+from planish.registry import components
+from planish.results import load as load_record
+from planish.runs import Subject, entries, named_attacks
+from planish.threat import L2, Linf
+from planish.training import Settings
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("README.md")])
+PATIENT = pytest.mark.timeout(900)  # seconds on a clock; a fraction of it in work, but machines may be busy
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
+RUN = "runs/seat"
+
+
+@pytest.fixture
+def run_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], list[str]]:
+    """run_example(name): run it as a program in a temporary folder and return the lines that it prints."""
+
+    def run(name: str) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        with torch.random.fork_rng(devices=[]):
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def percentages(line: str) -> list[float]:
+    return [float(number) for number in re.findall(r"([\d.]+)%", line)]
+
+
+@PATIENT
+def test_judge_your_model(run_example: Callable[[str], list[str]]):
+    *lines, hint = run_example("judge_your_model")
+    clean, after_ce, after_t = (percentages(line)[0] for line in lines)
+    assert clean > 90 > after_ce >= after_t > 0
+    record = load_record("runs/mine/evaluation.npz")
+    assert record.names == ("apgd-ce", "apgd-t")
+    assert after_t == pytest.approx(100 * record.robust_accuracy().value, abs=0.06)
+    assert hint.endswith("planish report runs/mine") and entries([Path("runs/mine")])[0].name == "mine"
+
+
+@PATIENT
+def test_judge_your_model_names_its_model_for_the_command_line():
+    with torch.random.fork_rng(devices=[]):
+        model = build(f"{EXAMPLES / 'judge_your_model.py'}:your_model", classes=0, channels=0)
+    assert isinstance(model, Normalized) and model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@PATIENT
+def test_harden_your_model(run_example: Callable[[str], list[str]]):
+    lines = run_example("harden_your_model")
+    assert [line for line in lines if not line.startswith(" ")] == ["Standard", "Seat"]
+    (plain_clean, plain, *_), (hard_clean, hardened, *_) = (percentages(line) for line in lines if "robust" in line)
+    assert plain_clean > 90 and hard_clean > 90 and hardened > plain + 5
+
+
+@PATIENT
+def test_own_loop(run_example: Callable[[str], list[str]]):
+    *epochs, last = run_example("own_loop")
+    held_out = [percentages(line)[0] for line in epochs]
+    best = held_out.index(max(held_out)) + 1
+    assert held_out[best - 1] > 50 and last.startswith(f"epoch {best} on the test set: ")
+    assert len(epochs) in (best + 2, 12) and percentages(last)[0] > 30
+
+
+@PATIENT
+def test_new_attack(run_example: Callable[[str], list[str]]):
+    clean, search, apgd = (percentages(line)[0] for line in run_example("new_attack"))
+    assert clean > 90 and clean > search + 5 and search > apgd
+
+
+@PATIENT
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=lambda threat: threat.name)
+def test_new_attack_treats_each_image_alone(threat: Linf | L2):
+    attack = runpy.run_path(str(EXAMPLES / "new_attack.py"))["CornerSearch"](queries=5)
+    images = load("digits", "test", limit=6).as_batch()
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).train()
+
+    def outcome(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        found = attack(model, batch, threat, generator=torch.Generator().manual_seed(1))
+        return found.x_adv, found.score
+
+    x_adv, score = outcome(images)
+    halves = [outcome(images.select(half)) for half in (slice(0, 3), slice(3, 6))]
+    assert bool(threat.feasible(x_adv, images.x).all()) and not torch.equal(x_adv, images.x)
+    torch.testing.assert_close(x_adv, torch.cat([half[0] for half in halves]))
+    torch.testing.assert_close(score, torch.cat([half[1] for half in halves]))
+
+
+# --- documents ---------------------------------------------------------------------------------------------
+
+
+def blocks(page: Path, *languages: str) -> Iterator[str]:
+    """Yield the page's code blocks in these languages."""
+    for language, text in BLOCK.findall(page.read_text()):
+        if language in languages:
+            yield text
+
+
+def command_lines(page: Path) -> Iterator[str]:
+    """Yield `planish ...` from code blocks of no language and from inline code; a bare `planish NAME` is a mention."""
+    for text in blocks(page, "", "sh", "bash", "console"):
+        for line in text.replace("\\\n", " ").splitlines():
+            if line.removeprefix("$ ").startswith("planish "):
+                yield line.removeprefix("$ ")
+    prose = BLOCK.sub("", page.read_text())
+    for line in re.findall(r"`(planish [^`]+)`", prose):
+        yield line if len(line.split()) > 2 else f"{line} --help"
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands parse and check everything that they are given, then stop short of the work."""
+
+    def subject(spec: str, device: Any = "cpu") -> Subject:
+        if spec.startswith("examples/"):
+            assert (ROOT / spec.partition(":")[0]).is_file(), spec
+        return Subject(nn.Identity(), "model")
+
+    def judge(judged: Subject, task: Any, folder: Path, **options: Any) -> Iterator[Any]:
+        assert named_attacks(task.attacks, 10)
+        return iter(())
+
+    monkeypatch.setattr("planish.experiment.train", lambda experiment, folder, **options: iter(()))
+    monkeypatch.setattr("planish.quickstart.quickstart", lambda folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.subject", subject)
+    monkeypatch.setattr("planish.runs.judge", judge)
+    monkeypatch.setattr(cli, "_report", lambda *arguments: None)
+    monkeypatch.setattr(cli, "_device", lambda name: name)
+
+
+def from_root(word: str) -> str:
+    """Return a configuration file of the project by its whole path, any other word as it is."""
+    return str(ROOT / word) if word.endswith(".toml") and (ROOT / word).exists() else word
+
+
+@PATIENT
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_command_lines(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Configuration files are the page's TOML blocks, by the name in their first line, or the project's."""
+    for text in blocks(page, "toml"):
+        (tmp_path / text.split("\n", 1)[0].removeprefix("# ")).write_text(text)
+    (tmp_path / RUN).mkdir(parents=True)
+    (tmp_path / RUN / "config.toml").write_text("seed = 0\n")
+    monkeypatch.chdir(tmp_path)
+    for line in command_lines(page):
+        words = [from_root(word) for word in shlex.split(line, comments=True)]
+        result = CliRunner().invoke(cli.app, words[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def test_configurations_in_the_documents_are_valid(tmp_path: Path):
+    texts = [text for page in PAGES for text in blocks(page, "toml")]
+    assert texts
+    for text in texts:
+        (tmp_path / "some.toml").write_text(text)
+        experiment_from(read(tmp_path / "some.toml"))
+
+
+@PATIENT
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python"))], ids=lambda page: page.name)
+def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {"__name__": page.stem}
+    with torch.random.fork_rng(devices=[]):
+        for number, text in enumerate(blocks(page, "python"), 1):
+            exec(compile(text, f"{page.name}, block {number}", "exec"), space)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path):
+    for target in LINK.findall(BLOCK.sub("", page.read_text())):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", file.read_text()), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, f"{page.name} links to {target}"
+
+
+def slug(heading: str) -> str:
+    """Return GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def row_of(page: str, name: str) -> str:
+    """Return the row of a page's tables that starts with that name."""
+    found = re.findall(rf"^\| `{re.escape(name)}`.* \|$", (DOCS / page).read_text(), re.MULTILINE)
+    assert found, f"{page} has no row for {name}"
+    return str(found[0])
+
+
+TABLES = {"methods": "methods.md", "attacks": "attacks.md", "models": "data-and-models.md"}
+
+
+@pytest.mark.parametrize(("package", "name"), [(package, name) for package in TABLES for name in components(package)])
+def test_options_in_the_tables_are_the_code_s(package: str, name: str):
+    row = row_of(TABLES[package], name)
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(components(package)[name]).parameters.values()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    for option, default in defaults.items():
+        wanted = f"`{option}` (unset" if default is None else f"`{option} = {json.dumps(default)}`"
+        assert wanted in row, f"{name}: {wanted}"
+    stated = set(re.findall(r"`(\w+) = [^`]*`|`(\w+)` \(unset", row))
+    assert {"".join(pair) for pair in stated} == set(defaults)
+
+
+@pytest.mark.parametrize("name", components("data"))
+def test_every_kind_of_data_has_a_row(name: str):
+    assert f"`{name}`" in (DOCS / "data-and-models.md").read_text().partition("## Architectures")[0]
+
+
+@pytest.mark.parametrize("kind", [DataOptions, ThreatOptions, Settings], ids=lambda kind: kind.__name__)
+def test_configuration_keys_in_the_table_are_the_code_s(kind: type):
+    text = (DOCS / "command-line.md").read_text()
+    for item in fields(kind):
+        assert item.default is not MISSING
+        wanted = f"`{item.name}` (unset" if item.default is None else f"`{item.name} = {json.dumps(item.default)}`"
+        assert wanted in text
+
+
+def test_public_names_are_in_the_library_page():
+    opening = (DOCS / "library.md").read_text().partition("##")[0]
+    assert set(re.findall(r"`(\w+)`", opening)) & set(planish.__all__) == set(planish.__all__)

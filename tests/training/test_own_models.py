@@ -1,0 +1,45 @@
+"""Models that a user's own function builds: trained, saved, and never built again on a file's word alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from planish.configuration import experiment_from
+from planish.errors import BadInput
+from planish.experiment import load_run, train
+
+CODE = """
+from pathlib import Path
+from torch import nn
+
+def build(width=4):
+    Path(__file__).with_name("called").touch()
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Softplus(), nn.Linear(width, 10))
+"""
+
+
+@pytest.fixture
+def built_by(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(CODE)
+    tree = {
+        "model": {"name": f"{tmp_path}/mine.py:build", "width": 6},
+        "method": {"name": "standard"},
+        "settings": {"epochs": 1, "batch_size": 64},
+    }
+    assert len(list(train(experiment_from(tree), tmp_path / "run"))) == 1
+    (tmp_path / "called").unlink()
+    return f"{tmp_path}/mine.py:build"
+
+
+def test_a_run_of_an_own_model_loads_with_its_options(built_by: str, tmp_path: Path) -> None:
+    model, about = load_run(tmp_path / "run", built_by)
+    assert about["model"]["options"] == {"width": 6}
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_run_folder_does_not_choose_the_code_that_runs(built_by: str, tmp_path: Path) -> None:
+    """A weights file that names a function must not make anybody call it: the user names it too, or nothing runs."""
+    with pytest.raises(BadInput, match="--built-by"):
+        load_run(tmp_path / "run")
+    assert not (tmp_path / "called").exists()
