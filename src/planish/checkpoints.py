@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ def save_resume(path: Path, state: Mapping[str, Any]) -> None:
 def load_resume(path: Path) -> dict[str, Any]:
     """Read it back, with weights_only: code in the file is never run. Raises BadInput if it is not whole."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("torch.save writes zip files")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise BadInput(f"{path} is truncated or not a planish checkpoint; remove it to start over") from error
