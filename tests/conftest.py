@@ -49,9 +49,7 @@ def make_model() -> Callable[..., nn.Module]:
     """make_model(seed=0, activation="softplus"): a small convolutional network with batch norm, in training mode."""
 
     def make(seed: int = 0, activation: str = "softplus") -> nn.Module:
-        return seeded_model(
-            lambda: small_cnn(classes=CLASSES, channels=1, width=4, activation=activation), seed
-        )
+        return seeded_model(lambda: small_cnn(classes=CLASSES, channels=1, width=4, activation=activation), seed)
 
     return make
 

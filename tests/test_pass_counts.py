@@ -74,3 +74,16 @@ def test_the_unit_is_three_forwards(images: Batch):
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     assert training_cost(fgsm_at(), linear, images, THREAT) == pytest.approx((2 + 2) / 2)
     assert training_cost(pgd_at(3), linear, images, THREAT) == pytest.approx((3 * 2 + 2) / 2)
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) * self.factor
+
+
+def test_a_model_without_products_costs_nothing(images: Batch):
+    assert training_cost(fgsm_at(), Scale(), images, THREAT) == 0

@@ -21,9 +21,10 @@ def training_cost(method: Method, model: nn.Module, batch: Batch, threat: Threat
     Counts convolutions, matrix products and attention of every forward and backward, those of differentiated
     gradients included; element-wise operations, batch norm and the optimizer are not counted. Works on a copy
     in training mode: the model, its gradients and its statistics stay as they are. Times differ: a pass that
-    keeps a device busier takes less than its share.
+    keeps a device busier takes less than its share. 0 for a model without any such operation.
     """
-    return _operations(method, model, batch, threat) / _operations(Standard(), model, batch, threat)
+    standard = _operations(Standard(), model, batch, threat)
+    return _operations(method, model, batch, threat) / max(standard, 1)
 
 
 def _operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> int:

@@ -64,7 +64,7 @@ def evaluate(
     images = images._replace(logits=check_logits(counted, images, chunk))
     judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began)
     if earlier is not None:
-        judged = _continued(judged, earlier)
+        judged = _continued(judged, earlier, attacks)
     yield judged
     for name, attack in attacks.items():
         if name not in judged.evaluation.names:
@@ -106,10 +106,14 @@ def _clean(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str
     return Judged(evaluation, images.x.clone())
 
 
-def _continued(fresh: Judged, earlier: Evaluation) -> Judged:
+def _continued(fresh: Judged, earlier: Evaluation, attacks: Mapping[str, Attack]) -> Judged:
     for key in ("model", "data", "threat", "seed"):
         if earlier.meta.get(key) != fresh.evaluation.meta[key]:
             raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
+    for column in earlier.columns:
+        wanted = attacks.get(column.name)
+        if wanted is not None and column.meta.get("attack") != describe_attack(wanted):
+            raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
     return fresh._replace(evaluation=replace(earlier, meta={**earlier.meta, **fresh.evaluation.meta}))
 
 
@@ -250,4 +254,4 @@ def describe_attack(attack: Attack) -> str:
         if len(set(parts)) == 1:
             return f"{len(parts)} x {parts[0]}"
         return f"Worst({', '.join(parts)})"
-    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(attack))
+    return re.sub(r"<(?:function )?(\S+)(?: object)? at 0x[0-9a-f]+>", r"\1", repr(attack))

@@ -109,7 +109,7 @@ def judge(
     resume: bool = False,
     on_chunk: OnChunk | None = None,
 ) -> Iterator[Evaluation]:
-    """Judge into a folder: yield the record, saved, after the clean pass and each attack; a gallery at the end.
+    """Judge into a folder: yield the record after the clean pass and each attack, it and a gallery saved by then.
 
     With resume, attacks that the folder's record already holds are not run again. Raises BadInput if the folder holds a
     record of another model, data, threat or seed, or any without `resume`.
@@ -142,8 +142,8 @@ def judge(
     )
     for step in steps:
         results.save(step.evaluation, path)
+        _save_gallery(step, batch, folder / GALLERY)
         yield step.evaluation
-    _save_gallery(step, batch, folder / GALLERY)
 
 
 def _save_gallery(judged: Judged, batch: Batch, path: Path) -> None:

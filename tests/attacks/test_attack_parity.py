@@ -157,7 +157,6 @@ def test_apgd(
     clean, *iterates = asked(network, lambda: peer(known.x, known.labels))
     assert torch.equal(clean, known.x) and len(iterates) == steps + 1
     agree(ours(attack(steps), network, known, threat, scaled_start(known.x, threat), FromZero()), iterates)
-    assert not torch.equal(ours(attack(steps), network, known, threat, scaled_start(known.x, threat))[-1], iterates[-1])
 
 
 def foolbox_iterates(attack: Any, foolbox: Any, network: nn.Module, batch: Batch, radius: float) -> list[Tensor]:

@@ -88,9 +88,7 @@ def test_dlr_by_hand_and_invariant():
         ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
     )
     torch.testing.assert_close(losses.dlr_toward(target)(scores, LABELS), expected)
-    torch.testing.assert_close(
-        losses.dlr_toward(target)(scores * 7 + 3, LABELS), expected, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(losses.dlr_toward(target)(scores * 7 + 3, LABELS), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [losses.dlr, losses.dlr_toward(torch.tensor([1]))])

@@ -28,7 +28,13 @@ RANDOM = {"llr", "n-fgsm", "pgd", "rs-fgsm", "seat", "seat-fl", "trades"}
 
 
 def call(
-    method: Method, model: nn.Module, batch: Batch, threat: ThreatModel = THREAT, *, seed: int = 0, progress: float = 1.0
+    method: Method,
+    model: nn.Module,
+    batch: Batch,
+    threat: ThreatModel = THREAT,
+    *,
+    seed: int = 0,
+    progress: float = 1.0,
 ) -> TrainingLoss:
     return method(model, batch, threat, progress=progress, generator=torch.Generator().manual_seed(seed))
 

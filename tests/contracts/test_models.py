@@ -74,9 +74,7 @@ def test_normalized_is_inside_the_model():
 def test_smooth_relu_is_twice_differentiable_and_meets_relu():
     smooth = SmoothReLU().double()
     x = torch.tensor([-2.0, -0.5, -0.3, 0.0, 0.2, 0.49, 0.5, 3.0], dtype=torch.float64)
-    by_hand = [
-        0.0 if v <= -0.5 else v if v >= 0.5 else -((v + 0.5) ** 4) / 2 + (v + 0.5) ** 3 for v in x.tolist()
-    ]
+    by_hand = [0.0 if v <= -0.5 else v if v >= 0.5 else -((v + 0.5) ** 4) / 2 + (v + 0.5) ** 3 for v in x.tolist()]
     torch.testing.assert_close(smooth(x), torch.tensor(by_hand, dtype=torch.float64))
     edges = torch.tensor([-0.5, -0.2, 0.1, 0.5], dtype=torch.float64, requires_grad=True)
     assert gradcheck(smooth, edges) and gradgradcheck(smooth, edges)
@@ -91,7 +89,7 @@ def test_bad_options_say_what_is_right():
         activation("soft-plus")
     with pytest.raises(BadInput, match="6 n \\+ 4"):
         build("wide-resnet", classes=10, channels=3, depth=18)
-    with pytest.raises(BadInput, match="does not take these options.*wide"):
+    with pytest.raises(BadInput, match=r"does not take these options.*wide"):
         build("small-cnn", classes=10, channels=3, wide=4)
     with pytest.raises(BadInput, match="Did you mean 'small-cnn'"):
         build("smal-cnn", classes=10, channels=3)
@@ -113,10 +111,10 @@ def test_own_models(tmp_path: Path):
 
 
 def test_the_registry_names_the_nearest():
-    with pytest.raises(BadInput, match="unknown method 'seet'. Did you mean 'seat'\\? Known: .*trades"):
+    with pytest.raises(BadInput, match=r"unknown method 'seet'\. Did you mean 'seat'\? Known: .*trades"):
         get("methods", "seet")
     assert get("models", "small-cnn") is components("models")["small-cnn"]
     for package in ("methods", "models"):
         for name, component in components(package).items():
             assert name == name.lower() and "_" not in name
-            assert 20 < len(describe(component)) and "\n" not in describe(component), name
+            assert len(describe(component)) > 20 and "\n" not in describe(component), name

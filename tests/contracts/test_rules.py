@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -89,9 +90,7 @@ def test_adam_is_torchs_with_a_projection(threat: ThreatModel, smooth: nn.Module
         torch.testing.assert_close(point, now.data, rtol=1e-9, atol=1e-9)
 
 
-def auto_pgd(
-    model: nn.Module, x: Tensor, label: Tensor, threat: ThreatModel, steps: int
-) -> tuple[list[Tensor], int]:
+def auto_pgd(model: nn.Module, x: Tensor, label: Tensor, threat: ThreatModel, steps: int) -> tuple[list[Tensor], int]:
     """Croce and Hein 2020, Algorithm 1, for one image; ties at a checkpoint count as in the authors' code."""
     value, g = gradient(model, x, label)
     path, values = [x], [value.item()]
@@ -198,5 +197,5 @@ def test_a_schedule_runs_along_the_ascent(linear: nn.Module):
     x = torch.full((1, 1, 8, 8), 0.5)
     moved, seen = Steepest(Piecewise((0.0, 0.5), (0.1, 0.02))), []
     ascend(bound(linear, Batch(x, torch.tensor([1]), torch.tensor([0])), seen), x, Linf(0.1), moved, 4)
-    steps = [(after - before).abs().max().item() for before, after in zip(seen, seen[1:], strict=False)]
+    steps = [(after - before).abs().max().item() for before, after in pairwise(seen)]
     assert steps == pytest.approx([0.01, 0.01, 0.002], abs=1e-6)

@@ -105,6 +105,15 @@ def test_a_record_of_something_else_is_refused(what: str, make_network: Make, im
         next(evaluate(network, images, threat, {}, seed=seed, earlier=clean.evaluation))
 
 
+def test_another_attack_of_the_same_name_is_refused(make_network: Make, images: Batch):
+    """Or a weaker one, done earlier, would pass for it."""
+    *_, weak = evaluate(make_network(), images, RADIUS, {"pgd": pgd(2, 1), "fgsm": fgsm()})
+    with pytest.raises(BadInput, match="the earlier evaluation ran another attack named 'pgd'"):
+        next(evaluate(make_network(), images, RADIUS, {"pgd": pgd(50, 10)}, earlier=weak.evaluation))
+    (same_one,) = evaluate(make_network(), images, RADIUS, {"pgd": pgd(2, 1)}, earlier=weak.evaluation)
+    assert same_one.evaluation.names == ("pgd", "fgsm")
+
+
 def test_the_seed_decides(make_network: Make, images: Batch):
     found = []
     for seed in (0, 0, 1):

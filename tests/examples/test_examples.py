@@ -140,7 +140,7 @@ def command_lines(page: Path) -> Iterator[str]:
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands parse and check everything that they are given, then stop short of the work."""
 
-    def subject(spec: str, device: Any = "cpu") -> Subject:
+    def subject(spec: str, *rest: Any) -> Subject:
         if spec.startswith("examples/"):
             assert (ROOT / spec.partition(":")[0]).is_file(), spec
         return Subject(nn.Identity(), "model")

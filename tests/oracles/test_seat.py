@@ -66,7 +66,8 @@ def agree(model: nn.Module, found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
 def test_seat_over_the_batch_is_the_published_procedure(weight: float, normed: nn.Module, images: Batch):
     """Sharing the clean pass is the same arithmetic."""
-    agree(normed, call(Seat(linearity_weight=weight, abs_over="batch"), normed, images), published(normed, images, weight))
+    found = call(Seat(linearity_weight=weight, abs_over="batch"), normed, images)
+    agree(normed, found, published(normed, images, weight))
 
 
 def test_seat_over_examples_pays_for_every_violation(normed: nn.Module, images: Batch):

@@ -86,7 +86,7 @@ def test_weights_of_a_newer_planish(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(checkpoints, "SCHEMA_VERSION", 2)
     save_weights(tmp_path / "m", network(), {})
     monkeypatch.undo()
-    with pytest.raises(BadInput, match="newer planish .schema 2.; upgrade"):
+    with pytest.raises(BadInput, match=r"newer planish \(schema 2\); upgrade"):
         read_metadata(tmp_path / "m")
 
 

@@ -91,7 +91,7 @@ def test_overrides_are_applied_to_a_copy():
 
 @pytest.mark.parametrize("assignment", ["settings.epochs", "=3", " =3", "seed.x=1"])
 def test_bad_overrides(assignment: str):
-    with pytest.raises(BadInput, match="override|not a table"):
+    with pytest.raises(BadInput, match=r"override|not a table"):
         override({"seed": 1}, assignment)
 
 
