@@ -103,9 +103,7 @@ def test_a_pickle_as_python_2_wrote_it(tmp_path: Path):
     text = b"T" + len(raw).to_bytes(4, "little") + raw
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR"
-        b"(I1\n(I1\nI3072\ntcnumpy\ndtype\n(U\x02u1I0\nI1\ntR(I3\nU\x01|NNNI-1\nI-1\nI0\ntbI00\n"
-        + text
-        + b"tb"
+        b"(I1\n(I1\nI3072\ntcnumpy\ndtype\n(U\x02u1I0\nI1\ntR(I3\nU\x01|NNNI-1\nI-1\nI0\ntbI00\n" + text + b"tb"
     )
     images = read_pickled(tmp_path, CIFAR10, b"\x80\x02}(U\x04data" + array + b"U\x06labels](I7\neu.")
     assert torch.equal(images.x.flatten(1), torch.from_numpy(pixels(1)))
@@ -115,9 +113,7 @@ def test_a_pickle_as_python_2_wrote_it(tmp_path: Path):
 def test_a_wrong_md5_is_refused_before_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("planish.data.cifar.read_arrays", pytest.fail)
     (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": pixels(1), "labels": [0]}))
-    with pytest.raises(
-        BadInput, match=r"test_batch: its MD5 is .*40351d587109b95175f43aff81a1287e: it was not opened"
-    ):
+    with pytest.raises(BadInput, match=r"test_batch: its MD5 is .*40351d587109b95175f43aff81a1287e: it was not opened"):
         read_cifar10(tmp_path, "test", None)
 
 
@@ -135,9 +131,7 @@ class Calls:
     ("function", "name"),
     [(builtins.exec, "exec"), (builtins.getattr, "getattr"), (np.load, "load"), (type, "type")],
 )
-def test_a_malicious_pickle_is_refused_though_its_md5_matches(
-    tmp_path: Path, function: Callable[..., Any], name: str
-):
+def test_a_malicious_pickle_is_refused_though_its_md5_matches(tmp_path: Path, function: Callable[..., Any], name: str):
     evil = {
         "data": pixels(1),
         "labels": [0],
@@ -177,9 +171,7 @@ def test_damaged_files_are_refused(tmp_path: Path):
     write_binary(tmp_path)
     for damaged in (b"", bytes(3072), bytes(3074)):
         (tmp_path / "test_batch.bin").write_bytes(damaged)
-        with pytest.raises(
-            BadInput, match=f"{len(damaged):,} bytes are no whole number of CIFAR-10 records of 3,073"
-        ):
+        with pytest.raises(BadInput, match=f"{len(damaged):,} bytes are no whole number of CIFAR-10 records of 3,073"):
             read_cifar10(tmp_path, "test", None)
     (tmp_path / "test_batch.bin").write_bytes(records([[10]]))
     with pytest.raises(BadInput, match="labels range from 10 to 10, but 10 classes need 0 to 9"):

@@ -80,9 +80,7 @@ def test_limit_decodes_no_further_row(tmp_path: Path, rgb: Rgb, png: Png, privat
         read_parquet(path, "train", 5)
 
 
-def test_the_second_reading_uses_the_cache(
-    tmp_path: Path, rgb: Rgb, png: Png, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_second_reading_uses_the_cache(tmp_path: Path, rgb: Rgb, png: Png, monkeypatch: pytest.MonkeyPatch):
     path = write(tmp_path / "a.parquet", [png(p) for p in rgb(3)], [0, 1, 2])
     first = read_parquet(path, "train", None)
     monkeypatch.setattr(parquet, "decode", None)

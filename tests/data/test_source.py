@@ -20,13 +20,9 @@ Png = Callable[[np.ndarray], bytes]
 
 def write_parquet(path: Path, png: Png, labels: list[int], classes: int = 10) -> None:
     generator = np.random.default_rng(len(labels))
-    rows = [
-        {"bytes": png(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)), "path": None} for _ in labels
-    ]
+    rows = [{"bytes": png(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)), "path": None} for _ in labels]
     names = {"info": {"features": {"label": {"names": [str(k) for k in range(classes)]}}}}
-    table = pa.table({"img": rows, "label": labels}).replace_schema_metadata(
-        {"huggingface": json.dumps(names)}
-    )
+    table = pa.table({"img": rows, "label": labels}).replace_schema_metadata({"huggingface": json.dumps(names)})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 

@@ -57,9 +57,7 @@ def entries(make: Make, training: Training, images: Build) -> list[Entry]:
     radii = [(0.0, 0.8), (0.1, 0.6), (0.3, 0.0)]
     return [
         make("std", 50, {"fgsm": 5, "apgd": 0}, training={"passes": 1.0, "seconds": 12.0}),
-        make(
-            "pgd", 40, {"fgsm": 35, "apgd": 30}, training=training, images=images(1), accuracy_by_radius=radii
-        ),
+        make("pgd", 40, {"fgsm": 35, "apgd": 30}, training=training, images=images(1), accuracy_by_radius=radii),
         make("rgb", 41, {"fgsm": 36, "apgd": 31}, training=training, images=images(3)),
     ]
 
@@ -94,9 +92,7 @@ def test_page_asks_the_network_for_nothing(text: str, page: Page) -> None:
             assert re.match(r"#|data:", attributes.get(key) or "#"), attributes
     assert not re.search(r"@import|url\((?!#)", text)
     policies = [a["content"] for a in page.every("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == [
-        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-    ]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"]
 
 
 def test_identifiers_are_unique_and_references_resolve(text: str, page: Page) -> None:

@@ -93,9 +93,7 @@ def test_verdict_names_a_cheaper_method_that_comes_close(make: Make) -> None:
 
 
 def test_without_attacks_the_verdict_claims_nothing(make: Make) -> None:
-    assert verdict([make("a", 40, {})])[0].startswith(
-        "No attack was run, so nothing is known about robustness"
-    )
+    assert verdict([make("a", 40, {})])[0].startswith("No attack was run, so nothing is known about robustness")
 
 
 def test_entries_that_cannot_be_compared_are_refused(make: Make) -> None:

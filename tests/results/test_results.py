@@ -126,9 +126,7 @@ def test_bad_records_are_refused() -> None:
     with pytest.raises(BadInput, match="labels must be int64"):
         Evaluation(np.arange(2), np.zeros(2), np.zeros(2, np.float32), np.arange(2), (), META)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="schema version 2"):
-        Evaluation(
-            np.arange(2), np.arange(2), np.zeros(2, np.float32), np.arange(2), (), {"schema_version": 2}
-        )
+        Evaluation(np.arange(2), np.arange(2), np.zeros(2, np.float32), np.arange(2), (), {"schema_version": 2})
 
 
 @pytest.mark.parametrize("total", [1, 2, 37, 500, 10_000])
@@ -199,12 +197,8 @@ def test_round_trip_is_bit_exact(tmp_path: Path, data: st.DataObject, size: int)
     for name in data.draw(st.lists(st.text("abc/ -é<.", min_size=1), max_size=3, unique=True)):
         margin = data.draw(floats)
         predicted = np.where(np.isnan(margin), -1, 3)
-        columns.append(
-            Column(name, margin, data.draw(floats), predicted, data.draw(integers), 1, 2, 0.1, {"é": [1]})
-        )
-    record = Evaluation(
-        data.draw(integers), data.draw(integers), clean, data.draw(integers), tuple(columns), META
-    )
+        columns.append(Column(name, margin, data.draw(floats), predicted, data.draw(integers), 1, 2, 0.1, {"é": [1]}))
+    record = Evaluation(data.draw(integers), data.draw(integers), clean, data.draw(integers), tuple(columns), META)
     save(record, tmp_path / "evaluation.npz")
     assert_same(load(tmp_path / "evaluation.npz"), record)
 

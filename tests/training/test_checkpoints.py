@@ -78,7 +78,7 @@ def test_weights_of_others(tmp_path: Path):
         load_weights(path, model)
     one_line(caught, "another architecture", "'0.bias' is 8 there and 4 in the model")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(BadInput, match=r"'3.weight' is 2x8 there and missing in the model"):
+    with pytest.raises(BadInput, match=r"'3.bias' is 2 there and missing in the model"):
         load_weights(path, network(8)[:3])  # type: ignore[index]
 
 
@@ -156,7 +156,7 @@ def test_what_stood_there_still_stands_when_the_disk_fails(
     save_weights(path, network(), {"epoch": 1})
     before = path.read_bytes()
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise OSError(number, "the disk says no")
 
     monkeypatch.setattr(where, fails)

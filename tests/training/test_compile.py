@@ -29,7 +29,10 @@ def test_a_compiled_model_gives_the_same_loss_gradients_and_statistics(
     Traced and differentiated ahead of time as always, but run by eager kernels: no minutes in a C++ compiler.
     """
     eager, compiled = deepcopy(model), deepcopy(model)
-    losses = [_steps(method, eager, eager, batch), _steps(method, torch.compile(compiled, backend="aot_eager"), compiled, batch)]
+    losses = [
+        _steps(method, eager, eager, batch),
+        _steps(method, torch.compile(compiled, backend="aot_eager"), compiled, batch),
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for one, other in zip(eager.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
