@@ -13,6 +13,9 @@ from planish.methods import Method, TrainingLoss
 from planish.methods.adversarial import Adversarial
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
+from planish.methods.seat import Seat
+from planish.methods.standard import Standard
+from planish.methods.trades import Trades
 from planish.modes import batch_norms
 from planish.registry import components
 from planish.threat import L2, Linf, ThreatModel
@@ -64,14 +67,14 @@ def test_terms_are_finite_and_every_parameter_learns(
 @EVERY
 @pytest.mark.parametrize("threat", [Linf(0.0), L2(0.0)], ids=["Linf", "L2"])
 def test_radius_0_collapses_to_standard_training(name: str, threat: ThreatModel, model: nn.Module, batch: Batch):
-    if name in NOT_OF_RADIUS:
-        pytest.skip(NOT_OF_RADIUS[name])
+    if type(METHODS[name]) in NOT_OF_RADIUS:
+        pytest.skip(NOT_OF_RADIUS[type(METHODS[name])])
     model, batch = model.double(), batch._replace(x=batch.x.double())
     plain = deepcopy(model)
     found = gradients(model, call(METHODS[name], model, batch, threat).total)
     expected = gradients(plain, cross_entropy(plain(batch.x), batch.labels).mean())
     for parameter, one, other in zip(names(model), found, expected, strict=True):
-        weight = NOMINAL_WEIGHT.get(name, 1.0)
+        weight = NOMINAL_WEIGHT.get(type(METHODS[name]), 1.0)
         torch.testing.assert_close(one, weight * other, rtol=1e-6, atol=1e-9, msg=lambda m, p=parameter: f"{p}: {m}")
 
 
@@ -80,7 +83,7 @@ def test_a_radius_above_0_does_something(name: str, model: nn.Module, batch: Bat
     """Unless the method is standard training, or its penalty is no function of the radius."""
     start = deepcopy(model)
     small, large = (call(METHODS[name], deepcopy(start), batch, Linf(r)).total.item() for r in (0.0, 0.2))
-    if name == "standard" or name in NOT_OF_RADIUS:
+    if type(METHODS[name]) in (Standard, *NOT_OF_RADIUS):
         assert small == large
     else:
         assert abs(large - small) > 0.01
@@ -104,7 +107,7 @@ def test_running_statistics_are_updated_as_often_as_the_docstring_says(name: str
     for step in (1, 2):
         call(METHODS[name], model, batch)
         found = [int(norm.num_batches_tracked) for norm in batch_norms(model)]
-        assert found == [UPDATES.get(name, 1) * step] * 3
+        assert found == [UPDATES.get(type(METHODS[name]), 1) * step] * 3
 
 
 @pytest.mark.parametrize("method", [METHODS["standard"], LLR(), GradientPenalty(slope="double-backward")], ids=repr)
@@ -134,16 +137,19 @@ def test_gradient_penalty_updates_as_often_as_it_passes(model: nn.Module, batch:
 
 @EVERY
 def test_deterministic_under_its_generator_and_blind_to_the_global_one(name: str, model: nn.Module, batch: Batch):
-    totals, states = [], []
+    totals, untouched, drawn = [], [], []
     for seed, around in ((0, 1), (0, 2), (3, 1)):
+        generator = torch.Generator().manual_seed(seed)
+        fresh = generator.get_state()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(around)
             before = torch.get_rng_state()
-            totals.append(call(METHODS[name], deepcopy(model), batch, seed=seed).total)
-            states.append(torch.equal(torch.get_rng_state(), before))
-    assert all(states) and torch.equal(totals[0], totals[1])
-    if name in RANDOM:
-        assert not torch.equal(totals[0], totals[2])
+            found = METHODS[name](deepcopy(model), batch, THREAT, progress=1.0, generator=generator)
+            untouched.append(torch.equal(torch.get_rng_state(), before))
+        totals.append(found.total)
+        drawn.append(not torch.equal(generator.get_state(), fresh))
+    assert all(untouched) and torch.equal(totals[0], totals[1])
+    assert torch.equal(totals[0], totals[2]) is not any(drawn)
 
 
 @EVERY
