@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,6 +135,7 @@ def evaluate(
         str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
     ] = None,
     attacks: Annotated[str, typer.Option(help="Names with commas; see: planish list attacks.")] = DEFAULT_ATTACKS,
+    name: Annotated[str | None, typer.Option(help="What a report calls the model; a run's method by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
     precision: Annotated[
         str, typer.Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
@@ -150,10 +152,11 @@ def evaluate(
     from planish.runs import Task, judge, subject
     from planish.threat import parse_threat
 
-    names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+    names = tuple(part.strip() for part in attacks.split(",") if part.strip())
     options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit}
     task = made(Task, {**options, "seed": seed, "precision": precision}, "evaluate")
     judged = subject(model, _device(device), built_by)
+    judged = replace(judged, name=name or judged.name)
     with _bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
 

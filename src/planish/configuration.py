@@ -86,7 +86,10 @@ NAMED = ("model", "method")
 def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
     """Return the component "name", or "name-2-10" with its first options as numbers. Raises BadInput."""
     component, numbers = resolve(package, name)
-    leading = list(inspect.signature(component).parameters)[: len(numbers)]
+    parameters = inspect.signature(component).parameters.values()
+    leading = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY][
+        : len(numbers)
+    ]
     if len(leading) < len(numbers):
         raise BadInput(f"'{name}' has more numbers than {package.rstrip('s')} '{name.split('-')[0]}' takes")
     return made(component, {**dict(zip(leading, numbers, strict=True)), **options}, f"{package.rstrip('s')} '{name}'")

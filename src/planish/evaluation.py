@@ -4,14 +4,14 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK, Adversarials, Attack, Report, Worst, leaves, run
+from planish.attacks import CHUNK, Adversarials, Attack, Worst, leaves, run
 from planish.batch import Batch
 from planish.errors import BadInput
 from planish.losses import margin
@@ -34,6 +34,15 @@ class Judged(NamedTuple):
 
     evaluation: Evaluation
     x_adv: Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """How attacks are run: images at a time, arithmetic of the search, and who is told of progress."""
+
+    chunk: int = CHUNK
+    precision: Precision = "float32"
+    on_chunk: OnChunk | None = None
 
 
 def evaluate(
@@ -68,8 +77,7 @@ def evaluate(
     yield judged
     for name, attack in attacks.items():
         if name not in judged.evaluation.names:
-            search = partial(run, chunk=chunk, precision=precision, report=_named(on_chunk, name))
-            judged = _attacked(counted, images, threat, name, attack, judged, search, chunk)
+            judged = _attacked(counted, images, threat, name, attack, judged, Search(chunk, precision, on_chunk))
             yield judged
 
 
@@ -124,8 +132,7 @@ def _attacked(
     name: str,
     attack: Attack,
     judged: Judged,
-    search: Callable[..., Adversarials],
-    chunk: int,
+    search: Search,
 ) -> Judged:
     """Run one attack on the images it should face and enter its column."""
     evaluation = judged.evaluation
@@ -133,8 +140,17 @@ def _attacked(
     rows = torch.from_numpy(facing).nonzero().squeeze(1).to(images.x.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
     batch = images.select(rows)
-    found = search(attack, counted, batch, threat, generator=_generator(evaluation, name))
-    logits = verified(counted, batch, found, threat, name, chunk)
+    found = run(
+        attack,
+        counted,
+        batch,
+        threat,
+        generator=_generator(evaluation, name),
+        chunk=search.chunk,
+        precision=search.precision,
+        report=search.on_chunk and partial(search.on_chunk, name),
+    )
+    logits = verified(counted, batch, found, threat, name, search.chunk)
     column = Column(
         name=name,
         margin=_filled(len(facing), rows, margin(logits, batch.labels), float("nan")).numpy(),
@@ -144,16 +160,12 @@ def _attacked(
         forwards=counted.forwards - forwards,
         backwards=counted.backwards - backwards,
         seconds=time.perf_counter() - began,
-        meta={"attack": describe_attack(attack)},
+        meta={"attack": describe_attack(attack), "precision": search.precision},
     )
     standing = torch.from_numpy(evaluation.survivors()).to(rows.device)[rows]
     x_adv = judged.x_adv.clone()
     x_adv[rows[standing]] = found.x_adv[standing]
     return Judged(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
-
-
-def _named(on_chunk: OnChunk | None, name: str) -> Report | None:
-    return None if on_chunk is None else partial(on_chunk, name)
 
 
 def _counts_targets(attack: Attack) -> bool:

@@ -25,6 +25,7 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+@cache
 def commit() -> str | None:
     """Return the git commit of the source tree, with "+changes" if it has any, or None outside a checkout."""
     home = Path(__file__).parent

@@ -42,6 +42,10 @@ class Estimate:
     hits: int
     total: int
 
+    def __str__(self) -> str:
+        """Write the share as planish reports it, such as "84.2% [80.7, 87.1] of 500"."""
+        return f"{100 * self.value:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}] of {self.total}"
+
     @classmethod
     def of(cls, mask: Booleans) -> Self:
         """Estimate the share of True in ``mask`` (N,). ValueError when there is no image."""

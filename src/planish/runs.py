@@ -127,7 +127,6 @@ def judge(
         "training": judged.training,
         "notes": warnings,
     }
-    known["precision"] = task.precision
     earlier = results.load(path) if path.exists() else None
     steps = evaluate(
         judged.model,
@@ -185,7 +184,7 @@ def _entry(folder: Path) -> Entry:
     if (folder / GALLERY).exists():
         with np.load(folder / GALLERY, allow_pickle=False) as arrays:
             images = dict(arrays)
-    return Entry(record.meta["model"]["name"], record, record.meta.get("training"), images)
+    return Entry(record.meta.get("model", {}).get("name", folder.name), record, record.meta.get("training"), images)
 
 
 def _relative(entry: Entry, seconds: float) -> Entry:
