@@ -1,6 +1,6 @@
 """What attacks cost: planish beside the shortest loops one can write, torchattacks and foolbox.
 
-    python benchmarks/attack_cost.py [--steps 5] [--batch 8] [--device cuda]
+    python benchmarks/attack_cost.py [--steps 5] [--batch 32] [--device cuda]
 
 Every candidate gets images whose clean logits are known, as in any evaluation, and answers with adversarial
 images and whether they are broken: torchattacks, which returns images only, is followed by one forward.

@@ -55,8 +55,8 @@ def parser(description: str, name: str) -> ArgumentParser:
     options = ArgumentParser(description=description)
     options.add_argument("--device", default="cpu")
     options.add_argument("--width", type=int, default=16, help="of PreActResNet-18")
-    options.add_argument("--batch", type=int, default=8, help="number of images of 3x32x32")
-    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--batch", type=int, default=32, help="number of images of 3x32x32")
+    options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     options.add_argument("--tiny", action="store_true", help="a problem that only shows that everything runs")
     return options

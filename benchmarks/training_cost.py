@@ -1,6 +1,6 @@
 """What one training step costs beside ordinary training: counted arithmetic, and measured time.
 
-    python benchmarks/training_cost.py [--batch 8] [--device cuda]
+    python benchmarks/training_cost.py [--batch 32] [--device cuda]
 
 A step is a method's loss and its backward; the optimizer's step, the same for all, is left out. Beside
 planish's methods stand the loops that people write by hand or around an attack library. The network has

@@ -10,7 +10,18 @@ from planish.ascent import ascend
 from planish.batch import Batch
 from planish.losses import cross_entropy
 from planish.objectives import Objective, loss_of, of
-from planish.rules import Adam, AutoPGD, Cosine, Momentum, Piecewise, Point, Steepest, checkpoints, step_size
+from planish.rules import (
+    Adam,
+    AutoPGD,
+    AutoPGDState,
+    Cosine,
+    Momentum,
+    Piecewise,
+    Point,
+    Steepest,
+    checkpoints,
+    step_size,
+)
 from planish.threat import L2, Linf, ThreatModel
 
 THREATS = [Linf(1 / 16), L2(0.5)]
@@ -143,26 +154,40 @@ def test_checkpoints_are_autoattacks():
         assert max(marks) <= steps and min(marks.values()) >= max(int(0.06 * steps), 1)
 
 
-def test_auto_pgd_looks_back_only_as_far_as_its_checkpoint(batch: Batch):
-    """A value that falls at every step halves the step at every checkpoint and stays at the start."""
-    heights = iter(range(100, 0, -1))
-    threat, x = Linf(1 / 16), batch.x.double()
-    states = []
+def scripted(heights: list[float]) -> list[AutoPGDState]:
+    """The states of 40 steps on a flat objective that takes these values one after the other."""
+    height, states = iter(heights), []
 
     class Watched(AutoPGD):
-        def step(self, point: Point, state: object) -> tuple[Tensor, object]:
-            result = super().step(point, state)  # type: ignore[arg-type]
-            states.append(result[1])
-            return result
+        def step(self, point: Point, state: AutoPGDState) -> tuple[Tensor, AutoPGDState]:
+            x_adv, state = super().step(point, state)
+            states.append(state)
+            return x_adv, state
 
     def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        return x_adv.flatten(1).sum(1) * 0 + next(heights), x_adv.flatten(1)
+        return x_adv.flatten(1).sum(1) * 0 + next(height), x_adv.flatten(1)
 
-    ascend(objective, x, threat, Watched(), 40)
-    sizes = [state.step[0].item() / threat.radius for state in states]
+    ascend(objective, torch.full((2, 1, 2, 2), 0.5), Linf(1 / 16), Watched(), 40)
+    return states
+
+
+def test_auto_pgd_on_a_value_that_only_falls():
+    """Every checkpoint halves the step; the best point stays the start."""
+    states = scripted([100.0 - index for index in range(40)])
+    sizes = [state.step[0].item() * 16 for state in states]
     marks = [index for index in checkpoints(40) if index < 40]
     assert [index for index in range(1, 40) if sizes[index] < sizes[index - 1]] == marks
-    assert sizes[-1] == 2 / 2 ** len(marks) and torch.equal(states[-1].best_x, x)
+    assert sizes[-1] == 2 / 2 ** len(marks) and (states[-1].best_x == 0.5).all()
+
+
+@pytest.mark.parametrize(("rises", "halved"), [(5, True), (6, True), (7, False), (8, False)])
+def test_auto_pgd_needs_more_than_three_quarters_of_its_steps_to_rise(rises: int, halved: bool):
+    """Exactly 6 of 8 is not enough, as in the authors' code; the paper's inequality is strict."""
+    falls = [float(-index) for index in range(8 - rises + 1)]
+    heights = (
+        falls + [falls[-1] + 2.0 * index for index in range(1, rises + 1)] + [100.0 + index for index in range(31)]
+    )
+    assert scripted(heights)[8].step[0].item() * 16 == (1 if halved else 2)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
