@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planish.configuration import (
@@ -51,6 +51,7 @@ def test_an_experiment_comes_back_from_toml():
 
 
 @settings(max_examples=25, deadline=None)
+@example('\x7f \N{GRINNING FACE} " \\ \r\n\t \x00')
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_any_text_comes_back_from_toml(text: str):
     """Emoji, quotes, backslashes, control characters: what JSON escapes, TOML need not."""
