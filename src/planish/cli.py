@@ -1,7 +1,6 @@
 """The command line: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -298,7 +297,7 @@ def _bars(quiet: bool) -> "Iterator[Progress]":
 
     note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = [TextColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
-    plain = quiet or not sys.stderr.isatty() or ("NO_COLOR" in os.environ and "CI" in os.environ)
+    plain = quiet or not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=plain) as bars:
         yield bars
 

@@ -116,7 +116,7 @@ def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
             raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
         if not resume and (folder / RESUME).exists():
             raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
-    elif folder.exists() and (not folder.is_dir() or os.listdir(folder)):
+    elif folder.exists() and not (folder.is_dir() and all(name.endswith(".part") for name in os.listdir(folder))):
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
 
 

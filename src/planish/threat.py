@@ -17,8 +17,8 @@ def parse_radius(value: str | float) -> float:
     """Return a radius in pixels of [0, 1] from a number or a text such as "8/255". Raises BadInput."""
     try:
         if isinstance(value, str):
-            top, _, bottom = value.partition("/")
-            radius = float(top) / float(bottom or 1)
+            top, slash, bottom = value.partition("/")
+            radius = float(top) / (float(bottom) if slash else 1.0)
         else:
             radius = float(value)
     except (ValueError, TypeError, ZeroDivisionError):

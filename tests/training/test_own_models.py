@@ -43,3 +43,11 @@ def test_a_run_folder_does_not_choose_the_code_that_runs(built_by: str, tmp_path
     with pytest.raises(BadInput, match="--built-by"):
         load_run(tmp_path / "run")
     assert not (tmp_path / "called").exists()
+
+
+def test_a_folder_with_a_half_written_file_alone_is_new(tmp_path: Path) -> None:
+    """A run killed while it wrote its very first file can be started again in the same folder."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.toml.x1y2.part").write_text("seed")
+    tree = {"method": {"name": "standard"}, "settings": {"epochs": 1, "batch_size": 256}}
+    assert len(list(train(experiment_from(tree), tmp_path / "run"))) == 1
