@@ -3,15 +3,15 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from planish.errors import BadInput
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside the path, flush it to disk and move it there in one step; folders are made.
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """Write a file beside the path, flush it to disk and move it there in one step; folders are made.
 
     Raises BadInput where the folder cannot be written or is full; what stood there before then stands still.
     """
@@ -21,7 +21,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        write(temporary)
+        temporary.write_bytes(content)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o644)
@@ -33,11 +33,6 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def write_bytes(content: bytes, path: str | Path) -> None:
-    """Write bytes atomically. Raises BadInput."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_text(text: str, path: str | Path) -> None:
