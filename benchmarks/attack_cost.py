@@ -75,7 +75,7 @@ def hand_last(model: nn.Module, given: Problem, steps: int) -> Tensor:
 
 def hand_best(model: nn.Module, given: Problem, steps: int, step: float = 0.25, noise: bool = True) -> Tensor:
     """PGD that returns the best of the clean image and all iterates by margin. step: in radii."""
-    x, labels, _, logits = given.batch
+    x, labels, logits = given.batch.x, given.batch.labels, given.batch.logits
     assert logits is not None
     low, high = ball(given)
     best, score = x, margin(logits, labels)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from planish import Batch, Linf, evaluate
-from planish.attacks import Adversarials, Score, with_logits
+from planish.ascent import Score
+from planish.attacks import Adversarials, untouched, with_logits
 from planish.attacks.gradient import apgd_ce
 from planish.data import load
 from planish.losses import margin
@@ -35,9 +36,10 @@ class CornerSearch:
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the best point found, the clean image included. Noise is keyed by image, never by batch."""
-        score, target = self.goal(batch)
+        score, _ = self.goal(batch)
         with attacked(model):
             batch = with_logits(model, batch)
+            clean = untouched(self, batch)
             x_adv, best = batch.x, score(batch.logits)
             for _ in range(self.queries):
                 seed = drawn_seed(generator)
@@ -47,7 +49,7 @@ class CornerSearch:
                 new = score(model(candidate))
                 x_adv = torch.where((new > best).view(-1, 1, 1, 1), candidate, x_adv)
                 best = torch.maximum(new, best)
-        return Adversarials(x_adv, best, target)
+        return clean._replace(x_adv=x_adv, score=best, passes=clean.passes + self.queries)
 
 
 def main() -> None:

@@ -1,7 +1,11 @@
-"""The inner loop of everything: maximise an objective over a ball with a step rule."""
+"""The inner loops of everything: maximise an objective over a ball with a step rule.
+
+`ascend` is training's: the last iterate. `search` is evaluation's: the same steps, but every iterate is looked at, and
+an image leaves the batch with the first iterate that reaches its goal.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,12 +14,26 @@ from planish.objectives import Objective
 from planish.rules import Point, StepRule
 from planish.threat import ThreatModel
 
+Score = Callable[[Tensor], Tensor]
+"""Logits (N, K) -> (N,), 0 or more iff an attack has reached its goal."""
+Aim = Callable[[Tensor], tuple[Objective, Score]]
+"""The rows (n,) of a batch that are still searched -> what they ascend, and whether they have arrived."""
+LOOK = {"cpu": 1}
+"""Iterates between two looks for images that have arrived. Elsewhere `LOOK_ACCELERATED`: a look makes the host wait."""
+LOOK_ACCELERATED = 4
 
-class Ascended(NamedTuple):
-    """x_adv: (N, ...), without a graph. score: (N,) of x_adv, or None when no score was asked for."""
+
+class Searched(NamedTuple):
+    """What a search found; all (N, ...).
+
+    x_adv: the first iterate that reaches the goal, or the one of the largest score; without a graph. score: (N,) of
+    x_adv. step: (N,) int64, which iterate that was; 0 is the start. passes: (N,) int64, forwards and backwards spent.
+    """
 
     x_adv: Tensor
-    score: Tensor | None
+    score: Tensor
+    step: Tensor
+    passes: Tensor
 
 
 def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,40 +46,86 @@ def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def ascend(
-    objective: Objective,
-    x: Tensor,
-    threat: ThreatModel,
-    rule: StepRule,
-    steps: int,
-    *,
-    start: Tensor | None = None,
-    score: Callable[[Tensor], Tensor] | None = None,
-) -> Ascended:
-    """Maximise the objective over the threat's ball round x.
+    objective: Objective, x: Tensor, threat: ThreatModel, rule: StepRule, steps: int, *, start: Tensor | None = None
+) -> Tensor:
+    """Maximise the objective over the threat's ball round x and return the last iterate, without a graph.
 
-    x, start: (N, ...); the start is x unless given. Without a score the last iterate is returned (training):
-    `steps` forwards and backwards. With a score of the logits, the best iterate, the start and the last
-    included (evaluation): one forward more. Each example goes its own way: nothing is shared across the
-    batch.
+    x, start: (N, ...); the start is x unless given. Costs `steps` forwards and backwards. Each example goes its own
+    way: nothing is shared across the batch.
     """
     x_adv = x if start is None else start
     state = rule.init(x, threat, steps)
-    best = None
     for index in range(steps):
-        values, logits, gradient = evaluated(objective, x_adv)
-        if score is not None:
-            best = _better(best, Ascended(x_adv, score(logits)))
+        values, _, gradient = evaluated(objective, x_adv)
         x_adv, state = rule.step(Point(index, steps, x, x_adv, values, gradient, threat), state)
         x_adv = x_adv.detach()
-    if score is None:
-        return Ascended(x_adv, None)
+    return x_adv
+
+
+def search(
+    aim: Aim, x: Tensor, threat: ThreatModel, rule: StepRule, steps: int, *, start: Tensor | None = None
+) -> Searched:
+    """Ascend until the goal is reached: each image's first iterate of score 0 or more, or else its best.
+
+    The start and the last iterate count. An image that has arrived costs nothing more: the batch shrinks. Whether it
+    has is seen by the forward that the next gradient needs, so that `steps` steps are steps + 1 forwards and `steps`
+    backwards for an image that holds out. Where others arrive changes nothing for it.
+    """
+    best = here = _nothing_yet(x)
+    rows = torch.arange(len(x), device=x.device)
+    objective, score = aim(rows)
+    x_adv, state = x if start is None else start, rule.init(x, threat, steps)
+    for index in range(steps):
+        values, logits, gradient = evaluated(objective, x_adv)
+        here = _entered(here, x_adv, score(logits), index, passes=2)
+        if index % LOOK.get(x.device.type, LOOK_ACCELERATED) == 0:
+            going = (here.score < 0).nonzero().squeeze(1)
+            if len(going) < len(rows):
+                best = _written(best, rows, here)
+                x, x_adv, values, gradient, state, rows, here = chosen(
+                    (x, x_adv, values, gradient, state, rows, here), going
+                )
+                objective, score = aim(rows)
+            if len(rows) == 0:
+                return best
+        x_adv, state = rule.step(Point(index, steps, x, x_adv, values, gradient, threat), state)
+        x_adv = x_adv.detach()
     with torch.no_grad():
-        return _better(best, Ascended(x_adv, score(objective(x_adv)[1])))
+        here = _entered(here, x_adv, score(objective(x_adv)[1]), steps, passes=1)
+    return _written(best, rows, here)
 
 
-def _better(best: Ascended | None, new: Ascended) -> Ascended:
-    if best is None or best.score is None or new.score is None:
-        return new
-    rises = new.score > best.score
-    x_adv = torch.where(rises.view(-1, *[1] * (new.x_adv.ndim - 1)), new.x_adv, best.x_adv)
-    return Ascended(x_adv, torch.where(rises, new.score, best.score))
+def chosen(values: Any, rows: Tensor) -> Any:
+    """Return the rows of every tensor in nested tuples; what holds none stays."""
+    if isinstance(values, Tensor):
+        return values[rows]
+    if isinstance(values, tuple):
+        parts = [chosen(value, rows) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else tuple(parts)
+    return values
+
+
+def _nothing_yet(x: Tensor) -> Searched:
+    count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    score = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    return Searched(x.detach().clone(), score, count, count.clone())
+
+
+def _entered(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes: int) -> Searched:
+    """Return the best with an iterate entered where it is better and nothing has reached the goal yet."""
+    better = (score > best.score) & (best.score < 0)
+    return Searched(
+        torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), x_adv, best.x_adv),
+        torch.where(better, score, best.score),
+        torch.where(better, step, best.step),
+        best.passes + passes,
+    )
+
+
+def _written(best: Searched, rows: Tensor, here: Searched) -> Searched:
+    """Return the best with these rows replaced, in place; all of them if these are all."""
+    if len(rows) == len(best.score):
+        return here
+    for kept, new in zip(best, here, strict=True):
+        kept[rows] = new
+    return best

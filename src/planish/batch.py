@@ -11,14 +11,15 @@ class Batch(NamedTuple):
     x: (N, C, H, W), floating, in [0, 1]. labels: (N,) int64. indices: (N,) int64, the stable position
     of each image in its data set: seeds, results and resumes are keyed by it, never by the batch.
     logits: (N, K) of the clean images where somebody has already computed them, so that nobody does it twice.
+    order: (N, R) wrong classes, the most promising target first, where somebody has ranked them; -1 = not ranked.
     """
 
     x: Tensor
     labels: Tensor
     indices: Tensor
     logits: Tensor | None = None
+    order: Tensor | None = None
 
     def select(self, rows: Tensor | slice) -> "Batch":
         """Return the batch of the given rows (an index tensor, a boolean tensor or a slice)."""
-        logits = None if self.logits is None else self.logits[rows]
-        return Batch(self.x[rows], self.labels[rows], self.indices[rows], logits)
+        return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]

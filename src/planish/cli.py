@@ -1,10 +1,8 @@
 """The command line: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
 
 import json
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,15 +11,22 @@ import typer
 from typer.core import TyperGroup
 
 from planish.errors import BadInput, nearest
+from planish.terminal import (
+    console,
+    epoch_words,
+    print_json,
+    print_rows,
+    print_summary,
+    progress_bars,
+    record_words,
+    update_words,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from planish.configuration import Experiment
-    from planish.evaluation import OnChunk
-    from planish.report import Entry
-    from planish.results import Evaluation
+    from planish.evaluation import OnChunk, Update
 
 
 class Commands(TyperGroup):
@@ -74,7 +79,7 @@ def quickstart(
     from planish.training import EpochRecord
 
     torch.set_num_threads(1)  # faster on networks this small, and the same figures whatever the machine
-    with _bars(quiet) as bars:
+    with progress_bars(quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: Stage) -> None:
@@ -82,13 +87,11 @@ def quickstart(
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=EPOCHS + 1 + len(ATTACKS), note="training")
             event = stage.event
-            note = _progress(event.metrics) if isinstance(event, EpochRecord) else _note(event)
+            note = epoch_words(event.metrics) if isinstance(event, EpochRecord) else record_words(event)
             bars.update(tasks[name], advance=1, note=note)
 
         def on_chunk(name: str) -> "OnChunk":
-            return lambda attack, broken, left: bars.update(
-                tasks[name], note=f"{attack}: {broken} broken, {left} to go"
-            )
+            return lambda update: bars.update(tasks[name], note=update_words(update))
 
         for stage in run(out, seed=seed, resume=resume, on_chunk=on_chunk):
             show(stage)
@@ -116,12 +119,12 @@ def train(
     experiment = _experiment(config, {"method.name": method, "data.source": data, "seed": seed}, set_ or [])
     records = run(experiment, out, device=_device(device), resume=resume)
     last: dict[str, Any] = {}
-    with _bars(quiet) as bars:
+    with progress_bars(quiet) as bars:
         task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
         for record in records:
             last = {"epoch": record.epoch, **record.metrics}
-            bars.update(task, completed=record.epoch, note=_progress(record.metrics))
-    _print_json({"run": str(out), "last": last}) if json_ else _console().print(f"run folder: {out}")
+            bars.update(task, completed=record.epoch, note=epoch_words(record.metrics))
+    print_json({"run": str(out), "last": last}) if json_ else console().print(f"run folder: {out}")
 
 
 @app.command()
@@ -139,6 +142,9 @@ def evaluate(
     precision: Annotated[
         str, typer.Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
     ] = "float32",
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Save the adversarial images too, for planish verify.")
+    ] = False,
     out: Out = Path("runs/evaluation"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -151,20 +157,92 @@ def evaluate(
     from planish.runs import Task, judge, subject
     from planish.threat import parse_threat
 
-    names = tuple(part.strip() for part in attacks.split(",") if part.strip())
+    names = _names(attacks)
     options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit}
-    task = made(Task, {**options, "seed": seed, "precision": precision}, "evaluate")
+    task = made(Task, {**options, "seed": seed, "precision": precision, "keep_images": keep_images}, "evaluate")
     judged = subject(model, _device(device), built_by)
     judged = replace(judged, name=name or judged.name)
-    with _bars(quiet) as bars:
+    with progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
 
-        def on_chunk(attack: str, broken: int, left: int) -> None:
-            bars.update(bar, note=f"{attack}: {broken} broken, {left} to go")
+        def on_chunk(update: "Update") -> None:
+            bars.update(bar, note=update_words(update))
 
         for record in judge(judged, task, out, device=_device(device), resume=resume, on_chunk=on_chunk):
-            bars.update(bar, completed=1 + len(record.columns), note=_note(record))
+            begun = {column.partition("/")[0] for column in record.names}
+            bars.update(bar, completed=max(1, len(begun)), note=record_words(record))
     _report([out], out, f"Robustness of {judged.name}", json_)
+
+
+@app.command()
+def distances(
+    model: Annotated[str, typer.Argument(help="Run folder, package.module:function, or file.py:function.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path.")],
+    norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
+    built_by: Annotated[
+        str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
+    ] = None,
+    attacks: Annotated[str, typer.Option(help="Distance attacks with commas; see: planish list attacks.")] = "closest",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
+    out: Out = Path("runs/distances"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how far away the nearest adversarial image is."""
+    from planish.configuration import made
+    from planish.report.distances import distance_rows, to_json, write_distances
+    from planish.runs import Task, measure, subject
+    from planish.threat import parse_threat
+
+    names = _names(attacks)
+    options = {"data": data, "threat": parse_threat(norm, 0), "attacks": names, "limit": limit, "seed": seed}
+    task = made(Task, options, "distances")
+    if not names:
+        raise BadInput("no attack is named; see: planish list attacks")
+    judged = subject(model, _device(device), built_by)
+    with progress_bars(quiet) as bars:
+        bar = bars.add_task(judged.name, total=len(names), note=names[0])
+        for record in measure(judged, task, out, device=_device(device), resume=resume):
+            done = record.names[-1]
+            bars.update(bar, completed=len(record.names), note=f"{done}: mean {record.mean(done):.4g}")
+    figure = write_distances(record, out)
+    if json_:
+        print_json(to_json(record))
+        return
+    print_rows(distance_rows(record))
+    console().print(f"figure: {figure}")
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="Run folder, package.module:function, or file.py:function.")],
+    images: Annotated[Path, typer.Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
+    radius: Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")],
+    norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
+    built_by: Annotated[
+        str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
+    ] = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Judge saved adversarial images afresh; trusts nothing but the model, the test set and the images."""
+    from planish.runs import Task, subject
+    from planish.runs import verify as run
+    from planish.threat import parse_threat
+
+    task = Task(data, parse_threat(norm, radius), ())
+    found = run(subject(model, _device(device), built_by), task, images, device=_device(device))
+    if json_:
+        print_json(found.document())
+        return
+    screen = console()
+    screen.print(f"clean accuracy {found.clean}")
+    screen.print(f"accuracy on these images, {task.threat.name} radius {task.threat.radius:g}: {found.robust}")
+    screen.print(f"largest distance {found.distance:.6g}; {found.infeasible} images lie outside and count as unbroken")
 
 
 @app.command()
@@ -180,24 +258,24 @@ def report(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, attacks, models or data.")],
+    what: Annotated[str, typer.Argument(help="methods, attacks, suites, models or data.")],
     json_: Json = False,
 ) -> None:
-    """List the methods, attacks, models or data sets by name."""
+    """List the methods, attacks, suites, models or data sets by name."""
     from planish.registry import PACKAGES, components, describe
 
     if what not in PACKAGES:
         raise BadInput(f"cannot list '{what}'.{nearest(what, PACKAGES)} Known: {', '.join(PACKAGES)}")
     lines = {name: describe(component) for name, component in sorted(components(what).items())}
     if json_:
-        _print_json(lines)
+        print_json(lines)
         return
     from rich.table import Table
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, line in lines.items():
         table.add_row(name, line)
-    _console().print(table)
+    console().print(table)
 
 
 def _experiment(config: Path | None, named: dict[str, Any], overrides: Sequence[str]) -> "Experiment":
@@ -234,72 +312,13 @@ def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None
     origin = provenance("cpu")
     page = write_report(found, out, title, {**origin, "commands": [origin["command"]]})
     if json_:
-        _print_json(json.loads((out / "results.json").read_text()))
+        print_json(json.loads((out / "results.json").read_text()))
     else:
-        _print_table(found, page)
+        print_summary(found, page)
 
 
-def _print_table(found: "Sequence[Entry]", page: Path) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from planish.report import summary_rows
-
-    summary = summary_rows(found)
-    headers = (re.sub(r"^(After|Training) ", r"\1\n", header) for header in summary.headers)
-    table = Table(
-        *headers, box=SIMPLE_HEAD, leading=1, padding=(0, 1, 0, 0), caption=summary.caption, caption_justify="left"
-    )
-    for row in summary.rows:
-        table.add_row(*(re.sub(r" (?=[\[(])", "\n", cell) for cell in row))
-    console = _console()
-    console.print(table)
-    for note in _warnings(found):
-        console.print(f"note: {note}", style="yellow")
-    console.print(f"report: {page}")
-
-
-def _warnings(found: "Sequence[Entry]") -> list[str]:
-    notes: list[str] = []
-    for entry in found:
-        meta = entry.evaluation.meta
-        for note in [*meta.get("notes", []), *meta.get("warnings", []), *entry.evaluation.class_warnings()]:
-            notes.append(f"{entry.name}: {note}")
-    return notes
-
-
-def _note(record: "Evaluation") -> str:
-    accuracy = record.robust_accuracy()
-    return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % stand"
-
-
-def _progress(metrics: "Mapping[str, float]") -> str:
-    return f"loss {metrics['loss']:.3f}, training accuracy {100 * metrics['train_accuracy']:.1f} %"
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 160
-    return Console(width=width, highlight=False, soft_wrap=False)
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
-
-
-@contextmanager
-def _bars(quiet: bool) -> "Iterator[Progress]":
-    """Progress bars on stderr; nothing where stderr is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.table import Column
-
-    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = [TextColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
-    plain = quiet or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=plain) as bars:
-        yield bars
+def _names(attacks: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in attacks.split(",") if part.strip())
 
 
 def run() -> None:

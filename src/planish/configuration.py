@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -93,6 +94,11 @@ def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
     if len(leading) < len(numbers):
         raise BadInput(f"'{name}' has more numbers than {package.rstrip('s')} '{name.split('-')[0]}' takes")
     return made(component, {**dict(zip(leading, numbers, strict=True)), **options}, f"{package.rstrip('s')} '{name}'")
+
+
+def is_known(package: str, name: str) -> bool:
+    """Say whether `resolve` finds a component of that name, trailing numbers aside."""
+    return bool(re.sub(r"(-\d+)+$", "", name) in components(package) or name in components(package))
 
 
 def resolve(package: str, name: str) -> tuple[Callable[..., Any], list[int]]:

@@ -6,24 +6,50 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK, Adversarials, Attack, Worst, leaves, run
+from planish.attacks import CHUNK, Adversarials, Attack, Progress, Worst, leaves, run
 from planish.batch import Batch
 from planish.errors import BadInput
 from planish.losses import margin
 from planish.modes import Precision, evaluating, full_precision
 from planish.passes import Counted
 from planish.provenance import provenance
-from planish.randomness import seeded
+from planish.randomness import keyed, seeded
 from planish.results import SCHEMA_VERSION, Column, Evaluation
+from planish.suites import Stage, Suite
 from planish.threat import ThreatModel
 
-OnChunk = Callable[[str, int, int], None]
-"""Told after each chunk: the attack's name, images broken so far, images the running stage has still to visit."""
+
+class Update(NamedTuple):
+    """How an evaluation stands after a chunk: the attack's name; of how many images how many were wrong from the start
+    and how many are broken so far; how many the running part of the attack has still to visit; and single-image passes
+    spent so far."""
+
+    attack: str
+    images: int
+    wrong: int
+    broken: int
+    left: int
+    passes: int
+
+
+OnChunk = Callable[[Update], None]
+
+
+class Unfinished(Protocol):
+    """Keeps the progress of a column that is at work, so that a killed evaluation goes on from its last chunk."""
+
+    def load(self, key: str, device: torch.device) -> Progress | None:
+        """Return what was kept last under this key, if that is what was kept last."""
+        ...
+
+    def keep(self, key: str, progress: Progress) -> None:
+        """Keep the progress, in place of any other."""
+        ...
 
 
 class Judged(NamedTuple):
@@ -38,33 +64,38 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """How attacks are run: images at a time, arithmetic of the search, and who is told of progress."""
+    """How attacks are run: images at a time, arithmetic of the search, who is told of progress, and who keeps it."""
 
     chunk: int = CHUNK
     precision: Precision = "float32"
     on_chunk: OnChunk | None = None
+    unfinished: Unfinished | None = None
 
 
 def evaluate(
     model: nn.Module,
     images: Batch,
     threat: ThreatModel,
-    attacks: Mapping[str, Attack],
+    attacks: Mapping[str, Attack | Suite],
     *,
     seed: int = 0,
     chunk: int = CHUNK,
     precision: Precision = "float32",
     about: Mapping[str, Any] | None = None,
     earlier: Evaluation | None = None,
+    x_adv: Tensor | None = None,
     on_chunk: OnChunk | None = None,
+    unfinished: Unfinished | None = None,
 ) -> Iterator[Judged]:
     """Judge the model in evaluation mode: yield the record after the clean pass and after each attack.
 
     images: the test set, x (N, C, H, W) in [0, 1], on the model's device. attacks: by name, in order; each is run on
-    the images that none before it has broken, but one that counts reached targets on all correct images. The model's
+    the images that none before it has broken, but one that counts reached targets on all correct images. A suite is run
+    stage by stage, a column "suite/stage" each, and may choose the next by what the ones before found. The model's
     modes, parameters and statistics stay as they are. precision: of the search; verdicts are always float32.
     about: JSON-able facts for the record's meta. earlier: a record of the same model, data, threat and seed, whose
-    attacks are not run again.
+    attacks are not run again; x_adv: (N, ...) the images that they left, where these were kept. unfinished: where the
+    attack at work keeps its progress.
     Raises BadInput for images, labels, outputs or an earlier record that do not fit.
     """
     counted = Counted(model)
@@ -73,12 +104,24 @@ def evaluate(
     images = images._replace(logits=check_logits(counted, images, chunk))
     judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began)
     if earlier is not None:
-        judged = _continued(judged, earlier, attacks)
+        judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), attacks)
     yield judged
+    search = Search(chunk, precision, on_chunk, unfinished)
     for name, attack in attacks.items():
-        if name not in judged.evaluation.names:
-            judged = _attacked(counted, images, threat, name, attack, judged, Search(chunk, precision, on_chunk))
+        while (stage := _next(name, attack, judged.evaluation)) is not None:
+            judged = _attacked(counted, images, threat, stage, judged, search)
             yield judged
+
+
+def _next(name: str, attack: Attack | Suite, record: Evaluation) -> Stage | None:
+    """Return what is to be run next for this name, as a stage with its column's name; None when it is done."""
+    if isinstance(attack, Suite):
+        own = {column.name[len(name) + 1 :]: column for column in record.columns if column.name.startswith(f"{name}/")}
+        stage = attack.following(own, len(record.labels))
+        return stage and stage._replace(name=f"{name}/{stage.name}")
+    if name in record.names:
+        return None
+    return Stage(name, attack, "correct" if _counts_targets(attack) else "survivors")
 
 
 def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
@@ -114,58 +157,89 @@ def _clean(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str
     return Judged(evaluation, images.x.clone())
 
 
-def _continued(fresh: Judged, earlier: Evaluation, attacks: Mapping[str, Attack]) -> Judged:
+def _continued(fresh: Judged, earlier: Evaluation, x_adv: Tensor, attacks: Mapping[str, Attack | Suite]) -> Judged:
     for key in ("model", "data", "threat", "seed"):
         if earlier.meta.get(key) != fresh.evaluation.meta[key]:
             raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
     for column in earlier.columns:
         wanted = attacks.get(column.name)
-        if wanted is not None and column.meta.get("attack") != describe_attack(wanted):
+        known = column.meta.get("attack")
+        if wanted is not None and not isinstance(wanted, Suite) and known != describe_attack(wanted):
             raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
-    return fresh._replace(evaluation=replace(earlier, meta={**earlier.meta, **fresh.evaluation.meta}))
+    return Judged(replace(earlier, meta={**earlier.meta, **fresh.evaluation.meta}), x_adv)
 
 
 def _attacked(
-    counted: Counted,
-    images: Batch,
-    threat: ThreatModel,
-    name: str,
-    attack: Attack,
-    judged: Judged,
-    search: Search,
+    counted: Counted, images: Batch, threat: ThreatModel, stage: Stage, judged: Judged, search: Search
 ) -> Judged:
     """Run one attack on the images it should face and enter its column."""
     evaluation = judged.evaluation
-    facing = evaluation.correct() if _counts_targets(attack) else evaluation.survivors()
-    rows = torch.from_numpy(facing).nonzero().squeeze(1).to(images.x.device)
+    rows = _facing(evaluation, stage).to(images.x.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
     batch = images.select(rows)
     found = run(
-        attack,
+        stage.attack,
         counted,
         batch,
         threat,
-        generator=_generator(evaluation, name),
+        generator=_generator(evaluation, stage.name),
         chunk=search.chunk,
         precision=search.precision,
-        report=search.on_chunk and partial(search.on_chunk, name),
+        report=search.on_chunk and partial(_update, search.on_chunk, counted, evaluation, stage.name),
+        **_kept(evaluation, stage, search, images.x.device),
     )
-    logits = verified(counted, batch, found, threat, name, search.chunk)
+    logits = verified(counted, batch, found, threat, stage.name, search.chunk)
+    enter = partial(_filled, len(evaluation.labels), rows)
     column = Column(
-        name=name,
-        margin=_filled(len(facing), rows, margin(logits, batch.labels), float("nan")).numpy(),
-        distance=_filled(len(facing), rows, threat.norm(found.x_adv - batch.x), float("nan")).numpy(),
-        predicted=_filled(len(facing), rows, logits.argmax(1), -1).numpy(),
-        target=_filled(len(facing), rows, found.target, -1).numpy(),
+        name=stage.name,
+        margin=enter(margin(logits, batch.labels), float("nan")).numpy(),
+        distance=enter(threat.norm(found.x_adv - batch.x), float("nan")).numpy(),
+        predicted=enter(logits.argmax(1), -1).numpy(),
+        target=enter(found.target, -1).numpy(),
+        leaf=enter(found.leaf, -1).numpy(),
+        step=enter(found.step, -1).numpy(),
+        passes=enter(found.passes, -1).numpy(),
         forwards=counted.forwards - forwards,
         backwards=counted.backwards - backwards,
         seconds=time.perf_counter() - began,
-        meta={"attack": describe_attack(attack), "precision": search.precision},
+        meta={
+            "attack": describe_attack(stage.attack),
+            "precision": search.precision,
+            **({"sampled": True} if stage.sample is not None else {}),
+            **({"because": list(stage.because)} if stage.because else {}),
+        },
     )
     standing = torch.from_numpy(evaluation.survivors()).to(rows.device)[rows]
     x_adv = judged.x_adv.clone()
     x_adv[rows[standing]] = found.x_adv[standing]
     return Judged(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
+
+
+def _facing(evaluation: Evaluation, stage: Stage) -> Tensor:
+    """Return the rows of the images that a stage is run on; a sample is drawn by the images' indices and the seed."""
+    standing = evaluation.correct() if stage.facing == "correct" else evaluation.survivors()
+    rows = torch.from_numpy(standing).nonzero().squeeze(1)
+    if stage.sample is None or len(rows) <= stage.sample:
+        return rows
+    lots = keyed(torch.from_numpy(evaluation.indices)[rows], evaluation.meta["seed"], 1).squeeze(1)
+    return rows[lots.argsort()[: stage.sample]].sort().values
+
+
+def _update(on_chunk: OnChunk, counted: Counted, evaluation: Evaluation, name: str, broken: int, left: int) -> None:
+    """Tell how the whole evaluation stands."""
+    correct, standing = int(evaluation.correct().sum()), int(evaluation.survivors().sum())
+    images, passes = len(evaluation.labels), counted.forwards + counted.backwards
+    on_chunk(Update(name, images, images - correct, correct - standing + broken, left, passes))
+
+
+def _kept(evaluation: Evaluation, stage: Stage, search: Search, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of `run` that keep its progress and take it up again; the key says what is at work."""
+    if search.unfinished is None:
+        return {}
+    facts = [evaluation.meta[key] for key in ("model", "data", "threat", "seed")]
+    text = repr([facts, stage.name, describe_attack(stage.attack), evaluation.names, search.precision])
+    key = hashlib.sha256(text.encode()).hexdigest()
+    return {"earlier": search.unfinished.load(key, device), "keep": partial(search.unfinished.keep, key)}
 
 
 def _counts_targets(attack: Attack) -> bool:

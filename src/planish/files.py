@@ -1,13 +1,22 @@
 """Files written whole or not at all."""
 
+import io
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planish.errors import BadInput
+
+UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What reading arrays from a file that is damaged or something else raises; FileNotFoundError is an OSError."""
 
 
 def write_bytes(content: bytes, path: str | Path) -> None:
@@ -43,3 +52,21 @@ def write_text(text: str, path: str | Path) -> None:
 def write_json(document: Mapping[str, Any], path: str | Path) -> None:
     """Write a JSON document atomically. ValueError when it holds NaN or infinity."""
     write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    path.unlink(missing_ok=True)
+
+
+def write_arrays(path: str | Path, **arrays: NDArray[Any]) -> None:
+    """Write one compressed .npz without pickle, as `write_bytes` does."""
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_bytes(content.getvalue(), path)
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of an .npz without pickle. Raises one of UNREADABLE."""
+    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}

@@ -33,6 +33,17 @@ def smoothed_cross_entropy(smoothing: float) -> Loss:
     return loss
 
 
+def scale_free_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return cross entropy of the logits divided by the gap between the two largest, a constant to the gradient.
+
+    MIFPE (Yu and Xu 2023, "Efficient loss function by minimizing the detrimental effect of floating-point errors on
+    gradient-based attacks", eq. 9): neither huge nor tiny logits make its gradient vanish, and all classes count.
+    """
+    scores = wide(logits)
+    top = scores.detach().topk(2, dim=1).values
+    return cross_entropy(scores / (top[:, :1] - top[:, 1:]).clamp(min=torch.finfo(scores.dtype).eps), labels)
+
+
 def _true_and_others(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     index = labels[:, None]
     return scores.gather(1, index).squeeze(1), scores.scatter(1, index, MASKED)

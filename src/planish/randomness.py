@@ -24,8 +24,13 @@ def keyed_draws(x: Tensor, indices: Tensor, seed: int) -> Tensor:
 
     A counter-based generator (SplitMix64: Steele, Lea, Flood 2014) over (seed, index, position).
     """
-    position = torch.arange(math.prod(x.shape[1:]) + 1, device=x.device)
-    key = _mixed(_mixed(indices.to(x.device) * _GOLDEN + seed)[:, None] + position * _GOLDEN)
+    return keyed(indices.to(x.device), seed, math.prod(x.shape[1:]) + 1)
+
+
+def keyed(indices: Tensor, seed: int, count: int) -> Tensor:
+    """Return (N, count) uniform numbers in [0, 1); row i depends on the seed and on indices[i] alone."""
+    position = torch.arange(count, device=indices.device)
+    key = _mixed(_mixed(indices * _GOLDEN + seed)[:, None] + position * _GOLDEN)
     return (_shifted(key, 40).to(torch.float32) * 2.0**-24).clamp(max=_LARGEST_BELOW_ONE)
 
 

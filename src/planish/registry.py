@@ -11,7 +11,7 @@ from typing import Any
 from planish.errors import BadInput, nearest
 
 Component = Callable[..., Any]
-PACKAGES = ("methods", "attacks", "models", "data")
+PACKAGES = ("methods", "attacks", "suites", "models", "data")
 
 
 @cache

@@ -4,123 +4,45 @@ A record stores one number per image and attack. Every accuracy is derived from 
 """
 
 import json
-import math
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planish.errors import BadInput, nearest
+from planish.estimates import Booleans, Estimate, counts
 from planish.files import write_bytes
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
-Booleans = NDArray[np.bool_]
 
-SCHEMA_VERSION = 1
-Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
+SCHEMA_VERSION = 2
 
 _COLUMN_ARRAYS = {"margin": np.float32, "distance": np.float32, "predicted": np.int64, "target": np.int64}
+_LEDGER = {"leaf": np.int64, "step": np.int64, "passes": np.int64}  # since version 2; unknown = -1 before
 _FACTS = ("name", "forwards", "backwards", "seconds", "meta")
 _MISFITS = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)  # raised by files of another kind
 _ARRAYS = {"indices": np.int64, "labels": np.int64, "clean_margin": np.float32, "clean_predicted": np.int64}
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A share of images, ``hits / total``, with its 95 % interval (Wilson 1927); all shares are in [0, 1]."""
-
-    value: float
-    low: float
-    high: float
-    hits: int
-    total: int
-
-    def __str__(self) -> str:
-        """Write the share as planish reports it, such as "84.2% [80.7, 87.1] of 500"."""
-        return f"{100 * self.value:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}] of {self.total}"
-
-    @classmethod
-    def of(cls, mask: Booleans) -> Self:
-        """Estimate the share of True in ``mask`` (N,). ValueError when there is no image."""
-        return cls.from_counts(int(np.count_nonzero(mask)), int(mask.size))
-
-    @classmethod
-    def from_counts(cls, hits: int, total: int) -> Self:
-        """Estimate ``hits / total``. ValueError unless 0 <= hits <= total and total >= 1."""
-        if not 0 <= hits <= total or total < 1:
-            raise ValueError(f"A share needs 0 <= hits <= total and total >= 1, got {hits} of {total}.")
-        share, extra = hits / total, Z95**2 / total
-        centre = (share + extra / 2) / (1 + extra)
-        half = Z95 / (1 + extra) * math.sqrt(share * (1 - share) / total + extra / (4 * total))
-        low = 0.0 if hits == 0 else centre - half
-        high = 1.0 if hits == total else centre + half
-        return cls(share, low, high, hits, total)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Accuracy of the first minus accuracy of the second on the same images, with its 95 % interval.
-
-    ``only_first`` images are right for the first alone, ``only_second`` for the second alone.
-    """
-
-    value: float
-    low: float
-    high: float
-    only_first: int
-    only_second: int
-    total: int
-
-
-def paired_interval(first: Booleans, second: Booleans) -> Difference:
-    """Compare two boolean vectors (N,), True = right, on the same images.
-
-    Newcombe's hybrid score interval with the corrected phi: method 10 of "Improved confidence intervals for
-    the difference between binomial proportions based on paired data", Statistics in Medicine 17, 1998.
-    ValueError when the shapes differ or there is no image.
-    """
-    if first.shape != second.shape:
-        raise ValueError(f"Paired vectors need one shape, got {first.shape} and {second.shape}.")
-    a, b = Estimate.of(first), Estimate.of(second)
-    only_first, only_second = int(np.count_nonzero(first & ~second)), int(np.count_nonzero(second & ~first))
-    value = (only_first - only_second) / a.total
-    phi = _corrected_phi(int(np.count_nonzero(first & second)), only_first, only_second, a.total)
-    below = _joined(a.value - a.low, b.high - b.value, phi)
-    above = _joined(a.high - a.value, b.value - b.low, phi)
-    return Difference(value, value - below, value + above, only_first, only_second, a.total)
-
-
-def _joined(one: float, other: float, phi: float) -> float:
-    return math.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
-
-
-def _corrected_phi(both: int, only_first: int, only_second: int, total: int) -> float:
-    neither = total - both - only_first - only_second
-    product = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    if product == 0:
-        return 0.0
-    excess = float(both * neither - only_first * only_second)
-    if excess > 0:
-        excess = max(excess - total / 2, 0.0)
-    return excess / math.sqrt(product)
-
-
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One attack's outcome on a test set of N images; "not attempted" is NaN, NaN, -1, -1 in the four arrays.
+    """One attack's outcome on a test set of N images; "not attempted" is NaN, NaN and -1 in the arrays.
 
     ``margin`` (N,) float32, best wrong logit minus true logit of the adversarial image, >= 0 = broken;
     ``distance`` (N,) float32, norm of the perturbation in pixels of [0,1]; ``predicted`` (N,) int64, class of
-    the adversarial image; ``target`` (N,) int64, class aimed at, -1 = none; ``forwards`` and ``backwards``
-    count passes of single images; ``seconds`` is wall time; ``meta`` is the attack's JSON-able configuration.
-    BadInput when shapes or types disagree or an attempted image has no margin.
+    the adversarial image; ``target`` (N,) int64, class aimed at, -1 = none. Who found that image: ``leaf`` (N,) int64,
+    which of the attack's parts (restarts and targets, in order), -1 = none, it is the clean image; ``step`` (N,) int64,
+    at which iterate or query; ``passes`` (N,) int64, forwards and backwards that the search spent on the image.
+    ``forwards`` and ``backwards`` count all passes of single images; ``seconds`` is wall time; ``meta`` is JSON-able:
+    the attack's configuration and, true for a check of some survivors only, "sampled". BadInput when shapes or types
+    disagree or an attempted image has no margin.
     """
 
     name: str
@@ -128,6 +50,9 @@ class Column:
     distance: Floats
     predicted: Integers
     target: Integers
+    leaf: Integers
+    step: Integers
+    passes: Integers
     forwards: int
     backwards: int
     seconds: float
@@ -136,7 +61,7 @@ class Column:
     def __post_init__(self) -> None:
         if not self.name:
             raise BadInput("An attack's column needs a name.")
-        for key, dtype in _COLUMN_ARRAYS.items():
+        for key, dtype in (_COLUMN_ARRAYS | _LEDGER).items():
             _check(f"{key} of '{self.name}'", getattr(self, key), dtype, self.margin.shape)
         strange = int(np.count_nonzero(np.isnan(self.margin) != (self.predicted < 0)))
         if strange:
@@ -155,13 +80,18 @@ class Column:
         """(N,) True where the attack was run and the adversarial image is misclassified (a tie counts)."""
         return self.margin >= 0
 
+    @property
+    def sampled(self) -> bool:
+        """True for a check of some of the survivors: it may break images, but says nothing of those left out."""
+        return bool(self.meta.get("sampled"))
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
     ``indices`` (N,) int64, the images' ids in their data set; ``labels`` (N,) int64; ``clean_margin`` (N,)
-    float32; ``clean_predicted`` (N,) int64. ``meta`` is JSON-able: ``schema_version`` 1, ``threat`` {"norm",
+    float32; ``clean_predicted`` (N,) int64. ``meta`` is JSON-able: ``schema_version`` 2, ``threat`` {"norm",
     "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean``
     {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. A tie is wrong:
     correct = margin < 0. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
@@ -192,6 +122,11 @@ class Evaluation:
     def names(self) -> tuple[str, ...]:
         """The attacks' names, in order."""
         return tuple(column.name for column in self.columns)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
+        return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
 
     @property
     def norm(self) -> str:
@@ -226,6 +161,7 @@ class Evaluation:
     def accuracy_after(self, name: str) -> Estimate:
         """Share of images that neither the clean pass nor any attack up to and including ``name`` broke.
 
+        The name of a suite stands for its last stage. An image that a sampled check left out still stands.
         ValueError when an image that stood was not attempted: it cannot be said to have survived.
         """
         return Estimate.of(self._standing(self._position(name) + 1))
@@ -264,17 +200,44 @@ class Evaluation:
             for k in absent.tolist()
         ]
 
+    def remarks(self) -> list[str]:
+        """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""
+        remarks = [*self.meta.get("notes", []), *self.meta.get("warnings", []), *self.class_warnings()]
+        reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
+        for name, because in sorted(reasons):
+            if because:
+                remarks.append(f"{name} ran its long stages, because {'; '.join(because)}.")
+        return remarks
+
     def _position(self, name: str) -> int:
-        if name not in self.names:
+        places = [place for place, own in enumerate(self.names) if own == name or own.startswith(f"{name}/")]
+        if not places:
             known = ", ".join(self.names) or "none"
             raise BadInput(f"No attack '{name}' here; known: {known}.{nearest(name, self.names)}")
-        return self.names.index(name)
+        return places[-1]
+
+    def spent(self) -> list[tuple[float, float]]:
+        """Return (passes per image, accuracy) points: how accuracy falls as every image is granted more passes.
+
+        With a grant of b passes each image has cost the lesser of b and what it took, and counts as broken if what
+        broke it came within b. From the ledger of the searches; the clean forward is the first pass, fresh forwards
+        that judge what was found are not counted. Empty for records of schema version 1, which have no ledger.
+        """
+        if any((column.passes[column.attempted] < 0).any() for column in self.columns):
+            return []
+        total = np.ones(len(self.labels))
+        fell = np.where(self.correct(), np.inf, 0.0)
+        for column in self.columns:
+            total = total + np.where(column.attempted, column.passes, 0)
+            fell = np.where(column.broken & np.isinf(fell), total, fell)
+        grants = np.unique(np.concatenate([[1.0], fell[np.isfinite(fell) & (fell > 0)], total]))
+        return [(float(np.minimum(total, grant).mean()), float((fell > grant).mean())) for grant in grants]
 
     def _standing(self, count: int) -> Booleans:
         standing = self.correct()
         for column in self.columns[:count]:
             missing = int(np.count_nonzero(standing & ~column.attempted))
-            if missing:
+            if missing and not column.sampled:
                 raise ValueError(f"'{column.name}' did not attempt {missing} images that still stood.")
             standing = standing & ~column.broken
         return standing
@@ -288,7 +251,7 @@ def _check(what: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) 
 
 def _check_meta(meta: Mapping[str, Any]) -> None:
     version = meta.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in (1, SCHEMA_VERSION):
         raise BadInput(f"This evaluation has schema version {version}; planish reads {SCHEMA_VERSION}.")
     threat = meta.get("threat")
     if not isinstance(threat, dict) or not {"norm", "radius"} <= threat.keys():
@@ -300,7 +263,7 @@ def save(evaluation: Evaluation, path: str | Path) -> None:
     columns = [{key: getattr(column, key) for key in _FACTS} for column in evaluation.columns]
     arrays: dict[str, Any] = {key: getattr(evaluation, key) for key in _ARRAYS}
     for column in evaluation.columns:
-        arrays |= {f"{key}/{column.name}": getattr(column, key) for key in _COLUMN_ARRAYS}
+        arrays |= {f"{key}/{column.name}": getattr(column, key) for key in _COLUMN_ARRAYS | _LEDGER}
     described = json.dumps({"evaluation": evaluation.meta, "columns": columns}, allow_nan=False)
     buffer = BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays, meta=np.array(described))
@@ -327,6 +290,8 @@ def _unpack(arrays: dict[str, NDArray[Any]]) -> Evaluation:
     columns = []
     for facts in described["columns"]:
         facts |= {key: arrays[f"{key}/{facts['name']}"] for key in _COLUMN_ARRAYS}
+        unknown = np.full_like(facts["target"], -1)
+        facts |= {key: arrays.get(f"{key}/{facts['name']}", unknown) for key in _LEDGER}
         columns.append(Column(**facts))
     parts: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
     return Evaluation(**parts, columns=tuple(columns), meta=described["evaluation"])
@@ -359,11 +324,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 def _accuracy(evaluation: Evaluation, attack: str, estimate: Estimate) -> dict[str, Any]:
     radius = 0.0 if attack == "none" else evaluation.radius
     claim = {"attack": attack, "norm": evaluation.norm, "radius": radius}
-    return claim | {"accuracy": estimate.value} | _counts(estimate)
-
-
-def _counts(estimate: Estimate) -> dict[str, Any]:
-    return {"interval95": [estimate.low, estimate.high], "hits": estimate.hits, "images": estimate.total}
+    return claim | {"accuracy": estimate.value} | counts(estimate)
 
 
 def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
@@ -380,5 +341,5 @@ def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
         document["alone"] = _accuracy(evaluation, column.name, evaluation.accuracy_alone(column.name))
     if tried.any() and (column.target[tried] >= 0).all():
         success = evaluation.success_rate(column.name)
-        document["targeted_success"] = {"rate": success.value} | _counts(success)
+        document["targeted_success"] = {"rate": success.value} | counts(success)
     return document

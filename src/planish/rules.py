@@ -95,6 +95,29 @@ class Momentum:
         return point.threat.project(moved, point.x), velocity
 
 
+@dataclass(frozen=True)
+class HeavyBall:
+    """A steepest step, mixed with the way before it: project(m * z + (1 - m) * x + (1 - m) * (x - x_before)).
+
+    z is the projected steepest step and m = `weight`, 1 at the first step: the update of APGD (Croce and Hein 2020,
+    eq. 1 and 2) with a schedule in place of its checkpoints.
+    """
+
+    step_in_radii: float | Schedule
+    weight: float = 0.75
+
+    def init(self, x: Tensor, threat: ThreatModel, steps: int) -> Tensor:
+        return x
+
+    def step(self, point: Point, state: Tensor) -> tuple[Tensor, Tensor]:
+        x_adv, threat = point.x_adv, point.threat
+        z = threat.project(x_adv + step_size(self.step_in_radii, point) * threat.steepest(point.gradient), point.x)
+        if point.index == 0:
+            return z, x_adv
+        mixed = x_adv + self.weight * (z - x_adv) + (1 - self.weight) * (x_adv - state)
+        return threat.project(mixed, point.x), x_adv
+
+
 class AdamState(NamedTuple):
     """First and second moment."""
 

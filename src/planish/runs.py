@@ -1,36 +1,40 @@
 """Trained models judged into folders, and folders read back as the entries of a report."""
 
 import inspect
-import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from planish import results
-from planish.attacks import Attack
+from planish import distances, results
+from planish.attacks import Attack, DistanceAttack, Within
 from planish.batch import Batch
 from planish.checkpoints import METRICS, PROVENANCE, WEIGHTS
-from planish.configuration import make, resolve
+from planish.configuration import is_known, make, resolve
 from planish.data import load
-from planish.errors import BadInput
-from planish.evaluation import Judged, OnChunk, evaluate
+from planish.distances import Distances
+from planish.errors import BadInput, nearest
+from planish.estimates import Estimate, counts
+from planish.evaluation import OnChunk, check_images, check_logits, evaluate, logits_of
 from planish.experiment import load_run
-from planish.files import write_bytes
+from planish.kept import KeptProgress, images_left, load_images, save_gallery, save_images
+from planish.losses import margin
 from planish.models import build
 from planish.modes import Precision
+from planish.registry import components
 from planish.report import Entry
 from planish.results import Evaluation
+from planish.suites import Suite
 from planish.threat import ThreatModel
 
-EVALUATION, GALLERY = "evaluation.npz", "gallery.npz"
-SHOWN = 8
+EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
+DISTANCES = "distances.npz"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Subject:
 class Task:
     """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images.
 
-    precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32.
+    precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
+    adversarial images too, for `verify`.
     """
 
     data: str
@@ -56,6 +61,7 @@ class Task:
     limit: int | None = None
     seed: int = 0
     precision: Precision = "float32"
+    keep_images: bool = False
 
 
 def subject(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> Subject:
@@ -91,13 +97,33 @@ def test_images(task: Task) -> tuple[Batch, dict[str, Any], list[str]]:
     return images.as_batch(), about, warnings
 
 
-def named_attacks(names: Sequence[str], classes: int) -> dict[str, Attack]:
-    """Return the attacks of these names for a data set of so many classes. Raises BadInput."""
-    attacks = {}
+def named_attacks(names: Sequence[str], classes: int) -> dict[str, Attack | Suite]:
+    """Return the attacks and suites of these names for a data set of so many classes. Raises BadInput.
+
+    A distance attack is one in the ball: it succeeds within the radius.
+    """
+    attacks: dict[str, Attack | Suite] = {}
     for name in names:
-        wanted = inspect.signature(resolve("attacks", name)[0]).parameters
-        attacks[name] = make("attacks", name, {"classes": classes} if "classes" in wanted else {})
+        made = _made(name, classes)
+        attacks[name] = Within(made) if hasattr(made, "distances") else made
     return attacks
+
+
+def _made(name: str, classes: int) -> Any:
+    package = package_of(name)
+    wanted = inspect.signature(resolve(package, name)[0]).parameters
+    return make(package, name, {"classes": classes} if "classes" in wanted else {})
+
+
+def package_of(name: str) -> Literal["attacks", "suites"]:
+    """Return where the component of that name is registered. Raises BadInput that names the nearest of both."""
+    packages: tuple[Literal["suites"], Literal["attacks"]] = ("suites", "attacks")
+    for package in packages:
+        if is_known(package, name):
+            return package
+    known = sorted({*components("attacks"), *components("suites")})
+    meant = nearest(re.sub(r"(-\d+)+$", "", name), known)
+    raise BadInput(f"unknown attack '{name}'.{meant} Known: {', '.join(known)}")
 
 
 def judge(
@@ -128,6 +154,7 @@ def judge(
         "notes": warnings,
     }
     earlier = results.load(path) if path.exists() else None
+    kept = KeptProgress(folder / PROGRESS)
     steps = evaluate(
         judged.model,
         batch,
@@ -137,34 +164,103 @@ def judge(
         precision=task.precision,
         about=known,
         earlier=earlier,
+        x_adv=images_left(folder / IMAGES, batch) if resume else None,
         on_chunk=on_chunk,
+        unfinished=kept,
     )
     for step in steps:
+        if task.keep_images:
+            save_images(step, folder / IMAGES)
+        save_gallery(step, batch, folder / GALLERY)
         results.save(step.evaluation, path)
-        _save_gallery(step, batch, folder / GALLERY)
+        kept.forget()
         yield step.evaluation
 
 
-def _save_gallery(judged: Judged, batch: Batch, path: Path) -> None:
-    """Keep the first images that were right and that this run has broken, with their adversarial twins."""
-    record = judged.evaluation
-    moved = (judged.x_adv != batch.x).flatten(1).any(1).cpu().numpy()
-    rows = np.flatnonzero(record.correct() & ~record.survivors() & moved)[:SHOWN]
-    if batch.x.shape[1] not in (1, 3) or not len(rows):
-        return
-    predicted = [column.predicted for column in record.columns]
-    final = [next(p[row] for p, c in zip(predicted, record.columns, strict=True) if c.broken[row]) for row in rows]
-    arrays: dict[str, NDArray[Any]] = {
-        "clean": batch.x[rows].cpu().numpy(),
-        "adversarial": judged.x_adv[rows].cpu().numpy(),
-        "labels": record.labels[rows],
-        "predicted_clean": record.clean_predicted[rows],
-        "predicted_adv": np.asarray(final, dtype=np.int64),
-        "indices": record.indices[rows],
-    }
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
-    write_bytes(content.getvalue(), path)
+def measure(
+    judged: Subject, task: Task, folder: Path, *, device: torch.device | str = "cpu", resume: bool = False
+) -> Iterator[Distances]:
+    """Measure adversarial distances into a folder: yield the record after each attack, saved by then.
+
+    task.threat gives norm and box; with a radius above 0 an image is left alone once one within it is found. Raises
+    BadInput as `judge` does, and for attacks that search a ball of fixed radius.
+    """
+    path = folder / DISTANCES
+    if path.exists() and not resume:
+        raise BadInput(f"{folder} already holds distances; add --resume to go on, or choose another folder")
+    batch, data, warnings = test_images(task)
+    classes = len(judged.about.get("classes") or data["classes"])
+    attacks = {name: distance_attack(name, classes) for name in task.attacks}
+    steps = distances.measure(
+        judged.model,
+        Batch(*(part.to(device) for part in batch[:3])),
+        task.threat,
+        attacks,
+        seed=task.seed,
+        about={"model": {"name": judged.name}, "data": data, "notes": warnings},
+        earlier=distances.load(path) if path.exists() else None,
+    )
+    for step in steps:
+        distances.save(step, path)
+        yield step
+
+
+def distance_attack(name: str, classes: int) -> DistanceAttack:
+    """Return the distance attack of that name. Raises BadInput."""
+    made = _made(name, classes)
+    if not hasattr(made, "distances"):
+        known = [own for own in components("attacks") if hasattr(_made(own, classes), "distances")]
+        raise BadInput(f"'{name}' searches a ball of fixed radius; for distances use one of {', '.join(sorted(known))}")
+    attack: DistanceAttack = made
+    return attack
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What saved images turned out to be: clean (N,), adversarial (N,) and feasible (N,) are boolean; largest distance.
+
+    An infeasible image breaks nothing.
+    """
+
+    clean: Estimate
+    robust: Estimate
+    infeasible: int
+    distance: float
+
+    def document(self) -> dict[str, Any]:
+        """Return it as one JSON-able document."""
+        shares = {"clean": self.clean, "robust": self.robust}
+        counts = {name: {"accuracy": share.value, **counts(share)} for name, share in shares.items()}
+        return counts | {"infeasible": self.infeasible, "largest_distance": self.distance}
+
+
+def verify(judged: Subject, task: Task, path: Path, *, device: torch.device | str = "cpu") -> Verified:
+    """Judge saved adversarial images afresh, trusting nothing but the model, the test set and the images.
+
+    Each is compared with the test image of its index. Raises BadInput if the test set lacks one or shapes differ.
+    """
+    x_adv, indices = load_images(path)
+    batch, _, _ = test_images(task)
+    position = {int(index): row for row, index in enumerate(batch.indices)}
+    missing = [int(index) for index in indices if int(index) not in position]
+    if missing:
+        raise BadInput(f"{path} has image {missing[0]}, which {task.data} (limit {task.limit}) does not hold")
+    some = batch.select(torch.tensor([position[int(index)] for index in indices], dtype=torch.int64))
+    if some.x.shape != x_adv.shape:
+        raise BadInput(f"{path} holds images {tuple(x_adv.shape[1:])}, the test set {tuple(some.x.shape[1:])}")
+    some = Batch(*(part.to(device) for part in some[:3]))
+    x_adv = x_adv.to(device)
+    check_images(some, task.threat)
+    correct = margin(check_logits(judged.model, some), some.labels) < 0
+    feasible = task.threat.feasible(x_adv, some.x)
+    logits = logits_of(judged.model, torch.where(feasible.view(-1, 1, 1, 1), x_adv, some.x))
+    standing = correct & (margin(logits, some.labels) < 0)
+    return Verified(
+        Estimate.of(correct.cpu().numpy()),
+        Estimate.of(standing.cpu().numpy()),
+        int((~feasible).sum()),
+        float(task.threat.norm(x_adv - some.x).max()),
+    )
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
@@ -184,7 +280,17 @@ def _entry(folder: Path) -> Entry:
     if (folder / GALLERY).exists():
         with np.load(folder / GALLERY, allow_pickle=False) as arrays:
             images = dict(arrays)
-    return Entry(record.meta.get("model", {}).get("name", folder.name), record, record.meta.get("training"), images)
+    name = record.meta.get("model", {}).get("name", folder.name)
+    return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
+
+
+def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | None:
+    """Return accuracy by radius from the folder's distances, if they are of the same model, images and norm."""
+    if not (folder / DISTANCES).exists():
+        return None
+    found = distances.load(folder / DISTANCES)
+    same = all(found.meta[key].get("digest") == record.meta[key].get("digest") for key in ("model", "data"))
+    return found.curve() if same and found.meta["norm"] == record.norm else None
 
 
 def _relative(entry: Entry, seconds: float) -> Entry:

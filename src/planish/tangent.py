@@ -16,10 +16,13 @@ from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from planish.batch import Batch
+from planish.losses import MASKED, wide
 from planish.objectives import inner
+from planish.threat import ThreatModel
 
 LossAt = Callable[[Tensor], Tensor]
 """x (N, ...) -> per-example loss (N,)."""
@@ -101,3 +104,56 @@ def slope_by_finite_difference(
     value = loss_at(x) if value is None else value
     probe = loss_at(x + direction * h.view(-1, *[1] * (x.ndim - 1)))
     return Slope(value, (probe - value) / h)
+
+
+class NearestClasses(NamedTuple):
+    """Wrong classes of each image, the nearest by linearised distance first: classes and distances are (N, R)."""
+
+    classes: Tensor
+    distances: Tensor
+
+
+def logit_gradients(model: Callable[[Tensor], Tensor], x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, K) and the gradients (N, R, ...) of the logits of these classes (N, R) at x.
+
+    One forward and R backwards, to the images alone. Any class may stand anywhere: image i's r-th gradient is of its
+    own class classes[i, r].
+    """
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        logits = wide(model(leaf))
+        picked = logits.gather(1, classes)
+        gradients = [
+            torch.autograd.grad(picked[:, r].sum(), leaf, retain_graph=r + 1 < classes.shape[1])[0]
+            for r in range(classes.shape[1])
+        ]
+    return logits.detach(), torch.stack(gradients, 1)
+
+
+def gap_gradients(model: nn.Module, x: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z_c - z_y for these classes (N, R), and the gradients (N, R, ...): one forward and R backwards."""
+
+    def gaps(x: Tensor) -> Tensor:
+        logits = wide(model(x))
+        return logits - logits.gather(1, labels[:, None])
+
+    values, gradients = logit_gradients(gaps, x, classes)
+    return values.gather(1, classes), gradients
+
+
+def nearest_classes(model: nn.Module, batch: Batch, threat: ThreatModel, candidates: int) -> NearestClasses:
+    """Rank wrong classes c by (z_y - z_c) / ||grad (z_y - z_c)||_dual, the distance if the model were linear.
+
+    MALT (Melamed, Yehudai, Shamir 2024, eq. 3), in any norm. Looked at are the `candidates` classes of the largest
+    clean logits; batch.logits must be given. One forward and a backward per candidate. A class whose gradient
+    vanishes is infinitely far; among equals the larger logit comes first.
+    """
+    assert batch.logits is not None
+    wrong = batch.logits.scatter(1, batch.labels[:, None], MASKED)
+    classes = wrong.argsort(dim=1, descending=True, stable=True)[:, :candidates]
+    gaps, gradients = gap_gradients(model, batch.x, batch.labels, classes)
+    steepness = threat.dual_norm(gradients.flatten(0, 1)).view(classes.shape)
+    distances = gaps.abs() / steepness
+    distances = torch.where((steepness > 0) & distances.isfinite(), distances, torch.inf)
+    rank = distances.argsort(dim=1, stable=True)
+    return NearestClasses(classes.gather(1, rank), distances.gather(1, rank))

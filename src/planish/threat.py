@@ -56,8 +56,11 @@ class ThreatModel(ABC):
         """Return the unit-norm maximiser of <gradient, d> per example; 0 where the gradient is 0."""
 
     @abstractmethod
-    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Return a point near x_adv that lies in the ball round x and in the box; feasible points stay."""
+    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Return a point near x_adv that lies in the ball round x and in the box; feasible points stay.
+
+        radius: (N,), one for each image in place of the threat's own.
+        """
 
     @abstractmethod
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
@@ -109,8 +112,9 @@ class Linf(ThreatModel):
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
 
-    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        return torch.clamp(x_adv, x - self.radius, x + self.radius).clamp(self.low, self.high)
+    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        reach = self.radius if radius is None else _per_example(radius, x)
+        return torch.clamp(x_adv, x - reach, x + reach).clamp(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         return (x + self.radius * (2 * _uniform_like(x, uniform) - 1)).clamp(self.low, self.high)
@@ -140,14 +144,15 @@ class L2(ThreatModel):
         scaled = gradient / _per_example(largest, gradient)
         return scaled / _per_example(self._safe_norm(scaled), gradient)
 
-    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         """Scale back to the ball, then clip to the box.
 
         Differs: not the Euclidean projection on the intersection, but a feasible point: clipping to a box
         that holds x only shortens the perturbation.
         """
         delta = x_adv - x
-        shrink = (self.radius / self._safe_norm(delta)).clamp(max=1.0)
+        reach = self.radius if radius is None else radius
+        shrink = (reach / self._safe_norm(delta)).clamp(max=1.0)
         return (x + delta * _per_example(shrink, delta)).clamp(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:

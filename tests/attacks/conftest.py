@@ -9,14 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.attacks import Attack
+from planish.attacks import Attack, Within
 from planish.batch import Batch
 from planish.configuration import make
 from planish.registry import components
 from planish.threat import L2, Linf, ThreatModel
 
 CLASSES = 4
-SMALL = {"steps": 3, "restarts": 2, "targets": 2, "classes": CLASSES}
+SMALL = {"steps": 3, "restarts": 2, "targets": 2, "classes": CLASSES, "queries": 40, "samples": 5, "searches": 2}
+"""Few of everything, where an attack has such options; distance attacks need some more steps to get anywhere."""
+DISTANCE = {"steps": 12, "rounds": 5, "outer": 4, "inner": 20, "queries": 60}
+NORMS = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
+"""Attacks that know one norm only."""
+
+
+def searches_distances(name: str) -> bool:
+    component = components("attacks")[name]
+    wants = {"classes": CLASSES} if "classes" in inspect.signature(component).parameters else {}
+    return hasattr(make("attacks", name, wants), "distances")
+
+
+DISTANCE_ATTACKS = [name for name in sorted(components("attacks")) if searches_distances(name)]
 
 
 class Alone(nn.Module):
@@ -40,10 +53,33 @@ def make_attack() -> Callable[..., Attack]:
     """make_attack(name, **options): few steps and restarts, where the attack has such options."""
 
     def build(name: str, **options: int) -> Attack:
-        takes = inspect.signature(components("attacks")[name]).parameters
-        return make("attacks", name, {key: value for key, value in (SMALL | options).items() if key in takes})
+        component = components("attacks")[name]
+        takes = inspect.signature(component).parameters
+        far = name in DISTANCE_ATTACKS
+        wanted = SMALL | (DISTANCE if far else {}) | options
+        made = make("attacks", name, {key: value for key, value in wanted.items() if key in takes})
+        return Within(made) if far else made
 
     return build
+
+
+@pytest.fixture
+def rising() -> Callable[[str], tuple[int, float]]:
+    """How many of the eight images an attack must move at least, and by how much their margins must rise.
+
+    A distance attack in a ball moves nothing that it does not break; noise is weak, as it should be; what needs
+    hundreds of steps does nothing in so few.
+    """
+    weak = {"noise": (2, 0.0), "square": (3, 0.05)} | dict.fromkeys(DISTANCE_ATTACKS, (1, 0.05))
+    weak |= dict.fromkeys(("boundary", "carlini-wagner"), (0, 0.0))
+    return lambda name: weak.get(name, (4, 0.1))
+
+
+@pytest.fixture
+def fits(name: str, threat: ThreatModel) -> None:
+    """Skip what an attack does not offer."""
+    if NORMS.get(name, threat.name) != threat.name:
+        pytest.skip(f"{name} is for {NORMS[name]}")
 
 
 @pytest.fixture(params=[Linf(0.1), L2(0.6)], ids=lambda threat: threat.name)

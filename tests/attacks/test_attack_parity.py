@@ -64,13 +64,11 @@ def ours(
     rule: StepRule | None = None,
 ) -> list[Tensor]:
     """Return the iterates of an attack's recipe from a given start, the start and the last included."""
-    score, _ = attack.goal(batch)
     objective = of(network, loss_of(attack.loss, batch.labels))
     rule = rule or attack.rule
-    return asked(
-        network,
-        lambda: ascend(objective, batch.x, threat, rule, attack.steps, start=start, score=score),
-    )
+    last: list[Tensor] = []
+    seen = asked(network, lambda: last.append(ascend(objective, batch.x, threat, rule, attack.steps, start=start)))
+    return [*seen, *last]
 
 
 def agree(iterates: list[Tensor], peers: list[Tensor]) -> None:

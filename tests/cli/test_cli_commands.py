@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from planish import cli, experiment, quickstart
+from planish import experiment, quickstart, terminal
 from planish.registry import PACKAGES, components
 from planish.results import load
 from planish.runs import entries
@@ -148,7 +148,7 @@ def test_no_color(plain: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     if plain:
         monkeypatch.setenv("NO_COLOR", "1")
-    cli._console().print("note: look", style="yellow")
+    terminal.console().print("note: look", style="yellow")
     written = sys.stdout.getvalue()
     assert "note: look" in written and ("\x1b[33m" in written) is not plain
 
@@ -158,7 +158,7 @@ def test_progress_on_a_terminal_goes_to_stderr(quiet: bool, monkeypatch: pytest.
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm-256color")
-    with cli._bars(quiet) as bars:
+    with terminal.progress_bars(quiet) as bars:
         bars.update(bars.add_task("pgd-7", total=2, note=""), completed=1, note="3 broken")
     assert ("3 broken" in sys.stderr.getvalue()) is not quiet
     assert sys.stdout.getvalue() == ""

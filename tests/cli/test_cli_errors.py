@@ -123,7 +123,10 @@ def test_train(arguments: list[str], message: str, refused: Refused, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["list", "mehtods"], "cannot list 'mehtods'. Did you mean 'methods'? Known: methods, attacks, models, data"),
+        (
+            ["list", "mehtods"],
+            "cannot list 'mehtods'. Did you mean 'methods'? Known: methods, attacks, suites, models, data",
+        ),
         (["report", "nowhere"], "nowhere holds no evaluation.npz; make one with: planish evaluate"),
         (evaluation("nowhere"), "no model at 'nowhere': give a run folder that holds model.safetensors"),
     ],

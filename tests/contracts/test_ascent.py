@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend, evaluated
+from planish import ascent
+from planish.ascent import Aim, Score, Searched, ascend, evaluated, search
 from planish.batch import Batch
 from planish.losses import cross_entropy, margin, toward
 from planish.modes import evaluating
@@ -36,13 +37,40 @@ def attack(model: nn.Module, batch: Batch) -> Objective:
     return of(model, loss_of(cross_entropy, batch.labels))
 
 
+def aimed(model: nn.Module, batch: Batch, height: Tensor | float = 0.0) -> Aim:
+    """Cross entropy ascended until the margin reaches the height, one for all or (N,)."""
+
+    def aim(rows: Tensor) -> tuple[Objective, Score]:
+        labels = batch.labels[rows]
+        wanted = height[rows] if torch.is_tensor(height) else height
+        return attack(model, batch.select(rows)), lambda logits: margin(logits, labels) - wanted
+
+    return aim
+
+
+def staggered(model: nn.Module, batch: Batch, rule: StepRule) -> Tensor:
+    """Heights (N,) between the clean margin and more than ten steps reach: images arrive at various times or never."""
+    clean = margin(model(batch.x), batch.labels).detach()
+    best = search(aimed(model, batch, 100.0), batch.x, Linf(0.2), rule, 10).score + 100
+    return clean + torch.linspace(0.2, 1.5, len(clean), dtype=clean.dtype) * (best - clean)
+
+
+def everyone(objective: Objective, score: Score) -> Aim:
+    """An aim for objectives that do not know rows: nobody may leave the batch."""
+    return lambda rows: (objective, score)
+
+
 @EVERY
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_passes(rule: StepRule, steps: int, smooth: nn.Module, batch: Batch):
-    for score, forwards in ((None, steps), (lambda logits: margin(logits, batch.labels), steps + 1)):
-        counter = Counter(attack(smooth, batch))
-        ascend(counter, batch.x.double(), Linf(0.1), rule, steps, score=score)
-        assert (counter.forwards, counter.backwards) == (forwards, steps)
+    counter = Counter(attack(smooth, batch))
+    ascend(counter, batch.x.double(), Linf(0.1), rule, steps)
+    assert (counter.forwards, counter.backwards) == (steps, steps)
+    counter = Counter(attack(smooth, batch))
+    never = everyone(counter, lambda logits: margin(logits, batch.labels) - 100)
+    found = search(never, batch.x.double(), Linf(0.1), rule, steps)
+    assert (counter.forwards, counter.backwards) == (steps + 1, steps)
+    assert found.passes.tolist() == [2 * steps + 1] * len(batch.x)
 
 
 @EVERY
@@ -56,7 +84,7 @@ def test_every_point_is_feasible(rule: StepRule, threat: ThreatModel, model: nn.
         points.append(x_adv.detach())
         return objective(x_adv)
 
-    points.append(ascend(watched, batch.x, threat, rule, 6, start=start).x_adv)
+    points.append(ascend(watched, batch.x, threat, rule, 6, start=start))
     assert len(points) == 7 and all(threat.feasible(point, batch.x).all() for point in points)
 
 
@@ -72,37 +100,83 @@ def scripted(heights: list[float]) -> tuple[Objective, Callable[[Tensor], Tensor
 
 @pytest.mark.parametrize("best", [0, 2, 4])
 def test_the_best_iterate_may_be_the_start_and_the_last(best: int):
-    heights = [0.0] * 5
-    heights[best] = 1.0
+    heights = [-2.0] * 5
+    heights[best] = -1.0
     objective, score = scripted(heights)
-    found = ascend(objective, torch.full((2, 1, 1, 1), 0.4), Linf(0.4), Steepest(0.25), 4, score=score)
+    found = search(everyone(objective, score), torch.full((2, 1, 1, 1), 0.4), Linf(0.4), Steepest(0.25), 4)
     torch.testing.assert_close(found.x_adv.flatten(), torch.full((2,), 0.4 + 0.1 * best))
-    assert found.score is not None and found.score.tolist() == [1.0, 1.0]
+    assert found.score.tolist() == [-1.0, -1.0] and found.step.tolist() == [best, best]
+
+
+def counting_up(moments: Tensor, height: float) -> Aim:
+    """Image i has its best moment, of this height, at iterate moments[i]; before and after it is one lower."""
+
+    def aim(rows: Tensor) -> tuple[Objective, Score]:
+        def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+            moved = ((x_adv - 0.4).flatten(1).sum(1) / 0.1).round().detach()
+            return x_adv.flatten(1).sum(1), (moved == moments[rows]).float()[:, None] - 1 + height
+
+        return objective, lambda logits: logits[:, 0]
+
+    return aim
 
 
 def test_the_best_is_per_example_and_scored_by_the_logits():
-    rows = torch.arange(3)
-
-    def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        moved = ((x_adv - 0.4).flatten(1).sum(1) / 0.1).round().detach()
-        return x_adv.flatten(1).sum(1), (moved == rows).float()[:, None]
-
-    x = torch.full((3, 1, 1, 1), 0.4)
-    found = ascend(objective, x, Linf(0.4), Steepest(0.25), 4, score=lambda logits: logits[:, 0])
+    x, moments = torch.full((3, 1, 1, 1), 0.4), torch.arange(3)
+    found = search(counting_up(moments, -0.5), x, Linf(0.4), Steepest(0.25), 4)
     torch.testing.assert_close(found.x_adv.flatten(), torch.tensor([0.4, 0.5, 0.6]))
-    last = ascend(objective, x, Linf(0.4), Steepest(0.25), 4)
-    torch.testing.assert_close(last.x_adv.flatten(), torch.full((3,), 0.8))
-    assert last.score is None
+    assert torch.equal(found.step, moments) and found.passes.tolist() == [9, 9, 9]
+    objective, _ = counting_up(moments, -0.5)(moments)
+    torch.testing.assert_close(ascend(objective, x, Linf(0.4), Steepest(0.25), 4).flatten(), torch.full((3,), 0.8))
+
+
+def test_an_image_that_has_arrived_costs_nothing_more():
+    x, moments = torch.full((4, 1, 1, 1), 0.4), torch.tensor([3, 0, 2, 9])
+    found = search(counting_up(moments, 0.5), x, Linf(0.4), Steepest(0.25), 4)
+    assert found.score.tolist() == [0.5, 0.5, 0.5, -0.5] and found.step.tolist() == [3, 0, 2, 0]
+    assert found.passes.tolist() == [8, 2, 6, 9]
+
+
+@EVERY
+def test_who_leaves_the_batch_changes_nothing_for_the_others(rule: StepRule, model: nn.Module, batch: Batch):
+    model = model.double().eval()
+    whole = batch._replace(x=batch.x.double())
+    heights = staggered(model, whole, rule)
+    together = search(aimed(model, whole, heights), whole.x, Linf(0.2), rule, 10)
+    assert (together.score >= 0).sum() >= 1 and len(together.passes.unique()) >= 2
+    for row in range(len(whole.x)):
+        part = whole.select(slice(row, row + 1))
+        single = search(aimed(model, part, heights[row : row + 1]), part.x, Linf(0.2), rule, 10)
+        for one, all_ in zip(single, together, strict=True):
+            torch.testing.assert_close(one[0], all_[row], rtol=0, atol=1e-9)
+
+
+def test_looking_rarely_for_arrivals_changes_only_the_passes(
+    model: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    model.eval()
+    heights = staggered(model, batch, Steepest(0.05))
+    every = search(aimed(model, batch, heights), batch.x, Linf(0.2), Steepest(0.05), 10)
+    monkeypatch.setitem(ascent.LOOK, "cpu", 4)
+    rarely = search(aimed(model, batch, heights), batch.x, Linf(0.2), Steepest(0.05), 10)
+    assert torch.equal(every.step, rarely.step) and len(every.step.unique()) >= 4
+    assert (rarely.passes >= every.passes).all() and not torch.equal(rarely.passes, every.passes)
+    torch.testing.assert_close(every.x_adv, rarely.x_adv)
 
 
 @EVERY
 def test_the_score_belongs_to_the_point(rule: StepRule, smooth: nn.Module, batch: Batch):
     x = batch.x.double()
-    score = lambda logits: margin(logits, batch.labels)  # noqa: E731
-    found = ascend(attack(smooth, batch), x, Linf(0.2), rule, 8, score=score)
-    torch.testing.assert_close(found.score, margin(smooth(found.x_adv), batch.labels))
-    assert (found.score >= margin(smooth(x), batch.labels) - 1e-12).all()
-    assert (found.score > margin(smooth(x), batch.labels) + 1e-3).all()
+    found = search(aimed(smooth, batch, 100.0), x, Linf(0.2), rule, 8)
+    torch.testing.assert_close(found.score + 100, margin(smooth(found.x_adv), batch.labels))
+    assert (found.score + 100 > margin(smooth(x), batch.labels) + 1e-3).all()
+
+
+def test_an_objective_without_numbers_moves_nothing():
+    x = torch.full((2, 1, 1, 1), 0.4)
+    nothing = everyone(lambda x_adv: (x_adv.flatten(1).sum(1) * torch.nan, x_adv * torch.nan), lambda z: z.flatten())
+    found = search(nothing, x, Linf(0.1), Steepest(0.25), 3)
+    assert torch.equal(found.x_adv, x) and (found.score == -torch.inf).all()
 
 
 @EVERY
@@ -110,10 +184,10 @@ def test_nothing_of_the_model_changes(rule: StepRule, model: nn.Module, batch: B
     state = {name: value.clone() for name, value in model.state_dict().items()}
     x = batch.x.clone()
     with evaluating(model):
-        found = ascend(attack(model, batch), batch.x, Linf(0.1), rule, 3, score=lambda logits: logits[:, 0])
+        found = search(aimed(model, batch), batch.x, Linf(0.1), rule, 3)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert not found.x_adv.requires_grad and found.score is not None and not found.score.requires_grad
+    assert not found.x_adv.requires_grad and not found.score.requires_grad
     assert batch.x.grad is None and torch.equal(batch.x, x)
 
 
@@ -122,14 +196,14 @@ def test_nothing_of_the_model_changes(rule: StepRule, model: nn.Module, batch: B
 def test_a_batch_is_its_halves(rule: StepRule, threat: ThreatModel, model: nn.Module, batch: Batch):
     model = model.double().eval()
 
-    def run(part: Batch) -> Tensor:
+    def run(part: Batch) -> Searched:
         start = threat.sample(part.x, keyed_draws(part.x, part.indices, 5))
-        score = lambda logits: margin(logits, part.labels)  # noqa: E731
-        return ascend(attack(model, part), part.x, threat, rule, 12, start=start, score=score).x_adv
+        return search(aimed(model, part), part.x, threat, rule, 12, start=start)
 
     whole = batch._replace(x=batch.x.double())
     cut = [run(whole.select(slice(0, 3))), run(whole.select(slice(3, 8)))]
-    torch.testing.assert_close(run(whole), torch.cat(cut), rtol=0, atol=1e-9)
+    for together, parts in zip(run(whole), zip(*cut, strict=True), strict=True):
+        torch.testing.assert_close(together, torch.cat(parts), rtol=0, atol=1e-9)
 
 
 @BOTH
@@ -138,7 +212,7 @@ def test_one_steepest_step_solves_a_linear_model(threat: ThreatModel, target: in
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.45
     labels = torch.full((5,), 3)
     objective = of(linear, loss_of(toward(torch.full((5,), target)), labels))
-    found = ascend(objective, x, threat, Steepest(1.0), 1).x_adv
+    found = ascend(objective, x, threat, Steepest(1.0), 1)
     weight = linear[1].weight[target] - linear[1].weight[3]
     dual = weight.abs().sum() if isinstance(threat, Linf) else weight.norm()
     rise = objective(found)[0] - objective(x)[0]
@@ -149,9 +223,9 @@ def test_it_works_under_no_grad_and_from_a_start(smooth: nn.Module, batch: Batch
     x = batch.x.double()
     start = Linf(0.1).corner(x, keyed_draws(x, batch.indices, 1))
     with torch.no_grad():
-        inside = ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 3, start=start).x_adv
-    assert torch.equal(inside, ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 3, start=start).x_adv)
-    assert torch.equal(ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 0, start=start).x_adv, start)
+        inside = ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 3, start=start)
+    assert torch.equal(inside, ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 3, start=start))
+    assert torch.equal(ascend(attack(smooth, batch), x, Linf(0.1), Steepest(0.2), 0, start=start), start)
 
 
 def test_evaluated_is_the_gradient_of_the_sum(smooth: nn.Module, batch: Batch):

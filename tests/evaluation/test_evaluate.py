@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack
+from planish.attacks import Adversarials, Attack, untouched, with_logits
 from planish.attacks.gradient import apgd_t, fgsm, pgd, pgd_margin, random_targeted
 from planish.batch import Batch
-from planish.evaluation import Judged, check_images, evaluate, logits_of
+from planish.evaluation import Judged, Update, check_images, evaluate, logits_of
 from planish.losses import margin
 from planish.threat import L2, Linf, ThreatModel
 
@@ -41,15 +41,20 @@ def test_columns_by_hand(brightness: Callable[..., nn.Module], levels: Batch, ju
 
 
 def test_passes_by_hand(brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
-    """pgd-5-2 on five correct images, three of which fall in the first restart.
+    """pgd-5-2 on five correct images, three of which fall in the first restart and cost nothing after that.
 
-    Each start: 5 forwards and backwards and a last forward. Then one forward of each image for the verdict.
+    Each start of the two that stand: 5 forwards and backwards and a last forward. An image that falls at iterate k has
+    had k + 1 of both, but no backward at the last. Then one forward of each image for the verdict.
     """
     record = judge(brightness(), levels, {"pgd-5-2": pgd(5, 2)}).evaluation
     column = record.columns[0]
     assert record.meta["clean"]["forwards"] == 6
-    assert column.forwards == 5 * 6 + 2 * 6 + 5
-    assert column.backwards == 5 * 5 + 2 * 5
+    asked = [int(column.step[row]) + 1 for row in (1, 2, 3)]
+    ascended = [min(times, 5) for times in asked]
+    assert column.forwards == 2 * 2 * 6 + sum(asked) + 5
+    assert column.backwards == 2 * 2 * 5 + sum(ascended)
+    assert column.passes.tolist() == [22, *(one + two for one, two in zip(asked, ascended, strict=True)), 22, -1]
+    assert column.leaf[[1, 2, 3]].tolist() == [0, 0, 0] and (column.leaf[[0, 4]] >= 0).all() and column.leaf[5] == -1
 
 
 def test_the_record_says_what_was_done(network: nn.Module, images: Batch, judge: Judge):
@@ -98,15 +103,18 @@ def test_the_chunk_changes_no_verdict(chunk: int, network: nn.Module, images: Ba
 
 
 def test_progress_is_reported(network: nn.Module, images: Batch, judge: Judge):
-    told: list[tuple[str, int, int]] = []
+    told: list[Update] = []
     attacks = {"pgd": pgd(3, 2), "fgsm": fgsm()}
-    record = judge(
-        network, images, attacks, radius=0.015, chunk=4, on_chunk=lambda *facts: told.append(facts)
-    ).evaluation
-    assert {name for name, _, _ in told} == {"pgd", "fgsm"}
-    ends = [broken for name, broken, left in told if name == "pgd" and left == 0]
+    record = judge(network, images, attacks, radius=0.015, chunk=4, on_chunk=told.append).evaluation
+    assert {update.attack for update in told} == {"pgd", "fgsm"} and {update.images for update in told} == {
+        len(images.x)
+    }
+    ends = [update.broken for update in told if update.attack == "pgd" and update.left == 0]
     assert len(ends) == 2 and ends[-1] == record.broken_by("pgd").sum()
-    assert [left for name, _, left in told if name == "pgd"][:3] == [6, 2, 0]
+    assert told[-1].broken == (record.correct() & ~record.survivors()).sum() > ends[-1] - 1
+    assert [update.left for update in told if update.attack == "pgd"][:3] == [6, 2, 0]
+    spent = [update.passes for update in told]
+    assert spent == sorted(spent) and spent[-1] > spent[0]
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,8 @@ class Forged:
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         x_adv = batch.x + self.shift
-        return Adversarials(x_adv, torch.full((len(x_adv),), self.score), torch.full_like(batch.labels, -1))
+        score = torch.full((len(x_adv),), self.score)
+        return untouched(self, with_logits(model, batch))._replace(x_adv=x_adv, score=score)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,10 +21,12 @@ from planish import cli
 from planish.batch import Batch
 from planish.configuration import DataOptions, ThreatOptions, experiment_from, read
 from planish.data import load
+from planish.distances import DistanceColumn, Distances
+from planish.estimates import Estimate
 from planish.models import Normalized, build
 from planish.registry import components
 from planish.results import load as load_record
-from planish.runs import Subject, entries, named_attacks
+from planish.runs import Subject, Verified, distance_attack, entries, named_attacks
 from planish.threat import L2, Linf
 from planish.training import Settings
 
@@ -149,10 +152,21 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         assert named_attacks(task.attacks, 10)
         return iter(())
 
+    def measure(judged: Subject, task: Any, folder: Path, **options: Any) -> Iterator[Distances]:
+        assert all(distance_attack(name, 10) for name in task.attacks)
+        found = np.array([0.1, 0.2], np.float32)
+        columns = [DistanceColumn(name, found, np.ones(2, np.int64), 0, 1, 1, 0.1, {}) for name in task.attacks]
+        yield Distances(np.arange(2), np.arange(2), -found, tuple(columns), {"norm": task.threat.name})
+
+    def verify(judged: Subject, task: Any, path: Path, **options: Any) -> Verified:
+        return Verified(Estimate.from_counts(1, 2), Estimate.from_counts(0, 2), 0, 0.1)
+
     monkeypatch.setattr("planish.experiment.train", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.subject", subject)
     monkeypatch.setattr("planish.runs.judge", judge)
+    monkeypatch.setattr("planish.runs.measure", measure)
+    monkeypatch.setattr("planish.runs.verify", verify)
     monkeypatch.setattr(cli, "_report", lambda *arguments: None)
     monkeypatch.setattr(cli, "_device", lambda name: name)
 

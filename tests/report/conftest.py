@@ -24,7 +24,9 @@ def evaluation(clean: int, after: dict[str, int], total: int, meta: dict[str, An
         distance = np.where(tried, 0.1, np.nan).astype(np.float32)
         predicted = np.where(tried, np.where(held, order % 3, (order + 1) % 3), -1)
         target = np.full(total, -1)
-        columns.append(Column(name, margin, distance, predicted, target, 7 * standing, 6 * standing, 0.5))
+        spent = np.where(tried, 13, -1)
+        found = (target, np.where(tried, 0, -1), np.where(tried, 5, -1), spent)
+        columns.append(Column(name, margin, distance, predicted, *found, 7 * standing, 6 * standing, 0.5))
         standing = left
     margin = np.where(order < clean, -1.0, 0.5).astype(np.float32)
     return Evaluation(order, order % 3, margin, order % 3, tuple(columns), meta)

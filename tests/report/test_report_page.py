@@ -105,7 +105,7 @@ def test_identifiers_are_unique_and_references_resolve(text: str, page: Page) ->
 
 def test_pictures_and_tables_have_words(page: Page) -> None:
     drawings = page.every("svg")
-    assert len(drawings) == 5
+    assert len(drawings) == 6
     assert all(attributes.get("role") == "img" and attributes.get("aria-label") for attributes in drawings)
     assert len(page.every("img")) == 2 * 3 * 3
     assert all(attributes.get("alt") for attributes in page.every("img"))
@@ -138,7 +138,7 @@ def test_svg_follows_the_pages_colours(text: str) -> None:
 
 def test_pngs_show_something(folder: Path) -> None:
     names = {path.name for path in (folder / "figures").iterdir()}
-    assert names == {f"{name}.png" for name in ("accuracy", "cost", "margins", "training", "radius")} | {
+    assert names == {f"{name}.png" for name in ("accuracy", "cost", "spent", "margins", "training", "radius")} | {
         "gallery-2-pgd.png",
         "gallery-3-rgb.png",
     }
@@ -170,7 +170,7 @@ def test_commands_are_listed_once(text: str) -> None:
 @pytest.mark.parametrize("after", [{}, {"fgsm": 0}, {"fgsm": 40}])
 def test_one_entry_without_training_is_enough(make: Make, after: dict[str, int], tmp_path: Path) -> None:
     _, page = written([make("only", 40, after)], tmp_path)
-    assert len(page.every("svg")) == 1 + bool(after)
+    assert len(page.every("svg")) == 1 + 2 * bool(after)
     assert page.cells[:3][:2] == ["Method", "Clean"]
 
 

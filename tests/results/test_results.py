@@ -11,17 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from planish.errors import BadInput
+from planish.estimates import Difference, Estimate, paired_interval
 from planish.files import write_bytes
-from planish.results import (
-    Column,
-    Difference,
-    Estimate,
-    Evaluation,
-    load,
-    paired_interval,
-    save,
-    to_json,
-)
+from planish.results import Column, Evaluation, load, save, to_json
 
 META = {
     "schema_version": 1,
@@ -42,6 +34,7 @@ def column(name: str, margin: list[float], predicted: list[int], target: list[in
         distance,
         np.array(predicted, np.int64),
         aim.astype(np.int64),
+        *(np.where(np.isnan(margins), -1, value) for value in (0, 3, 50)),
         30,
         20,
         1.5,
@@ -125,8 +118,8 @@ def test_bad_records_are_refused() -> None:
         evaluation(FIRST, clean=(-1.0, -1.0))
     with pytest.raises(BadInput, match="labels must be int64"):
         Evaluation(np.arange(2), np.zeros(2), np.zeros(2, np.float32), np.arange(2), (), META)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="schema version 2"):
-        Evaluation(np.arange(2), np.arange(2), np.zeros(2, np.float32), np.arange(2), (), {"schema_version": 2})
+    with pytest.raises(BadInput, match="schema version 3"):
+        Evaluation(np.arange(2), np.arange(2), np.zeros(2, np.float32), np.arange(2), (), {"schema_version": 3})
 
 
 @pytest.mark.parametrize("total", [1, 2, 37, 500, 10_000])
@@ -197,7 +190,8 @@ def test_round_trip_is_bit_exact(tmp_path: Path, data: st.DataObject, size: int)
     for name in data.draw(st.lists(st.text("abc/ -é<.", min_size=1), max_size=3, unique=True)):
         margin = data.draw(floats)
         predicted = np.where(np.isnan(margin), -1, 3)
-        columns.append(Column(name, margin, data.draw(floats), predicted, data.draw(integers), 1, 2, 0.1, {"é": [1]}))
+        ledger = [data.draw(integers) for _ in range(4)]
+        columns.append(Column(name, margin, data.draw(floats), predicted, *ledger, 1, 2, 0.1, {"é": [1]}))
     record = Evaluation(data.draw(integers), data.draw(integers), clean, data.draw(integers), tuple(columns), META)
     save(record, tmp_path / "evaluation.npz")
     assert_same(load(tmp_path / "evaluation.npz"), record)
@@ -211,7 +205,7 @@ def assert_same(found: Evaluation, wanted: Evaluation) -> None:
     for ours, theirs in zip(found.columns, wanted.columns, strict=True):
         facts = [(c.forwards, c.backwards, c.seconds, c.meta) for c in (ours, theirs)]
         assert facts[0] == facts[1]
-        for key in ("margin", "distance", "predicted", "target"):
+        for key in ("margin", "distance", "predicted", "target", "leaf", "step", "passes"):
             assert_bits(getattr(ours, key), getattr(theirs, key))
 
 

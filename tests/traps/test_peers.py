@@ -26,17 +26,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Attack, Worst, leaves, run
+from planish.ascent import ascend
+from planish.attacks import Attack, Within, Worst, leaves, run
 from planish.attacks.gradient import Untargeted, pgd, pgd_margin
 from planish.batch import Batch
 from planish.configuration import make
 from planish.errors import BadInput
 from planish.evaluation import evaluate
-from planish.losses import margin
+from planish.losses import cross_entropy, margin
+from planish.objectives import loss_of, of
 from planish.randomness import seeded
 from planish.registry import components
 from planish.rules import Steepest
-from planish.threat import Linf
+from planish.threat import L2, Linf
 
 ATTACKS = sorted(components("attacks"))
 PUBLISHED = {
@@ -53,7 +55,12 @@ PUBLISHED = {
 def attack_of(name: str, classes: int, **options: int) -> Attack:
     takes = inspect.signature(components("attacks")[name]).parameters
     wanted = {"classes": classes, **options}
-    return make("attacks", name, {key: value for key, value in wanted.items() if key in takes})
+    made = make("attacks", name, {key: value for key, value in wanted.items() if key in takes})
+    return Within(made) if hasattr(made, "distances") else made
+
+
+def ball(name: str, linf: Linf, l2: L2) -> Linf | L2:
+    return l2 if name in ("ddn", "carlini-wagner") else linf
 
 
 def small_network(classes: int) -> nn.Module:
@@ -73,10 +80,10 @@ def some_images(network: nn.Module) -> Batch:
 def test_every_attack_knows_few_classes(name: str, classes: int):
     """auto-attack warns that its losses and target counts do not fit, then ends in an IndexError."""
     network = small_network(classes)
-    images, attack = some_images(network), attack_of(name, classes, steps=2, restarts=2)
+    images, attack = some_images(network), attack_of(name, classes, steps=2, restarts=2, queries=150)
     found, refused = None, ""
     try:
-        found = run(attack, network, images, Linf(0.1), generator=seeded(0))
+        found = run(attack, network, images, ball(name, Linf(0.1), L2(0.4)), generator=seeded(0))
     except BadInput as error:
         refused = str(error)
     assert "at least 4 classes" in refused or (found is not None and found.score.isfinite().all())
@@ -111,9 +118,11 @@ def test_an_iterate_that_succeeds_is_kept():
     wave = Wave()
     wave.register_forward_pre_hook(lambda module, inputs: visited.append(inputs[0].detach()))
     found = attack(wave, images, Linf(0.09), generator=seeded(0))
-    scores = [margin(wave(x).detach(), images.labels).item() for x in visited[1:4]]
-    assert scores[0] < 0 <= scores[1] and scores[2] < 0
+    scores = [margin(wave(x).detach(), images.labels).item() for x in visited[1:3]]
+    assert scores[0] < 0 <= scores[1] and found.step.item() == 1 and found.passes.item() == 4
     assert found.score.item() == pytest.approx(scores[1])
+    on = ascend(of(wave, loss_of(cross_entropy, images.labels)), images.x, Linf(0.09), attack.rule, 2)
+    assert margin(wave(on).detach(), images.labels).item() < 0
 
 
 class Poisoned(nn.Module):
@@ -136,7 +145,8 @@ def test_one_nan_poisons_nobody_else(name: str):
     x[:, 0, 0, 0] = 0.5
     x[2, 0, 0, 0] = 0.0
     images = images._replace(x=x, labels=network(x).argmax(1))
-    attack, threat = attack_of(name, 4, steps=3, restarts=1, targets=1), Linf(0.05)
+    attack = attack_of(name, 4, steps=3, restarts=1, targets=1, queries=150)
+    threat = ball(name, Linf(0.05), L2(0.2))
     others = torch.arange(10) != 2
     found = run(attack, Poisoned(network), images, threat, generator=seeded(0))
     alone = run(attack, Poisoned(network), images.select(others), threat, generator=seeded(0))
@@ -147,15 +157,15 @@ def test_one_nan_poisons_nobody_else(name: str):
 
 def test_survivors_are_refilled_into_full_batches():
     """auto-attack's APGD-T lets a batch shrink target after target and never refills it."""
-    network, sizes = small_network(4), []
+    network = small_network(4)
     images = some_images(network)
     after_one = run(pgd_margin(2, 1), network, images, Linf(0.3), generator=seeded(0)).score
     survivors = int((after_one < 0).sum())
     assert 4 < survivors < 10
-    network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    run(pgd_margin(2, 3), network, images, Linf(0.3), generator=seeded(0), chunk=4)
-    assert sizes[:3] == [4, 4, 2] and sizes[3:12] == [4] * 6 + [2] * 3
-    assert sizes[12:18] == [4] * 3 + [survivors - 4] * 3
+    visits: list[tuple[int, int]] = []
+    keep = lambda progress: visits.append((progress.leaf, progress.visited))  # noqa: E731
+    run(pgd_margin(2, 3), network, images, Linf(0.3), generator=seeded(0), chunk=4, keep=keep)
+    assert visits[:5] == [(0, 4), (0, 8), (0, 10), (1, 4), (1, survivors)]
 
 
 def test_nothing_stays_hooked_to_the_model():

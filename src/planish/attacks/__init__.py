@@ -1,4 +1,4 @@
-"""Attacks: each searches the ball for an adversarial image; `Worst` is the only way to combine them."""
+"""Attacks: each searches for an adversarial image, in a ball or as near as can be; `Worst` alone combines them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,25 +7,48 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from planish.ascent import Score
 from planish.batch import Batch
+from planish.losses import margin
 from planish.modes import Precision, attacked, autocast
 from planish.randomness import drawn_seed, seeded
+from planish.tangent import nearest_classes
 from planish.threat import ThreatModel
 
-Score = Callable[[Tensor], Tensor]
-"""Logits (N, K) -> (N,), 0 or more iff the attack has reached its goal."""
 Report = Callable[[int, int], None]
 """Told after each chunk: how many images are broken so far, and how many the running attack has still to visit."""
 CHUNK = 256
 
 
 class Adversarials(NamedTuple):
-    """x_adv: (N, ...), feasible. score: (N,), 0 or more iff the goal is reached; for an attack that wants any wrong
-    class it is the margin. target: (N,) int64, the class aimed at, or -1."""
+    """What a search in a ball found, and how.
+
+    x_adv: (N, ...), feasible. score: (N,), 0 or more iff the goal is reached; for an attack that wants any wrong
+    class it is the margin. target: (N,) int64, the class aimed at, or -1. leaf: (N,) int64, which attack of a nested
+    `Worst` found x_adv, from 0; -1 = none, it is the clean image. step: (N,) int64, at which of its iterates.
+    passes: (N,) int64, forwards and backwards spent on the image, the clean forward not counted.
+    """
 
     x_adv: Tensor
     score: Tensor
     target: Tensor
+    leaf: Tensor
+    step: Tensor
+    passes: Tensor
+
+
+class Nearest(NamedTuple):
+    """What a search for the nearest adversarial image found.
+
+    x_adv: (N, ...) in the box; the clean image where none was found or where it is misclassified itself. distance:
+    (N,) its norm; 0 where the clean image is misclassified, inf where none was found. step and passes as in
+    `Adversarials`.
+    """
+
+    x_adv: Tensor
+    distance: Tensor
+    step: Tensor
+    passes: Tensor
 
 
 class Attack(Protocol):
@@ -44,6 +67,83 @@ class Attack(Protocol):
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
         """Return the score and the targets (N,), -1 = none, for a batch with its clean logits."""
         ...
+
+
+class DistanceAttack(Protocol):
+    """Searches for the nearest adversarial image instead of one in a ball; in all else like an `Attack`."""
+
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+        """Return the nearest adversarial image found for each.
+
+        threat: its norm and its box; an image is left alone once one within threat.radius is found, so that with radius
+        0 all are searched to the end. batch.logits are used if given. Raises BadInput for a norm it does not know.
+        """
+        ...
+
+
+def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
+    """Return the batch with its clean logits; they are computed only if it has none."""
+    if batch.logits is not None:
+        return batch
+    with torch.no_grad():
+        return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, chunk)]))
+
+
+def nothing_found(batch: Batch) -> Nearest:
+    """Return the record with which a distance attack begins, from the batch's clean logits."""
+    assert batch.logits is not None
+    wrong = margin(batch.logits, batch.labels) >= 0
+    distance = torch.where(wrong, 0.0, torch.inf).to(batch.x.dtype)
+    count = torch.zeros_like(batch.labels)
+    return Nearest(batch.x.detach().clone(), distance, count, count.clone())
+
+
+def unfinished(found: Nearest, threat: ThreatModel) -> Tensor:
+    """Return the rows (n,) of the images that have no adversarial image within the threat's radius yet."""
+    return (found.distance > threat.radius).nonzero().squeeze(1)
+
+
+def offer(
+    found: Nearest, rows: Tensor, batch: Batch, x_adv: Tensor, adversarial: Tensor, threat: ThreatModel, step: int
+) -> None:
+    """Enter candidates (n, ...) for these rows of the batch where they are adversarial and nearer, in place."""
+    distance = threat.norm(x_adv - batch.x[rows])
+    nearer = adversarial & (distance < found.distance[rows])
+    found.x_adv[rows[nearer]] = x_adv[nearer].detach()
+    found.distance[rows[nearer]] = distance[nearer].to(found.distance.dtype)
+    found.step[rows[nearer]] = step
+
+
+@dataclass(frozen=True)
+class Within:
+    """A distance attack as an attack in a ball: it succeeds where it finds an image within the radius."""
+
+    attack: DistanceAttack
+
+    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
+        """Return the margin."""
+        labels = batch.labels
+        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
+    ) -> Adversarials:
+        """Return what was found within the radius, and the clean image of the rest."""
+        with attacked(model):
+            batch = with_logits(model, batch)
+            best = untouched(self, batch)
+            found = self.attack.distances(model, batch, threat, generator=generator)
+            best.passes.add_(found.passes)
+            within = threat.feasible(found.x_adv, batch.x) & found.distance.isfinite() & (best.score < 0)
+            rows = within.nonzero().squeeze(1)
+            if len(rows):
+                with torch.no_grad():
+                    score = margin(model(found.x_adv[rows]), batch.labels[rows])
+                best.passes[rows] += 1
+                hit, score = rows[score > best.score[rows]], score[score > best.score[rows]]
+                best.x_adv[hit], best.score[hit] = found.x_adv[hit], score.to(best.score.dtype)
+                best.leaf[hit], best.step[hit] = 0, found.step[hit]
+        return best
 
 
 @dataclass(frozen=True)
@@ -66,6 +166,37 @@ class Worst:
         return self.attacks[0].goal(batch)
 
 
+@dataclass(frozen=True)
+class ByDistance:
+    """Not an attack but a stage of one: the targets of what follows come in order of their linearised distance.
+
+    Melamed, Yehudai, Shamir: MALT powers up adversarial attacks (2024). candidates: at most so many classes, those of
+    the largest clean logits, are looked at: one backward each, and one forward.
+    """
+
+    candidates: int = 20
+
+    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
+        """Return the margin."""
+        labels = batch.labels
+        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
+    ) -> Adversarials:
+        """Return the clean images: it moves none."""
+        return untouched(self, with_logits(model, batch))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: the best so far, which leaf is at work, and how many of its images it has visited."""
+
+    best: Adversarials
+    leaf: int = 0
+    visited: int = 0
+
+
 def leaves(attack: Attack) -> Iterator[Attack]:
     """Yield the attacks that a nested `Worst` holds, in order; any other attack is its own leaf."""
     if isinstance(attack, Worst):
@@ -75,12 +206,12 @@ def leaves(attack: Attack) -> Iterator[Attack]:
         yield attack
 
 
-def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
-    """Return the batch with its clean logits; they are computed only if it has none."""
-    if batch.logits is not None:
-        return batch
-    with torch.no_grad():
-        return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, chunk)]))
+def untouched(attack: Attack, batch: Batch) -> Adversarials:
+    """Return the clean images as what an attack begins with, from the batch's clean logits."""
+    assert batch.logits is not None
+    score, target = attack.goal(batch)
+    count = torch.zeros_like(batch.labels)
+    return Adversarials(batch.x.detach().clone(), score(batch.logits), target, count - 1, count, count.clone())
 
 
 def run(
@@ -93,40 +224,67 @@ def run(
     chunk: int = CHUNK,
     precision: Precision = "float32",
     report: Report | None = None,
+    earlier: Progress | None = None,
+    keep: Callable[[Progress], None] | None = None,
 ) -> Adversarials:
     """Attack a batch of any size in chunks, leaf by leaf, survivors refilled into full chunks before each.
 
     Images whose goal is reached, already at the clean image, are not attacked. The outcome does not depend on `chunk`.
     precision: "bf16" searches under autocast and scores what was found in float32 before anything is decided.
+    keep: told after each chunk how far it has come; earlier: that, to go on from there with the same outcome.
     """
     with attacked(model):
         batch = with_logits(model, batch, chunk)
-        assert batch.logits is not None
-        score, target = attack.goal(batch)
-        best = Adversarials(batch.x.clone(), score(batch.logits), target)
-        for leaf in leaves(attack):
+        progress = earlier or Progress(untouched(attack, batch))
+        best = progress.best
+        for number, leaf in enumerate(leaves(attack)):
             seed = drawn_seed(generator)
-            rows = (best.score < 0).nonzero().squeeze(1)
-            for start in range(0, len(rows), chunk):
+            if isinstance(leaf, ByDistance):
+                batch = _ordered(model, batch, threat, best, leaf, chunk)
+                continue
+            if number < progress.leaf:
+                continue
+            rows = ((best.score < 0) | (best.leaf == number)).nonzero().squeeze(1)
+            for start in range(progress.visited if number == progress.leaf else 0, len(rows), chunk):
                 part = rows[start : start + chunk]
                 some = batch.select(part)
                 with autocast(batch.x, precision):
                     found = leaf(model, some, threat, generator=seeded(seed))
                 if precision != "float32":
                     found = _rescored(leaf, model, some, found)
-                _keep(best, part, found)
+                _keep(best, part, found, number)
                 if report is not None:
                     report(int((best.score >= 0).sum()), len(rows) - start - len(part))
+                if keep is not None:
+                    keep(Progress(best, number, start + len(part)))
     return best
 
 
+def _ordered(
+    model: nn.Module, batch: Batch, threat: ThreatModel, best: Adversarials, leaf: ByDistance, chunk: int
+) -> Batch:
+    """Return the batch with the targets of the images that still stand in order of distance, and count the passes."""
+    assert batch.logits is not None
+    count = min(leaf.candidates, batch.logits.shape[1] - 1)
+    order = batch.labels.new_full((len(batch.x), count), -1)
+    for rows in torch.split((best.score < 0).nonzero().squeeze(1), chunk):
+        some = batch.select(rows)
+        order[rows] = nearest_classes(model, some, threat, count).classes
+        best.passes[rows] += 1 + count
+    return batch._replace(order=order)
+
+
 def _rescored(leaf: Attack, model: nn.Module, batch: Batch, found: Adversarials) -> Adversarials:
+    """Return what was found with its score in float32."""
+    score, _ = leaf.goal(batch)
     with torch.no_grad():
-        return found._replace(score=leaf.goal(batch)[0](model(found.x_adv)))
+        return found._replace(score=score(model(found.x_adv)), passes=found.passes + 1)
 
 
-def _keep(best: Adversarials, rows: Tensor, found: Adversarials) -> None:
-    """Enter what was found into the best, in place, where its score is larger."""
+def _keep(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> None:
+    """Enter what was found into the best, in place, where its score is larger; passes add up."""
+    best.passes[rows] += found.passes
     better = found.score > best.score[rows]
-    for kept, new in zip(best, found, strict=True):
-        kept[rows[better]] = new[better]
+    new = found._replace(leaf=torch.full_like(found.leaf, leaf), passes=best.passes[rows])
+    for kept, value in zip(best, new, strict=True):
+        kept[rows[better]] = value[better].to(kept.dtype)

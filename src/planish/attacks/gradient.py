@@ -7,18 +7,20 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.attacks import Adversarials, Attack, Score, Worst, with_logits
+from planish.ascent import Score, ascend, search
+from planish.attacks import Adversarials, Attack, Worst, untouched, with_logits
 from planish.batch import Batch
 from planish.errors import BadInput
-from planish.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward
+from planish.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
 from planish.modes import attacked
-from planish.objectives import loss_of, of
-from planish.randomness import drawn_seed, keyed_draws
-from planish.rules import Adam, AutoPGD, Momentum, Piecewise, Steepest, StepRule
+from planish.objectives import Objective, loss_of, of
+from planish.randomness import drawn_seed, keyed, keyed_draws
+from planish.rules import Adam, AutoPGD, Cosine, HeavyBall, Momentum, Piecewise, Steepest, StepRule
 from planish.threat import ThreatModel
 
-Start = Literal["image", "uniform"]
+Start = Literal["image", "uniform", "diverse"]
+"""The image; a random point of the ball; or that and two full steps along random logits (Tashiro et al. 2020)."""
+DIVERSE_STEPS = 2
 PAPER_STEP = 0.1 * 255 / 8
 """The LLR paper's Adam step of 0.1 pixels, in radii of 8/255."""
 PAPER_SCHEDULE = Piecewise((0.0, 0.5, 0.75), (PAPER_STEP, PAPER_STEP / 10, PAPER_STEP / 100))
@@ -33,22 +35,21 @@ class Targets(Protocol):
         ...
 
 
-def _wrong_scores(batch: Batch) -> Tensor:
-    assert batch.logits is not None
-    return batch.logits.scatter(1, batch.labels[:, None], MASKED)
-
-
 @dataclass(frozen=True)
 class Ranked:
-    """The wrong class with the `rank`-th largest clean logit, from 1."""
+    """The wrong class of the `rank`-th place, from 1: by the batch's order if it has one, else by clean logit."""
 
     rank: int = 1
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the targets. Raises BadInput if there are not so many wrong classes."""
-        scores = _wrong_scores(batch)
-        if not 1 <= self.rank < scores.shape[1]:
-            raise BadInput(f"target rank {self.rank} does not exist with {scores.shape[1]} classes")
+        assert batch.logits is not None
+        classes = batch.logits.shape[1]
+        if not 1 <= self.rank < classes:
+            raise BadInput(f"target rank {self.rank} does not exist with {classes} classes")
+        if batch.order is not None and self.rank <= batch.order.shape[1]:
+            return batch.order[:, self.rank - 1]
+        scores = batch.logits.scatter(1, batch.labels[:, None], MASKED)
         return scores.argsort(dim=1, descending=True, stable=True)[:, self.rank - 1]
 
 
@@ -86,18 +87,20 @@ class Untargeted:
     loss: Loss = cross_entropy
     start: Start = "uniform"
 
+    def score(self, labels: Tensor, target: Tensor) -> Score:
+        """Return the margin."""
+        return lambda logits: margin(logits, labels)
+
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
         """Return the margin."""
-        labels = batch.labels
-        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
+        target = torch.full_like(batch.labels, -1)
+        return self.score(batch.labels, target), target
 
     def __call__(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
-        """Return the best iterate of each image by margin."""
-        with attacked(model):
-            batch = with_logits(model, batch)
-            return _best(self, self.loss, model, batch, threat, generator)
+        """Return the first adversarial iterate of each image, or else the best by margin."""
+        return _searched(self, lambda target: self.loss, model, batch, threat, generator)
 
 
 @dataclass(frozen=True)
@@ -114,42 +117,66 @@ class Targeted:
     start: Start = "uniform"
     aim: Literal["misclassify", "reach"] = "misclassify"
 
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the margin of any wrong class, or of the target over every other class; and the targets."""
-        labels, target = batch.labels, self.targets(batch)
+    def score(self, labels: Tensor, target: Tensor) -> Score:
+        """Return the margin of any wrong class, or of the target over every other class."""
         if self.aim == "misclassify":
-            return lambda logits: margin(logits, labels), target
-        return lambda logits: -margin(logits, target), target
+            return lambda logits: margin(logits, labels)
+        return lambda logits: -margin(logits, target)
+
+    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
+        """Return the aim's score, and the targets."""
+        target = self.targets(batch)
+        return self.score(batch.labels, target), target
 
     def __call__(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
-        """Return the best iterate of each image by the aim's score."""
-        with attacked(model):
-            batch = with_logits(model, batch)
-            return _best(self, self.loss(self.targets(batch)), model, batch, threat, generator)
+        """Return the first iterate of each image that reaches the aim, or else the best by the aim's score."""
+        return _searched(self, self.loss, model, batch, threat, generator)
 
 
-def _best(
+def _searched(
     attack: Untargeted | Targeted,
-    loss: Loss,
+    loss: Callable[[Tensor], Loss],
     model: nn.Module,
     batch: Batch,
     threat: ThreatModel,
     generator: torch.Generator,
 ) -> Adversarials:
+    """Search the ball from the attack's start; the clean image stays where no iterate is worse for the model."""
+    with attacked(model):
+        batch = with_logits(model, batch)
+        clean = untouched(attack, batch)
+        start = _start(attack.start, model, batch, threat, generator)
+
+        def aim(rows: Tensor) -> tuple[Objective, Score]:
+            labels, target = batch.labels[rows], clean.target[rows]
+            return of(model, loss_of(loss(target), labels)), attack.score(labels, target)
+
+        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start)
+    better = found.score > clean.score
+    return clean._replace(
+        x_adv=torch.where(better.view(-1, *[1] * (batch.x.ndim - 1)), found.x_adv, batch.x),
+        score=torch.where(better, found.score, clean.score),
+        leaf=better.long() - 1,
+        step=torch.where(better, found.step, 0),
+        passes=found.passes + (2 * DIVERSE_STEPS if attack.start == "diverse" else 0),
+    )
+
+
+def _start(
+    kind: Start, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator
+) -> Tensor | None:
+    if kind == "image":
+        return None
+    seed = drawn_seed(generator)
+    start = threat.sample(batch.x, keyed_draws(batch.x, batch.indices, seed))
+    if kind == "uniform":
+        return start
     assert batch.logits is not None
-    start = None
-    if attack.start == "uniform":
-        start = threat.sample(batch.x, keyed_draws(batch.x, batch.indices, drawn_seed(generator)))
-    score, target = attack.goal(batch)
-    objective = of(model, loss_of(loss, batch.labels))
-    found = ascend(objective, batch.x, threat, attack.rule, attack.steps, start=start, score=score)
-    assert found.score is not None
-    clean = score(batch.logits)
-    better = found.score > clean
-    x_adv = torch.where(better.view(-1, *[1] * (batch.x.ndim - 1)), found.x_adv, batch.x)
-    return Adversarials(x_adv, torch.where(better, found.score, clean), target)
+    direction = 2 * keyed(batch.indices, seed + 1, batch.logits.shape[1]).to(batch.x.device) - 1
+    along = of(model, lambda x_adv, logits: (wide(logits) * direction).sum(1))
+    return ascend(along, batch.x, threat, Steepest(1.0), DIVERSE_STEPS, start=start)
 
 
 def restarted(attack: Attack, restarts: int) -> Attack:
@@ -189,6 +216,11 @@ def pgd(steps: int = 50, restarts: int = 10, step_in_radii: float = 0.25) -> Att
 def pgd_margin(steps: int = 50, restarts: int = 10, step_in_radii: float = 0.25) -> Attack:
     """PGD on the margin of logits instead of cross entropy. pgd-margin-STEPS-RESTARTS."""
     return restarted(Untargeted(Steepest(step_in_radii), _checked(steps), margin), restarts)
+
+
+def odi_pgd(steps: int = 50, restarts: int = 5) -> Attack:
+    """ODI-PGD: margin from starts along random logits, 2 full steps (Tashiro et al. 2020). odi-pgd-STEPS-RESTARTS."""
+    return restarted(Untargeted(HeavyBall(Cosine(2.0, 0.02)), _checked(steps), margin, "diverse"), restarts)
 
 
 def adam_pgd(steps: int = 200, restarts: int = 1) -> Attack:
@@ -246,6 +278,7 @@ COMPONENTS = {
     "mi-fgsm": mi_fgsm,
     "pgd": pgd,
     "pgd-margin": pgd_margin,
+    "odi-pgd": odi_pgd,
     "adam-pgd": adam_pgd,
     "untargeted": untargeted,
     "random-targeted": random_targeted,

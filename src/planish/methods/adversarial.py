@@ -60,7 +60,7 @@ class Adversarial:
         reach, rule = threat.scaled(self.reach_in_radii), Steepest(self.step_in_radii / self.reach_in_radii)
         mode = fixed_statistics if self.batch_norm == "train" else evaluating
         with mode(model), frozen(model):
-            return ascend(objective, batch.x, reach, rule, self.steps, start=start).x_adv
+            return ascend(objective, batch.x, reach, rule, self.steps, start=start)
 
 
 def fgsm_at() -> Adversarial:

@@ -106,7 +106,7 @@ class LLR:
         )
         start = threat.sample(batch.x, draws(batch.x, generator))
         with reusing(model, detached(nominal.statistics)), frozen(model):
-            return ascend(of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start).x_adv
+            return ascend(of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start)
 
 
 COMPONENTS = {"llr": LLR}

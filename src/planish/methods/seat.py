@@ -81,7 +81,7 @@ class Seat:
         objective = of(model, plus(loss_of(probability_margin, batch.labels), self.linearity_weight, error))
         start = threat.corner(batch.x, draws(batch.x, generator))
         with fixed_statistics(model), frozen(model):
-            return ascend(objective, batch.x, threat, Steepest(1.0), 1, start=start).x_adv
+            return ascend(objective, batch.x, threat, Steepest(1.0), 1, start=start)
 
 
 def seat_fl(flood: float = 0.9, linearity_weight: float = 0.5) -> Seat:

@@ -47,7 +47,7 @@ class Trades:
             with torch.no_grad():
                 target = model(batch.x)
             objective = of(model, divergence_from(target))
-            x_adv = ascend(objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start).x_adv
+            x_adv = ascend(objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start)
         clean, perturbed = model(batch.x), model(x_adv)
         nominal = cross_entropy(clean, batch.labels).mean()
         gap = divergence(perturbed, clean).mean()

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from planish.results import Estimate
+from planish.estimates import Estimate
 
 WIDTH = 6.0  # inches
 INK, MUTED, GRID, PAPER = "#1b1d20", "#5c6066", "#dddfe3", "#fefefe"

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.errors import BadInput
-from planish.results import Estimate, Evaluation
+from planish.estimates import Estimate
+from planish.results import Evaluation
 
 
 class Training(TypedDict):
@@ -92,8 +93,8 @@ def check(entries: Sequence[Entry]) -> None:
 
 
 def attack_names(entries: Sequence[Entry]) -> list[str]:
-    """Every attack that was run on some entry, in the order of first appearance."""
-    return list(dict.fromkeys(name for entry in entries for name in entry.evaluation.names))
+    """Every attack that was asked for on some entry, in the order of first appearance; a suite is one."""
+    return list(dict.fromkeys(name for entry in entries for name in entry.evaluation.asked))
 
 
 def threat(evaluation: Evaluation) -> str:

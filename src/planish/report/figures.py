@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from planish.estimates import Estimate
 from planish.report.drawing import (
     BLUE,
     INK,
@@ -24,14 +25,13 @@ from planish.report.drawing import (
     styled,
 )
 from planish.report.entry import Entry, attack_names, images_text, percent, threat
-from planish.results import Estimate
 
 _DASHES = ("-", "--", ":", "-.")
 
 
 def plates(entries: Sequence[Entry]) -> list[Plate]:
     """Draw every figure for which the entries hold the numbers."""
-    drawn = [draw(entries) for draw in (accuracies, costs, margins, curves, radii)]
+    drawn = [draw(entries) for draw in (accuracies, costs, spending, margins, curves, radii)]
     return [plate for plate in drawn if plate is not None]
 
 
@@ -47,7 +47,7 @@ def accuracies(entries: Sequence[Entry]) -> Plate:
         _dots(axes, entries, attack, place, offset)
     axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
     axes.set_ylim(len(entries) - 0.5, -0.5)
-    _percent_axis(axes, "x")
+    percent_axis(axes, "x")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     hide(axes, "left")
@@ -83,7 +83,7 @@ def _dots(axes: Axes, entries: Sequence[Entry], attack: str | None, place: int, 
 def _estimate(entry: Entry, attack: str | None) -> Estimate | None:
     if attack is None:
         return entry.evaluation.clean_accuracy()
-    known = attack in entry.evaluation.names
+    known = attack in entry.evaluation.asked
     return entry.evaluation.accuracy_after(attack) if known else None
 
 
@@ -92,7 +92,8 @@ def _arms(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     return below, [max(estimate.high - estimate.value, 0.0) for estimate in estimates]
 
 
-def _percent_axis(axes: Axes, which: str) -> None:
+def percent_axis(axes: Axes, which: str) -> None:
+    """Make an axis, "x" or "y", run from 0 to 100 %."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
@@ -126,7 +127,7 @@ def costs(entries: Sequence[Entry]) -> Plate | None:
     estimates = [entry.evaluation.robust_accuracy() for entry in known]
     values = [estimate.value for estimate in estimates]
     axes.errorbar(passes, values, yerr=_arms(estimates), fmt="o", color=BLUE, markersize=6, elinewidth=1.2)
-    _percent_axis(axes, "y")
+    percent_axis(axes, "y")
     _passes_axis(axes, passes)
     axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
     axes.set_title(f"after {_suites(known)}; {images_text(known)}", fontsize=9, color=MUTED)
@@ -148,7 +149,7 @@ def _passes_axis(axes: Axes, passes: Sequence[float]) -> None:
 
 
 def _suites(known: Sequence[Entry]) -> str:
-    return " or ".join(dict.fromkeys(" + ".join(entry.evaluation.names) for entry in known))
+    return " or ".join(dict.fromkeys(" + ".join(entry.evaluation.asked) for entry in known))
 
 
 def _cost_words(known: Sequence[Entry]) -> tuple[str, str, str]:
@@ -161,6 +162,37 @@ def _cost_words(known: Sequence[Entry]) -> tuple[str, str, str]:
     )
     alt = f"Scatter plot of robust accuracy against training passes. {'; '.join(facts)}."
     return "Robust accuracy for its training cost", caption, alt
+
+
+@styled()
+def spending(entries: Sequence[Entry]) -> Plate | None:
+    """Accuracy against attack passes spent per image, a line for each entry."""
+    curves = [(entry, points) for entry in entries if len(points := entry.evaluation.spent()) > 1]
+    if not curves:
+        return None
+    figure = blank(3.5)
+    axes = figure.add_subplot()
+    for place, (entry, points) in enumerate(curves):
+        passes, shares = zip(*points, strict=True)
+        colour, dashes = PALETTE[place % len(PALETTE)], _DASHES[place // len(PALETTE) % len(_DASHES)]
+        axes.plot(passes, shares, color=colour, linestyle=dashes, label=entry.name, drawstyle="steps-post")
+        axes.plot(passes[-1], shares[-1], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=6)
+    axes.set_xscale("log")
+    percent_axis(axes, "y")
+    axes.set_xlabel("Forward and backward passes spent, per test image")
+    axes.set_ylabel(f"Accuracy, {threat(curves[0][0].evaluation)}")
+    legend(figure, axes)
+    return Plate("spent", *_spending_words(curves), figure)
+
+
+def _spending_words(curves: Sequence[tuple[Entry, list[tuple[float, float]]]]) -> tuple[str, str, str]:
+    known = [entry for entry, _ in curves]
+    caption = (
+        f"Accuracy at {threat(known[0].evaluation)} on {images_text(known)} as every image is granted more passes"
+        f" of {_suites(known)}; the mark is the end. A line that lies below another breaks more for the same cost."
+    )
+    facts = [f"{entry.name} ends at {points[-1][1]:.1%} after {points[-1][0]:.3g} passes" for entry, points in curves]
+    return "What the attacks' passes bought", caption, f"Line plot of accuracy by passes spent. {'; '.join(facts)}."
 
 
 @styled()
@@ -227,7 +259,7 @@ def curves(entries: Sequence[Entry]) -> Plate | None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if "accuracy" in key:
-            _percent_axis(axes, "y")
+            percent_axis(axes, "y")
     for axes in grid[len(keys) :]:
         axes.set_visible(False)
     legend(figure, grid[0])
@@ -283,7 +315,7 @@ def radii(entries: Sequence[Entry]) -> Plate | None:
         points = sorted(entry.accuracy_by_radius or [])
         _line(axes, [radius for radius, _ in points], [share for _, share in points], entry.name, place)
     axes.axvline(known[0].evaluation.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    _percent_axis(axes, "y")
+    percent_axis(axes, "y")
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{known[0].evaluation.norm} radius, in pixels of [0, 1]")
     axes.set_ylabel("Accuracy")

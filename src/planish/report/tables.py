@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planish.estimates import Estimate
 from planish.report.entry import Entry, attack_names, images_text, percent, threat
-from planish.results import Column, Estimate
+from planish.results import Column
 
 NOTHING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -24,7 +25,8 @@ class Table:
     values: tuple[tuple[float | None, ...], ...]
 
 
-def _table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    """Return the table of these (text, sorting value) cells."""
     texts = tuple(tuple(text for text, _ in row) for row in rows)
     values = tuple(tuple(value for _, value in row) for row in rows)
     return Table(caption, tuple(headers), texts, values)
@@ -42,7 +44,7 @@ def summary_rows(entries: Sequence[Entry]) -> Table:
         columns.append(("Training passes", [_passes(entry) for entry in entries]))
         columns.append(("Training time", [_time(entry) for entry in entries]))
     rows = list(zip(*(cells for _, cells in columns), strict=True))
-    return _table(_summary_caption(entries, attacks), [header for header, _ in columns], rows)
+    return table(_summary_caption(entries, attacks), [header for header, _ in columns], rows)
 
 
 def _summary_caption(entries: Sequence[Entry], attacks: Sequence[str]) -> str:
@@ -62,7 +64,7 @@ def _share(estimate: Estimate) -> Cell:
 
 
 def _after(entry: Entry, attack: str) -> Cell:
-    known = attack in entry.evaluation.names
+    known = attack in entry.evaluation.asked
     return _share(entry.evaluation.accuracy_after(attack)) if known else (NOTHING, None)
 
 
@@ -101,7 +103,7 @@ def cost_rows(entries: Sequence[Entry]) -> Table:
         f" Wilson intervals on {images_text(entries)}. Forwards and backwards count passes of single images."
         " Tried: images that the attack was run on; Broken: those that fell to it first."
     )
-    return _table(caption, headers, rows)
+    return table(caption, headers, rows)
 
 
 def _costs(entry: Entry) -> list[list[Cell]]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from planish.estimates import paired_interval
 from planish.report.entry import Entry, check, percent, threat
 from planish.report.tables import times
-from planish.results import paired_interval
 
 OVERESTIMATE = 0.20  # a first attack this far above the last is worth a sentence
 CLOSE = 0.90  # a cheaper method with this share of the best accuracy is worth a sentence
@@ -50,12 +50,12 @@ def _headline(ranked: Sequence[Entry]) -> str:
 
 
 def _terms(entry: Entry) -> tuple[int, tuple[str, ...]]:
-    return entry.size, entry.evaluation.names
+    return entry.size, entry.evaluation.asked
 
 
 def _kept(entry: Entry) -> str:
     share = percent(entry.evaluation.robust_accuracy())
-    return f"{share} of {entry.size:,} images after {_listed(entry.evaluation.names)}"
+    return f"{share} of {entry.size:,} images after {_listed(entry.evaluation.asked)}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,0 +1,234 @@
+"""Suites side by side: how many images each breaks, for how many passes and seconds, and where they disagree.
+
+    python benchmarks/suite.py runs/cifar10-small/pgd-7 runs/cifar10-small/seat --data TEST.parquet --images 1000
+
+Each model (a run folder) meets the same images under planish's suites, the public AutoAttack (PyPI: pyautoattack),
+torchattacks' AutoAttack and the strongest that foolbox offers in the ball. Passes of single images are counted by one
+hook for all; whatever a suite returns is judged by one fresh forward, and must lie in the ball. A killed run goes on:
+planish's suites from their last chunk, the others from their last `--chunk` images. Peers that are not installed are
+left out, saying so. Per-image outcomes lie in OUT/MODEL/SUITE.npz or OUT/MODEL/SUITE/evaluation.npz, the table in
+OUT/suite.json.
+"""
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timing import RESULTS, Columns, Row, show
+from torch import Tensor, nn
+
+from planish.batch import Batch
+from planish.data import load
+from planish.estimates import Booleans, Estimate, paired_interval
+from planish.evaluation import logits_of
+from planish.files import read_arrays, write_arrays, write_json
+from planish.losses import margin
+from planish.passes import Counted
+from planish.provenance import provenance
+from planish.runs import Task, judge, subject
+from planish.threat import ThreatModel, parse_threat
+
+Peer = Callable[[nn.Module, Batch, ThreatModel], Tensor]
+"""Returns adversarial images (N, ...)."""
+COLUMNS: Columns = {
+    "robust": lambda row: row["robust"],
+    "passes/image": lambda row: f"{row['passes']:.1f}",
+    "forwards": lambda row: f"{row['forwards']:.1f}",
+    "backwards": lambda row: f"{row['backwards']:.1f}",
+    "seconds": lambda row: f"{row['seconds']:.0f}",
+    "of the reference's passes": lambda row: f"1/{row['cheaper']:.1f}" if row["cheaper"] else "",
+    "of its seconds": lambda row: f"1/{row['faster']:.1f}" if row["faster"] else "",
+}
+
+
+class Outcome(NamedTuple):
+    """Which images stand (N,), and single-image forwards, backwards and seconds that it took to see."""
+
+    standing: Booleans
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+def public_autoattack(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
+    """The public AutoAttack, standard version."""
+    from pyautoattack import AutoAttack
+
+    attack = AutoAttack(model, norm=threat.name, eps=threat.radius - 1e-6, seed=0, device=batch.x.device)
+    found: Tensor = attack.run_standard_evaluation(batch.x, batch.labels, batch_size=len(batch.x))[0]
+    return found
+
+
+def torchattacks_autoattack(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
+    """torchattacks' AutoAttack: 10 steps where 100 are published."""
+    import torchattacks
+
+    found: Tensor = torchattacks.AutoAttack(
+        model, norm=threat.name, eps=threat.radius - 1e-6, n_classes=int(model(batch.x[:1]).shape[1]), seed=0
+    )(batch.x, batch.labels)
+    return found
+
+
+def foolbox_best(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
+    """foolbox has no margin or target in the ball: PGD of 50 steps, 10 starts, is its best."""
+    import foolbox.attacks as fa
+    from foolbox.models.pytorch import PyTorchModel
+
+    pgd = {"Linf": fa.LinfPGD, "L2": fa.L2PGD}[threat.name](rel_stepsize=0.1, steps=50).repeat(10)
+    seen = PyTorchModel(model.eval(), bounds=(0, 1), device=batch.x.device)
+    torch.manual_seed(0)
+    found: Tensor = pgd(seen, batch.x, batch.labels, epsilons=threat.radius - 1e-6)[1]
+    return found
+
+
+PEERS: dict[str, tuple[str, Peer]] = {
+    "public AutoAttack": ("pyautoattack", public_autoattack),
+    "torchattacks AutoAttack": ("torchattacks", torchattacks_autoattack),
+    "foolbox PGD-50-10": ("foolbox", foolbox_best),
+}
+
+
+def options() -> ArgumentParser:
+    """Return the command line."""
+    parser = ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--data", required=True, help="the test set")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--norm", default="Linf")
+    parser.add_argument("--radius", default="8/255")
+    parser.add_argument("--suites", default="planish,autoattack," + ",".join(PEERS), help="names with commas")
+    parser.add_argument("--reference", default="autoattack", help="the suite that ratios and pairs refer to")
+    parser.add_argument("--precision", default="float32", help="of planish's searches: float32 or bf16")
+    parser.add_argument("--chunk", type=int, default=250, help="images that a peer is given at a time")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS / "suite")
+    return parser
+
+
+def ours(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
+    """Judge a model by a suite of planish; the record goes into the folder."""
+    task = Task(given.data, parse_threat(given.norm, given.radius), (name,), given.images, precision=given.precision)
+    *_, record = judge(subject(str(run), given.device), task, folder / name, device=given.device, resume=True)
+    columns = record.columns
+    return Outcome(
+        record.survivors(),
+        record.meta["clean"]["forwards"] + sum(column.forwards for column in columns),
+        sum(column.backwards for column in columns),
+        record.meta["clean"]["seconds"] + sum(column.seconds for column in columns),
+    )
+
+
+def theirs(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
+    """Judge a model by a peer, so many images at a time; what is done is kept in a file and not done again."""
+    path = folder / f"{name.replace(' ', '-')}.npz"
+    model = subject(str(run), given.device).model
+    batch = load(given.data, "test", given.images).as_batch()
+    done: dict[str, NDArray[Any]] = read_arrays(path) if path.exists() else {"standing": np.zeros(0, bool)}
+    spent = done.get("spent", np.zeros(3))
+    while (start := len(done["standing"])) < len(batch.x):
+        part = Batch(*(value[start : start + given.chunk].to(given.device) for value in batch[:3]))
+        standing, cost = judged(model, part, parse_threat(given.norm, given.radius), PEERS[name][1])
+        spent = spent + cost
+        done = {"standing": np.concatenate([done["standing"], standing])}
+        write_arrays(path, **done, spent=spent, indices=batch.indices[: len(done["standing"])].numpy())
+    return Outcome(done["standing"], int(spent[0]), int(spent[1]), float(spent[2]))
+
+
+def judged(model: nn.Module, batch: Batch, threat: ThreatModel, peer: Peer) -> tuple[Booleans, NDArray[Any]]:
+    """Return which images stand, and forwards, backwards and seconds. Images outside the ball are an error."""
+    counted, began = Counted(model).eval(), time.perf_counter()
+    x_adv = peer(counted, batch, threat).detach()
+    cost = np.array([counted.forwards, counted.backwards, time.perf_counter() - began])
+    if not bool(threat.feasible(x_adv, batch.x).all()):
+        raise RuntimeError(f"images outside the ball, up to {float(threat.norm(x_adv - batch.x).max()):g}")
+    clean, found = (margin(logits_of(model, x), batch.labels) < 0 for x in (batch.x, x_adv))
+    return (clean & found).cpu().numpy(), cost
+
+
+def rows_of(model: str, outcomes: dict[str, Outcome], reference: str) -> list[Row]:
+    """Return a row for each suite, with its cost for one image and relative to the reference's."""
+    base = outcomes.get(reference)
+    rows = []
+    for name, outcome in outcomes.items():
+        images, passes = len(outcome.standing), outcome.forwards + outcome.backwards
+        rows.append(
+            {
+                "model": model,
+                "suite": name,
+                "robust": str(Estimate.of(outcome.standing)),
+                "accuracy": float(outcome.standing.mean()),
+                "images": images,
+                "passes": passes / images,
+                "forwards": outcome.forwards / images,
+                "backwards": outcome.backwards / images,
+                "seconds": outcome.seconds,
+                "cheaper": (base.forwards + base.backwards) / passes if base else None,
+                "faster": base.seconds / outcome.seconds if base else None,
+            }
+        )
+    return rows
+
+
+def pairs_of(model: str, outcomes: dict[str, Outcome]) -> list[Row]:
+    """Return, for each two suites, the positions of the images that only one of them broke."""
+    rows = []
+    for one, other in combinations(outcomes, 2):
+        first, second = outcomes[one].standing, outcomes[other].standing
+        if len(first) != len(second):
+            continue
+        gap = paired_interval(first, second)
+        rows.append(
+            {
+                "model": model,
+                "first": one,
+                "second": other,
+                "difference": [gap.value, gap.low, gap.high],
+                "broken by the second only": np.flatnonzero(first & ~second).tolist(),
+                "broken by the first only": np.flatnonzero(second & ~first).tolist(),
+            }
+        )
+    return rows
+
+
+def about(given: Namespace) -> dict[str, Any]:
+    """Return where the numbers come from: setting, versions, device, commit and command."""
+    origin = provenance(given.device)
+    packages = {package for package, _ in PEERS.values() if find_spec(package)}
+    origin["versions"] |= {package: version(package) for package in sorted(packages)}
+    return {**origin, "setting": {key: str(value) for key, value in vars(given).items()}}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run all suites on all models and write the table."""
+    given = options().parse_args(arguments)
+    wanted = [name.strip() for name in given.suites.split(",")]
+    missing = [name for name in wanted if name in PEERS and not find_spec(PEERS[name][0])]
+    for name in missing:
+        print(f"{name} is left out: {PEERS[name][0]} is not installed")
+    rows: list[Row] = []
+    pairs: list[Row] = []
+    for run in given.runs:
+        outcomes = {}
+        for name in wanted:
+            if name not in missing:
+                outcomes[name] = (theirs if name in PEERS else ours)(given, run, name, given.out / run.name)
+        rows += rows_of(run.name, outcomes, given.reference)
+        pairs += pairs_of(run.name, outcomes)
+        write_json({**about(given), "rows": rows, "pairs": pairs}, given.out / "suite.json")
+    for run in given.runs:
+        own = [row for row in rows if row["model"] == run.name]
+        show(run.name, own, {"suite": lambda row: row["suite"], **COLUMNS})
+    for pair in pairs:
+        print(pair)
+
+
+if __name__ == "__main__":
+    main()

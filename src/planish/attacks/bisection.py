@@ -1,0 +1,136 @@
+"""PGD in a ball of each image's own, the radius bisected between failure and success."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import chosen, evaluated
+from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.losses import margin
+from planish.modes import attacked
+from planish.objectives import loss_of, of
+from planish.rules import Cosine
+from planish.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class PGDBisection:
+    """PGD on the margin in a ball per image, its radius bisected (Madry et al. 2018). pgd-bisection-STEPS-ROUNDS.
+
+    A round is one PGD from the image, x_adv <- project(x_adv + a radius steepest(g)), with a falling to 0 along half a
+    cosine. An image leaves the round with its first adversarial iterate. Its first radius is the linearised distance
+    |m| / ||g||_dual of the margin m; that doubles, up to the farthest corner of the box, until a round succeeds, and
+    from then on the radius is the middle between the largest that has failed and the best distance.
+
+    steps: of a round, 2 * steps - 1 passes: the gradient at the image is computed once for all rounds. step_in_radii:
+    the first a.
+    Differs: no random starts, and nothing is drawn. A success nearer than a radius that has failed makes the bracket
+    begin at 0 again.
+    """
+
+    steps: int = 20
+    rounds: int = 8
+    step_in_radii: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rounds"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.step_in_radii > 0:
+            raise BadInput(f"step_in_radii must be above 0, got {self.step_in_radii}")
+
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+        """Return the nearest adversarial iterate of each image, in any norm; nothing is drawn."""
+        with attacked(model):
+            batch = with_logits(model, batch)
+            found = nothing_found(batch)
+            rows = unfinished(found, threat)
+            if len(rows) == 0:
+                return found
+            bracket = _opened(model, batch, rows, threat)
+            found.passes[rows] += 2
+            for number in range(self.rounds):
+                before = found.distance[bracket.rows]
+                self._round(model, batch, bracket, threat, found, number * self.steps)
+                best = found.distance[bracket.rows]
+                bracket = bracket.narrowed(best, best < before)
+                going = (best > threat.radius) & (bracket.below < bracket.reach)
+                bracket = chosen(bracket, going.nonzero().squeeze(1))
+                if len(bracket.rows) == 0:
+                    break
+        return found
+
+    def _round(
+        self, model: nn.Module, batch: Batch, bracket: "_Bracket", threat: ThreatModel, found: Nearest, taken: int
+    ) -> None:
+        """Search the ball of each image and enter its first adversarial iterate; `taken` steps came before."""
+        size = Cosine(self.step_in_radii)
+        at = _Walk(bracket.rows, bracket.x, bracket.labels, bracket.x, bracket.radius, bracket.gradient)
+        for step in range(self.steps - 1):
+            at = at.moved(size(step / self.steps), threat)
+            height, _, gradient = evaluated(of(model, loss_of(margin, at.labels)), at.x_adv)
+            found.passes[at.rows] += 2
+            offer(found, at.rows, batch, at.x_adv, height >= 0, threat, taken + step + 1)
+            at = chosen(at._replace(gradient=gradient), (height < 0).nonzero().squeeze(1))
+            if len(at.rows) == 0:
+                return
+        at = at.moved(size(1 - 1 / self.steps), threat)
+        with torch.no_grad():
+            height = margin(model(at.x_adv), at.labels)
+        found.passes[at.rows] += 1
+        offer(found, at.rows, batch, at.x_adv, height >= 0, threat, taken + self.steps)
+
+
+class _Bracket(NamedTuple):
+    """The unfinished images (n,) of the batch, their gradients, and the radii (n,) to be tried next.
+
+    below: the largest radius that failed, or 0. reach: the distance to the farthest corner of the box.
+    """
+
+    rows: Tensor
+    x: Tensor
+    labels: Tensor
+    gradient: Tensor
+    below: Tensor
+    radius: Tensor
+    reach: Tensor
+
+    def narrowed(self, best: Tensor, succeeded: Tensor) -> "_Bracket":
+        """Return the bracket after a round, with its next radius."""
+        below = torch.where(succeeded, self.below, self.radius)
+        below = torch.where(below < best, below, 0.0)
+        radius = torch.where(best.isfinite(), (below + best) / 2, torch.minimum(2 * self.radius, self.reach))
+        return self._replace(below=below, radius=radius)
+
+
+class _Walk(NamedTuple):
+    """Where the images (n,) of a round stand, and the gradients there."""
+
+    rows: Tensor
+    x: Tensor
+    labels: Tensor
+    x_adv: Tensor
+    radius: Tensor
+    gradient: Tensor
+
+    def moved(self, step_in_radii: float, threat: ThreatModel) -> "_Walk":
+        size = (step_in_radii * self.radius).view(-1, *[1] * (self.x.ndim - 1))
+        x_adv = threat.project(self.x_adv + size * threat.steepest(self.gradient), self.x, self.radius)
+        return self._replace(x_adv=x_adv)
+
+
+def _opened(model: nn.Module, batch: Batch, rows: Tensor, threat: ThreatModel) -> _Bracket:
+    """Return the brackets before the first round: nothing has failed, and the radius is the linearised distance."""
+    x, labels = batch.x[rows].detach(), batch.labels[rows]
+    height, _, gradient = evaluated(of(model, loss_of(margin, labels)), x)
+    reach = threat.norm(torch.maximum(x - threat.low, threat.high - x))
+    steepness = threat.dual_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+    linearised = height.abs().to(steepness.dtype) / steepness
+    return _Bracket(rows, x, labels, gradient, torch.zeros_like(reach), torch.minimum(linearised, reach), reach)
+
+
+COMPONENTS = {"pgd-bisection": PGDBisection}

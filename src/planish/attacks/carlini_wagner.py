@@ -1,0 +1,373 @@
+"""Carlini and Wagner's attacks: Adam on a penalty of the perturbation plus a constant times the margin, one per norm.
+
+Both are one descent, `_descend`, with another penalty and another rule for what follows a search. Every image has its
+own constant, its own moments and its own end of a search: where its neighbours stand changes nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import chosen, evaluated
+from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.losses import Loss, margin
+from planish.modes import attacked
+from planish.objectives import loss_of, of
+from planish.threat import ThreatModel
+
+REACH = 1.05
+"""The tanh spans the box times this: at pixels 0 and 1 it still has a tenth of its steepest slope."""
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+"""Adam's, from the authors' code."""
+GROWTH = 10.0
+"""The L2 constant grows by this until it is large enough, as in the authors' code."""
+PROGRESS = 0.9999
+"""A loss has improved when it is below its lowest so far times this, as in the authors' code."""
+PATIENCE = 25
+"""Iterates for which an L2 search may come no further, at least: Adam needs as many to turn round at the boundary."""
+FINEST = 0.99
+"""A bound tau is not lowered by less than one percent."""
+
+
+class Judged(NamedTuple):
+    """The iterate of each image: (n, ...) and (n,).
+
+    w: the iterate as tanh sees it. adversarial: whether it counts. distance: its norm. ended: whether its search is
+    over, because it has made all its steps or has come no further for long.
+    """
+
+    w: Tensor
+    adversarial: Tensor
+    distance: Tensor
+    ended: Tensor
+
+
+class Plan(Protocol):
+    """What the searches of some images aim at, (n, ...), and what follows a search. A NamedTuple."""
+
+    @property
+    def start(self) -> Tensor:
+        """Return where a new search begins, as tanh sees it, (n, ...)."""
+        ...
+
+    @property
+    def constant(self) -> Tensor:
+        """Return the weight of the margin in the loss, (n,)."""
+        ...
+
+    @property
+    def rate(self) -> Tensor:
+        """Return the Adam step, as tanh sees it, (n,)."""
+        ...
+
+    def penalty(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the penalty of the perturbations, (n,), and its gradient, (n, ...)."""
+        ...
+
+    def after(self, judged: Judged) -> tuple[Self, Tensor, Tensor]:
+        """Return the plan after an iterate, which images begin a new search, and which are finished, both (n,)."""
+        ...
+
+
+class Brackets(NamedTuple):
+    """L2: the constant of each image, by growth and then bisection; every search begins at the image.
+
+    lower and upper: the largest constant that failed and the smallest that did not. succeeded: whether the current
+    search has a success. left: (n,) int64, searches that are left, the current one included.
+    """
+
+    start: Tensor
+    constant: Tensor
+    rate: Tensor
+    lower: Tensor
+    upper: Tensor
+    succeeded: Tensor
+    left: Tensor
+
+    def penalty(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ||delta||_2^2 and its gradient."""
+        return delta.square().flatten(1).sum(1), 2 * delta
+
+    def after(self, judged: Judged) -> tuple["Brackets", Tensor, Tensor]:
+        """Return a smaller constant after a search with a success, a larger one after another."""
+        succeeded = self.succeeded | judged.adversarial
+        upper = torch.where(judged.ended & succeeded, self.constant, self.upper)
+        lower = torch.where(judged.ended & ~succeeded, self.constant, self.lower)
+        between = torch.where(upper.isfinite(), (lower + upper) / 2, self.constant * GROWTH)
+        constant = torch.where(judged.ended, between, self.constant)
+        left = self.left - judged.ended.long()
+        plan = Brackets(self.start, constant, self.rate, lower, upper, succeeded & ~judged.ended, left)
+        return plan, judged.ended, left == 0
+
+
+class Bounds(NamedTuple):
+    """Linf: the bound tau of each image, lowered below each success; a search begins at the nearest success.
+
+    best: the smallest norm of a success. decrease: tau over best after a success; nearer to 1 where no constant
+    succeeds. first: the constant of the latest success within tau. largest, share: see `CarliniWagnerLinf`.
+    """
+
+    start: Tensor
+    constant: Tensor
+    tau: Tensor
+    best: Tensor
+    decrease: Tensor
+    first: Tensor
+    largest: float
+    share: float
+
+    @property
+    def rate(self) -> Tensor:
+        """Return the step, a share of tau."""
+        return self.share * self.tau
+
+    def penalty(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sum_i (|delta_i| - tau)+ and its gradient."""
+        over = delta.abs() - _spread(self.tau, delta)
+        return over.clamp(min=0).flatten(1).sum(1), delta.sign() * (over > 0)
+
+    def after(self, judged: Judged) -> tuple["Bounds", Tensor, Tensor]:
+        """Return a smaller tau after a success within it, else a doubled constant when the search has ended."""
+        solved = judged.adversarial & (judged.distance <= self.tau)
+        failed = judged.ended & ~solved
+        constant = torch.where(failed, 2 * self.constant, self.constant)
+        exhausted = failed & (constant > self.largest)
+        decrease = torch.where(exhausted, self.decrease.sqrt(), self.decrease)
+        nearer = judged.adversarial & (judged.distance < self.best)
+        best = torch.where(nearer, judged.distance, self.best)
+        plan = self._replace(
+            start=torch.where(_spread(nearer, judged.w), judged.w, self.start),
+            constant=torch.where(exhausted, self.first, constant),
+            tau=torch.where(solved | exhausted, best * decrease, self.tau),
+            best=best,
+            decrease=decrease,
+            first=torch.where(solved, self.constant, self.first),
+        )
+        return plan, solved | failed, exhausted & ((decrease > FINEST) | best.isinf())
+
+
+@dataclass(frozen=True)
+class CarliniWagner:
+    """C&W in L2: Adam, the constant bisected per image (Carlini, Wagner 2017). carlini-wagner-STEPS-SEARCHES.
+
+    Minimises ||delta||_2^2 + c max(z_y - max_{j != y} z_j + confidence, 0), section VI.A with f_6, untargeted, over w
+    with x + delta = tanh(w). Every search begins at the image; c begins at `constant`, is multiplied by 10 until a
+    search succeeds, then bisected. The nearest success of all iterates is returned.
+
+    steps: at most so many Adam steps of `step_size` in w for each search, a forward and a backward each; a search whose
+    loss has not fallen for a tenth of them, and at least 25, ends. searches: so many values of c. confidence: in
+    logits; only iterates
+    misclassified by at least as much count.
+
+    Differs: the tanh reaches 2.5 % beyond each end of the box, with w held where the image is inside, so that every
+    image starts at itself and pixels at 0 and 1 can move: in the paper their slope vanishes. Each image ends its
+    searches alone, where the authors' code looks at the loss of the batch.
+    """
+
+    steps: int = 1000
+    searches: int = 9
+    step_size: float = 0.01
+    constant: float = 1e-3
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.step_size, self.constant, self.confidence)
+        if self.searches < 1:
+            raise BadInput(f"searches must be at least 1, got {self.searches}")
+
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+        """Return the nearest success of each image; nothing is drawn. Raises BadInput for a norm other than L2."""
+        if threat.name != "L2":
+            raise BadInput(f"carlini-wagner is for L2, not {threat.name}; use carlini-wagner-linf for Linf")
+        return _descend(self, model, batch, threat)
+
+    @property
+    def patience(self) -> int:
+        """Return after how many iterates without progress a search ends."""
+        return max(math.ceil(self.steps / 10), PATIENCE)
+
+    def plan(self, start: Tensor, threat: ThreatModel) -> Brackets:
+        """Return the plan of the first search."""
+        constant = start.new_full((len(start),), self.constant)
+        never = torch.zeros_like(constant, dtype=torch.bool)
+        left = torch.full_like(constant, self.searches, dtype=torch.int64)
+        unbounded = torch.full_like(constant, torch.inf)
+        rate = torch.full_like(constant, self.step_size)
+        return Brackets(start, constant, rate, torch.zeros_like(constant), unbounded, never, left)
+
+
+@dataclass(frozen=True)
+class CarliniWagnerLinf:
+    """C&W in Linf: a bound is lowered after each success (Carlini, Wagner 2017). carlini-wagner-linf-STEPS.
+
+    Minimises c max(z_y - max_{j != y} z_j + confidence, 0) + sum_i (|delta_i| - tau)+, section VI.C with f_6,
+    untargeted, over w with x + delta = tanh(w). tau begins at the width of the box. After a success within tau it
+    becomes `decrease` times the success's norm, and the next search begins at the success, with the same c. After a
+    search without one c is doubled, up to `largest`. The nearest success of all iterates is returned.
+
+    steps: at most so many Adam steps for each search, a forward and a backward each; a search whose loss has not fallen
+    for a tenth of them ends. step_size: in w, as a share of tau. constant: the first c. confidence: in logits; only
+    iterates misclassified by at least as much count.
+
+    Differs: the paper stops at the first tau for which no c succeeds; here tau then goes back up, the square root of
+    the last decrease below the nearest success, until that is less than 1 %. The step is a share of tau (in the
+    authors' code 0.005 throughout, as large as the answer where models are fragile), and c begins at 0.01 instead of
+    1e-5, which Adam, blind to scale, hardly sees. The tanh is that of `carlini-wagner`, and each image ends its
+    searches alone.
+    """
+
+    steps: int = 100
+    step_size: float = 0.02
+    constant: float = 0.01
+    largest: float = 20.0
+    confidence: float = 0.0
+    decrease: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.step_size, self.constant, self.confidence)
+        if not 0 < self.decrease < 1:
+            raise BadInput(f"decrease must lie between 0 and 1, got {self.decrease}")
+        if not self.constant <= self.largest < math.inf:
+            raise BadInput(f"largest must be finite and at least constant, {self.constant}, got {self.largest}")
+
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+        """Return the nearest success of each image; nothing is drawn. Raises BadInput for a norm other than Linf."""
+        if threat.name != "Linf":
+            raise BadInput(f"carlini-wagner-linf is for Linf, not {threat.name}; use carlini-wagner for L2")
+        return _descend(self, model, batch, threat)
+
+    @property
+    def patience(self) -> int:
+        """Return after how many iterates without progress a search ends."""
+        return math.ceil(self.steps / 10)
+
+    def plan(self, start: Tensor, threat: ThreatModel) -> Bounds:
+        """Return the plan of the first search."""
+        constant = start.new_full((len(start),), self.constant)
+        tau = torch.full_like(constant, threat.high - threat.low)
+        decrease = torch.full_like(constant, self.decrease)
+        best = torch.full_like(tau, torch.inf)
+        return Bounds(start, constant, tau, best, decrease, constant, self.largest, self.step_size)
+
+
+class Walk(NamedTuple):
+    """Where the current search of each image stands; all (n, ...).
+
+    w: the iterate as tanh sees it. mean and square: Adam's moments. age: (n,) int64, steps made. lowest: (n,) the
+    lowest loss. stale: (n,) int64, iterates since then.
+    """
+
+    w: Tensor
+    mean: Tensor
+    square: Tensor
+    age: Tensor
+    lowest: Tensor
+    stale: Tensor
+
+
+def _descend(attack: CarliniWagner | CarliniWagnerLinf, model: nn.Module, batch: Batch, threat: ThreatModel) -> Nearest:
+    """Run every image's searches one after the other; an image whose plan is finished leaves the batch."""
+    with attacked(model):
+        batch = with_logits(model, batch)
+        found = nothing_found(batch)
+        rows, index = unfinished(found, threat), 0
+        start = _squashed(batch.x[rows], threat)
+        plan: Plan = attack.plan(start, threat)
+        walk, loss = _begun(start), _hinge(attack.confidence)
+        while len(rows):
+            x_adv = _image(walk.w, threat)
+            hinge, _, gradient = evaluated(of(model, loss_of(loss, batch.labels[rows])), x_adv)
+            found.passes[rows] += 2
+            offer(found, rows, batch, x_adv, hinge == 0, threat, index)
+            delta = x_adv - batch.x[rows]
+            penalty, slope = plan.penalty(delta)
+            slope = slope + _spread(plan.constant, x_adv) * gradient.nan_to_num(0, 0, 0)
+            walk = _noted(walk, penalty + plan.constant * hinge)
+            ended = (walk.age + 1 >= attack.steps) | (walk.stale >= attack.patience)
+            moved = _moved(walk, slope * _bend(walk.w, threat), plan.rate)
+            plan, again, finished = plan.after(Judged(walk.w, hinge == 0, threat.norm(delta), ended))
+            walk = _restarted(moved, plan.start, again)
+            going = (~finished & (found.distance[rows] > threat.radius)).nonzero().squeeze(1)
+            if len(going) < len(rows):
+                rows, walk, plan = chosen((rows, walk, plan), going)
+            index += 1
+    return found
+
+
+def _hinge(confidence: float) -> Loss:
+    """Return max(z_y - max_{j != y} z_j + confidence, 0), which is 0 iff an image counts as a success."""
+    return lambda logits, labels: (confidence - margin(logits, labels)).clamp(min=0)
+
+
+def _begun(start: Tensor) -> Walk:
+    count = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+    lowest = torch.full_like(count, torch.inf, dtype=start.dtype)
+    return Walk(start, torch.zeros_like(start), torch.zeros_like(start), count, lowest, count)
+
+
+def _noted(walk: Walk, loss: Tensor) -> Walk:
+    """Return the walk with the loss of its iterate entered."""
+    better = loss < PROGRESS * walk.lowest
+    return walk._replace(
+        lowest=torch.where(better, loss, walk.lowest).to(walk.lowest.dtype),
+        stale=torch.where(better, 0, walk.stale + 1),
+    )
+
+
+def _moved(walk: Walk, gradient: Tensor, rate: Tensor) -> Walk:
+    """Return the walk after a step of Adam (Kingma and Ba 2015) down the gradient in w."""
+    age = walk.age + 1
+    mean = torch.lerp(gradient, walk.mean, BETA1)
+    square = torch.lerp(gradient.square(), walk.square, BETA2)
+    seen_mean, seen_square = (1 - torch.exp(age * math.log(beta)) for beta in (BETA1, BETA2))
+    scale = (square / _spread(seen_square, square)).sqrt() + EPSILON
+    w = walk.w - _spread(rate / seen_mean, mean) * mean / scale
+    edge = math.atanh(1 / REACH)
+    return walk._replace(w=w.clamp(-edge, edge), mean=mean, square=square, age=age)
+
+
+def _restarted(walk: Walk, start: Tensor, again: Tensor) -> Walk:
+    """Return the walk with these images at the start of a new search."""
+    begun = _begun(start)
+    return Walk(*(torch.where(_spread(again, old), new, old) for new, old in zip(begun, walk, strict=True)))
+
+
+def _squashed(x: Tensor, threat: ThreatModel) -> Tensor:
+    """Return w with _image(w) = x: atanh by log, since torch.atanh's last bit depends on the place in the tensor."""
+    middle, half = (threat.low + threat.high) / 2, (threat.high - threat.low) / 2
+    u = (x - middle) / (half * REACH)
+    return torch.log((1 + u) / (1 - u)) / 2
+
+
+def _image(w: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the image that w stands for; rounding alone could take it out of the box."""
+    middle, half = (threat.low + threat.high) / 2, (threat.high - threat.low) / 2
+    return (middle + half * REACH * w.tanh()).clamp(threat.low, threat.high)
+
+
+def _bend(w: Tensor, threat: ThreatModel) -> Tensor:
+    """Return d image / d w."""
+    return (threat.high - threat.low) / 2 * REACH * (1 - w.tanh().square())
+
+
+def _spread(value: Tensor, like: Tensor) -> Tensor:
+    """Return one value per image in a shape that meets images."""
+    return value.view(-1, *[1] * (like.ndim - 1))
+
+
+def _check(steps: int, step_size: float, constant: float, confidence: float) -> None:
+    if steps < 1:
+        raise BadInput(f"steps must be at least 1, got {steps}")
+    for name, value in (("step_size", step_size), ("constant", constant)):
+        if not (math.isfinite(value) and value > 0):
+            raise BadInput(f"{name} must be positive, got {value}")
+    if not confidence >= 0:
+        raise BadInput(f"confidence must not be negative, got {confidence}")
+
+
+COMPONENTS = {"carlini-wagner": CarliniWagner, "carlini-wagner-linf": CarliniWagnerLinf}

@@ -1,0 +1,233 @@
+"""Planish's own distance attack: toward the nearest classes in turn, each in a ball that follows the boundary."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import chosen, evaluated
+from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.losses import MASKED, margin, toward, wide
+from planish.modes import attacked
+from planish.objectives import loss_of, of
+from planish.rules import Cosine
+from planish.tangent import logit_gradients
+from planish.threat import ThreatModel
+
+FAR = 3.0
+"""A class is passed over if it seems more than so many times as far as the best image so far."""
+FIRST_SHARE = 0.98
+"""Where the final bisection looks first: what 50 steps find is rarely nearer to the boundary, or farther from it."""
+
+
+@dataclass(frozen=True)
+class Closest:
+    """The nearest image of any wrong class, sought toward the nearest classes in turn. closest-STEPS-TARGETS.
+
+    With h_c = z_c - z_y, a class is |h_c| / ||grad h_c||_dual away to first order (MALT, Melamed, Yehudai, Shamir 2024,
+    eq. 3). The image goes that far along steepest(grad h_c), to where h_c would be 0; classes are ranked by the
+    distance as seen from that point, its length - h_c / ||grad h_c||_dual. Toward each of the first `targets` of them
+    the image then makes `steps` steps, x_adv <- project(x_adv + a r steepest(grad h_c)), with a falling from 1 to 0
+    along half a cosine, in a ball of its own radius r (controlled as in Rony et al. 2019 and Pintor et al. 2021). r
+    begins at the linearised distance. Where the iterate is misclassified, as whatever class, r becomes 1 - gamma times
+    its length; else it grows by 1 + gamma and, before the class's first success, to the linearised distance at least;
+    never beyond the best distance so far. gamma falls exponentially. At the end the segment from the image to the best
+    is bisected.
+
+    steps: for each class, a forward and a backward each; and one more forward. targets: no more than there are wrong
+    classes. candidates: how many classes are ranked, those of the largest clean logits; costs 2 + 3 * candidates
+    passes. refine: forwards of the bisection. gamma: the first and the last, in (0, 1).
+    A class whose gradient vanishes at the image, or that is ranked at more than three times the best distance so far,
+    is passed over. closest-300-9 is a reference for ten classes.
+    """
+
+    steps: int = 50
+    targets: int = 3
+    candidates: int = 20
+    refine: int = 8
+    gamma: tuple[float, float] = (0.05, 0.005)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "targets", "candidates"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.refine < 0:
+            raise BadInput(f"refine must not be negative, got {self.refine}")
+        if not 0 < min(self.gamma) <= max(self.gamma) < 1:
+            raise BadInput(f"gamma must be above 0 and below 1, got {self.gamma}")
+
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+        """Return the nearest adversarial image found for each, in any norm; nothing is drawn."""
+        with attacked(model):
+            batch = with_logits(model, batch)
+            assert batch.logits is not None
+            found = nothing_found(batch)
+            rows = unfinished(found, threat)
+            count = min(max(self.candidates, self.targets), batch.logits.shape[1] - 1)
+            if len(rows) == 0 or count == 0:
+                return found
+            classes, distances = _ranked(model, batch, threat, found, rows, count)
+            for rank in range(min(self.targets, count)):
+                best, far = found.distance[rows], distances[:, rank]
+                aimed = (best > threat.radius) & far.isfinite() & (far <= FAR * best)
+                at = _start(batch, rows[aimed], classes[aimed, rank], threat)
+                self._approach(model, batch, threat, found, at, rank * self.steps)
+            self._refine(model, batch, threat, found)
+        return found
+
+    def _approach(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, at: "_Walk", taken: int
+    ) -> None:
+        """Walk from the image toward one class and enter what is found; `taken` steps came before."""
+        for step in range(self.steps):
+            if len(at.rows) == 0:
+                return
+            value, logits, gradient = evaluated(of(model, loss_of(toward(at.target), at.labels)), at.x_adv)
+            found.passes[at.rows] += 2
+            adversarial = margin(logits, at.labels) >= 0
+            offer(found, at.rows, batch, at.x_adv, adversarial, threat, taken + step)
+            at = self._moved(at, value, adversarial, gradient, found.distance[at.rows], step / self.steps, threat)
+            at = chosen(at, (found.distance[at.rows] > threat.radius).nonzero().squeeze(1))
+        if len(at.rows):
+            with torch.no_grad():
+                adversarial = margin(model(at.x_adv), at.labels) >= 0
+            found.passes[at.rows] += 1
+            offer(found, at.rows, batch, at.x_adv, adversarial, threat, taken + self.steps)
+
+    def _moved(
+        self,
+        at: "_Walk",
+        value: Tensor,
+        adversarial: Tensor,
+        gradient: Tensor,
+        best: Tensor,
+        share: float,
+        threat: ThreatModel,
+    ) -> "_Walk":
+        """Return the walk with its next radii and iterates; best (n,) are the images' best distances so far."""
+        first, last = self.gamma
+        gamma = first * (last / first) ** share
+        length = threat.norm(at.x_adv - at.x)
+        linearised = length + _first_order(value, gradient, threat).abs()
+        succeeded = at.succeeded | adversarial
+        grown = torch.maximum(at.radius * (1 + gamma), torch.where(succeeded, 0.0, linearised))
+        shrunk = torch.minimum(at.radius, length) * (1 - gamma)
+        radius = torch.minimum(torch.where(adversarial, shrunk, grown), torch.minimum(best, at.reach))
+        size = _per_example(Cosine(1.0)(share) * radius, at.x)
+        x_adv = threat.project(at.x_adv + size * threat.steepest(gradient), at.x, radius)
+        return at._replace(x_adv=x_adv, radius=radius, succeeded=succeeded)
+
+    def _refine(self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest) -> None:
+        """Bisect the segment from each image to its best: whatever is misclassified on it counts."""
+        rows = (found.distance.isfinite() & (found.distance > threat.radius)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
+        end = found.x_adv[rows]
+        below = end.new_zeros(len(rows))
+        above = torch.ones_like(below)
+        for step in range(self.refine):
+            middle = (below + above) / 2 if step else torch.full_like(below, FIRST_SHARE)
+            x_adv = torch.lerp(batch.x[rows], end, _per_example(middle, end))
+            with torch.no_grad():
+                adversarial = margin(model(x_adv), batch.labels[rows]) >= 0
+            found.passes[rows] += 1
+            offer(found, rows, batch, x_adv, adversarial, threat, self.targets * self.steps + step + 1)
+            below, above = torch.where(adversarial, below, middle), torch.where(adversarial, middle, above)
+            going = (found.distance[rows] > threat.radius).nonzero().squeeze(1)
+            rows, end, below, above = chosen((rows, end, below, above), going)
+            if len(rows) == 0:
+                return
+
+
+class _Walk(NamedTuple):
+    """Where the images (n,) that go toward one class stand. reach: the distance to the farthest corner of the box."""
+
+    rows: Tensor
+    x: Tensor
+    labels: Tensor
+    target: Tensor
+    x_adv: Tensor
+    radius: Tensor
+    reach: Tensor
+    succeeded: Tensor
+
+
+def _ranked(
+    model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, rows: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return wrong classes of these rows, the nearest first, and their distances, both (n, count); inf = unreachable.
+
+    The points that are looked at on the way are entered where they are adversarial.
+    """
+    classes = _likely(batch, rows, count)
+    with_label = torch.cat([batch.labels[rows, None], classes], 1)
+    logits, gradients = logit_gradients(model, batch.x[rows], with_label)
+    found.passes[rows] += 2 + count
+    distances = batch.x.new_full(classes.shape, torch.inf)
+    for column, target in enumerate(classes.T):
+        height = toward(target)(logits, batch.labels[rows])
+        slope = gradients[:, column + 1] - gradients[:, 0]
+        away = _first_order(height, slope, threat).abs()
+        going = ((found.distance[rows] > threat.radius) & away.isfinite()).nonzero().squeeze(1)
+        if len(going):
+            seen = _seen_from_there(model, batch, threat, found, rows[going], target[going], away[going], slope[going])
+            distances[going, column] = seen.to(distances.dtype)
+    rank = distances.argsort(dim=1, stable=True)
+    return classes.gather(1, rank), distances.gather(1, rank)
+
+
+def _seen_from_there(
+    model: nn.Module,
+    batch: Batch,
+    threat: ThreatModel,
+    found: Nearest,
+    rows: Tensor,
+    target: Tensor,
+    away: Tensor,
+    slope: Tensor,
+) -> Tensor:
+    """Return each target's distance (n,), linearised after a step of the length `away` along `slope`."""
+    x, labels = batch.x[rows].detach(), batch.labels[rows]
+    radius = torch.minimum(away, _reach(x, threat))
+    x_adv = threat.project(x + _per_example(radius, x) * threat.steepest(slope), x, radius)
+    value, logits, gradient = evaluated(of(model, loss_of(toward(target), labels)), x_adv)
+    found.passes[rows] += 2
+    offer(found, rows, batch, x_adv, margin(logits, labels) >= 0, threat, 1)
+    seen = threat.norm(x_adv - x) - _first_order(value, gradient, threat)
+    return torch.where(seen.isfinite(), seen, radius)
+
+
+def _likely(batch: Batch, rows: Tensor, count: int) -> Tensor:
+    """Return the wrong classes of the largest clean logits, (n, count)."""
+    assert batch.logits is not None
+    wrong = wide(batch.logits[rows]).scatter(1, batch.labels[rows, None], MASKED)
+    return wrong.argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def _first_order(value: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """Return value / ||gradient||_dual, (n,); infinite where the gradient vanishes."""
+    steepness = threat.dual_norm(gradient)
+    return torch.where(steepness > 0, value.to(steepness.dtype) / steepness, torch.inf * value.sign())
+
+
+def _start(batch: Batch, rows: Tensor, target: Tensor, threat: ThreatModel) -> _Walk:
+    """Return the walk at the image, with radius 0: the first step takes the linearised distance instead."""
+    x = batch.x[rows].detach()
+    reach = _reach(x, threat)
+    never = torch.zeros_like(rows, dtype=torch.bool)
+    return _Walk(rows, x, batch.labels[rows], target, x, torch.zeros_like(reach), reach, never)
+
+
+def _reach(x: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the distance to the farthest corner of the box, (n,)."""
+    return threat.norm(torch.maximum(x - threat.low, threat.high - x))
+
+
+def _per_example(value: Tensor, like: Tensor) -> Tensor:
+    return value.view(-1, *[1] * (like.ndim - 1))
+
+
+COMPONENTS = {"closest": Closest}

@@ -1,0 +1,254 @@
+"""FAB: the nearest adversarial image, by projections on the linearised boundary inside the box."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.attacks import DistanceAttack, Nearest, nothing_found, offer, unfinished, with_logits
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.losses import MASKED, margin, wide
+from planish.modes import attacked
+from planish.randomness import drawn_seed, keyed_draws
+from planish.tangent import logit_gradients
+from planish.threat import ThreatModel
+
+NORMS = ("Linf", "L2")
+PAST = 0.02
+"""The final search aims past the crossing that it expects, by this share of what is left of the segment."""
+
+
+@dataclass(frozen=True)
+class Fab:
+    """FAB: steps to the nearest linearised boundary, pulled to the image (Croce, Hein 2020). fab-STEPS-RESTARTS.
+
+    Each step projects the iterate and the image on the plane where z_c = z_y to first order, inside the box, mixes the
+    two (Algorithm 1, eq. 9) and, where the outcome is adversarial, goes back towards the image. c is the class with
+    the nearest plane among the `candidates` of the largest clean logits, or, with `targets`, one class at a time in
+    order of the clean logits (or of batch.order), each for `steps` steps: FAB-T. The first start is the image, those of
+    the other restarts are random points of the ball of half the best distance so far, at most of half the radius.
+    mixing: the most that the image's projection counts. overshoot: how far beyond the planes, in their distances.
+    backward: the share of the perturbation that is kept after a success. final: forwards of the final search.
+
+    A step is one forward with a backward per class looked at (one more forward to test its outcome): 3 passes of FAB-T.
+    The two forwards cannot be one: nine in ten steps end adversarial, and then the next plane is taken elsewhere. The
+    first of them tests its own point too, which costs nothing.
+    Differs: points at which planes are taken count as found. A finished image leaves at once. The final search (eq. 12)
+    is on the margin, once at the end, and aims a little past the crossing.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    _: KW_ONLY
+    targets: int | None = None
+    candidates: int = 20
+    mixing: float = 0.1
+    overshoot: float = 1.05
+    backward: float = 0.9
+    final: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts", "targets", "candidates"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"{name} must be at least 1, got {value}")
+
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+        """Return the nearest adversarial image found for each. Raises BadInput for a norm other than Linf and L2."""
+        if threat.name not in NORMS:
+            raise BadInput(f"FAB knows the norms {' and '.join(NORMS)}, not {threat.name}")
+        seed = drawn_seed(generator)
+        with attacked(model):
+            batch = with_logits(model, batch)
+            assert batch.logits is not None
+            search = _Search(model, batch, threat, nothing_found(batch), margin(batch.logits, batch.labels))
+            walks = [(restart, classes) for restart in range(self.restarts) for classes in self._classes(batch)]
+            for number, (restart, classes) in enumerate(walks):
+                noise = None if restart == 0 else seed + number
+                self._walk(search, classes, noise, number * self.steps)
+            search.tighten(self.final, len(walks) * self.steps)
+        return search.found
+
+    def _classes(self, batch: Batch) -> Iterator[Tensor]:
+        """Yield, for each walk of a restart, the classes (N, R) whose planes it looks at."""
+        ranked = _ranked(batch)
+        if self.targets is not None:
+            yield from (ranked[:, rank : rank + 1] for rank in range(min(self.targets, ranked.shape[1])))
+        elif ranked.shape[1]:
+            yield ranked[:, : self.candidates]
+
+    def _walk(self, search: "_Search", classes: Tensor, noise: int | None, taken: int) -> None:
+        """Take the steps with the images that are not finished, from the image or from a random point."""
+        rows = unfinished(search.found, search.threat)
+        point = search.start(rows, noise)
+        for step in range(taken, taken + self.steps):
+            going = (search.found.distance[rows] > search.threat.radius).nonzero().squeeze(1)
+            if len(going) < len(rows):
+                rows, point = rows[going], point[going]
+            if len(rows) == 0:
+                return
+            plane = search.plane(rows, point, classes[rows], step)
+            x = search.batch.x[rows].flatten(1)
+            point = self._mixed(point, x, plane, search.threat)
+            score = search.tested(rows, point, step + 1)
+            point = torch.where(score[:, None] >= 0, x + self.backward * (point - x), point)
+
+    def _mixed(self, point: Tensor, x: Tensor, plane: "Plane", threat: ThreatModel) -> Tensor:
+        """Return the next iterate, (n, D), from the projections of the iterate and of the image on the plane."""
+        at_x = plane.value + (plane.normal * (x - point)).sum(1)
+        need = -torch.cat([plane.value, at_x]).to(x.dtype)
+        delta = to_plane(torch.cat([point, x]), plane.normal.repeat(2, 1), need, threat)
+        (own, of_x), (length, length_x) = delta.chunk(2), threat.norm(delta).chunk(2)
+        share = (length / (length + length_x)).nan_to_num(0.0).clamp(max=self.mixing)[:, None]
+        mixed = (1 - share) * (point + self.overshoot * own) + share * (x + self.overshoot * of_x)
+        return mixed.clamp(threat.low, threat.high)
+
+
+class Plane(NamedTuple):
+    """A linearised z_c - z_y: its value (n,) at the point where it was taken, and its gradient (n, D)."""
+
+    value: Tensor
+    normal: Tensor
+
+
+class _Search(NamedTuple):
+    """What is known during a search; `found` and `height` (N,), the margins of found.x_adv, are updated in place."""
+
+    model: nn.Module
+    batch: Batch
+    threat: ThreatModel
+    found: Nearest
+    height: Tensor
+
+    def start(self, rows: Tensor, noise: int | None) -> Tensor:
+        """Return the images (n, D), or a random point near each."""
+        x = self.batch.x[rows]
+        if noise is None or len(rows) == 0:
+            return x.flatten(1)
+        widest = self.threat.norm(torch.full_like(x, self.threat.high - self.threat.low))
+        cap = widest.clamp(max=self.threat.radius) if self.threat.radius > 0 else widest
+        reach = torch.minimum(self.found.distance[rows], cap) / 2
+        free = replace(self.threat, radius=1.0, low=-math.inf, high=math.inf)
+        unit = free.sample(torch.zeros_like(x), keyed_draws(x, self.batch.indices[rows], noise))
+        point = x.flatten(1) + reach[:, None] * unit.flatten(1)
+        return point.clamp(self.threat.low, self.threat.high)
+
+    def plane(self, rows: Tensor, point: Tensor, classes: Tensor, step: int) -> Plane:
+        """Return the nearest plane of these classes (n, R) at the point, which is entered if it is adversarial."""
+        labels = self.batch.labels[rows]
+        x_adv = point.reshape(len(rows), *self.batch.x.shape[1:])
+        gaps, gradients = logit_gradients(_Gaps(self.model, labels), x_adv, classes)
+        self.found.passes[rows] += 1 + classes.shape[1]
+        self._enter(rows, x_adv, margin(gaps, labels), step)
+        value, normal = gaps.gather(1, classes), gradients.flatten(2)
+        distance = value.abs() / self.threat.dual_norm(normal.flatten(0, 1)).reshape(value.shape)
+        nearest = distance.nan_to_num(torch.inf).argmin(1, keepdim=True)
+        own = torch.arange(len(rows), device=rows.device)
+        return Plane(value.gather(1, nearest).squeeze(1), normal[own, nearest.squeeze(1)])
+
+    def tested(self, rows: Tensor, point: Tensor, step: int) -> Tensor:
+        """Return the margins (n,) of the points (n, D), which are entered where they are the nearest so far."""
+        x_adv = point.reshape(len(rows), *self.batch.x.shape[1:])
+        with torch.no_grad():
+            score = margin(self.model(x_adv), self.batch.labels[rows])
+        self.found.passes[rows] += 1
+        self._enter(rows, x_adv, score, step)
+        return score
+
+    def tighten(self, rounds: int, step: int) -> None:
+        """Search the segments from the images to what was found for where the margin crosses 0 (eq. 12)."""
+        found = self.found
+        rows = (found.distance.isfinite() & (found.distance > self.threat.radius)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
+        x, labels = self.batch.x[rows].flatten(1), self.batch.labels[rows]
+        assert self.batch.logits is not None
+        segment = found.x_adv[rows].flatten(1) - x
+        low, high = torch.zeros_like(found.distance[rows]), torch.ones_like(found.distance[rows])
+        below, above = margin(self.batch.logits[rows], labels), self.height[rows]
+        for index in range(rounds):
+            crossing = (below / (below - above)).nan_to_num(0.5).clamp(0, 1).to(low.dtype)
+            middle = low + (high - low) * (crossing + PAST * (1 - crossing))
+            point = (x + middle[:, None] * segment).clamp(self.threat.low, self.threat.high)
+            score = self.tested(rows, point, step + 1 + index)
+            hit = score >= 0
+            low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+            below, above = torch.where(hit, below, score), torch.where(hit, score, above)
+
+    def _enter(self, rows: Tensor, x_adv: Tensor, score: Tensor, step: int) -> None:
+        before = self.found.distance[rows]
+        offer(self.found, rows, self.batch, x_adv, score >= 0, self.threat, step)
+        nearer = self.found.distance[rows] < before
+        self.height[rows[nearer]] = score[nearer].to(self.height.dtype)
+
+
+class _Gaps(nn.Module):
+    """z_j - z_y for every class j: its gradients are the normals of the planes, its margin is the model's."""
+
+    def __init__(self, model: nn.Module, labels: Tensor) -> None:
+        super().__init__()
+        self.model, self.labels = model, labels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gaps, (N, K)."""
+        logits = wide(self.model(x))
+        return logits - logits.gather(1, self.labels[:, None])
+
+
+def _ranked(batch: Batch) -> Tensor:
+    """Return the wrong classes (N, K - 1): by the batch's order as far as it goes, else by clean logit."""
+    assert batch.logits is not None
+    scores = wide(batch.logits).scatter(1, batch.labels[:, None], MASKED)
+    ranked = scores.argsort(dim=1, descending=True, stable=True)[:, :-1]
+    if batch.order is not None:
+        count = batch.order.shape[1]
+        ranked[:, :count] = torch.where(batch.order >= 0, batch.order, ranked[:, :count])
+    return ranked
+
+
+def to_plane(point: Tensor, normal: Tensor, need: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the delta (N, D), shortest in the threat's norm, with <normal, delta> = need and point + delta in the box.
+
+    point, normal: (N, D), need: (N,). Where the plane misses the box: the delta to the box's nearest corner to the
+    plane. Zero where the normal is zero or not a number. Exact, by sorting: all pixels move at their pace, 1 for Linf
+    and |normal| for L2, until they meet the box's side; the time at which they have gained `need` is found between two
+    such meetings.
+    """
+    tiny = torch.finfo(normal.dtype).tiny
+    slope = normal.nan_to_num(0.0, 0.0, 0.0) * need.nan_to_num(0.0).sign()[:, None]
+    largest = slope.abs().amax(1, keepdim=True).clamp(min=tiny)
+    weight = slope.abs() / largest
+    pace = weight if threat.name == "L2" else torch.ones_like(weight)
+    room = torch.where(slope > 0, threat.high - point, point - threat.low).clamp(min=0)
+    time = _time(room, pace, weight, need.nan_to_num(0.0).abs()[:, None] / largest)
+    return slope.sign() * torch.minimum(room, time * pace)
+
+
+def _time(room: Tensor, pace: Tensor, weight: Tensor, need: Tensor) -> Tensor:
+    """Return the first time t, (N, 1), with sum_i weight_i min(room_i, t pace_i) >= need (N, 1), or the last stop."""
+    tiny = torch.finfo(pace.dtype).tiny
+    stops, order = (room / pace.clamp(min=tiny)).sort(1)
+    stopped = (weight * room).gather(1, order).cumsum(1)
+    speed = (weight * pace).gather(1, order).flip(1).cumsum(1).flip(1)
+    beyond, before = speed.roll(-1, 1), stopped.roll(1, 1)
+    beyond[:, -1], before[:, 0] = 0, 0
+    first = (stopped + stops * beyond < need).sum(1, keepdim=True)
+    at = first.clamp(max=stops.shape[1] - 1)
+    stop = stops.gather(1, at)
+    time = (need - before.gather(1, at)) / speed.gather(1, at).clamp(min=tiny)
+    return torch.where(first == at, time.clamp(min=0).minimum(stop), stop)
+
+
+def fab_t(steps: int = 100, targets: int = 9, restarts: int = 1, *, classes: int) -> DistanceAttack:
+    """FAB-T: FAB towards each of the most likely wrong classes (Croce, Hein 2020). fab-t-STEPS-TARGETS-RESTARTS.
+
+    At most classes - 1 targets, the most likely first.
+    """
+    return Fab(steps, restarts, targets=min(targets, classes - 1))
+
+
+COMPONENTS = {"fab": Fab, "fab-t": fab_t}

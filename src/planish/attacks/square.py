@@ -1,0 +1,276 @@
+"""Square: random search over square windows. It asks for logits alone, so it sees through masked gradients."""
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from planish.ascent import LOOK, LOOK_ACCELERATED, Score, chosen
+from planish.attacks import Adversarials, untouched, with_logits
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.losses import margin
+from planish.modes import attacked
+from planish.randomness import drawn_seed, keyed
+from planish.threat import ThreatModel
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Candidates after which the windows' area is halved once more (Andriushchenko et al. 2020, section 4)."""
+RESCALED = 10000
+TILES = 5
+
+
+@dataclass(frozen=True)
+class Square:
+    """Square: random square windows are repainted, improvements kept (Andriushchenko et al. 2020). square-QUERIES.
+
+    Black box: it asks for logits alone. Algorithm 1 from vertical stripes with the updates of Algorithm 2 (Linf), or
+    from a tiling of bumps with those of Algorithm 3 and eq. 2 (L2). queries: forwards of an image that holds out, the
+    start is the first; `step` is the number of the query that found x_adv, from 1. A candidate is kept where it raises
+    the margin; an image leaves with its first misclassified one. p_init: the share of the image that
+    the first windows cover; it is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 candidates, or, with
+    `rescaled`, after the same shares of `queries`, these being of 10000. On oblong images a window's side is at most
+    the shorter side of the image; in L2 it is odd and at least 3, where there is room.
+
+    Differs: in L2 the two bumps of a window have the same length, as in public code and not in eq. 2. From public code:
+    each image draws its own windows, at any place (there the last is never drawn, so that an edge of the image keeps
+    its start), and in L2 a channel keeps its own mass, as in Algorithm 3 (there each gets that of all).
+    """
+
+    queries: int = 5000
+    _: KW_ONLY
+    p_init: float = 0.8
+    rescaled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise BadInput(f"queries must be at least 1, got {self.queries}")
+        if not 0 < self.p_init <= 1:
+            raise BadInput(f"p_init must be above 0 and at most 1, got {self.p_init}")
+
+    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
+        """Return the margin."""
+        labels = batch.labels
+        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
+    ) -> Adversarials:
+        """Return the first misclassified candidate of each image, or else the best. Raises BadInput for other norms."""
+        if threat.name not in SEARCHES:
+            raise BadInput(f"Square knows the norms {' and '.join(SEARCHES)}, not {threat.name}")
+        seed = drawn_seed(generator)
+        with attacked(model), torch.no_grad():
+            batch = with_logits(model, batch)
+            best = untouched(self, batch)
+            rows = (best.score < 0).nonzero().squeeze(1)
+            if len(rows):
+                _keep(best, rows, self._searched(model, batch.select(rows), threat, seed))
+        return best
+
+    def share(self, candidate: int) -> float:
+        """Return the share of the image that the window of a candidate covers; candidates count from 0."""
+        passed = int(candidate / self.queries * RESCALED) if self.rescaled else candidate
+        return self.p_init * 0.5 ** sum(passed > halving for halving in HALVINGS)
+
+    def _searched(self, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int) -> "_Found":
+        """Return what the queries found; the batch shrinks to the images that still stand."""
+        search = SEARCHES[threat.name](threat)
+        batch = Batch(batch.x.detach(), batch.labels, batch.indices.to(batch.x.device))
+        rows = torch.arange(len(batch.x), device=batch.x.device)
+        best = here = _nothing_yet(batch.x)
+        look = LOOK.get(batch.x.device.type, LOOK_ACCELERATED)
+        for query in range(self.queries):
+            if query == 0:
+                x_adv = search.start(batch, seed)
+            else:
+                x_adv = search.candidate(batch, here.x_adv, self.share(query - 1), seed + query)
+            logits = model(x_adv)
+            here = _entered(here, x_adv, margin(logits, batch.labels), query + 1)
+            if query % look == 0:
+                going = (here.score < 0).nonzero().squeeze(1)
+                if len(going) < len(rows):
+                    _write(best, rows, here)
+                    batch, rows, here = batch.select(going), rows[going], chosen(here, going)
+                if len(rows) == 0:
+                    return best
+        _write(best, rows, here)
+        return best
+
+
+class _Found(NamedTuple):
+    """The candidates that were kept; x_adv (N, ...), the rest (N,). Before the first: the images, and -inf."""
+
+    x_adv: Tensor
+    score: Tensor
+    step: Tensor
+    passes: Tensor
+
+
+def _nothing_yet(x: Tensor) -> _Found:
+    count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    worst = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    return _Found(x.clone(), worst, count, count.clone())
+
+
+def _entered(here: _Found, x_adv: Tensor, score: Tensor, query: int) -> _Found:
+    """Return the candidate where it raises the margin, unless something misclassified is there."""
+    kept = (score > here.score) & (here.score < 0)
+    return _Found(
+        torch.where(kept[:, None, None, None], x_adv, here.x_adv),
+        torch.where(kept, score, here.score),
+        torch.where(kept, query, here.step),
+        here.passes + 1,
+    )
+
+
+def _write(best: _Found, rows: Tensor, here: _Found) -> None:
+    for kept, new in zip(best, here, strict=True):
+        kept[rows] = new.to(kept.dtype)
+
+
+def _keep(best: Adversarials, rows: Tensor, found: _Found) -> None:
+    """Enter what was found, in place, where it is worse for the model than the clean image."""
+    best.passes[rows] = found.passes
+    better = found.score > best.score[rows]
+    best.leaf[rows[better]] = 0
+    for name in ("x_adv", "score", "step"):
+        kept = getattr(best, name)
+        kept[rows[better]] = getattr(found, name)[better].to(kept.dtype)
+
+
+class _Stripes(NamedTuple):
+    """Linf: every pixel at the radius, by one sign per channel in a window (Algorithm 2)."""
+
+    threat: ThreatModel
+
+    def start(self, batch: Batch, seed: int) -> Tensor:
+        """Return the images with vertical stripes one pixel wide."""
+        images, channels, _, width = batch.x.shape
+        signs = _signs(keyed(batch.indices, seed, channels * width)).reshape(images, channels, 1, width)
+        return self._painted(batch.x, signs)
+
+    def candidate(self, batch: Batch, x_adv: Tensor, share: float, seed: int) -> Tensor:
+        """Return the current images with one window each repainted."""
+        uniform = keyed(batch.indices, seed, 2 + batch.x.shape[1])
+        window = _Window.drawn(uniform[:, :2], max(_side(share, batch.x), 1), batch.x)
+        return torch.where(window.inside, self._painted(batch.x, _signs(uniform[:, 2:])[:, :, None, None]), x_adv)
+
+    def _painted(self, x: Tensor, signs: Tensor) -> Tensor:
+        return (x + self.threat.radius * signs.to(x.dtype)).clamp(self.threat.low, self.threat.high)
+
+
+class _Bumps(NamedTuple):
+    """L2: windows of two opposite bumps, paid for by what a second window gives up (Algorithm 3)."""
+
+    threat: ThreatModel
+
+    def start(self, batch: Batch, seed: int) -> Tensor:
+        """Return the images under a tiling of windows: 5 x 5 on square images whose side 5 divides."""
+        images, channels, height, width = batch.x.shape
+        side = max(min(height, width) // TILES, 1)
+        rows, columns = height // side, width // side
+        uniform = keyed(batch.indices, seed, rows * columns * (1 + channels))
+        uniform = uniform.reshape(images, rows, columns, 1 + channels)
+        bumps = _bumps(side, batch.x.dtype, batch.x.device)
+        tiles = torch.stack([bumps, bumps.T])[(uniform[..., 0] < 0.5).long()]
+        tiles = tiles[:, :, :, None] * _signs(uniform[..., 1:]).to(batch.x)[..., None, None]
+        delta = tiles.permute(0, 3, 1, 4, 2, 5).reshape(images, channels, rows * side, columns * side)
+        top, left = (height - rows * side) // 2, (width - columns * side) // 2
+        edges = (left, width - columns * side - left, top, height - rows * side - top)
+        delta = self.threat.radius * self.threat.steepest(F.pad(delta, edges))
+        return self.threat.project(batch.x + delta, batch.x)
+
+    def candidate(self, batch: Batch, x_adv: Tensor, share: float, seed: int) -> Tensor:
+        """Return the current images with new bumps in one window and nothing in the other."""
+        x, channels = batch.x, batch.x.shape[1]
+        uniform = keyed(batch.indices, seed, 5 + channels)
+        side = _odd(max(_side(share, x), 3), x)
+        first, second = (_Window.drawn(uniform[:, at : at + 2], side, x) for at in (0, 2))
+        bumps = first.filled(_bumps(side, x.dtype, x.device), uniform[:, 4] < 0.5)
+        delta = x_adv - x
+        own = torch.where(first.inside, delta, 0.0)
+        direction = _signs(uniform[:, 5:]).to(x)[:, :, None, None] * bumps + own / _length(own)
+        spare = (self.threat.radius**2 - self.threat.norm(delta) ** 2).clamp(min=0) / channels
+        mass = _length(torch.where(first.inside | second.inside, delta, 0.0)) ** 2 + spare[:, None, None, None]
+        moved = torch.where(second.inside, 0.0, delta)
+        moved = torch.where(first.inside, direction * (mass.sqrt() / _length(direction)), moved)
+        return self.threat.project(x + moved, x)
+
+
+class _Window(NamedTuple):
+    """A square window per image: where the image's rows (N, 1, H, 1) and columns (N, 1, 1, W) lie in it, from 0."""
+
+    row: Tensor
+    column: Tensor
+    side: int
+
+    @classmethod
+    def drawn(cls, uniform: Tensor, side: int, x: Tensor) -> "_Window":
+        """Return windows at uniformly distributed places, from (N, 2) uniform numbers."""
+        at = [
+            torch.arange(length, device=x.device)
+            - (draw * (length - side + 1)).long().clamp(max=length - side)[:, None]
+            for draw, length in zip(uniform.T, x.shape[-2:], strict=True)
+        ]
+        return cls(at[0][:, None, :, None], at[1][:, None, None, :], side)
+
+    @property
+    def inside(self) -> Tensor:
+        """Which pixels lie in the window, (N, 1, H, W)."""
+        rows, columns = ((at >= 0) & (at < self.side) for at in (self.row, self.column))
+        return rows & columns
+
+    def filled(self, pattern: Tensor, turned: Tensor) -> Tensor:
+        """Return the pattern (side, side) in the windows, transposed where `turned` (N,), 0 around: (N, 1, H, W)."""
+        turned = turned[:, None, None, None]
+        row, column = torch.where(turned, self.column, self.row), torch.where(turned, self.row, self.column)
+        values = pattern[row.clamp(0, self.side - 1), column.clamp(0, self.side - 1)]
+        return torch.where(self.inside, values, 0.0)
+
+
+def _side(share: float, x: Tensor) -> int:
+    """Return the side of a square with this share of the image's pixels, at most the image's shorter side."""
+    height, width = x.shape[-2:]
+    return min(round(math.sqrt(share * height * width)), height, width)
+
+
+def _odd(side: int, x: Tensor) -> int:
+    """Return the next odd side, or the largest that the image has room for."""
+    room = min(x.shape[-2:])
+    return min(side + 1 - side % 2, room - 1 + room % 2)
+
+
+def _signs(uniform: Tensor) -> Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """Return the length of each channel, (N, C, 1, 1), or the least positive number."""
+    length: Tensor = torch.linalg.vector_norm(delta.contiguous().flatten(2), dim=2)
+    return length.clamp(min=torch.finfo(delta.dtype).tiny)[:, :, None, None]
+
+
+@lru_cache(maxsize=32)
+def _bumps(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a bump beside the negative of another of the same length, (side, side), together of length 1."""
+    half = side // 2
+    bumps = torch.cat([_bump(half, side), -_bump(side - half, side)])
+    return (bumps / bumps.square().sum().sqrt()).to(device, dtype)
+
+
+def _bump(height: int, width: int) -> Tensor:
+    """Return eq. 2, (height, width), of length 1: at d pixels from the middle (Chebyshev) sum_{j=d}^n 1 / (j + 1)^2."""
+    row, column = ((torch.arange(length) - length // 2).abs() for length in (height, width))
+    terms = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64) ** -2
+    layers = terms.flip(0).cumsum(0).flip(0)
+    bump = layers[torch.maximum(row[:, None], column[None])]
+    return bump / bump.square().sum().sqrt()
+
+
+SEARCHES: dict[str, type[_Stripes] | type[_Bumps]] = {"Linf": _Stripes, "L2": _Bumps}
+COMPONENTS = {"square": Square}

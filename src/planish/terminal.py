@@ -1,0 +1,94 @@
+"""What the command line shows: tables on stdout, progress bars on stderr."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from planish.evaluation import Update
+    from planish.report import Entry
+    from planish.report.tables import Table as Rows
+    from planish.results import Evaluation
+
+
+def print_summary(found: "Sequence[Entry]", page: Path) -> None:
+    """Print a report's first table, its warnings and where the page is."""
+    from planish.report import summary_rows
+
+    print_rows(summary_rows(found))
+    screen = console()
+    for note in _warnings(found):
+        screen.print(f"note: {note}", style="yellow")
+    screen.print(f"report: {page}")
+
+
+def print_rows(rows: "Rows") -> None:
+    """Print a table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    headers = (re.sub(r"^(After|Training) ", r"\1\n", header) for header in rows.headers)
+    table = Table(
+        *headers, box=SIMPLE_HEAD, leading=1, padding=(0, 1, 0, 0), caption=rows.caption, caption_justify="left"
+    )
+    for row in rows.rows:
+        table.add_row(*(re.sub(r" (?=[\[(])", "\n", cell) for cell in row))
+    console().print(table)
+
+
+def _warnings(found: "Sequence[Entry]") -> list[str]:
+    return [f"{entry.name}: {note}" for entry in found for note in entry.evaluation.remarks()]
+
+
+def update_words(update: "Update") -> str:
+    """Word how an evaluation stands in the middle of an attack."""
+    from planish.estimates import Estimate
+
+    standing = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
+    share = f"{100 * standing.value:.1f} % [{100 * standing.low:.1f}, {100 * standing.high:.1f}] stand"
+    return f"{update.attack}: {update.broken} broken, {share}, {update.left} to go, {update.passes:,} passes"
+
+
+def record_words(record: "Evaluation") -> str:
+    """Word how an evaluation stands between attacks."""
+    accuracy = record.robust_accuracy()
+    return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % stand"
+
+
+def epoch_words(metrics: "Mapping[str, float]") -> str:
+    """Word how an epoch went."""
+    return f"loss {metrics['loss']:.3f}, training accuracy {100 * metrics['train_accuracy']:.1f} %"
+
+
+def console() -> "Console":
+    """Return the screen, 160 columns wide where it is not a terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False, soft_wrap=False)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(document, indent=2))
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> "Iterator[Progress]":
+    """Progress bars on stderr; nothing where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = [TextColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
+    plain = quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=plain) as bars:
+        yield bars

@@ -1,0 +1,188 @@
+"""What survives a kill in the middle of an attack, and saved images that are judged again."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from planish.attacks import Attack, Progress
+from planish.attacks.gradient import apgd_t, pgd_margin
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.evaluation import Judged, evaluate
+from planish.kept import KeptProgress, load_images, save_images
+from planish.results import load
+from planish.runs import Subject, Task, verify
+from planish.threat import Linf
+
+Make = Callable[[], nn.Module]
+ATTACKS: dict[str, Attack] = {"pgd": pgd_margin(5, 3), "t": apgd_t(4, 2, classes=4)}
+RADIUS = Linf(0.015)
+
+
+class Killed(Exception):
+    """Stands for a kill after a chunk."""
+
+
+class Fragile(KeptProgress):
+    """Writes after every chunk, and dies after so many."""
+
+    def __init__(self, path: Path, chunks: int) -> None:
+        super().__init__(path, seconds=-1)
+        self.chunks = chunks
+
+    def keep(self, key: str, progress: Progress) -> None:
+        super().keep(key, progress)
+        self.chunks -= 1
+        if self.chunks == 0:
+            raise Killed
+
+
+def judged(network: nn.Module, images: Batch, path: Path, chunks: int = -1) -> Judged:
+    *_, last = evaluate(network, images, RADIUS, ATTACKS, seed=3, chunk=4, unfinished=Fragile(path, chunks))
+    return last
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 5, 7])
+def test_an_attack_goes_on_from_its_last_chunk(chunks: int, make_network: Make, images: Batch, tmp_path: Path):
+    whole = judged(make_network(), images, tmp_path / "whole.npz")
+    with pytest.raises(Killed):
+        judged(make_network(), images, tmp_path / "killed.npz", chunks)
+    asked: list[int] = []
+    network = make_network()
+    network.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+    again = judged(network, images, tmp_path / "killed.npz")
+    for ours, theirs in zip(again.evaluation.columns, whole.evaluation.columns, strict=True):
+        for key in ("margin", "distance", "predicted", "target", "leaf", "step", "passes"):
+            np.testing.assert_allclose(getattr(ours, key), getattr(theirs, key), atol=1e-5)
+    torch.testing.assert_close(again.x_adv, whole.x_adv)
+    needed = sum(column.forwards for column in whole.evaluation.columns) + 2 * len(images.x)
+    assert sum(asked) < needed or chunks == 7  # the seventh falls to the second attack, and the first has no record
+
+
+def test_progress_of_another_attack_or_a_broken_file_is_none(make_network: Make, images: Batch, tmp_path: Path):
+    path = tmp_path / "progress.npz"
+    with pytest.raises(Killed):
+        judged(make_network(), images, path, 1)
+    device = torch.device("cpu")
+    assert KeptProgress(path).load("another", device) is None
+    path.write_bytes(path.read_bytes()[:200])
+    assert KeptProgress(path).load("another", device) is None
+    assert KeptProgress(tmp_path / "absent.npz").load("another", device) is None
+
+
+def test_progress_is_written_seldom(tmp_path: Path, make_network: Make, images: Batch):
+    kept = KeptProgress(tmp_path / "progress.npz", seconds=1e6)
+    list(evaluate(make_network(), images, RADIUS, ATTACKS, chunk=4, unfinished=kept))
+    assert not kept.path.exists()
+
+
+SCRIPT = """
+    import sys, time, torch
+    from pathlib import Path
+    from planish import kept
+    from planish.runs import Subject, Task, judge
+    from planish.threat import Linf
+
+    torch.set_num_threads(1)
+
+    class Slow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        def forward(self, x):
+            time.sleep({pause})
+            return self.net(x)
+
+    kept.KeptProgress.__init__.__defaults__ = (-1.0, *kept.KeptProgress.__init__.__defaults__[1:])
+    task = Task("digits", Linf(0.05), ("pgd-20-5",), limit=300, keep_images=True)
+    for record in judge(Subject(Slow(), "slow"), task, Path({folder!r}), resume=True):
+        print(len(record.columns), flush=True)
+"""
+
+
+def started(folder: Path, pause: float) -> subprocess.Popen[str]:
+    script = textwrap.dedent(SCRIPT).format(folder=str(folder), pause=pause)
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+def test_kill_minus_nine_in_the_middle_of_an_attack(tmp_path: Path):
+    """The record equals that of a run that was never killed, and nothing is left over."""
+    first = started(tmp_path / "killed", 0.02)
+    while not (tmp_path / "killed" / "progress.npz").exists():
+        assert first.poll() is None
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert load(tmp_path / "killed" / "evaluation.npz").columns == ()
+    for folder in ("killed", "whole"):
+        process = started(tmp_path / folder, 0.0)
+        process.communicate()
+        assert process.returncode == 0 and not (tmp_path / folder / "progress.npz").exists()
+    killed, whole = (load(tmp_path / name / "evaluation.npz").columns[0] for name in ("killed", "whole"))
+    for key in ("margin", "target", "leaf", "step", "passes"):
+        np.testing.assert_allclose(getattr(killed, key), getattr(whole, key), atol=1e-5)
+    images = [load_images(tmp_path / name / "adversarial.npz")[0] for name in ("killed", "whole")]
+    torch.testing.assert_close(*images)
+
+
+@pytest.fixture
+def linear_digits() -> Subject:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Subject(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "linear")
+
+
+def attacked_digits(subject: Subject, path: Path) -> tuple[Judged, Task]:
+    from planish.data import load as load_data
+
+    task = Task("digits", Linf(0.05), (), limit=60)
+    batch = load_data("digits", "test", 60).as_batch()
+    batch = batch._replace(labels=subject.model(batch.x).argmax(1))
+    *_, last = evaluate(subject.model, batch, task.threat, {"pgd": pgd_margin(10, 1)})
+    save_images(last, path)
+    return last, task
+
+
+def test_saved_images_give_the_same_accuracy(linear_digits: Subject, tmp_path: Path):
+    last, task = attacked_digits(linear_digits, tmp_path / "adversarial.npz")
+    found = verify(linear_digits, task, tmp_path / "adversarial.npz")
+    logits = linear_digits.model(last.x_adv).argmax(1).numpy()
+    truth = last.evaluation.labels
+    from planish.data import load as load_data
+
+    labels = load_data("digits", "test", 60).as_batch().labels.numpy()
+    clean = last.evaluation.clean_predicted == labels
+    assert found.infeasible == 0 and found.distance == pytest.approx(0.05, abs=1e-6)
+    assert found.clean.hits == clean.sum() and found.robust.hits == (clean & (logits == labels)).sum()
+    assert (truth != labels).any()
+
+
+def test_an_image_outside_the_ball_breaks_nothing(linear_digits: Subject, tmp_path: Path):
+    last, task = attacked_digits(linear_digits, tmp_path / "adversarial.npz")
+    save_images(last._replace(x_adv=1 - last.x_adv), tmp_path / "far.npz")
+    found = verify(linear_digits, task, tmp_path / "far.npz")
+    assert found.infeasible == 60 and found.robust.hits == found.clean.hits and found.distance > 0.5
+
+
+def test_images_that_do_not_fit(linear_digits: Subject, tmp_path: Path):
+    path = tmp_path / "adversarial.npz"
+    _, task = attacked_digits(linear_digits, path)
+    with pytest.raises(BadInput, match=r"has image .*, which digits"):
+        verify(linear_digits, Task("digits", Linf(0.05), (), limit=10), path)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(BadInput, match=r"does not hold adversarial images, or it is cut short"):
+        verify(linear_digits, task, path)
+    with pytest.raises(BadInput, match=r"there is no .*; planish evaluate --keep-images writes one"):
+        verify(linear_digits, task, tmp_path / "absent.npz")
+    np.savez(path, x_adv=np.zeros((2, 3)), indices=np.arange(2))
+    with pytest.raises(BadInput, match="must hold x_adv"):
+        verify(linear_digits, task, path)

@@ -1,0 +1,158 @@
+"""Suites: what runs, when the long stages run too, and what a ledger says of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor, nn
+
+from planish.attacks import leaves
+from planish.attacks.gradient import fgsm, pgd
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.evaluation import evaluate
+from planish.registry import components
+from planish.results import Evaluation
+from planish.runs import named_attacks
+from planish.suites import Fixed, Stage, Suite
+from planish.suites.autoattack import autoattack
+from planish.suites.cascade import Cascade
+from planish.threat import L2, Linf, ThreatModel
+
+SHORT = ["planish/scout", "planish/targets", "planish/check"]
+
+
+class Rounded(nn.Module):
+    """Sees images in 16 grey levels: no gradient at all."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((x * 15).round() / 15)
+
+
+class Misleading(nn.Module):
+    """Right logits, and gradients that point the wrong way."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        return logits.detach() + 1 * (logits.detach() - logits)
+
+
+def judged(network: nn.Module, images: Batch, name: str, threat: ThreatModel, **options: Any) -> Evaluation:
+    classes = 4
+    *_, last = evaluate(network.eval(), images, threat, named_attacks([name], classes), **options)
+    return last.evaluation
+
+
+def test_autoattack_is_the_published_four_with_their_budgets():
+    stages = {stage.name: stage for stage in autoattack(classes=10).stages}
+    assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [leaf.steps for leaf in leaves(stages["apgd-ce"].attack)] == [100]  # type: ignore[attr-defined]
+    targets = list(leaves(stages["apgd-t"].attack))
+    assert [(leaf.steps, leaf.targets.rank) for leaf in targets] == [(100, k) for k in range(1, 10)]  # type: ignore[attr-defined]
+    fab = stages["fab-t"].attack.attack  # type: ignore[attr-defined]
+    assert (fab.steps, fab.targets, fab.restarts) == (100, 9, 1)
+    assert stages["square"].attack.queries == 5000  # type: ignore[attr-defined]
+    assert all(stage.facing == "survivors" and stage.sample is None for stage in stages.values())
+
+
+@pytest.mark.parametrize("name", sorted(components("suites")))
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+def test_every_suite_fits_any_number_of_classes(name: str, classes: int):
+    suite = named_attacks([name], classes)[name]
+    assert isinstance(suite, Suite)
+    first = suite.following({}, 100)
+    assert first is not None and first.name
+
+
+def test_an_honest_model_gets_the_short_stages(network: nn.Module, images: Batch):
+    record = judged(network, images, "planish", Linf(0.01))
+    assert list(record.names) == SHORT and record.asked == ("planish",)
+    assert record.column("planish/check").sampled and record.column("planish/check").attempted.sum() == 1
+    assert record.remarks() == []
+    assert record.accuracy_after("planish").hits == record.robust_accuracy().hits > 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [(Rounded, "the gradient led nowhere on"), (Misleading, "noise and random search broke")],
+)
+def test_a_masked_model_gets_the_long_stages_and_is_told_so(
+    mask: Callable[[nn.Module], nn.Module], reason: str, network: nn.Module, images: Batch, monkeypatch: Any
+):
+    """What gradients cannot see, random search does: robustness that is not there is not reported."""
+    monkeypatch.setattr("planish.suites.cascade.CHECK_SHARE", 1)
+    network.eval()
+    honest = judged(network, images, "planish", Linf(0.03))
+    masked = judged(mask(network), images, "planish", Linf(0.03))
+    assert len(masked.names) > 3 and list(masked.names[:3]) == SHORT
+    assert any(reason in remark for remark in masked.remarks()), masked.remarks()
+    short = masked.accuracy_after("planish/targets").hits
+    assert masked.robust_accuracy().hits < short
+    assert masked.robust_accuracy().hits <= honest.robust_accuracy().hits + 2
+
+
+def test_a_resumed_suite_goes_on_with_its_next_stage(make_network: Callable[[], nn.Module], images: Batch):
+    whole = judged(make_network(), images, "planish", Linf(0.015))
+    suite = named_attacks(["planish"], 4)
+    for finished in range(1, 4):
+        steps = evaluate(make_network(), images, Linf(0.015), suite)
+        for _ in range(finished + 1):
+            half = next(steps).evaluation
+        *_, last = evaluate(make_network(), images, Linf(0.015), suite, earlier=half)
+        for ours, theirs in zip(last.evaluation.columns, whole.columns, strict=True):
+            np.testing.assert_allclose(ours.margin, theirs.margin, atol=1e-5)
+
+
+def test_stages_that_face_all_correct_images(network: nn.Module, images: Batch):
+    suite = Fixed((Stage("fgsm", fgsm(), "correct"), Stage("pgd", pgd(5, 1), "correct")))
+    *_, last = evaluate(network.eval(), images, Linf(0.02), {"both": suite})
+    record = last.evaluation
+    assert record.names == ("both/fgsm", "both/pgd")
+    assert all((column.attempted == record.correct()).all() for column in record.columns)
+    assert record.accuracy_alone("both/pgd").hits >= record.robust_accuracy().hits
+
+
+def test_what_passes_bought(network: nn.Module, images: Batch):
+    """The last point is what was spent and what stands; the first is one forward and the clean accuracy."""
+    record = judged(network, images, "planish", Linf(0.015))
+    points = record.spent()
+    assert points[0] == (1.0, record.clean_accuracy().value)
+    searched = sum(int(column.passes[column.attempted].sum()) for column in record.columns)
+    assert points[-1][0] == pytest.approx(1 + searched / len(images.x))
+    assert points[-1][1] == record.robust_accuracy().value
+    passes, shares = zip(*points, strict=True)
+    assert list(passes) == sorted(passes) and list(shares) == sorted(shares, reverse=True) and len(points) > 4
+
+
+def test_the_ledger_counts_what_the_model_counts(network: nn.Module, images: Batch):
+    """Passes by image add up to those by the model, but for the fresh forward that judges each image."""
+    record = judged(network, images, "planish", Linf(0.015))
+    for column in record.columns:
+        tried = column.attempted
+        assert column.passes[tried].sum() + tried.sum() == column.forwards + column.backwards, column.name
+
+
+@pytest.mark.parametrize("field", ["scout_steps", "target_steps", "targets"])
+def test_counts_below_one_are_refused(field: str):
+    with pytest.raises(BadInput, match=f"{field} must be at least 1, got 0"):
+        Cascade(**{field: 0}, classes=10)
+
+
+def test_it_runs_in_l2(network: nn.Module, images: Batch):
+    record = judged(network, images, "planish", L2(0.05))
+    assert list(record.names[:3]) == SHORT and record.robust_accuracy().hits < record.clean_accuracy().hits
+
+
+def test_attacks_and_suites_share_their_names():
+    assert not set(components("attacks")) & set(components("suites"))
+    with pytest.raises(BadInput, match=r"unknown attack 'planich'. Did you mean 'planish'"):
+        named_attacks(["planich"], 10)

@@ -1,0 +1,131 @@
+"""Every attack and suite on what breaks others: constant models, no gradient, NaN, one image, none, many classes."""
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planish.batch import Batch
+from planish.configuration import make
+from planish.evaluation import evaluate
+from planish.registry import components
+from planish.results import Evaluation
+from planish.runs import named_attacks
+from planish.threat import L2, Linf, ThreatModel
+
+FEW = {"steps": 3, "restarts": 1, "targets": 2, "queries": 30, "samples": 4, "searches": 2, "rounds": 3, "outer": 2}
+FEW |= {"inner": 5, "scout_steps": 3, "target_steps": 3}
+NAMES = [*sorted(components("attacks")), "planish"]
+ONLY_L2, NEEDS_FOUR = {"ddn", "carlini-wagner"}, {"apgd-dlr"}
+
+
+class Constant(nn.Module):
+    """The same logits for every image: class 0 wins."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.linspace(1, 0, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+class Stepped(nn.Module):
+    """The sign of each pixel's distance from grey: gradients are zero wherever there are any."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = (x - 0.5).sign().flatten(1).mean(1)
+        return torch.stack([-bright, bright, -2 + 0 * bright, -3 + 0 * bright, -4 + 0 * bright], 1)
+
+
+class Undefined(nn.Module):
+    """Right logits whose gradients are NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dark = x.flatten(1).mean(1) + 0 * (x.flatten(1).mean(1) * 0).sqrt()
+        return torch.stack([0.5 - dark, dark - 0.5, -2 + 0 * dark, -3 + 0 * dark, -4 + 0 * dark], 1)
+
+
+def wide_linear() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 10_000))
+
+
+def small(name: str, classes: int) -> dict:
+    package = "suites" if name in components("suites") else "attacks"
+    takes = inspect.signature(components(package)[name]).parameters
+    made = make(package, name, {key: value for key, value in (FEW | {"classes": classes}).items() if key in takes})
+    found = named_attacks([name], classes)
+    wrapped = type(found[name])
+    return {name: wrapped(made) if hasattr(made, "distances") else made}
+
+
+def judged(model: nn.Module, images: Batch, name: str, threat: ThreatModel, classes: int = 5) -> Evaluation:
+    *_, last = evaluate(model, images, threat, small(name, classes))
+    return last.evaluation
+
+
+def norm_of(name: str, radius: float) -> ThreatModel:
+    return L2(radius) if name in ONLY_L2 else Linf(radius)
+
+
+def images(count: int = 3) -> Batch:
+    x = torch.full((count, 1, 4, 4), 0.3) + 0.01 * torch.arange(count)[:, None, None, None]
+    return Batch(x, torch.zeros(count, dtype=torch.int64), torch.arange(count))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("model", [Constant, Stepped, Undefined], ids=lambda model: model.__name__)
+def test_a_model_without_a_gradient(name: str, model: Callable[[], nn.Module]):
+    """Nothing crashes, nothing infeasible comes back, and no image of a constant model is called broken."""
+    record = judged(model(), images(), name, norm_of(name, 0.05))
+    assert record.robust_accuracy().hits == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_radius_of_zero(name: str):
+    record = judged(Stepped(), images(), name, norm_of(name, 0.0))
+    assert record.robust_accuracy().hits == 3
+    assert all((column.distance[column.attempted] == 0).all() for column in record.columns)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_images_that_are_misclassified_already_cost_nothing(name: str, count: int):
+    wrong = images(count)._replace(labels=torch.ones(count, dtype=torch.int64))
+    record = judged(Constant(), wrong, name, norm_of(name, 0.05))
+    assert record.robust_accuracy().hits == 0
+    assert all(column.forwards == column.backwards == 0 for column in record.columns)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_single_image(name: str):
+    assert judged(Constant(), images(1), name, norm_of(name, 0.05)).robust_accuracy().total == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ten_thousand_classes(name: str):
+    """Budgets do not grow with the number of classes, unless all targets are asked for."""
+    if name == "multi-targeted":
+        pytest.skip("multi-targeted aims at every class by definition")
+    model, batch = wide_linear(), images(2)
+    with torch.no_grad():
+        batch = batch._replace(labels=model(batch.x).argmax(1))
+    record = judged(model, batch, name, norm_of(name, 0.001), classes=10_000)
+    assert record.clean_accuracy().hits == 2
+    assert sum(column.forwards + column.backwards for column in record.columns) < 2 * 1500
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - NEEDS_FOUR))
+@pytest.mark.parametrize("classes", [2, 3])
+def test_two_and_three_classes(name: str, classes: int):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    batch = images(2)
+    with torch.no_grad():
+        batch = batch._replace(labels=model(batch.x).argmax(1))
+    assert judged(model, batch, name, norm_of(name, 0.01), classes).clean_accuracy().hits == 2
