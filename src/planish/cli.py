@@ -230,6 +230,7 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Judge saved adversarial images afresh; trusts nothing but the model, the test set and the images."""
+    from planish.report.entry import radius_text
     from planish.runs import Task, subject
     from planish.runs import verify as run
     from planish.threat import parse_threat
@@ -241,7 +242,7 @@ def verify(
         return
     screen = console()
     screen.print(f"clean accuracy {found.clean}")
-    screen.print(f"accuracy on these images, {task.threat.name} radius {task.threat.radius:g}: {found.robust}")
+    screen.print(f"accuracy on these images, {task.threat.name} radius {radius_text(task.threat.radius)}: {found.robust}")
     screen.print(f"largest distance {found.distance:.6g}; {found.infeasible} images lie outside and count as unbroken")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from planish.configuration import experiment_from
+from planish.experiment import train
 from planish.registry import components
 
 pytest.importorskip("torchattacks", reason="a peer that the benchmarks compare with")
@@ -79,3 +81,24 @@ def test_candidates_take_turns_and_are_compared_round_by_round(monkeypatch: pyte
     assert [set(calls[i : i + 2]) for i in (0, 2, 4)] == [{"a", "b"}] * 3
     assert found["a"] == (1.5, 1.0, 1.0, 1.0)
     assert found["b"] == (4.0, 2.5, 2.25, 2.75)
+
+
+def test_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two suites on a small run: a second call does nothing again; pairs list the images on which they disagree."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    experiment = experiment_from({"data": {"limit": 200}, "settings": {"epochs": 2}, "model": {"name": "small-cnn"}})
+    list(train(experiment, tmp_path / "tiny"))
+    options = ["--data", "digits", "--images", "8", "--radius", "0.1", "--reference", "planish", "--chunk", "5"]
+    options += ["--suites", "planish,foolbox PGD-50-10"]
+    main = importlib.import_module("suite").main
+    for _ in range(2):
+        main([str(tmp_path / "tiny"), *options, "--out", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "suite.json").read_text())
+    ours, theirs = found["rows"]
+    assert (ours["suite"], theirs["suite"]) == ("planish", "foolbox PGD-50-10")
+    assert ours["images"] == theirs["images"] == 8 and ours["cheaper"] == 1 and theirs["cheaper"] < 1
+    (pair,) = found["pairs"]
+    only = len(pair["broken by the first only"]) - len(pair["broken by the second only"])
+    assert 8 * (theirs["accuracy"] - ours["accuracy"]) == pytest.approx(only)
+    assert {"versions", "device", "commit", "command", "setting"} <= set(found)
+    assert "foolbox PGD-50-10" in capsys.readouterr().out

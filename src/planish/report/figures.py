@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from planish.estimates import Estimate
 from planish.report.drawing import (
@@ -178,6 +178,8 @@ def spending(entries: Sequence[Entry]) -> Plate | None:
         axes.plot(passes, shares, color=colour, linestyle=dashes, label=entry.name, drawstyle="steps-post")
         axes.plot(passes[-1], shares[-1], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=6)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.minorticks_off()
     percent_axis(axes, "y")
     axes.set_xlabel("Forward and backward passes spent, per test image")
     axes.set_ylabel(f"Accuracy, {threat(curves[0][0].evaluation)}")
