@@ -37,11 +37,16 @@ class Searched(NamedTuple):
 
 
 def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return values, logits and the gradient of the values' sum at x_adv, without a graph."""
+    """Return values, logits and the gradient of the values' sum at x_adv, without a graph.
+
+    The gradient is 0 where the model cuts its output off from its input.
+    """
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_()
         values, logits = objective(leaf)
-        (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values))
+        if not values.requires_grad:
+            return values, logits, torch.zeros_like(leaf)
+        (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values), materialize_grads=True)
     return values.detach(), logits.detach(), gradient
 
 

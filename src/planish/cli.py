@@ -242,8 +242,9 @@ def verify(
         return
     screen = console()
     screen.print(f"clean accuracy {found.clean}")
-    screen.print(f"accuracy on these images, {task.threat.name} radius {radius_text(task.threat.radius)}: {found.robust}")
-    screen.print(f"largest distance {found.distance:.6g}; {found.infeasible} images lie outside and count as unbroken")
+    ball = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
+    screen.print(f"accuracy on these images, {ball}: {found.robust}")
+    screen.print(f"largest distance {found.distance:.6g}; {found.infeasible} images outside the ball count as unbroken")
 
 
 @app.command()

@@ -8,6 +8,13 @@ class BadInput(ValueError):
     """Wrong input. The message is one line that says what is wrong and what would be right."""
 
 
+def at_least(least: float, **values: float | None) -> None:
+    """Raise BadInput that names the first of the values that is smaller or not a number; None is none given."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise BadInput(f"{name} must be at least {least:g}, got {value}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of the known names, else ``""``."""
     matches = get_close_matches(name, list(known), n=1, cutoff=0.5)

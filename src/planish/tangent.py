@@ -117,15 +117,17 @@ def logit_gradients(model: Callable[[Tensor], Tensor], x: Tensor, classes: Tenso
     """Return the logits (N, K) and the gradients (N, R, ...) of the logits of these classes (N, R) at x.
 
     One forward and R backwards, to the images alone. Any class may stand anywhere: image i's r-th gradient is of its
-    own class classes[i, r].
+    own class classes[i, r]. Gradients are 0 where the model cuts its output off from its input.
     """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         logits = wide(model(leaf))
-        picked = logits.gather(1, classes)
+        picked = logits.gather(1, classes).unbind(1)
+        if not logits.requires_grad:
+            return logits, torch.zeros_like(leaf)[:, None].expand(-1, len(picked), *[-1] * (x.ndim - 1))
         gradients = [
-            torch.autograd.grad(picked[:, r].sum(), leaf, retain_graph=r + 1 < classes.shape[1])[0]
-            for r in range(classes.shape[1])
+            torch.autograd.grad(one.sum(), leaf, retain_graph=one is not picked[-1], materialize_grads=True)[0]
+            for one in picked
         ]
     return logits.detach(), torch.stack(gradients, 1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.methods import Method, TrainingLoss
 from planish.modes import Precision, autocast
 from planish.randomness import seeded
@@ -45,11 +45,11 @@ class Settings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"settings.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise BadInput(f"settings.ema must be in [0, 1), got {self.ema}")
+        for least, names in ((1, "epochs batch_size accumulate"), (0, "learning_rate weight_decay clip")):
+            at_least(least, **{f"settings.{name}": getattr(self, name) for name in names.split()})
+        for name in ("ema", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"settings.{name} must be in [0, 1), got {getattr(self, name)}")
 
 
 class EpochRecord(NamedTuple):

@@ -178,6 +178,25 @@ def test_vanishing_and_broken_gradients(norm: ThreatModel, batch: Batch):
     assert (found.passes[lost] == 4).all() and found.distance[~lost].isfinite().all()
 
 
+class Halved(nn.Module):
+    """A network whose weights are bfloat16; its logits too."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = deepcopy(network).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.bfloat16())
+
+
+@each_norm
+def test_bfloat16_weights(norm: ThreatModel, knowing: nn.Module, known: Batch):
+    network = Halved(knowing.network).eval()
+    found = nearest(DeepFool(), network, known, norm)
+    assert found.x_adv.dtype == found.distance.dtype == torch.float32 and found.distance.isfinite().all()
+    assert (margin(network(found.x_adv).detach(), known.labels) >= 0).all()
+
+
 def test_no_image_and_another_box(knowing: nn.Module, known: Batch):
     empty = nearest(DeepFool(), knowing, known.select(slice(0, 0)), L2(0.0))
     assert empty.x_adv.shape == (0, 1, 8, 8) and all(len(value) == 0 for value in empty)

@@ -40,6 +40,14 @@ class Stepped(nn.Module):
         return torch.stack([-bright, bright, -2 + 0 * bright, -3 + 0 * bright, -4 + 0 * bright], 1)
 
 
+class Detached(nn.Module):
+    """A gradient killer: the way back from the logits ends before the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dark = x.detach().flatten(1).mean(1)
+        return torch.stack([0.5 - dark, dark - 0.5, -2 + 0 * dark, -3 + 0 * dark, -4 + 0 * dark], 1)
+
+
 class Undefined(nn.Module):
     """Right logits whose gradients are NaN."""
 
@@ -78,7 +86,7 @@ def images(count: int = 3) -> Batch:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", [Constant, Stepped, Undefined], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", [Constant, Stepped, Undefined, Detached], ids=lambda model: model.__name__)
 def test_a_model_without_a_gradient(name: str, model: Callable[[], nn.Module]):
     """Nothing crashes, nothing infeasible comes back, and no image of a constant model is called broken."""
     record = judged(model(), images(), name, norm_of(name, 0.05))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import margin
 from planish.modes import attacked
 from planish.objectives import loss_of, of
@@ -37,9 +37,7 @@ class PGDBisection:
     step_in_radii: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("steps", "rounds"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, steps=self.steps, rounds=self.rounds)
         if not self.step_in_radii > 0:
             raise BadInput(f"step_in_radii must be above 0, got {self.step_in_radii}")
 

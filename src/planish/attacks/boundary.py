@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from planish.ascent import chosen
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import at_least
 from planish.modes import attacked
 from planish.randomness import drawn_seed, keyed
 from planish.starting import adversarial_start, misclassified, per_image
@@ -63,8 +63,7 @@ class Boundary:
     converged: float = 1e-7
 
     def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise BadInput(f"queries must be at least 1, got {self.queries}")
+        at_least(1, queries=self.queries)
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the nearest adversarial image that the walk of each met."""

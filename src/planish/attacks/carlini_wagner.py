@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import Loss, margin
 from planish.modes import attacked
 from planish.objectives import loss_of, of
@@ -161,8 +161,7 @@ class CarliniWagner:
 
     steps: at most so many Adam steps of `step_size` in w for each search, a forward and a backward each; a search whose
     loss has not fallen for a tenth of them, and at least 25, ends. searches: so many values of c. confidence: in
-    logits; only iterates
-    misclassified by at least as much count.
+    logits; only iterates misclassified by at least as much count.
 
     Differs: the tanh reaches 2.5 % beyond each end of the box, with w held where the image is inside, so that every
     image starts at itself and pixels at 0 and 1 can move: in the paper their slope vanishes. Each image ends its
@@ -177,8 +176,7 @@ class CarliniWagner:
 
     def __post_init__(self) -> None:
         _check(self.steps, self.step_size, self.constant, self.confidence)
-        if self.searches < 1:
-            raise BadInput(f"searches must be at least 1, got {self.searches}")
+        at_least(1, searches=self.searches)
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the nearest success of each image; nothing is drawn. Raises BadInput for a norm other than L2."""
@@ -214,11 +212,11 @@ class CarliniWagnerLinf:
     for a tenth of them ends. step_size: in w, as a share of tau. constant: the first c. confidence: in logits; only
     iterates misclassified by at least as much count.
 
-    Differs: the paper stops at the first tau for which no c succeeds; here tau then goes back up, the square root of
-    the last decrease below the nearest success, until that is less than 1 %. The step is a share of tau (in the
+    Differs: the paper stops at the first tau for which no c succeeds; here `decrease` then becomes its square root, so
+    that tau goes back up towards the nearest success, until it would be within 1 %. The step is a share of tau (in the
     authors' code 0.005 throughout, as large as the answer where models are fragile), and c begins at 0.01 instead of
-    1e-5, which Adam, blind to scale, hardly sees. The tanh is that of `carlini-wagner`, and each image ends its
-    searches alone.
+    1e-5: the smallest cost searches and found nothing nearer. The tanh is that of `carlini-wagner`, and each image ends
+    its searches alone.
     """
 
     steps: int = 100
@@ -361,8 +359,7 @@ def _spread(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _check(steps: int, step_size: float, constant: float, confidence: float) -> None:
-    if steps < 1:
-        raise BadInput(f"steps must be at least 1, got {steps}")
+    at_least(1, steps=steps)
     for name, value in (("step_size", step_size), ("constant", constant)):
         if not (math.isfinite(value) and value > 0):
             raise BadInput(f"{name} must be positive, got {value}")

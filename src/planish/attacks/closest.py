@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import MASKED, margin, toward, wide
 from planish.modes import attacked
 from planish.objectives import loss_of, of
@@ -51,9 +51,7 @@ class Closest:
     gamma: tuple[float, float] = (0.05, 0.005)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "targets", "candidates"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, steps=self.steps, targets=self.targets, candidates=self.candidates)
         if self.refine < 0:
             raise BadInput(f"refine must not be negative, got {self.refine}")
         if not 0 < min(self.gamma) <= max(self.gamma) < 1:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import cross_entropy, margin
 from planish.modes import attacked
 from planish.objectives import loss_of, of
@@ -39,8 +39,7 @@ class DDN:
     first_radius: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise BadInput(f"steps must be at least 1, got {self.steps}")
+        at_least(1, steps=self.steps)
         if not 0 < self.gamma < 1:
             raise BadInput(f"gamma must be above 0 and below 1, got {self.gamma}")
         if not self.first_radius > 0:

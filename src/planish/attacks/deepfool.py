@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import MASKED, margin, wide
 from planish.modes import attacked
 from planish.tangent import logit_gradients
@@ -37,8 +37,7 @@ class DeepFool:
     overshoot: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise BadInput(f"steps must be at least 1, got {self.steps}")
+        at_least(1, steps=self.steps)
         if self.candidates < 2:
             raise BadInput(f"candidates must be at least 2, the true class being one, got {self.candidates}")
         if not self.overshoot >= 0:

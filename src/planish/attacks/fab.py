@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack, Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import MASKED, margin, wide
 from planish.modes import attacked
 from planish.randomness import drawn_seed, keyed_draws
@@ -52,10 +52,7 @@ class Fab:
     final: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "targets", "candidates"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadInput(f"{name} must be at least 1, got {value}")
+        at_least(1, steps=self.steps, restarts=self.restarts, targets=self.targets, candidates=self.candidates)
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the nearest adversarial image found for each. Raises BadInput for a norm other than Linf and L2."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import margin
 from planish.modes import attacked
 from planish.objectives import loss_of, of
@@ -41,8 +41,7 @@ class FMN:
     gamma: tuple[float, float] = (0.05, 0.001)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise BadInput(f"steps must be at least 1, got {self.steps}")
+        at_least(1, steps=self.steps)
         if not min(self.step_size) > 0:
             raise BadInput(f"step_size must be above 0, got {self.step_size}")
         if not 0 < min(self.gamma) <= max(self.gamma) < 1:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from planish.ascent import Score, ascend, search
 from planish.attacks import Adversarials, Attack, Worst, untouched, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
 from planish.modes import attacked
 from planish.objectives import Objective, loss_of, of
@@ -181,20 +181,17 @@ def _start(
 
 def restarted(attack: Attack, restarts: int) -> Attack:
     """Return the attack repeated on the survivors, each time with other noise."""
-    if restarts < 1:
-        raise BadInput(f"restarts must be at least 1, got {restarts}")
+    at_least(1, restarts=restarts)
     return attack if restarts == 1 else Worst((attack,) * restarts)
 
 
 def _checked(steps: int) -> int:
-    if steps < 1:
-        raise BadInput(f"steps must be at least 1, got {steps}")
+    at_least(1, steps=steps)
     return steps
 
 
 def _ranks(targets: int, classes: int) -> range:
-    if targets < 1:
-        raise BadInput(f"targets must be at least 1, got {targets}")
+    at_least(1, targets=targets)
     return range(1, min(targets, classes - 1) + 1)
 
 

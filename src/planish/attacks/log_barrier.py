@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import margin, toward
 from planish.modes import attacked
 from planish.objectives import Objective, loss_of, of
@@ -71,9 +71,7 @@ class LogBarrier:
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("outer", "inner"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} steps must be at least 1, got {getattr(self, name)}")
+        at_least(1, outer=self.outer, inner=self.inner)
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the nearest adversarial image of each. Raises BadInput for norms other than L2 and Linf."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from planish.ascent import Score
 from planish.attacks import Adversarials, untouched, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import at_least
 from planish.losses import margin
 from planish.modes import attacked
 from planish.randomness import drawn_seed, keyed_draws
@@ -25,8 +25,7 @@ class Noise:
     samples: int = 30
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise BadInput(f"samples must be at least 1, got {self.samples}")
+        at_least(1, samples=self.samples)
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
         """Return the margin."""

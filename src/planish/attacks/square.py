@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from planish.ascent import LOOK, LOOK_ACCELERATED, Score, chosen
 from planish.attacks import Adversarials, untouched, with_logits
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import margin
 from planish.modes import attacked
 from planish.randomness import drawn_seed, keyed
@@ -47,8 +47,7 @@ class Square:
     rescaled: bool = False
 
     def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise BadInput(f"queries must be at least 1, got {self.queries}")
+        at_least(1, queries=self.queries)
         if not 0 < self.p_init <= 1:
             raise BadInput(f"p_init must be above 0 and at most 1, got {self.p_init}")
 

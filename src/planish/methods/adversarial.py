@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from planish.ascent import ascend
 from planish.batch import Batch
+from planish.errors import at_least
 from planish.losses import cross_entropy, smoothed_cross_entropy
 from planish.methods import TrainingLoss
 from planish.modes import evaluating, fixed_statistics, frozen
@@ -36,6 +37,10 @@ class Adversarial:
     batch_norm: Literal["train", "eval"] = "train"
     label_smoothing: float = 0.0
     second_order = False
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps)
+        at_least(0, start_in_radii=self.start_in_radii, label_smoothing=self.label_smoothing)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.batch import Batch
+from planish.errors import at_least
 from planish.losses import cross_entropy
 from planish.methods import TrainingLoss
 from planish.modes import full_precision
@@ -45,6 +46,9 @@ class GradientPenalty:
     def second_order(self) -> bool:
         """Whether a gradient is differentiated."""
         return self.slope == "double-backward"
+
+    def __post_init__(self) -> None:
+        at_least(0, weight=self.weight)
 
     def __call__(
         self,

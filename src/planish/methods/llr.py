@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from planish.ascent import ascend
 from planish.batch import Batch
-from planish.errors import BadInput
+from planish.errors import BadInput, at_least
 from planish.losses import cross_entropy
 from planish.methods import TrainingLoss
 from planish.modes import Statistics, collecting, detached, frozen, full_precision, reusing
@@ -53,6 +53,8 @@ class LLR:
     second_order = True
 
     def __post_init__(self) -> None:
+        at_least(1, steps=self.steps)
+        at_least(0, linearity_weight=self.linearity_weight, nominal_weight=self.nominal_weight, warmup=self.warmup)
         if self.mu is not None and self.linearity_weight == 0:
             raise BadInput("mu = linearity_weight * s needs a linearity_weight above 0")
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from planish.ascent import ascend
 from planish.batch import Batch
+from planish.errors import at_least
 from planish.losses import cross_entropy, probability_margin
 from planish.methods import TrainingLoss
 from planish.modes import fixed_statistics, frozen, full_precision
@@ -39,6 +40,9 @@ class Seat:
     direction: Literal["corner", "clean"] = "corner"
     inner_gradient: InnerGradient = "official"
     second_order = False
+
+    def __post_init__(self) -> None:
+        at_least(0, linearity_weight=self.linearity_weight, flood=self.flood)
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ from torch import nn
 
 from planish.ascent import ascend
 from planish.batch import Batch
+from planish.errors import at_least
 from planish.losses import cross_entropy, divergence
 from planish.methods import TrainingLoss
 from planish.modes import evaluating, frozen
@@ -31,6 +32,10 @@ class Trades:
     step_in_radii: float = 0.226
     start_in_radii: float = 0.05
     second_order = False
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps)
+        at_least(0, beta=self.beta)
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ from planish.attacks import Attack, ByDistance, Worst
 from planish.attacks.gradient import Ranked, Targeted, Untargeted
 from planish.attacks.noise import Noise
 from planish.attacks.square import Square
-from planish.errors import BadInput
+from planish.errors import at_least
 from planish.losses import margin, scale_free_cross_entropy
 from planish.results import Column
 from planish.rules import Cosine, HeavyBall
@@ -44,9 +44,7 @@ class Cascade(Suite):
     classes: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("scout_steps", "target_steps", "targets"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, scout_steps=self.scout_steps, target_steps=self.target_steps, targets=self.targets)
 
     def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
         """Return the next stage: the short ones, then the long ones if there is a reason."""
