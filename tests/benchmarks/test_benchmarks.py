@@ -102,3 +102,24 @@ def test_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
     assert 8 * (theirs["accuracy"] - ours["accuracy"]) == pytest.approx(only)
     assert {"versions", "device", "commit", "command", "setting"} <= set(found)
     assert "foolbox PGD-50-10" in capsys.readouterr().out
+
+
+def test_distances(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ratios are to the best of all; where a suite has judged the same images, both must agree at the radius."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    experiment = experiment_from({"data": {"limit": 200}, "settings": {"epochs": 2}, "model": {"name": "small-cnn"}})
+    list(train(experiment, tmp_path / "tiny"))
+    shared = [str(tmp_path / "tiny"), "--data", "digits", "--images", "8", "--radius", "0.1"]
+    suite = ["--suites", "planish", "--reference", "planish", "--out", str(tmp_path / "suite")]
+    importlib.import_module("suite").main([*shared, *suite])
+    options = ["--linf", "closest,fmn", "--l2", "deepfool", "--reference", "closest-60-9", "--suite", suite[-1]]
+    for _ in range(2):
+        importlib.import_module("distances").main([*shared, *options, "--out", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "distances.json").read_text())
+    rows = {(row["norm"], row["attack"]): row for row in found["rows"]}
+    assert {name for _, name in rows} == {"closest", "fmn", "deepfool", "closest-60-9"} and len(rows) == 5
+    assert all(row["ratio"] >= 1 and row["p95"] >= 1 for row in rows.values())
+    assert rows["Linf", "closest"]["ratio"] < 1.02 and rows["L2", "deepfool"]["ratio"] > 1
+    (pair,) = found["agreement"]
+    assert pair["suite"] == pair["closest"] and not pair["broken by closest only"]
+    assert "95th percentile" in capsys.readouterr().out
