@@ -29,10 +29,10 @@ COLUMNS: Columns = {
     "attack": lambda row: row["attack"],
     "mean": lambda row: f"{row['mean']:.4f}",
     "median": lambda row: f"{row['median']:.4f}",
-    "ratio of means": lambda row: f"{row['ratio']:.3f}",
-    "95th percentile": lambda row: f"{row['p95']:.3f}",
+    "ratio": lambda row: f"{row['ratio']:.3f}",
+    "p95": lambda row: f"{row['p95']:.3f}",
     "not found": lambda row: str(row["not_found"]),
-    "passes/image": lambda row: f"{row['passes']:.0f}",
+    "passes": lambda row: f"{row['passes']:.0f}",
     "seconds": lambda row: f"{row['seconds']:.0f}",
 }
 

@@ -40,12 +40,12 @@ Peer = Callable[[nn.Module, Batch, ThreatModel], Tensor]
 """Returns adversarial images (N, ...)."""
 COLUMNS: Columns = {
     "robust": lambda row: row["robust"],
-    "passes/image": lambda row: f"{row['passes']:.1f}",
+    "passes": lambda row: f"{row['passes']:.1f}",
     "forwards": lambda row: f"{row['forwards']:.1f}",
     "backwards": lambda row: f"{row['backwards']:.1f}",
     "seconds": lambda row: f"{row['seconds']:.0f}",
-    "of the reference's passes": lambda row: f"1/{row['cheaper']:.1f}" if row["cheaper"] else "",
-    "of its seconds": lambda row: f"1/{row['faster']:.1f}" if row["faster"] else "",
+    "cost": lambda row: f"1/{row['cheaper']:.1f}" if row["cheaper"] else "",
+    "time": lambda row: f"1/{row['faster']:.1f}" if row["faster"] else "",
 }
 
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: the problem, timing in turns, and the record."""
 
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -147,4 +148,4 @@ def show(title: str, rows: list[Row], columns: Columns) -> None:
         table.add_column(name, justify="right" if table.columns else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(text(row) for text in columns.values()))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -122,4 +122,4 @@ def test_distances(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     assert rows["Linf", "closest"]["ratio"] < 1.02 and rows["L2", "deepfool"]["ratio"] > 1
     (pair,) = found["agreement"]
     assert pair["suite"] == pair["closest"] and not pair["broken by closest only"]
-    assert "95th percentile" in capsys.readouterr().out
+    assert "p95" in capsys.readouterr().out
