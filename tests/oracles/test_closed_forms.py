@@ -98,9 +98,12 @@ def test_where_one_step_methods_end(linear: nn.Module, batch: Batch, radius: flo
     assert box.min() >= 0 and box.max() <= 1
 
 
-def test_n_fgsm_is_noise_plus_a_full_step(linear: nn.Module, batch: Batch):
-    """The projection at three radii never binds: x + eta + r sign(gradient), only clipped to the box."""
-    radius = 0.05
+@pytest.mark.parametrize("radius", [0.05, 0.4])
+def test_n_fgsm_is_noise_plus_a_full_step(linear: nn.Module, batch: Batch, radius: float):
+    """The projection at three radii never binds: x + eta + r sign(gradient), only clipped to the box.
+
+    Also where three radii are more than the box: the step once shrank with the ball that the box cuts short.
+    """
     noise = 2 * radius * (2 * torch.rand(8, 65, generator=torch.Generator().manual_seed(0))[:, 1:] - 1)
     start = (batch.x + noise.view_as(batch.x)).clamp(0, 1)
     leaf = start.clone().requires_grad_()

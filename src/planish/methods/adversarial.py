@@ -62,7 +62,8 @@ class Adversarial:
         if self.start_in_radii > 0:
             start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
         objective = of(model, loss_of(cross_entropy, batch.labels))
-        reach, rule = threat.scaled(self.reach_in_radii), Steepest(self.step_in_radii / self.reach_in_radii)
+        reach = threat.scaled(self.reach_in_radii)  # which the box may cut short; the step stays as long as it is
+        rule = Steepest(self.step_in_radii * (threat.radius / reach.radius if reach.radius else 1.0))
         mode = fixed_statistics if self.batch_norm == "train" else evaluating
         with mode(model), frozen(model):
             return ascend(objective, batch.x, reach, rule, self.steps, start=start)
