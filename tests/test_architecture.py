@@ -16,7 +16,8 @@ FILES = {".".join(path.relative_to(HOME).with_suffix("").parts): tree for path, 
 
 ORDER = [
     "errors",
-    "batch estimates files losses modes passes provenance randomness registry threat",
+    "batch",
+    "estimates files losses modes passes provenance randomness registry threat",
     "objectives rules",
     "tangent",
     "ascent starting",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from planish.batch import per_image
 from planish.objectives import Objective
 from planish.rules import Point, StepRule
 from planish.threat import ThreatModel
@@ -120,7 +121,7 @@ def _entered(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes: in
     """Return the best with an iterate entered where it is better and nothing has reached the goal yet."""
     better = (score > best.score) & (best.score < 0)
     return Searched(
-        torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), x_adv, best.x_adv),
+        torch.where(per_image(better, x_adv), x_adv, best.x_adv),
         torch.where(better, score, best.score),
         torch.where(better, step, best.step),
         best.passes + passes,

@@ -23,3 +23,8 @@ class Batch(NamedTuple):
     def select(self, rows: Tensor | slice) -> "Batch":
         """Return the batch of the given rows (an index tensor, a boolean tensor or a slice)."""
         return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
+
+
+def per_image(value: Tensor, like: Tensor) -> Tensor:
+    """Return values (N,) in a shape that broadcasts with images (N, ...)."""
+    return value.reshape(-1, *[1] * (like.ndim - 1))

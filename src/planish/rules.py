@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from planish.batch import per_image
 from planish.threat import ThreatModel
 
 Schedule = Callable[[float], float]
@@ -90,7 +91,7 @@ class Momentum:
 
     def step(self, point: Point, state: Tensor) -> tuple[Tensor, Tensor]:
         length = point.gradient.flatten(1).abs().sum(1).clamp(min=torch.finfo(point.gradient.dtype).tiny)
-        velocity = self.decay * state + point.gradient / length.view(-1, *[1] * (state.ndim - 1))
+        velocity = self.decay * state + point.gradient / per_image(length, state)
         moved = point.x_adv + step_size(self.step_in_radii, point) * point.threat.steepest(velocity)
         return point.threat.project(moved, point.x), velocity
 
@@ -190,12 +191,12 @@ class AutoPGD:
         window = checkpoints(point.steps).get(point.index)
         if window is not None:
             state, back = self._checked(state, window, point.index)
-            rows = _per_example(back, x_adv)
+            rows = per_image(back, x_adv)
             x_adv, gradient = (
                 torch.where(rows, state.best_x, x_adv),
                 torch.where(rows, state.best_gradient, gradient),
             )
-        size = _per_example(state.step, x_adv).to(x_adv.dtype)
+        size = per_image(state.step, x_adv).to(x_adv.dtype)
         moved = point.threat.project(x_adv + size * point.threat.steepest(gradient), point.x)
         share = 1.0 if point.index == 0 else self.momentum
         mixed = x_adv + share * (moved - x_adv) + (1 - share) * (x_adv - state.previous)
@@ -206,7 +207,7 @@ class AutoPGD:
         if point.index == 0:
             state = state._replace(best_at_check=point.values, value_before=point.values)
         better = point.values > state.best_value
-        rows = _per_example(better, point.x_adv)
+        rows = per_image(better, point.x_adv)
         return state._replace(
             best_x=torch.where(rows, point.x_adv, state.best_x),
             best_gradient=torch.where(rows, point.gradient, state.best_gradient),
@@ -238,7 +239,3 @@ def checkpoints(steps: int) -> dict[int, int]:
         found[at] = window
         window = max(window - shrink, least)
     return found
-
-
-def _per_example(value: Tensor, like: Tensor) -> Tensor:
-    return value.view(-1, *[1] * (like.ndim - 1))

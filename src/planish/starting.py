@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.losses import margin
 from planish.randomness import keyed_draws
 from planish.threat import ThreatModel
@@ -26,11 +26,6 @@ class Start(NamedTuple):
     x_adv: Tensor
     found: Tensor
     passes: Tensor
-
-
-def per_image(value: Tensor, like: Tensor) -> Tensor:
-    """Return values (N,) in a shape that broadcasts with images (N, ...)."""
-    return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def misclassified(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.losses import MASKED, wide
 from planish.objectives import inner
 from planish.threat import ThreatModel
@@ -102,7 +102,7 @@ def slope_by_finite_difference(
     norm = direction.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     h = torch.where(norm > length * 1e-6, length / norm, 1.0)
     value = loss_at(x) if value is None else value
-    probe = loss_at(x + direction * h.view(-1, *[1] * (x.ndim - 1)))
+    probe = loss_at(x + direction * per_image(h, x))
     return Slope(value, (probe - value) / h)
 
 

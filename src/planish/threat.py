@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from planish.batch import per_image
 from planish.errors import BadInput, nearest
 
 SLACK = 1e-6
@@ -74,6 +75,10 @@ class ThreatModel(ABC):
         """Return the same threat with the radius times the factor."""
         return replace(self, radius=self.radius * factor)
 
+    def farthest(self, x: Tensor) -> Tensor:
+        """Return the distance of each image to the farthest corner of the box, (N,): no image is farther away."""
+        return self.norm(torch.maximum(x - self.low, self.high - x))
+
     def feasible(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return which examples lie in the ball and in the box, up to a rounding slack of 1e-6, (N,)."""
         flat = x_adv.flatten(1)
@@ -113,7 +118,7 @@ class Linf(ThreatModel):
         return gradient.sign()
 
     def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
-        reach = self.radius if radius is None else _per_example(radius, x)
+        reach = self.radius if radius is None else per_image(radius, x)
         return torch.clamp(x_adv, x - reach, x + reach).clamp(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
@@ -141,8 +146,8 @@ class L2(ThreatModel):
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return gradient / ||gradient||, scaled by the largest entry first: squares of tiny ones vanish."""
         largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        scaled = gradient / _per_example(largest, gradient)
-        return scaled / _per_example(self._safe_norm(scaled), gradient)
+        scaled = gradient / per_image(largest, gradient)
+        return scaled / per_image(self._safe_norm(scaled), gradient)
 
     def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         """Scale back to the ball, then clip to the box.
@@ -153,7 +158,7 @@ class L2(ThreatModel):
         delta = x_adv - x
         reach = self.radius if radius is None else radius
         shrink = (reach / self._safe_norm(delta)).clamp(max=1.0)
-        return (x + delta * _per_example(shrink, delta)).clamp(self.low, self.high)
+        return (x + delta * per_image(shrink, delta)).clamp(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         length = self.radius * uniform[:, 0] ** (1.0 / x[0].numel())
@@ -164,14 +169,10 @@ class L2(ThreatModel):
 
     def _along(self, x: Tensor, uniform: Tensor, length: Tensor) -> Tensor:
         gaussian = torch.erfinv((2 * _uniform_like(x, uniform) - 1).clamp(-1 + SLACK, 1 - SLACK))
-        return (x + self.steepest(gaussian) * _per_example(length, x)).clamp(self.low, self.high)
+        return (x + self.steepest(gaussian) * per_image(length, x)).clamp(self.low, self.high)
 
     def _safe_norm(self, delta: Tensor) -> Tensor:
         return self.norm(delta).clamp(min=torch.finfo(delta.dtype).tiny)
-
-
-def _per_example(value: Tensor, like: Tensor) -> Tensor:
-    return value.view(-1, *[1] * (like.ndim - 1))
 
 
 THREATS: dict[str, type[ThreatModel]] = {"Linf": Linf, "L2": L2}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.errors import BadInput, at_least
 from planish.losses import margin
 from planish.modes import attacked
@@ -116,7 +116,7 @@ class _Walk(NamedTuple):
     gradient: Tensor
 
     def moved(self, step_in_radii: float, threat: ThreatModel) -> "_Walk":
-        size = (step_in_radii * self.radius).view(-1, *[1] * (self.x.ndim - 1))
+        size = per_image(step_in_radii * self.radius, self.x)
         x_adv = threat.project(self.x_adv + size * threat.steepest(self.gradient), self.x, self.radius)
         return self._replace(x_adv=x_adv)
 
@@ -125,7 +125,7 @@ def _opened(model: nn.Module, batch: Batch, rows: Tensor, threat: ThreatModel) -
     """Return the brackets before the first round: nothing has failed, and the radius is the linearised distance."""
     x, labels = batch.x[rows].detach(), batch.labels[rows]
     height, _, gradient = evaluated(of(model, loss_of(margin, labels)), x)
-    reach = threat.norm(torch.maximum(x - threat.low, threat.high - x))
+    reach = threat.farthest(x)
     steepness = threat.dual_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
     linearised = height.abs().to(steepness.dtype) / steepness
     return _Bracket(rows, x, labels, gradient, torch.zeros_like(reach), torch.minimum(linearised, reach), reach)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from planish.ascent import chosen
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.errors import at_least
 from planish.modes import attacked
 from planish.randomness import drawn_seed, keyed
-from planish.starting import adversarial_start, misclassified, per_image
+from planish.starting import adversarial_start, misclassified
 from planish.threat import L2, SLACK, ThreatModel
 
 SPHERE_EVERY, BLOCK = 5, 25

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.errors import BadInput, at_least
 from planish.losses import Loss, margin
 from planish.modes import attacked
@@ -128,7 +128,7 @@ class Bounds(NamedTuple):
 
     def penalty(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Return sum_i (|delta_i| - tau)+ and its gradient."""
-        over = delta.abs() - _spread(self.tau, delta)
+        over = delta.abs() - per_image(self.tau, delta)
         return over.clamp(min=0).flatten(1).sum(1), delta.sign() * (over > 0)
 
     def after(self, judged: Judged) -> tuple["Bounds", Tensor, Tensor]:
@@ -141,7 +141,7 @@ class Bounds(NamedTuple):
         nearer = judged.adversarial & (judged.distance < self.best)
         best = torch.where(nearer, judged.distance, self.best)
         plan = self._replace(
-            start=torch.where(_spread(nearer, judged.w), judged.w, self.start),
+            start=torch.where(per_image(nearer, judged.w), judged.w, self.start),
             constant=torch.where(exhausted, self.first, constant),
             tau=torch.where(solved | exhausted, best * decrease, self.tau),
             best=best,
@@ -284,7 +284,7 @@ def _descend(attack: CarliniWagner | CarliniWagnerLinf, model: nn.Module, batch:
             offer(found, rows, batch, x_adv, hinge == 0, threat, index)
             delta = x_adv - batch.x[rows]
             penalty, slope = plan.penalty(delta)
-            slope = slope + _spread(plan.constant, x_adv) * gradient.nan_to_num(0, 0, 0)
+            slope = slope + per_image(plan.constant, x_adv) * gradient.nan_to_num(0, 0, 0)
             walk = _noted(walk, penalty + plan.constant * hinge)
             ended = (walk.age + 1 >= attack.steps) | (walk.stale >= attack.patience)
             moved = _moved(walk, slope * _bend(walk.w, threat), plan.rate)
@@ -323,8 +323,8 @@ def _moved(walk: Walk, gradient: Tensor, rate: Tensor) -> Walk:
     mean = torch.lerp(gradient, walk.mean, BETA1)
     square = torch.lerp(gradient.square(), walk.square, BETA2)
     seen_mean, seen_square = (1 - torch.exp(age * math.log(beta)) for beta in (BETA1, BETA2))
-    scale = (square / _spread(seen_square, square)).sqrt() + EPSILON
-    w = walk.w - _spread(rate / seen_mean, mean) * mean / scale
+    scale = (square / per_image(seen_square, square)).sqrt() + EPSILON
+    w = walk.w - per_image(rate / seen_mean, mean) * mean / scale
     edge = math.atanh(1 / REACH)
     return walk._replace(w=w.clamp(-edge, edge), mean=mean, square=square, age=age)
 
@@ -332,7 +332,7 @@ def _moved(walk: Walk, gradient: Tensor, rate: Tensor) -> Walk:
 def _restarted(walk: Walk, start: Tensor, again: Tensor) -> Walk:
     """Return the walk with these images at the start of a new search."""
     begun = _begun(start)
-    return Walk(*(torch.where(_spread(again, old), new, old) for new, old in zip(begun, walk, strict=True)))
+    return Walk(*(torch.where(per_image(again, old), new, old) for new, old in zip(begun, walk, strict=True)))
 
 
 def _squashed(x: Tensor, threat: ThreatModel) -> Tensor:
@@ -351,11 +351,6 @@ def _image(w: Tensor, threat: ThreatModel) -> Tensor:
 def _bend(w: Tensor, threat: ThreatModel) -> Tensor:
     """Return d image / d w."""
     return (threat.high - threat.low) / 2 * REACH * (1 - w.tanh().square())
-
-
-def _spread(value: Tensor, like: Tensor) -> Tensor:
-    """Return one value per image in a shape that meets images."""
-    return value.view(-1, *[1] * (like.ndim - 1))
 
 
 def _check(steps: int, step_size: float, constant: float, confidence: float) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.errors import BadInput, at_least
 from planish.losses import MASKED, margin, toward, wide
 from planish.modes import attacked
@@ -114,7 +114,7 @@ class Closest:
         grown = torch.maximum(at.radius * (1 + gamma), torch.where(succeeded, 0.0, linearised))
         shrunk = torch.minimum(at.radius, length) * (1 - gamma)
         radius = torch.minimum(torch.where(adversarial, shrunk, grown), torch.minimum(best, at.reach))
-        size = _per_example(Cosine(1.0)(share) * radius, at.x)
+        size = per_image(Cosine(1.0)(share) * radius, at.x)
         x_adv = threat.project(at.x_adv + size * threat.steepest(gradient), at.x, radius)
         return at._replace(x_adv=x_adv, radius=radius, succeeded=succeeded)
 
@@ -128,7 +128,7 @@ class Closest:
         above = torch.ones_like(below)
         for step in range(self.refine):
             middle = (below + above) / 2 if step else torch.full_like(below, FIRST_SHARE)
-            x_adv = torch.lerp(batch.x[rows], end, _per_example(middle, end))
+            x_adv = torch.lerp(batch.x[rows], end, per_image(middle, end))
             with torch.no_grad():
                 adversarial = margin(model(x_adv), batch.labels[rows]) >= 0
             found.passes[rows] += 1
@@ -189,8 +189,8 @@ def _seen_from_there(
 ) -> Tensor:
     """Return each target's distance (n,), linearised after a step of the length `away` along `slope`."""
     x, labels = batch.x[rows].detach(), batch.labels[rows]
-    radius = torch.minimum(away, _reach(x, threat))
-    x_adv = threat.project(x + _per_example(radius, x) * threat.steepest(slope), x, radius)
+    radius = torch.minimum(away, threat.farthest(x))
+    x_adv = threat.project(x + per_image(radius, x) * threat.steepest(slope), x, radius)
     value, logits, gradient = evaluated(of(model, loss_of(toward(target), labels)), x_adv)
     found.passes[rows] += 2
     offer(found, rows, batch, x_adv, margin(logits, labels) >= 0, threat, 1)
@@ -214,18 +214,9 @@ def _first_order(value: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor
 def _start(batch: Batch, rows: Tensor, target: Tensor, threat: ThreatModel) -> _Walk:
     """Return the walk at the image, with radius 0: the first step takes the linearised distance instead."""
     x = batch.x[rows].detach()
-    reach = _reach(x, threat)
+    reach = threat.farthest(x)
     never = torch.zeros_like(rows, dtype=torch.bool)
     return _Walk(rows, x, batch.labels[rows], target, x, torch.zeros_like(reach), reach, never)
-
-
-def _reach(x: Tensor, threat: ThreatModel) -> Tensor:
-    """Return the distance to the farthest corner of the box, (n,)."""
-    return threat.norm(torch.maximum(x - threat.low, threat.high - x))
-
-
-def _per_example(value: Tensor, like: Tensor) -> Tensor:
-    return value.view(-1, *[1] * (like.ndim - 1))
 
 
 COMPONENTS = {"closest": Closest}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.errors import BadInput, at_least
 from planish.losses import cross_entropy, margin
 from planish.modes import attacked
@@ -77,10 +77,10 @@ class DDN:
         self, at: "_Walk", adversarial: Tensor, gradient: Tensor, step_size: float, threat: ThreatModel
     ) -> "_Walk":
         factor = torch.where(adversarial, 1 - self.gamma, 1 + self.gamma).to(at.radius.dtype)
-        reach = threat.norm(torch.maximum(at.x - threat.low, threat.high - at.x))
+        reach = threat.farthest(at.x)
         radius = torch.minimum(at.radius * factor, reach)
         delta = at.x_adv - at.x + step_size * threat.steepest(gradient)
-        length = radius.view(-1, *[1] * (delta.ndim - 1))
+        length = per_image(radius, delta)
         x_adv = (at.x + length * threat.steepest(delta)).clamp(threat.low, threat.high)
         return at._replace(x_adv=x_adv, radius=radius)
 

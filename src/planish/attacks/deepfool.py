@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.errors import BadInput, at_least
 from planish.losses import MASKED, margin, wide
 from planish.modes import attacked
@@ -93,7 +93,7 @@ def _to_boundary(model: nn.Module, x_adv: Tensor, classes: Tensor, threat: Threa
     distance = torch.where((steepness > 0) & steepness.isfinite() & distance.isfinite(), distance, torch.inf)
     shortest, nearest = distance.min(1)
     along = threat.steepest(slope[torch.arange(len(x_adv), device=x_adv.device), nearest])
-    return (along * shortest.view(-1, *[1] * (x_adv.ndim - 1))).to(x_adv.dtype), shortest.isfinite()
+    return (along * per_image(shortest, x_adv)).to(x_adv.dtype), shortest.isfinite()
 
 
 COMPONENTS = {"deepfool": DeepFool}

@@ -95,7 +95,7 @@ class _Walk(NamedTuple):
 
 def _start(batch: Batch, rows: Tensor, threat: ThreatModel) -> _Walk:
     x = batch.x[rows].detach()
-    reach = threat.norm(torch.maximum(x - threat.low, threat.high - x))
+    reach = threat.farthest(x)
     return _Walk(rows, x, batch.labels[rows], x, torch.zeros_like(reach), reach)
 
 

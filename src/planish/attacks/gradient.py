@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from planish.ascent import Score, ascend, search
 from planish.attacks import Adversarials, Attack, Worst, untouched, with_logits
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.errors import BadInput, at_least
 from planish.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
 from planish.modes import attacked
@@ -156,7 +156,7 @@ def _searched(
         found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start)
     better = found.score > clean.score
     return clean._replace(
-        x_adv=torch.where(better.view(-1, *[1] * (batch.x.ndim - 1)), found.x_adv, batch.x),
+        x_adv=torch.where(per_image(better, batch.x), found.x_adv, batch.x),
         score=torch.where(better, found.score, clean.score),
         leaf=better.long() - 1,
         step=torch.where(better, found.step, 0),

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.errors import BadInput, at_least
 from planish.losses import margin, toward
 from planish.modes import attacked
 from planish.objectives import Objective, loss_of, of
 from planish.randomness import drawn_seed
-from planish.starting import BISECTIONS, adversarial_start, bisected, per_image
+from planish.starting import BISECTIONS, adversarial_start, bisected
 from planish.tangent import nearest_classes
 from planish.threat import ThreatModel
 
