@@ -1,6 +1,7 @@
 """A test set against attacks: every adversarial image that counts is judged again by a fresh float32 forward."""
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -205,7 +207,7 @@ def _attacked(
         meta={
             "attack": describe_attack(stage.attack),
             "precision": search.precision,
-            **({"sampled": True} if stage.sample is not None else {}),
+            **({"sampled": True} if stage.sample is not None or stage.focus is not None else {}),
             **({"because": list(stage.because)} if stage.because else {}),
         },
     )
@@ -216,9 +218,16 @@ def _attacked(
 
 
 def _facing(evaluation: Evaluation, stage: Stage) -> Tensor:
-    """Return the rows of the images that a stage is run on; a sample is drawn by the images' indices and the seed."""
+    """Return the rows of the images that a stage is run on.
+
+    A sample is drawn by the images' indices and the seed; a focus falls on those of the largest margins so far.
+    """
     standing = evaluation.correct() if stage.facing == "correct" else evaluation.survivors()
     rows = torch.from_numpy(standing).nonzero().squeeze(1)
+    if stage.focus is not None:
+        reached = np.fmax.reduce([evaluation.clean_margin, *(column.margin for column in evaluation.columns)])
+        nearest = torch.from_numpy(reached)[rows].argsort(descending=True, stable=True)
+        return rows[nearest[: math.ceil(stage.focus * len(rows))]].sort().values
     if stage.sample is None or len(rows) <= stage.sample:
         return rows
     lots = keyed(torch.from_numpy(evaluation.indices)[rows], evaluation.meta["seed"], 1).squeeze(1)

@@ -20,7 +20,7 @@ from planish.suites.autoattack import autoattack
 from planish.suites.cascade import Cascade
 from planish.threat import L2, Linf, ThreatModel
 
-SHORT = ["planish/scout", "planish/targets", "planish/check"]
+SHORT = ["planish/scout", "planish/targets", "planish/focus", "planish/check"]
 
 
 class Rounded(nn.Module):
@@ -93,7 +93,7 @@ def test_a_masked_model_gets_the_long_stages_and_is_told_so(
     network.eval()
     honest = judged(network, images, "planish", Linf(0.03))
     masked = judged(mask(network), images, "planish", Linf(0.03))
-    assert len(masked.names) > 3 and list(masked.names[:3]) == SHORT
+    assert len(masked.names) > 4 and list(masked.names[:4]) == SHORT
     assert any(reason in remark for remark in masked.remarks()), masked.remarks()
     short = masked.accuracy_after("planish/targets").hits
     assert masked.robust_accuracy().hits < short
@@ -103,7 +103,7 @@ def test_a_masked_model_gets_the_long_stages_and_is_told_so(
 def test_a_resumed_suite_goes_on_with_its_next_stage(make_network: Callable[[], nn.Module], images: Batch):
     whole = judged(make_network(), images, "planish", Linf(0.015))
     suite = named_attacks(["planish"], 4)
-    for finished in range(1, 4):
+    for finished in range(1, 5):
         steps = evaluate(make_network(), images, Linf(0.015), suite)
         for _ in range(finished + 1):
             half = next(steps).evaluation
@@ -149,7 +149,7 @@ def test_counts_below_one_are_refused(field: str):
 
 def test_it_runs_in_l2(network: nn.Module, images: Batch):
     record = judged(network, images, "planish", L2(0.05))
-    assert list(record.names[:3]) == SHORT and record.robust_accuracy().hits < record.clean_accuracy().hits
+    assert list(record.names[:4]) == SHORT and record.robust_accuracy().hits < record.clean_accuracy().hits
 
 
 def test_attacks_and_suites_share_their_names():

@@ -12,13 +12,15 @@ from planish.results import Column
 class Stage(NamedTuple):
     """One attack of a suite. facing: the images that still stand, or all that are correct when clean.
 
-    sample: at most so many of them, drawn at random: a check, not an attack. because: why it is run, if it need not be.
+    sample: at most so many of them, drawn at random: a check, not an attack. focus: only this share of them, those that
+    attacks came closest to breaking, at least one. because: why it is run, if it need not be.
     """
 
     name: str
     attack: Attack
     facing: Literal["survivors", "correct"] = "survivors"
     sample: int | None = None
+    focus: float | None = None
     because: tuple[str, ...] = ()
 
 

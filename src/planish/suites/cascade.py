@@ -1,8 +1,8 @@
 """planish's own suite: a short cascade that is as strong as AutoAttack on honest models, and knows when it is not.
 
 Short: a scout with a scale-free loss breaks most of what can be broken; then the nearest classes by linearised distance
-are aimed at in turn; last, a black-box check on a few survivors. What the ledger of these says decides whether the long
-stages are run too: see `Cascade.reasons`.
+are aimed at in turn; then every class, on the images that came closest to being broken; last, a black-box check on a
+few survivors. What the ledger of these says decides whether the long stages are run too: see `Cascade.reasons`.
 """
 
 from collections.abc import Mapping
@@ -26,13 +26,15 @@ GLIDE = HeavyBall(Cosine(2.0, 0.02))
 """Momentum, and a step from 2 radii down to a fiftieth of one."""
 CHECKED, CHECK_SHARE = 200, 50
 """The check sees at most so many survivors, and at most one for so many test images: 10 queries an image."""
+FOCUS, FOCUS_STEPS = 0.1, 20
+"""What attacks came closest to breaking: this share of the survivors is attacked again, towards every class."""
 STUCK, LEAP = 0.01, 0.06
 """Shares of the images that may be stuck at their start, or fall to the targets after the scout, in a short run."""
 
 
 @dataclass(frozen=True)
 class Cascade(Suite):
-    """The planish suite: scout, nearest targets, a black-box check; long stages only where those give cause. planish.
+    """The planish suite: scout, nearest targets, hard cases, a check; long stages only with cause. planish.
 
     scout_steps, target_steps: iterates of a run. targets: how many of the nearest classes are aimed at. Published
     ideas: MIFPE loss (Yu and Xu 2023), MALT order (Melamed et al. 2024), margins towards targets (Gowal et al. 2019).
@@ -40,7 +42,7 @@ class Cascade(Suite):
 
     scout_steps: int = 10
     target_steps: int = 20
-    targets: int = 4
+    targets: int = 3
     classes: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ class Cascade(Suite):
         return (
             Stage("scout", scout),
             Stage("targets", Worst((ByDistance(), *self._towards(1, self.targets, self.target_steps)))),
+            Stage("focus", Worst((ByDistance(), *self._towards(1, 9, FOCUS_STEPS))), focus=FOCUS),
             Stage("check", check, sample=int(np.clip(images // CHECK_SHARE, 1, CHECKED))),
         )
 
