@@ -4,7 +4,10 @@
 
 Each model (a run folder) meets the same images under planish's suites, the public AutoAttack (PyPI: pyautoattack),
 torchattacks' AutoAttack and the strongest that foolbox offers in the ball. Passes of single images are counted by one
-hook for all; whatever a suite returns is judged by one fresh forward, and must lie in the ball. A killed run goes on:
+hook for all; whatever a suite returns is judged by one fresh float32 forward, and must lie in the ball. With
+`--precision bf16` all search under autocast; images that fool only that arithmetic are given to a peer again in
+float32. Seconds are wall time, but a peer's on a CPU are processor time: run one thread (OMP_NUM_THREADS=1) and the two
+are one. A killed run goes on:
 planish's suites from their last chunk, the others from their last `--chunk` images. Peers that are not installed are
 left out, saying so. Per-image outcomes lie in OUT/MODEL/SUITE.npz or OUT/MODEL/SUITE/evaluation.npz, the table in
 OUT/suite.json.
@@ -31,6 +34,7 @@ from planish.estimates import Booleans, Estimate, paired_interval
 from planish.evaluation import logits_of
 from planish.files import read_arrays, write_arrays, write_json
 from planish.losses import margin
+from planish.modes import autocast
 from planish.passes import Counted
 from planish.provenance import provenance
 from planish.runs import Task, judge, subject
@@ -47,6 +51,20 @@ COLUMNS: Columns = {
     "cost": lambda row: f"1/{row['cheaper']:.1f}" if row["cheaper"] else "",
     "time": lambda row: f"1/{row['faster']:.1f}" if row["faster"] else "",
 }
+
+
+class Autocast(nn.Module):
+    """A model that computes in bfloat16 where that is safe and returns float32 logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K)."""
+        with autocast(x, "bf16"):
+            logits: Tensor = self.model(x)
+        return logits.float()
 
 
 class Outcome(NamedTuple):
@@ -106,7 +124,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--radius", default="8/255")
     parser.add_argument("--suites", default="planish,autoattack," + ",".join(PEERS), help="names with commas")
     parser.add_argument("--reference", default="autoattack", help="the suite that ratios and pairs refer to")
-    parser.add_argument("--precision", default="float32", help="of planish's searches: float32 or bf16")
+    parser.add_argument("--precision", default="float32", help="of all searches: float32 or bf16")
     parser.add_argument("--chunk", type=int, default=250, help="images that a peer is given at a time")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / "suite")
@@ -135,18 +153,28 @@ def theirs(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
     spent = done.get("spent", np.zeros(3))
     while (start := len(done["standing"])) < len(batch.x):
         part = Batch(*(value[start : start + given.chunk].to(given.device) for value in batch[:3]))
-        standing, cost = judged(model, part, parse_threat(given.norm, given.radius), PEERS[name][1])
+        standing, cost = judged(model, part, parse_threat(given.norm, given.radius), PEERS[name][1], given.precision)
         spent = spent + cost
         done = {"standing": np.concatenate([done["standing"], standing])}
         write_arrays(path, **done, spent=spent, indices=batch.indices[: len(done["standing"])].numpy())
     return Outcome(done["standing"], int(spent[0]), int(spent[1]), float(spent[2]))
 
 
-def judged(model: nn.Module, batch: Batch, threat: ThreatModel, peer: Peer) -> tuple[Booleans, NDArray[Any]]:
+def judged(
+    model: nn.Module, batch: Batch, threat: ThreatModel, peer: Peer, precision: str
+) -> tuple[Booleans, NDArray[Any]]:
     """Return which images stand, and forwards, backwards and seconds. Images outside the ball are an error."""
-    counted, began = Counted(model).eval(), time.perf_counter()
-    x_adv = peer(counted, batch, threat).detach()
-    cost = np.array([counted.forwards, counted.backwards, time.perf_counter() - began])
+    counted = Counted(model).eval()
+    clock = time.process_time if batch.x.device.type == "cpu" else time.perf_counter
+    began = clock()
+    fast = Autocast(counted).eval() if precision == "bf16" else counted
+    x_adv = peer(fast, batch, threat).detach().clone()
+    with torch.no_grad():
+        fooled = margin(fast(x_adv), batch.labels) >= 0
+    only_fast = (fooled & (margin(logits_of(counted, x_adv), batch.labels) < 0)).nonzero().squeeze(1)
+    if len(only_fast):
+        x_adv[only_fast] = peer(counted, batch.select(only_fast), threat).detach()
+    cost = np.array([counted.forwards, counted.backwards, clock() - began])
     if not bool(threat.feasible(x_adv, batch.x).all()):
         raise RuntimeError(f"images outside the ball, up to {float(threat.norm(x_adv - batch.x).max()):g}")
     clean, found = (margin(logits_of(model, x), batch.labels) < 0 for x in (batch.x, x_adv))

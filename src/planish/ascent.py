@@ -1,22 +1,25 @@
 """The inner loops of everything: maximise an objective over a ball with a step rule.
 
 `ascend` is training's: the last iterate. `search` is evaluation's: the same steps, but every iterate is looked at, and
-an image leaves the batch with the first iterate that reaches its goal.
+an image leaves the batch with the first iterate that reaches its goal. `guess` asks for no gradient.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from planish.batch import per_image
+from planish.batch import Batch, per_image
+from planish.losses import margin
 from planish.objectives import Objective
 from planish.rules import Point, StepRule
 from planish.threat import ThreatModel
 
 Score = Callable[[Tensor], Tensor]
 """Logits (N, K) -> (N,), 0 or more iff an attack has reached its goal."""
+Propose = Callable[[Batch, Tensor, int], Tensor]
+"""The images (n, ...) that are still searched, the best candidate of each so far, the query from 0 -> candidates."""
 Aim = Callable[[Tensor], tuple[Objective, Score]]
 """The rows (n,) of a batch that are still searched -> what they ascend, and whether they have arrived."""
 LOOK = {"cpu": 1}
@@ -84,7 +87,7 @@ def search(
     for index in range(steps):
         values, logits, gradient = evaluated(objective, x_adv)
         here = _entered(here, x_adv, score(logits), index, passes=2)
-        if index % LOOK.get(x.device.type, LOOK_ACCELERATED) == 0:
+        if _looks(x, index):
             going = (here.score < 0).nonzero().squeeze(1)
             if len(going) < len(rows):
                 best = _written(best, rows, here)
@@ -101,6 +104,31 @@ def search(
     return _written(best, rows, here)
 
 
+@torch.no_grad()
+def guess(propose: Propose, model: nn.Module, batch: Batch, queries: int) -> Searched:
+    """Ask the model about one candidate of each image after another: the first misclassified, or the best by margin.
+
+    A forward for each query of an image that stands, by batch.logits to begin with; steps count from 1. A candidate of
+    a smaller margin is forgotten.
+    """
+    assert batch.logits is not None
+    best = _nothing_yet(batch.x)
+    rows = (margin(batch.logits, batch.labels) < 0).nonzero().squeeze(1)
+    batch = Batch(batch.x.detach(), batch.labels, batch.indices.to(batch.x.device)).select(rows)
+    here = _nothing_yet(batch.x)
+    for query in range(queries if len(rows) else 0):
+        x_adv = propose(batch, here.x_adv, query)
+        here = _entered(here, x_adv, margin(model(x_adv), batch.labels), query + 1, passes=1)
+        if _looks(batch.x, query):
+            going = (here.score < 0).nonzero().squeeze(1)
+            if len(going) < len(rows):
+                best = _written(best, rows, here)
+                batch, rows, here = batch.select(going), rows[going], chosen(here, going)
+            if len(rows) == 0:
+                return best
+    return _written(best, rows, here)
+
+
 def chosen(values: Any, rows: Tensor) -> Any:
     """Return the rows of every tensor in nested tuples; what holds none stays."""
     if isinstance(values, Tensor):
@@ -109,6 +137,10 @@ def chosen(values: Any, rows: Tensor) -> Any:
         parts = [chosen(value, rows) for value in values]
         return type(values)(*parts) if hasattr(values, "_fields") else tuple(parts)
     return values
+
+
+def _looks(x: Tensor, index: int) -> bool:
+    return index % LOOK.get(x.device.type, LOOK_ACCELERATED) == 0
 
 
 def _nothing_yet(x: Tensor) -> Searched:
@@ -133,5 +165,5 @@ def _written(best: Searched, rows: Tensor, here: Searched) -> Searched:
     if len(rows) == len(best.score):
         return here
     for kept, new in zip(best, here, strict=True):
-        kept[rows] = new
+        kept[rows] = new.to(kept.dtype)
     return best

@@ -14,7 +14,7 @@ from torch import nn
 
 from planish import distances, results
 from planish.attacks import Attack, DistanceAttack, Within
-from planish.batch import Batch
+from planish.batch import Batch, per_image
 from planish.checkpoints import METRICS, PROVENANCE, WEIGHTS
 from planish.configuration import is_known, make, resolve
 from planish.data import load
@@ -253,7 +253,7 @@ def verify(judged: Subject, task: Task, path: Path, *, device: torch.device | st
     check_images(some, task.threat)
     correct = margin(check_logits(judged.model, some), some.labels) < 0
     feasible = task.threat.feasible(x_adv, some.x)
-    logits = logits_of(judged.model, torch.where(feasible.view(-1, 1, 1, 1), x_adv, some.x))
+    logits = logits_of(judged.model, torch.where(per_image(feasible, x_adv), x_adv, some.x))
     standing = correct & (margin(logits, some.labels) < 0)
     return Verified(
         Estimate.of(correct.cpu().numpy()),

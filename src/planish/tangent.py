@@ -133,14 +133,16 @@ def logit_gradients(model: Callable[[Tensor], Tensor], x: Tensor, classes: Tenso
 
 
 def gap_gradients(model: nn.Module, x: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z_c - z_y for these classes (N, R), and the gradients (N, R, ...): one forward and R backwards."""
+    """Return z_j - z_y for every class j, (N, K), and the gradients (N, R, ...) of it for these classes (N, R).
+
+    One forward and R backwards; the margin of the gaps is the logits' own.
+    """
 
     def gaps(x: Tensor) -> Tensor:
         logits = wide(model(x))
         return logits - logits.gather(1, labels[:, None])
 
-    values, gradients = logit_gradients(gaps, x, classes)
-    return values.gather(1, classes), gradients
+    return logit_gradients(gaps, x, classes)
 
 
 def nearest_classes(model: nn.Module, batch: Batch, threat: ThreatModel, candidates: int) -> NearestClasses:
@@ -155,7 +157,7 @@ def nearest_classes(model: nn.Module, batch: Batch, threat: ThreatModel, candida
     classes = wrong.argsort(dim=1, descending=True, stable=True)[:, :candidates]
     gaps, gradients = gap_gradients(model, batch.x, batch.labels, classes)
     steepness = threat.dual_norm(gradients.flatten(0, 1)).view(classes.shape)
-    distances = gaps.abs() / steepness
+    distances = gaps.gather(1, classes).abs() / steepness
     distances = torch.where((steepness > 0) & distances.isfinite(), distances, torch.inf)
     rank = distances.argsort(dim=1, stable=True)
     return NearestClasses(classes.gather(1, rank), distances.gather(1, rank))

@@ -233,7 +233,7 @@ def test_on_an_accelerator_a_look_now_and_then_changes_the_cost_alone(
     threat: ThreatModel, knowing: nn.Module, images: Batch, monkeypatch: pytest.MonkeyPatch
 ):
     often = attack(Square(60), knowing, images, threat)
-    monkeypatch.setattr("planish.attacks.square.LOOK", {"cpu": 7})
+    monkeypatch.setattr("planish.ascent.LOOK", {"cpu": 7})
     seldom = attack(Square(60), knowing, images, threat)
     assert all(torch.equal(*pair) for pair in zip(often[:5], seldom[:5], strict=True))
     assert ((seldom.passes - often.passes) <= 6).all() and (seldom.passes > often.passes).any()

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import Score
-from planish.batch import Batch
+from planish.ascent import Score, Searched
+from planish.batch import Batch, per_image
 from planish.losses import margin
 from planish.modes import Precision, attacked, autocast
 from planish.randomness import drawn_seed, seeded
@@ -109,21 +109,25 @@ def offer(
     """Enter candidates (n, ...) for these rows of the batch where they are adversarial and nearer, in place."""
     distance = threat.norm(x_adv - batch.x[rows])
     nearer = adversarial & (distance < found.distance[rows])
-    found.x_adv[rows[nearer]] = x_adv[nearer].detach()
-    found.distance[rows[nearer]] = distance[nearer].to(found.distance.dtype)
-    found.step[rows[nearer]] = step
+    found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), found.x_adv[rows])
+    found.distance[rows] = torch.where(nearer, distance.to(found.distance.dtype), found.distance[rows])
+    found.step[rows] = torch.where(nearer, step, found.step[rows])
+
+
+class Misclassifies:
+    """The goal of an attack that wants any wrong class."""
+
+    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
+        """Return the margin, and no targets."""
+        labels = batch.labels
+        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
 
 
 @dataclass(frozen=True)
-class Within:
+class Within(Misclassifies):
     """A distance attack as an attack in a ball: it succeeds where it finds an image within the radius."""
 
     attack: DistanceAttack
-
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the margin."""
-        labels = batch.labels
-        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
 
     def __call__(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
@@ -167,7 +171,7 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class ByDistance:
+class ByDistance(Misclassifies):
     """Not an attack but a stage of one: the targets of what follows come in order of their linearised distance.
 
     Melamed, Yehudai, Shamir: MALT powers up adversarial attacks (2024). candidates: at most so many classes, those of
@@ -175,11 +179,6 @@ class ByDistance:
     """
 
     candidates: int = 20
-
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the margin."""
-        labels = batch.labels
-        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
 
     def __call__(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
@@ -212,6 +211,18 @@ def untouched(attack: Attack, batch: Batch) -> Adversarials:
     score, target = attack.goal(batch)
     count = torch.zeros_like(batch.labels)
     return Adversarials(batch.x.detach().clone(), score(batch.logits), target, count - 1, count, count.clone())
+
+
+def merged(clean: Adversarials, found: Searched) -> Adversarials:
+    """Return the clean images (N, ...) with what was found in place of those for which it is worse."""
+    better = found.score > clean.score
+    return clean._replace(
+        x_adv=torch.where(per_image(better, clean.x_adv), found.x_adv, clean.x_adv),
+        score=torch.where(better, found.score, clean.score),
+        leaf=better.long() - 1,
+        step=torch.where(better, found.step, 0),
+        passes=found.passes,
+    )
 
 
 def run(
@@ -247,7 +258,7 @@ def run(
             rows = ((best.score < 0) | (best.leaf == number)).nonzero().squeeze(1)
             for start in range(progress.visited if number == progress.leaf else 0, len(rows), chunk):
                 part = rows[start : start + chunk]
-                some = batch.select(part)
+                some = batch if len(part) == len(batch.x) else batch.select(part)
                 with autocast(batch.x, precision):
                     found = leaf(model, some, threat, generator=seeded(seed))
                 if precision != "float32":
@@ -287,4 +298,4 @@ def _keep(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> N
     better = found.score > best.score[rows]
     new = found._replace(leaf=torch.full_like(found.leaf, leaf), passes=best.passes[rows])
     for kept, value in zip(best, new, strict=True):
-        kept[rows[better]] = value[better].to(kept.dtype)
+        kept[rows] = torch.where(per_image(better, value), value.to(kept.dtype), kept[rows])

@@ -14,7 +14,7 @@ from planish.errors import BadInput, at_least
 from planish.losses import MASKED, margin, wide
 from planish.modes import attacked
 from planish.randomness import drawn_seed, keyed_draws
-from planish.tangent import logit_gradients
+from planish.tangent import gap_gradients
 from planish.threat import ThreatModel
 
 NORMS = ("Linf", "L2")
@@ -138,7 +138,7 @@ class _Search(NamedTuple):
         """Return the nearest plane of these classes (n, R) at the point, which is entered if it is adversarial."""
         labels = self.batch.labels[rows]
         x_adv = point.reshape(len(rows), *self.batch.x.shape[1:])
-        gaps, gradients = logit_gradients(_Gaps(self.model, labels), x_adv, classes)
+        gaps, gradients = gap_gradients(self.model, x_adv, labels, classes)
         self.found.passes[rows] += 1 + classes.shape[1]
         self._enter(rows, x_adv, margin(gaps, labels), step)
         value, normal = gaps.gather(1, classes), gradients.flatten(2)
@@ -180,20 +180,7 @@ class _Search(NamedTuple):
         before = self.found.distance[rows]
         offer(self.found, rows, self.batch, x_adv, score >= 0, self.threat, step)
         nearer = self.found.distance[rows] < before
-        self.height[rows[nearer]] = score[nearer].to(self.height.dtype)
-
-
-class _Gaps(nn.Module):
-    """z_j - z_y for every class j: its gradients are the normals of the planes, its margin is the model's."""
-
-    def __init__(self, model: nn.Module, labels: Tensor) -> None:
-        super().__init__()
-        self.model, self.labels = model, labels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the gaps, (N, K)."""
-        logits = wide(self.model(x))
-        return logits - logits.gather(1, self.labels[:, None])
+        self.height[rows] = torch.where(nearer, score.to(self.height.dtype), self.height[rows])
 
 
 def _ranked(batch: Batch) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from planish.ascent import Score, ascend, search
-from planish.attacks import Adversarials, Attack, Worst, untouched, with_logits
-from planish.batch import Batch, per_image
+from planish.attacks import Adversarials, Attack, Misclassifies, Worst, merged, untouched, with_logits
+from planish.batch import Batch
 from planish.errors import BadInput, at_least
 from planish.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
 from planish.modes import attacked
@@ -21,6 +21,7 @@ from planish.threat import ThreatModel
 Start = Literal["image", "uniform", "diverse"]
 """The image; a random point of the ball; or that and two full steps along random logits (Tashiro et al. 2020)."""
 DIVERSE_STEPS = 2
+START_PASSES: dict[Start, int] = {"image": 0, "uniform": 0, "diverse": 2 * DIVERSE_STEPS}
 PAPER_STEP = 0.1 * 255 / 8
 """The LLR paper's Adam step of 0.1 pixels, in radii of 8/255."""
 PAPER_SCHEDULE = Piecewise((0.0, 0.5, 0.75), (PAPER_STEP, PAPER_STEP / 10, PAPER_STEP / 100))
@@ -79,7 +80,7 @@ class RandomTarget:
 
 
 @dataclass(frozen=True)
-class Untargeted:
+class Untargeted(Misclassifies):
     """Ascend a loss of the true label until any other class wins."""
 
     rule: StepRule
@@ -90,11 +91,6 @@ class Untargeted:
     def score(self, labels: Tensor, target: Tensor) -> Score:
         """Return the margin."""
         return lambda logits: margin(logits, labels)
-
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the margin."""
-        target = torch.full_like(batch.labels, -1)
-        return self.score(batch.labels, target), target
 
     def __call__(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
@@ -154,14 +150,7 @@ def _searched(
             return of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
         found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start)
-    better = found.score > clean.score
-    return clean._replace(
-        x_adv=torch.where(per_image(better, batch.x), found.x_adv, batch.x),
-        score=torch.where(better, found.score, clean.score),
-        leaf=better.long() - 1,
-        step=torch.where(better, found.step, 0),
-        passes=found.passes + (2 * DIVERSE_STEPS if attack.start == "diverse" else 0),
-    )
+    return merged(clean, found._replace(passes=found.passes + START_PASSES[attack.start]))
 
 
 def _start(

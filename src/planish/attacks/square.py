@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.ascent import LOOK, LOOK_ACCELERATED, Score, chosen
-from planish.attacks import Adversarials, untouched, with_logits
+from planish.ascent import guess
+from planish.attacks import Adversarials, Misclassifies, merged, untouched, with_logits
 from planish.batch import Batch
 from planish.errors import BadInput, at_least
-from planish.losses import margin
 from planish.modes import attacked
 from planish.randomness import drawn_seed, keyed
 from planish.threat import ThreatModel
@@ -25,7 +24,7 @@ TILES = 5
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Misclassifies):
     """Square: random square windows are repainted, improvements kept (Andriushchenko et al. 2020). square-QUERIES.
 
     Black box: it asks for logits alone. Algorithm 1 from vertical stripes with the updates of Algorithm 2 (Linf), or
@@ -51,95 +50,27 @@ class Square:
         if not 0 < self.p_init <= 1:
             raise BadInput(f"p_init must be above 0 and at most 1, got {self.p_init}")
 
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the margin."""
-        labels = batch.labels
-        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
-
     def __call__(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the first misclassified candidate of each image, or else the best. Raises BadInput for other norms."""
         if threat.name not in SEARCHES:
             raise BadInput(f"Square knows the norms {' and '.join(SEARCHES)}, not {threat.name}")
-        seed = drawn_seed(generator)
-        with attacked(model), torch.no_grad():
+        seed, search = drawn_seed(generator), SEARCHES[threat.name](threat)
+
+        def propose(batch: Batch, x_adv: Tensor, query: int) -> Tensor:
+            if query == 0:
+                return search.start(batch, seed)
+            return search.candidate(batch, x_adv, self.share(query - 1), seed + query)
+
+        with attacked(model):
             batch = with_logits(model, batch)
-            best = untouched(self, batch)
-            rows = (best.score < 0).nonzero().squeeze(1)
-            if len(rows):
-                _keep(best, rows, self._searched(model, batch.select(rows), threat, seed))
-        return best
+            return merged(untouched(self, batch), guess(propose, model, batch, self.queries))
 
     def share(self, candidate: int) -> float:
         """Return the share of the image that the window of a candidate covers; candidates count from 0."""
         passed = int(candidate / self.queries * RESCALED) if self.rescaled else candidate
         return self.p_init * 0.5 ** sum(passed > halving for halving in HALVINGS)
-
-    def _searched(self, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int) -> "_Found":
-        """Return what the queries found; the batch shrinks to the images that still stand."""
-        search = SEARCHES[threat.name](threat)
-        batch = Batch(batch.x.detach(), batch.labels, batch.indices.to(batch.x.device))
-        rows = torch.arange(len(batch.x), device=batch.x.device)
-        best = here = _nothing_yet(batch.x)
-        look = LOOK.get(batch.x.device.type, LOOK_ACCELERATED)
-        for query in range(self.queries):
-            if query == 0:
-                x_adv = search.start(batch, seed)
-            else:
-                x_adv = search.candidate(batch, here.x_adv, self.share(query - 1), seed + query)
-            logits = model(x_adv)
-            here = _entered(here, x_adv, margin(logits, batch.labels), query + 1)
-            if query % look == 0:
-                going = (here.score < 0).nonzero().squeeze(1)
-                if len(going) < len(rows):
-                    _write(best, rows, here)
-                    batch, rows, here = batch.select(going), rows[going], chosen(here, going)
-                if len(rows) == 0:
-                    return best
-        _write(best, rows, here)
-        return best
-
-
-class _Found(NamedTuple):
-    """The candidates that were kept; x_adv (N, ...), the rest (N,). Before the first: the images, and -inf."""
-
-    x_adv: Tensor
-    score: Tensor
-    step: Tensor
-    passes: Tensor
-
-
-def _nothing_yet(x: Tensor) -> _Found:
-    count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    worst = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-    return _Found(x.clone(), worst, count, count.clone())
-
-
-def _entered(here: _Found, x_adv: Tensor, score: Tensor, query: int) -> _Found:
-    """Return the candidate where it raises the margin, unless something misclassified is there."""
-    kept = (score > here.score) & (here.score < 0)
-    return _Found(
-        torch.where(kept[:, None, None, None], x_adv, here.x_adv),
-        torch.where(kept, score, here.score),
-        torch.where(kept, query, here.step),
-        here.passes + 1,
-    )
-
-
-def _write(best: _Found, rows: Tensor, here: _Found) -> None:
-    for kept, new in zip(best, here, strict=True):
-        kept[rows] = new.to(kept.dtype)
-
-
-def _keep(best: Adversarials, rows: Tensor, found: _Found) -> None:
-    """Enter what was found, in place, where it is worse for the model than the clean image."""
-    best.passes[rows] = found.passes
-    better = found.score > best.score[rows]
-    best.leaf[rows[better]] = 0
-    for name in ("x_adv", "score", "step"):
-        kept = getattr(best, name)
-        kept[rows[better]] = getattr(found, name)[better].to(kept.dtype)
 
 
 class _Stripes(NamedTuple):
