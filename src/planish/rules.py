@@ -119,6 +119,10 @@ class HeavyBall:
         return threat.project(mixed, point.x), x_adv
 
 
+GLIDE = HeavyBall(Cosine(2.0, 0.02))
+"""A step from 2 radii down to a fiftieth of one: for runs of few steps."""
+
+
 class AdamState(NamedTuple):
     """First and second moment."""
 

@@ -15,7 +15,7 @@ from planish.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin,
 from planish.modes import attacked
 from planish.objectives import Objective, loss_of, of
 from planish.randomness import drawn_seed, keyed, keyed_draws
-from planish.rules import Adam, AutoPGD, Cosine, HeavyBall, Momentum, Piecewise, Steepest, StepRule
+from planish.rules import GLIDE, Adam, AutoPGD, Momentum, Piecewise, Steepest, StepRule
 from planish.threat import ThreatModel
 
 Start = Literal["image", "uniform", "diverse"]
@@ -206,7 +206,7 @@ def pgd_margin(steps: int = 50, restarts: int = 10, step_in_radii: float = 0.25)
 
 def odi_pgd(steps: int = 50, restarts: int = 5) -> Attack:
     """ODI-PGD: margin from starts along random logits, 2 full steps (Tashiro et al. 2020). odi-pgd-STEPS-RESTARTS."""
-    return restarted(Untargeted(HeavyBall(Cosine(2.0, 0.02)), _checked(steps), margin, "diverse"), restarts)
+    return restarted(Untargeted(GLIDE, _checked(steps), margin, "diverse"), restarts)
 
 
 def adam_pgd(steps: int = 200, restarts: int = 1) -> Attack:

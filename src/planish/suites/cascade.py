@@ -14,22 +14,22 @@ import numpy as np
 from planish.attacks import Attack, ByDistance, Worst
 from planish.attacks.gradient import Ranked, Targeted, Untargeted
 from planish.attacks.noise import Noise
+from planish.attacks.smoothed import Smoothed
 from planish.attacks.square import Square
 from planish.errors import at_least
 from planish.losses import margin, scale_free_cross_entropy
 from planish.results import Column
-from planish.rules import Cosine, HeavyBall
+from planish.rules import GLIDE
 from planish.suites import Stage, Suite
 from planish.suites.autoattack import autoattack
 
-GLIDE = HeavyBall(Cosine(2.0, 0.02))
-"""Momentum, and a step from 2 radii down to a fiftieth of one."""
 CHECKED, CHECK_SHARE = 200, 50
 """The check sees at most so many survivors, and at most one for so many test images: 10 queries an image."""
 FOCUS, FOCUS_STEPS = 0.1, 20
 """What attacks came closest to breaking: this share of the survivors is attacked again, towards every class."""
-STUCK, LEAP = 0.01, 0.06
-"""Shares of the images that may be stuck at their start, or fall to the targets after the scout, in a short run."""
+STUCK, LEAP, GAIN = 0.01, 0.06, 0.005
+"""Shares of the images that may be stuck at their start, or fall to the targets after the scout, or then to the attack
+on the hard cases, in a short run."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Cascade(Suite):
     def reasons(self, done: Mapping[str, Column], images: int) -> tuple[str, ...]:
         """Return why the short stages cannot be trusted, in words; nothing if they can.
 
-        A black box broke what they missed; the gradient led nowhere on some images; or the targets broke far more than
-        the scout had left plausible. On models with honest gradients none of them happens (docs/attacks.md).
+        A black box broke what they missed; the gradient led nowhere on some images; the targets broke far more than
+        the scout had left plausible; or more effort still paid on the hard cases. On models with honest gradients none
+        of them happens (docs/attacks.md).
         """
         found = []
         hits = int(done["check"].broken.sum())
@@ -75,6 +76,9 @@ class Cascade(Suite):
         leap = int(done["targets"].broken.sum())
         if leap > LEAP * images:
             found.append(f"targets broke {leap} of {images} images that the untargeted scout had not")
+        gain = int(done["focus"].broken.sum())
+        if gain > GAIN * images and gain > 1:
+            found.append(f"a second attack on the hardest images still broke {gain} of {images}")
         return tuple(found)
 
     def _short(self, images: int) -> tuple[Stage, ...]:
@@ -102,6 +106,7 @@ class Cascade(Suite):
             Stage("untargeted", Worst((margins, Untargeted(GLIDE, 50, scale_free_cross_entropy)))),
             Stage("sweep", Worst(sweep)),
             Stage("diverse", Worst((diverse,) * 5)),
+            Stage("smoothed", Smoothed(50)),
             *autoattack(classes=self.classes).stages,
         )
 

@@ -1,0 +1,75 @@
+"""Ascent by the mean gradient of noisy copies: where a gradient at one point says nothing, many near it may."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import Score, search
+from planish.attacks import Adversarials, Misclassifies, merged, untouched, with_logits
+from planish.batch import Batch
+from planish.errors import BadInput, at_least
+from planish.losses import margin
+from planish.modes import attacked
+from planish.objectives import Objective
+from planish.randomness import drawn_seed, keyed_draws
+from planish.rules import GLIDE
+from planish.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Smoothed(Misclassifies):
+    """The margin's mean over noisy copies is ascended: sees past shattered gradients. smoothed-STEPS-COPIES.
+
+    Each image keeps its own `copies` noises, uniform in a ball of `spread` radii, through all steps, so that what is
+    ascended is one smooth function; the iterate itself is judged. A step is copies + 1 forwards and `copies` backwards.
+    Averaging over noise against gradients that are exact but useless: Athalye, Carlini, Wagner (2018, section 4), for
+    randomised models there.
+    """
+
+    steps: int = 20
+    copies: int = 8
+    spread: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, copies=self.copies)
+        if not 0 < self.spread < math.inf:
+            raise BadInput(f"spread must be above 0, got {self.spread:g}")
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
+    ) -> Adversarials:
+        """Return the first adversarial iterate of each image, or else the best by margin."""
+        noise = self._noise(batch, threat, drawn_seed(generator))
+
+        def aim(rows: Tensor) -> tuple[Objective, Score]:
+            labels = batch.labels[rows]
+            return self._objective(model, labels, noise[:, rows], threat), lambda logits: margin(logits, labels)
+
+        with attacked(model):
+            batch = with_logits(model, batch)
+            found = search(aim, batch.x, threat, GLIDE, self.steps)
+        ascended, last = found.passes // 2, found.passes % 2
+        passes = ascended * (2 * self.copies + 1) + last * (self.copies + 1)
+        return merged(untouched(self, batch), found._replace(passes=passes))
+
+    def _noise(self, batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
+        """Return the noises, (copies, N, ...)."""
+        near = replace(threat, radius=self.spread * threat.radius, low=-math.inf, high=math.inf)
+        none = torch.zeros_like(batch.x)
+        draws = (keyed_draws(batch.x, batch.indices, seed + copy) for copy in range(self.copies))
+        return torch.stack([near.sample(none, drawn) for drawn in draws])
+
+    def _objective(self, model: nn.Module, labels: Tensor, noise: Tensor, threat: ThreatModel) -> Objective:
+        def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+            copies = torch.cat([(x_adv + own).clamp(threat.low, threat.high) for own in noise])
+            values = margin(model(copies), labels.repeat(self.copies)).reshape(self.copies, -1)
+            with torch.no_grad():
+                logits = model(x_adv)
+            return values.mean(0), logits
+
+        return objective
+
+
+COMPONENTS = {"smoothed": Smoothed}
