@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -264,12 +265,14 @@ def verify(judged: Subject, task: Task, path: Path, *, device: torch.device | st
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
-    """Return a report's entries from evaluated folders, costs relative to the one named "standard". Raises BadInput."""
+    """Return a report's entries from evaluated folders, costs relative to the one named "standard". Raises BadInput.
+
+    Entries of one model are told apart by what it was judged by.
+    """
     found = [_entry(folder) for folder in folders]
     base = next((entry.training for entry in found if entry.name == "standard" and entry.training), None)
-    if base is None:
-        return found
-    return [_relative(entry, float(base["seconds"])) for entry in found]
+    seconds = float(base["seconds"]) if base else 0.0
+    return _told_apart([_relative(entry, seconds) for entry in found])
 
 
 def _entry(folder: Path) -> Entry:
@@ -282,6 +285,15 @@ def _entry(folder: Path) -> Entry:
             images = dict(arrays)
     name = record.meta.get("model", {}).get("name", folder.name)
     return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
+
+
+def _told_apart(found: list[Entry]) -> list[Entry]:
+    """Return the entries, those that share a name with their attacks added to it."""
+    shared = Counter(entry.name for entry in found)
+    return [
+        replace(entry, name=f"{entry.name}, {' + '.join(entry.evaluation.asked)}") if shared[entry.name] > 1 else entry
+        for entry in found
+    ]
 
 
 def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,11 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seconds = adversarial.training["seconds"] / standard.training["seconds"]
     assert adversarial.training["relative_seconds"] == pytest.approx(seconds)
     assert len(adversarial.training["history"]) == 2
+
+
+def test_one_model_judged_by_two_attacks_is_two_entries(run_folder: Path, tmp_path: Path):
+    for attack in ("fgsm", "pgd-2-1"):
+        assert list(judge(subject(str(run_folder)), replace(TASK, attacks=(attack,)), tmp_path / attack))
+    found = entries([tmp_path / "fgsm", tmp_path / "pgd-2-1"])
+    assert [entry.name for entry in found] == ["fgsm, fgsm", "fgsm, pgd-2-1"]
+    assert [entry.name for entry in entries([tmp_path / "fgsm"])] == ["fgsm"]
