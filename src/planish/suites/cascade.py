@@ -41,7 +41,7 @@ class Cascade(Suite):
     """
 
     scout_steps: int = 10
-    target_steps: int = 20
+    target_steps: int = 10
     targets: int = 3
     classes: int = field(kw_only=True)
 
