@@ -8,6 +8,7 @@ import torch
 from planish.configuration import experiment_from
 from planish.errors import BadInput
 from planish.experiment import load_run, train
+from planish.models import build
 
 CODE = """
 from pathlib import Path
@@ -51,3 +52,16 @@ def test_a_folder_with_a_half_written_file_alone_is_new(tmp_path: Path) -> None:
     (tmp_path / "run" / ".config.toml.x1y2.part").write_text("seed")
     tree = {"method": {"name": "standard"}, "settings": {"epochs": 1, "batch_size": 256}}
     assert len(list(train(experiment_from(tree), tmp_path / "run"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def net(:", "raises SyntaxError when it is imported"),
+        ("1 / 0", "raises ZeroDivisionError when it is imported"),
+    ],
+)
+def test_a_file_of_ones_own_that_cannot_be_imported_is_bad_input(code: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(BadInput, match=message):
+        build(f"{tmp_path}/mine.py:net", classes=2, channels=1)

@@ -62,6 +62,8 @@ def own_function(name: str) -> Callable[..., Any]:
         module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, FileNotFoundError) as error:
         raise BadInput(f"cannot import '{place}' for model '{name}': {error}") from error
+    except Exception as error:
+        raise BadInput(f"'{place}' raises {type(error).__name__} when it is imported: {error}") from error
     found = getattr(module, function, None)
     if not callable(found):
         raise BadInput(f"'{place}' has no function '{function}'")
