@@ -61,7 +61,7 @@ def test_a_folder_with_a_half_written_file_alone_is_new(tmp_path: Path) -> None:
         ("1 / 0", "raises ZeroDivisionError when it is imported"),
     ],
 )
-def test_a_file_of_ones_own_that_cannot_be_imported_is_bad_input(code: str, message: str, tmp_path: Path) -> None:
+def test_a_file_of_ones_own_that_cannot_be_imported_is_bad_input(code: str, error: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(code)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match=f"raises {error} when it is imported"):
         build(f"{tmp_path}/mine.py:net", classes=2, channels=1)
