@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from planish.attacks import Adversarials, Attack, untouched, with_logits
 from planish.attacks.gradient import apgd_t, fgsm, pgd, pgd_margin, random_targeted
+from planish.attacks.square import Square
 from planish.batch import Batch
 from planish.evaluation import Judged, Update, check_images, evaluate, logits_of
 from planish.losses import margin
@@ -181,6 +182,30 @@ def test_bf16_searches_and_float32_judges(network: nn.Module, images: Batch, jud
     np.testing.assert_allclose(column.margin[column.attempted], fresh[column.attempted], atol=1e-5)
     assert (column.margin >= judged.evaluation.clean_margin - 1e-5)[column.attempted].all()
     assert 0 < column.broken.sum() < column.attempted.sum()
+
+
+class Offset(nn.Module):
+    """Two classes by the brightness; the logits are so large that bfloat16 sees no difference between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = nn.Linear(64, 2)
+        self.sum.weight.data = torch.stack([-torch.ones(64), torch.ones(64)]) / 64
+        self.sum.bias.data = torch.tensor([300.5, 299.5])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum(x.flatten(1))
+
+
+@pytest.mark.parametrize("attack", [pgd(5, 1), Square(300)], ids=["pgd", "square"])
+def test_images_that_rounding_decided_are_searched_again(attack: Attack, judge: Judge):
+    """A bf16 search took its start for a success, and images that float32 breaks at once were counted as robust."""
+    x = torch.linspace(0.3, 0.49, 12).reshape(12, 1, 1, 1).expand(12, 1, 8, 8).contiguous()
+    batch = Batch(x, torch.zeros(12, dtype=torch.int64), torch.arange(12))
+    found = [judge(Offset(), batch, {"a": attack}, 0.1, precision=how).evaluation for how in ("float32", "bf16")]
+    assert 0 < found[0].robust_accuracy().hits < 12
+    assert (found[1].survivors() == found[0].survivors()).all()
+    assert found[1].columns[0].forwards > found[0].columns[0].forwards
 
 
 def test_autocast_outside_does_not_reach_the_verdict(network: nn.Module, images: Batch, judge: Judge):

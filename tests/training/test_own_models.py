@@ -55,10 +55,10 @@ def test_a_folder_with_a_half_written_file_alone_is_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "message"),
+    ("code", "error"),
     [
-        ("def net(:", "raises SyntaxError when it is imported"),
-        ("1 / 0", "raises ZeroDivisionError when it is imported"),
+        ("def net(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
     ],
 )
 def test_a_file_of_ones_own_that_cannot_be_imported_is_bad_input(code: str, error: str, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from planish.threat import ThreatModel
 Report = Callable[[int, int], None]
 """Told after each chunk: how many images are broken so far, and how many the running attack has still to visit."""
 CHUNK = 256
+CLOSE = 2.0**-7
+"""A score this near to 0, relative to the largest logit, may be bfloat16's rounding: two units in its last place."""
 
 
 class Adversarials(NamedTuple):
@@ -241,7 +243,8 @@ def run(
     """Attack a batch of any size in chunks, leaf by leaf, survivors refilled into full chunks before each.
 
     Images whose goal is reached, already at the clean image, are not attacked. The outcome does not depend on `chunk`.
-    precision: "bf16" searches under autocast and scores what was found in float32 before anything is decided.
+    precision: "bf16" searches under autocast and scores what was found in float32 before anything is decided; images
+    on which rounding may have decided are searched again in float32.
     keep: told after each chunk how far it has come; earlier: that, to go on from there with the same outcome.
     """
     with attacked(model):
@@ -262,7 +265,7 @@ def run(
                 with autocast(batch.x, precision):
                     found = leaf(model, some, threat, generator=seeded(seed))
                 if precision != "float32":
-                    found = _rescored(leaf, model, some, found)
+                    found = _settled(found, leaf, model, some, threat, seed)
                 _keep(best, part, found, number)
                 if report is not None:
                     report(int((best.score >= 0).sum()), len(rows) - start - len(part))
@@ -285,11 +288,24 @@ def _ordered(
     return batch._replace(order=order)
 
 
-def _rescored(leaf: Attack, model: nn.Module, batch: Batch, found: Adversarials) -> Adversarials:
-    """Return what was found with its score in float32."""
+def _settled(
+    found: Adversarials, leaf: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int
+) -> Adversarials:
+    """Return what a fast search found with its score in float32, and close calls as a search in float32 has them.
+
+    A fast search ends at what it takes for a success, and looks past what it takes for a failure.
+    """
     score, _ = leaf.goal(batch)
     with torch.no_grad():
-        return found._replace(score=score(model(found.x_adv)), passes=found.passes + 1)
+        logits = model(found.x_adv)
+    exact = score(logits).to(found.score.dtype)
+    doubtful = (exact < 0) & ((found.score >= 0) | (exact > -CLOSE * logits.abs().amax(1)))
+    found = found._replace(score=exact, passes=found.passes + 1)
+    rows = doubtful.nonzero().squeeze(1)
+    if len(rows):
+        again = leaf(model, batch.select(rows), threat, generator=seeded(seed))
+        _keep(found, rows, again, 0)
+    return found
 
 
 def _keep(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> None:
