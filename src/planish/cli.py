@@ -54,6 +54,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+Model = Annotated[str, typer.Argument(help="Run folder, package.module:function, or file.py:function.")]
+Data = Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path.")]
+Radius = Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")]
+Norm = Annotated[str, typer.Option(help="Linf or L2.")]
+BuiltBy = Annotated[
+    str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
+]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many test images.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -129,16 +137,15 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, package.module:function, or file.py:function.")],
-    data: Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path.")],
-    radius: Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")],
-    norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
-    built_by: Annotated[
-        str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
-    ] = None,
+    model: Model,
+    data: Data,
+    radius: Radius,
+    norm: Norm = "Linf",
+    built_by: BuiltBy = None,
     attacks: Annotated[str, typer.Option(help="Names with commas; see: planish list attacks.")] = DEFAULT_ATTACKS,
+    surrogates: Annotated[str, typer.Option(help="For transfer: other models with commas, each like MODEL.")] = "",
     name: Annotated[str | None, typer.Option(help="What a report calls the model; a run's method by default.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
+    limit: Limit = None,
     precision: Annotated[
         str, typer.Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
     ] = "float32",
@@ -158,9 +165,11 @@ def evaluate(
     from planish.threat import parse_threat
 
     names = _names(attacks)
-    options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit}
-    task = made(Task, {**options, "seed": seed, "precision": precision, "keep_images": keep_images}, "evaluate")
-    judged = subject(model, _device(device), built_by)
+    options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit, "seed": seed}
+    options |= {"precision": precision, "keep_images": keep_images, "surrogates": _names(surrogates)}
+    task = made(Task, options, "evaluate")
+    device = _device(device)
+    judged = subject(model, device, built_by)
     judged = replace(judged, name=name or judged.name)
     with progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
@@ -168,22 +177,19 @@ def evaluate(
         def on_chunk(update: "Update") -> None:
             bars.update(bar, note=update_words(update))
 
-        for record in judge(judged, task, out, device=_device(device), resume=resume, on_chunk=on_chunk):
-            begun = {column.partition("/")[0] for column in record.names}
-            bars.update(bar, completed=max(1, len(begun)), note=record_words(record))
+        for record in judge(judged, task, out, device=device, resume=resume, on_chunk=on_chunk, built_by=built_by):
+            bars.update(bar, completed=max(1, len(_begun(record.names))), note=record_words(record))
     _report([out], out, f"Robustness of {judged.name}", json_)
 
 
 @app.command()
 def distances(
-    model: Annotated[str, typer.Argument(help="Run folder, package.module:function, or file.py:function.")],
-    data: Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path.")],
-    norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
-    built_by: Annotated[
-        str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
-    ] = None,
+    model: Model,
+    data: Data,
+    norm: Norm = "Linf",
+    built_by: BuiltBy = None,
     attacks: Annotated[str, typer.Option(help="Distance attacks with commas; see: planish list attacks.")] = "closest",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
+    limit: Limit = None,
     out: Out = Path("runs/distances"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -193,8 +199,9 @@ def distances(
 ) -> None:
     """Measure how far away the nearest adversarial image is."""
     from planish.configuration import made
+    from planish.distances import Distances, load
     from planish.report.distances import distance_rows, to_json, write_distances
-    from planish.runs import Task, measure, subject
+    from planish.runs import DISTANCES, Task, measure, subject
     from planish.threat import parse_threat
 
     names = _names(attacks)
@@ -205,9 +212,11 @@ def distances(
     judged = subject(model, _device(device), built_by)
     with progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(names), note=names[0])
-        for record in measure(judged, task, out, device=_device(device), resume=resume):
-            done = record.names[-1]
-            bars.update(bar, completed=len(record.names), note=f"{done}: mean {record.mean(done):.4g}")
+        found: Distances | None = None
+        for found in measure(judged, task, out, device=_device(device), resume=resume):
+            done = found.names[-1]
+            bars.update(bar, completed=len(_begun(found.names)), note=f"{done}: mean {found.mean(done):.4g}")
+    record = found or load(out / DISTANCES)
     figure = write_distances(record, out)
     if json_:
         print_json(to_json(record))
@@ -218,14 +227,12 @@ def distances(
 
 @app.command()
 def verify(
-    model: Annotated[str, typer.Argument(help="Run folder, package.module:function, or file.py:function.")],
+    model: Model,
     images: Annotated[Path, typer.Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
     data: Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
-    radius: Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")],
-    norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
-    built_by: Annotated[
-        str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
-    ] = None,
+    radius: Radius,
+    norm: Norm = "Linf",
+    built_by: BuiltBy = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -319,8 +326,13 @@ def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None
         print_summary(found, page)
 
 
-def _names(attacks: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in attacks.split(",") if part.strip())
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _begun(columns: Sequence[str]) -> set[str]:
+    """Return the attacks and suites that these columns are of."""
+    return {column.partition("/")[0] for column in columns}
 
 
 def run() -> None:

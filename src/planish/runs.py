@@ -4,10 +4,10 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from planish import distances, results
 from planish.attacks import Attack, DistanceAttack, Within
+from planish.attacks.transfer import Surrogate, same_classes
 from planish.batch import Batch, per_image
 from planish.checkpoints import METRICS, PROVENANCE, WEIGHTS
 from planish.configuration import is_known, make, resolve
@@ -22,16 +23,17 @@ from planish.data import load
 from planish.distances import Distances
 from planish.errors import BadInput, nearest
 from planish.estimates import Estimate, counts
-from planish.evaluation import OnChunk, check_images, check_logits, evaluate, logits_of
+from planish.evaluation import OnChunk, check_images, check_logits, evaluate, logits_of, model_digest
 from planish.experiment import load_run
 from planish.kept import KeptProgress, images_left, load_images, save_gallery, save_images
 from planish.losses import margin
 from planish.models import build
 from planish.modes import Precision
+from planish.passes import Counted
 from planish.registry import components
 from planish.report import Entry
 from planish.results import Evaluation
-from planish.suites import Suite
+from planish.suites import Fixed, Suite
 from planish.threat import ThreatModel
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
@@ -53,7 +55,7 @@ class Task:
     """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images.
 
     precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
-    adversarial images too, for `verify`.
+    adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`.
     """
 
     data: str
@@ -63,6 +65,7 @@ class Task:
     seed: int = 0
     precision: Precision = "float32"
     keep_images: bool = False
+    surrogates: tuple[str, ...] = ()
 
 
 def subject(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> Subject:
@@ -98,22 +101,58 @@ def test_images(task: Task) -> tuple[Batch, dict[str, Any], list[str]]:
     return images.as_batch(), about, warnings
 
 
-def named_attacks(names: Sequence[str], classes: int) -> dict[str, Attack | Suite]:
+def named_attacks(
+    names: Sequence[str], classes: int, *, norm: str = "Linf", surrogates: Sequence[Surrogate] = ()
+) -> dict[str, Attack | Suite]:
     """Return the attacks and suites of these names for a data set of so many classes. Raises BadInput.
 
-    A distance attack is one in the ball: it succeeds within the radius.
+    norm: "Linf" or "L2", for what differs by it; surrogates: for `transfer`. A distance attack is one in the ball: it
+    succeeds within the radius.
     """
-    attacks: dict[str, Attack | Suite] = {}
+    known = {"classes": classes, "norm": norm, "surrogates": tuple(surrogates)}
+    made = {name: _made(name, known) for name in names}
+    return {name: Within(part) if hasattr(part, "distances") else part for name, part in made.items()}
+
+
+def distance_attacks(names: Sequence[str], classes: int, *, norm: str = "Linf") -> dict[str, DistanceAttack]:
+    """Return the distance attacks of these names, as `named_attacks` does. Raises BadInput.
+
+    A suite of distance attacks stands for its stages, each as "suite/stage".
+    """
+    known = {"classes": classes, "norm": norm}
+    attacks: dict[str, DistanceAttack] = {}
     for name in names:
-        made = _made(name, classes)
-        attacks[name] = Within(made) if hasattr(made, "distances") else made
+        found = _measuring(name, known)
+        if not found:
+            others = (own for package in ("attacks", "suites") for own in components(package) if _measuring(own, known))
+            raise BadInput(
+                f"'{name}' searches a ball of fixed radius; for distances use one of {', '.join(sorted(others))}"
+            )
+        attacks |= found
     return attacks
 
 
-def _made(name: str, classes: int) -> Any:
+def _measuring(name: str, known: Mapping[str, Any]) -> dict[str, DistanceAttack]:
+    """Return the distance attacks that a name stands for; none if it stands for anything else."""
     package = package_of(name)
-    wanted = inspect.signature(resolve(package, name)[0]).parameters
-    return make(package, name, {"classes": classes} if "classes" in wanted else {})
+    component, _ = resolve(package, name)
+    if package == "attacks":
+        kind = get_type_hints(component).get("return", component)
+        return {name: _made(name, known)} if hasattr(kind, "distances") else {}
+    suite = _made(name, known)
+    stages = suite.stages if isinstance(suite, Fixed) else ()
+    found = {f"{name}/{stage.name}": stage.attack.attack for stage in stages if isinstance(stage.attack, Within)}
+    return found if len(found) == len(stages) else {}
+
+
+def _made(name: str, known: Mapping[str, Any]) -> Any:
+    """Return the component of that name with its numbers, told what it wants to know."""
+    wanted = _wanted(name)
+    return make(package_of(name), name, {key: value for key, value in known.items() if key in wanted})
+
+
+def _wanted(name: str) -> Mapping[str, Any]:
+    return inspect.signature(resolve(package_of(name), name)[0]).parameters
 
 
 def package_of(name: str) -> Literal["attacks", "suites"]:
@@ -135,26 +174,23 @@ def judge(
     device: torch.device | str = "cpu",
     resume: bool = False,
     on_chunk: OnChunk | None = None,
+    built_by: str | None = None,
 ) -> Iterator[Evaluation]:
     """Judge into a folder: yield the record after the clean pass and each attack, it and a gallery saved by then.
 
-    With resume, attacks that the folder's record already holds are not run again. Raises BadInput if the folder holds a
-    record of another model, data, threat or seed, or any without `resume`.
+    With resume, attacks that the folder's record already holds are not run again. built_by: of surrogates, as in
+    `subject`. Raises BadInput if the folder holds a record of another model, data, threat or seed, or of attacks with
+    other surrogates, or any without `resume`.
     """
     path = folder / EVALUATION
     if path.exists() and not resume:
         raise BadInput(f"{folder} already holds an evaluation; add --resume to go on, or choose another folder")
     batch, data, warnings = test_images(task)
-    classes = len(judged.about.get("classes") or data["classes"])
-    attacks = named_attacks(task.attacks, classes)
     batch = Batch(*(part.to(device) for part in batch[:3]))
-    known: dict[str, Any] = {
-        "model": {"name": judged.name},
-        "data": data,
-        "training": judged.training,
-        "notes": warnings,
-    }
-    earlier = results.load(path) if path.exists() else None
+    classes = len(judged.about.get("classes") or data["classes"])
+    others = _surrogates(judged, task, batch.select(slice(0, 1)), built_by)
+    attacks = named_attacks(task.attacks, classes, norm=task.threat.name, surrogates=others)
+    about = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
     kept = KeptProgress(folder / PROGRESS)
     steps = evaluate(
         judged.model,
@@ -163,8 +199,8 @@ def judge(
         attacks,
         seed=task.seed,
         precision=task.precision,
-        about=known,
-        earlier=earlier,
+        about=about,
+        earlier=results.load(path) if path.exists() else None,
         x_adv=images_left(folder / IMAGES, batch) if resume else None,
         on_chunk=on_chunk,
         unfinished=kept,
@@ -176,6 +212,20 @@ def judge(
         results.save(step.evaluation, path)
         kept.forget()
         yield step.evaluation
+
+
+def _surrogates(judged: Subject, task: Task, image: Batch, built_by: str | None) -> list[Surrogate]:
+    """Return the models that the task names, each tried on one image. Raises BadInput if one does not fit."""
+    if task.surrogates and not any("surrogates" in _wanted(name) for name in task.attacks):
+        raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
+    found = [subject(spec, image.x.device, built_by) for spec in task.surrogates]
+    for spec, other in zip(task.surrogates, found, strict=True):
+        try:
+            lent = check_logits(Counted(other.model), image)
+        except BadInput as error:
+            raise BadInput(f"surrogate '{spec}': {error}") from error
+        same_classes(spec, lent, check_logits(Counted(judged.model), image))
+    return [Surrogate(other.name, model_digest(other.model), other.model) for other in found]
 
 
 def measure(
@@ -191,7 +241,7 @@ def measure(
         raise BadInput(f"{folder} already holds distances; add --resume to go on, or choose another folder")
     batch, data, warnings = test_images(task)
     classes = len(judged.about.get("classes") or data["classes"])
-    attacks = {name: distance_attack(name, classes) for name in task.attacks}
+    attacks = distance_attacks(task.attacks, classes, norm=task.threat.name)
     steps = distances.measure(
         judged.model,
         Batch(*(part.to(device) for part in batch[:3])),
@@ -204,16 +254,6 @@ def measure(
     for step in steps:
         distances.save(step, path)
         yield step
-
-
-def distance_attack(name: str, classes: int) -> DistanceAttack:
-    """Return the distance attack of that name. Raises BadInput."""
-    made = _made(name, classes)
-    if not hasattr(made, "distances"):
-        known = [own for own in components("attacks") if hasattr(_made(own, classes), "distances")]
-        raise BadInput(f"'{name}' searches a ball of fixed radius; for distances use one of {', '.join(sorted(known))}")
-    attack: DistanceAttack = made
-    return attack
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from sketch import sketches
 from torch import Tensor, nn
 
 from planish.attacks import Attack, Within
@@ -18,6 +19,7 @@ from planish.threat import L2, Linf, ThreatModel
 CLASSES = 4
 SMALL = {"steps": 3, "restarts": 2, "targets": 2, "classes": CLASSES, "queries": 40, "samples": 5, "searches": 2}
 """Few of everything, where an attack has such options; distance attacks need some more steps to get anywhere."""
+SMALL |= {"surrogates": sketches(CLASSES)}
 DISTANCE = {"steps": 12, "rounds": 5, "outer": 4, "inner": 20, "queries": 60}
 NORMS = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
 """Attacks that know one norm only."""
@@ -25,7 +27,7 @@ NORMS = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
 
 def searches_distances(name: str) -> bool:
     component = components("attacks")[name]
-    wants = {"classes": CLASSES} if "classes" in inspect.signature(component).parameters else {}
+    wants = {key: SMALL[key] for key in ("classes", "surrogates") if key in inspect.signature(component).parameters}
     return hasattr(make("attacks", name, wants), "distances")
 
 
@@ -68,10 +70,10 @@ def rising() -> Callable[[str], tuple[int, float]]:
     """How many of the eight images an attack must move at least, and by how much their margins must rise.
 
     A distance attack in a ball moves nothing that it does not break; noise is weak, as it should be; what needs
-    hundreds of steps does nothing in so few.
+    hundreds of steps does nothing in so few; and this surrogate does not know the images.
     """
     weak = {"noise": (2, 0.0), "square": (3, 0.05)} | dict.fromkeys(DISTANCE_ATTACKS, (1, 0.05))
-    weak |= dict.fromkeys(("boundary", "carlini-wagner"), (0, 0.0))
+    weak |= dict.fromkeys(("boundary", "carlini-wagner"), (0, 0.0)) | {"transfer": (2, 0.0)}
     return lambda name: weak.get(name, (4, 0.1))
 
 

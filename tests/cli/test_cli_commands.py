@@ -95,6 +95,27 @@ def test_evaluate_goes_on(planish: Planish, run_folder: Path):
     assert load("judged/evaluation.npz").names == ("fgsm", "pgd-2-1")
 
 
+def test_evaluate_with_surrogates(planish: Planish, run_folder: Path):
+    judge = (*JUDGE[:-4], "--attacks", "fgsm,transfer-3", "--device", "cpu", "--out", "judged")
+    assert planish("evaluate", run_folder, *judge, "--surrogates", f" {run_folder}, {run_folder}").exit_code == 0
+    record = load("judged/evaluation.npz")
+    assert record.names == ("fgsm", "transfer-3")
+    assert record.column("transfer-3").meta["attack"].startswith("2 x Worst(Transfer(attack=Targeted(")
+
+
+def test_distances_go_on_even_if_nothing_is_left(planish: Planish, run_folder: Path):
+    arguments = ("distances", run_folder, "--data", "digits", "--limit", "20", "--device", "cpu", "--out", "measured")
+    first = planish(*arguments, "--attacks", "deepfool")
+    assert (first.exit_code, first.stderr) == (0, "") and "figure: measured/figures/distances.png" in first.stdout
+    refused = planish(*arguments, "--attacks", "deepfool")
+    assert refused.exit_code == 2 and "already holds distances; add --resume to go on" in refused.stderr
+    again = planish(*arguments, "--attacks", "deepfool", "--resume")
+    assert (again.exit_code, again.stdout) == (0, first.stdout)
+    more = planish(*arguments, "--attacks", "deepfool,pgd-bisection-5-3", "--resume", "--json")
+    names = [attack["attack"] for attack in json.loads(more.stdout)["attacks"]]
+    assert names == ["deepfool", "pgd-bisection-5-3", "best per image"]
+
+
 def test_notes_are_printed(planish: Planish, run_folder: Path, tmp_path: Path):
     Path("own.py").write_text(
         "import torch\n"

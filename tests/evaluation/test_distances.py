@@ -14,7 +14,7 @@ from planish.batch import Batch
 from planish.distances import DistanceColumn, Distances, improvement_ratio, load, measure, save
 from planish.errors import BadInput
 from planish.evaluation import evaluate
-from planish.runs import Subject, Task, distance_attack, named_attacks
+from planish.runs import Subject, Task, distance_attacks, named_attacks
 from planish.runs import measure as measure_into
 from planish.threat import L2, Linf, ThreatModel
 
@@ -24,7 +24,7 @@ LEVELS_APART = [0.3, 0.07, 0.05, 0.06, 0.4, 0.0]
 
 
 def attacks(*names: str) -> dict:
-    return {name: distance_attack(SMALL.get(name, name), 4) for name in names}
+    return dict(zip(names, distance_attacks([SMALL.get(name, name) for name in names], 4).values(), strict=True))
 
 
 def measured(model: nn.Module, images: Batch, threat: ThreatModel, *names: str, **options: object) -> Distances:
@@ -181,5 +181,7 @@ def digits_model() -> nn.Module:
 
 def test_an_attack_in_a_ball_does_not_measure():
     with pytest.raises(BadInput, match=r"'pgd-10-1' searches a ball of fixed radius; .* one of .*closest"):
-        distance_attack("pgd-10-1", 10)
-    assert all(hasattr(distance_attack(name, 10), "distances") for name in ("fab-t-10-3", "closest", "ddn-20"))
+        distance_attacks(["closest", "pgd-10-1"], 10)
+    names = ["fab-t-10-3", "closest", "ddn-20"]
+    found = distance_attacks(names, 10)
+    assert list(found) == names and all(hasattr(attack, "distances") for attack in found.values())

@@ -14,6 +14,7 @@ import torch
 from planish import quickstart as quick
 from planish.configuration import DataOptions, Experiment, Named, ThreatOptions
 from planish.errors import BadInput
+from planish.evaluation import model_digest
 from planish.experiment import train
 from planish.report import write_report
 from planish.results import load
@@ -50,6 +51,10 @@ def own_file(tmp_path: Path) -> Path:
         "    return width\n"
         "def number():\n"
         "    return 3\n"
+        "def three():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))\n"
+        "def colour():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))\n"
         "value = 4\n"
     )
     return path
@@ -175,6 +180,63 @@ def test_a_folder_that_is_taken(run_folder: Path, tmp_path: Path):
         next(judge(judged, other_task, tmp_path / "parts", resume=True))
     with pytest.raises(BadInput, match=f"holds no {EVALUATION}; make one with: planish evaluate"):
         entries([tmp_path])
+
+
+LENT = replace(TASK, attacks=("fgsm", "transfer-2"))
+
+
+def test_surrogates_are_in_the_record_and_a_resume_needs_the_same(run_folder: Path, own_file: Path, tmp_path: Path):
+    judged, out = subject(str(run_folder)), tmp_path / "lent"
+    other = tmp_path / "other"
+    list(train(replace(TINY, method=Named("standard"), seed=1), other))
+    lent = replace(LENT, surrogates=(str(run_folder), str(other)))
+    *_, record = judge(judged, lent, out)
+    text = record.column("transfer-2").meta["attack"]
+    for folder, name in ((run_folder, "fgsm"), (other, "standard")):
+        assert f"Surrogate(name='{name}', digest='{model_digest(subject(str(folder)).model)}')" in text
+    assert record.column("transfer-2").attempted.sum() > 0 and "Linear" not in text
+    *_, resumed = judge(judged, lent, out, resume=True)
+    assert resumed.names == ("fgsm", "transfer-2")
+    for others in ((str(other), str(run_folder)), (str(run_folder),)):
+        with pytest.raises(BadInput, match="the earlier evaluation ran another attack named 'transfer-2'; choose"):
+            next(judge(judged, replace(LENT, surrogates=others), out, resume=True))
+    *_, fewer = judge(judged, replace(LENT, attacks=("fgsm",)), out, resume=True)
+    assert fewer.names == ("fgsm", "transfer-2")
+
+
+def test_transfer_from_the_model_itself_is_its_own_attack(run_folder: Path, tmp_path: Path):
+    judged = subject(str(run_folder))
+    task = replace(LENT, attacks=("transfer-5-2-9",), surrogates=(str(run_folder),))
+    *_, lent = judge(judged, task, tmp_path / "lent")
+    *_, own = judge(judged, replace(task, attacks=("multi-targeted-5-2",), surrogates=()), tmp_path / "own")
+    assert lent.clean_accuracy().hits > lent.robust_accuracy().hits > 0
+    assert abs(lent.robust_accuracy().hits - own.robust_accuracy().hits) <= 1
+
+
+@pytest.mark.parametrize(
+    ("surrogates", "message"),
+    [
+        ((), "transfer makes its images on other models and none is given; name them with --surrogates, each a run "),
+        (("{folder}/own.py:three",), "surrogate '{folder}/own.py:three' has 3 classes, the model under attack 10; a "),
+        (("{folder}/own.py:colour",), "surrogate '{folder}/own.py:colour': the model raises RuntimeError on images "),
+        (("{folder}/own.py:net", "nowhere"), "no model at 'nowhere': give a run folder"),
+    ],
+)
+def test_what_is_no_surrogate(
+    surrogates: tuple[str, ...], message: str, run_folder: Path, own_file: Path, tmp_path: Path
+):
+    """It is told before anything is run."""
+    place = {"folder": str(own_file.parent)}
+    task = replace(LENT, surrogates=tuple(spec.format(**place) for spec in surrogates))
+    with pytest.raises(BadInput) as raised:
+        next(judge(subject(str(run_folder)), task, tmp_path / "lent"))
+    assert str(raised.value).startswith(message.format(**place)) and not (tmp_path / "lent").exists()
+
+
+def test_surrogates_that_nothing_uses_are_told(run_folder: Path, tmp_path: Path):
+    task = replace(TASK, surrogates=(str(run_folder),))
+    with pytest.raises(BadInput, match="surrogates are given, and no attack that uses them: add transfer to the "):
+        next(judge(subject(str(run_folder)), task, tmp_path / "lent"))
 
 
 def test_a_truncated_record_is_refused(run_folder: Path, tmp_path: Path):

@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from planish.attacks import leaves
+from planish.attacks import Within, leaves
+from planish.attacks.bisection import PGDBisection
+from planish.attacks.boundary import Boundary
+from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from planish.attacks.gradient import fgsm, pgd
+from planish.attacks.log_barrier import LogBarrier
 from planish.batch import Batch
+from planish.distances import measure
 from planish.errors import BadInput
 from planish.evaluation import evaluate
 from planish.registry import components
 from planish.results import Evaluation
-from planish.runs import named_attacks
-from planish.suites import Fixed, Stage, Suite
+from planish.runs import distance_attacks, named_attacks
+from planish.suites import Fixed, Stage, Suite, papers
 from planish.suites.autoattack import autoattack
 from planish.suites.cascade import Cascade
 from planish.threat import L2, Linf, ThreatModel
@@ -110,6 +115,51 @@ def test_a_resumed_suite_goes_on_with_its_next_stage(make_network: Callable[[], 
         *_, last = evaluate(make_network(), images, Linf(0.015), suite, earlier=half)
         for ours, theirs in zip(last.evaluation.columns, whole.columns, strict=True):
             np.testing.assert_allclose(ours.margin, theirs.margin, atol=1e-5)
+
+
+FINLAY = ["pgd-bisection", "log-barrier", "carlini-wagner", "boundary"]
+
+
+@pytest.mark.parametrize(("norm", "suffix"), [("L2", ""), ("Linf", "-linf")])
+def test_finlay_s_four_are_those_by_name_in_a_ball_and_for_distances(norm: str, suffix: str):
+    names = [f"carlini-wagner{suffix}" if name == "carlini-wagner" else name for name in FINLAY]
+    by_name = distance_attacks(names, 10)
+    suite = named_attacks(["paper-finlay"], 10, norm=norm)["paper-finlay"]
+    assert isinstance(suite, Fixed) and {stage.name: stage.attack for stage in suite.stages} == {
+        name: Within(attack) for name, attack in by_name.items()
+    }
+    measuring = distance_attacks(["closest-10", "paper-finlay"], 10, norm=norm)
+    assert list(measuring) == ["closest-10", *(f"paper-finlay/{name}" for name in names)]
+    assert list(measuring.values())[1:] == list(by_name.values())
+
+
+def test_finlay_s_norm_is_one_of_two():
+    with pytest.raises(BadInput, match=r"^suite 'paper-finlay': norm = 'L1' is wrong: input should be 'linf' or 'l2'"):
+        named_attacks(["paper-finlay"], 10, norm="L1")
+
+
+def test_suites_that_are_not_of_distance_attacks_do_not_measure():
+    for name in ("autoattack", "planish", "paper-seat", "transfer"):
+        with pytest.raises(BadInput, match=f"^'{name}' searches a ball of fixed radius; .* log-barrier, paper-finlay"):
+            distance_attacks([name], 10)
+
+
+@pytest.mark.parametrize(("threat", "radius"), [(Linf, 0.01), (L2, 0.06)])
+def test_finlay_s_four_break_what_the_nearest_of_them_is_within(
+    threat: type[ThreatModel], radius: float, network: nn.Module, images: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    """With small budgets; the best per image in a ball and by distance agree, up to what a stop at success leaves."""
+    small = {"PGDBisection": PGDBisection(8, 3), "LogBarrier": LogBarrier(4, 20), "Boundary": Boundary(130)}
+    small |= {"CarliniWagner": CarliniWagner(20, 3), "CarliniWagnerLinf": CarliniWagnerLinf(5, largest=0.1)}
+    for name, attack in small.items():
+        monkeypatch.setattr(papers, name, lambda attack=attack: attack)
+    network.eval()
+    asked = named_attacks(["paper-finlay"], 4, norm=threat.name)
+    *_, last = evaluate(network, images, threat(radius), asked)
+    *_, found = measure(network, images, threat(0), distance_attacks(["paper-finlay"], 4, norm=threat.name))
+    assert found.names == last.evaluation.names and len(found.names) == 4
+    robust = last.evaluation.robust_accuracy().hits
+    assert abs(robust - found.accuracy_at(radius).hits) <= 1 and 0 < robust < found.accuracy_at(0).hits
 
 
 def test_stages_that_face_all_correct_images(network: nn.Module, images: Batch):

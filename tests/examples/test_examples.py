@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sketch import sketches
 from torch import nn
 from typer.testing import CliRunner
 
@@ -26,7 +27,7 @@ from planish.estimates import Estimate
 from planish.models import Normalized, build
 from planish.registry import components
 from planish.results import load as load_record
-from planish.runs import Subject, Verified, distance_attack, entries, named_attacks
+from planish.runs import Subject, Verified, distance_attacks, entries, named_attacks
 from planish.threat import L2, Linf
 from planish.training import Settings
 
@@ -149,13 +150,13 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         return Subject(nn.Identity(), "model")
 
     def judge(judged: Subject, task: Any, folder: Path, **options: Any) -> Iterator[Any]:
-        assert named_attacks(task.attacks, 10)
+        assert named_attacks(task.attacks, 10, norm=task.threat.name, surrogates=sketches(10) * len(task.surrogates))
         return iter(())
 
     def measure(judged: Subject, task: Any, folder: Path, **options: Any) -> Iterator[Distances]:
-        assert all(distance_attack(name, 10) for name in task.attacks)
+        names = distance_attacks(task.attacks, 10, norm=task.threat.name)
         found = np.array([0.1, 0.2], np.float32)
-        columns = [DistanceColumn(name, found, np.ones(2, np.int64), 0, 1, 1, 0.1, {}) for name in task.attacks]
+        columns = [DistanceColumn(name, found, np.ones(2, np.int64), 0, 1, 1, 0.1, {}) for name in names]
         yield Distances(np.arange(2), np.arange(2), -found, tuple(columns), {"norm": task.threat.name})
 
     def verify(judged: Subject, task: Any, path: Path, **options: Any) -> Verified:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sketch import sketches
 from torch import Tensor, nn
 
 from planish.batch import Batch
@@ -65,8 +66,9 @@ def wide_linear() -> nn.Module:
 def small(name: str, classes: int) -> dict:
     package = "suites" if name in components("suites") else "attacks"
     takes = inspect.signature(components(package)[name]).parameters
-    made = make(package, name, {key: value for key, value in (FEW | {"classes": classes}).items() if key in takes})
-    found = named_attacks([name], classes)
+    wanted = FEW | {"classes": classes, "surrogates": sketches(classes)}
+    made = make(package, name, {key: value for key, value in wanted.items() if key in takes})
+    found = named_attacks([name], classes, surrogates=sketches(classes))
     wrapped = type(found[name])
     return {name: wrapped(made) if hasattr(made, "distances") else made}
 

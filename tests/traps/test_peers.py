@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import torch
+from sketch import sketches
 from torch import Tensor, nn
 
 from planish.ascent import ascend
@@ -54,7 +55,7 @@ PUBLISHED = {
 
 def attack_of(name: str, classes: int, **options: int) -> Attack:
     takes = inspect.signature(components("attacks")[name]).parameters
-    wanted = {"classes": classes, **options}
+    wanted = {"classes": classes, "surrogates": sketches(classes), **options}
     made = make("attacks", name, {key: value for key, value in wanted.items() if key in takes})
     return Within(made) if hasattr(made, "distances") else made
 

@@ -1,7 +1,13 @@
-"""The attacks that the papers judge by, each on every correct image, as their tables do."""
+"""The attacks that the papers judge by: each on every correct image where their tables tell them apart."""
 
-from planish.attacks import Attack
+from typing import Literal
+
+from planish.attacks import Attack, DistanceAttack, Within
+from planish.attacks.bisection import PGDBisection
+from planish.attacks.boundary import Boundary
+from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from planish.attacks.gradient import fgsm, mi_fgsm, multi_targeted, pgd, pgd_margin, random_targeted, untargeted
+from planish.attacks.log_barrier import LogBarrier
 from planish.suites import Fixed, Stage
 from planish.suites.autoattack import autoattack
 
@@ -35,4 +41,17 @@ def seat(*, classes: int) -> Fixed:
     return Fixed((*_each(own).stages, *autoattack(classes=classes).stages))
 
 
-COMPONENTS = {"paper-llr": llr, "paper-seat": seat}
+def finlay(*, norm: Literal["Linf", "L2"]) -> Fixed:
+    """PGD, LogBarrier, C&W and Boundary, the best per image counts (Finlay and Oberman 2019, section 4). paper-finlay.
+
+    They measure distances, and `planish distances` runs each on every correct image. In a ball an image is done once
+    one of them has found another within the radius, so the cheap ones come first. The paper states no budgets; each
+    attack has its defaults.
+    """
+    attacks: dict[str, DistanceAttack] = {"pgd-bisection": PGDBisection(), "log-barrier": LogBarrier()}
+    attacks |= {"carlini-wagner": CarliniWagner()} if norm == "L2" else {"carlini-wagner-linf": CarliniWagnerLinf()}
+    attacks |= {"boundary": Boundary()}
+    return Fixed(tuple(Stage(name, Within(attack)) for name, attack in attacks.items()))
+
+
+COMPONENTS = {"paper-llr": llr, "paper-seat": seat, "paper-finlay": finlay}

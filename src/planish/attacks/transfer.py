@@ -1,0 +1,116 @@
+"""Transfer: the model under attack says how far an image has come, another model says which way to go."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import Score
+from planish.attacks import Adversarials, Attack, Worst, with_logits
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.modes import attacked
+from planish.passes import Counted
+from planish.registry import get
+from planish.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A model that lends its gradients. In records its name and the digest of its weights stand for it."""
+
+    name: str
+    digest: str
+    model: nn.Module = field(repr=False)
+
+
+def same_classes(name: str, lent: Tensor, logits: Tensor) -> None:
+    """Raise BadInput unless a surrogate's logits are of as many classes as those of the model under attack."""
+    if lent.shape[1] != logits.shape[1]:
+        raise BadInput(
+            f"surrogate '{name}' has {lent.shape[1]} classes, the model under attack {logits.shape[1]}; "
+            "a surrogate must know the same classes"
+        )
+
+
+class Borrowed(nn.Module):
+    """The logits of the model under attack with the gradients of a surrogate's, class by class.
+
+    A forward is one of the model under attack and, where a gradient will be asked for, one of the surrogate; a backward
+    is the surrogate's. Raises BadInput if the two differ in their number of classes.
+    """
+
+    def __init__(self, model: nn.Module, surrogate: Surrogate) -> None:
+        super().__init__()
+        self.model, self.lender, self.name = model, Counted(surrogate.model), surrogate.name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, K)."""
+        with torch.no_grad():
+            logits: Tensor = self.model(x)
+        if not x.requires_grad:
+            return logits
+        lent: Tensor = self.lender(x)
+        same_classes(self.name, lent, logits)
+        return logits + (lent - lent.detach())
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """An attack that goes where a surrogate's gradients point, and is judged on the model under attack alone.
+
+    Images made on a substitute fool other models too (Papernot, McDaniel, Goodfellow 2016); where they break what the
+    model's own gradients do not, these mislead. Success on the surrogate stops nothing: the attack goes on along the
+    surrogate's gradient until the model under attack is wrong. Every iterate is judged, and classes are those that the
+    model under attack finds most likely.
+
+    attack: an ascent, every forward but its last with a backward. Its loss sees the logits of the model under attack:
+    take a margin, whose gradient does not fade where that model is certain.
+    `passes` are those of both models: a forward of each and a backward of the surrogate for an iterate, a forward of
+    the model under attack for the last. A column's `forwards` and `backwards` count the model under attack alone.
+    Differs: usually the surrogate's own loss is climbed and its last iterate handed over. That breaks fewer images than
+    aiming by the model under attack; judging every iterate costs half as much again, and broken images leave at once.
+    """
+
+    attack: Attack
+    surrogate: Surrogate
+
+    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
+        """Return the attack's goal."""
+        return self.attack.goal(batch)
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
+    ) -> Adversarials:
+        """Return the first iterate of each image that reaches the attack's goal on the model, or else the best."""
+        with attacked(model), attacked(self.surrogate.model):
+            batch = with_logits(model, batch)
+            found = self.attack(Borrowed(model, self.surrogate), batch, threat, generator=generator)
+        return found._replace(passes=found.passes + found.passes // 2)
+
+
+def transfer(
+    steps: int = 20, restarts: int = 1, targets: int = 2, *, classes: int, surrogates: tuple[Surrogate, ...]
+) -> Attack:
+    """Images made on other models (Papernot et al. 2016), see --surrogates. transfer-STEPS-RESTARTS-TARGETS.
+
+    On each surrogate in turn, with the images that the ones before it have not broken: the margin towards the classes
+    that the model under attack finds most likely, as `multi-targeted` does it. Raises BadInput without surrogates.
+    """
+    if not surrogates:
+        raise BadInput(
+            "transfer makes its images on other models and none is given; name them with --surrogates, each a run "
+            "folder, package.module:function or file.py:function"
+        )
+    recipe: Attack = get("attacks", "multi-targeted")(steps, restarts, classes=classes, targets=targets)
+    return Worst(tuple(_through(recipe, surrogate) for surrogate in surrogates))
+
+
+def _through(attack: Attack, surrogate: Surrogate) -> Attack:
+    """Return the attack with this surrogate's gradients, part by part."""
+    if isinstance(attack, Worst):
+        return Worst(tuple(_through(part, surrogate) for part in attack.attacks))
+    return Transfer(attack, surrogate)
+
+
+COMPONENTS = {"transfer": transfer}
