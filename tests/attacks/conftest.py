@@ -1,68 +1,26 @@
-"""A network that knows its eight images, and a small version of every registered attack."""
+"""A network that knows its eight images, small attacks, and the peers."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from sketch import sketches
+from small_attacks import CLASSES, FAR, small
+from strange_models import Alone
 from torch import Tensor, nn
 
-from planish.attacks import Attack, Within
+from planish.attacks import Attack
 from planish.batch import Batch
-from planish.configuration import make
-from planish.registry import components
-from planish.threat import L2, Linf, ThreatModel
 
-CLASSES = 4
-SMALL = {"steps": 3, "restarts": 2, "targets": 2, "classes": CLASSES, "queries": 40, "samples": 5, "searches": 2}
-"""Few of everything, where an attack has such options; distance attacks need some more steps to get anywhere."""
-SMALL |= {"surrogates": sketches(CLASSES)}
-DISTANCE = {"steps": 12, "rounds": 5, "outer": 4, "inner": 20, "queries": 60}
-NORMS = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
-"""Attacks that know one norm only."""
-
-
-def searches_distances(name: str) -> bool:
-    component = components("attacks")[name]
-    wants = {key: SMALL[key] for key in ("classes", "surrogates") if key in inspect.signature(component).parameters}
-    return hasattr(make("attacks", name, wants), "distances")
-
-
-DISTANCE_ATTACKS = [name for name in sorted(components("attacks")) if searches_distances(name)]
-
-
-class Alone(nn.Module):
-    """Runs its network image by image: not a bit of a logit depends on the batch that the image came in."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.network(image) for image in x.split(1)])
-
-
-@pytest.fixture(scope="session")
-def alone() -> type[Alone]:
-    return Alone
+pytest.register_assert_rewrite("observing")
 
 
 @pytest.fixture
 def make_attack() -> Callable[..., Attack]:
     """make_attack(name, **options): few steps and restarts, where the attack has such options."""
-
-    def build(name: str, **options: int) -> Attack:
-        component = components("attacks")[name]
-        takes = inspect.signature(component).parameters
-        far = name in DISTANCE_ATTACKS
-        wanted = SMALL | (DISTANCE if far else {}) | options
-        made = make("attacks", name, {key: value for key, value in wanted.items() if key in takes})
-        return Within(made) if far else made
-
-    return build
+    return small
 
 
 @pytest.fixture
@@ -70,32 +28,18 @@ def rising() -> Callable[[str], tuple[int, float]]:
     """How many of the eight images an attack must move at least, and by how much their margins must rise.
 
     A distance attack in a ball moves nothing that it does not break; noise is weak, as it should be; what needs
-    hundreds of steps does nothing in so few; and this surrogate does not know the images.
+    hundreds of steps does nothing in so few; and the surrogate does not know the images.
     """
-    weak = {"noise": (2, 0.0), "square": (3, 0.05)} | dict.fromkeys(DISTANCE_ATTACKS, (1, 0.05))
+    weak = {"noise": (2, 0.0), "square": (3, 0.05)} | dict.fromkeys(FAR, (1, 0.05))
     weak |= dict.fromkeys(("boundary", "carlini-wagner"), (0, 0.0)) | {"transfer": (2, 0.0)}
     return lambda name: weak.get(name, (4, 0.1))
 
 
-@pytest.fixture
-def fits(name: str, threat: ThreatModel) -> None:
-    """Skip what an attack does not offer."""
-    if NORMS.get(name, threat.name) != threat.name:
-        pytest.skip(f"{name} is for {NORMS[name]}")
-
-
-@pytest.fixture(params=[Linf(0.1), L2(0.6)], ids=lambda threat: threat.name)
-def threat(request: pytest.FixtureRequest) -> ThreatModel:
-    """A ball in which some of the eight images can be broken and some cannot."""
-    return request.param
-
-
-def taught(images: Batch) -> nn.Module:
-    """A small network with batch norm, in training mode, that has learnt the images."""
+def taught(build: Callable[[], nn.Module], images: Batch) -> nn.Module:
+    """A network, in training mode, that has learnt the images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        stage = [nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.Softplus()]
-        network = nn.Sequential(*stage, nn.Flatten(), nn.Linear(36, CLASSES))
+        network = build().to(images.x.dtype)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     for _ in range(25):
         optimizer.zero_grad()
@@ -105,17 +49,34 @@ def taught(images: Batch) -> nn.Module:
     return network
 
 
+def one_convolution() -> nn.Module:
+    stage = [nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.Softplus()]
+    return nn.Sequential(*stage, nn.Flatten(), nn.Linear(36, CLASSES))
+
+
+@pytest.fixture(scope="session")
+def teach() -> Callable[[Callable[[], nn.Module], Batch], nn.Module]:
+    """teach(build, images): a network, in training mode, that has learnt the images."""
+    return taught
+
+
 @pytest.fixture(scope="session")
 def lesson() -> tuple[nn.Module, Batch]:
     x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     images = Batch(x, torch.arange(8) % CLASSES, torch.arange(8) * 3 + 50)
-    return Alone(taught(images)), images
+    return Alone(taught(one_convolution, images)), images
 
 
 @pytest.fixture
 def knowing(lesson: tuple[nn.Module, Batch]) -> nn.Module:
     """A network, left in training mode, that in evaluation mode is right on every image of `known`."""
     return deepcopy(lesson[0])
+
+
+@pytest.fixture
+def network(knowing: nn.Module) -> nn.Module:
+    """The same in evaluation mode, and all images at once."""
+    return knowing.network.eval()
 
 
 @pytest.fixture
@@ -127,3 +88,32 @@ def known(lesson: tuple[nn.Module, Batch]) -> Batch:
 def images(known: Batch) -> Batch:
     """The same with one wrong label: one image is misclassified from the start."""
     return known._replace(labels=torch.cat([known.labels[:7], torch.tensor([0])]))
+
+
+@pytest.fixture
+def same_randomness() -> Iterator[None]:
+    """The peers draw from the global random state, and torchattacks seeds it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def torchattacks(same_randomness: None) -> Any:
+    return pytest.importorskip("torchattacks", reason="torchattacks, a test-only peer, is not installed")
+
+
+@pytest.fixture
+def foolbox(same_randomness: None) -> Any:
+    return pytest.importorskip("foolbox", reason="foolbox, a test-only peer, is not installed")
+
+
+@pytest.fixture
+def run_foolbox(foolbox: Any) -> Callable[..., Tensor]:
+    """run_foolbox(peer, network, batch, **options): what an untargeted attack of foolbox returns."""
+
+    def run(peer: Any, network: nn.Module, batch: Batch, **options: float) -> Tensor:
+        criterion = foolbox.criteria.Misclassification(batch.labels)
+        return peer.run(foolbox.PyTorchModel(network, bounds=(0, 1)), batch.x, criterion, **options)
+
+    return run

@@ -1,23 +1,22 @@
 """What every attack must do. A newly registered one is covered the day it lands."""
 
-import random
 from collections.abc import Callable
-from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
+from observing import in_parts, left_alone, same
+from small_attacks import DEFINED, named
+from strange_models import Halved
 from torch import Tensor, nn
 
 from planish.attacks import Adversarials, Attack, Worst, run
 from planish.batch import Batch
 from planish.modes import attacked, evaluating
 from planish.randomness import seeded
-from planish.registry import components
 from planish.threat import ThreatModel
 
 Make = Callable[..., Attack]
-pytestmark = [pytest.mark.parametrize("name", sorted(components("attacks"))), pytest.mark.usefixtures("fits")]
+pytestmark = pytest.mark.parametrize(("name", "threat"), DEFINED, ids=named)
 
 
 def direct(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:
@@ -31,10 +30,6 @@ def chunked(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel,
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     with evaluating(model), torch.no_grad():
         return model(x)
-
-
-def same(found: Adversarials, other: Adversarials) -> bool:
-    return all(torch.equal(one, two) for one, two in zip(found, other, strict=True))
 
 
 @pytest.mark.parametrize("how", [direct, chunked])
@@ -67,10 +62,7 @@ def test_a_batch_is_its_halves_in_any_order(
 ):
     attack = make_attack(name)
     whole = direct(attack, knowing, images, threat)
-    order = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4])
-    cuts = [direct(attack, knowing, images.select(rows), threat) for rows in order.split([3, 1, 4])]
-    parts = Adversarials(*(torch.cat(part) for part in zip(*cuts, strict=True)))
-    assert same(parts, Adversarials(*(value[order] for value in whole)))
+    assert same(in_parts(lambda batch: direct(attack, knowing, batch, threat), images), whole)
 
 
 def test_the_chunk_changes_nothing(
@@ -108,15 +100,6 @@ def test_more_restarts_and_longer_suites_never_lower_a_score(
     assert (scores[1] >= scores[0] - 1e-5).all() and (scores[2] >= scores[0] - 1e-5).all()
 
 
-def condition(model: nn.Module) -> list[object]:
-    """All but the tensors that an attack must leave alone, the global random states included."""
-    modes = [module.training for module in model.modules()]
-    gradients = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
-    wishes = [p.requires_grad for p in model.parameters()]
-    randomness = [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()]
-    return [modes, gradients, wishes, randomness]
-
-
 def fails_at_third_call() -> Callable[..., None]:
     calls: list[None] = []
 
@@ -143,15 +126,13 @@ def test_the_model_and_the_world_stay_as_they_are(
     first, second, *_ = network.parameters()
     first.requires_grad_(False)
     second.grad = torch.ones_like(second)
-    before, tensors = condition(network), deepcopy(network.state_dict())
-    if fails:
-        network.register_forward_pre_hook(fails_at_third_call())
-        with pytest.raises(ZeroDivisionError):
-            how(make_attack(name, restarts=3), network, images, threat)
-    else:
-        how(make_attack(name), network, images, threat)
-    assert condition(network) == before
-    assert all(torch.equal(value, tensors[key]) for key, value in network.state_dict().items())
+    with left_alone(network):
+        if fails:
+            network.register_forward_pre_hook(fails_at_third_call())
+            with pytest.raises(ZeroDivisionError):
+                how(make_attack(name, restarts=3), network, images, threat)
+        else:
+            how(make_attack(name), network, images, threat)
 
 
 def test_radius_zero_returns_the_clean_images(
@@ -184,17 +165,6 @@ def test_memory_layout_changes_nothing_on_oblong_images(name: str, layout: str, 
     attack, network = make_attack(name), colour_network()
     for how in (direct, chunked):
         assert same(how(attack, network, plain._replace(x=strided), threat), how(attack, network, plain, threat))
-
-
-class Halved(nn.Module):
-    """A network whose weights are bfloat16; its logits too."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = deepcopy(network).bfloat16()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.bfloat16())
 
 
 def test_bfloat16_weights(

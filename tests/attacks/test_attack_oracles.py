@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from known_distances import linear
 from torch import Tensor, nn
 
 from planish.attacks import Attack, Worst, run
@@ -30,12 +31,6 @@ SIGNED = {
 }
 ADAM = {"adam-pgd": adam_pgd(20), "untargeted": untargeted(20, 1)}
 THREATS = [Linf(0.05), L2(0.4)]
-
-
-def linear(classes: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
 
 
 def middling(batch: Batch, classes: int) -> Batch:

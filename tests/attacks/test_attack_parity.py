@@ -1,58 +1,67 @@
 """The same images as torchattacks and foolbox, iterate for iterate, from the same start.
 
 Both return the last iterate of PGD where planish keeps the best; what is compared is every image at which the
-network is asked. Two known differences of torchattacks' APGD are neutralised, one each by a subclass and by the
-start: see `test_apgd`. foolbox's MI-FGSM is not compared: its momentum receives the sign of the gradient.
+network is asked. Where the peers do something else it is neutralised, and the test says what it was. `COMPARED` and
+`NO_PEER` know every registered attack.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from observing import asked
 from torch import Tensor, nn
 
 from planish.ascent import ascend
-from planish.attacks import Attack
-from planish.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
-from planish.batch import Batch
+from planish.attacks import Attack, with_logits
+from planish.attacks.gradient import LeastLikely, Ranked, Targeted, apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
+from planish.attacks.noise import Noise
+from planish.batch import Batch, per_image
+from planish.losses import Loss, cross_entropy, dlr_toward
 from planish.objectives import loss_of, of
-from planish.rules import AutoPGD, Point, StepRule
+from planish.randomness import drawn_seed, keyed_draws, seeded
+from planish.registry import components
+from planish.rules import Adam, AutoPGD, Point, Steepest, StepRule
 from planish.threat import L2, Linf, ThreatModel
 
+COMPARED = {
+    "adam-pgd": "test_attack_parity.py::test_foolbox_adam_pgd",
+    "apgd-ce": "test_attack_parity.py::test_apgd",
+    "apgd-dlr": "test_attack_parity.py::test_apgd",
+    "apgd-t": "test_attack_parity.py::test_apgd_towards_a_target",
+    "boundary": "test_boundary.py::test_no_farther_away_than_foolbox",
+    "carlini-wagner": "test_carlini_wagner.py::test_torchattacks_iterates",
+    "ddn": "test_ddn.py::test_foolbox",
+    "deepfool": "test_deepfool.py::test_as_torchattacks",
+    "fab": "test_fab.py::test_torchattacks_iterates",
+    "fab-t": "test_fab.py::test_torchattacks_targeted_iterates",
+    "fgsm": "test_attack_parity.py::test_fgsm",
+    "fmn": "test_fmn.py::test_foolbox_step_by_step",
+    "least-likely": "test_attack_parity.py::test_pgd_towards_the_least_likely_class",
+    "mi-fgsm": "test_attack_parity.py::test_mi_fgsm",
+    "noise": "test_attack_parity.py::test_foolbox_noise",
+    "pgd": "test_attack_parity.py::test_pgd_from_a_random_start",
+    "square": "test_square.py::test_torchattacks_strength",
+}
+NO_PEER = {
+    "carlini-wagner-linf": "both have C&W in L2 alone",
+    "closest": "planish's own",
+    "log-barrier": "in neither",
+    "multi-targeted": "in neither; its targets one by one are apgd-t's, its steps adam-pgd's",
+    "odi-pgd": "in neither",
+    "pgd-bisection": "planish's own; test_bisection.py has a slow twin",
+    "pgd-margin": "PGD, whose loss is cross entropy in both",
+    "random-targeted": "torchattacks draws the class from the global random state; else as least-likely",
+    "untargeted": "adam-pgd, whose loss is cross entropy in both",
+}
 STEPS = 12
 
 
-@pytest.fixture
-def torchattacks() -> Any:
-    return pytest.importorskip("torchattacks", reason="torchattacks, a test-only peer, is not installed")
-
-
-@pytest.fixture
-def foolbox() -> Any:
-    return pytest.importorskip("foolbox", reason="foolbox, a test-only peer, is not installed")
-
-
-@pytest.fixture(autouse=True)
-def same_randomness() -> Iterator[None]:
-    """The peers draw from the global random state, and torchattacks' APGD seeds it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
-@pytest.fixture
-def network(knowing: nn.Module) -> nn.Module:
-    return knowing.network.eval()
-
-
-def asked(network: nn.Module, call: Callable[[], Any]) -> list[Tensor]:
-    """Return every batch at which the network is asked while `call` runs."""
-    seen: list[Tensor] = []
-    handle = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    call()
-    handle.remove()
-    return seen
+def loss_for(attack: Any, network: nn.Module, batch: Batch) -> Loss:
+    """The loss that an attack ascends, towards its targets if it has some."""
+    return attack.loss(attack.targets(with_logits(network, batch))) if isinstance(attack, Targeted) else attack.loss
 
 
 def ours(
@@ -64,7 +73,7 @@ def ours(
     rule: StepRule | None = None,
 ) -> list[Tensor]:
     """Return the iterates of an attack's recipe from a given start, the start and the last included."""
-    objective = of(network, loss_of(attack.loss, batch.labels))
+    objective = of(network, loss_of(loss_for(attack, network, batch), batch.labels))
     rule = rule or attack.rule
     last: list[Tensor] = []
     seen = asked(network, lambda: last.append(ascend(objective, batch.x, threat, rule, attack.steps, start=start)))
@@ -157,6 +166,41 @@ def test_apgd(
     agree(ours(attack(steps), network, known, threat, scaled_start(known.x, threat), FromZero()), iterates)
 
 
+@pytest.mark.parametrize(("threat", "steps"), [(Linf(0.1), 24), (L2(0.6), 12)], ids=["Linf", "L2"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_apgd_towards_a_target(
+    rank: int, threat: ThreatModel, steps: int, torchattacks: Any, network: nn.Module, known: Batch
+):
+    """Target by target; the two differences of `test_apgd` are neutralised.
+
+    In L2 torchattacks takes the first image's step size for all: there every image goes alone. It asks for the clean
+    logits in every run, to rank the classes again.
+    """
+    peer = torchattacks.APGDT(network, norm=threat.name, eps=threat.radius, steps=steps, n_classes=4)
+    peer.target_class, attack = rank + 1, Targeted(AutoPGD(), steps, Ranked(rank), dlr_toward)
+    for rows in torch.arange(8).split(8 if threat.name == "Linf" else 1):
+        images = known.select(rows)
+        start = scaled_start(images.x, threat)
+        torch.manual_seed(0)
+        clean, *iterates = asked(network, lambda images=images: peer.attack_single_run(images.x, images.labels))
+        assert torch.equal(clean, images.x) and len(iterates) == steps + 1
+        agree(ours(attack, network, images, threat, start, FromZero()), iterates)
+
+
+def away_from(target: Tensor) -> Loss:
+    """The log-probability of the target, which is all that the peers' targeted PGD looks at."""
+    return lambda logits, labels: -cross_entropy(logits, target)
+
+
+def test_pgd_towards_the_least_likely_class(torchattacks: Any, network: nn.Module, known: Batch):
+    """The same targets and the same way there; the registered attack ascends the target's lead over the true class."""
+    peer = torchattacks.PGD(network, eps=0.1, alpha=0.025, steps=STEPS, random_start=False)
+    peer.set_mode_targeted_least_likely(quiet=True)
+    clean, *iterates = torchattacks_iterates(peer, network, known)
+    assert torch.equal(clean, known.x)
+    agree(ours(Targeted(Steepest(0.25), STEPS, LeastLikely(), away_from), network, known, Linf(0.1)), iterates)
+
+
 def foolbox_iterates(attack: Any, foolbox: Any, network: nn.Module, batch: Batch, radius: float) -> list[Tensor]:
     model = foolbox.PyTorchModel(network, bounds=(0, 1))
     returned: list[Tensor] = []
@@ -185,9 +229,64 @@ def test_foolbox_pgd(
     )
 
 
-def test_foolbox_fgsm(foolbox: Any, network: nn.Module, known: Batch):
-    peer = foolbox.attacks.LinfFastGradientAttack()
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=lambda threat: threat.name)
+def test_foolbox_fgsm(threat: ThreatModel, foolbox: Any, network: nn.Module, known: Batch):
+    peer = {"Linf": foolbox.attacks.LinfFastGradientAttack, "L2": foolbox.attacks.L2FastGradientAttack}[threat.name]()
     agree(
-        ours(fgsm(), network, known, Linf(0.1)),
-        foolbox_iterates(peer, foolbox, network, known, 0.1),
+        ours(fgsm(), network, known, threat),
+        foolbox_iterates(peer, foolbox, network, known, threat.radius),
     )
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=lambda threat: threat.name)
+def test_foolbox_mi_fgsm(
+    threat: ThreatModel, foolbox: Any, network: nn.Module, known: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    """foolbox's momentum is fed with signs, or with gradients of length 1 in L2; here, as in the paper, in L1."""
+    kind = getattr(foolbox.attacks, f"{threat.name}MomentumIterativeFastGradientMethod")
+    length = lambda gradients: type(gradients)(per_image(gradients.raw.flatten(1).abs().sum(1), gradients.raw))  # noqa: E731
+    monkeypatch.setattr(kind, "normalize", lambda self, gradients, *, x, bounds: gradients / length(gradients))
+    peer = kind(momentum=0.9, rel_stepsize=1 / STEPS, steps=STEPS)
+    agree(
+        ours(mi_fgsm(STEPS, 0.9), network, known, threat),
+        foolbox_iterates(peer, foolbox, network, known, threat.radius),
+    )
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=lambda threat: threat.name)
+def test_foolbox_adam_pgd(
+    threat: ThreatModel, foolbox: Any, network: nn.Module, known: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    """foolbox feeds Adam with signs, or with gradients of length 1 in L2; here, as in the LLR paper, with gradients.
+
+    Its step is constant where the registered attack's has the paper's schedule.
+    """
+    kind = getattr(foolbox.attacks, f"{threat.name}AdamPGD")
+    monkeypatch.setattr(kind, "normalize", lambda self, gradients, *, x, bounds: gradients)
+    peer = kind(rel_stepsize=0.25, steps=STEPS, random_start=False, adam_epsilon=Adam(0.25).epsilon)
+    known = known._replace(x=known.x.double())
+    agree(
+        ours(pgd(STEPS, 1), network.double(), known, threat, rule=Adam(0.25)),
+        foolbox_iterates(peer, foolbox, network, known, threat.radius),
+    )
+
+
+def test_foolbox_noise(foolbox: Any, network: nn.Module, known: Batch, monkeypatch: pytest.MonkeyPatch):
+    """In L2, from the same Gaussian numbers. In Linf its noise is uniform where planish's are corners: not compared."""
+    threat, kind = L2(4.0), foolbox.attacks.L2RepeatedAdditiveGaussianNoiseAttack
+    seed = drawn_seed(seeded(0))
+    draws = iter([torch.erfinv(2 * keyed_draws(known.x, known.indices, seed + k)[:, 1:] - 1) for k in range(4)])
+    monkeypatch.setattr(kind, "sample_noise", lambda self, x: type(x)(next(draws).reshape(x.shape)))
+    *_, theirs = foolbox_iterates(kind(repeats=4), foolbox, network, known, threat.radius)
+    found = Noise(4)(network, known, threat, generator=seeded(0))
+    broken = found.score >= 0
+    assert 1 <= broken.sum() < len(broken)
+    torch.testing.assert_close(found.x_adv[broken], theirs[broken], atol=2e-6, rtol=0)
+    assert torch.equal(theirs[~broken], known.x[~broken])
+
+
+def test_every_attack_is_compared_or_has_no_peer():
+    assert sorted([*COMPARED, *NO_PEER]) == sorted(components("attacks"))
+    for test in COMPARED.values():
+        file, name = test.split("::")
+        assert f"def {name}(" in Path(__file__).with_name(file).read_text(encoding="utf-8")

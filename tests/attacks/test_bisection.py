@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from observing import by_norm, nearest
 from torch import Tensor, nn
 
 from planish.attacks.bisection import PGDBisection
@@ -12,9 +13,7 @@ from planish.errors import BadInput
 from planish.losses import margin
 from planish.randomness import seeded
 from planish.rules import Cosine, Steepest
-from planish.threat import L2, Linf, ThreatModel
-
-both = pytest.mark.parametrize("threat", [L2(0.0), Linf(0.0)], ids=lambda threat: threat.name)
+from planish.threat import ThreatModel
 
 
 class Bent(nn.Module):
@@ -26,13 +25,13 @@ class Bent(nn.Module):
         return torch.stack([torch.zeros_like(value), value], 1)
 
 
-@both
+@by_norm
 def test_a_radius_that_fails_doubles_and_one_that_succeeds_is_bisected(threat: ThreatModel):
     """The image needs a rise of 20.5: 23 linearised distances away, or five failures and a success."""
     batch = Batch(torch.full((1, 1, 8, 8), 0.1), torch.tensor([0]), torch.tensor([0]))
     expected = threat.norm(torch.full((1, 64), 20.5 / 64))
     for rounds, error in ((5, None), (6, 0.6), (9, 0.08), (16, 1e-3)):
-        found = PGDBisection(20, rounds).distances(Bent(), batch, threat, generator=seeded(0))
+        found = nearest(PGDBisection(20, rounds), Bent(), batch, threat)
         if error is None:
             assert found.distance.isinf()
         else:
@@ -40,21 +39,21 @@ def test_a_radius_that_fails_doubles_and_one_that_succeeds_is_bisected(threat: T
     assert found.passes <= 2 + 16 * 39
 
 
-@both
+@by_norm
 def test_the_search_ends_at_the_corner_of_the_box(threat: ThreatModel):
     """Nothing in the box is adversarial: at the farthest corner the doubling ends."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     model[1].weight.data, model[1].bias.data = torch.tensor([[0.0] * 4, [1.0] * 4]), torch.tensor([5.0, 0.0])
     batch = Batch(torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]), torch.tensor([0]))
-    found = PGDBisection(5, 8).distances(model, batch, threat, generator=seeded(0))
+    found = nearest(PGDBisection(5, 8), model, batch, threat)
     assert found.distance.isinf() and found.passes == 2 + 9
 
 
-@both
-def test_it_is_pgd_at_one_radius_after_another(threat: ThreatModel, knowing: nn.Module, known: Batch):
+@by_norm
+def test_it_is_pgd_at_one_radius_after_another(threat: ThreatModel, network: nn.Module, known: Batch):
     """A slow twin: whole PGDs from the image, image by image, at the radii that a bracket asks for."""
-    network, rounds = knowing.network.eval(), 6
-    found = PGDBisection(5, rounds).distances(network, known, threat, generator=seeded(0))
+    rounds = 6
+    found = nearest(PGDBisection(5, rounds), network, known, threat)
     pgd = Untargeted(Steepest(Cosine(0.5)), 5, margin, start="image")
     for row in range(8):
         image = known.select(slice(row, row + 1))

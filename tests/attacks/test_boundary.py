@@ -1,49 +1,34 @@
 """Boundary against closed forms, and no farther away than foolbox's with as many queries."""
 
-from copy import deepcopy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from known_distances import free_distances, linear
+from observing import by_norm, in_parts, left_alone, nearest, same, wrong
+from strange_models import Flat
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, Within
+from planish.attacks import Within
 from planish.attacks.boundary import BLOCK, COMPONENTS, Boundary, Walk, _adapted, _proposed
 from planish.batch import Batch
 from planish.errors import BadInput
-from planish.losses import margin
-from planish.modes import evaluating
 from planish.passes import Counted
 from planish.randomness import keyed, seeded
-from planish.threat import L2, Linf, ThreatModel
+from planish.threat import L2, ThreatModel
 
 SHORT = Boundary(80)
-NORMS = [L2(0.0), Linf(0.0)]
-named = pytest.mark.parametrize("threat", NORMS, ids=lambda threat: threat.name)
-
-
-def nearest(attack: Boundary, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Nearest:
-    return attack.distances(model, batch, threat, generator=seeded(seed))
-
-
-def wrong(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
-    with evaluating(model), torch.no_grad():
-        return margin(model(x), batch.labels) >= 0
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_affine_logits_of_nine_pixels(classes: int, batch: Batch):
     """Far from black and white. With five classes the walk may end at another class than the nearest."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(9, classes, bias=False))
+    model = linear(classes, 9, bias=False)
     x = 0.4 + 0.2 * batch.x[:, :, :3, :3]
     images = batch._replace(x=x, labels=model(x).argmax(1))
-    weight, logits = model[1].weight.detach(), model(x).detach()
-    slopes = (weight - weight[images.labels][:, None]).norm(dim=2)
-    exact = (logits.gather(1, images.labels[:, None]) - logits) / slopes.clamp(min=1e-6)
-    exact = exact.scatter(1, images.labels[:, None], torch.inf)
+    exact = free_distances(model, images, L2(0.0))
     found = nearest(Boundary(500), model, images, L2(0.0))
     ratio = found.distance[:, None] / exact
     assert (ratio.amax(1) >= 1 - 1e-4).all() and wrong(model, found.x_adv, images).all()
@@ -51,7 +36,7 @@ def test_affine_logits_of_nine_pixels(classes: int, batch: Batch):
     assert (ratio.amax(1) < 1.03).sum() >= {2: 8, 5: 4}[classes]
 
 
-@named
+@by_norm
 def test_more_queries_never_lead_farther_away(threat: ThreatModel, knowing: nn.Module, known: Batch):
     found = [nearest(Boundary(queries), knowing, known, threat) for queries in (1, 12, 40, 150)]
     for short, long in pairwise(found):
@@ -96,26 +81,21 @@ def test_a_walk_that_no_longer_moves_ends(knowing: nn.Module, known: Batch):
     assert ((found.passes - start) % BLOCK == 0).all() and (found.passes > start).all()
 
 
-@named
+@by_norm
 def test_a_batch_is_its_halves_in_any_order(threat: ThreatModel, knowing: nn.Module, images: Batch):
     whole = nearest(SHORT, knowing, images, threat)
-    order = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4])
-    cuts = [nearest(SHORT, knowing, images.select(rows), threat) for rows in order.split([3, 1, 4])]
     assert whole.distance[7] == 0 and whole.distance.isfinite().all()
-    for one, parts in zip(whole, zip(*cuts, strict=True), strict=True):
-        assert torch.equal(one[order], torch.cat(parts))
+    assert same(in_parts(lambda batch: nearest(SHORT, knowing, batch, threat), images), whole)
 
 
-@named
+@by_norm
 def test_passes_honesty_and_a_model_left_alone(threat: ThreatModel, knowing: nn.Module, images: Batch):
     model = Counted(knowing.network).train()
-    before, tensors = torch.get_rng_state(), deepcopy(model.state_dict())
-    found = nearest(SHORT, model, images, threat)
+    with left_alone(model):
+        found = nearest(SHORT, model, images, threat)
     assert model.forwards == found.passes.sum() + len(images.x) and model.backwards == found.passes[7] == 0
     assert (found.passes[:7] == 80).all()
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, tensors[key]) for key, value in model.state_dict().items())
     assert found.x_adv.min() >= 0 and found.x_adv.max() <= 1 and wrong(model, found.x_adv, images).all()
     assert torch.equal(found.distance, threat.norm(found.x_adv - images.x)) and (found.step[:7] > 0).any()
 
@@ -131,23 +111,16 @@ def test_images_within_the_radius_are_left_alone(knowing: nn.Module, known: Batc
     assert torch.equal(found.score >= 0, within)
 
 
-class Constant(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([x.flatten(1).sum(1) * 0 + 1, x.flatten(1).sum(1) * 0], 1)
-
-
-@named
+@by_norm
 def test_no_adversarial_image_exists(threat: ThreatModel, batch: Batch):
     some = batch._replace(labels=torch.zeros_like(batch.labels))
-    found = nearest(Boundary(150), Constant(), some, threat)
+    found = nearest(Boundary(150), Flat(0.0), some, threat)
     assert found.distance.isinf().all() and torch.equal(found.x_adv, some.x) and (found.passes == 112).all()
 
 
-@named
+@by_norm
 def test_float64_one_pixel_no_images_and_many_classes(threat: ThreatModel, batch: Batch):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000)).double()
+    model = linear(1000).double()
     images = batch._replace(x=batch.x.double(), labels=model(batch.x.double()).argmax(1))
     found = nearest(SHORT, model, images, threat)
     assert found.x_adv.dtype == found.distance.dtype == torch.float64 and found.distance.isfinite().all()
@@ -164,19 +137,15 @@ def test_bad_input():
         COMPONENTS["boundary"](0)
 
 
-def test_no_farther_away_than_foolbox(knowing: nn.Module, known: Batch):
+def test_no_farther_away_than_foolbox(
+    foolbox: Any, run_foolbox: Callable[..., Tensor], network: nn.Module, known: Batch
+):
     """As many steps for foolbox as queries for us, its start not counted. Ours is far nearer.
 
     Its step sizes begin at 0.01 and change first after 30 records, one in ten steps; ours begin at 0.1 and change after
     25 queries.
     """
-    foolbox: Any = pytest.importorskip("foolbox", reason="foolbox, a test-only peer, is not installed")
-    network = knowing.network.eval()
-    model = foolbox.PyTorchModel(network, bounds=(0, 1))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        peer = foolbox.attacks.BoundaryAttack(steps=300)
-        theirs = peer.run(model, known.x, foolbox.criteria.Misclassification(known.labels))
+    theirs = run_foolbox(foolbox.attacks.BoundaryAttack(steps=300), network, known)
     assert wrong(network, theirs, known).all()
     found = nearest(Boundary(300), network, known, L2(0.0))
     assert found.distance.mean() <= 1.1 * (theirs - known.x).flatten(1).norm(dim=1).mean()

@@ -6,6 +6,8 @@ from functools import cache
 
 import pytest
 import torch
+from known_distances import box_distances, free_distances, linear, right
+from observing import in_parts, left_alone, nearest, same
 from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack, Nearest, Within, run
@@ -44,7 +46,7 @@ each = pytest.mark.parametrize(("attack", "threat"), SHORT, ids=named)
 
 
 def searched(attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel) -> Nearest:
-    found = attack.distances(model, batch, threat, generator=seeded(0))
+    found = nearest(attack, model, batch, threat)
     honest(found, model, batch, threat)
     return found
 
@@ -60,65 +62,39 @@ def honest(found: Nearest, model: nn.Module, batch: Batch, threat: ThreatModel) 
         assert (margin(deepcopy(model).eval()(found.x_adv), batch.labels)[some] >= -1e-5).all()
 
 
-def linear(classes: int, size: int = 64) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(size, classes)).double()
+def confident(classes: int, size: int = 64) -> nn.Module:
+    """A linear model of whose classes the softmax sees two."""
+    model = linear(classes, size).double()
     for parameter in model.parameters():
-        parameter.data *= 30  # a confident model, of whose classes the softmax sees two
+        parameter.data *= 30
     return model
-
-
-def correct(model: nn.Module, x: Tensor) -> Batch:
-    with torch.no_grad():
-        return Batch(x, model(x).argmax(1), torch.arange(len(x)))
 
 
 def noise(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def halfspace_distances(slope: Tensor, gap: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """Distances from x (D,) to {x': slope (x' - x) >= gap} in the box, slope (R, D), gap (R,); inf where it is empty.
-
-    The nearest point moves every pixel by min(m, room), in L2 by min(m |slope|, room); m is found by bisection.
-    """
-    room = torch.where(slope > 0, threat.high - x, x - threat.low)
-    shape = slope.abs() if threat.name == "L2" else torch.ones_like(slope)
-    below, above = torch.zeros_like(gap), torch.full_like(gap, 1e6)
-    for _ in range(80):
-        middle = (below + above) / 2
-        enough = (slope.abs() * torch.minimum(middle[:, None] * shape, room)).sum(1) >= gap
-        below, above = torch.where(enough, below, middle), torch.where(enough, middle, above)
-    possible = (slope.abs() * room).sum(1) >= gap
-    return torch.where(possible, threat.norm(torch.minimum(above[:, None] * shape, room)), torch.inf)
-
-
 def exact_distances(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
-    """The nearest wrong class of a linear model, each class by itself."""
-    weight, logits = model[1].weight.detach(), model(batch.x).detach()
-    rows = []
-    for x, z, label in zip(batch.x.flatten(1), logits, batch.labels, strict=True):
-        others = torch.arange(len(weight)) != label
-        rows.append(halfspace_distances(weight[others] - weight[label], z[label] - z[others], x, threat).min())
-    return torch.stack(rows)
+    """The distance to the nearest wrong class."""
+    return box_distances(model, batch, threat).amin(1)
 
 
 def test_the_slow_twin_knows_the_formula():
-    model = linear(2)
-    batch = correct(model, 0.45 + 0.1 * noise(5, 1, 8, 8))
+    model = confident(2)
+    batch = right(model, 0.45 + 0.1 * noise(5, 1, 8, 8))
     slope = (model[1].weight[1] - model[1].weight[0]).detach()
     gap = -margin(model(batch.x), batch.labels).detach()
     for threat in (L2(0.0), Linf(0.0)):
         expected = gap / threat.dual_norm(slope[None])
         torch.testing.assert_close(exact_distances(model, batch, threat), expected)
+        torch.testing.assert_close(free_distances(model, batch, threat).amin(1), expected)
 
 
 @every
 @pytest.mark.parametrize("classes", [2, 5])
 def test_linear_models_in_an_open_box(classes: int, attack: DistanceAttack, threat: ThreatModel):
-    model = linear(classes)
-    batch = correct(model, 0.3 + 0.4 * noise(12, 1, 8, 8))
+    model = confident(classes)
+    batch = right(model, 0.3 + 0.4 * noise(12, 1, 8, 8))
     ratio = searched(attack, model, batch, threat).distance / exact_distances(model, batch, threat)
     assert (ratio >= 1 - 1e-9).all()
     if classes == 2 or isinstance(attack, Closest):
@@ -132,8 +108,8 @@ def test_linear_models_at_the_edges_of_the_box(
     spread: float, classes: int, attack: DistanceAttack, threat: ThreatModel
 ):
     """With spread 6 five pixels in six are black or white, and the linearised distance is far too small."""
-    model = linear(classes)
-    batch = correct(model, (0.5 + spread * (noise(12, 1, 8, 8) - 0.5)).clamp(0, 1))
+    model = confident(classes)
+    batch = right(model, (0.5 + spread * (noise(12, 1, 8, 8) - 0.5)).clamp(0, 1))
     exact = exact_distances(model, batch, threat)
     ratio = searched(attack, model, batch, threat).distance / exact
     assert exact.isfinite().all() and (ratio >= 1 - 1e-9).all()
@@ -186,7 +162,7 @@ def grid(size: int) -> Tensor:
 def exhaustive(build: Callable[[int], nn.Module], size: int, threat: ThreatModel) -> tuple[nn.Module, Batch, Tensor]:
     """A model, images, and the distance of each to the nearest adversarial image of a grid."""
     model = build(size)
-    batch, candidates = correct(model, noise(8, 1, 1, size)), grid(size)
+    batch, candidates = right(model, noise(8, 1, 1, size)), grid(size)
     with torch.no_grad():
         logits = model(candidates)
     rows = []
@@ -214,10 +190,7 @@ def test_a_batch_is_its_halves_in_any_order(
     attack: DistanceAttack, threat: ThreatModel, knowing: nn.Module, images: Batch
 ):
     whole = searched(attack, knowing, images, threat)
-    order = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4])
-    cuts = [searched(attack, knowing, images.select(rows), threat) for rows in order.split([3, 1, 4])]
-    for part, value in zip(zip(*cuts, strict=True), whole, strict=True):
-        assert torch.equal(torch.cat(part), value[order])
+    assert same(in_parts(lambda batch: searched(attack, knowing, batch, threat), images), whole)
     assert whole.distance.isfinite().sum() >= 6 and len(whole.distance.unique()) >= 6
 
 
@@ -228,7 +201,7 @@ def test_every_pass_is_counted(attack: DistanceAttack, threat: ThreatModel, know
     counted = Counted(knowing)
     for radius in (0.0, 0.1):
         counted.forwards = counted.backwards = 0
-        found = attack.distances(counted, images, type(threat)(radius), generator=seeded(0))
+        found = nearest(attack, counted, images, type(threat)(radius))
         assert found.passes.sum() == counted.forwards + counted.backwards > 0
         assert (found.passes[found.distance == 0] == 0).all()
 
@@ -256,14 +229,10 @@ def test_the_model_and_the_world_stay_as_they_are(
     first, second, *_ = knowing.parameters()
     first.requires_grad_(False)
     second.grad = torch.ones_like(second)
-    state, x, world = deepcopy(knowing.state_dict()), images.x.clone(), torch.get_rng_state()
-    wishes, modes = [p.requires_grad for p in knowing.parameters()], [m.training for m in knowing.modules()]
-    searched(attack, knowing, images, threat)
-    assert torch.equal(images.x, x) and torch.equal(torch.get_rng_state(), world)
-    assert wishes == [p.requires_grad for p in knowing.parameters()]
-    assert modes == [m.training for m in knowing.modules()] and any(modes)
-    assert [p.grad is not None for p in knowing.parameters()].count(True) == 1 and (second.grad == 1).all()
-    assert all(torch.equal(value, state[name]) for name, value in knowing.state_dict().items())
+    x = images.x.clone()
+    with left_alone(knowing):
+        searched(attack, knowing, images, threat)
+    assert torch.equal(images.x, x)
 
 
 @each
@@ -273,9 +242,7 @@ def test_misclassified_images_and_no_images(
     lost = known._replace(labels=(known.labels + 1) % 4)
     found = searched(attack, knowing, lost, threat)
     assert (found.distance == 0).all() and (found.passes == 0).all() and torch.equal(found.x_adv, lost.x)
-    empty = attack.distances(
-        knowing, known.select(slice(0, 0))._replace(logits=torch.zeros(0, 4)), threat, generator=seeded(0)
-    )
+    empty = nearest(attack, knowing, known.select(slice(0, 0))._replace(logits=torch.zeros(0, 4)), threat)
     assert [len(part) for part in empty] == [0, 0, 0, 0]
 
 
@@ -313,16 +280,15 @@ def test_precision_and_memory_layout(attack: DistanceAttack, threat: ThreatModel
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 6, 8), nn.Softplus(), nn.Linear(8, 4)).eval()
     x = torch.rand(3, 3, 4, 6, generator=torch.Generator().manual_seed(2))
-    batch = correct(model, x)
+    batch = right(model, x)
     plain = searched(attack, model, batch, threat)
     strided = batch._replace(x=x.to(memory_format=torch.channels_last))
     assert not strided.x.is_contiguous() and plain.distance.isfinite().all()
-    for one, other in zip(plain, searched(attack, model, strided, threat), strict=True):
-        assert torch.equal(one, other)
+    assert same(searched(attack, model, strided, threat), plain)
     wide = searched(attack, deepcopy(model).double(), batch._replace(x=x.double()), threat)
     torch.testing.assert_close(wide.distance.float(), plain.distance, rtol=0.02, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
-        coarse = attack.distances(model, batch, threat, generator=seeded(0))
+        coarse = nearest(attack, model, batch, threat)
     assert coarse.x_adv.dtype == torch.float32
     torch.testing.assert_close(coarse.distance, plain.distance, rtol=0.2, atol=0)
 
@@ -332,10 +298,10 @@ def test_precision_and_memory_layout(attack: DistanceAttack, threat: ThreatModel
 
 def test_the_nearest_class_need_not_have_the_largest_logit():
     """Class 1 has the larger logit, class 2 the steeper slope; the untargeted margin of FMN walks to class 1."""
-    model = linear(3, 2)
+    model = confident(3, 2)
     model[1].weight.data = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 6.0]], dtype=torch.float64)
     model[1].bias.data = torch.tensor([1.0, 0.1, -0.6], dtype=torch.float64)
-    batch = correct(model, torch.full((1, 1, 1, 2), 0.1, dtype=torch.float64))
+    batch = right(model, torch.full((1, 1, 1, 2), 0.1, dtype=torch.float64))
     exact = exact_distances(model, batch, L2(0.0))
     ours = searched(Closest(50, 1), model, batch, L2(0.0)).distance
     assert (ours / exact - 1).abs() < 0.01
@@ -345,7 +311,7 @@ def test_the_nearest_class_need_not_have_the_largest_logit():
 @pytest.mark.parametrize("threat", [L2(0.0), Linf(0.0)], ids=named)
 def test_more_targets_and_refinement_never_lose(threat: ThreatModel):
     model = bumpy()
-    batch = correct(model, noise(40, 1, 2, 3))
+    batch = right(model, noise(40, 1, 2, 3))
     attacks = [Closest(4, targets, refine=0) for targets in (1, 2, 3)] + [Closest(4, 3, refine=8)]
     distances = [searched(attack, model, batch, threat).distance for attack in attacks]
     for more, less in zip(distances[1:], distances[:-1], strict=True):
@@ -360,8 +326,8 @@ def test_passes_of_an_image_and_as_many_targets_as_there_are(knowing: nn.Module,
 
 
 def test_many_classes():
-    model = linear(1500)
-    batch = correct(model, 0.3 + 0.4 * noise(3, 1, 8, 8))
+    model = confident(1500)
+    batch = right(model, 0.3 + 0.4 * noise(3, 1, 8, 8))
     found = searched(Closest(), model, batch, Linf(0.0))
     assert (found.distance <= exact_distances(model, batch, Linf(0.0)) * 1.05).all()
     ranked = 1 + 3 * 20  # the third image's nearest class is so near that all others are passed over
@@ -369,10 +335,10 @@ def test_many_classes():
 
 
 def test_a_class_without_a_gradient_is_passed_over():
-    model = linear(3, 2)
+    model = confident(3, 2)
     model[1].weight.data = torch.tensor([[0.0, 0.0], [0.0, 0.0], [6.0, 0.0]], dtype=torch.float64)
     model[1].bias.data = torch.tensor([1.0, 0.9, 0.0], dtype=torch.float64)
-    batch = correct(model, torch.full((1, 1, 1, 2), 0.01, dtype=torch.float64))
+    batch = right(model, torch.full((1, 1, 1, 2), 0.01, dtype=torch.float64))
     found = searched(Closest(50, 2), model, batch, Linf(0.0))
     assert (found.distance / exact_distances(model, batch, Linf(0.0)) - 1).abs() < 0.01
     assert found.passes == 1 + 2 + 2 + 101 + 8

@@ -1,57 +1,39 @@
 """DDN against foolbox's, iterate for iterate, and its bad input; test_closest.py holds what every such attack must."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from observing import asked, nearest
 from torch import Tensor, nn
 
 from planish.attacks.ddn import DDN
 from planish.batch import Batch
 from planish.configuration import make
 from planish.errors import BadInput
-from planish.randomness import seeded
 from planish.threat import L2, Linf
 
 STEPS = 40
 
 
-@pytest.fixture
-def foolbox() -> Any:
-    return pytest.importorskip("foolbox", reason="foolbox, a test-only peer, is not installed")
-
-
-def asked(network: nn.Module, call: Any) -> list[Tensor]:
-    """Return every batch at which the network is asked while `call` runs."""
-    seen: list[Tensor] = []
-    handle = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    call()
-    handle.remove()
-    return seen
-
-
-def test_foolbox(foolbox: Any, knowing: nn.Module, known: Batch):
+def test_foolbox(foolbox: Any, run_foolbox: Callable[..., Tensor], network: nn.Module, known: Batch):
     """The same iterates; foolbox asks for the clean logits never, planish once, and for those of the last iterate."""
-    network = knowing.network.eval()
-    criterion = foolbox.criteria.Misclassification(known.labels)
-    peer = foolbox.attacks.DDNAttack(steps=STEPS)
     theirs: list[Tensor] = []
-    model = foolbox.PyTorchModel(network, bounds=(0, 1))
-    seen = asked(network, lambda: theirs.append(peer.run(model, known.x, criterion)))
+    seen = asked(network, lambda: theirs.append(run_foolbox(foolbox.attacks.DDNAttack(steps=STEPS), network, known)))
     found: list[Any] = []
-    attack = DDN(STEPS)
-    clean, *mine = asked(network, lambda: found.append(attack.distances(network, known, L2(0.0), generator=seeded(0))))
+    clean, *mine = asked(network, lambda: found.append(nearest(DDN(STEPS), network, known, L2(0.0))))
     assert torch.equal(clean, known.x) and len(mine) == STEPS + 1
     for one, other in zip(mine[:STEPS], seen[-STEPS:], strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
     assert (found[0].distance <= L2(0.0).norm(theirs[0] - known.x) + 1e-4).all()
 
 
-def test_the_length_follows_success_alone(knowing: nn.Module, known: Batch):
+def test_the_length_follows_success_alone(network: nn.Module, known: Batch):
     """In an open box the n-th iterate lies at first_radius * (1 +- gamma)^n, up or down by what the one before was."""
     open_box = L2(0.0, low=-100.0, high=100.0)
-    network, attack = knowing.network.eval(), DDN(30, gamma=0.1, first_radius=0.2)
-    _, _, *iterates = asked(network, lambda: attack.distances(network, known, open_box, generator=seeded(0)))
+    attack = DDN(30, gamma=0.1, first_radius=0.2)
+    _, _, *iterates = asked(network, lambda: nearest(attack, network, known, open_box))
     with torch.no_grad():
         wrong = [network(x_adv).argmax(1) != known.labels for x_adv in [known.x, *iterates]]
     radius = torch.full((8,), 0.2)
@@ -63,7 +45,7 @@ def test_the_length_follows_success_alone(knowing: nn.Module, known: Batch):
 
 def test_it_knows_l2_alone(knowing: nn.Module, known: Batch):
     with pytest.raises(BadInput, match="DDN knows the norm L2 alone, not Linf"):
-        DDN().distances(knowing, known, Linf(0.1), generator=seeded(0))
+        nearest(DDN(), knowing, known, Linf(0.1))
 
 
 @pytest.mark.parametrize(

@@ -1,61 +1,25 @@
 """FAB: its projections against a slow twin, distances in closed form, contracts, and torchattacks' iterates."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from known_distances import Ball, box_distances, linear, to_halfspace
+from observing import L1, asked, by_norm, in_parts, left_alone, nearest, same, wrong
+from strange_models import Flat
 from torch import Tensor, nn
 
-from planish.attacks import DistanceAttack, Nearest
+from planish.attacks import DistanceAttack
 from planish.attacks.fab import Fab, fab_t, to_plane
 from planish.batch import Batch
 from planish.configuration import make
 from planish.errors import BadInput
-from planish.losses import margin
 from planish.passes import Counted
-from planish.randomness import seeded
 from planish.threat import L2, Linf, ThreatModel
 
-ANY = [Linf(0.0), L2(0.0)]
 BOTH = {"fab": Fab(25), "fab-t": fab_t(25, classes=4)}
-by_norm = pytest.mark.parametrize("threat", ANY, ids=lambda threat: threat.name)
 by_name = pytest.mark.parametrize("attack", BOTH.values(), ids=BOTH)
-
-
-def nearest(attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Nearest:
-    return attack.distances(model, batch, threat, generator=seeded(seed))
-
-
-@pytest.fixture(autouse=True)
-def same_randomness() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
-def asked(network: nn.Module, call: Callable[[], Any]) -> list[Tensor]:
-    """Return every batch at which the network is asked while `call` runs."""
-    seen: list[Tensor] = []
-    handle = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    call()
-    handle.remove()
-    return seen
-
-
-def twin(point: Tensor, normal: Tensor, need: float, threat: ThreatModel) -> Tensor:
-    """`to_plane` for one point, in float64, by bisection of the time until which the pixels move."""
-    point, scale = point.double(), float(normal.abs().max())
-    normal, need = normal.double() / scale, need / scale
-    toward = normal.sign() * (1 if need > 0 else -1)
-    room = torch.where(toward > 0, threat.high - point, point - threat.low)
-    pace = normal.abs() if threat.name == "L2" else torch.ones_like(point)
-    early, late = 0.0, 1e6
-    for _ in range(100):
-        time = (early + late) / 2
-        gained = (normal.abs() * torch.minimum(room, time * pace)).sum()
-        early, late = (time, late) if gained < abs(need) else (early, time)
-    return toward * torch.minimum(room, late * pace)
 
 
 def planes(threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,8 +35,8 @@ def planes(threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
 @by_norm
 def test_projection_is_its_slow_twin(threat: ThreatModel):
     point, normal, need = planes(threat)
-    expected = torch.stack([twin(*row, threat) for row in zip(point, normal, need.tolist(), strict=True)])
-    torch.testing.assert_close(to_plane(point, normal, need, threat), expected.float(), atol=1e-5, rtol=0)
+    expected = to_halfspace(point, normal, need, threat).float()
+    torch.testing.assert_close(to_plane(point, normal, need, threat), expected, atol=1e-5, rtol=0)
 
 
 @by_norm
@@ -98,35 +62,18 @@ def test_projection_of_nothing_is_nothing(threat: ThreatModel):
     assert torch.equal(to_plane(point, normal, need, threat), torch.zeros(4, 6))
 
 
-def exact(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
-    """The distances of a linear model's images to its nearest boundary inside the box."""
-    weight, logits = model[1].weight.detach(), model(batch.x).detach()
-    distances = []
-    for x, row, label in zip(batch.x.flatten(1), logits, batch.labels.tolist(), strict=True):
-        others = [other for other in range(len(weight)) if other != label]
-        steps = [twin(x, weight[c] - weight[label], float(row[label] - row[c]), threat) for c in others]
-        distances.append(threat.norm(torch.stack(steps)).min())
-    return torch.stack(distances).float()
-
-
-def straight(classes: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-
-
 @by_norm
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("box", ["open", "tight"])
 def test_linear_models_in_closed_form(box: str, classes: int, threat: ThreatModel, batch: Batch):
-    model = straight(classes)
+    model = linear(classes)
     images = batch._replace(x=0.3 + 0.4 * batch.x)
     if box == "tight":
         images = batch
         threat = replace(threat, low=float(batch.x.min()), high=float(batch.x.max()))
         model[1].weight.data *= 0.3
     images = images._replace(labels=model(images.x).argmax(1))
-    expected = exact(model, images, threat)
+    expected = box_distances(model, images, threat).amin(1)
     edges = torch.stack([(images.x == threat.low).flatten(1).any(1), (images.x == threat.high).flatten(1).any(1)])
     assert edges.any(0).all() == (box == "tight")
     for attack in (Fab(20), fab_t(20, classes=classes)):
@@ -138,24 +85,15 @@ def test_linear_models_in_closed_form(box: str, classes: int, threat: ThreatMode
 
 @by_norm
 def test_the_final_search_takes_the_overshoot_back(threat: ThreatModel, batch: Batch):
-    model = straight(3)
+    model = linear(3)
     images = batch._replace(x=0.3 + 0.4 * batch.x)
     images = images._replace(labels=model(images.x).argmax(1))
-    expected = exact(model, images, threat)
+    expected = box_distances(model, images, threat).amin(1)
     rough = nearest(Fab(1, final=0), model, images, threat)
     fine = nearest(Fab(1, final=3), model, images, threat)
     torch.testing.assert_close(rough.distance, 1.05 * expected, atol=0, rtol=1e-3)
     torch.testing.assert_close(fine.distance, expected, atol=0, rtol=1e-4)
     assert torch.equal(fine.passes, rough.passes + 3)
-
-
-class Ball(nn.Module):
-    """Class 1 outside of a ball round (0.5, 0.5, ...), class 0 inside."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (0, |x - middle|^2 - 0.6^2)."""
-        outside = (x - 0.5).flatten(1).square().sum(1) - 0.36
-        return torch.stack([torch.zeros_like(outside), outside], 1)
 
 
 def test_a_sphere_in_closed_form():
@@ -164,7 +102,7 @@ def test_a_sphere_in_closed_form():
     direction = direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     from_middle = torch.linspace(0.1, 0.55, 6)
     images = Batch(0.5 + from_middle.view(-1, 1, 1, 1) * direction, torch.zeros(6, dtype=torch.int64), torch.arange(6))
-    found = nearest(Fab(30), Ball(), images, L2(0.0))
+    found = nearest(Fab(30), Ball(0.6), images, L2(0.0))
     torch.testing.assert_close(found.distance, 0.6 - from_middle, atol=1e-4, rtol=0.01)
 
 
@@ -172,10 +110,9 @@ def test_a_sphere_in_closed_form():
 @by_name
 def test_honest_and_in_the_box(attack: DistanceAttack, threat: ThreatModel, knowing: nn.Module, images: Batch):
     found = nearest(attack, knowing, images, threat)
-    with torch.no_grad():
-        wrong = margin(knowing.eval()(images.x), images.labels) >= 0
-        assert (margin(knowing(found.x_adv), images.labels) >= 0).all()
-    assert wrong.sum() == 1 and torch.equal(found.distance == 0, wrong) and torch.equal(found.passes == 0, wrong)
+    lost = wrong(knowing, images.x, images)
+    assert wrong(knowing, found.x_adv, images).all()
+    assert lost.sum() == 1 and torch.equal(found.distance == 0, lost) and torch.equal(found.passes == 0, lost)
     assert (found.x_adv >= 0).all() and (found.x_adv <= 1).all() and found.x_adv.dtype == torch.float32
     torch.testing.assert_close(found.distance, threat.norm(found.x_adv - images.x), atol=0, rtol=0)
 
@@ -188,10 +125,7 @@ def test_a_batch_is_its_halves_and_a_seed_decides(
 ):
     threat = replace(threat, radius=radius)
     whole = nearest(attack, knowing, images, threat)
-    order = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4])
-    cuts = [nearest(attack, knowing, images.select(rows), threat) for rows in order.split([3, 1, 4])]
-    for part, value in zip(zip(*cuts, strict=True), whole, strict=True):
-        assert torch.equal(torch.cat(part), value[order])
+    assert same(in_parts(lambda batch: nearest(attack, knowing, batch, threat), images), whole)
 
 
 @by_norm
@@ -261,18 +195,6 @@ def test_targets_follow_the_order_of_the_batch(threat: ThreatModel, knowing: nn.
     assert torch.equal(none.distance, first.distance) and (last.distance > first.distance).sum() >= 4
 
 
-class Flat(nn.Module):
-    """Logits that say nothing: constant, or not a number."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (1, 0, 0) plus nothing."""
-        return torch.tensor([1.0, 0, 0]) + self.value * x.flatten(1).sum(1, keepdim=True)
-
-
 @by_norm
 @by_name
 @pytest.mark.parametrize("value", [0.0, torch.nan])
@@ -289,35 +211,27 @@ def test_no_image_and_one_class(attack: DistanceAttack, threat: ThreatModel, kno
     attack = replace(attack, restarts=2)
     empty = known.select(slice(0, 0))._replace(logits=torch.zeros(0, 4))
     assert all(len(part) == 0 for part in nearest(attack, knowing, empty, threat))
-    alone = nearest(attack, straight(1), known._replace(labels=torch.zeros_like(known.labels)), threat)
+    alone = nearest(attack, linear(1), known._replace(labels=torch.zeros_like(known.labels)), threat)
     assert alone.distance.isinf().all() and (alone.passes == 0).all()
 
 
 def test_many_classes_look_at_the_likeliest(batch: Batch):
-    model = straight(40)
+    model = linear(40)
     images = batch._replace(labels=model(batch.x).argmax(1))
     few, all_of_them = (nearest(Fab(3, candidates=count), model, images, L2(0.0)) for count in (20, 1000))
     assert (few.passes == 3 * 22 + 3).all() and (all_of_them.passes == 3 * 41 + 3).all()
-    torch.testing.assert_close(few.distance, exact(model, images, L2(0.0)), atol=1e-6, rtol=5e-3)
+    torch.testing.assert_close(few.distance, box_distances(model, images, L2(0.0)).amin(1), atol=1e-6, rtol=5e-3)
 
 
 @by_name
 def test_the_model_stays_as_it_is(attack: DistanceAttack, knowing: nn.Module, images: Batch):
-    before = torch.get_rng_state()
-    nearest(attack, knowing, images, Linf(0.0))
-    assert torch.equal(torch.get_rng_state(), before) and all(module.training for module in knowing.modules())
-    assert all(p.requires_grad and p.grad is None for p in knowing.parameters())
+    with left_alone(knowing):
+        nearest(attack, knowing, images, Linf(0.0))
 
 
 def test_float64_stays(knowing: nn.Module, images: Batch):
     found = nearest(Fab(5, 2), knowing.double(), images._replace(x=images.x.double()), L2(0.0))
     assert found.x_adv.dtype == found.distance.dtype == torch.float64
-
-
-class L1(L2):
-    """A norm that FAB does not know."""
-
-    name = "L1"
 
 
 def test_bad_input(knowing: nn.Module, known: Batch):
@@ -337,15 +251,29 @@ def test_names_carry_the_numbers():
 
 
 @by_norm
-def test_torchattacks_iterates(threat: ThreatModel, knowing: nn.Module, known: Batch):
+def test_torchattacks_iterates(threat: ThreatModel, torchattacks: Any, network: nn.Module, known: Batch):
     """The same points, plane by plane and test by test.
 
     torchattacks asks twice for the clean logits and once more at the end, and has no final search.
     """
-    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks, a test-only peer, is not installed")
-    network = knowing.network.eval()
     peer = torchattacks.FAB(network, norm=threat.name, steps=8, n_classes=4)
     ours = asked(network, lambda: nearest(Fab(8, final=0), network, known, threat))
     _, *theirs, _ = asked(network, lambda: peer(known.x, known.labels))
     for mine, his in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, his, atol=1e-5, rtol=0)
+
+
+@by_norm
+def test_torchattacks_targeted_iterates(threat: ThreatModel, torchattacks: Any, network: nn.Module, known: Batch):
+    """The same points, target after target. In a ball of radius 0 torchattacks too leaves nobody out.
+
+    It asks for the clean logits twice before each target, once at the end of it, and once more before all.
+    """
+    peer = torchattacks.FAB(network, norm=threat.name, steps=8, n_classes=4, multi_targeted=True, eps=0.0)
+    clean, *ours = asked(network, lambda: nearest(fab_t(8, classes=4), network, known, threat))
+    _, *theirs = asked(network, lambda: peer(known.x, known.labels))
+    for rank in range(3):
+        walk, others = ours[16 * rank :][:16], theirs[19 * rank :][:19]
+        assert all(torch.equal(x, clean) for x in (*others[:2], walk[0]))
+        for mine, his in zip(walk, others[2:18], strict=True):
+            torch.testing.assert_close(mine, his, atol=1e-5, rtol=0)

@@ -1,37 +1,23 @@
 """FMN against foolbox's, and its bad input; test_closest.py holds what every such attack must do."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from known_distances import right
+from observing import asked, by_norm, nearest
 from torch import Tensor, nn
 
 from planish.attacks.fmn import FMN
 from planish.batch import Batch
 from planish.configuration import make
 from planish.errors import BadInput
-from planish.randomness import seeded
-from planish.threat import L2, Linf, ThreatModel
-
-both = pytest.mark.parametrize("threat", [L2(0.0), Linf(0.0)], ids=lambda threat: threat.name)
-
-
-@pytest.fixture
-def foolbox() -> Any:
-    return pytest.importorskip("foolbox", reason="foolbox, a test-only peer, is not installed")
+from planish.threat import ThreatModel
 
 
 def peer_of(foolbox: Any, threat: ThreatModel, **options: float) -> Any:
     return {"L2": foolbox.attacks.L2FMNAttack, "Linf": foolbox.attacks.LInfFMNAttack}[threat.name](**options)
-
-
-def asked(network: nn.Module, call: Any) -> list[Tensor]:
-    """Return every batch at which the network is asked while `call` runs."""
-    seen: list[Tensor] = []
-    handle = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    call()
-    handle.remove()
-    return seen
 
 
 class Paper(FMN):
@@ -51,9 +37,14 @@ def on_the_ball(self: Any, x: Any, x0: Any, epsilon: Any) -> Any:
     return x0 + delta * type(x)(factor.view(-1, 1, 1, 1))
 
 
-@both
+@by_norm
 def test_foolbox_step_by_step(
-    threat: ThreatModel, foolbox: Any, knowing: nn.Module, known: Batch, monkeypatch: pytest.MonkeyPatch
+    threat: ThreatModel,
+    foolbox: Any,
+    run_foolbox: Callable[..., Tensor],
+    network: nn.Module,
+    known: Batch,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """The same iterates, once two differences are neutralised.
 
@@ -61,28 +52,24 @@ def test_foolbox_step_by_step(
     multiplies by min(1, norms / norms).
     """
     monkeypatch.setattr(foolbox.attacks.L2FMNAttack, "project", on_the_ball)
-    steps, network = 10, knowing.network.eval()
-    x = 0.3 + 0.4 * known.x
-    with torch.no_grad():
-        grey = known._replace(x=x, labels=network(x).argmax(1))
-    model, criterion = foolbox.PyTorchModel(network, bounds=(0, 1)), foolbox.criteria.Misclassification(grey.labels)
+    steps, grey = 10, right(network, 0.3 + 0.4 * known.x)
     peer = peer_of(foolbox, threat, steps=steps, min_stepsize=1e-5)
-    theirs = asked(network, lambda: peer.run(model, grey.x, criterion))[-steps:]
-    _, *mine = asked(network, lambda: Paper(steps).distances(network, grey, threat, generator=seeded(0)))
+    theirs = asked(network, lambda: run_foolbox(peer, network, grey))[-steps:]
+    _, *mine = asked(network, lambda: nearest(Paper(steps), network, grey, threat))
     for one, other in zip(mine[:steps], theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-@both
-def test_foolbox(threat: ThreatModel, foolbox: Any, knowing: nn.Module, known: Batch):
-    network = knowing.network.eval()
-    model, criterion = foolbox.PyTorchModel(network, bounds=(0, 1)), foolbox.criteria.Misclassification(known.labels)
-    peer = peer_of(foolbox, threat, steps=100, min_stepsize=1e-5).run(model, known.x, criterion)
-    found = FMN(100).distances(network, known, threat, generator=seeded(0))
-    assert (found.distance <= 1.05 * threat.norm(peer - known.x)).all()
+@by_norm
+def test_foolbox(
+    threat: ThreatModel, foolbox: Any, run_foolbox: Callable[..., Tensor], network: nn.Module, known: Batch
+):
+    theirs = run_foolbox(peer_of(foolbox, threat, steps=100, min_stepsize=1e-5), network, known)
+    found = nearest(FMN(100), network, known, threat)
+    assert (found.distance <= 1.05 * threat.norm(theirs - known.x)).all()
 
 
-@both
+@by_norm
 def test_the_box_does_not_stop_the_radius(threat: ThreatModel):
     """A linear model with half of the pixels clipped: by the paper's radius alone L2 ends short of the boundary."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double()
@@ -90,7 +77,7 @@ def test_the_box_does_not_stop_the_radius(threat: ThreatModel):
     model[1].bias.data = torch.tensor([2.8, 0.0], dtype=torch.float64)
     x = torch.tensor([1.0, 1.0, 0.2, 0.2], dtype=torch.float64).view(1, 1, 2, 2)
     images = Batch(x, torch.tensor([0]), torch.tensor([0]))
-    found = FMN().distances(model, images, threat, generator=seeded(0))
+    found = nearest(FMN(), model, images, threat)
     expected = threat.norm(torch.tensor([[0.0, 0.0, 0.2, 0.2]], dtype=torch.float64))
     torch.testing.assert_close(found.distance, expected, rtol=0.01, atol=0)
 

@@ -1,97 +1,50 @@
 """LogBarrier against closed forms, and slow twins where the box is in the way."""
 
-from copy import deepcopy
-
 import pytest
 import torch
+from known_distances import Ball, box_distances, free_distances, linear
+from observing import L1, by_norm, in_parts, left_alone, nearest, same, wrong
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, Within
+from planish.attacks import Within
 from planish.attacks.log_barrier import COMPONENTS, LogBarrier, _moved_linf
 from planish.batch import Batch
 from planish.errors import BadInput
-from planish.losses import margin
-from planish.modes import evaluating
 from planish.passes import Counted
 from planish.randomness import seeded
 from planish.threat import L2, Linf, ThreatModel
 
 SHORT = LogBarrier(outer=4, inner=20)
-NORMS = [L2(0.0), Linf(0.0)]
-named = pytest.mark.parametrize("threat", NORMS, ids=lambda threat: threat.name)
 
 
-def linear(classes: int, batch: Batch, low: float = 0.3, high: float = 0.7) -> tuple[nn.Module, Batch]:
+def greys(classes: int, batch: Batch, low: float = 0.3, high: float = 0.7) -> tuple[nn.Module, Batch]:
     """Affine logits, and images between low and high with the model's own labels."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-    x = low + (high - low) * batch.x
+    model, x = linear(classes), low + (high - low) * batch.x
     return model, batch._replace(x=x, labels=model(x).argmax(1))
 
 
-def planes(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Slopes (N, K - 1, D) of z_c - z_y for each wrong class, and how far it has to rise (N, K - 1)."""
-    weight, logits = model[1].weight.detach(), model(batch.x).detach()
-    others = [[c for c in range(len(weight)) if c != y] for y in batch.labels.tolist()]
-    slopes = torch.stack([weight[other] - weight[y] for other, y in zip(others, batch.labels, strict=True)])
-    gaps = [row[y] - row[other] for other, y, row in zip(others, batch.labels, logits, strict=True)]
-    return slopes, torch.stack(gaps)
-
-
-def exact(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
-    """Distance to each wrong class, (N, K - 1), by bisection over all points where a box may be active.
-
-    The nearest point at which <slope, delta> = gap is clip(t * direction) with direction = slope in L2, its sign in
-    Linf (Lagrange): only t is unknown.
-    """
-    slopes, gaps = planes(model, batch)
-    direction = slopes.sign() if threat.name == "Linf" else slopes
-    flat = batch.x.flatten(1)[:, None]
-    low, high = torch.zeros_like(gaps), torch.full_like(gaps, 1e4)
-    for _ in range(60):
-        middle = (low + high) / 2
-        delta = torch.minimum(torch.maximum(middle[..., None] * direction, -flat), 1 - flat)
-        short = (delta * slopes).sum(2) < gaps
-        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    distance = threat.norm(delta.flatten(0, 1)).view(gaps.shape)
-    return torch.where(((delta * slopes).sum(2) - gaps).abs() < 1e-3, distance, torch.inf)
-
-
-def nearest(attack: LogBarrier, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Nearest:
-    return attack.distances(model, batch, threat, generator=seeded(seed))
-
-
-def wrong(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
-    with evaluating(model), torch.no_grad():
-        return margin(model(x), batch.labels) >= 0
-
-
 @pytest.mark.parametrize("classes", [2, 5])
-@named
+@by_norm
 def test_affine_logits_in_an_open_box(threat: ThreatModel, classes: int, batch: Batch):
-    model, images = linear(classes, batch)
-    slopes, gaps = planes(model, images)
-    expected = (gaps / threat.dual_norm(slopes.flatten(0, 1)).view(gaps.shape)).amin(1)
-    torch.testing.assert_close(exact(model, images, threat).amin(1), expected, rtol=1e-4, atol=0)
+    model, images = greys(classes, batch)
+    expected = free_distances(model, images, threat).amin(1)
+    torch.testing.assert_close(box_distances(model, images, threat).amin(1), expected, rtol=1e-4, atol=0)
     found = nearest(LogBarrier(), model, images, threat)
     assert wrong(model, found.x_adv, images).all()
     assert (found.distance <= 1.002 * expected).all() and (found.distance >= expected * (1 - 1e-4)).all()
 
 
-@named
+@by_norm
 def test_affine_logits_at_the_edges_of_the_box(threat: ThreatModel, batch: Batch):
     """Images of which most pixels are nearly black or white: the free distance is far too short."""
-    model, images = linear(2, batch._replace(x=(batch.x > 0.5).float()), 0.02, 0.98)
-    slopes, gaps = planes(model, images)
-    free = (gaps / threat.dual_norm(slopes.flatten(0, 1)).view(gaps.shape)).amin(1)
-    expected = exact(model, images, threat).amin(1)
+    model, images = greys(2, batch._replace(x=(batch.x > 0.5).float()), 0.02, 0.98)
+    expected, free = (distances(model, images, threat).amin(1) for distances in (box_distances, free_distances))
     assert expected.isfinite().all() and (expected > 1.1 * free).sum() >= 4
     found = nearest(LogBarrier(), model, images, threat)
     assert (found.distance <= 1.01 * expected).all() and (found.distance >= expected * (1 - 1e-4)).all()
 
 
-@named
+@by_norm
 def test_from_noise_it_descends_to_the_edge_of_a_class(
     threat: ThreatModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ):
@@ -99,25 +52,19 @@ def test_from_noise_it_descends_to_the_edge_of_a_class(
     none = torch.zeros_like(batch.labels)
     nowhere = (batch.x, none.bool(), none)
     monkeypatch.setattr("planish.attacks.log_barrier._climbed", lambda *arguments: nowhere)
-    model, images = linear(5, batch)
+    model, images = greys(5, batch)
     found = nearest(LogBarrier(), model, images, threat)
-    ratio = found.distance[:, None] / exact(model, images, threat)
+    ratio = found.distance[:, None] / box_distances(model, images, threat)
     assert ((ratio - 1).abs().amin(1) < 0.003).all()
 
 
 def test_it_beats_its_start_on_a_curved_boundary(batch: Batch):
     """Outside a ball the model errs; the nearest point of its surface lies on the way out from its middle."""
-
-    class Ball(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            outside = ((x - 0.5) ** 2).flatten(1).sum(1) - 4.0
-            return torch.stack([-outside, outside], 1)
-
     images = batch._replace(x=0.35 + 0.3 * batch.x, labels=torch.zeros_like(batch.labels))
-    found = nearest(LogBarrier(), Ball(), images, L2(0.0))
+    found = nearest(LogBarrier(), Ball(2.0), images, L2(0.0))
     expected = 2 - (images.x - 0.5).flatten(1).norm(dim=1)
     assert (found.distance <= 1.01 * expected).all() and (found.distance >= expected * (1 - 1e-5)).all()
-    found = nearest(LogBarrier(), Ball(), images, Linf(0.0))
+    found = nearest(LogBarrier(), Ball(2.0), images, Linf(0.0))
     flat, low, high = (images.x - 0.5).flatten(1).abs(), torch.zeros(8), torch.ones(8)
     for _ in range(40):
         middle = (low + high) / 2
@@ -144,25 +91,20 @@ def test_the_proximal_step_against_every_length():
     assert (cost(got) <= best + 1e-9).all() and (got.abs().amax((1, 2, 3)) > 0).any()
 
 
-@named
+@by_norm
 def test_a_batch_is_its_halves_in_any_order(threat: ThreatModel, knowing: nn.Module, images: Batch):
     whole = nearest(SHORT, knowing, images, threat)
-    order = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4])
-    cuts = [nearest(SHORT, knowing, images.select(rows), threat) for rows in order.split([3, 1, 4])]
     assert whole.distance[7] == 0 and whole.distance.isfinite().all() and len(whole.passes.unique()) > 3
-    for one, parts in zip(whole, zip(*cuts, strict=True), strict=True):
-        assert torch.equal(one[order], torch.cat(parts))
+    assert same(in_parts(lambda batch: nearest(SHORT, knowing, batch, threat), images), whole)
 
 
-@named
+@by_norm
 def test_passes_honesty_and_a_model_left_alone(threat: ThreatModel, knowing: nn.Module, images: Batch):
     model = Counted(knowing.network).train()
-    before, tensors = torch.get_rng_state(), deepcopy(model.state_dict())
-    found = nearest(SHORT, model, images, threat)
+    with left_alone(model):
+        found = nearest(SHORT, model, images, threat)
     assert model.forwards + model.backwards == found.passes.sum() + len(images.x) and found.passes[7] == 0
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, tensors[key]) for key, value in model.state_dict().items())
     assert found.x_adv.min() >= 0 and found.x_adv.max() <= 1 and wrong(model, found.x_adv, images).all()
     assert torch.equal(found.distance, threat.norm(found.x_adv - images.x))
 
@@ -189,7 +131,7 @@ class Constant(nn.Module):
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["zero", "nan"])
-@named
+@by_norm
 def test_no_adversarial_image_exists(threat: ThreatModel, broken: bool, batch: Batch):
     some = batch._replace(labels=torch.zeros_like(batch.labels))
     found = nearest(SHORT, Constant(broken), some, threat)
@@ -204,16 +146,16 @@ class Step(nn.Module):
         return torch.stack([-score, score], 1)
 
 
-@named
+@by_norm
 def test_noise_finds_what_has_no_gradient(threat: ThreatModel, batch: Batch):
     some = batch._replace(x=batch.x * 0.5, labels=torch.zeros_like(batch.labels))
     found = nearest(SHORT, Step(), some, threat)
     assert found.distance.isfinite().all() and wrong(Step(), found.x_adv, some).all()
 
 
-@named
+@by_norm
 def test_float64_no_images_and_many_classes(threat: ThreatModel, batch: Batch):
-    model, images = linear(1000, batch)
+    model, images = greys(1000, batch)
     found = nearest(SHORT, model.double(), images._replace(x=images.x.double()), threat)
     assert found.x_adv.dtype == found.distance.dtype == torch.float64 and found.distance.isfinite().all()
     empty = nearest(SHORT, model, images._replace(x=images.x.double()).select(slice(0, 0)), threat)
@@ -224,9 +166,5 @@ def test_bad_input(batch: Batch):
     for options, message in (((0, 5), "outer must be at least 1, got 0"), ((5, -1), "inner must be at least 1")):
         with pytest.raises(BadInput, match=message):
             COMPONENTS["log-barrier"](*options)
-
-    class L1(L2):
-        name = "L1"
-
     with pytest.raises(BadInput, match="does not know the norm L1; it knows L2 and Linf"):
-        nearest(SHORT, *linear(2, batch), L1(0.1))
+        nearest(SHORT, *greys(2, batch), L1(0.1))

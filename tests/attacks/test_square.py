@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from observing import L1, in_parts, left_alone, same, wrong
+from strange_models import Flat
 from torch import Tensor, nn
 
 from planish.attacks import Adversarials
@@ -206,13 +208,12 @@ BALLS = pytest.mark.parametrize("threat", [Linf(0.22), L2(1.0)], ids=lambda thre
 def test_images_leave_with_their_first_success(threat: ThreatModel, knowing: nn.Module, images: Batch):
     counted = Counted(knowing.network)
     found = attack(Square(150), counted, images, threat)
-    with torch.no_grad():
-        wrong = margin(knowing.network.eval()(images.x), images.labels) >= 0
-    broken = (found.score >= 0) & ~wrong
+    lost = wrong(knowing.network, images.x, images)
+    broken = (found.score >= 0) & ~lost
     assert broken.sum() >= 2 and (found.score < 0).any()
     assert torch.equal(found.passes[broken], found.step[broken]) and (found.passes[found.score < 0] == 150).all()
-    assert int(found.passes[wrong]) == int(found.step[wrong]) == 0 and int(found.leaf[wrong]) == -1
-    assert torch.equal(found.x_adv[wrong], images.x[wrong])
+    assert int(found.passes[lost]) == int(found.step[lost]) == 0 and int(found.leaf[lost]) == -1
+    assert torch.equal(found.x_adv[lost], images.x[lost])
     assert int(found.passes.sum()) == counted.forwards - len(images.x) and counted.backwards == 0
     assert threat.feasible(found.x_adv, images.x).all()
 
@@ -221,10 +222,7 @@ def test_images_leave_with_their_first_success(threat: ThreatModel, knowing: nn.
 def test_a_batch_is_its_halves_and_a_seed_decides(threat: ThreatModel, knowing: nn.Module, images: Batch):
     square = Square(25)
     whole = attack(square, knowing, images, threat)
-    order = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4])
-    cuts = [attack(square, knowing, images.select(rows), threat) for rows in order.split([3, 1, 4])]
-    for part, value in zip(zip(*cuts, strict=True), whole, strict=True):
-        assert torch.equal(torch.cat(part), value[order])
+    assert same(in_parts(lambda batch: attack(square, knowing, batch, threat), images), whole)
     assert not torch.equal(attack(square, knowing, images, threat, seed=1).x_adv, whole.x_adv)
 
 
@@ -237,18 +235,6 @@ def test_on_an_accelerator_a_look_now_and_then_changes_the_cost_alone(
     seldom = attack(Square(60), knowing, images, threat)
     assert all(torch.equal(*pair) for pair in zip(often[:5], seldom[:5], strict=True))
     assert ((seldom.passes - often.passes) <= 6).all() and (seldom.passes > often.passes).any()
-
-
-class Flat(nn.Module):
-    """Logits that say nothing: constant, or not a number."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (1, 0, 0) plus nothing."""
-        return torch.tensor([1.0, 0, 0]) + self.value * x.flatten(1).sum(1, keepdim=True)
 
 
 @BALLS
@@ -270,16 +256,8 @@ def test_one_query_no_image_and_float64(threat: ThreatModel, knowing: nn.Module,
 
 
 def test_the_model_and_the_randomness_stay_as_they_are(knowing: nn.Module, images: Batch):
-    before = torch.get_rng_state()
-    attack(Square(10), knowing, images, L2(0.5))
-    assert torch.equal(torch.get_rng_state(), before) and all(module.training for module in knowing.modules())
-    assert all(p.requires_grad and p.grad is None for p in knowing.parameters())
-
-
-class L1(L2):
-    """A norm that Square does not know."""
-
-    name = "L1"
+    with left_alone(knowing):
+        attack(Square(10), knowing, images, L2(0.5))
 
 
 def test_bad_input(knowing: nn.Module, known: Batch):
@@ -290,14 +268,6 @@ def test_bad_input(knowing: nn.Module, known: Batch):
     with pytest.raises(BadInput, match="Linf and L2, not L1"):
         attack(Square(5), knowing, known, L1(0.1))
     assert make("attacks", "square-7", {}) == Square(7)
-
-
-@pytest.fixture
-def torchattacks() -> Iterator[Any]:
-    """Its Square draws from the global random state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield pytest.importorskip("torchattacks", reason="torchattacks, a test-only peer, is not installed")
 
 
 @pytest.mark.parametrize("rescaled", [False, True])
@@ -338,7 +308,6 @@ def test_torchattacks_strength(threat: ThreatModel, torchattacks: Any, knowing: 
     theirs = [peer(known.x, known.labels) for peer in peers]
     own, his = (int(sum(found.passes.sum() for found in mine)), counted.forwards - 2 * 6 * len(known.x))
     assert own == pytest.approx(his, rel=0.2)
-    with torch.no_grad():
-        broken = [margin(counted(x_adv), known.labels) >= 0 for x_adv in theirs]
-    share, other = torch.cat([found.score >= 0 for found in mine]), torch.cat(broken)
+    share = torch.cat([found.score >= 0 for found in mine])
+    other = torch.cat([wrong(counted, x_adv, known) for x_adv in theirs])
     assert float(share.float().mean()) == pytest.approx(float(other.float().mean()), abs=0.15)

@@ -1,31 +1,16 @@
-"""Defects found in other libraries, each a test here or elsewhere.
-
-Elsewhere: resume works (auto-attack's state.py writes a set as a string, then misses a variable; RobustBench takes
-the mean of booleans): evaluation/test_evaluate_resume.py; checkpoints need no pickle (MAIR, MadryLab):
-training/test_checkpoints.py, cli/test_cli_errors.py; channels_last images (auto-attack's .view), gradients left in
-parameters (six libraries), frozen batch norms trained again (torchattacks), random states reseeded (torchattacks,
-auto-attack, MAIR), bfloat16 weights refused (auto-attack, ART, MadryLab), undefined names in the L2 branch
-(DeepRobust), radius 0 that changes images (torchattacks), only the last restart counts (MadryLab):
-attacks/test_attack_contracts.py; a model left in training mode (auto-attack says nothing and moves its statistics),
-images outside [0, 1] silently clamped (auto-attack, torchattacks, adversarial-library), nothing left to attack
-(auto-attack's Square): evaluation/test_evaluate_models.py and test_evaluate.py; momentum fed with signs (foolbox),
-a random start where none was asked for (ares): attacks/test_attack_parity.py; margins of negative logits
-(torchattacks): contracts/test_losses.py; training that never leaves evaluation mode (ART): contracts/test_methods.py;
-double backwards and repeated forwards (ART, foolbox): contracts/test_ascent.py and evaluation/test_evaluate.py.
-
-Not of this code yet: Carlini-Wagner, DeepFool, FAB, Square, boundary attacks, suites, audits, zoos and CLEVER are not
-here; images that cross to the device at every step (secml-torch) need a device to be seen.
-"""
+"""Defects found in other libraries: `ELSEWHERE` names the tests of those that are not here."""
 
 import gc
 import inspect
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sketch import sketches
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from planish.ascent import ascend
 from planish.attacks import Attack, Within, Worst, leaves, run
@@ -42,6 +27,96 @@ from planish.rules import Steepest
 from planish.threat import L2, Linf
 
 ATTACKS = sorted(components("attacks"))
+ELSEWHERE = {
+    "resume raises: auto-attack writes a set as a string and then misses a variable": (
+        "evaluation/test_evaluate_resume.py::test_resumed_equals_uninterrupted",
+        "evaluation/test_kept.py::test_kill_minus_nine_in_the_middle_of_an_attack",
+    ),
+    "a resumed accuracy raises: RobustBench takes the mean of booleans": (
+        "evaluation/test_evaluate_resume.py::test_resumed_equals_uninterrupted",
+    ),
+    "checkpoints need pickle (MAIR, MadryLab)": (
+        "training/test_checkpoints.py::test_foreign_resume_files_run_no_code",
+        "cli/test_cli_errors.py::test_a_pickle_is_never_loaded",
+    ),
+    "channels_last images crash (auto-attack's .view)": (
+        "attacks/test_attack_contracts.py::test_memory_layout_changes_nothing_on_oblong_images",
+        "evaluation/test_evaluate.py::test_images_are_not_changed_and_may_be_strided",
+    ),
+    "gradients are left in the parameters (six libraries)": (
+        "attacks/test_attack_contracts.py::test_the_model_and_the_world_stay_as_they_are",
+    ),
+    "a frozen batch norm comes back in training mode (torchattacks)": (
+        "attacks/test_attack_contracts.py::test_the_model_and_the_world_stay_as_they_are",
+    ),
+    "a model left in training mode is attacked so, and its statistics move (auto-attack)": (
+        "evaluation/test_evaluate_models.py::test_a_model_left_in_training_mode",
+    ),
+    "the global random state is seeded (torchattacks, auto-attack, MAIR)": (
+        "attacks/test_attack_contracts.py::test_the_model_and_the_world_stay_as_they_are",
+    ),
+    "undefined names in the L2 branch (DeepRobust)": (
+        "attacks/test_attack_contracts.py::test_feasible_honest_and_never_worse_than_the_clean_image",
+    ),
+    "momentum is fed with signs (foolbox)": (
+        "contracts/test_rules.py::test_momentum_is_mi_fgsm",
+        "attacks/test_attack_parity.py::test_foolbox_mi_fgsm",
+    ),
+    "a random start where none was asked for (ares)": ("attacks/test_attack_parity.py::test_pgd_from_the_image",),
+    "only the last restart counts, for every image (MadryLab)": (
+        "attacks/test_attack_contracts.py::test_more_restarts_and_longer_suites_never_lower_a_score",
+        "attacks/test_dropping.py::test_bit_for_bit",
+    ),
+    "what is scored is not what was attacked (ares: images without their normalization)": (
+        "attacks/test_attack_contracts.py::test_feasible_honest_and_never_worse_than_the_clean_image",
+        "evaluation/test_evaluate.py::test_an_attack_that_lies_is_judged_by_the_model",
+    ),
+    "margins of negative logits (torchattacks' C&W)": (
+        "attacks/test_carlini_wagner.py::test_negative_logits_change_nothing",
+        "contracts/test_losses.py::test_margins_by_hand",
+    ),
+    "black and white pixels cannot move (torchattacks' C&W)": (
+        "attacks/test_carlini_wagner.py::test_linear_models_on_black_and_white_images",
+    ),
+    "one constant for all, and the whole batch ends together (torchattacks' C&W)": (
+        "attacks/test_carlini_wagner.py::test_torchattacks_iterates",
+        "attacks/test_carlini_wagner.py::test_a_batch_is_its_halves_in_any_order",
+    ),
+    "one step size for all in L2 (torchattacks' APGD-T), no projection in L2 (foolbox' FMN)": (
+        "attacks/test_attack_parity.py::test_apgd_towards_a_target",
+        "attacks/test_fmn.py::test_foolbox_step_by_step",
+    ),
+    "several forwards for a step or a query (ART's C&W and Square)": (
+        "attacks/test_carlini_wagner.py::test_passes",
+        "attacks/test_square.py::test_the_best_candidate_is_returned",
+        "contracts/test_ascent.py::test_passes",
+    ),
+    "AutoAttack with 10 steps (torchattacks, MAIR), or without APGD-T and FAB (ART)": (
+        "evaluation/test_suites.py::test_autoattack_is_the_published_four_with_their_budgets",
+    ),
+    "broken images are attacked to the end (all but a few)": (
+        "contracts/test_ascent.py::test_an_image_that_has_arrived_costs_nothing_more",
+        "attacks/test_dropping.py::test_on_networks",
+    ),
+    "bfloat16 weights are refused (auto-attack, ART, MadryLab)": (
+        "attacks/test_attack_contracts.py::test_bfloat16_weights",
+        "evaluation/test_evaluate.py::test_bf16_searches_and_float32_judges",
+    ),
+    "images outside [0, 1] are silently clamped (auto-attack, torchattacks, adversarial-library)": (
+        "evaluation/test_evaluate_models.py::test_images_that_cannot_be_judged",
+        "evaluation/test_evaluate.py::test_an_attack_that_leaves_the_ball_or_the_box_is_an_error",
+    ),
+    "radius 0 changes images (torchattacks)": (
+        "attacks/test_attack_contracts.py::test_radius_zero_returns_the_clean_images",
+    ),
+    "nothing left to attack is an error (auto-attack's Square)": (
+        "evaluation/test_evaluate.py::test_nothing_is_left_to_attack",
+        "attacks/test_attack_contracts.py::test_no_image_is_left",
+    ),
+    "training never leaves evaluation mode (ART)": (
+        "contracts/test_methods.py::test_running_statistics_are_updated_as_often_as_the_docstring_says",
+    ),
+}
 PUBLISHED = {
     "pgd": (50, 10, 1),
     "untargeted": (200, 20, 1),
@@ -76,6 +151,13 @@ def some_images(network: nn.Module) -> Batch:
         return Batch(x, network(x).argmax(1), torch.arange(10))
 
 
+def test_tests_elsewhere_are_there():
+    tests = Path(__file__).parents[1]
+    for names in ELSEWHERE.values():
+        for file, name in (test.split("::") for test in names):
+            assert f"def {name}(" in (tests / file).read_text(encoding="utf-8"), name
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_knows_few_classes(name: str, classes: int):
@@ -97,6 +179,55 @@ def test_the_published_number_of_steps_is_what_runs(name: str):
     steps, restarts, targets = PUBLISHED[name]
     parts: list[Any] = list(leaves(attack_of(name, 10)))
     assert [part.steps for part in parts] == [steps] * restarts * targets
+
+
+LOOPED = ["deepfool", "fab", "carlini-wagner", "apgd-dlr", "square"]
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_all_images_and_classes_share_a_forward(name: str):
+    """torchattacks' DeepFool takes one image at a time, foolbox' one class, ART's DLR loss loops over the images."""
+    network = small_network(4)
+    images = some_images(network)
+    attack, threat = attack_of(name, 4, steps=5, restarts=1, queries=20, searches=1), ball(name, Linf(0.1), L2(0.4))
+    calls: list[int] = []
+    network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+
+    def asked(batch: Batch) -> int:
+        calls.clear()
+        attack(network, batch, threat, generator=seeded(0))
+        return len(calls)
+
+    single = [asked(images.select(slice(row, row + 1))) for row in range(10)]
+    assert max(single) <= asked(images) <= max(single) + 1
+
+
+class Noting(TorchFunctionMode):
+    """Notes the name of every function of torch that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.names.add(getattr(function, "__name__", ""))
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_images_stay_where_they_are(name: str):
+    """secml-torch moves images to the device and gradients back at every step, ART everything by way of numpy.
+
+    Whatever is made where nothing was said is made elsewhere here, and does not mix with the images. Of all functions
+    that make the host wait only the look for finished images is used.
+    """
+    network = small_network(4)
+    images = some_images(network)
+    attack, threat = attack_of(name, 4, steps=3, restarts=2, queries=30), ball(name, Linf(0.1), L2(0.4))
+    with torch.device("meta"), Noting() as noted:
+        found = run(attack, network, images, threat, generator=seeded(0))
+    assert found.x_adv.device == images.x.device and "nonzero" in noted.names
+    assert not noted.names & {"cpu", "cuda", "numpy", "tolist", "item", "__bool__", "__float__", "__array__"}
 
 
 class Wave(nn.Module):

@@ -1,0 +1,16 @@
+"""Attacks that are not defined for every norm say for which they are."""
+
+import pytest
+from small_attacks import ONLY, UNDEFINED, named, small
+from torch import nn
+
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.randomness import seeded
+from planish.threat import ThreatModel
+
+
+@pytest.mark.parametrize(("name", "threat"), UNDEFINED, ids=named)
+def test_an_undefined_norm_is_refused(name: str, threat: ThreatModel, knowing: nn.Module, known: Batch):
+    with pytest.raises(BadInput, match=rf"(?=.*\b{ONLY[name]}\b)(?=.*\bnot {threat.name}\b)"):
+        small(name)(knowing, known, threat, generator=seeded(0))
