@@ -68,7 +68,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder already holds.")]
-DEFAULT_ATTACKS = "pgd-50-10,multi-targeted-20-1"
+DEFAULT_ATTACKS = "planish"
 
 
 @app.command()
