@@ -54,6 +54,8 @@ NO_PEER = {
     "pgd-bisection": "planish's own; test_bisection.py has a slow twin",
     "pgd-margin": "PGD, whose loss is cross entropy in both",
     "random-targeted": "torchattacks draws the class from the global random state; else as least-likely",
+    "smoothed": "in neither",
+    "transfer": "both leave it to the caller to judge one model's images by another; test_transfer.py has closed forms",
     "untargeted": "adam-pgd, whose loss is cross entropy in both",
 }
 STEPS = 12
