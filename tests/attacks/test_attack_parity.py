@@ -55,7 +55,7 @@ NO_PEER = {
     "pgd-margin": "PGD, whose loss is cross entropy in both",
     "random-targeted": "torchattacks draws the class from the global random state; else as least-likely",
     "smoothed": "in neither",
-    "transfer": "both leave it to the caller to judge one model's images by another; test_transfer.py has closed forms",
+    "transfer": "both leave it to the caller to judge one model's images by another",
     "untargeted": "adam-pgd, whose loss is cross entropy in both",
 }
 STEPS = 12
