@@ -1,5 +1,6 @@
 """How figures are drawn: one style, a PNG for print, an SVG that follows the page's light or dark colours."""
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 from planish.estimates import Estimate
 
-WIDTH = 6.0  # inches
+WIDTH, LEGEND_ROW = 6.0, 0.22  # inches
 INK, MUTED, GRID, PAPER = "#1b1d20", "#5c6066", "#dddfe3", "#fefefe"
 # Okabe and Ito's colours that are told apart by the colour-blind and seen on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -172,10 +173,11 @@ def _outside(box: Bbox, frame: Bbox) -> float:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """Put the axes' legend above them, in as many columns as fit."""
+    """Put the axes' legend above them, in as many columns as fit; the figure grows with more than two rows of it."""
     handles, names = axes.get_legend_handles_labels()
     room = WIDTH / (0.085 * max(map(len, names)) + 0.55)
     columns = max(1, min(int(room), len(names)))
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, math.ceil(len(names) / columns) - 2))
     figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4)
 
 
