@@ -6,13 +6,14 @@ Each model (a run folder) meets the same images under planish's suites, the publ
 torchattacks' AutoAttack and the strongest that foolbox offers in the ball. Passes of single images are counted by one
 hook for all; whatever a suite returns is judged by one fresh float32 forward, and must lie in the ball. With
 `--precision bf16` all search under autocast; images that fool only that arithmetic are given to a peer again in
-float32. Seconds are wall time, but a peer's on a CPU are processor time: run one thread (OMP_NUM_THREADS=1) and the two
-are one. A killed run goes on:
-planish's suites from their last chunk, the others from their last `--chunk` images. Peers that are not installed are
-left out, saying so. Per-image outcomes lie in OUT/MODEL/SUITE.npz or OUT/MODEL/SUITE/evaluation.npz, the table in
-OUT/suite.json.
+float32. Seconds are wall time on an accelerator and processor time on a CPU, where other work must not count (run one
+thread, OMP_NUM_THREADS=1, or add up those of all). A killed run goes on: planish's suites from their last chunk (their
+seconds are then wall time, and the row says so), the others from their last `--chunk` images. Peers that are not
+installed are left out, saying so. Per-image outcomes lie in OUT/MODEL/SUITE.npz or OUT/MODEL/SUITE/evaluation.npz, the
+table in OUT/suite.json.
 """
 
+import json
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -68,12 +69,13 @@ class Autocast(nn.Module):
 
 
 class Outcome(NamedTuple):
-    """Which images stand (N,), and single-image forwards, backwards and seconds that it took to see."""
+    """Which images stand (N,), and the single-image forwards, backwards and seconds, by a clock, that it took."""
 
     standing: Booleans
     forwards: int
     backwards: int
     seconds: float
+    clock: str
 
 
 def public_autoattack(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
@@ -141,13 +143,18 @@ def options() -> ArgumentParser:
 def ours(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
     """Judge a model by a suite of planish; the record goes into the folder."""
     task = Task(given.data, parse_threat(given.norm, given.radius), (name,), given.images, precision=given.precision)
+    timed, fresh = folder / name / "processor.json", not (folder / name).exists()
+    began = time.process_time()
     *_, record = judge(subject(str(run), given.device), task, folder / name, device=given.device, resume=True)
+    if fresh and given.device == "cpu":
+        write_json({"seconds": time.process_time() - began}, timed)
     columns = record.columns
+    wall = record.meta["clean"]["seconds"] + sum(column.seconds for column in columns)
     return Outcome(
         record.survivors(),
         record.meta["clean"]["forwards"] + sum(column.forwards for column in columns),
         sum(column.backwards for column in columns),
-        record.meta["clean"]["seconds"] + sum(column.seconds for column in columns),
+        *((json.loads(timed.read_text())["seconds"], "processor") if timed.exists() else (wall, "wall")),
     )
 
 
@@ -164,7 +171,8 @@ def theirs(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
         spent = spent + cost
         done = {"standing": np.concatenate([done["standing"], standing])}
         write_arrays(path, **done, spent=spent, indices=batch.indices[: len(done["standing"])].numpy())
-    return Outcome(done["standing"], int(spent[0]), int(spent[1]), float(spent[2]))
+    clock = "processor" if given.device == "cpu" else "wall"
+    return Outcome(done["standing"], int(spent[0]), int(spent[1]), float(spent[2]), clock)
 
 
 def judged(
@@ -205,6 +213,7 @@ def rows_of(model: str, outcomes: dict[str, Outcome], reference: str) -> list[Ro
                 "forwards": outcome.forwards / images,
                 "backwards": outcome.backwards / images,
                 "seconds": outcome.seconds,
+                "clock": outcome.clock,
                 "cheaper": (base.forwards + base.backwards) / passes if base else None,
                 "faster": base.seconds / outcome.seconds if base else None,
             }
