@@ -86,7 +86,7 @@ def search(
     x_adv, state = x if start is None else start, rule.init(x, threat, steps)
     for index in range(steps):
         values, logits, gradient = evaluated(objective, x_adv)
-        here = _entered(here, x_adv, score(logits), index, passes=2)
+        here = _entered(here, x_adv, score(logits), index, passes=2) if index else _first(x_adv, score(logits))
         if _looks(x, index):
             going = (here.score < 0).nonzero().squeeze(1)
             if len(going) < len(rows):
@@ -146,7 +146,13 @@ def _looks(x: Tensor, index: int) -> bool:
 def _nothing_yet(x: Tensor) -> Searched:
     count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     score = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-    return Searched(x.detach().clone(), score, count, count.clone())
+    return Searched(x.detach(), score, count, count)
+
+
+def _first(x_adv: Tensor, score: Tensor) -> Searched:
+    """Return `_entered` of the start, without a copy of the images; a score that is not a number counts for nothing."""
+    nothing = _nothing_yet(x_adv)
+    return nothing._replace(score=torch.fmax(nothing.score, score), passes=nothing.passes + 2)
 
 
 def _entered(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes: int) -> Searched:
@@ -161,9 +167,7 @@ def _entered(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes: in
 
 
 def _written(best: Searched, rows: Tensor, here: Searched) -> Searched:
-    """Return the best with these rows replaced, in place; all of them if these are all."""
+    """Return the best with these rows replaced."""
     if len(rows) == len(best.score):
         return here
-    for kept, new in zip(best, here, strict=True):
-        kept[rows] = new.to(kept.dtype)
-    return best
+    return Searched(*(kept.index_put((rows,), new.to(kept.dtype)) for kept, new in zip(best, here, strict=True)))

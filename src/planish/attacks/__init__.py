@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import Score, Searched
+from planish.ascent import Score, Searched, chosen
 from planish.batch import Batch, per_image
 from planish.losses import margin
 from planish.modes import Precision, attacked, autocast
@@ -311,7 +311,9 @@ def _settled(
 def _keep(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> None:
     """Enter what was found into the best, in place, where its score is larger; passes add up."""
     best.passes[rows] += found.passes
-    better = found.score > best.score[rows]
-    new = found._replace(leaf=torch.full_like(found.leaf, leaf), passes=best.passes[rows])
-    for kept, value in zip(best, new, strict=True):
-        kept[rows] = torch.where(per_image(better, value), value.to(kept.dtype), kept[rows])
+    old = best if len(rows) == len(best.score) else chosen(best, rows)
+    better = found.score > old.score
+    new = found._replace(leaf=torch.full_like(found.leaf, leaf), passes=old.passes)
+    for kept, value, before in zip(best, new, old, strict=True):
+        worse = torch.where(per_image(better, value), value.to(kept.dtype), before)
+        kept.copy_(worse) if old is best else kept.index_copy_(0, rows, worse)
