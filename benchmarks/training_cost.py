@@ -9,6 +9,7 @@ softplus activations, because LLR differentiates a gradient.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.costs import training_cost
-from planish.methods import Method, TrainingLoss
+from planish.methods import Memory, Method, Moment, Plain, TrainingLoss
 from planish.methods.adversarial import pgd_at
 from planish.randomness import seeded
 from planish.registry import components
@@ -33,21 +34,12 @@ Perturb = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(Plain):
     """The body of the usual training loop, as a method: perturb, then cross entropy."""
 
     perturb: Perturb
-    second_order = False
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        progress: float,
-        generator: torch.Generator,
-    ) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return the mean cross entropy on the perturbed images."""
         logits = model(self.perturb(model, batch.x, batch.labels, threat.radius))
         return TrainingLoss(F.cross_entropy(logits, batch.labels), {}, logits.detach())
@@ -104,10 +96,11 @@ def methods() -> dict[str, Method]:
 def step(method: Method, given: Problem) -> Callable[[], None]:
     """Return a training step of a method, in the middle of its training."""
     model, batch, threat = given
-    generator = seeded(0, device=batch.x.device)
+    generator, steps, memory = seeded(0, device=batch.x.device), count(), Memory()
 
     def take() -> None:
-        loss = method(model, batch, threat, progress=0.5, generator=generator)
+        moment = Moment(generator, 0.5, next(steps), memory, int(batch.indices.max()) + 1)
+        loss = method(model, batch, threat, moment)
         model.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
 

@@ -18,7 +18,7 @@ ORDER = [
     "errors",
     "batch",
     "estimates files losses modes passes provenance randomness registry threat",
-    "objectives rules",
+    "objectives rules weight_perturbation",
     "tangent",
     "ascent starting",
     "attacks data methods models",

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from planish.batch import Batch
-from planish.methods import Method
+from planish.methods import Method, Moment
 from planish.methods.standard import Standard
 from planish.threat import ThreatModel
 
@@ -32,7 +32,7 @@ def _operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatMo
     generator = torch.Generator(batch.x.device).manual_seed(0)
     counter = _Counter()
     with counter:
-        loss = method(own, batch, threat, progress=1.0, generator=generator)
+        loss = method(own, batch, threat, Moment(generator, identities=int(batch.indices.max()) + 1))
         loss.total.backward()  # type: ignore[no-untyped-call]
     return counter.total
 

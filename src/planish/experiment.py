@@ -157,6 +157,7 @@ def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
         "moments": checkpoints.moments(state.optimizer),
         "epoch": state.epoch,
         "step": state.step,
+        "memory": state.memory,
         "history": state.history,
     }
     checkpoints.save_resume(folder / RESUME, resume)
@@ -168,6 +169,8 @@ def _restore(state: State, saved: dict[str, Any]) -> None:
         state.average.load_state_dict(saved["average"])
     checkpoints.restore_moments(state.optimizer, saved["moments"])
     state.epoch, state.step, state.history = saved["epoch"], saved["step"], saved["history"]
+    device = next(state.model.parameters()).device
+    state.memory = {name: value.to(device) for name, value in saved.get("memory", {}).items()}
 
 
 def load_run(folder: Path, built_by: str | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.errors import BadInput, at_least
-from planish.methods import Method, TrainingLoss
-from planish.modes import Precision, autocast
+from planish.methods import Memory, Method, Moment, TrainingLoss
+from planish.modes import Precision, autocast, fixed_statistics
 from planish.randomness import seeded
 from planish.threat import ThreatModel
+from planish.weight_perturbation import perturbable, perturbed_weights, steepest_weights
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,10 @@ class Settings:
     learning_rate: the peak. schedule: "triangular" (0 -> peak at 40 % -> 0, per step), "onecycle" (cosine up
     to 30 %, then down), "piecewise" (x 0.1 at 50 % and 75 %), "cosine" or "constant". weight_decay: on every
     parameter, or with decay_norms False on matrices and kernels only. ema: decay of the weight average, 0 =
-    off; it warms up as min(ema, (1 + t) / (10 + t)) and covers buffers. accumulate: batches per step. clip:
+    off; it warms up as min(ema, (1 + t) / (10 + t)) and covers buffers. weight_perturbation: gamma of AWP (Wu, Xia and
+    Wang 2020), 0 = off, 0.005 to 0.01 are usual: the loss is taken at weights moved against it, after
+    weight_perturbation_from of the training; costs one forward and backward more, or the whole step again for methods
+    whose search is not apart from their loss. accumulate: batches per step. clip:
     largest gradient norm, 0 = off. precision: "bf16" runs forwards in bfloat16; losses and linearity errors
     stay in float32. compile: torch.compile, for first-order methods.
     """
@@ -38,6 +43,8 @@ class Settings:
     weight_decay: float = 5e-4
     decay_norms: bool = True
     ema: float = 0.0
+    weight_perturbation: float = 0.0
+    weight_perturbation_from: float = 0.05
     accumulate: int = 1
     clip: float = 0.0
     precision: Precision = "float32"
@@ -45,9 +52,12 @@ class Settings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for least, names in ((1, "epochs batch_size accumulate"), (0, "learning_rate weight_decay clip")):
+        for least, names in (
+            (1, "epochs batch_size accumulate"),
+            (0, "learning_rate weight_decay weight_perturbation clip"),
+        ):
             at_least(least, **{f"settings.{name}": getattr(self, name) for name in names.split()})
-        for name in ("ema", "momentum"):
+        for name in ("ema", "momentum", "weight_perturbation_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"settings.{name} must be in [0, 1), got {getattr(self, name)}")
 
@@ -62,10 +72,16 @@ class EpochRecord(NamedTuple):
 
 
 class Epochs(Protocol):
-    """Training batches that depend on (seed, epoch) alone, so that a resumed run sees the same."""
+    """Training batches that depend on (seed, epoch) alone, so that a resumed run sees the same.
+
+    identities: every index is below it; methods that remember each image need it. skip: leave out so many batches.
+    """
+
+    @property
+    def identities(self) -> int | None: ...
 
     def __len__(self) -> int: ...
-    def epoch(self, number: int, seed: int) -> Iterator[Batch]: ...
+    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]: ...
 
 
 def learning_rate(settings: Settings, share: float) -> float:
@@ -96,14 +112,10 @@ class Bound(nn.Module):
         super().__init__()
         self.model, self.method, self.threat, self.precision = model, method, threat, precision
 
-    def forward(
-        self, x: Tensor, labels: Tensor, indices: Tensor, progress: float, generator: torch.Generator
-    ) -> TrainingLoss:
+    def forward(self, x: Tensor, labels: Tensor, indices: Tensor, moment: Moment) -> TrainingLoss:
         """Return the method's loss of the batch."""
         with autocast(x, self.precision):
-            return self.method(
-                self.model, Batch(x, labels, indices), self.threat, progress=progress, generator=generator
-            )
+            return self.method(self.model, Batch(x, labels, indices), self.threat, moment)
 
 
 @dataclass
@@ -115,6 +127,7 @@ class State:
     average: nn.Module | None
     epoch: int = 0
     step: int = 0
+    memory: Memory = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -158,7 +171,7 @@ def fit(
     for epoch in range(state.epoch, settings.epochs):
         began = time.perf_counter()
         sums = _epoch(bound, state, batches, settings, epoch, seed)
-        metrics = {name: float(value) / len(batches) for name, value in sums.items()}
+        metrics = {name: float(value) / (len(batches) * method.replays) for name, value in sums.items()}
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower the learning rate")
         state.epoch = epoch + 1
@@ -168,14 +181,21 @@ def fit(
 
 
 def _epoch(bound: Bound, state: State, batches: Epochs, settings: Settings, epoch: int, seed: int) -> dict[str, Tensor]:
-    """Train one epoch; return sums over its batches, still on the device: one host sync an epoch."""
+    """Train one epoch; return sums over its steps, still on the device: one host sync an epoch."""
     state.model.train()
     sums: dict[str, Tensor] = {}
-    for index, batch in enumerate(batches.epoch(epoch, seed)):
-        progress = (epoch + index / len(batches)) / settings.epochs
+    replays = bound.method.replays
+    count = len(batches) * replays
+    repeated = (batch for batch in batches.epoch(epoch, seed) for _ in range(replays))
+    for index, batch in enumerate(repeated):
+        progress = (epoch + index / count) / settings.epochs
         first = index - index % settings.accumulate
-        together = min(settings.accumulate, len(batches) - first)
-        loss = _backward(bound, state, batch, settings, progress, seed, together)
+        together = min(settings.accumulate, count - first)
+        moment = Moment(
+            seeded(seed, state.step, device=batch.x.device), progress, state.step, state.memory, batches.identities
+        )
+        loss = _backward(bound, batch, settings, moment, together)
+        state.step += 1
         if index + 1 == first + together:
             _update(state, settings, progress)
         accuracy = (loss.logits.argmax(1) == batch.labels).float().mean()
@@ -184,16 +204,30 @@ def _epoch(bound: Bound, state: State, batches: Epochs, settings: Settings, epoc
     return sums
 
 
-def _backward(
-    bound: Bound, state: State, batch: Batch, settings: Settings, progress: float, seed: int, together: int
-) -> TrainingLoss:
+def _backward(bound: Bound, batch: Batch, settings: Settings, moment: Moment, together: int) -> TrainingLoss:
     """Add the batch's gradient, one of so many together in a step."""
     x = batch.x.contiguous(memory_format=torch.channels_last) if settings.channels_last else batch.x
-    generator = seeded(seed, state.step, device=x.device)
-    loss: TrainingLoss = bound(x, batch.labels, batch.indices, progress, generator)
-    (loss.total / together).backward()  # type: ignore[no-untyped-call]
-    state.step += 1
+    batch = batch._replace(x=x)
+    with _weights_against(bound, batch, settings, moment) as moment:
+        loss: TrainingLoss = bound(*batch[:3], moment)
+        (loss.total / together).backward()  # type: ignore[no-untyped-call]
     return loss
+
+
+@contextmanager
+def _weights_against(bound: Bound, batch: Batch, settings: Settings, moment: Moment) -> Iterator[Moment]:
+    """The weights where the batch is worse off, if that is asked for, and the adversarial images found on the way."""
+    if settings.weight_perturbation == 0 or moment.progress < settings.weight_perturbation_from:
+        yield moment
+        return
+    again = torch.Generator(batch.x.device)
+    again.set_state(moment.generator.get_state())
+    with fixed_statistics(bound.model):
+        loss = bound(*batch[:3], moment)
+    gradients = torch.autograd.grad(loss.total, perturbable(bound.model), materialize_grads=True)
+    steps = steepest_weights(bound.model, gradients, settings.weight_perturbation)
+    with perturbed_weights(bound.model, steps):
+        yield replace(moment, generator=again, x_adv=loss.x_adv)
 
 
 def _update(state: State, settings: Settings, progress: float) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.losses import cross_entropy
-from planish.methods import Method, TrainingLoss
+from planish.methods import Method, Moment, TrainingLoss
 from planish.methods.adversarial import Adversarial
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
@@ -38,7 +38,7 @@ def call(
     seed: int = 0,
     progress: float = 1.0,
 ) -> TrainingLoss:
-    return method(model, batch, threat, progress=progress, generator=torch.Generator().manual_seed(seed))
+    return method(model, batch, threat, Moment(torch.Generator().manual_seed(seed), progress))
 
 
 def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
@@ -144,7 +144,7 @@ def test_deterministic_under_its_generator_and_blind_to_the_global_one(name: str
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(around)
             before = torch.get_rng_state()
-            found = METHODS[name](deepcopy(model), batch, THREAT, progress=1.0, generator=generator)
+            found = METHODS[name](deepcopy(model), batch, THREAT, Moment(generator, 1.0))
             untouched.append(torch.equal(torch.get_rng_state(), before))
         totals.append(found.total)
         drawn.append(not torch.equal(generator.get_state(), fresh))

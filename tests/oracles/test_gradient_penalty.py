@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.losses import cross_entropy
+from planish.methods import Moment
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.threat import L2, Linf, ThreatModel
 
@@ -17,7 +18,7 @@ def images(batch: Batch) -> Batch:
 
 
 def call(method: GradientPenalty, model: nn.Module, batch: Batch, threat: ThreatModel) -> dict[str, Tensor]:
-    found = method(model, batch, threat, progress=1.0, generator=torch.Generator())
+    found = method(model, batch, threat, Moment(torch.Generator(), 1.0))
     return {"total": found.total, **found.terms}
 
 

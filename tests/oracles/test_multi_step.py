@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.batch import Batch
-from planish.methods import Method
+from planish.methods import Method, Moment
 from planish.methods.adversarial import pgd_at
 from planish.methods.trades import Trades
 from planish.threat import Linf
@@ -32,7 +32,7 @@ def images(batch: Batch) -> Batch:
 
 def call(method: Method, model: nn.Module, batch: Batch) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return method(model, batch, Linf(RADIUS), progress=1.0, generator=generator).total
+    return method(model, batch, Linf(RADIUS), Moment(generator, 1.0)).total
 
 
 def noise(x: Tensor, radius: float) -> Tensor:

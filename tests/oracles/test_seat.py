@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.batch import Batch
+from planish.methods import Moment
 from planish.methods.seat import Seat, seat_fl
 from planish.threat import L2, Linf
 
@@ -20,7 +21,7 @@ def images(batch: Batch) -> Batch:
 
 
 def call(method: Seat, model: nn.Module, batch: Batch) -> Tensor:
-    return method(model, batch, Linf(RADIUS), progress=1.0, generator=torch.Generator().manual_seed(0)).total
+    return method(model, batch, Linf(RADIUS), Moment(torch.Generator().manual_seed(0), 1.0)).total
 
 
 def corner(x: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ def test_batch_means_hide_what_examples_show(normed: nn.Module, images: Batch):
     errors = {}
     for kind in ("example", "batch"):
         method, generator = Seat(linearity_weight=0.0, abs_over=kind), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
-        found = method(normed, images, Linf(RADIUS), progress=1.0, generator=generator)
+        found = method(normed, images, Linf(RADIUS), Moment(generator, 1.0))
         errors[kind] = found.terms["linearity_error"].item()
     assert 0 < errors["batch"] < 0.9 * errors["example"]
 
@@ -109,7 +110,7 @@ def test_the_clean_direction_is_one_step_up_the_clean_gradient(threat: Linf | L2
     errors = after - values - ((x_adv - images.x) * gradient).flatten(1).sum(1)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    found = Seat(direction="clean")(normed, images, threat, progress=1.0, generator=generator)
+    found = Seat(direction="clean")(normed, images, threat, Moment(generator, 1.0))
     agree(normed, found.total, after.mean() + 0.5 * errors.abs().mean())
     assert torch.equal(generator.get_state(), before)
 
@@ -131,7 +132,7 @@ def test_flooding_flips_the_gradient_below_the_flood(normed: nn.Module, images: 
     with_error = call(seat_fl(flood=plain * 2, linearity_weight=0.5), normed, images)
     without = call(Seat(linearity_weight=0.5), normed, images)
     adversarial = Seat(linearity_weight=0.5)(
-        normed, images, Linf(RADIUS), progress=1.0, generator=torch.Generator().manual_seed(0)
+        normed, images, Linf(RADIUS), Moment(torch.Generator().manual_seed(0), 1.0)
     ).terms["adversarial_cross_entropy"]
     torch.testing.assert_close(with_error - without, 4 * plain - 2 * adversarial.double())
 

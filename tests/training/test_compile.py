@@ -8,7 +8,7 @@ from torch import nn
 
 from planish.batch import Batch
 from planish.errors import BadInput
-from planish.methods import Method
+from planish.methods import Method, Moment
 from planish.methods.adversarial import pgd_at
 from planish.methods.llr import LLR
 from planish.methods.seat import Seat
@@ -44,7 +44,7 @@ def _steps(method: Method, called: nn.Module, owner: nn.Module, batch: Batch) ->
     losses = []
     for step in range(2):
         owner.zero_grad()
-        loss = method(called, batch, THREAT, progress=0.5, generator=seeded(0, step))
+        loss = method(called, batch, THREAT, Moment(seeded(0, step), 0.5))
         loss.total.backward()
         losses.append(loss.total.item())
     return losses

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.errors import BadInput
-from planish.methods import Method
+from planish.methods import Method, Moment, TrainingLoss
 from planish.methods.adversarial import pgd_at, rs_fgsm
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
 from planish.methods.seat import Seat
 from planish.methods.standard import Standard
 from planish.methods.trades import Trades
-from planish.threat import Linf
+from planish.threat import Linf, ThreatModel
 from planish.training import EpochRecord, Settings, State, fit, learning_rate, start
 
 THREAT = Linf(0.05)
@@ -29,11 +29,15 @@ class Fixed:
     whole: Batch
     size: int
 
+    @property
+    def identities(self) -> int:
+        return len(self.whole.x)
+
     def __len__(self) -> int:
         return len(self.whole.x) // self.size
 
-    def epoch(self, number: int, seed: int) -> Iterator[Batch]:
-        for first in range(0, len(self) * self.size, self.size):
+    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+        for first in range(skip * self.size, len(self) * self.size, self.size):
             yield self.whole.select(slice(first, first + self.size))
 
 
@@ -200,9 +204,9 @@ def test_progress_runs_from_0_to_nearly_1(linear: nn.Module, batch: Batch):
     seen: list[float] = []
 
     class Watched(Standard):
-        def __call__(self, *args: object, progress: float, **rest: object):  # type: ignore[no-untyped-def]
-            seen.append(progress)
-            return super().__call__(*args, progress=progress, **rest)  # type: ignore[arg-type]
+        def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+            seen.append(moment.progress)
+            return super().__call__(model, batch, threat, moment)
 
     train(linear, batch, replace(PLAIN, epochs=2), method=Watched(), size=2)
     assert seen == [step / 8 for step in range(8)]

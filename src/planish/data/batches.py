@@ -132,6 +132,11 @@ class Batches:
         return (len(self.images) + rest) // self.batch_size
 
     @cached_property
+    def identities(self) -> int:
+        """Every index is below it."""
+        return int(self.images.indices.max()) + 1
+
+    @cached_property
     def _resident(self) -> Images:
         return self.images.to(self.device)
 

@@ -1,5 +1,6 @@
 """Training methods, one file each: a method turns a model and a batch into a loss to be minimised."""
 
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -8,35 +9,76 @@ from torch import Tensor, nn
 from planish.batch import Batch
 from planish.threat import ThreatModel
 
+Memory = dict[str, Tensor]
+"""What a method remembers from step to step, by name. Checkpoints hold it."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where training stands.
+
+    generator: the step's noise, on the batch's device. progress: share of the training done, in [0, 1]. step: how many
+    came before. memory: a method may read and write it; whoever trains keeps it. identities: every batch.indices lies
+    below it; None = not known. x_adv: adversarial images (N, ...) of this very batch that were found already, for
+    methods that return theirs; they make no new ones.
+    """
+
+    generator: torch.Generator
+    progress: float = 1.0
+    step: int = 0
+    memory: Memory = field(default_factory=dict)
+    identities: int | None = None
+    x_adv: Tensor | None = None
+
 
 class TrainingLoss(NamedTuple):
     """What an optimizer minimises, a scalar, and its parts for the record (detached scalars).
 
     logits: (N, K), of the images that were classified in the outer loss, detached: for the training accuracy.
+    x_adv: (N, ...) those that the outer loss was taken on, if it needs nothing else of the search for them.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     logits: Tensor
+    x_adv: Tensor | None = None
 
 
 class Method(Protocol):
     """A frozen dataclass of hyper-parameters that computes a training loss.
 
-    second_order: True if it differentiates a gradient, which compiled and synchronised modules cannot.
+    second_order: True if it differentiates a gradient, which compiled and synchronised modules cannot. replays: how
+    often each batch is trained on before the next.
     """
 
     @property
     def second_order(self) -> bool: ...
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        progress: float,
-        generator: torch.Generator,
-    ) -> TrainingLoss:
-        """Return the loss of the batch. progress: share of the training done, in [0, 1]."""
+    @property
+    def replays(self) -> int: ...
+
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+        """Return the loss of the batch."""
         ...
+
+    def hardened(self) -> "Method | None":
+        """Return the method with more of what keeps it from collapsing; None if it has nothing of the kind."""
+        ...
+
+
+class Plain:
+    """What holds for a method unless it says otherwise."""
+
+    @property
+    def second_order(self) -> bool:
+        """No gradient is differentiated."""
+        return False
+
+    @property
+    def replays(self) -> int:
+        """Each batch is trained on once."""
+        return 1
+
+    def hardened(self) -> Method | None:
+        """Nothing keeps it from collapsing."""
+        return None

@@ -10,7 +10,7 @@ from planish.ascent import ascend
 from planish.batch import Batch
 from planish.errors import at_least
 from planish.losses import cross_entropy, smoothed_cross_entropy
-from planish.methods import TrainingLoss
+from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import evaluating, fixed_statistics, frozen
 from planish.objectives import loss_of, of
 from planish.randomness import draws
@@ -19,7 +19,7 @@ from planish.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(Plain):
     """Cross entropy on x_adv, found by steepest ascent of cross entropy (Madry et al. 2018, eq. 2.1).
 
     steps: gradient steps. step_in_radii: their size. start_in_radii: radius of the uniform noise that the
@@ -36,25 +36,17 @@ class Adversarial:
     reach_in_radii: float = 1.0
     batch_norm: Literal["train", "eval"] = "train"
     label_smoothing: float = 0.0
-    second_order = False
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps)
         at_least(0, start_in_radii=self.start_in_radii, label_smoothing=self.label_smoothing)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        progress: float,
-        generator: torch.Generator,
-    ) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return the mean cross entropy on the perturbed images."""
-        logits = model(self.attacked(model, batch, threat, generator))
+        x_adv = self.attacked(model, batch, threat, moment.generator) if moment.x_adv is None else moment.x_adv
+        logits = model(x_adv)
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
-        return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach())
+        return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach(), x_adv)
 
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         """Return x_adv."""

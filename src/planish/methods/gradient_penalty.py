@@ -5,13 +5,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.errors import at_least
 from planish.losses import cross_entropy
-from planish.methods import TrainingLoss
+from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import full_precision
 from planish.objectives import inner
 from planish.tangent import LossAt, Tangent, probe_length, slope_by_finite_difference, tangent
@@ -21,7 +20,7 @@ Scale = Literal["tulip", "exact"]
 
 
 @dataclass(frozen=True)
-class GradientPenalty:
+class GradientPenalty(Plain):
     """Gradient penalty: CE + lambda/2 ||grad l||_*^2, dual norm (Finlay and Oberman 2019, eq. 8).
 
     norm: "dual" to the threat, or "l1" / "l2" whatever the threat. weight: lambda. power: 2, or 1 for the
@@ -50,15 +49,7 @@ class GradientPenalty:
     def __post_init__(self) -> None:
         at_least(0, weight=self.weight)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        progress: float,
-        generator: torch.Generator,
-    ) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return mean CE plus the mean penalty."""
         kept: list[Tensor] = []
 

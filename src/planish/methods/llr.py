@@ -10,7 +10,7 @@ from planish.ascent import ascend
 from planish.batch import Batch
 from planish.errors import BadInput, at_least
 from planish.losses import cross_entropy
-from planish.methods import TrainingLoss
+from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import Statistics, collecting, detached, frozen, full_precision, reusing
 from planish.objectives import InnerGradient, inner, linearity_error, of
 from planish.randomness import draws
@@ -29,7 +29,7 @@ class Nominal(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LLR:
+class LLR(Plain):
     """LLR, local linearity: w CE + lambda (gamma + s |<delta, grad l>|) (Qin et al. 2019, eq. 8).
 
     gamma = |l(x + delta) - l(x) - <delta, grad l(x)>| at the delta that Adam finds to maximise it, `steps`
@@ -50,7 +50,6 @@ class LLR:
     step_in_radii: float = 3.2
     warmup: float = 0.15
     inner_gradient: InnerGradient = "official"
-    second_order = True
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps)
@@ -58,20 +57,17 @@ class LLR:
         if self.mu is not None and self.linearity_weight == 0:
             raise BadInput("mu = linearity_weight * s needs a linearity_weight above 0")
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        progress: float,
-        generator: torch.Generator,
-    ) -> TrainingLoss:
+    @property
+    def second_order(self) -> bool:
+        """The gradient of the clean loss is differentiated."""
+        return True
+
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return the weighted mean of nominal loss, linearity error and slope."""
-        threat = threat.scaled(min(1.0, progress / self.warmup) if self.warmup > 0 else 1.0)
+        threat = threat.scaled(min(1.0, moment.progress / self.warmup) if self.warmup > 0 else 1.0)
         with full_precision(batch.x):
             nominal = self._nominal(model, batch)
-        delta = self._worst(model, batch, threat, nominal, generator) - batch.x
+        delta = self._worst(model, batch, threat, nominal, moment.generator) - batch.x
         with full_precision(batch.x), reusing(model, nominal.statistics):
             value = cross_entropy(model(batch.x + delta), batch.labels)
             slope = inner(delta, nominal.gradient)

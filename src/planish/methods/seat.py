@@ -10,7 +10,7 @@ from planish.ascent import ascend
 from planish.batch import Batch
 from planish.errors import at_least
 from planish.losses import cross_entropy, probability_margin
-from planish.methods import TrainingLoss
+from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import fixed_statistics, frozen, full_precision
 from planish.objectives import AbsOver, InnerGradient, linearity_error, loss_of, of, plus
 from planish.randomness import draws
@@ -20,7 +20,7 @@ from planish.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class Seat:
+class Seat(Plain):
     """SEAT: CE(x_adv) + lambda |linearity error|, x_adv up margin + lambda error (Li and Yu 2022, eqs. 8, 9).
 
     The step is one radius from a random corner. No gradient flows through grad
@@ -39,24 +39,15 @@ class Seat:
     abs_over: AbsOver = "example"
     direction: Literal["corner", "clean"] = "corner"
     inner_gradient: InnerGradient = "official"
-    second_order = False
 
     def __post_init__(self) -> None:
         at_least(0, linearity_weight=self.linearity_weight, flood=self.flood)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        *,
-        progress: float,
-        generator: torch.Generator,
-    ) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return the (flooded) mean adversarial cross entropy plus lambda times the mean linearity error."""
         with full_precision(batch.x):
             local = tangent(lambda x: cross_entropy(model(x), batch.labels), batch.x)
-        x_adv = self._attacked(model, batch, threat, local, generator)
+        x_adv = self._attacked(model, batch, threat, local, moment.generator)
         with full_precision(batch.x):
             logits = model(x_adv)
             value = cross_entropy(logits, batch.labels).mean()
