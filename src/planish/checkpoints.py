@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
 from planish.errors import BadInput
 from planish.files import write_bytes
@@ -87,17 +87,3 @@ def load_resume(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise BadInput(f"{path} is truncated or not a planish checkpoint; remove it to start over") from error
     return state
-
-
-def moments(optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
-    """Return the momentum buffer of each of the optimizer's parameters; None where there is none (yet)."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return [optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None for p in parameters]
-
-
-def restore_moments(optimizer: torch.optim.Optimizer, buffers: list[Tensor | None]) -> None:
-    """Put the momentum buffers back."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, buffer in zip(parameters, buffers, strict=True):
-        if buffer is not None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from planish.data.batches import Augmentation
 from planish.errors import BadInput, nearest
+from planish.guard import OFF, Guard
 from planish.methods import Method
 from planish.registry import components, get
 from planish.threat import ThreatModel, parse_threat
@@ -71,6 +72,7 @@ class Experiment:
     method: Named = Named("standard")
     threat: ThreatOptions = ThreatOptions()
     settings: Settings = Settings()
+    guard: Guard = OFF
     seed: int = 0
 
     @cached_property
@@ -80,7 +82,7 @@ class Experiment:
         return made
 
 
-SECTIONS: dict[str, type] = {"data": DataOptions, "threat": ThreatOptions, "settings": Settings}
+SECTIONS: dict[str, type] = {"data": DataOptions, "threat": ThreatOptions, "settings": Settings, "guard": Guard}
 NAMED = ("model", "method")
 
 

@@ -26,8 +26,9 @@ from planish.files import write_json, write_text
 from planish.models import Normalized, build
 from planish.provenance import provenance
 from planish.randomness import seeded
+from planish.state import State, go_on, to_go_on
 from planish.threat import ThreatModel
-from planish.training import EpochRecord, State, fit, start
+from planish.training import EpochRecord, fit, start
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
@@ -83,12 +84,15 @@ def train(
     write_text(to_toml(experiment), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
     if (folder / RESUME).exists():
-        _restore(state, checkpoints.load_resume(folder / RESUME))
+        go_on(state, checkpoints.load_resume(folder / RESUME))
     write_json(_origin(experiment, prepared, device), folder / PROVENANCE)
     settings = experiment.settings
     batches = Batches(prepared.images, settings.batch_size, experiment.data.augmentation, device)
     method, threat = experiment.training_method, experiment.threat.model
-    for record in fit(state, method, threat, batches, settings, seed=experiment.seed):
+    held_out = None if prepared.held_out is None else prepared.held_out.to(device).as_batch()
+    for record in fit(
+        state, method, threat, batches, settings, seed=experiment.seed, guard=experiment.guard, held_out=held_out
+    ):
         checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
         state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
         _save(state, folder, metadata(experiment, prepared.images))
@@ -150,27 +154,7 @@ def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
     """Write metrics and weights, then the resume file, whose epoch is what counts."""
     write_text("".join(json.dumps(entry) + "\n" for entry in state.history), folder / METRICS)
     checkpoints.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
-    average = None if state.average is None else state.average.state_dict()
-    resume = {
-        "model": state.model.state_dict(),
-        "average": average,
-        "moments": checkpoints.moments(state.optimizer),
-        "epoch": state.epoch,
-        "step": state.step,
-        "memory": state.memory,
-        "history": state.history,
-    }
-    checkpoints.save_resume(folder / RESUME, resume)
-
-
-def _restore(state: State, saved: dict[str, Any]) -> None:
-    state.model.load_state_dict(saved["model"])
-    if state.average is not None:
-        state.average.load_state_dict(saved["average"])
-    checkpoints.restore_moments(state.optimizer, saved["moments"])
-    state.epoch, state.step, state.history = saved["epoch"], saved["step"], saved["history"]
-    device = next(state.model.parameters()).device
-    state.memory = {name: value.to(device) for name, value in saved.get("memory", {}).items()}
+    checkpoints.save_resume(folder / RESUME, to_go_on(state))
 
 
 def load_run(folder: Path, built_by: str | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.errors import BadInput, at_least
-from planish.methods import Memory, Method, Moment, TrainingLoss
+from planish.guard import OFF, Guard, inspected
+from planish.methods import Method, Moment, TrainingLoss
 from planish.modes import Precision, autocast, fixed_statistics
 from planish.randomness import seeded
+from planish.state import State
 from planish.threat import ThreatModel
 from planish.weight_perturbation import perturbable, perturbed_weights, steepest_weights
 
@@ -60,6 +62,10 @@ class Settings:
         for name in ("ema", "momentum", "weight_perturbation_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"settings.{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+SNAPSHOTS, APART = 2, 2
+"""Healthy states to go back to, and how many looks lie between them: the older is at least so far from an alarm."""
 
 
 class EpochRecord(NamedTuple):
@@ -118,24 +124,6 @@ class Bound(nn.Module):
             return self.method(self.model, Batch(x, labels, indices), self.threat, moment)
 
 
-@dataclass
-class State:
-    """Everything that changes while training; what a checkpoint holds."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: nn.Module | None
-    epoch: int = 0
-    step: int = 0
-    memory: Memory = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def deployed(self) -> nn.Module:
-        """The model to evaluate and keep: the average if there is one."""
-        return self.model if self.average is None else self.average
-
-
 def start(model: nn.Module, settings: Settings) -> State:
     """Return the state before the first step."""
     if settings.channels_last:
@@ -156,10 +144,20 @@ def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 
 
 def fit(
-    state: State, method: Method, threat: ThreatModel, batches: Epochs, settings: Settings, *, seed: int
+    state: State,
+    method: Method,
+    threat: ThreatModel,
+    batches: Epochs,
+    settings: Settings,
+    *,
+    seed: int,
+    guard: Guard = OFF,
+    held_out: Batch | None = None,
 ) -> Iterator[EpochRecord]:
     """Train from the state on, one record per finished epoch; the state is up to date at every yield.
 
+    guard: looks at the run every so many steps; when the model collapses, training goes back to a healthy state, which
+    may lie epochs back, and on with the method hardened. Its probes take `held_out` images, if there are any.
     Deterministic on CPU: order, augmentation and noise of a step depend on the seed and the step alone.
     Raises BadInput if the method cannot be compiled but is asked to, FloatingPointError if the loss is not
     finite.
@@ -167,41 +165,113 @@ def fit(
     if settings.compile and method.second_order:
         raise BadInput("settings.compile works for methods with first derivatives only; set settings.compile=false")
     model = torch.compile(state.model) if settings.compile else state.model
-    bound = Bound(model, method, threat, settings.precision)  # type: ignore[arg-type]
-    for epoch in range(state.epoch, settings.epochs):
-        began = time.perf_counter()
-        sums = _epoch(bound, state, batches, settings, epoch, seed)
-        metrics = {name: float(value) / (len(batches) * method.replays) for name, value in sums.items()}
+    run = _Run(state, method, model, threat, batches, settings, seed, guard, held_out)  # type: ignore[arg-type]
+    began = time.perf_counter()
+    while state.epoch < settings.epochs:
+        if not run.epoch():
+            continue
+        metrics = run.metrics()
         if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower the learning rate")
-        state.epoch = epoch + 1
-        state.history.append({"epoch": epoch + 1, **metrics})
+            raise FloatingPointError(
+                f"the loss became {metrics['loss']} in epoch {state.epoch + 1}; lower the learning rate"
+            )
+        state.epoch, state.index, state.sums = state.epoch + 1, 0, {}
+        state.history.append({"epoch": state.epoch, **metrics, **state.watch.of_epoch(state.epoch)})
         rate = state.optimizer.param_groups[0]["lr"]
-        yield EpochRecord(epoch + 1, metrics, rate, time.perf_counter() - began)
+        yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began)
+        began = time.perf_counter()
 
 
-def _epoch(bound: Bound, state: State, batches: Epochs, settings: Settings, epoch: int, seed: int) -> dict[str, Tensor]:
-    """Train one epoch; return sums over its steps, still on the device: one host sync an epoch."""
-    state.model.train()
-    sums: dict[str, Tensor] = {}
-    replays = bound.method.replays
-    count = len(batches) * replays
-    repeated = (batch for batch in batches.epoch(epoch, seed) for _ in range(replays))
-    for index, batch in enumerate(repeated):
-        progress = (epoch + index / count) / settings.epochs
-        first = index - index % settings.accumulate
-        together = min(settings.accumulate, count - first)
-        moment = Moment(
-            seeded(seed, state.step, device=batch.x.device), progress, state.step, state.memory, batches.identities
-        )
-        loss = _backward(bound, batch, settings, moment, together)
-        state.step += 1
-        if index + 1 == first + together:
+@dataclass(frozen=True)
+class _Run:
+    """A training run: the state and what it is trained with."""
+
+    state: State
+    method: Method
+    model: nn.Module
+    threat: ThreatModel
+    batches: Epochs
+    settings: Settings
+    seed: int
+    guard: Guard
+    held_out: Batch | None
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return len(self.batches) * self.method.replays
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the present epoch: one host sync."""
+        return {name: float(value) / self.steps for name, value in self.state.sums.items()}
+
+    def epoch(self) -> bool:
+        """Train the rest of the present epoch; False if the model collapsed and the state has gone back."""
+        state, settings = self.state, self.settings
+        state.model.train()
+        bound = Bound(self.model, hardened(self.method, state.watch.hardness), self.threat, settings.precision)
+        if self.guard.every and not state.snapshots:
+            state.snapshot(SNAPSHOTS)
+        for batch in self._rest():
+            progress = (state.epoch + state.index / self.steps) / settings.epochs
+            first = state.index - state.index % settings.accumulate
+            together = min(settings.accumulate, self.steps - first)
+            loss = _backward(bound, batch, settings, self._moment(batch, progress), together)
+            state.step, state.index = state.step + 1, state.index + 1
+            _add(state.sums, loss, batch)
+            if state.index < first + together:
+                continue
             _update(state, settings, progress)
-        accuracy = (loss.logits.argmax(1) == batch.labels).float().mean()
-        for name, value in {"loss": loss.total.detach(), "train_accuracy": accuracy, **loss.terms}.items():
-            sums[name] = sums.get(name, 0.0) + value.float()
-    return sums
+            if self.guard.every and state.step % self.guard.every < together and not self._healthy(batch, loss):
+                return False
+        return True
+
+    def _rest(self) -> Iterator[Batch]:
+        """Yield the batches of the present epoch that are not done, each as often as the method replays it."""
+        replays = self.method.replays
+        skip, done = divmod(self.state.index, replays)
+        for batch in self.batches.epoch(self.state.epoch, self.seed, skip):
+            for _ in range(done, replays):
+                yield batch
+            done = 0
+
+    def _moment(self, batch: Batch, progress: float) -> Moment:
+        state, generator = self.state, seeded(self.seed, self.state.step, device=batch.x.device)
+        return Moment(generator, progress, state.step, state.memory, self.batches.identities)
+
+    def _healthy(self, batch: Batch, loss: TrainingLoss) -> bool:
+        """Look at the model; if it has collapsed, go back and harden the method, where it can be."""
+        state, watch = self.state, self.state.watch
+        place = {"step": state.step, "epoch": state.epoch + 1}
+        classes = loss.logits.shape[1]
+        if not inspected(
+            self.guard, watch, state.model, batch, loss.x_adv, self.held_out, self.threat, place, self.seed, classes
+        ):
+            if state.step - state.snapshots[-1]["step"] >= APART * self.guard.every:
+                state.snapshot(SNAPSHOTS)
+            return True
+        harder = hardened(self.method, watch.hardness).hardened()
+        watch.alarms.append({**watch.looks[-1], "went_back": float(harder is not None)})
+        if harder is None:
+            return True
+        watch.hardness += 1
+        state.go_back()
+        return False
+
+
+def hardened(method: Method, times: int) -> Method:
+    """Return the method hardened so many times, or as often as it can be."""
+    for _ in range(times):
+        method = method.hardened() or method
+    return method
+
+
+@torch.no_grad()
+def _add(sums: dict[str, Tensor], loss: TrainingLoss, batch: Batch) -> None:
+    """Add a step's loss, accuracy and terms, still on the device."""
+    accuracy = (loss.logits.argmax(1) == batch.labels).float().mean()
+    for name, value in {"loss": loss.total.detach(), "train_accuracy": accuracy, **loss.terms}.items():
+        sums[name] = sums.get(name, 0.0) + value.float()
 
 
 def _backward(bound: Bound, batch: Batch, settings: Settings, moment: Moment, together: int) -> TrainingLoss:

@@ -12,6 +12,7 @@ from planish import checkpoints
 from planish.checkpoints import load_resume, load_weights, read_metadata, save_resume, save_weights
 from planish.errors import BadInput
 from planish.files import write_json, write_text
+from planish.state import moments, restore_moments
 
 
 class Explosive:
@@ -139,7 +140,7 @@ def test_moments_come_back_to_their_own_parameters(momentum: float):
     parameters, optimizer = trained(momentum)
     fresh = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
     resumed = torch.optim.SGD(fresh, lr=0.1, momentum=momentum)
-    checkpoints.restore_moments(resumed, checkpoints.moments(optimizer))
+    restore_moments(resumed, moments(optimizer))
     for own, other in ((parameters, optimizer), (fresh, resumed)):
         for parameter in own:
             parameter.grad = torch.full((2,), 0.5)

@@ -15,8 +15,9 @@ from planish.methods.llr import LLR
 from planish.methods.seat import Seat
 from planish.methods.standard import Standard
 from planish.methods.trades import Trades
+from planish.state import State
 from planish.threat import Linf, ThreatModel
-from planish.training import EpochRecord, Settings, State, fit, learning_rate, start
+from planish.training import EpochRecord, Settings, fit, learning_rate, start
 
 THREAT = Linf(0.05)
 PLAIN = Settings(epochs=1, batch_size=4, learning_rate=0.1, schedule="constant", momentum=0.0, weight_decay=0.0)

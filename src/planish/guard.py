@@ -1,0 +1,180 @@
+"""A guard against catastrophic overfitting: is the cheap attack that a model trains on still a strong one?
+
+A network can learn to make one gradient step useless instead of becoming robust (Wong, Rice and Kolter 2020): the loss
+bends so much within the ball that its gradient at the image says nothing about the rest. That shows in the few passes
+of a look; a short PGD then decides.
+"""
+
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import ascend, evaluated
+from planish.batch import Batch
+from planish.errors import BadInput, at_least
+from planish.losses import cross_entropy, margin
+from planish.modes import attacked, full_precision
+from planish.objectives import inner, loss_of, of
+from planish.randomness import draws, seeded
+from planish.rules import Steepest
+from planish.threat import ThreatModel
+
+REMEMBERED = 20
+"""Looks whose median a new look is compared with."""
+FALL = 0.5
+"""Of the largest share that withstood PGD before, and of the median cosine: what is below has fallen."""
+RISE = 2.0
+"""Times the median linearity error: what is above has jumped."""
+MORE_FALLING = 0.15
+ABOVE_CHANCE = 0.05
+"""Robust accuracy that a model must have had before it can lose it."""
+_STREAM = 0x9A2D  # keeps these draws apart from a method's for the same seed and step
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When a training run is looked at, how closely, and what an alarm is.
+
+    every: steps between looks at the first `images` of the batch (two forwards and two backwards each); 0 = no guard.
+    probe_every: steps between probes: of `probe_images` held-out images, or of the batch where none are held out, one
+    gradient step and PGD of `probe_steps`. A look that jumps is followed by a probe of its own images. gap: an alarm is
+    raised if so much more of them withstand the step than withstand PGD, and those fewer than half of what they were.
+    """
+
+    every: int = 0
+    images: int = 32
+    probe_every: int = 100
+    probe_images: int = 48
+    probe_steps: int = 5
+    gap: float = 0.25
+
+    def __post_init__(self) -> None:
+        at_least(0, **{"guard.every": self.every})
+        for name in ("images", "probe_every", "probe_images", "probe_steps"):
+            at_least(1, **{f"guard.{name}": getattr(self, name)})
+        if not 0 < self.gap < 1:
+            raise BadInput(f"guard.gap must be between 0 and 1, got {self.gap}")
+
+
+OFF = Guard()
+
+
+class Look(NamedTuple):
+    """What a few passes show; 0-d tensors, means over the images.
+
+    linearity_error: |l(x_adv) - l(x) - <x_adv - x, grad l(x)>|. gradient_cosine: of grad l(x) and grad l(x_adv), 1
+    where the loss is linear. falling: share whose loss falls under the attack. one_step: share that withstands it.
+    """
+
+    linearity_error: Tensor
+    gradient_cosine: Tensor
+    falling: Tensor
+    one_step: Tensor
+
+
+@dataclass
+class Watch:
+    """What the guard has seen of a run: looks and alarms in order, and how often the method was hardened since."""
+
+    looks: list[dict[str, float]] = field(default_factory=list)
+    alarms: list[dict[str, float]] = field(default_factory=list)
+    hardness: int = 0
+
+    @property
+    def best(self) -> float:
+        """The largest share that has withstood PGD."""
+        return max((seen["robust"] for seen in self.looks if "robust" in seen), default=0.0)
+
+    def of_epoch(self, epoch: int) -> dict[str, Any]:
+        """Return the means of the epoch's looks as "guard_...", and its alarms if there are any."""
+        looks = [seen for seen in self.looks if seen["epoch"] == epoch]
+        found: dict[str, Any] = {}
+        for name in (*Look._fields, "robust"):
+            if values := [seen[name] for seen in looks if name in seen]:
+                found[f"guard_{name}"] = fmean(values)
+        alarms = [alarm for alarm in self.alarms if alarm["epoch"] == epoch]
+        return {**found, "alarms": alarms} if alarms else found
+
+    def jumped(self, seen: dict[str, float]) -> bool:
+        """Say whether a look is far from what was usual."""
+        usual = {name: median([look[name] for look in self.looks[-REMEMBERED:]]) for name in Look._fields[:3]}
+        return (
+            seen["gradient_cosine"] < FALL * usual["gradient_cosine"]
+            or seen["linearity_error"] > RISE * usual["linearity_error"]
+            or seen["falling"] > usual["falling"] + MORE_FALLING
+        )
+
+    def collapsed(self, seen: dict[str, float], gap: float, classes: int) -> bool:
+        """Say whether a look with its PGD shows a collapse."""
+        had = self.best
+        lost = seen["robust"] <= FALL * had and had >= 1 / classes + ABOVE_CHANCE
+        return lost and seen["one_step"] - seen["robust"] >= gap
+
+
+def look(model: nn.Module, batch: Batch, threat: ThreatModel, x_adv: Tensor | None = None) -> Look:
+    """Return how linear the loss is between the images and x_adv (N, ...), one full gradient step unless given."""
+    objective = of(model, loss_of(cross_entropy, batch.labels))
+    with attacked(model), full_precision(batch.x):
+        value, _, gradient = evaluated(objective, batch.x)
+        if x_adv is None:
+            x_adv = threat.project(batch.x + threat.radius * threat.steepest(gradient), batch.x)
+        value_adv, logits, gradient_adv = evaluated(objective, x_adv)
+    error = (value_adv - value - inner(x_adv - batch.x, gradient)).abs()
+    cosine = torch.cosine_similarity(gradient.flatten(1), gradient_adv.flatten(1))
+    shares = ((value_adv < value), margin(logits, batch.labels) < 0)
+    return Look(error.mean(), cosine.mean(), *(share.float().mean() for share in shares))
+
+
+def withstanding(model: nn.Module, batch: Batch, threat: ThreatModel, steps: int, generator: torch.Generator) -> Tensor:
+    """Return the share of the images that PGD of so many steps from a random start does not break, 0-d."""
+    objective = of(model, loss_of(cross_entropy, batch.labels))
+    start = threat.sample(batch.x, draws(batch.x, generator))
+    with attacked(model), full_precision(batch.x):
+        x_adv = ascend(objective, batch.x, threat, Steepest(2 / steps), steps, start=start)
+        with torch.no_grad():
+            return (margin(model(x_adv), batch.labels) < 0).float().mean()
+
+
+def inspected(
+    guard: Guard,
+    watch: Watch,
+    model: nn.Module,
+    batch: Batch,
+    x_adv: Tensor | None,
+    held_out: Batch | None,
+    threat: ThreatModel,
+    place: dict[str, int],
+    seed: int,
+    classes: int,
+) -> bool:
+    """Look at the model at this step and epoch, enter what is seen, and return whether it has collapsed.
+
+    batch, x_adv: the step's images, and what the method made of them (None: a gradient step is made here).
+    """
+    step = place["step"]
+    rows = slice(0, guard.images)
+    batch, x_adv = batch.select(rows), None if x_adv is None else x_adv[rows]
+    generator = seeded(seed, _STREAM, step, device=batch.x.device)
+    seen = _floats(look(model, batch, threat, x_adv))
+    if step % guard.probe_every < guard.every or not watch.looks:
+        probed = batch if held_out is None else _drawn(held_out, guard.probe_images, generator)
+        if held_out is not None or x_adv is not None:
+            seen["one_step"] = float(look(model, probed, threat).one_step)
+        seen["robust"] = float(withstanding(model, probed, threat, guard.probe_steps, generator))
+    elif watch.jumped(seen):
+        seen["robust"] = float(withstanding(model, batch, threat, guard.probe_steps, generator))
+    alarm = "robust" in seen and watch.collapsed(seen, guard.gap, classes)
+    watch.looks.append({**place, **seen})
+    return alarm
+
+
+def _drawn(held_out: Batch, count: int, generator: torch.Generator) -> Batch:
+    rows = torch.randperm(len(held_out.x), generator=generator, device=generator.device)[:count]
+    return held_out.select(rows.to(held_out.x.device))
+
+
+def _floats(seen: Look) -> dict[str, float]:
+    return dict(zip(Look._fields, torch.stack(seen).tolist(), strict=True))
