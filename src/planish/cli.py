@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from planish.errors import BadInput, nearest
 from planish.terminal import (
+    alarm_words,
     console,
     epoch_words,
     print_json,
@@ -116,6 +117,9 @@ def train(
         list[str] | None, typer.Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Watch for catastrophic overfitting; go back and harden the method.")
+    ] = False,
     device: Device = "auto",
     resume: Resume = False,
     json_: Json = False,
@@ -123,14 +127,18 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.experiment import train as run
+    from planish.guard import EVERY
 
-    experiment = _experiment(config, {"method.name": method, "data.source": data, "seed": seed}, set_ or [])
+    named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
+    experiment = _experiment(config, named, set_ or [])
     records = run(experiment, out, device=_device(device), resume=resume)
     last: dict[str, Any] = {}
     with progress_bars(quiet) as bars:
         task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
         for record in records:
             last = {"epoch": record.epoch, **record.metrics}
+            for alarm in record.alarms:
+                bars.console.print(alarm_words(alarm))
             bars.update(task, completed=record.epoch, note=epoch_words(record.metrics))
     print_json({"run": str(out), "last": last}) if json_ else console().print(f"run folder: {out}")
 

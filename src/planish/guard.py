@@ -1,13 +1,13 @@
 """A guard against catastrophic overfitting: is the cheap attack that a model trains on still a strong one?
 
 A network can learn to make one gradient step useless instead of becoming robust (Wong, Rice and Kolter 2020): the loss
-bends so much within the ball that its gradient at the image says nothing about the rest. That shows in the few passes
-of a look; a short PGD then decides.
+bends so much within the ball that its gradient at the image says nothing about the rest, and falls where the attack
+went. That shows in the few passes of a look. Whether robustness that was there is lost, a short PGD shows.
 """
 
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,14 @@ from planish.randomness import draws, seeded
 from planish.rules import Steepest
 from planish.threat import ThreatModel
 
-REMEMBERED = 20
-"""Looks whose median a new look is compared with."""
-FALL = 0.5
-"""Of the largest share that withstood PGD before, and of the median cosine: what is below has fallen."""
-RISE = 2.0
-"""Times the median linearity error: what is above has jumped."""
-MORE_FALLING = 0.15
-ABOVE_CHANCE = 0.05
-"""Robust accuracy that a model must have had before it can lose it."""
+BENT_COSINE, BENT_FALLING = 0.5, 0.2
+"""A loss is bent whose gradients agree less and that falls for more of the images under their own attack."""
+TWICE = 2
+"""Looks in a row that must find the loss bent: one batch may mislead, early in a training above all."""
+REMEMBERED, RISE = 20, 2.0
+"""Looks whose median a look is compared with; a linearity error so many times larger has jumped."""
+FALL, ABOVE_CHANCE = 0.5, 0.05
+"""Robustness is lost that is below this share of the best before; the best must have been so far above chance."""
 _STREAM = 0x9A2D  # keeps these draws apart from a method's for the same seed and step
 
 
@@ -39,6 +38,8 @@ class Guard:
     """When a training run is looked at, how closely, and what an alarm is.
 
     every: steps between looks at the first `images` of the batch (two forwards and two backwards each); 0 = no guard.
+    An alarm is raised where the loss is bent in two looks: gradients at the clean and at the perturbed images have a
+    cosine below 0.5, and the loss of 20 % falls under the method's own attack.
     probe_every: steps between probes: of `probe_images` held-out images, or of the batch where none are held out, one
     gradient step and PGD of `probe_steps`. A look that jumps is followed by a probe of its own images. gap: an alarm is
     raised if so much more of them withstand the step than withstand PGD, and those fewer than half of what they were.
@@ -60,6 +61,8 @@ class Guard:
 
 
 OFF = Guard()
+EVERY = 20
+"""Steps between looks where a guard is asked for and no more is said."""
 
 
 class Look(NamedTuple):
@@ -88,30 +91,34 @@ class Watch:
         """The largest share that has withstood PGD."""
         return max((seen["robust"] for seen in self.looks if "robust" in seen), default=0.0)
 
-    def of_epoch(self, epoch: int) -> dict[str, Any]:
-        """Return the means of the epoch's looks as "guard_...", and its alarms if there are any."""
+    def seen_in(self, epoch: int) -> dict[str, float]:
+        """Return the means of the epoch's looks as "guard_..."."""
         looks = [seen for seen in self.looks if seen["epoch"] == epoch]
-        found: dict[str, Any] = {}
-        for name in (*Look._fields, "robust"):
-            if values := [seen[name] for seen in looks if name in seen]:
-                found[f"guard_{name}"] = fmean(values)
-        alarms = [alarm for alarm in self.alarms if alarm["epoch"] == epoch]
-        return {**found, "alarms": alarms} if alarms else found
+        kinds = {name: [seen[name] for seen in looks if name in seen] for name in (*Look._fields, "robust")}
+        return {f"guard_{name}": fmean(values) for name, values in kinds.items() if values}
+
+    @property
+    def bent(self) -> bool:
+        """Whether the last look found the loss bent."""
+        return bool(self.looks) and _bent(self.looks[-1])
 
     def jumped(self, seen: dict[str, float]) -> bool:
         """Say whether a look is far from what was usual."""
-        usual = {name: median([look[name] for look in self.looks[-REMEMBERED:]]) for name in Look._fields[:3]}
-        return (
-            seen["gradient_cosine"] < FALL * usual["gradient_cosine"]
-            or seen["linearity_error"] > RISE * usual["linearity_error"]
-            or seen["falling"] > usual["falling"] + MORE_FALLING
-        )
+        usual = median([look["linearity_error"] for look in self.looks[-REMEMBERED:]])
+        return _bent(seen) or seen["linearity_error"] > RISE * usual
 
     def collapsed(self, seen: dict[str, float], gap: float, classes: int) -> bool:
-        """Say whether a look with its PGD shows a collapse."""
-        had = self.best
-        lost = seen["robust"] <= FALL * had and had >= 1 / classes + ABOVE_CHANCE
-        return lost and seen["one_step"] - seen["robust"] >= gap
+        """Say whether a look shows a collapse."""
+        last = [*self.looks, seen][-TWICE:]
+        if len(last) == TWICE and all(map(_bent, last)):
+            return True
+        had, robust = self.best, seen.get("robust", 1.0)
+        lost = robust <= FALL * had and had >= 1 / classes + ABOVE_CHANCE
+        return lost and seen["one_step"] - robust >= gap
+
+
+def _bent(seen: dict[str, float]) -> bool:
+    return seen["gradient_cosine"] < BENT_COSINE and seen["falling"] >= BENT_FALLING
 
 
 def look(model: nn.Module, batch: Batch, threat: ThreatModel, x_adv: Tensor | None = None) -> Look:
@@ -166,7 +173,7 @@ def inspected(
         seen["robust"] = float(withstanding(model, probed, threat, guard.probe_steps, generator))
     elif watch.jumped(seen):
         seen["robust"] = float(withstanding(model, batch, threat, guard.probe_steps, generator))
-    alarm = "robust" in seen and watch.collapsed(seen, guard.gap, classes)
+    alarm = watch.collapsed(seen, guard.gap, classes)
     watch.looks.append({**place, **seen})
     return alarm
 

@@ -67,6 +67,15 @@ def epoch_words(metrics: "Mapping[str, float]") -> str:
     return f"loss {metrics['loss']:.3f}, training accuracy {100 * metrics['train_accuracy']:.1f} %"
 
 
+def alarm_words(alarm: "Mapping[str, float]") -> str:
+    """Word an alarm of the guard."""
+    then = "went back and hardened the method" if alarm["went_back"] else "the method has nothing to harden: went on"
+    return (
+        f"alarm at step {alarm['step']:.0f}, epoch {alarm['epoch']:.0f}: {100 * alarm['one_step']:.0f} % withstand one"
+        f" gradient step, {100 * alarm['robust']:.0f} % PGD; {then}"
+    )
+
+
 def console() -> "Console":
     """Return the screen, 160 columns wide where it is not a terminal."""
     from rich.console import Console

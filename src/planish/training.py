@@ -64,17 +64,22 @@ class Settings:
                 raise BadInput(f"settings.{name} must be in [0, 1), got {getattr(self, name)}")
 
 
+MOST_HARDENED = 6
 SNAPSHOTS, APART = 2, 2
 """Healthy states to go back to, and how many looks lie between them: the older is at least so far from an alarm."""
 
 
 class EpochRecord(NamedTuple):
-    """One epoch: means over its batches of loss, terms and training accuracy; learning rate and seconds."""
+    """One epoch: means over its batches of loss, terms and training accuracy; learning rate, seconds, alarms.
+
+    metrics: what the guard saw, if there is one, is in them as "guard_...".
+    """
 
     epoch: int
     metrics: dict[str, float]
     learning_rate: float
     seconds: float
+    alarms: tuple[dict[str, float], ...] = ()
 
 
 class Epochs(Protocol):
@@ -176,9 +181,11 @@ def fit(
                 f"the loss became {metrics['loss']} in epoch {state.epoch + 1}; lower the learning rate"
             )
         state.epoch, state.index, state.sums = state.epoch + 1, 0, {}
-        state.history.append({"epoch": state.epoch, **metrics, **state.watch.of_epoch(state.epoch)})
+        metrics |= state.watch.seen_in(state.epoch)
+        alarms = tuple(alarm for alarm in state.watch.alarms if alarm["epoch"] == state.epoch)
+        state.history.append({"epoch": state.epoch, **metrics, **({"alarms": list(alarms)} if alarms else {})})
         rate = state.optimizer.param_groups[0]["lr"]
-        yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began)
+        yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began, alarms)
         began = time.perf_counter()
 
 
@@ -247,10 +254,12 @@ class _Run:
         if not inspected(
             self.guard, watch, state.model, batch, loss.x_adv, self.held_out, self.threat, place, self.seed, classes
         ):
-            if state.step - state.snapshots[-1]["step"] >= APART * self.guard.every:
+            if not watch.bent and state.step - state.snapshots[-1]["step"] >= APART * self.guard.every:
                 state.snapshot(SNAPSHOTS)
             return True
-        harder = hardened(self.method, watch.hardness).hardened()
+        harder = hardened(self.method, watch.hardness).hardened() if watch.hardness < MOST_HARDENED else None
+        if harder is None and watch.alarms and not watch.alarms[-1]["went_back"]:
+            return True
         watch.alarms.append({**watch.looks[-1], "went_back": float(harder is not None)})
         if harder is None:
             return True

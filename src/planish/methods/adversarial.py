@@ -1,6 +1,6 @@
 """Adversarial training on one or many steps: FGSM-AT, RS-FGSM, N-FGSM, PGD-AT."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -47,6 +47,13 @@ class Adversarial(Plain):
         logits = model(x_adv)
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
         return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach(), x_adv)
+
+    def hardened(self) -> "Adversarial | None":
+        """Return one-step training from noise that is a radius stronger, free of the ball (N-FGSM); else None."""
+        if self.steps > 1:
+            return None
+        noise = self.start_in_radii + 1
+        return replace(self, step_in_radii=1.0, start_in_radii=noise, reach_in_radii=noise + 1)
 
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         """Return x_adv."""
