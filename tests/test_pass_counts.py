@@ -10,9 +10,14 @@ from planish.batch import Batch
 from planish.costs import training_cost
 from planish.methods import Method
 from planish.methods.adversarial import fgsm_at, n_fgsm, pgd_at, rs_fgsm
+from planish.methods.cure import Cure
+from planish.methods.elle import Elle, ElleA
+from planish.methods.grad_align import GradAlign
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
+from planish.methods.mart import Mart
 from planish.methods.seat import Seat, seat_fl
+from planish.methods.ssat import Ssat
 from planish.methods.standard import Standard
 from planish.methods.trades import Trades
 from planish.models import build
@@ -35,6 +40,16 @@ COSTS: list[tuple[Method, float]] = [
     (GradientPenalty(), 2.33),
     (GradientPenalty(slope="central"), 3.33),
     (GradientPenalty(slope="double-backward"), 2.04),
+    (GradAlign(), 3.71),
+    (GradAlign(backprop="both"), 5.08),
+    (Cure(), 4.08),
+    (Elle(), 4.67),
+    (Elle(points="midpoint"), 3.33),
+    (ElleA(), 4.67),
+    (ElleA(points="midpoint"), 3.33),
+    (Ssat(), 2.67),
+    (Ssat(checkpoints=6), 3.67),
+    (Mart(steps=10), 8.67),
 ]
 
 

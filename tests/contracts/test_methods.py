@@ -11,8 +11,10 @@ from planish.batch import Batch
 from planish.losses import cross_entropy
 from planish.methods import Method, Moment, TrainingLoss
 from planish.methods.adversarial import Adversarial
+from planish.methods.cure import Cure
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
+from planish.methods.mart import Mart
 from planish.methods.seat import Seat
 from planish.methods.standard import Standard
 from planish.methods.trades import Trades
@@ -24,9 +26,13 @@ METHODS: dict[str, Method] = {name: component() for name, component in component
 EVERY = pytest.mark.parametrize("name", sorted(METHODS))
 BOTH = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=["Linf", "L2"])
 THREAT = Linf(0.1)
-NOT_OF_RADIUS = {GradientPenalty: "its penalty is not a function of the radius"}
+NOT_OF_RADIUS = {
+    GradientPenalty: "its penalty is not a function of the radius",
+    Cure: "its penalty is not a function of the radius",
+}
+NOT_STANDARD = {**NOT_OF_RADIUS, Mart: "its classification loss is not cross entropy"}
 NOMINAL_WEIGHT = {LLR: 2.0}  # times cross entropy at radius 0; the others: 1
-UPDATES = {GradientPenalty: 2, Seat: 2, Trades: 2}  # of batch norm's averages in a step; the others: 1
+UPDATES = {GradientPenalty: 2, Mart: 2, Seat: 2, Trades: 2}  # of batch norm's averages in a step; the others: 1
 
 
 def call(
@@ -67,8 +73,8 @@ def test_terms_are_finite_and_every_parameter_learns(
 @EVERY
 @pytest.mark.parametrize("threat", [Linf(0.0), L2(0.0)], ids=["Linf", "L2"])
 def test_radius_0_collapses_to_standard_training(name: str, threat: ThreatModel, model: nn.Module, batch: Batch):
-    if type(METHODS[name]) in NOT_OF_RADIUS:
-        pytest.skip(NOT_OF_RADIUS[type(METHODS[name])])
+    if type(METHODS[name]) in NOT_STANDARD:
+        pytest.skip(NOT_STANDARD[type(METHODS[name])])
     model, batch = model.double(), batch._replace(x=batch.x.double())
     plain = deepcopy(model)
     found = gradients(model, call(METHODS[name], model, batch, threat).total)
@@ -110,7 +116,9 @@ def test_running_statistics_are_updated_as_often_as_the_docstring_says(name: str
         assert found == [UPDATES.get(type(METHODS[name]), 1) * step] * 3
 
 
-@pytest.mark.parametrize("method", [METHODS["standard"], LLR(), GradientPenalty(slope="double-backward")], ids=repr)
+@pytest.mark.parametrize(
+    "method", [METHODS["standard"], LLR(), Cure(), GradientPenalty(slope="double-backward")], ids=repr
+)
 def test_running_statistics_of_the_clean_pass_alone(method: Method, model: nn.Module, batch: Batch):
     plain = deepcopy(model)
     plain(batch.x)
@@ -137,19 +145,21 @@ def test_gradient_penalty_updates_as_often_as_it_passes(model: nn.Module, batch:
 
 @EVERY
 def test_deterministic_under_its_generator_and_blind_to_the_global_one(name: str, model: nn.Module, batch: Batch):
-    totals, untouched, drawn = [], [], []
+    """What noise changes is the loss, or what the method remembers of it."""
+    outcomes, untouched, drawn = [], [], []
     for seed, around in ((0, 1), (0, 2), (3, 1)):
         generator = torch.Generator().manual_seed(seed)
         fresh = generator.get_state()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(around)
             before = torch.get_rng_state()
-            found = METHODS[name](deepcopy(model), batch, THREAT, Moment(generator, 1.0))
+            moment = Moment(generator, 1.0)
+            found = METHODS[name](deepcopy(model), batch, THREAT, moment)
             untouched.append(torch.equal(torch.get_rng_state(), before))
-        totals.append(found.total)
+        outcomes.append(torch.stack([v.detach().double().sum() for v in (found.total, *moment.memory.values())]))
         drawn.append(not torch.equal(generator.get_state(), fresh))
-    assert all(untouched) and torch.equal(totals[0], totals[1])
-    assert torch.equal(totals[0], totals[2]) is not any(drawn)
+    assert all(untouched) and torch.equal(outcomes[0], outcomes[1])
+    assert torch.equal(outcomes[0], outcomes[2]) is not any(drawn)
 
 
 @EVERY
@@ -166,6 +176,30 @@ def test_leftovers_of_the_caller_do_not_matter(name: str, model: nn.Module, batc
     for parameter, gradient in zip(used.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, 1 + gradient, rtol=1e-3, atol=1e-4)
     assert torch.equal(batch.x, x)
+
+
+@EVERY
+def test_images_that_were_found_are_used_again(name: str, model: nn.Module, batch: Batch):
+    """Adversarial weight perturbation hands them back at other weights, with the same noise."""
+    first = call(METHODS[name], deepcopy(model), batch)
+    if first.x_adv is None:
+        pytest.skip("its search is part of its loss")
+    assert not first.x_adv.requires_grad and ((first.x_adv >= 0) & (first.x_adv <= 1)).all()
+    moment = Moment(torch.Generator().manual_seed(0), 1.0, x_adv=first.x_adv)
+    again = METHODS[name](deepcopy(model), batch, THREAT, moment)
+    torch.testing.assert_close(again.total, first.total)
+    half = Moment(torch.Generator().manual_seed(0), 1.0, x_adv=(first.x_adv + batch.x) / 2)
+    other = METHODS[name](deepcopy(model), batch, THREAT, half)
+    assert other.x_adv is half.x_adv and (other.total - first.total).abs() > 1e-3
+
+
+@EVERY
+def test_a_hardened_method_is_another_of_its_kind(name: str, model: nn.Module, batch: Batch):
+    hardened = METHODS[name].hardened()
+    if hardened is None:
+        pytest.skip("nothing keeps it from collapsing")
+    assert type(hardened) is type(METHODS[name]) and hardened != METHODS[name]
+    assert call(hardened, model, batch).total.isfinite()
 
 
 @EVERY

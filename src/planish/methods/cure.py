@@ -1,0 +1,81 @@
+"""CURE: pay for how much the gradient changes along its own direction, the curvature of the loss."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from planish.batch import Batch, per_image
+from planish.errors import at_least
+from planish.losses import cross_entropy
+from planish.methods import Moment, Plain, TrainingLoss
+from planish.modes import fixed_statistics, full_precision
+from planish.tangent import tangent
+from planish.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Cure(Plain):
+    """CURE: CE(x) + lambda ||grad l(x + h z) - grad l(x)||_2 (Moosavi-Dezfooli et al. 2019).
+
+    z points along the threat's steepest direction, sign(grad l) for Linf, and has l2 length 1; no gradient flows
+    through it. x + h z may leave the box. length: h, in pixels; 0.6 is the published 3 where a pixel is normalised by a
+    deviation of 0.2. warmup: share of the training over which h grows from 0. weight: lambda; 0.8 is the published 4
+    in the same units. power: 1 as in the authors' code, 2 for the squared norm of the paper. Both gradients are
+    differentiated, in float32. Batch norm: batch statistics everywhere; running averages updated once, by x.
+    Differs: the authors' code takes the penalty in evaluation mode, which costs a clean pass more, and fine-tunes an
+    ordinary network; sharing the clean pass needs one mode for both. Cost: 4.08.
+    """
+
+    weight: float = 0.8
+    length: float = 0.6
+    warmup: float = 0.25
+    power: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        at_least(0, weight=self.weight, length=self.length, warmup=self.warmup)
+
+    @property
+    def second_order(self) -> bool:
+        """Both gradients are differentiated."""
+        return True
+
+    def hardened(self) -> "Cure":
+        """Return it with twice the weight."""
+        return replace(self, weight=2 * self.weight)
+
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+        """Return mean CE plus lambda times the mean change of the gradient."""
+        kept: list[Tensor] = []
+
+        def loss_at(x: Tensor) -> Tensor:
+            logits = model(x)
+            kept.append(logits.detach())
+            return cross_entropy(logits, batch.labels)
+
+        with full_precision(batch.x):
+            here = tangent(loss_at, batch.x, differentiable=True)
+            probe = batch.x + self._length(moment) * unit(threat.steepest(here.gradient.detach()))
+            with fixed_statistics(model):
+                there = tangent(loss_at, probe, differentiable=True)
+        change = (there.gradient - here.gradient).flatten(1).norm(dim=1)
+        loss, penalty = here.value.mean(), self.weight * change.pow(self.power).mean()
+        terms = {
+            "cross_entropy": loss.detach(),
+            "gradient_change": change.detach().mean(),
+            "penalty": penalty.detach(),
+        }
+        return TrainingLoss(loss + penalty, terms, kept[0])
+
+    def _length(self, moment: Moment) -> float:
+        return self.length * (min(1.0, moment.progress / self.warmup) if self.warmup > 0 else 1.0)
+
+
+def unit(direction: Tensor) -> Tensor:
+    """Return directions (N, ...) of l2 length 1; 0 where they are 0."""
+    length = direction.flatten(1).norm(dim=1).clamp(min=torch.finfo(direction.dtype).tiny)
+    return direction / per_image(length, direction)
+
+
+COMPONENTS = {"cure": Cure}

@@ -1,0 +1,65 @@
+"""MART: adversarial training with a stronger classification loss, and a divergence where the image is hard."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import ascend
+from planish.batch import Batch
+from planish.errors import at_least
+from planish.losses import MASKED, cross_entropy, divergence, wide
+from planish.methods import Moment, Plain, TrainingLoss
+from planish.modes import evaluating, frozen
+from planish.objectives import loss_of, of
+from planish.randomness import draws
+from planish.rules import Steepest
+from planish.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Mart(Plain):
+    """MART: BCE(x_adv) + beta KL(p(x) || p(x_adv)) (1 - p_y(x)), x_adv by PGD on CE (Wang et al. 2020).
+
+    BCE = -log p_y - log(1 - max_{j != y} p_j). beta: 5 in the paper, 6 in its code. Gradients flow through p(x) as
+    well. Starts from noise of a small size (0.001 in the authors' code), steps of 0.226 radii (0.007 of 0.031), batch
+    norm in evaluation mode inside. Running averages updated by both outer passes.
+    Differs: uniform instead of Gaussian start noise; the second logarithm is exact, and not cut off at 9.2 by
+    adding 0.0001. Cost at 10 steps: 8.67.
+    """
+
+    steps: int = 10
+    beta: float = 5.0
+    step_in_radii: float = 0.226
+    start_in_radii: float = 0.05
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps)
+        at_least(0, beta=self.beta)
+
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+        """Return mean BCE + beta * mean weighted KL."""
+        x_adv = self._attacked(model, batch, threat, moment.generator) if moment.x_adv is None else moment.x_adv
+        clean, perturbed = model(batch.x), model(x_adv)
+        boosted = boosted_cross_entropy(perturbed, batch.labels).mean()
+        doubt = 1 - (-cross_entropy(clean, batch.labels)).exp()
+        gap = (divergence(perturbed, clean) * doubt).mean()
+        terms = {"boosted_cross_entropy": boosted.detach(), "weighted_divergence": gap.detach()}
+        return TrainingLoss(boosted + self.beta * gap, terms, perturbed.detach(), x_adv)
+
+    def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+        start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
+        objective = of(model, loss_of(cross_entropy, batch.labels))
+        with evaluating(model), frozen(model):
+            return ascend(objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start)
+
+
+def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return -log p_y - log(1 - max_{j != y} p_j) per example."""
+    scores = wide(logits)
+    rival = scores.scatter(1, labels[:, None], MASKED).argmax(1, keepdim=True)
+    others = scores.scatter(1, rival, MASKED)
+    return cross_entropy(scores, labels) + scores.logsumexp(1) - others.logsumexp(1)
+
+
+COMPONENTS = {"mart": Mart}
