@@ -9,16 +9,21 @@ from torch import nn
 from planish.batch import Batch
 from planish.costs import training_cost
 from planish.methods import Method
-from planish.methods.adversarial import fgsm_at, n_fgsm, pgd_at, rs_fgsm
+from planish.methods.adversarial import fgsm_at, n_fgsm, pgd_at, qub, rs_fgsm
 from planish.methods.cure import Cure
 from planish.methods.elle import Elle, ElleA
+from planish.methods.free import Free
+from planish.methods.gat import GAT
 from planish.methods.grad_align import GradAlign
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
 from planish.methods.mart import Mart
+from planish.methods.nuat import NuAT
+from planish.methods.prior_guided import PriorGuided, fgsm_ep
 from planish.methods.seat import Seat, seat_fl
 from planish.methods.ssat import Ssat
 from planish.methods.standard import Standard
+from planish.methods.sub_at import SubAT
 from planish.methods.trades import Trades
 from planish.models import build
 from planish.registry import components
@@ -31,6 +36,14 @@ COSTS: list[tuple[Method, float]] = [
     (rs_fgsm(), 1.67),
     (n_fgsm(), 1.67),
     (pgd_at(7), 5.67),
+    (qub(), 2.67),
+    (pgd_at(7, outer="qub"), 6.67),
+    (Free(), 1.0),
+    (SubAT(), 1.67),
+    (fgsm_ep(), 2.33),
+    (PriorGuided(), 2.33),
+    (GAT(), 2.67),
+    (NuAT(), 2.67),
     (Trades(steps=10), 9.01),
     (LLR(steps=2), 4.37),
     (LLR(steps=10), 9.71),

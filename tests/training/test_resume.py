@@ -61,7 +61,17 @@ def same(one: Path, other: Path) -> None:
     assert history(one) == history(other)
 
 
-@pytest.mark.parametrize("method", [Named("rs-fgsm"), Named("llr-2"), Named("seat-fl")], ids=lambda named: named.name)
+REMEMBERING = [
+    Named("fgsm-mep", {"period": 0.4}),
+    Named("free", {"replays": 2}),
+    Named("sub-at", {"snapshots": 4, "dimensions": 2}),
+    Named("sub-at", {"snapshots": 4, "dimensions": 2, "switch": 0.3}),
+]
+
+
+@pytest.mark.parametrize(
+    "method", [Named("rs-fgsm"), Named("llr-2"), Named("seat-fl"), *REMEMBERING], ids=lambda named: named.name
+)
 @pytest.mark.parametrize("change", [{}, {"ema": 0.0, "accumulate": 2, "momentum": 0.0}], ids=["ema", "accumulated"])
 def test_a_stopped_run_goes_on_bit_for_bit(
     method: Named, change: dict[str, float], experiment: Experiment, tmp_path: Path

@@ -1,4 +1,4 @@
-"""Adversarial training on one or many steps: FGSM-AT, RS-FGSM, N-FGSM, PGD-AT."""
+"""Adversarial training on one or many steps: FGSM-AT, RS-FGSM, N-FGSM, PGD-AT; on the loss there or on its bound."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from planish.ascent import ascend
 from planish.batch import Batch
 from planish.errors import at_least
-from planish.losses import cross_entropy, smoothed_cross_entropy
+from planish.losses import cross_entropy, smoothed_cross_entropy, wide
 from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import evaluating, fixed_statistics, frozen
 from planish.objectives import loss_of, of
 from planish.randomness import draws
 from planish.rules import Steepest
 from planish.threat import ThreatModel
+
+Outer = Literal["cross-entropy", "qub"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Adversarial(Plain):
     ascent starts from, 0 = at the image. reach_in_radii: radius of the ball that the ascent may use; N-FGSM
     may leave the unit ball. batch_norm: "train" uses the batch's statistics inside the attack, "eval" the
     running averages; either way the inner passes leave the running averages alone, and the outer pass updates
-    them once.
-    Cost: (2 steps + 3) / 3 standard steps.
+    them once. outer: "cross-entropy", or "qub" for its `quadratic_bound` round the clean logits, whose clean pass is
+    an outer pass too (You and Lee 2025, its static form).
+    Cost: (2 steps + 3) / 3 standard steps, 1 more with "qub".
     """
 
     steps: int = 7
@@ -36,24 +39,28 @@ class Adversarial(Plain):
     reach_in_radii: float = 1.0
     batch_norm: Literal["train", "eval"] = "train"
     label_smoothing: float = 0.0
+    outer: Outer = "cross-entropy"
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps)
         at_least(0, start_in_radii=self.start_in_radii, label_smoothing=self.label_smoothing)
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
-        """Return the mean cross entropy on the perturbed images."""
+        """Return the mean cross entropy on the perturbed images, or its bound."""
         x_adv = self.attacked(model, batch, threat, moment.generator) if moment.x_adv is None else moment.x_adv
         logits = model(x_adv)
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
-        return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach(), x_adv)
+        terms = {"adversarial_cross_entropy": loss.detach()}
+        if self.outer == "qub":
+            loss = quadratic_bound(logits, model(batch.x), batch.labels, self.label_smoothing).mean()
+        return TrainingLoss(loss, terms, logits.detach(), x_adv)
 
     def hardened(self) -> "Adversarial | None":
-        """Return one-step training from noise that is a radius stronger, free of the ball (N-FGSM); else None."""
+        """Return N-FGSM with a radius more of noise; None for several steps."""
         if self.steps > 1:
             return None
         noise = self.start_in_radii + 1
-        return replace(self, step_in_radii=1.0, start_in_radii=noise, reach_in_radii=noise + 1)
+        return replace(self, start_in_radii=noise, reach_in_radii=noise + 1, step_in_radii=1.0)
 
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         """Return x_adv."""
@@ -68,24 +75,48 @@ class Adversarial(Plain):
             return ascend(objective, batch.x, reach, rule, self.steps, start=start)
 
 
+def quadratic_bound(logits: Tensor, reference: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return l(f) + <f' - f, grad l(f)> + ||f' - f||^2 / 4, per example, at least l(f') (QUB, You and Lee 2025).
+
+    l: cross entropy with smoothed labels, f' = logits and f = reference, both (N, K). The Hessian of l in the logits
+    has no eigenvalue above 1/2. Equal to l(f') where f' = f. Gradients flow through f' and f.
+    """
+    clean = wide(reference)
+    moved = wide(logits) - clean
+    label = (1 - smoothing) * moved.gather(1, labels[:, None]).squeeze(1) + smoothing * moved.mean(1)
+    slope = (clean.softmax(1) * moved).sum(1) - label
+    return smoothed_cross_entropy(smoothing)(clean, labels) + slope + moved.square().sum(1) / 4
+
+
 def fgsm_at() -> Adversarial:
     """FGSM adversarial training: one full step from the image; cheap, collapses (Goodfellow et al. 2015)."""
     return Adversarial(steps=1, step_in_radii=1.0, start_in_radii=0.0)
 
 
-def rs_fgsm(step_in_radii: float = 1.25) -> Adversarial:
+def rs_fgsm(step_in_radii: float = 1.25, outer: Outer = "cross-entropy") -> Adversarial:
     """RS-FGSM: one step of 1.25 radii from a random start (Wong, Rice and Kolter 2020, Algorithm 3)."""
-    return Adversarial(steps=1, step_in_radii=step_in_radii)
+    return Adversarial(steps=1, step_in_radii=step_in_radii, outer=outer)
 
 
-def n_fgsm(noise_in_radii: float = 2.0) -> Adversarial:
+def n_fgsm(noise_in_radii: float = 2.0, outer: Outer = "cross-entropy") -> Adversarial:
     """N-FGSM: one step from strong noise, not clipped to the ball (de Jorge et al. 2022, Algorithm 1)."""
-    return Adversarial(steps=1, step_in_radii=1.0, start_in_radii=noise_in_radii, reach_in_radii=noise_in_radii + 1)
+    reach = noise_in_radii + 1
+    return Adversarial(steps=1, step_in_radii=1.0, start_in_radii=noise_in_radii, reach_in_radii=reach, outer=outer)
 
 
-def pgd_at(steps: int = 7, step_in_radii: float = 0.25, batch_norm: Literal["train", "eval"] = "train") -> Adversarial:
+def qub(noise_in_radii: float = 2.0) -> Adversarial:
+    """QUB: N-FGSM that trains on a quadratic upper bound of the loss at x_adv (You and Lee 2025)."""
+    return n_fgsm(noise_in_radii, outer="qub")
+
+
+def pgd_at(
+    steps: int = 7,
+    step_in_radii: float = 0.25,
+    batch_norm: Literal["train", "eval"] = "train",
+    outer: Outer = "cross-entropy",
+) -> Adversarial:
     """PGD adversarial training from a random start (Madry et al. 2018)."""
-    return Adversarial(steps=steps, step_in_radii=step_in_radii, batch_norm=batch_norm)
+    return Adversarial(steps=steps, step_in_radii=step_in_radii, batch_norm=batch_norm, outer=outer)
 
 
-COMPONENTS = {"fgsm": fgsm_at, "rs-fgsm": rs_fgsm, "n-fgsm": n_fgsm, "pgd": pgd_at}
+COMPONENTS = {"fgsm": fgsm_at, "rs-fgsm": rs_fgsm, "n-fgsm": n_fgsm, "pgd": pgd_at, "qub": qub}

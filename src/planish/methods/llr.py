@@ -1,6 +1,6 @@
 """LLR: train the loss to be linear round each image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -77,6 +77,10 @@ class LLR(Plain):
         total = self.nominal_weight * loss + self.linearity_weight * error + weight * steepness
         terms = {"cross_entropy": loss, "linearity_error": error, "slope": steepness}
         return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, nominal.logits)
+
+    def hardened(self) -> "LLR | None":
+        """Return the method with twice the weight on the linearity error."""
+        return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
 
     def _nominal(self, model: nn.Module, batch: Batch) -> Nominal:
         kept: list[Tensor] = []

@@ -1,6 +1,6 @@
 """SEAT and SEAT-FL: one-step training that also pays for, and seeks out, violated linearity."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -57,6 +57,10 @@ class Seat(Plain):
         flooded = (value - self.flood).abs() + self.flood if self.flood > 0 else value
         terms = {"adversarial_cross_entropy": value.detach(), "linearity_error": error.detach()}
         return TrainingLoss(flooded + self.linearity_weight * error, terms, logits.detach())
+
+    def hardened(self) -> "Seat | None":
+        """Return the method with twice the weight on the linearity error."""
+        return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
 
     def _attacked(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, local: Tangent, generator: torch.Generator

@@ -1,0 +1,65 @@
+"""Free adversarial training: the backward that trains the weights also moves the images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from planish.batch import Batch
+from planish.errors import at_least
+from planish.losses import cross_entropy
+from planish.methods import Memory, Moment, Plain, TrainingLoss
+from planish.threat import ThreatModel
+
+DELTA = "free.delta"
+
+
+@dataclass(frozen=True)
+class Free(Plain):
+    """Free: CE(x_adv), each batch replayed, one backward for weights and images (Shafahi et al. 2019, Algorithm 1).
+
+    The perturbation is 0 at first and makes a steepest step of step_in_radii when the loss's backward() runs, weights
+    and perturbation from the same gradient. It is remembered by place in the batch, not by image: every replay and
+    every new batch starts where the last one ended. replays: of every batch, with an update of the weights each, so
+    that E epochs pass over the data E * replays times: set epochs to the usual number over replays (and a learning
+    rate of 0.04, Wong, Rice and Kolter 2020). A smaller batch uses and moves the first places; new places start at 0.
+    Batch norm: running averages updated once a replay.
+    Differs: x_adv is in the box from the first replay on; public PyTorch code clips to it after the first step only.
+    Cost: 1.00 for each replay.
+    """
+
+    replays: int = 8
+    step_in_radii: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(1, replays=self.replays)
+        at_least(0, step_in_radii=self.step_in_radii)
+
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+        """Return the mean cross entropy on the perturbed images; its backward() moves what is remembered."""
+        x, delta = batch.x.detach(), _carried(moment.memory, batch.x)
+        x_adv = threat.project(x + delta[: len(x)], x)
+
+        def move(gradient: Tensor) -> None:
+            step = self.step_in_radii * threat.radius * threat.steepest(gradient)
+            delta[: len(x)] = threat.project(x_adv + step, x) - x
+
+        leaf = x_adv.detach().requires_grad_()
+        leaf.register_hook(move)  # type: ignore[no-untyped-call]
+        logits = model(leaf)
+        loss = cross_entropy(logits, batch.labels).mean()
+        return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach())
+
+
+def _carried(memory: Memory, x: Tensor) -> Tensor:
+    """Return the remembered perturbation, at least as many as there are images, 0 where there was none."""
+    delta = memory.get(DELTA)
+    if delta is None or delta.shape[1:] != x.shape[1:]:
+        delta = x.new_zeros(x.shape)
+    elif len(delta) < len(x):
+        delta = torch.cat([delta, x.new_zeros(x[len(delta) :].shape)])
+    memory[DELTA] = delta
+    return delta
+
+
+COMPONENTS = {"free": Free}

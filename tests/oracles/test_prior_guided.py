@@ -1,0 +1,139 @@
+"""FGSM-EP and FGSM-MEP against a memory kept in a dictionary, image by image."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.methods import Memory, Moment
+from planish.methods.prior_guided import DELTA, MOMENTUM, PERIOD, PriorGuided, fgsm_ep
+from planish.threat import L2, Linf, ThreatModel
+
+BOTH = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.5)], ids=["Linf", "L2"])
+DECAYS = pytest.mark.parametrize("decay", [0.0, 0.3])
+Remembered = dict[int, tuple[Tensor, Tensor]]
+
+
+@pytest.fixture
+def images(batch: Batch) -> Batch:
+    return batch._replace(x=batch.x.double())
+
+
+def ascended(image: Tensor, start: Tensor, up: Tensor, threat: ThreatModel) -> Tensor:
+    """One image's step: up by a radius."""
+    return placed(image, start + threat.radius * (up.sign() if isinstance(threat, Linf) else up / up.norm()), threat)
+
+
+def placed(image: Tensor, moved: Tensor, threat: ThreatModel) -> Tensor:
+    """One image back in the ball and in the box."""
+    delta = moved - image
+    if isinstance(threat, Linf):
+        delta = delta.clamp(-threat.radius, threat.radius)
+    else:
+        delta = delta * min(1.0, threat.radius / float(delta.norm()))
+    return (image + delta).clamp(0, 1)
+
+
+def labelled(logits: Tensor, labels: Tensor, true: float = 0.6) -> Tensor:
+    """Cross entropy with this share on the label and the rest on the others."""
+    target = torch.full_like(logits, (1 - true) / (logits.shape[1] - 1))
+    target[torch.arange(len(labels)), labels] = true
+    return -(target * logits.log_softmax(1)).sum(1).mean()
+
+
+def slow(
+    model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, decay: float, remembered: Remembered
+) -> Tensor:
+    """FGSM_MEP.py with a gradient normalised for each image: the step's loss; `remembered` moves on."""
+    corners = threat.corner(batch.x, torch.rand(len(batch.x), 65, generator=torch.Generator().manual_seed(seed)))
+    starts, momenta = [], []
+    for image, corner, index in zip(batch.x, corners, batch.indices.tolist(), strict=True):
+        known = index in remembered
+        starts.append(placed(image, image + remembered[index][0], threat) if known else corner)
+        momenta.append(remembered[index][1] if known else torch.zeros_like(image))
+    leaf = torch.stack(starts).requires_grad_()
+    first = model(leaf)
+    (up,) = torch.autograd.grad(labelled(first, batch.labels), leaf, retain_graph=True)
+    x_adv = torch.stack([ascended(*parts, threat) for parts in zip(batch.x, leaf.detach(), up, strict=True)])
+    for row, index in enumerate(batch.indices.tolist()):
+        momentum = decay * momenta[row] + up[row] / up[row].abs().mean()
+        following = ascended(batch.x[row], leaf[row].detach(), momentum, threat)
+        remembered[index] = ((following - batch.x[row]).half().double(), momentum.bfloat16().double())
+    second = model(x_adv)
+    return labelled(second, batch.labels) + 10 * ((second - first) ** 2).mean()
+
+
+@BOTH
+@DECAYS
+def test_three_epochs_of_other_batches_by_hand(threat: ThreatModel, decay: float, normed: nn.Module, images: Batch):
+    """What is remembered is the image's, whichever batch it comes in; images of grey edges are clipped to the box."""
+    method, memory, remembered = PriorGuided(decay=decay), Memory(), Remembered()
+    twin, seed = deepcopy(normed), 0
+    for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 2, 5, 0, 1, 3, 6, 4], [3, 1, 4, 0, 5, 2, 6, 7]):
+        for rows in torch.tensor(order).split(4):
+            seed += 1
+            part = images.select(rows)
+            moment = Moment(torch.Generator().manual_seed(seed), 0.1, memory=memory, identities=136)
+            found = method(normed, part, threat, moment).total
+            expected = slow(twin, part, threat, seed, decay, remembered)
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+            parameters = zip(normed.parameters(), twin.parameters(), strict=True)
+            found.backward()
+            expected.backward()
+            for one, other in parameters:
+                torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
+    for index, (delta, momentum) in remembered.items():
+        torch.testing.assert_close(memory[DELTA][index].double(), delta, rtol=1e-2, atol=1e-4)
+        if decay:
+            torch.testing.assert_close(memory[MOMENTUM][index].double(), momentum, rtol=1e-2, atol=1e-3)
+    assert (MOMENTUM in memory) == (decay > 0) and (memory[PERIOD] == 0).sum() == len(remembered) == 8
+
+
+def step(method: PriorGuided, model: nn.Module, batch: Batch, memory: Memory, progress: float = 0.1) -> Tensor:
+    moment = Moment(torch.Generator().manual_seed(0), progress, memory=memory, identities=136)
+    total = method(model, batch, Linf(0.125), moment).total
+    total.backward()
+    return total.detach()
+
+
+def test_all_is_forgotten_after_a_period(smooth: nn.Module, images: Batch):
+    """The first step of a new period is the first of all; the second starts where the first ended."""
+    memory: Memory = {}
+    totals = [step(fgsm_ep(period=0.3), smooth, images, memory, progress).item() for progress in (0.1, 0.29, 0.31, 0.9)]
+    assert totals[0] == totals[2] == totals[3] != totals[1]
+
+
+def test_the_gradient_of_something_else_writes_nothing(smooth: nn.Module, images: Batch):
+    """Weight perturbation takes the gradient twice in a step: only the one of backward() counts."""
+    memory: Memory = {}
+    moment = Moment(torch.Generator().manual_seed(0), 0.1, memory=memory, identities=136)
+    total = PriorGuided()(smooth, images, Linf(0.125), moment).total
+    torch.autograd.grad(total, list(smooth.parameters()), retain_graph=True)
+    assert (memory[PERIOD] == -1).all() and not memory[DELTA].any()
+    total.backward()
+    assert (memory[PERIOD] == 0).sum() == 8 and memory[DELTA][images.indices].any()
+
+
+def test_images_of_another_shape_begin_anew(images: Batch):
+    def model(side: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(side * side, 4))
+
+    memory: Memory = {}
+    step(PriorGuided(), model(8).double(), images, memory)
+    step(PriorGuided(), model(6), images._replace(x=images.x[..., :6, :6].float()), memory)
+    assert memory[DELTA].shape == memory[MOMENTUM].shape == (136, 1, 6, 6)
+    assert memory[DELTA].dtype == torch.float16 and memory[MOMENTUM].dtype == torch.bfloat16
+
+
+def test_bad_input(smooth: nn.Module, images: Batch):
+    with pytest.raises(BadInput, match="remembers each image"):
+        PriorGuided()(smooth, images, Linf(0.125), Moment(torch.Generator()))
+    with pytest.raises(BadInput, match="period must be above 0"):
+        PriorGuided(period=0.0)
+
+
+def test_ep_is_mep_without_momentum():
+    assert fgsm_ep() == PriorGuided(decay=0.0) and fgsm_ep(3.0, 0.1, 1.0) == PriorGuided(0.0, 3.0, 0.1, 1.0)
