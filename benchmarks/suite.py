@@ -129,6 +129,7 @@ def options() -> ArgumentParser:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--data", required=True, help="the test set")
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--peer-images", type=int, help="give peers, which are slow, only the first so many")
     parser.add_argument("--norm", default="Linf")
     parser.add_argument("--radius", default="8/255")
     parser.add_argument("--suites", default="planish,autoattack," + ",".join(PEERS), help="names with commas")
@@ -162,7 +163,7 @@ def theirs(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
     """Judge a model by a peer, so many images at a time; what is done is kept in a file and not done again."""
     path = folder / f"{name.replace(' ', '-')}.npz"
     model = subject(str(run), given.device).model
-    batch = load(given.data, "test", given.images).as_batch()
+    batch = load(given.data, "test", given.peer_images or given.images).as_batch()
     done: dict[str, NDArray[Any]] = read_arrays(path) if path.exists() else {"standing": np.zeros(0, bool)}
     spent = done.get("spent", np.zeros(3))
     while (start := len(done["standing"])) < len(batch.x):
@@ -222,18 +223,18 @@ def rows_of(model: str, outcomes: dict[str, Outcome], reference: str) -> list[Ro
 
 
 def pairs_of(model: str, outcomes: dict[str, Outcome]) -> list[Row]:
-    """Return, for each two suites, the positions of the images that only one of them broke."""
+    """Return, for each two suites, the positions of the images that only one of them broke, of those that both had."""
     rows = []
     for one, other in combinations(outcomes, 2):
-        first, second = outcomes[one].standing, outcomes[other].standing
-        if len(first) != len(second):
-            continue
+        both = min(len(outcomes[one].standing), len(outcomes[other].standing))
+        first, second = outcomes[one].standing[:both], outcomes[other].standing[:both]
         gap = paired_interval(first, second)
         rows.append(
             {
                 "model": model,
                 "first": one,
                 "second": other,
+                "images": both,
                 "difference": [gap.value, gap.low, gap.high],
                 "broken by the second only": np.flatnonzero(first & ~second).tolist(),
                 "broken by the first only": np.flatnonzero(second & ~first).tolist(),
