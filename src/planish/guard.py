@@ -26,10 +26,11 @@ BENT_COSINE, BENT_FALLING = 0.5, 0.2
 """A loss is bent whose gradients agree less and that falls for more of the images under their own attack."""
 TWICE = 2
 """Looks in a row that must find the loss bent: one batch may mislead, early in a training above all."""
-REMEMBERED, RISE = 20, 2.0
-"""Looks whose median a look is compared with; a linearity error so many times larger has jumped."""
+REMEMBERED = 20
+"""Looks whose median cosine a look is compared with."""
 FALL, ABOVE_CHANCE = 0.5, 0.05
-"""Robustness is lost that is below this share of the best before; the best must have been so far above chance."""
+"""Below this share of what was usual a cosine has jumped, and of the best before, robustness is lost; the best must have
+been so far above chance."""
 _STREAM = 0x9A2D  # keeps these draws apart from a method's for the same seed and step
 
 
@@ -48,7 +49,7 @@ class Guard:
     every: int = 0
     images: int = 32
     probe_every: int = 100
-    probe_images: int = 48
+    probe_images: int = 32
     probe_steps: int = 5
     gap: float = 0.25
 
@@ -61,7 +62,7 @@ class Guard:
 
 
 OFF = Guard()
-EVERY = 20
+EVERY = 25
 """Steps between looks where a guard is asked for and no more is said."""
 
 
@@ -104,8 +105,8 @@ class Watch:
 
     def jumped(self, seen: dict[str, float]) -> bool:
         """Say whether a look is far from what was usual."""
-        usual = median([look["linearity_error"] for look in self.looks[-REMEMBERED:]])
-        return _bent(seen) or seen["linearity_error"] > RISE * usual
+        usual = [look["gradient_cosine"] for look in self.looks[-REMEMBERED:]]
+        return bool(usual) and seen["gradient_cosine"] < FALL * median(usual)
 
     def collapsed(self, seen: dict[str, float], gap: float, classes: int) -> bool:
         """Say whether a look shows a collapse."""
@@ -166,7 +167,7 @@ def inspected(
     batch, x_adv = batch.select(rows), None if x_adv is None else x_adv[rows]
     generator = seeded(seed, _STREAM, step, device=batch.x.device)
     seen = _floats(look(model, batch, threat, x_adv))
-    if step % guard.probe_every < guard.every or not watch.looks:
+    if step % guard.probe_every < guard.every:
         probed = batch if held_out is None else _drawn(held_out, guard.probe_images, generator)
         if held_out is not None or x_adv is not None:
             seen["one_step"] = float(look(model, probed, threat).one_step)
