@@ -17,7 +17,7 @@ FILES = {".".join(path.relative_to(HOME).with_suffix("").parts): tree for path, 
 ORDER = [
     "errors",
     "batch",
-    "estimates files losses modes passes provenance randomness registry threat",
+    "estimates files libraries losses modes passes provenance randomness registry threat",
     "objectives rules weight_perturbation",
     "tangent",
     "ascent starting",

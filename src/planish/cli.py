@@ -55,7 +55,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Model = Annotated[str, typer.Argument(help="Run folder, package.module:function, or file.py:function.")]
+Model = Annotated[
+    str, typer.Argument(help="Run folder, package.module:function, file.py:function, timm:NAME or hf:NAME.")
+]
 Data = Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path.")]
 Radius = Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")]
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]

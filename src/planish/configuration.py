@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -16,7 +15,7 @@ from planish.data.batches import Augmentation
 from planish.errors import BadInput, nearest
 from planish.guard import OFF, Guard
 from planish.methods import Method
-from planish.registry import components, get
+from planish.registry import resolve
 from planish.threat import ThreatModel, parse_threat
 from planish.training import Settings
 
@@ -89,27 +88,7 @@ NAMED = ("model", "method")
 def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
     """Return the component "name", or "name-2-10" with its first options as numbers. Raises BadInput."""
     component, numbers = resolve(package, name)
-    parameters = inspect.signature(component).parameters.values()
-    leading = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY][
-        : len(numbers)
-    ]
-    if len(leading) < len(numbers):
-        raise BadInput(f"'{name}' has more numbers than {package.rstrip('s')} '{name.split('-')[0]}' takes")
-    return made(component, {**dict(zip(leading, numbers, strict=True)), **options}, f"{package.rstrip('s')} '{name}'")
-
-
-def is_known(package: str, name: str) -> bool:
-    """Say whether `resolve` finds a component of that name, trailing numbers aside."""
-    return bool(re.sub(r"(-\d+)+$", "", name) in components(package) or name in components(package))
-
-
-def resolve(package: str, name: str) -> tuple[Callable[..., Any], list[int]]:
-    """Return the component of that name and the trailing numbers that are not part of its registered name."""
-    parts = name.split("-")
-    for length in range(len(parts), 0, -1):
-        if "-".join(parts[:length]) in components(package) and all(part.isdigit() for part in parts[length:]):
-            return components(package)["-".join(parts[:length])], [int(part) for part in parts[length:]]
-    return get(package, name), []
+    return made(component, {**numbers, **options}, f"{package.rstrip('s')} '{name}'")
 
 
 def made(component: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:

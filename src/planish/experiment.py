@@ -21,8 +21,9 @@ from planish.data import load
 from planish.data.batches import Batches
 from planish.data.images import Images
 from planish.errors import BadInput
-from planish.evaluation import logits_of
+from planish.evaluation import check_logits, logits_of
 from planish.files import write_json, write_text
+from planish.libraries import is_borrowed
 from planish.models import Normalized, build
 from planish.provenance import provenance
 from planish.randomness import seeded
@@ -44,12 +45,13 @@ class Prepared:
 
 
 def prepare(experiment: Experiment, device: torch.device | str = "cpu") -> Prepared:
-    """Load the images and build the model. Raises BadInput."""
+    """Load the images and build the model. Raises BadInput, also if the model does not fit the images."""
     data = experiment.data
     images, held_out = load(data.source, "train", data.limit), None
     if data.validation:
         images, held_out = images.split(data.validation, experiment.seed)
     model = _new_model(experiment, images).to(device)
+    check_logits(model, images.first(2).to(device).as_batch())
     return Prepared(images, held_out, model)
 
 
@@ -58,7 +60,7 @@ def _new_model(experiment: Experiment, images: Images) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         model = architecture(experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1])
-    if isinstance(model, Normalized):
+    if isinstance(model, Normalized) and ":" not in experiment.model.name:
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
         model.mean.copy_(pixels.mean(1).view_as(model.mean))
         model.std.copy_(pixels.std(1).clamp(min=1e-3).view_as(model.std))
@@ -66,7 +68,7 @@ def _new_model(experiment: Experiment, images: Images) -> nn.Module:
 
 
 def architecture(name: str, options: dict[str, Any], classes: int, channels: int) -> nn.Module:
-    """Return an untrained model of that architecture; a registered one with a still neutral normalization."""
+    """Return a model of that name; a registered architecture untrained, with a still neutral normalization."""
     network = build(name, classes=classes, channels=channels, **options)
     return network if ":" in name else Normalized(network, (0.0,) * channels, (1.0,) * channels)
 
@@ -170,7 +172,9 @@ def load_run(folder: Path, built_by: str | None = None) -> tuple[nn.Module, dict
         classes, channels = len(about["classes"]), int(about["channels"])
     except (KeyError, TypeError, ValueError):
         raise BadInput(f"{folder / WEIGHTS} does not say which architecture it holds") from None
-    if ":" in name and name != built_by:
+    if is_borrowed(name):
+        options = {**options, "pretrained": False}  # the weights are in the folder
+    elif ":" in name and name != built_by:
         raise BadInput(f"the model in {folder} was built by '{name}'; if you trust that code, add --built-by {name}")
     model = architecture(name, options, classes, channels)
     checkpoints.load_weights(folder / WEIGHTS, model)

@@ -38,6 +38,34 @@ def get(package: str, name: str) -> Component:
     return known[name]
 
 
+def is_known(package: str, name: str) -> bool:
+    """Say whether `resolve` finds a component of that name, trailing numbers aside."""
+    return bool(re.sub(r"(-\d+)+$", "", name) in components(package) or name in components(package))
+
+
+def resolve(package: str, name: str) -> tuple[Component, dict[str, int]]:
+    """Return the component of "name" or "name-2-10", and the options that the numbers stand for, its first ones.
+
+    Raises BadInput for an unknown name, and for more numbers than the component takes.
+    """
+    parts = name.split("-")
+    for length in range(len(parts), 0, -1):
+        own = "-".join(parts[:length])
+        if own in components(package) and all(part.isdigit() for part in parts[length:]):
+            component = components(package)[own]
+            numbers = [int(part) for part in parts[length:]]
+            return component, dict(zip(_leading(component, len(numbers), name, package), numbers, strict=True))
+    return get(package, name), {}
+
+
+def _leading(component: Component, count: int, name: str, package: str) -> list[str]:
+    parameters = inspect.signature(component).parameters.values()
+    leading = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+    if len(leading) < count:
+        raise BadInput(f"'{name}' has more numbers than {package.rstrip('s')} '{name.split('-')[0]}' takes")
+    return leading[:count]
+
+
 def describe(component: Component) -> str:
     """Return the first line of a component's docstring."""
     return (inspect.getdoc(component) or "").split("\n", 1)[0]

@@ -18,7 +18,7 @@ from planish.attacks import Attack, DistanceAttack, Within
 from planish.attacks.transfer import Surrogate, same_classes
 from planish.batch import Batch, per_image
 from planish.checkpoints import METRICS, PROVENANCE, WEIGHTS
-from planish.configuration import is_known, make, resolve
+from planish.configuration import make
 from planish.data import load
 from planish.distances import Distances
 from planish.errors import BadInput, nearest
@@ -26,11 +26,12 @@ from planish.estimates import Estimate, counts
 from planish.evaluation import OnChunk, check_images, check_logits, evaluate, logits_of, model_digest
 from planish.experiment import load_run
 from planish.kept import KeptProgress, images_left, load_images, save_gallery, save_images
+from planish.libraries import is_borrowed
 from planish.losses import margin
 from planish.models import build
 from planish.modes import Precision
 from planish.passes import Counted
-from planish.registry import components
+from planish.registry import components, is_known, resolve
 from planish.report import Entry
 from planish.results import Evaluation
 from planish.suites import Fixed, Suite
@@ -69,18 +70,20 @@ class Task:
 
 
 def subject(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> Subject:
-    """Return the model of a run folder, or of "package.module:function" or "file.py:function". Raises BadInput.
+    """Return the model of a run folder, or of "package.module:function", "file.py:function", "timm:..." or "hf:...".
 
-    built_by: for a run folder, as in `load_run`.
+    built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
     folder = Path(spec)
     if (folder / WEIGHTS).exists():
         model, about = load_run(folder, built_by)
         return Subject(model.to(device), about["method"]["name"], about, training_of(folder))
     if ":" in spec:
-        return Subject(build(spec, classes=0, channels=0).to(device), spec.rpartition(":")[2])
+        model = build(spec, classes=0, channels=0).to(device)
+        return Subject(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2])
     raise BadInput(
-        f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function or file.py:function"
+        f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
+        "file.py:function, timm:NAME or hf:NAME"
     )
 
 

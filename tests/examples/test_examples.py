@@ -236,7 +236,7 @@ def row_of(page: str, name: str) -> str:
     return str(found[0])
 
 
-TABLES = {"methods": "methods.md", "attacks": "attacks.md", "models": "data-and-models.md"}
+TABLES = {"methods": "methods.md", "attacks": "attacks.md", "models": "models.md"}
 
 
 @pytest.mark.parametrize(("package", "name"), [(package, name) for package in TABLES for name in components(package)])

@@ -147,8 +147,8 @@ def test_what_is_a_collapse(before: list[dict[str, float]], seen: dict[str, floa
 
 def test_what_is_a_jump():
     watch = Watch(looks=[CALM] * 3)
-    assert watch.jumped(BENT) and watch.jumped({**CALM, "linearity_error": 0.21})
-    assert not watch.jumped({**CALM, "linearity_error": 0.19, "gradient_cosine": 0.4})
+    assert watch.jumped(BENT) and watch.jumped({**CALM, "gradient_cosine": 0.44})
+    assert not watch.jumped({**CALM, "gradient_cosine": 0.46}) and not Watch().jumped(BENT)
 
 
 def test_without_an_alarm_training_is_as_without_a_guard(model: nn.Module, batch: Batch):
@@ -255,8 +255,9 @@ def test_no_alarm_where_nothing_collapses(name: str):
         torch.manual_seed(0)
         model = small_cnn(classes=10, channels=1, width=8, activation="softplus")
     images = Batches(load("digits", "train", 320), 64)
-    *_, last = fit(start(model, settings), method, Linf(0.1), images, settings, seed=0, guard=Guard(every=5))
-    assert not last.alarms and "guard_robust" in last.metrics
+    records = list(fit(start(model, settings), method, Linf(0.1), images, settings, seed=0, guard=Guard(every=5)))
+    assert len(records) == 6 and not any(record.alarms for record in records)
+    assert all("guard_falling" in record.metrics for record in records)
 
 
 def test_a_collapse_is_seen_within_fifty_steps():
@@ -267,7 +268,7 @@ def test_a_collapse_is_seen_within_fifty_steps():
         model = preact_resnet18(classes=10, channels=1, width=4)
     images = Batches(load("digits", "train", 512), 64)
     records = list(
-        fit(start(model, settings), _Stubborn(1, 1.0, 0.0), Linf(0.5), images, settings, seed=0, guard=Guard(every=25))
+        fit(start(model, settings), _Stubborn(1, 1.0, 0.0), Linf(0.5), images, settings, seed=0, guard=Guard(every=10))
     )
     alarm = next(alarm for record in records for alarm in record.alarms)
     assert alarm["step"] <= 50 and alarm["falling"] >= 0.2

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from planish.errors import BadInput
-from planish.registry import get
+from planish.libraries import borrowed, is_borrowed
+from planish.registry import resolve
 
 
 class Normalized(nn.Module):
@@ -29,22 +30,28 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits, (N, K), of images (N, C, H, W) in [0, 1]."""
-        logits: torch.Tensor = self.network((x - self.mean) / self.std)
+        """Return the logits, (N, K), of images (N, C, H, W) in [0, 1]; the network may wrap them in `.logits`."""
+        output: Any = self.network((x - self.mean) / self.std)
+        logits: torch.Tensor = getattr(output, "logits", output)
         return logits
 
 
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
-    """Return a new network of a registered name, "package.module:function" or "file.py:function".
+    """Return a new network of a registered name, "package.module:function", "file.py:function", "timm:..." or "hf:...".
 
-    Registered architectures take classes, channels and their own options (width, activation, ...); a user's
-    function takes the options alone and returns a torch.nn.Module from images in [0, 1] to logits.
+    Registered architectures take classes, channels and their own options (width, activation, ...), the first of them
+    also as numbers: wide-resnet-34-10. A user's function takes the options alone and returns a torch.nn.Module from
+    images in [0, 1] to logits. Models of timm and Hugging Face come `Normalized` as their configuration says, with
+    their published weights unless `pretrained` is false; classes and channels 0 mean their own numbers.
     Raises BadInput.
     """
     try:
+        if is_borrowed(name):
+            return Normalized(*borrowed(name, classes, channels, options))
         if ":" in name:
             return _checked(own_function(name)(**options), name)
-        return _checked(get("models", name)(classes=classes, channels=channels, **options), name)
+        component, numbers = resolve("models", name)
+        return _checked(component(classes=classes, channels=channels, **{**numbers, **options}), name)
     except TypeError as error:
         raise BadInput(f"model '{name}' does not take these options: {error}") from error
 
