@@ -5,6 +5,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -131,7 +132,7 @@ def operations(call: Callable[[], object]) -> int:
 def save(options: Namespace, rows: list[Row], setting: Mapping[str, Any]) -> None:
     """Write the rows with where they come from: setting, versions, device, commit and command."""
     about = provenance(options.device)
-    about["versions"] |= {name: version(name) for name in PEERS}
+    about["versions"] |= {name: version(name) for name in PEERS if find_spec(name)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json({**about, "setting": {**given(options), **setting}, "rows": rows}, options.out)
 

@@ -65,6 +65,9 @@ BuiltBy = Annotated[
     str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
 ]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many test images.")]
+Size = Annotated[
+    int | None, typer.Option(help="Pixels that test images are brought to; what the run was trained for by default.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -156,6 +159,7 @@ def evaluate(
     surrogates: Annotated[str, typer.Option(help="For transfer: other models with commas, each like MODEL.")] = "",
     name: Annotated[str | None, typer.Option(help="What a report calls the model; a run's method by default.")] = None,
     limit: Limit = None,
+    size: Size = None,
     precision: Annotated[
         str, typer.Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
     ] = "float32",
@@ -176,7 +180,7 @@ def evaluate(
 
     names = _names(attacks)
     options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit, "seed": seed}
-    options |= {"precision": precision, "keep_images": keep_images, "surrogates": _names(surrogates)}
+    options |= {"precision": precision, "keep_images": keep_images, "surrogates": _names(surrogates), "size": size}
     task = made(Task, options, "evaluate")
     device = _device(device)
     judged = subject(model, device, built_by)
@@ -200,6 +204,7 @@ def distances(
     built_by: BuiltBy = None,
     attacks: Annotated[str, typer.Option(help="Distance attacks with commas; see: planish list attacks.")] = "closest",
     limit: Limit = None,
+    size: Size = None,
     out: Out = Path("runs/distances"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -216,6 +221,7 @@ def distances(
 
     names = _names(attacks)
     options = {"data": data, "threat": parse_threat(norm, 0), "attacks": names, "limit": limit, "seed": seed}
+    options |= {"size": size}
     task = made(Task, options, "distances")
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
@@ -243,6 +249,7 @@ def verify(
     radius: Radius,
     norm: Norm = "Linf",
     built_by: BuiltBy = None,
+    size: Size = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -252,7 +259,7 @@ def verify(
     from planish.runs import verify as run
     from planish.threat import parse_threat
 
-    task = Task(data, parse_threat(norm, radius), ())
+    task = Task(data, parse_threat(norm, radius), (), size=size)
     found = run(subject(model, _device(device), built_by), task, images, device=_device(device))
     if json_:
         print_json(found.document())

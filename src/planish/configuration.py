@@ -12,7 +12,9 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from planish.data.batches import Augmentation
-from planish.errors import BadInput, nearest
+from planish.data.crops import check_resolutions, sides
+from planish.data.keeping import Stream
+from planish.errors import BadInput, at_least, nearest
 from planish.guard import OFF, Guard
 from planish.methods import Method
 from planish.registry import resolve
@@ -25,7 +27,10 @@ class DataOptions:
     """Which images. source: a registered name, or a path. limit: only the first so many training images.
 
     validation: images held out from training, by seed. augmentation: crop (padding in pixels), flip, cutout
-    (side in pixels).
+    (side in pixels). size: pixels that image files are brought to, in training a random part, else the centre.
+    resolutions: (share of the training, pixels) from which on another size is trained at; validation and tests are
+    then at size, or at the last of them. stream: see `data.keeping.kept`. workers: processes that decode streamed
+    images. skip_corrupt: leave unreadable images out and name them in the run's record.
     """
 
     source: str = "digits"
@@ -34,6 +39,26 @@ class DataOptions:
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+    size: int | None = None
+    resolutions: tuple[tuple[float, int], ...] = ()
+    stream: Stream = "auto"
+    workers: int | None = None
+    skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"data.size": self.size})
+        at_least(0, **{"data.workers": self.workers})
+        check_resolutions(self.resolutions)
+
+    @property
+    def final_size(self) -> int | None:
+        """The size of validation and test images; None = their own."""
+        return self.resolutions[-1][1] if self.resolutions and self.size is None else self.size
+
+    def sides(self, epochs: int) -> tuple[int, ...]:
+        """Return the size of each epoch's training images; none if it is their own. Raises BadInput."""
+        whole = () if self.size is None else ((0.0, self.size),)
+        return tuple(sides(self.resolutions or whole, epochs))
 
     @property
     def augmentation(self) -> Augmentation:

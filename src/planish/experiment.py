@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from planish.attacks.gradient import pgd
 from planish.checkpoints import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
 from planish.configuration import Experiment, experiment_from, read, to_toml
 from planish.costs import training_cost
-from planish.data import load
 from planish.data.batches import Batches
 from planish.data.images import Images
+from planish.data.keeping import kept
+from planish.data.listing import Listing, OnCorrupt, refuse
+from planish.data.source import find
+from planish.data.stream import Streamed, default_workers
 from planish.errors import BadInput
 from planish.evaluation import check_logits, logits_of
 from planish.files import write_json, write_text
@@ -29,30 +32,42 @@ from planish.provenance import provenance
 from planish.randomness import seeded
 from planish.state import State, go_on, to_go_on
 from planish.threat import ThreatModel
-from planish.training import EpochRecord, fit, start
+from planish.training import EpochRecord, Epochs, fit, start
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
+PROBED = 512
+"""Held-out images that a guard draws its probes from."""
+SAMPLED = 512
+"""Images that the normalization of a streamed set is estimated on."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The parts of a run: training images, held-out images (or None) and the untrained model."""
+    """The parts of a run: training images, some or all of them in memory, held-out ones or None, untrained model."""
 
-    images: Images
+    images: Images | Listing
+    sample: Images
     held_out: Images | None
     model: nn.Module
 
 
-def prepare(experiment: Experiment, device: torch.device | str = "cpu") -> Prepared:
-    """Load the images and build the model. Raises BadInput, also if the model does not fit the images."""
+def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corrupt: OnCorrupt = refuse) -> Prepared:
+    """Load or list the images and build the model. Raises BadInput, also if the model does not fit the images."""
     data = experiment.data
-    images, held_out = load(data.source, "train", data.limit), None
+    found = find(data.source, "train", data.limit)
+    images = kept(found, data.stream, data.size, on_corrupt, resolutions=bool(data.resolutions))
+    held_out: Images | Listing | None = None
     if data.validation:
         images, held_out = images.split(data.validation, experiment.seed)
-    model = _new_model(experiment, images).to(device)
-    check_logits(model, images.first(2).to(device).as_batch())
-    return Prepared(images, held_out, model)
+    sample, size = images, data.final_size
+    if isinstance(sample, Listing):
+        sample = sample.sample(SAMPLED).images(size, on_corrupt)
+    if isinstance(held_out, Listing):
+        held_out = held_out.images(size, on_corrupt).in_channels(sample.x.shape[1])
+    model = _new_model(experiment, sample).to(device)
+    check_logits(model, sample.first(2).to(device).as_batch())
+    return Prepared(images, sample, held_out, model)
 
 
 def _new_model(experiment: Experiment, images: Images) -> nn.Module:
@@ -82,29 +97,64 @@ def train(
     Raises BadInput if the folder holds another configuration, or a run without `resume`.
     """
     _refuse_other(experiment, folder, resume)
-    prepared = prepare(experiment, device)
+    corrupt = _left_out(folder)
+    on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
+    prepared = prepare(experiment, device, on_corrupt)
+    batches = _batches(experiment, prepared.images, prepared.sample, device, on_corrupt)
     write_text(to_toml(experiment), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
     if (folder / RESUME).exists():
         go_on(state, checkpoints.load_resume(folder / RESUME))
-    write_json(_origin(experiment, prepared, device), folder / PROVENANCE)
-    settings = experiment.settings
-    batches = Batches(prepared.images, settings.batch_size, experiment.data.augmentation, device)
-    method, threat = experiment.training_method, experiment.threat.model
-    held_out = None if prepared.held_out is None else prepared.held_out.to(device).as_batch()
+    origin = _origin(experiment, prepared, device)
+    write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+    settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
+    probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
     for record in fit(
-        state, method, threat, batches, settings, seed=experiment.seed, guard=experiment.guard, held_out=held_out
+        state, method, threat, batches, settings, seed=experiment.seed, guard=experiment.guard, held_out=probed
     ):
         checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
+        if experiment.data.skip_corrupt:
+            checked["corrupt_images"] = len(corrupt)
+            write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
         state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
-        _save(state, folder, metadata(experiment, prepared.images))
+        _save(state, folder, metadata(experiment, prepared.sample))
         yield record._replace(metrics={**record.metrics, **checked})
+
+
+def _left_out(folder: Path) -> set[str]:
+    """Return what the folder's run has left out so far."""
+    path = folder / PROVENANCE
+    return {*json.loads(path.read_text()).get("corrupt_images", [])} if path.exists() else set()
+
+
+def _batches(
+    experiment: Experiment,
+    images: Images | Listing,
+    sample: Images,
+    device: torch.device | str,
+    on_corrupt: OnCorrupt,
+) -> Epochs:
+    """Return the training batches, of images in memory or of streamed ones. Raises BadInput."""
+    data, settings = experiment.data, experiment.settings
+    if isinstance(images, Images):
+        return Batches(images, settings.batch_size, data.augmentation, device)
+    channels, height, width = sample.x.shape[1:]
+    return Streamed(
+        images,
+        settings.batch_size,
+        (channels, height, width),
+        data.augmentation,
+        data.sides(settings.epochs),
+        device,
+        default_workers() if data.workers is None else data.workers,
+        on_corrupt,
+    )
 
 
 def _origin(experiment: Experiment, prepared: Prepared, device: torch.device | str) -> dict[str, Any]:
     """Return where a run comes from, and what a training step costs in standard steps."""
     images = prepared.images
-    sample = images.first(COUNTED).to(device).as_batch()
+    sample = prepared.sample.first(COUNTED).to(device).as_batch()
     cost = training_cost(experiment.training_method, prepared.model, sample, experiment.threat.model)
     return {
         **provenance(device),
@@ -118,12 +168,17 @@ def _origin(experiment: Experiment, prepared: Prepared, device: torch.device | s
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
     if (folder / CONFIG).exists():
-        if experiment_from(read(folder / CONFIG)) != experiment:
+        if _outcome(experiment_from(read(folder / CONFIG))) != _outcome(experiment):
             raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
         if not resume and (folder / RESUME).exists():
             raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
     elif folder.exists() and not (folder.is_dir() and all(name.endswith(".part") for name in os.listdir(folder))):
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
+
+
+def _outcome(experiment: Experiment) -> Experiment:
+    """Return the experiment without what changes nothing but its time."""
+    return replace(experiment, data=replace(experiment.data, workers=None))
 
 
 def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:
@@ -147,6 +202,7 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
         "classes": list(images.classes),
         "channels": images.x.shape[1],
         "data": images.name,
+        "size": experiment.data.final_size,
         "method": asdict(experiment.method),
         "threat": asdict(experiment.threat),
     }

@@ -29,8 +29,8 @@ TWICE = 2
 REMEMBERED = 20
 """Looks whose median cosine a look is compared with."""
 FALL, ABOVE_CHANCE = 0.5, 0.05
-"""Below this share of the usual a cosine has jumped, and robustness, of the best before, is lost; which must have been so
-far above chance."""
+"""Below this share of the usual a cosine has jumped; below this share of the best, robustness is lost, if that best was
+so far above chance."""
 _STREAM = 0x9A2D  # keeps these draws apart from a method's for the same seed and step
 
 

@@ -56,7 +56,8 @@ class Task:
     """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images.
 
     precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
-    adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`.
+    adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
+    pixels that image files are brought to; None = what the model was trained for, if that is known.
     """
 
     data: str
@@ -67,6 +68,7 @@ class Task:
     precision: Precision = "float32"
     keep_images: bool = False
     surrogates: tuple[str, ...] = ()
+    size: int | None = None
 
 
 def subject(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> Subject:
@@ -95,9 +97,10 @@ def training_of(folder: Path) -> dict[str, Any]:
     return {"passes": origin.get("training_cost"), "seconds": seconds, "history": history}
 
 
-def test_images(task: Task) -> tuple[Batch, dict[str, Any], list[str]]:
-    """Return the test batch, what is known of the data, and warnings."""
-    images = load(task.data, "test", task.limit)
+def test_images(task: Task, model: Mapping[str, Any]) -> tuple[Batch, dict[str, Any], list[str]]:
+    """Return the test batch, what is known of the data, and warnings. model: what is known of the model."""
+    images = load(task.data, "test", task.limit, model.get("size") if task.size is None else task.size)
+    images = images.in_channels(model.get("channels", 1))
     about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
     short = task.limit is not None and len(images) < task.limit
     warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
@@ -188,7 +191,7 @@ def judge(
     path = folder / EVALUATION
     if path.exists() and not resume:
         raise BadInput(f"{folder} already holds an evaluation; add --resume to go on, or choose another folder")
-    batch, data, warnings = test_images(task)
+    batch, data, warnings = test_images(task, judged.about)
     batch = Batch(*(part.to(device) for part in batch[:3]))
     classes = len(judged.about.get("classes") or data["classes"])
     others = _surrogates(judged, task, batch.select(slice(0, 1)), built_by)
@@ -242,7 +245,7 @@ def measure(
     path = folder / DISTANCES
     if path.exists() and not resume:
         raise BadInput(f"{folder} already holds distances; add --resume to go on, or choose another folder")
-    batch, data, warnings = test_images(task)
+    batch, data, warnings = test_images(task, judged.about)
     classes = len(judged.about.get("classes") or data["classes"])
     attacks = distance_attacks(task.attacks, classes, norm=task.threat.name)
     steps = distances.measure(
@@ -284,7 +287,7 @@ def verify(judged: Subject, task: Task, path: Path, *, device: torch.device | st
     Each is compared with the test image of its index. Raises BadInput if the test set lacks one or shapes differ.
     """
     x_adv, indices = load_images(path)
-    batch, _, _ = test_images(task)
+    batch, _, _ = test_images(task, judged.about)
     position = {int(index): row for row, index in enumerate(batch.indices)}
     missing = [int(index) for index in indices if int(index) not in position]
     if missing:

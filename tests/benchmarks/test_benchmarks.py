@@ -61,6 +61,16 @@ def test_training_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None
     assert "pgd" in capsys.readouterr().out
 
 
+def test_loader(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = results("loader", "--workers", "0,1")
+    *loader, model = found["rows"]
+    assert [(row["what"], row["workers"]) for row in loader] == [("loader", 0), ("loader", 1)]
+    assert model["ratio"] == 1 and model["workers"] is None
+    for row in loader:
+        assert row["images_per_second"] == pytest.approx(row["ratio"] * model["images_per_second"]) and row["ratio"] > 0
+    assert found["setting"]["size"] == 16 and "images/s" in capsys.readouterr().out
+
+
 def test_candidates_take_turns_and_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     timing = importlib.import_module("timing")

@@ -98,6 +98,10 @@ def test_other_images_than_the_model_takes(refused: Refused, run_folder: Path, t
     [
         (["--method", "satndard"], "unknown method 'satndard'. Did you mean 'standard'?"),
         (["--set", "model.name=small-cn"], "unknown model 'small-cn'. Did you mean 'small-cnn'?"),
+        (
+            ["--set", "settings.batch_size=21"],
+            "batch size 21 is larger than the 20 images of digits: use a smaller one",
+        ),
         (["--set", "settings.epoch=3"], "[settings] has no key 'epoch'. Did you mean 'epochs'? Known: epochs, "),
         (["--set", "setings.epochs=3"], "the configuration has no key 'setings'. Did you mean 'settings'?"),
         (["--method", "pgd-7", "--set", "method.stepz=3"], "method 'pgd-7' has no key 'stepz'. Did you mean 'steps'?"),
@@ -119,7 +123,7 @@ def test_other_images_than_the_model_takes(refused: Refused, run_folder: Path, t
 )
 def test_train(arguments: list[str], message: str, refused: Refused, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("these are not the settings\n")
-    found = refused("train", "--set", "data.limit=20", *arguments)
+    found = refused("train", "--set", "data.limit=20", "--set", "settings.batch_size=10", *arguments)
     assert found.startswith(message), found
 
 

@@ -6,10 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from planish.data.folder import read_folder
+from planish.data.folder import list_folder
+from planish.data.images import Images
 from planish.errors import BadInput
 
 Rgb = Callable[..., np.ndarray]
+
+
+def read_folder(path: Path | None, split: str, limit: int | None) -> Images:
+    return list_folder(path, split, limit).images()
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -44,11 +49,40 @@ def test_splits_share_their_classes(tmp_path: Path, rgb: Rgb):
     save(tmp_path / "train" / "ant" / "1.png", pixels[0])
     save(tmp_path / "train" / "bee" / "1.png", pixels[1])
     save(tmp_path / "val" / "bee" / "1.png", pixels[2])
+    save(tmp_path / "val" / "ant" / "notes" / "1.png", pixels[2])
+    for split in ("train", "test"):
+        with pytest.raises(BadInput, match=r"class folders differ: only '.*/train' has ant\. Every split needs the sa"):
+            read_folder(tmp_path, split, None)
+    for name in ("ant", "cow", "dog"):
+        save(tmp_path / "val" / name / "1.png", pixels[2])
+    with pytest.raises(BadInput, match=r"differ: only '.*/val' has cow, dog\. Every"):
+        read_folder(tmp_path, "test", None)
+    for name in ("cow", "dog"):
+        save(tmp_path / "train" / name / "1.png", pixels[2])
     train, test = (read_folder(tmp_path, split, None) for split in ("train", "test"))
-    assert train.classes == test.classes == ("ant", "bee")
-    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [1])
-    save(tmp_path / "test" / "ant" / "1.png", pixels[0])
-    assert read_folder(tmp_path, "test", None).labels.tolist() == [0]
+    assert train.classes == test.classes == ("ant", "bee", "cow", "dog")
+    for name in train.classes:
+        save(tmp_path / "test" / name / "1.png", pixels[0])
+    save(tmp_path / "test" / "ant" / "2.png", pixels[0])
+    assert read_folder(tmp_path, "test", None).labels.tolist() == [0, 0, 1, 2, 3]
+
+
+def test_many_differing_classes_are_counted(tmp_path: Path, rgb: Rgb):
+    for name in "abcdefg":
+        save(tmp_path / "train" / name / "1.png", rgb(1)[0])
+    save(tmp_path / "test" / "A" / "1.png", rgb(1)[0])
+    told = r"only '.*/test' has A; only '.*/train' has a, b, c, d, e and 2 more\. Every"
+    with pytest.raises(BadInput, match=told):
+        read_folder(tmp_path, "test", None)
+
+
+def test_images_without_class_folders_are_told(tmp_path: Path, rgb: Rgb):
+    save(tmp_path / "train" / "a" / "1.png", rgb(1)[0])
+    save(tmp_path / "val" / "1.png", rgb(1)[0])
+    assert len(read_folder(tmp_path, "train", None)) == 1
+    for place in (tmp_path, tmp_path / "val"):
+        with pytest.raises(BadInput, match=r"'.*/val' holds images, but no class folders: move each image to '.*val"):
+            read_folder(place, "test", None)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path, rgb: Rgb):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from planish.data import parquet
+from planish.data import listing
 from planish.data.cache import cache_path
 from planish.data.parquet import read_parquet
 from planish.errors import BadInput
@@ -31,6 +31,7 @@ def write(
     rows = [{"bytes": data, "path": None} for data in encoded]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table({image: pa.array(rows, kind), label: pa.array(labels)})
+    path.parent.mkdir(parents=True, exist_ok=True)
     if names is not None:
         features = {"info": {"features": {label: {"names": names, "_type": "ClassLabel"}}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
@@ -83,7 +84,7 @@ def test_limit_decodes_no_further_row(tmp_path: Path, rgb: Rgb, png: Png, privat
 def test_the_second_reading_uses_the_cache(tmp_path: Path, rgb: Rgb, png: Png, monkeypatch: pytest.MonkeyPatch):
     path = write(tmp_path / "a.parquet", [png(p) for p in rgb(3)], [0, 1, 2])
     first = read_parquet(path, "train", None)
-    monkeypatch.setattr(parquet, "decode", None)
+    monkeypatch.setattr(listing, "decode", None)
     assert torch.equal(read_parquet(path, "train", None).x, first.x)
     assert torch.equal(read_parquet(path, "train", 2).x, first.x[:2])
 
@@ -135,7 +136,7 @@ def test_shards_are_joined_in_order(tmp_path: Path, rgb: Rgb, png: Png):
 def test_shards_of_different_sizes_are_refused(tmp_path: Path, rgb: Rgb, png: Png):
     write(tmp_path / "train-00000-of-00002.parquet", [png(rgb(1)[0])], [0])
     write(tmp_path / "train-00001-of-00002.parquet", [png(rgb(1, width=9)[0])], [0])
-    with pytest.raises(BadInput, match="different sizes"):
+    with pytest.raises(BadInput, match="differ in size"):
         read_parquet(tmp_path, "train", None)
 
 

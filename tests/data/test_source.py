@@ -29,7 +29,7 @@ def write_parquet(path: Path, png: Png, labels: list[int], classes: int = 10) ->
 
 def test_every_reader_is_registered_and_described():
     known = components("data")
-    assert set(known) == {"digits", "cifar10", "cifar100", "parquet", "folder", "npz"}
+    assert set(known) == {"digits", "cifar10", "cifar100", "parquet", "folder", "npz", "imagenet", "tiny-imagenet"}
     assert all(describe(reader) for reader in known.values())
 
 

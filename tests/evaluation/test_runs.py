@@ -105,10 +105,10 @@ def test_attacks_by_name_know_the_number_of_classes():
 
 
 def test_fewer_images_than_asked_for_are_told():
-    batch, about, warnings = images_of(Task("digits", Linf(0.1), (), limit=10_000))
+    batch, about, warnings = images_of(Task("digits", Linf(0.1), (), limit=10_000), {})
     assert len(batch.x) == about["images"] == 500
     assert warnings == ["asked for 10000 images, digits has 500"]
-    assert images_of(Task("digits", Linf(0.1), (), limit=20))[2] == []
+    assert images_of(Task("digits", Linf(0.1), (), limit=20), {})[2] == []
 
 
 def test_judged_read_back_and_reported(run_folder: Path, tmp_path: Path):

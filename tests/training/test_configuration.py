@@ -151,6 +151,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": True}, "seed = True is wrong"),
     ({"seed": 1.0}, "seed = 1.0 is wrong"),
     ({"data": {"crop": "a"}}, "crop = 'a' is wrong"),
+    ({"data": {"size": 0}}, "data.size must be at least 1, got 0"),
+    ({"data": {"workers": -1}}, "data.workers must be at least 0, got -1"),
+    ({"data": {"stream": "sometimes"}}, "stream = 'sometimes' is wrong.*'auto'"),
+    ({"data": {"resolutions": [[0.5, 8]]}}, r"start at shares \[0.5\] of the training: write them rising from 0"),
+    ({"data": {"resolutions": [[0, 8], [0.5, 0]]}}, r"are \[8, 0\] pixels: 1 or more are needed"),
+    ({"data": {"resolutions": [128]}}, "resolutions.0 = 128 is wrong"),
 ]
 
 

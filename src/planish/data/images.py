@@ -51,7 +51,7 @@ class Images:
     def __post_init__(self) -> None:
         _check_shapes(self)
         _check_pixels(self)
-        _check_labels(self)
+        check_labels(self.labels, self.classes, self.name)
 
     @classmethod
     def numbered(cls, x: Tensor, labels: Tensor, classes: Sequence[str], name: str) -> "Images":
@@ -86,16 +86,20 @@ class Images:
 
         The choice depends on (seed, number of images, count) only. Raises BadInput unless 0 < count < N.
         """
-        if not 0 < count < len(self):
-            raise BadInput(f"cannot hold out {count} of {len(self)} images of {self.name}: use 1 to {len(self) - 1}")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
+        rest, held_out = parts(len(self), count, seed, self.name)
+        return self.take(rest), self.take(held_out)
 
     def to(self, device: torch.device | str) -> "Images":
         """Return the same images with every tensor on the device."""
         if self.x.device == torch.device(device):
             return self
         return replace(self, x=self.x.to(device), labels=self.labels.to(device), indices=self.indices.to(device))
+
+    def in_channels(self, channels: int) -> "Images":
+        """Return grayscale images repeated to so many channels; others as they are."""
+        if self.x.shape[1] != 1 or channels == 1:
+            return self
+        return replace(self, x=self.x.expand(-1, channels, -1, -1))
 
     def float_pixels(self) -> Tensor:
         """Return the pixels as (N, C, H, W) float32 in [0, 1]."""
@@ -134,7 +138,16 @@ def _check_pixels(images: Images) -> None:
         raise BadInput(f"{images.name}: pixels range from {low:g} to {high:g}, but must lie in [0, 1]: {advice}")
 
 
-def _check_labels(images: Images) -> None:
-    low, high, count = int(images.labels.min()), int(images.labels.max()), len(images.classes)
+def check_labels(labels: Tensor, classes: Sequence[str], name: str) -> None:
+    """Raise BadInput unless the labels (N,) are classes."""
+    low, high, count = int(labels.min()), int(labels.max()), len(classes)
     if low < 0 or high >= count:
-        raise BadInput(f"{images.name}: labels range from {low} to {high}, but {count} classes need 0 to {count - 1}")
+        raise BadInput(f"{name}: labels range from {low} to {high}, but {count} classes need 0 to {count - 1}")
+
+
+def parts(size: int, count: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """Return the rows of the rest and of `count` held-out images, both rising. Raises BadInput."""
+    if not 0 < count < size:
+        raise BadInput(f"cannot hold out {count} of {size} images of {name}: use 1 to {size - 1}")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return order[count:].sort().values, order[:count].sort().values

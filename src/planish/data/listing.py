@@ -1,0 +1,179 @@
+"""Labelled images that are listed and not read: what a set is before it is decoded, or streamed."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from planish.data.crops import centre
+from planish.data.decode import Pixels, decode, stack
+from planish.data.images import Images, check_labels, parts
+from planish.errors import BadInput, at_least
+
+OnCorrupt = Callable[[str], object]
+"""Told of every image that cannot be read; it raises, or the image is left out."""
+SAMPLED_GROUPS = 32
+TOGETHER = 2048
+"""Images that are read in groups are shuffled among at least so many, which a reader therefore keeps at hand."""
+
+
+def refuse(message: str) -> None:
+    """Raise BadInput: no image may be left out."""
+    raise BadInput(message)
+
+
+class Store(Protocol):
+    """Encoded images by position. It can be sent to another process, and is used there alone."""
+
+    def name(self, row: int) -> str:
+        """Return what to call the image: a file, or a row of one."""
+        ...
+
+    def encoded(self, row: int) -> bytes | Path:
+        """Return the image's bytes or file. Raises BadInput."""
+        ...
+
+    def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return which group each row is read with, rising; None if every image is read by itself."""
+        ...
+
+    def known(self, rows: NDArray[np.int64]) -> list[Pixels] | None:
+        """Return the decoded images if they were kept, else None."""
+        ...
+
+    def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
+        """Keep decoded images for the next time, where that is worth it."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """Return what tells this store from others: names and sizes, not pixels."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """One file for each image: paths (bytes, relative to the root)."""
+
+    root: Path
+    paths: NDArray[np.bytes_]
+
+    @classmethod
+    def of(cls, root: Path, paths: Sequence[str]) -> "Files":
+        """Make it of paths relative to the root."""
+        return cls(root, np.array([os.fsencode(path) for path in paths], dtype=np.bytes_))
+
+    def name(self, row: int) -> str:
+        """Return the path."""
+        return str(self.encoded(row))
+
+    def encoded(self, row: int) -> Path:
+        """Return the path."""
+        return self.root / os.fsdecode(bytes(self.paths[row]))
+
+    def groups(self, rows: NDArray[np.int64]) -> None:
+        """Return None: every file is read by itself."""
+
+    def known(self, rows: NDArray[np.int64]) -> None:
+        """Return None: files are decoded every time."""
+
+    def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
+        """Keep nothing."""
+
+    def fingerprint(self) -> bytes:
+        """Return the paths."""
+        return b"\n".join(self.paths.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """Where images are, with labels and identities.
+
+    labels: (N,) int64 in 0..K-1, where K = len(classes). indices: (N,) int64, rising: positions in the store. Raises
+    BadInput if labels do not fit or there are no images.
+    """
+
+    store: Store
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    indices: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.labels):
+            raise BadInput(f"{self.name}: no images")
+        check_labels(self.labels, self.classes, self.name)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of names, positions and labels; pixels are not read."""
+        digest = hashlib.sha256(self.store.fingerprint())
+        for tensor in (self.indices, self.labels):
+            digest.update(tensor.numpy().data)
+        return digest.hexdigest()
+
+    def take(self, rows: Tensor) -> "Listing":
+        """Return the given rows (rising positions here, not `indices`)."""
+        return replace(self, labels=self.labels[rows], indices=self.indices[rows])
+
+    def split(self, count: int, seed: int) -> tuple["Listing", "Listing"]:
+        """Hold out `count` random images, as `Images.split` does."""
+        rest, held_out = parts(len(self), count, seed, self.name)
+        return self.take(rest), self.take(held_out)
+
+    def sample(self, count: int) -> "Listing":
+        """Return about `count` images spread evenly; of images that are read in groups, from 32 of these."""
+        if count >= len(self):
+            return self
+        groups = self.store.groups(self.indices.numpy())
+        if groups is None:
+            return self.take(_spread(len(self), count))
+        starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        blocks = np.split(np.arange(len(self)), starts[1:])
+        chosen = [blocks[number] for number in _spread(len(blocks), min(len(blocks), SAMPLED_GROUPS)).tolist()]
+        each = -(-count // len(chosen))
+        return self.take(torch.from_numpy(np.concatenate([block[:each] for block in chosen])))
+
+    def images(self, size: int | None = None, on_corrupt: OnCorrupt = refuse) -> Images:
+        """Decode all into memory, with a size as its centre cut, without one as they are.
+
+        Raises BadInput if sizes differ and none is given, and for what `on_corrupt` refuses.
+        """
+        at_least(1, size=size)
+        rows = self.indices.numpy()
+        known = self.store.known(rows) if size is None else None
+        found = list(enumerate(known)) if known else list(self._decoded(size, on_corrupt))
+        if not found:
+            raise BadInput(f"{self.name}: none of {len(self)} images is readable")
+        pixels, kept = [image for _, image in found], torch.tensor([at for at, _ in found])
+        x = stack(pixels, [self.store.name(int(rows[at])) for at, _ in found])
+        if size is None and not known and len(found) == len(self):
+            self.store.keep(rows, pixels)
+        return Images(torch.from_numpy(x), self.labels[kept], self.classes, self.name, self.indices[kept])
+
+    def _decoded(self, size: int | None, on_corrupt: OnCorrupt) -> Iterator[tuple[int, Pixels]]:
+        """Yield (position here, pixels) of every readable image."""
+        cut = None if size is None else centre(size)
+        for at, row in enumerate(self.indices.tolist()):
+            try:
+                yield at, decode(self.store.encoded(row), self.store.name(row), cut)
+            except BadInput as error:
+                on_corrupt(str(error))
+
+
+def _spread(count: int, wanted: int) -> Tensor:
+    return torch.arange(wanted) * count // wanted
+
+
+def mixed(count: int, limit: int | None) -> Tensor:
+    """Return a random but fixed choice of rows, rising, (min(count, limit),) int64: files are ordered by class."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return order[:limit].sort().values
