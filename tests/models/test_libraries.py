@@ -13,6 +13,7 @@ from planish.batch import Batch
 from planish.configuration import experiment_from
 from planish.errors import BadInput
 from planish.experiment import load_run, train
+from planish.methods import Moment
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
 from planish.models import Normalized, build
@@ -265,7 +266,7 @@ def test_attention_has_the_second_derivative_that_methods_need(method: Any):
     model = Normalized(Attending(4, 1, 8), (0.5,), (0.5,))
     generator = torch.Generator().manual_seed(0)
     batch = Batch(torch.rand(4, 1, 8, 8, generator=generator), torch.arange(4), torch.arange(4))
-    found = method(model, batch, Linf(0.1), progress=1.0, generator=generator)
+    found = method(model, batch, Linf(0.1), Moment(generator))
     found.total.backward()
     grads = [p.grad for p in model.parameters()]
     assert all(grad is not None and grad.isfinite().all() for grad in grads)
