@@ -22,7 +22,7 @@ from planish.randomness import draws, seeded
 from planish.rules import Steepest
 from planish.threat import ThreatModel
 
-BENT_COSINE, BENT_FALLING = 0.5, 0.2
+BENT_COSINE, BENT_FALLING = 0.4, 0.25
 """A loss is bent whose gradients agree less and that falls for more of the images under their own attack."""
 TWICE = 2
 """Looks in a row that must find the loss bent: one batch may mislead, early in a training above all."""
@@ -40,7 +40,7 @@ class Guard:
 
     every: steps between looks at the first `images` of the batch (two forwards and two backwards each); 0 = no guard.
     An alarm is raised where the loss is bent in two looks: gradients at the clean and at the perturbed images have a
-    cosine below 0.5, and the loss of 20 % falls under the method's own attack.
+    cosine below 0.4, and the loss of 25 % falls under the method's own attack.
     probe_every: steps between probes: of `probe_images` held-out images, or of the batch where none are held out, one
     gradient step and PGD of `probe_steps`. A look that jumps is followed by a probe of its own images. gap: an alarm is
     raised if so much more of them withstand the step than withstand PGD, and those fewer than half of what they were.
