@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from planish.batch import Batch
-from planish.costs import training_cost
+from planish.costs import STATED, training_cost
 from planish.methods import Method
 from planish.methods.adversarial import fgsm_at, n_fgsm, pgd_at, qub, rs_fgsm
 from planish.methods.cure import Cure
@@ -85,6 +85,13 @@ def test_stated_costs(method: Method, cost: float, network: nn.Module, images: B
 def test_every_registered_method_states_its_cost(network: nn.Module, images: Batch):
     counted = {type(method) for method, _ in COSTS}
     assert {type(component()) for component in components("methods").values()} <= counted
+
+
+@pytest.mark.parametrize("name", sorted(components("methods")))
+def test_the_costs_that_the_list_shows(name: str, network: nn.Module, images: Batch):
+    assert training_cost(components("methods")[name](), network, images, THREAT) == pytest.approx(
+        STATED[name], rel=0.02
+    )
 
 
 def test_counting_leaves_the_model_alone(network: nn.Module, images: Batch):

@@ -298,9 +298,12 @@ def list_(
         return
     from rich.table import Table
 
+    costs = _costs() if what == "methods" else {}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, line in lines.items():
-        table.add_row(name, line)
+    for name, line in sorted(lines.items(), key=lambda pair: costs.get(pair[0], 0.0)):
+        table.add_row(name, *([f"{costs[name]:.2f}x"] if name in costs else []), line)
+    if costs:
+        console().print("A step of each costs so many steps of standard training:")
     console().print(table)
 
 
@@ -315,6 +318,12 @@ def _experiment(config: Path | None, named: dict[str, Any], overrides: Sequence[
     for assignment in overrides:
         tree = override(tree, assignment)
     return experiment_from(tree)
+
+
+def _costs() -> dict[str, float]:
+    from planish.costs import STATED
+
+    return STATED
 
 
 def _device(name: str) -> str:

@@ -14,6 +14,34 @@ from planish.methods import Method, Moment
 from planish.methods.standard import Standard
 from planish.threat import ThreatModel
 
+STATED = {
+    "standard": 1.0,
+    "free": 1.0,
+    "fgsm": 1.67,
+    "rs-fgsm": 1.67,
+    "n-fgsm": 1.67,
+    "sub-at": 1.67,
+    "fgsm-ep": 2.33,
+    "fgsm-mep": 2.33,
+    "gradient-penalty": 2.33,
+    "gat": 2.67,
+    "nuat": 2.67,
+    "qub": 2.67,
+    "ssat": 2.67,
+    "seat": 3.0,
+    "seat-fl": 3.0,
+    "seat-published": 3.0,
+    "grad-align": 3.71,
+    "cure": 4.08,
+    "llr": 4.37,
+    "elle": 4.67,
+    "elle-a": 4.67,
+    "pgd": 5.67,
+    "mart": 8.67,
+    "trades": 9.01,
+}
+"""Standard steps that a step of each registered method costs as it comes, on a residual network; a test counts them."""
+
 
 def training_cost(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> float:
     """Return the floating point operations of one training step relative to a step of standard training.
