@@ -11,6 +11,8 @@ import pytest
 from planish.configuration import experiment_from
 from planish.experiment import train
 from planish.registry import components
+from planish.runs import Task, judge, subject
+from planish.threat import Linf
 
 pytest.importorskip("torchattacks", reason="a peer that the benchmarks compare with")
 pytest.importorskip("foolbox", reason="a peer that the benchmarks compare with")
@@ -133,3 +135,30 @@ def test_distances(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     (pair,) = found["agreement"]
     assert pair["suite"] == pair["closest"] and not pair["broken by closest only"]
     assert "p95" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["collapse", "every_method"])
+def test_tables_of_runs(script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Two runs of an epoch on a few digits, one of them guarded."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    for name, guard in (("rs-fgsm", {}), ("fgsm", {"every": 1})):
+        run = tmp_path / "runs" / "digits" / (f"{name}--guard-0" if script == "collapse" and guard else name)
+        tree = {
+            "data": {"limit": 64, "validation": 16},
+            "model": {"name": "small-cnn", "width": 1},
+            "method": {"name": name},
+            "settings": {"epochs": 1, "batch_size": 16},
+            "guard": guard,
+        }
+        *_, _ = train(experiment_from(tree), run)
+        task = Task("digits", Linf(0.1), ("fgsm", "pgd-2-1"), 20)
+        *_, _ = judge(subject(str(run), "cpu"), task, run, device="cpu", resume=False)
+    out, figure = tmp_path / "out", tmp_path / "figure.png"
+    drawn = ["--figure", str(figure)] if script == "collapse" else []
+    runs = tmp_path / "runs" / ("digits" if script == "collapse" else "")
+    importlib.import_module(script).main([str(runs), "--out", str(out), *drawn])
+    (table,) = out.glob("*.json")
+    rows = json.loads(table.read_text())["rows"]
+    assert len(rows) == 2 and all("of 20" in row["robust"] and row["about"]["versions"] for row in rows)
+    assert len(list(out.rglob("*.npz"))) == 2
+    assert figure.exists() is (script == "collapse")
