@@ -164,11 +164,10 @@ def fit(
     guard: looks at the run every so many steps; when the model collapses, training goes back to a healthy state, which
     may lie epochs back, and on with the method hardened. Its probes take `held_out` images, if there are any.
     Deterministic on CPU: order, augmentation and noise of a step depend on the seed and the step alone.
-    Raises BadInput if the method cannot be compiled but is asked to, FloatingPointError if the loss is not
-    finite.
+    Raises BadInput if the method needs derivatives that a compiled or synchronised module has not, FloatingPointError
+    if the loss is not finite.
     """
-    if settings.compile and method.second_order:
-        raise BadInput("settings.compile works for methods with first derivatives only; set settings.compile=false")
+    _check_derivatives(state.model, method, settings)
     model = torch.compile(state.model) if settings.compile else state.model
     run = _Run(state, method, model, threat, batches, settings, seed, guard, held_out)  # type: ignore[arg-type]
     began = time.perf_counter()
@@ -187,6 +186,19 @@ def fit(
         rate = state.optimizer.param_groups[0]["lr"]
         yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began, alarms)
         began = time.perf_counter()
+
+
+def _check_derivatives(model: nn.Module, method: Method, settings: Settings) -> None:
+    """Raise BadInput if the method differentiates a gradient where PyTorch cannot."""
+    if not method.second_order:
+        return
+    if settings.compile:
+        raise BadInput("settings.compile works for methods with first derivatives only; set settings.compile=false")
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise BadInput(
+            "synchronized batch norm has no second derivative, which this method needs: use plain batch norm, or a "
+            'method with first derivatives only, such as gradient-penalty with slope = "forward"'
+        )
 
 
 @dataclass(frozen=True)

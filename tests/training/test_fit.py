@@ -259,3 +259,10 @@ def test_memory_format(model: nn.Module, batch: Batch, channels_last: bool):
     model[0] = nn.Conv2d(2, 4, 3, padding=1)  # type: ignore[index]
     train(model, batch, replace(PLAIN, channels_last=channels_last))
     assert set(seen) == {channels_last}
+
+
+def test_synchronized_batch_norm_has_no_second_derivative(model: nn.Module, batch: Batch):
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(model))
+    for method in (LLR(), GradientPenalty(slope="double-backward")):
+        with pytest.raises(BadInput, match="synchronized batch norm has no second derivative"):
+            train(synchronized, batch, PLAIN, method=method)
