@@ -142,7 +142,7 @@ def train(
         task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
         for record in records:
             last = {"epoch": record.epoch, **record.metrics}
-            for alarm in record.alarms:
+            for alarm in () if quiet else record.alarms:
                 bars.console.print(alarm_words(alarm))
             bars.update(task, completed=record.epoch, note=epoch_words(record.metrics))
     print_json({"run": str(out), "last": last}) if json_ else console().print(f"run folder: {out}")

@@ -70,9 +70,11 @@ def epoch_words(metrics: "Mapping[str, float]") -> str:
 def alarm_words(alarm: "Mapping[str, float]") -> str:
     """Word an alarm of the guard."""
     then = "went back and hardened the method" if alarm["went_back"] else "the method has nothing to harden: went on"
+    seen = f"the loss of {100 * alarm['falling']:.0f} % falls under the attack, cosine {alarm['gradient_cosine']:.2f}"
+    probed = f", {100 * alarm['robust']:.0f} % withstand PGD" if "robust" in alarm else ""
     return (
-        f"alarm at step {alarm['step']:.0f}, epoch {alarm['epoch']:.0f}: {100 * alarm['one_step']:.0f} % withstand one"
-        f" gradient step, {100 * alarm['robust']:.0f} % PGD; {then}"
+        f"alarm at step {alarm['step']:.0f}, epoch {alarm['epoch']:.0f}: {seen};"
+        f" {100 * alarm['one_step']:.0f} % withstand one gradient step{probed}; {then}"
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from planish import experiment, quickstart, terminal
+from planish import experiment, quickstart, terminal, training
+from planish.guard import Watch
 from planish.registry import PACKAGES, components
 from planish.results import load
 from planish.runs import entries
@@ -42,6 +43,29 @@ def test_train_writes_what_it_was_told(planish: Planish, tiny: list[str], tmp_pa
     document = json.loads(again.stdout)
     assert document["run"] == "again" and document["last"]["epoch"] == 2
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("probed", [{}, {"robust": 0.125}], ids=["bent", "probed"])
+def test_train_tells_of_alarms(
+    probed: dict[str, float], planish: Planish, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Once at the first look, whether or not PGD was asked; it was once a KeyError where it was not."""
+    seen = {"linearity_error": 0.5, "gradient_cosine": 0.21, "falling": 0.5, "one_step": 0.375, **probed}
+
+    def collapsed(guard: Any, watch: Watch, *given: Any) -> bool:
+        first = not watch.alarms
+        watch.looks.append({"step": 3, "epoch": 1, **seen})
+        return first
+
+    monkeypatch.setattr(training, "inspected", collapsed)
+    arguments = ("--method", "fgsm", "--data", "digits", "--guard", "--set", "guard.every=1", *tiny)
+    result = planish("train", "--out", "run", *arguments)
+    words = "alarm at step 3, epoch 1: the loss of 50 % falls under the attack, cosine 0.21;"
+    end = f" 38 % withstand one gradient step{', 12 % withstand PGD' if probed else ''}; went back and hardened the method"
+    assert result.exit_code == 0 and " ".join((words + end).split()) in " ".join(result.stderr.split())
+    quiet = planish("train", "--out", "quiet", "--quiet", *arguments)
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    assert '"alarms": [{"step": 3' in Path("quiet/metrics.jsonl").read_text()
 
 
 def interrupted(real: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
