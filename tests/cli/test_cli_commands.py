@@ -61,7 +61,7 @@ def test_train_tells_of_alarms(
     arguments = ("--method", "fgsm", "--data", "digits", "--guard", "--set", "guard.every=1", *tiny)
     result = planish("train", "--out", "run", *arguments)
     words = "alarm at step 3, epoch 1: the loss of 50 % falls under the attack, cosine 0.21;"
-    end = f" 38 % withstand one gradient step{', 12 % withstand PGD' if probed else ''}; went back and hardened the method"
+    end = f" 38 % withstand one gradient step{', 12 % withstand PGD' if probed else ''}; went back"
     assert result.exit_code == 0 and " ".join((words + end).split()) in " ".join(result.stderr.split())
     quiet = planish("train", "--out", "quiet", "--quiet", *arguments)
     assert (quiet.exit_code, quiet.stderr) == (0, "")
