@@ -13,8 +13,9 @@ class Finding:
 
     check: its registered name. verdict: pass, warn, fail, or open where it could not be made. statistic: the number
     that was judged (None where open), unit: of it ("%", "", ...). warn_at, fail_at: the thresholds it was held
-    against, None = there is none. evidence: JSON-able numbers and per-image lists behind it. meaning: one sentence on what it says about this model. advice: one sentence
-    on what to do next; "" where nothing is to be done. passes: forwards and backwards of single images spent.
+    against, None = there is none. evidence: JSON-able numbers and per-image lists behind it. meaning: one sentence on
+    what it says about this model. advice: one sentence on what to do next; "" where nothing is to be done. passes:
+    forwards and backwards of single images spent.
     """
 
     check: str
