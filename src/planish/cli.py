@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from planish.configuration import Experiment
     from planish.evaluation import OnChunk, Update
+    from planish.report import Entry, Table
 
 
 class Commands(TyperGroup):
@@ -282,6 +283,20 @@ def report(
     _report(folders, out, title, json_)
 
 
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more folders that hold an evaluation.npz.")],
+    out: Out = Path("runs/comparison"),
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Comparison",
+    json_: Json = False,
+) -> None:
+    """Report on evaluated models and compare each two image by image; all need the same images."""
+    from planish.report import write_comparison
+    from planish.report.pairs import paired_rows, pairs
+
+    _report(folders, out, title, json_, write_comparison, lambda found: paired_rows(pairs(found)))
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="methods, attacks, suites, models or data.")],
@@ -338,18 +353,27 @@ def _device(name: str) -> str:
     return name
 
 
-def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None:
+def _report(
+    folders: Sequence[Path],
+    out: Path,
+    title: str,
+    json_: bool,
+    write: Callable[..., Path] | None = None,
+    *tables: "Callable[[Sequence[Entry]], Table]",
+) -> None:
     from planish.provenance import provenance
     from planish.report import write_report
     from planish.runs import entries
 
     found = entries(folders)
     origin = provenance("cpu")
-    page = write_report(found, out, title, {**origin, "commands": [origin["command"]]})
+    page = (write or write_report)(found, out, title, {**origin, "commands": [origin["command"]]})
     if json_:
         print_json(json.loads((out / "results.json").read_text()))
-    else:
-        print_summary(found, page)
+        return
+    print_summary(found, page)
+    for table in tables:
+        print_rows(table(found))
 
 
 def _names(text: str) -> tuple[str, ...]:

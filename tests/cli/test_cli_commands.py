@@ -166,6 +166,10 @@ def test_report_puts_folders_side_by_side(planish: Planish, run_folder: Path):
     assert (shown.exit_code, shown.stderr) == (0, "") and "report: both/report.html" in shown.stdout
     document = json.loads(planish("report", "one", "two", "--out", "both", "--json").stdout)
     assert [method["name"] for method in document["methods"]] == ["fgsm", "net"]
+    compared = planish("compare", "one", "two", "--out", "pairs")
+    assert (compared.exit_code, compared.stderr) == (0, "") and "Only first" in compared.stdout
+    (pair,) = json.loads(Path("pairs/results.json").read_text())["pairs"]
+    assert (pair["first"], pair["second"], pair["images"]) == ("fgsm", "net", 30)
 
 
 def test_quickstart(planish: Planish, monkeypatch: pytest.MonkeyPatch):

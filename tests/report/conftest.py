@@ -1,12 +1,15 @@
 """Entries with known numbers for the report's tests."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
-from planish.report import Entry
+from planish.estimates import Estimate
+from planish.report import Dossier, Entry
+from planish.report.audited import Verdict
 from planish.report.entry import Images, Training
 from planish.results import Column, Evaluation
 
@@ -70,3 +73,47 @@ def images() -> Callable[[int], Images]:
         }
 
     return build
+
+
+HOSTILE = "<script>hacked=1</script><img src=x onerror=hacked=1>"
+
+
+@pytest.fixture(scope="session")
+def hostile(make: Make, training: Training, images: Callable[[int], Images]) -> list[Entry]:
+    """Two models with names that want to be code; the first has pictures."""
+    names = {"classes": [HOSTILE, "'\"></svg><script>hacked=1</script>", "{{ 7*7 }}|`x`"]}
+    after = {"fgsm": 35, "apgd": 30}
+    curve = [(0.0, 0.8), (0.1, 0.6), (0.3, 0.0)]
+    first = make(HOSTILE, 40, after, training=training, images=images(3), accuracy_by_radius=curve, **names)
+    return [first, make("https://example.org/a b", 38, after, training={"passes": 1.0, "seconds": 12.0}, **names)]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A finding, as an audit makes them."""
+
+    check: str
+    verdict: Verdict
+    statistic: float | None
+    warn_at: float | None = None
+    fail_at: float | None = None
+    unit: str = "%"
+    meaning: str = "It means this."
+    advice: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    passes: int = 10
+
+
+@pytest.fixture(scope="session")
+def dossier() -> Dossier:
+    """An audit with a finding of each verdict and hostile words."""
+    findings = [
+        Check("random-starts", "pass", 0.5, 2, 5),
+        Check("linearity", "open", None, 0.1, 0.3, advice="Give more passes."),
+        Check("gradients", "warn", 7.0, 5, 10, evidence={"zero": list(range(90)), "deep": {"share": 0.07}}),
+        Check(
+            HOSTILE, "fail", 60.0, None, 99, meaning=f"Read {HOSTILE} | and [this](https://example.org).", advice="|"
+        ),
+    ]
+    provenance = {"seed": 3, "commands": ["planish audit runs/a", ["planish", "list"]], "note": HOSTILE}
+    return Dossier("a", Estimate.from_counts(30, 50), "Linf", 8 / 255, ("fgsm", "apgd"), findings, provenance, "d")

@@ -2,7 +2,9 @@
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -92,7 +94,12 @@ def test_page_asks_the_network_for_nothing(text: str, page: Page) -> None:
             assert re.match(r"#|data:", attributes.get(key) or "#"), attributes
     assert not re.search(r"@import|url\((?!#)", text)
     policies = [a["content"] for a in page.every("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"]
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    assert policies == [
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:;"
+        " base-uri 'none'; form-action 'none'"
+    ]
 
 
 def test_identifiers_are_unique_and_references_resolve(text: str, page: Page) -> None:
@@ -109,7 +116,7 @@ def test_pictures_and_tables_have_words(page: Page) -> None:
     assert all(attributes.get("role") == "img" and attributes.get("aria-label") for attributes in drawings)
     assert len(page.every("img")) == 2 * 3 * 3
     assert all(attributes.get("alt") for attributes in page.every("img"))
-    assert len(page.every("caption")) == len(page.every("table")) == 2
+    assert len(page.every("caption")) == len(page.every("table")) == 2 + 3
     assert {attributes.get("scope") for attributes in page.every("th")} == {"col", "row"}
 
 
@@ -178,7 +185,7 @@ def test_a_rerun_replaces_the_page_and_leaves_no_scraps(make: Make, tmp_path: Pa
     written([make("a", 40, {})], tmp_path)
     text, _ = written([make("b", 40, {})], tmp_path)
     assert "planish evaluate b" in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["card.md", "figures", "report.html", "results.json"]
 
 
 def test_gallery_amplifies_the_change_around_grey(make: Make, images: Build) -> None:

@@ -1,8 +1,23 @@
-"""Tables, figures and one self-contained HTML page from evaluations."""
+"""Tables, figures and self-contained HTML pages from evaluations and audits; model cards."""
 
+from planish.report.audited import Dossier
+from planish.report.card import card
 from planish.report.entry import Entry
-from planish.report.page import write_report
+from planish.report.page import write_audit, write_comparison, write_report
 from planish.report.tables import Table, cost_rows, markdown, plain_text, summary_rows
 from planish.report.verdict import verdict
 
-__all__ = ["Entry", "Table", "cost_rows", "markdown", "plain_text", "summary_rows", "verdict", "write_report"]
+__all__ = [
+    "Dossier",
+    "Entry",
+    "Table",
+    "card",
+    "cost_rows",
+    "markdown",
+    "plain_text",
+    "summary_rows",
+    "verdict",
+    "write_audit",
+    "write_comparison",
+    "write_report",
+]

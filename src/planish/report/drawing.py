@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO, StringIO
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -19,7 +20,7 @@ from matplotlib.transforms import Bbox
 
 from planish.estimates import Estimate
 
-WIDTH, LEGEND_ROW = 6.0, 0.22  # inches
+WIDTH, LEGEND_ROW = 5.0, 0.22  # inches
 INK, MUTED, GRID, PAPER = "#1b1d20", "#5c6066", "#dddfe3", "#fefefe"
 # Okabe and Ito's colours that are told apart by the colour-blind and seen on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -57,14 +58,27 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A point of a figure, in percent of its width and height from the top left, and the words for it."""
+
+    left: float
+    top: float
+    words: str
+
+
+@dataclass(frozen=True)
 class Plate:
-    """A figure with its words: ``slug`` names its file, ``alt`` says what it shows to who cannot see it."""
+    """A figure with its words: ``slug`` names its file, ``alt`` says what it shows to who cannot see it.
+
+    ``spots``: points of it whose values a page shows when they are pointed at.
+    """
 
     slug: str
     title: str
     caption: str
     alt: str
     figure: Figure
+    spots: tuple[Spot, ...] = ()
 
 
 @contextmanager
@@ -85,9 +99,9 @@ def blank(height: float) -> Figure:
 
 @styled()
 def to_png(figure: Figure) -> bytes:
-    """Render on white at 150 dots per inch."""
+    """Render on white, 900 pixels wide."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=900 / WIDTH, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -108,6 +122,28 @@ def to_svg(plate: Plate) -> str:
     return opening + body[body.index(">") + 1 :].strip()
 
 
+def spots(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str]) -> tuple[Spot, ...]:
+    """Return points (x, y) of the axes with their words, where finite. Call it last: it lays the figure out."""
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        return ()
+    figure.draw_without_rendering()
+    to_share = axes.transData - figure.transFigure
+    places = [to_share.transform(point) for point in zip(x, y, strict=True)]
+    every = [
+        Spot(100 * float(left), 100 - 100 * float(up), text) for (left, up), text in zip(places, words, strict=True)
+    ]
+    return tuple(spot for spot in every if math.isfinite(spot.left + spot.top))
+
+
+def fitted(name: str, width: int = 22, lines: int = 2) -> str:
+    """Break a name into lines of so many characters; what does not fit becomes an ellipsis."""
+    broken = wrap(name, width) or [name]
+    if len(broken) > lines:
+        broken = [*broken[: lines - 1], broken[lines - 1][: width - 1] + "\N{HORIZONTAL ELLIPSIS}"]
+    return "\n".join(broken)
+
+
 def label_points(axes: Axes, names: Sequence[str], x: Sequence[float], estimates: Sequence[Estimate]) -> None:
     """Write each name beside its point (x, estimate) so that it covers no other name, point or bar."""
     figure = axes.get_figure(root=True)
@@ -117,7 +153,7 @@ def label_points(axes: Axes, names: Sequence[str], x: Sequence[float], estimates
     taken = [box for at, estimate in pairs for box in _marks(axes, at, estimate)]
     frame = axes.get_window_extent()
     for name, (at, estimate) in zip(names, pairs, strict=True):
-        taken.append(_place(axes, (at, estimate.value), name, taken, frame))
+        taken.append(_place(axes, (at, estimate.value), fitted(name), taken, frame))
 
 
 def _marks(axes: Axes, at: float, estimate: Estimate) -> tuple[Bbox, Bbox]:
@@ -174,7 +210,8 @@ def _outside(box: Bbox, frame: Bbox) -> float:
 
 def legend(figure: Figure, axes: Axes) -> None:
     """Put the axes' legend above them, in as many columns as fit; the figure grows with more than two rows of it."""
-    handles, names = axes.get_legend_handles_labels()
+    handles, full = axes.get_legend_handles_labels()
+    names = [fitted(name, 44, 1) for name in full]
     room = WIDTH / (0.085 * max(map(len, names)) + 0.55)
     columns = max(1, min(int(room), len(names)))
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, math.ceil(len(names) / columns) - 2))

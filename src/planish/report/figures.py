@@ -18,14 +18,18 @@ from planish.report.drawing import (
     PAPER,
     VERMILION,
     Plate,
+    Spot,
     blank,
+    fitted,
     hide,
     label_points,
     legend,
+    spots,
     styled,
 )
 from planish.report.entry import Entry, attack_names, images_text, percent, threat
 
+READINGS = 9  # points of a curve that can be read in the page
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -40,18 +44,18 @@ def accuracies(entries: Sequence[Entry]) -> Plate:
     """Clean and robust accuracy per method, a dot with its 95 % interval for each attack."""
     shown = _shown_attacks(entries)
     step = 0.14 * (1 + len(shown)) + 0.2
-    figure = blank(1.0 + step * len(entries))
+    figure = blank(1.2 + step * len(entries))
     axes = figure.add_subplot()
     for place, attack in enumerate([None, *shown]):
         offset = (place - len(shown) / 2) * 0.14 / step
         _dots(axes, entries, attack, place, offset)
-    axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
+    axes.set_yticks(range(len(entries)), [fitted(entry.name) for entry in entries])
     axes.set_ylim(len(entries) - 0.5, -0.5)
     percent_axis(axes, "x")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     hide(axes, "left")
-    robust = f", robust at {threat(entries[0].evaluation)}" if shown else ""
+    robust = f",\nrobust at {threat(entries[0].evaluation)}" if shown else ""
     axes.set_xlabel(f"Accuracy on {images_text(entries)}{robust}")
     legend(figure, axes)
     return Plate("accuracy", *_accuracy_words(entries), figure)
@@ -132,7 +136,10 @@ def costs(entries: Sequence[Entry]) -> Plate | None:
     axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
     axes.set_title(f"after {_suites(known)}; {images_text(known)}", fontsize=9, color=MUTED)
     label_points(axes, [entry.name for entry in known], passes, estimates)
-    return Plate("cost", *_cost_words(known), figure)
+    words = [
+        f"{entry.name}: {percent(entry.evaluation.robust_accuracy())} at {entry.passes:.3g} passes" for entry in known
+    ]
+    return Plate("cost", *_cost_words(known), figure, spots(axes, passes, values, words))
 
 
 def _passes_axis(axes: Axes, passes: Sequence[float]) -> None:
@@ -184,7 +191,18 @@ def spending(entries: Sequence[Entry]) -> Plate | None:
     axes.set_xlabel("Forward and backward passes spent, per test image")
     axes.set_ylabel(f"Accuracy, {threat(curves[0][0].evaluation)}")
     legend(figure, axes)
-    return Plate("spent", *_spending_words(curves), figure)
+    return Plate("spent", *_spending_words(curves), figure, _readings(axes, curves))
+
+
+def _readings(axes: Axes, curves: Sequence[tuple[Entry, list[tuple[float, float]]]]) -> tuple[Spot, ...]:
+    """Return a few points of each curve, evenly spread over its logarithmic axis, to be read."""
+    chosen = []
+    for entry, points in curves:
+        logs = np.log([passes for passes, _ in points])
+        rows = np.searchsorted(logs, np.linspace(logs[0], logs[-1], READINGS) + 1e-9, side="right") - 1
+        chosen += [(entry.name, *points[row]) for row in dict.fromkeys(rows.tolist())]
+    words = [f"{name}: {share:.1%} after {passes:,.0f} passes" for name, passes, share in chosen]
+    return spots(axes, [passes for _, passes, _ in chosen], [share for *_, share in chosen], words)
 
 
 def _spending_words(curves: Sequence[tuple[Entry, list[tuple[float, float]]]]) -> tuple[str, str, str]:
@@ -209,7 +227,7 @@ def margins(entries: Sequence[Entry]) -> Plate | None:
     rows = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
     for axes, entry, values in zip(rows, known, final, strict=True):
         _histogram(axes, values, edges)
-        axes.set_title(f"{entry.name}: {np.count_nonzero(values >= 0):,} of {entry.size:,} broken")
+        axes.set_title(f"{fitted(entry.name, 30, 1)}: {np.count_nonzero(values >= 0):,} of {entry.size:,} broken")
     rows[-1].set_xlabel("Final margin (best wrong logit minus true logit)")
     return Plate("margins", *_margin_words(known, final), figure)
 
@@ -260,6 +278,8 @@ def curves(entries: Sequence[Entry]) -> Plate | None:
         axes.set_title(key.replace("_", " ").capitalize())
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if np.diff(axes.get_xlim()) < 1:
+            axes.set_xlim(np.mean(axes.get_xlim()) - 1, np.mean(axes.get_xlim()) + 1)
         if "accuracy" in key:
             percent_axis(axes, "y")
     for axes in grid[len(keys) :]:

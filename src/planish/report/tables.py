@@ -146,9 +146,10 @@ def markdown(table: Table) -> str:
     """Write a table in GitHub's Markdown, the caption above it."""
     rule = ["---", *("---:" for _ in table.headers[1:])]
     lines = [table.headers, rule, *table.rows]
-    body = ["| " + " | ".join(map(_escaped, line)) + " |" for line in lines]
-    return "\n".join([_escaped(table.caption), "", *body]) + "\n"
+    body = ["| " + " | ".join(map(markdown_text, line)) + " |" for line in lines]
+    return "\n".join([markdown_text(table.caption), "", *body]) + "\n"
 
 
-def _escaped(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Escape what Markdown would take for markup; line breaks become spaces."""
     return re.sub(r"([\\|`*_<]|\](?=\())", r"\\\1", " ".join(text.split()))

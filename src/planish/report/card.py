@@ -1,0 +1,138 @@
+"""A robustness card: a model card of the Hugging Face Hub, its metadata in YAML and a short text."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from planish.estimates import Estimate, counts
+from planish.report.audited import VERDICTS, Dossier, overall, sentences
+from planish.report.entry import Entry, percent, radius_text
+from planish.report.tables import markdown, markdown_text, table
+
+_TASK = {"type": "image-classification", "name": "Image classification"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An accuracy of one model and what it holds for; attack "none" and radius 0 for clean images."""
+
+    model: str
+    dataset: str
+    attack: str
+    norm: str
+    radius: float
+    estimate: Estimate
+
+    @property
+    def title(self) -> str:
+        """The metric's name."""
+        if self.attack == "none":
+            return "Clean accuracy"
+        return f"Robust accuracy, {self.norm} radius {radius_text(self.radius)}, after {self.attack}"
+
+
+def claims(entries: Sequence[Entry]) -> list[Claim]:
+    """Return the clean and the robust accuracy of each entry."""
+    found = []
+    for entry in entries:
+        record = entry.evaluation
+        data = str(record.meta.get("data", {}).get("name") or "unknown")
+        found.append(Claim(entry.name, data, "none", record.norm, 0.0, record.clean_accuracy()))
+        if record.columns:
+            attacks = " + ".join(record.asked)
+            found.append(Claim(entry.name, data, attacks, record.norm, record.radius, record.robust_accuracy()))
+    return found
+
+
+def card(entries: Sequence[Entry]) -> str:
+    """Return the card of these models."""
+    return _card(claims(entries), "Robustness", [])
+
+
+def audit_card(dossier: Dossier) -> str:
+    """Return the card of an audited model, the audit's verdict in its text."""
+    attack = " + ".join(dossier.attacks) or "none"
+    data = dossier.dataset or "unknown"
+    claim = Claim(dossier.name, data, attack, dossier.norm, dossier.radius, dossier.headline)
+    verdict = f"Audit: {VERDICTS[overall(dossier.findings)].lower()}."
+    return _card([claim], f"Robustness of {dossier.name}", [verdict, *sentences(dossier.findings)])
+
+
+def _card(found: Sequence[Claim], title: str, remarks: Sequence[str]) -> str:
+    rows = [[(text, None) for text in _texts(claim)] for claim in found]
+    caption = "Shares of the images classified correctly, with 95% Wilson intervals."
+    headers = ("Model", "Data", "Attack", "Threat", "Images", "Accuracy")
+    text = [f"# {markdown_text(title)}", "", *(line for one in remarks for line in (markdown_text(one), ""))]
+    text += [markdown(table(caption, headers, rows))]
+    text += ["Robust accuracy is an upper bound: it holds for the attack named beside it, at that norm and radius"]
+    text += ["(pixels of [0, 1]). A stronger attack may break more. Measured by planish."]
+    return "\n".join(["---", yaml(metadata(found)), "---", "", *text]) + "\n"
+
+
+def _texts(claim: Claim) -> list[str]:
+    threat = "clean images" if claim.attack == "none" else f"{claim.norm} radius {radius_text(claim.radius)}"
+    return [claim.model, claim.dataset, claim.attack, threat, f"{claim.estimate.total:,}", percent(claim.estimate)]
+
+
+def metadata(found: Sequence[Claim]) -> dict[str, Any]:
+    """Return a model card's metadata: "model-index" with a result for each model and data set."""
+    models = dict.fromkeys(claim.model for claim in found)
+    index = [{"name": name, "results": _results([one for one in found if one.model == name])} for name in models]
+    tags = ["robustness", "adversarial-robustness"]
+    return {"pipeline_tag": "image-classification", "tags": tags, "model-index": index}
+
+
+def _results(found: Sequence[Claim]) -> list[dict[str, Any]]:
+    sets = dict.fromkeys(claim.dataset for claim in found)
+    return [
+        {
+            "task": _TASK,
+            "dataset": {"name": name, "type": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"},
+            "metrics": [_metric(claim) for claim in found if claim.dataset == name],
+        }
+        for name in sets
+    ]
+
+
+def _metric(claim: Claim) -> dict[str, Any]:
+    args = {"attack": claim.attack, "norm": claim.norm, "radius": claim.radius, **counts(claim.estimate)}
+    return {"type": "accuracy", "name": claim.title, "value": claim.estimate.value, "args": args}
+
+
+def yaml(document: Mapping[str, Any]) -> str:
+    """Write mappings, lists and plain values as block YAML 1.1 and 1.2; every text is double-quoted."""
+    return "\n".join(_mapping(document))
+
+
+def _mapping(document: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, Mapping | list) and value:
+            body = _mapping(value) if isinstance(value, Mapping) else _list(value)
+            lines += [f"{key}:", *(f"  {line}" for line in body)]
+        else:
+            lines.append(f"{key}: {_scalar(value)}")
+    return lines
+
+
+def _list(values: Sequence[Any]) -> list[str]:
+    lines = []
+    for value in values:
+        first, *rest = _mapping(value) if isinstance(value, Mapping) else [_scalar(value)]
+        lines += [f"- {first}", *(f"  {line}" for line in rest)]
+    return lines
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool | int | None):
+        return json.dumps(value)
+    if isinstance(value, float):
+        text = f"{value:.6f}".rstrip("0")  # never an exponent: YAML 1.1 reads 1e-05 as a text
+        return (text + "0" if text.endswith(".") else text) if math.isfinite(value) else "null"
+    text = json.dumps(str(value), ensure_ascii=False) if value not in ([], {}) else json.dumps(value)
+    return re.sub(
+        "[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]", lambda one: f"\\u{ord(one.group()):04x}", text
+    )

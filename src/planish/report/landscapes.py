@@ -1,0 +1,231 @@
+"""Figures of the geometry behind an audit, each from plain arrays; a scale's colours are the same in dark and light."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from planish.errors import BadInput
+from planish.report.drawing import (
+    BLUE,
+    INK,
+    MARKERS,
+    MUTED,
+    PALETTE,
+    PAPER,
+    VERMILION,
+    Plate,
+    blank,
+    fitted,
+    hide,
+    legend,
+    spots,
+    styled,
+)
+
+Array = NDArray[Any]
+
+SHADES = LinearSegmentedColormap.from_list("planish", ["#f1f5f8", "#9cc3dd", "#2f7fb5", "#0a3a5c"])
+LABELLED = 13  # rows and columns of a surface that can be read, at most
+MANY = 2000  # marks; more are drawn as one picture
+
+
+@styled()
+def loss_surface(along: Array, across: Array, values: Array, *, quantity: str = "Loss", name: str = "") -> Plate:
+    """Contours of a quantity over a plane through an image.
+
+    along (A,): steps in the adversarial direction, across (B,): in a random one, both in pixels of [0,1] and ascending;
+    values (B,A). Raises BadInput for other shapes.
+    """
+    _shaped("values", values, (len(across), len(along)))
+    figure = blank(3.7)
+    axes = figure.add_subplot()
+    filled = axes.contourf(along, across, values, levels=14, cmap=SHADES)
+    axes.contour(along, across, values, levels=filled.levels, colors=MUTED, linewidths=0.5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+    axes.plot(0, 0, marker="o", color=INK, markerfacecolor=PAPER, markersize=7)
+    axes.grid(visible=False)
+    axes.set_xlabel("Adversarial direction, pixels of [0, 1]")
+    axes.set_ylabel("Random direction")
+    figure.colorbar(filled, ax=axes, label=quantity, shrink=0.9, pad=0.02).outline.set_visible(False)
+    rows, columns = _thinned(len(across)), _thinned(len(along))
+    grid = [(float(along[c]), float(across[r]), float(values[r, c])) for r in reversed(rows) for c in columns]
+    words = [f"{quantity} {value:.4g} at {x:.3g}, {y:.3g}" for x, y, value in grid]
+    of = f", {name}" if name else ""
+    caption = (
+        f"{quantity} round one image{of} (the circle), over the direction of an attack and a random one. Even, parallel"
+        " bands mean that the loss is close to linear; a cliff or an island that small steps do not see means that"
+        " gradients mislead. Point at it to read values."
+    )
+    alt = f"Contour plot{of}. {quantity} from {values.min():.4g} to {values.max():.4g}; {_at_origin(grid, quantity)}."
+    read = spots(axes, [x for x, *_ in grid], [y for _, y, _ in grid], words)
+    return Plate("surface", f"{quantity} surface", caption, alt, figure, read)
+
+
+def _thinned(count: int) -> list[int]:
+    return list(dict.fromkeys(np.linspace(0, count - 1, min(count, LABELLED)).round().astype(int).tolist()))
+
+
+def _at_origin(grid: Sequence[tuple[float, float, float]], quantity: str) -> str:
+    x, y, value = min(grid, key=lambda point: math.hypot(point[0], point[1]))
+    return f"{quantity.lower()} {value:.4g} at {x:.3g}, {y:.3g}"
+
+
+@styled()
+def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linearity measure gamma") -> Plate:
+    """Histograms of a non-negative number per image, one row per model, on one axis. gammas: name -> (N,), finite."""
+    _some(gammas)
+    joined = np.concatenate([np.ravel(values) for values in gammas.values()])
+    edges = np.linspace(0, float(np.percentile(joined, 99)) or 1.0, 50)
+    figure = blank(0.75 + 0.8 * len(gammas))
+    rows = figure.subplots(len(gammas), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(rows, gammas.items(), strict=True):
+        middle = float(np.median(values))
+        axes.hist(np.clip(values, 0, edges[-1]), bins=edges.tolist(), color=BLUE, histtype="stepfilled")
+        axes.axvline(middle, color=VERMILION, linewidth=1.6)
+        axes.set_title(f"{fitted(name, 30, 1)}: median {middle:.3g}")
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        hide(axes, "left")
+    rows[-1].set_xlabel(quantity)
+    caption = (
+        f"{quantity}, over the images of each model; the line is the median, the last bin holds all values beyond."
+        " Near 0 the loss is close to linear in the ball, and an attack of few steps tells the truth."
+    )
+    facts = [f"{name}: median {np.median(v):.3g}, 95% below {np.percentile(v, 95):.3g}" for name, v in gammas.items()]
+    return Plate("gamma", "How linear the loss is", caption, f"Histograms. {'; '.join(facts)}.", figure)
+
+
+@styled()
+def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Array, *, images: int = 0) -> Plate:
+    """Accuracy after attacks of so many steps and restarts as a heat map. accuracy (R,S) in [0,1]. Raises BadInput.
+
+    Qin et al., "Adversarial Robustness through Local Linearization", 2019, figure 3.
+    """
+    _shaped("accuracy", accuracy, (len(restarts), len(steps)))
+    figure = blank(1.2 + 0.42 * len(restarts))
+    axes = figure.add_subplot()
+    axes.pcolormesh(accuracy, cmap=SHADES, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
+    for row, column in np.ndindex(*accuracy.shape):
+        share = float(accuracy[row, column])
+        colour = "#ffffff" if share > 0.55 else "#101418"
+        axes.text(column + 0.5, row + 0.5, f"{100 * share:.1f}", ha="center", va="center", fontsize=10, color=colour)
+    axes.set_xticks(np.arange(len(steps)) + 0.5, [str(number) for number in steps])
+    axes.set_yticks(np.arange(len(restarts)) + 0.5, [str(number) for number in restarts])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    hide(axes, "left", "bottom")
+    axes.set_xlabel("Steps")
+    axes.set_ylabel("Restarts")
+    weakest, strongest = float(accuracy.max()), float(accuracy.min())
+    on = f" on {images:,} images" if images else ""
+    caption = (
+        f"Accuracy in percent{on} after PGD of so many steps and restarts. A model that needs many of both to fall"
+        " hides its gradients; one whose columns are all alike does not."
+    )
+    alt = f"Heat map of accuracy by steps and restarts, from {weakest:.1%} down to {strongest:.1%}."
+    return Plate("steps-restarts", "Accuracy by steps and restarts", caption, alt, figure)
+
+
+@styled()
+def weight_landscape(distances: Array, losses: Mapping[str, Array], *, quantity: str = "Adversarial loss") -> Plate:
+    """Loss along random directions in the weights, a line for each model.
+
+    distances (S,): steps in filter-normalized directions; losses: name -> (D,S), D directions. Raises BadInput.
+    """
+    _some(losses)
+    figure = blank(3.4)
+    axes = figure.add_subplot()
+    for place, (name, values) in enumerate(losses.items()):
+        _shaped(f"losses of '{name}'", values, (len(values), len(distances)))
+        _band(axes, distances, values, name, place)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("Distance in the weights, in filter norms")
+    axes.set_ylabel(quantity)
+    legend(figure, axes)
+    caption = (
+        f"{quantity} as all weights move along random, filter-normalized directions: mean as a line, least to"
+        " largest as a band. A flatter valley goes with a smaller gap between training and test robustness."
+    )
+    ends = [
+        f"{name}: {v.mean(0).min():.3g} at its lowest, {v.mean(0).max():.3g} at its highest"
+        for name, v in losses.items()
+    ]
+    return Plate("weights", "Loss round the weights", caption, f"Line plot. {'; '.join(ends)}.", figure)
+
+
+def _band(axes: Axes, x: Array, values: Array, name: str, place: int) -> None:
+    colour = PALETTE[place % len(PALETTE)]
+    axes.plot(x, values.mean(0), color=colour, marker=MARKERS[place % len(MARKERS)], markersize=3.5, label=name)
+    if len(values) > 1:
+        axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.16, linewidth=0)
+
+
+@styled()
+def bounds(lower: Array, upper: Array, *, norm: str = "Linf", radius: float | None = None) -> Plate:
+    """Lower bound of each image's adversarial distance against the upper bound.
+
+    lower, upper (N,): pixels of [0,1]; images with an infinite upper bound are counted, not drawn. Raises BadInput.
+    """
+    _shaped("upper", upper, lower.shape)
+    known = np.isfinite(upper) & np.isfinite(lower)
+    if not known.any():
+        raise BadInput("A scatter of bounds needs at least one image with both bounds finite.")
+    figure = blank(3.9)
+    axes = figure.add_subplot()
+    crossed = known & (lower > upper)
+    end = 1.06 * float(max(lower[known].max(), upper[known].max())) or 1.0
+    axes.plot([0, end], [0, end], color=MUTED, linewidth=1)
+    for part, colour, marker in ((known & ~crossed, BLUE, "o"), (crossed, VERMILION, "^")):
+        size = 12 if colour == BLUE else 24
+        axes.scatter(
+            upper[part],
+            lower[part],
+            s=size,
+            color=colour,
+            marker=marker,
+            alpha=0.6,
+            linewidths=0,
+            rasterized=len(lower) > MANY,
+        )
+    if radius is not None:
+        axes.axvline(radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.axhline(radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(xlim=(0, end), ylim=(0, end))
+    axes.set_xlabel(f"Upper bound: {norm} distance of the nearest image found")
+    axes.set_ylabel("Lower bound")
+    return Plate("bounds", "Between the bounds", *_bounds_words(lower, upper, known, crossed, radius), figure)
+
+
+def _bounds_words(lower: Array, upper: Array, known: Array, crossed: Array, radius: float | None) -> tuple[str, str]:
+    caption = (
+        "Each image's adversarial distance lies between its lower bound and the distance of the nearest adversarial"
+        " image found: the closer to the line, the better it is known. Above the line the two contradict each"
+        f" other: {np.count_nonzero(crossed):,} of {np.count_nonzero(known):,} images."
+    )
+    if radius is not None:
+        caption += " The dashed lines are the radius."
+    if not known.all():
+        caption += f" Not drawn: {np.count_nonzero(~known):,} images without both."
+    ratio = float(np.median(lower[known] / np.maximum(upper[known], 1e-12)))
+    alt = (
+        f"Scatter plot. Median lower bound {np.median(lower[known]):.3g}, median upper bound"
+        f" {np.median(upper[known]):.3g}, median ratio {ratio:.2f}; {np.count_nonzero(crossed):,} images contradict."
+    )
+    return caption, alt
+
+
+def _shaped(what: str, values: Array, shape: tuple[int, ...]) -> None:
+    if values.shape != shape or not np.size(values):
+        raise BadInput(f"{what} must have shape {shape} and not be empty, got {values.shape}")
+
+
+def _some(values: Mapping[str, Array]) -> None:
+    if not values or any(not np.size(one) for one in values.values()):
+        raise BadInput("this figure needs at least one model with values")

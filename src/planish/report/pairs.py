@@ -1,0 +1,156 @@
+"""Models compared two by two, image by image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from planish.errors import BadInput
+from planish.estimates import Difference, Estimate, paired_interval
+from planish.report.drawing import BLUE, INK, Plate, blank, fitted, hide, styled
+from planish.report.entry import Entry, check, percent, threat
+from planish.report.tables import Cell, Table, table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on the same images. ``only_first``, ``only_second``: ids of the images that one alone gets right."""
+
+    first: Entry
+    second: Entry
+    difference: Difference
+    only_first: tuple[int, ...]
+    only_second: tuple[int, ...]
+
+    @property
+    def words(self) -> str:
+        """Who is ahead, or that it is too close to call."""
+        if self.difference.low > 0:
+            return f"{self.first.name} is ahead"
+        return f"{self.second.name} is ahead" if self.difference.high < 0 else "too close to call"
+
+    @property
+    def alike(self) -> bool:
+        """True if both were judged by the same attacks."""
+        return self.first.evaluation.asked == self.second.evaluation.asked
+
+
+def pairs(entries: Sequence[Entry]) -> list[Pair]:
+    """Compare each two entries. Raises BadInput as for a report, for fewer than two, and for other images."""
+    check(entries)
+    if len(entries) < 2:
+        raise BadInput("A comparison needs at least two evaluations.")
+    for entry in entries[1:]:
+        _check_images(entries[0], entry)
+    return [_pair(first, second) for first, second in combinations(entries, 2)]
+
+
+def _check_images(one: Entry, other: Entry) -> None:
+    a, b = one.evaluation, other.evaluation
+    digests = [record.meta.get("data", {}).get("digest") for record in (a, b)]
+    same = np.array_equal(a.indices, b.indices) and np.array_equal(a.labels, b.labels)
+    if not same or (None not in digests and digests[0] != digests[1]):
+        told = [f"{entry.name} on {entry.size:,} of {_data(entry)}" for entry in (one, other)]
+        raise BadInput(
+            f"A paired comparison needs the same images, got {' and '.join(told)}; evaluate both with the same"
+            " --data and --limit, or put them side by side with: planish report"
+        )
+
+
+def _data(entry: Entry) -> str:
+    return str(entry.evaluation.meta.get("data", {}).get("name", "an unnamed data set"))
+
+
+def _pair(first: Entry, second: Entry) -> Pair:
+    one, other = first.evaluation.survivors(), second.evaluation.survivors()
+    ids = first.evaluation.indices
+    only = [tuple(int(index) for index in ids[mask]) for mask in (one & ~other, other & ~one)]
+    return Pair(first, second, paired_interval(one, other), *only)
+
+
+def points(difference: Difference) -> str:
+    """Write a difference in percentage points with its interval, such as "+1.2 [-0.4, 2.8]"."""
+    text = f"{100 * difference.value:+.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def paired_rows(found: Sequence[Pair]) -> Table:
+    """One row per pair: both accuracies, their difference in points, the images on which they differ."""
+    headers = (
+        "First",
+        "Second",
+        "First keeps",
+        "Second keeps",
+        "Difference, points",
+        "Only first",
+        "Only second",
+        "Outcome",
+    )
+    caption = (
+        f"Pairs on the same {found[0].difference.total:,} images at {threat(found[0].first.evaluation)}, after the"
+        " attacks on each. Difference with its 95% interval for pairs (Newcombe, method 10). Only first: images that"
+        " the first model alone gets right."
+    )
+    others = [f"{pair.first.name} and {pair.second.name}" for pair in found if not pair.alike]
+    if others:
+        caption += f" Not judged by the same attacks: {'; '.join(others)}."
+    return table(caption, headers, [_row(pair) for pair in found])
+
+
+def _row(pair: Pair) -> list[Cell]:
+    shares = [entry.evaluation.robust_accuracy() for entry in (pair.first, pair.second)]
+    cells: list[Cell] = [(pair.first.name, None), (pair.second.name, None)]
+    cells += [(percent(share), share.value) for share in shares]
+    cells.append((points(pair.difference), pair.difference.value))
+    cells += [(f"{len(only):,}", len(only)) for only in (pair.only_first, pair.only_second)]
+    return [*cells, (pair.words, None)]
+
+
+@styled()
+def paired_plate(found: Sequence[Pair]) -> Plate:
+    """Differences with their intervals, one row per pair, beside the line of no difference."""
+    figure = blank(0.9 + (0.46 if any("\n" in _versus(pair) for pair in found) else 0.34) * len(found))
+    axes = figure.add_subplot()
+    rows = list(range(len(found)))
+    values = [100 * pair.difference.value for pair in found]
+    below = [max(100 * (pair.difference.value - pair.difference.low), 0.0) for pair in found]
+    above = [max(100 * (pair.difference.high - pair.difference.value), 0.0) for pair in found]
+    axes.errorbar(values, rows, xerr=(below, above), fmt="o", color=BLUE, markersize=6, elinewidth=1.6)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(rows, [_versus(pair) for pair in found])
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlabel("Difference in percentage points")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    hide(axes, "left")
+    caption = (
+        f"Accuracy of the first model minus that of the second on the same {found[0].difference.total:,} images at"
+        f" {threat(found[0].first.evaluation)}, with 95% intervals for pairs. An interval that crosses the line does"
+        " not tell the two apart."
+    )
+    facts = [f"{pair.first.name} minus {pair.second.name}: {points(pair.difference)} points" for pair in found]
+    return Plate("paired", "Differences, image by image", caption, f"Interval plot. {'; '.join(facts)}.", figure)
+
+
+def _versus(pair: Pair) -> str:
+    first, second = (fitted(entry.name, 22, 1) for entry in (pair.first, pair.second))
+    gap = " " if len(first + second) < 22 else "\n"
+    return f"{first}{gap}\N{MINUS SIGN} {second}"
+
+
+def pair_facts(pair: Pair) -> dict[str, Any]:
+    """Return a pair's numbers as one JSON-able document."""
+    first, second = (Estimate.of(entry.evaluation.survivors()) for entry in (pair.first, pair.second))
+    return {
+        "first": pair.first.name,
+        "second": pair.second.name,
+        "accuracies": [first.value, second.value],
+        "difference": pair.difference.value,
+        "interval95": [pair.difference.low, pair.difference.high],
+        "images": pair.difference.total,
+        "same_attacks": pair.alike,
+        "only_first": list(pair.only_first),
+        "only_second": list(pair.only_second),
+    }

@@ -1,0 +1,193 @@
+"""The pages' HTML: templates filled with what the report and the audit say."""
+
+import math
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Self
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from planish.estimates import Estimate
+from planish.report import audited
+from planish.report.audited import Dossier, Finding
+from planish.report.drawing import Plate, to_svg
+from planish.report.entry import Entry, images_text, threat
+from planish.report.gallery import data_uri, gallery_caption, shots
+from planish.report.nearest import image_rows, rows_for
+from planish.report.pairs import Pair, paired_rows
+from planish.report.tables import cost_rows, summary_rows
+from planish.report.verdict import verdict
+
+LISTED = 40  # values of a list that a page shows
+
+
+def plain(value: Any) -> Any:
+    """Turn arrays, tuples and numpy numbers into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A bar at the top of a page: a share with its interval, and the clean share where that is another; in percent."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    clean: float | None = None
+
+    @classmethod
+    def of(cls, name: str, estimate: Estimate, clean: Estimate | None = None) -> Self:
+        """Return the bar of an estimate."""
+        value, low, high = (100 * part for part in (estimate.value, estimate.low, estimate.high))
+        return cls(name, value, low, high, None if clean is None else 100 * clean.value)
+
+    @property
+    def interval(self) -> str:
+        """The interval in brackets."""
+        return f"[{self.low:.1f}, {self.high:.1f}]"
+
+
+def render(
+    entries: Sequence[Entry],
+    title: str,
+    provenance: Mapping[str, Any],
+    drawn: Sequence[Plate],
+    pairs: Sequence[Pair] = (),
+) -> str:
+    """Return the report's page as one HTML document that asks the network for nothing."""
+    headline, *remarks = map(_unbroken, verdict(entries))
+    most = rows_for(entries)
+    return _page(
+        "page.html.j2",
+        provenance,
+        title=title,
+        headline=headline,
+        remarks=remarks,
+        terms=f"{threat(entries[0].evaluation)} · {images_text(entries)}",
+        scores=[_score(entry) for entry in entries],
+        attacked=any(entry.evaluation.columns for entry in entries),
+        summary=summary_rows(entries),
+        paired=paired_rows(pairs) if pairs else None,
+        costs=cost_rows(entries),
+        figures=_drawings(drawn),
+        galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
+        images=[(entry.name, image_rows(entry, most)) for entry in entries],
+        models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries],
+        commands=_commands(entries, provenance),
+    )
+
+
+def render_audit(dossier: Dossier, figures: Sequence[Plate] = ()) -> str:
+    """Return the audit's page as one HTML document that asks the network for nothing."""
+    headline, *remarks = audited.sentences(dossier.findings)
+    return _page(
+        "audit.html.j2",
+        dossier.provenance,
+        title=dossier.name,
+        verdict=audited.overall(dossier.findings),
+        headline=headline,
+        remarks=remarks,
+        terms=dossier.terms,
+        scores=[Score.of("Robust accuracy", dossier.headline)],
+        groups=[(kind, [_shown(one) for one in found]) for kind, found in audited.grouped(dossier.findings)],
+        symbols=audited.SYMBOLS,
+        names=audited.NAMES,
+        words=audited.VERDICTS,
+        rows=audited.finding_rows(dossier.findings),
+        figures=_drawings(figures),
+        models=[],
+        commands=[_line(command) for command in dossier.provenance.get("commands", [])],
+    )
+
+
+def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
+    """Fill a template. The page's policy lets it run this one script and load nothing."""
+    environment = Environment(
+        loader=PackageLoader("planish.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = environment.get_template("script.html.j2").render()
+    facts = {key: value for key, value in plain(provenance).items() if key != "commands"}
+    content |= {"facts": flat(facts), "data_uri": data_uri, "script": Markup(script)}
+    content["script_digest"] = b64encode(sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(**content)
+
+
+def _drawings(drawn: Sequence[Plate]) -> list[tuple[Plate, Markup]]:
+    return [(plate, Markup(to_svg(plate))) for plate in drawn]  # our own drawing, its text escaped by it
+
+
+def _score(entry: Entry) -> Score:
+    record = entry.evaluation
+    if not record.columns:
+        return Score.of(entry.name, record.clean_accuracy())
+    return Score.of(entry.name, record.robust_accuracy(), record.clean_accuracy())
+
+
+def _shown(finding: Finding) -> dict[str, Any]:
+    """Return a finding as the template takes it."""
+    return {
+        "check": finding.check,
+        "statistic": audited.number(finding.statistic, finding.unit),
+        "against": audited.held_against(finding),
+        "scale": Markup(audited.scale(finding)),  # our own drawing, its text escaped by it
+        "meaning": finding.meaning,
+        "advice": finding.advice,
+        "evidence": flat(plain(finding.evidence)),
+        "passes": finding.passes,
+    }
+
+
+def _origin(entry: Entry) -> dict[str, Any]:
+    """What an evaluation says about itself, less what the tables show and the lists too long to read."""
+    meta = {key: value for key, value in entry.evaluation.meta.items() if key not in ("command", "clean")}
+    data = {key: value for key, value in meta.get("data", {}).items() if key != "classes"}
+    return meta | ({"data": data} if data else {})
+
+
+def flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Turn nested facts into (dotted name, text) pairs."""
+    pairs = []
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{prefix}{key}.")
+        else:
+            pairs.append((f"{prefix}{key}", _listed(value) if isinstance(value, list) else str(value)))
+    return pairs
+
+
+def _listed(values: Sequence[Any]) -> str:
+    """Write a list's first values, and how many are left out."""
+    rest = f" and {len(values) - LISTED:,} more" if len(values) > LISTED else ""
+    return ", ".join(map(str, values[:LISTED])) + rest
+
+
+def _line(command: Any) -> str:
+    return command if isinstance(command, str) else " ".join(command)
+
+
+def _commands(entries: Sequence[Entry], provenance: Mapping[str, Any]) -> list[str]:
+    given = [*provenance.get("commands", []), *(entry.evaluation.meta.get("command") for entry in entries)]
+    return list(dict.fromkeys(_line(command) for command in given if command))
+
+
+def _unbroken(sentence: str) -> str:
+    """Keep an interval on one line."""
+    return re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", sentence)
