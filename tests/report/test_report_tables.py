@@ -8,6 +8,7 @@ import pytest
 from planish.errors import BadInput
 from planish.report import Entry, cost_rows, markdown, plain_text, summary_rows, verdict
 from planish.report.entry import Training, percent, radius_text
+from planish.report.figures import curves
 
 Make = Callable[..., Entry]
 
@@ -110,3 +111,25 @@ def test_entries_that_cannot_be_compared_are_refused(make: Make) -> None:
 )
 def test_radius_is_written_as_in_papers(radius: float, text: str) -> None:
     assert radius_text(radius) == text
+
+
+def test_alarms_of_the_guard_are_told_and_drawn(make: Make) -> None:
+    alarm = {"step": 75.0, "epoch": 2.0, "went_back": 1.0}
+    history = [
+        {"epoch": 1, "loss": 2.0, "a": 1.0, "b": 1.0, "c": 1.0, "guard_falling": 0.0},
+        {"epoch": 2, "loss": 1.0, "a": 1.0, "b": 1.0, "c": 1.0, "guard_falling": 0.4, "alarms": [alarm]},
+    ]
+    guarded = make("fgsm", 40, {"pgd": 10}, training={"history": history})
+    calm = make("pgd", 40, {"pgd": 20}, training={"history": history[:1]})
+    (told,) = [sentence for sentence in verdict([guarded, calm]) if "guard" in sentence]
+    assert told == (
+        "The guard saw fgsm collapse in training at step 75; training went back and on with the method hardened."
+    )
+    history[1]["alarms"] = [alarm, {**alarm, "step": 175.0, "went_back": 0.0}]
+    assert "at step 75 and step 175" in " ".join(verdict([guarded]))
+    plate, plain = curves([guarded, calm]), curves([calm])
+    assert plate is not None and plain is not None
+    assert "an alarm of the guard" in plate.caption and "an alarm of the guard" not in plain.caption
+    shown = [axes.get_title(loc="left") for axes in plate.figure.axes if axes.get_visible()]
+    assert shown == ["Loss", "A", "B", "C", "Guard falling"]
+    assert len(plate.figure.axes[0].lines) == 2 + 2

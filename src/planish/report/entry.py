@@ -67,6 +67,11 @@ class Entry:
         """The training's records, one per epoch."""
         return self.training.get("history", []) if self.training else []
 
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        """The guard's alarms while it was trained."""
+        return [alarm for record in self.history for alarm in record.get("alarms", [])]
+
     def class_name(self, number: int) -> str:
         """The class's name if the data set has one, else its number."""
         classes = self.evaluation.meta.get("data", {}).get("classes") or []

@@ -263,6 +263,10 @@ def _margin_words(known: Sequence[Entry], final: Sequence[np.ndarray[Any, Any]])
     return "How close the attacks came", caption, f"Histograms of final margins. {'; '.join(facts)}."
 
 
+WATCHED = ("guard_gradient_cosine", "guard_falling")
+"""What the guard saw that a page shows besides robustness."""
+
+
 @styled()
 def curves(entries: Sequence[Entry]) -> Plate | None:
     """Training curves: a panel for each recorded quantity, a line for each method."""
@@ -285,17 +289,18 @@ def curves(entries: Sequence[Entry]) -> Plate | None:
     for axes in grid[len(keys) :]:
         axes.set_visible(False)
     legend(figure, grid[0])
+    told = any(entry.alarms for entry in known)
     caption = (
         "Training, epoch by epoch. Losses of different methods are different quantities: compare their"
         " shapes, not their heights. A training accuracy that jumps up while robustness falls is the mark of"
-        " catastrophic overfitting."
+        f" catastrophic overfitting.{' Dotted lines: an alarm of the guard.' * told}"
     )
     alt = f"Line plots of {', '.join(keys).replace('_', ' ')} by epoch for {', '.join(e.name for e in known)}."
     return Plate("training", "Training curves", caption, alt, figure)
 
 
 def _recorded(entries: Sequence[Entry]) -> list[str]:
-    """The first four quantities that are a number in some epoch."""
+    """The first four quantities that are a number in some epoch, and what is more of robustness and the guard."""
     keys = dict.fromkeys(
         key
         for entry in entries
@@ -303,13 +308,15 @@ def _recorded(entries: Sequence[Entry]) -> list[str]:
         for key, value in record.items()
         if key not in ("epoch", "seconds") and isinstance(value, int | float) and math.isfinite(value)
     )
-    return list(keys)[:4]
+    return [key for place, key in enumerate(keys) if place < 4 or "robust" in key or key in WATCHED]
 
 
 def _curve(axes: Axes, entry: Entry, key: str, place: int) -> None:
     points = [(record.get("epoch", at), record.get(key)) for at, record in enumerate(entry.history, 1)]
     heights = [math.nan if value is None else float(value) for _, value in points]
     _line(axes, [float(epoch) for epoch, _ in points], heights, entry.name, place)
+    for alarm in entry.alarms:
+        axes.axvline(alarm["epoch"], color=PALETTE[place % len(PALETTE)], linestyle=":", linewidth=1.0)
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: int) -> None:

@@ -1,6 +1,7 @@
 """What the numbers say, in plain sentences derived from them and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,9 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
     check(entries)
     attacked = sorted(filter(_attacked, entries), key=_robust, reverse=True)
     if not attacked:
-        return [_clean_headline(entries), *_class_warnings(entries)]
+        return [_clean_headline(entries), *_alarms(entries), *_class_warnings(entries)]
     sentences = [_headline(attacked), *_lead(attacked), *_cheaper(attacked)]
-    return sentences + _overestimates(attacked) + _class_warnings(entries)
+    return sentences + _overestimates(attacked) + _alarms(entries) + _class_warnings(entries)
 
 
 def _attacked(entry: Entry) -> bool:
@@ -104,6 +105,17 @@ def _overestimates(ranked: Sequence[Entry]) -> list[str]:
                 f"the later attacks leave {percent(last)}."
             )
     return sentences
+
+
+def _alarms(entries: Sequence[Entry]) -> list[str]:
+    return [_alarmed(entry, entry.alarms) for entry in entries if entry.alarms]
+
+
+def _alarmed(entry: Entry, alarms: Sequence[Mapping[str, Any]]) -> str:
+    steps = _listed([f"step {alarm['step']:.0f}" for alarm in alarms])
+    back = sum(bool(alarm["went_back"]) for alarm in alarms)
+    then = "training went back and on with the method hardened" if back else "its method has nothing to harden"
+    return f"The guard saw {entry.name} collapse in training at {steps}; {then}."
 
 
 def _class_warnings(entries: Sequence[Entry]) -> list[str]:
