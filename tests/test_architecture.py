@@ -16,7 +16,7 @@ FILES = {".".join(path.relative_to(HOME).with_suffix("").parts): tree for path, 
 
 ORDER = [
     "errors",
-    "batch",
+    "batch black_box",
     "estimates files libraries losses modes passes provenance randomness registry threat",
     "objectives rules weight_perturbation",
     "tangent",
@@ -32,7 +32,7 @@ ORDER = [
     "configuration",
     "experiment",
     "runs",
-    "quickstart",
+    "auditing quickstart",
     "terminal",
     "cli",
 ]
@@ -40,7 +40,8 @@ ORDER = [
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SHARED = {"models.activations"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
-    "checkpoints", "data.cache", "distances", "experiment", "kept", "report.distances", "report.page", "results",
+    "audit.record", "checkpoints", "data.cache", "distances", "experiment", "kept", "report.distances", "report.page",
+    "results",
 }  # fmt: skip
 
 

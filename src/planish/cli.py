@@ -15,7 +15,9 @@ from planish.terminal import (
     alarm_words,
     console,
     epoch_words,
+    print_audit,
     print_json,
+    print_lines,
     print_rows,
     print_summary,
     progress_bars,
@@ -26,7 +28,6 @@ from planish.terminal import (
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from planish.configuration import Experiment
     from planish.evaluation import OnChunk, Update
 
 
@@ -56,7 +57,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Model = Annotated[
-    str, typer.Argument(help="Run folder, package.module:function, file.py:function, timm:NAME or hf:NAME.")
+    str,
+    typer.Argument(help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME or FILE.onnx."),
 ]
 Data = Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path.")]
 Radius = Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")]
@@ -131,11 +133,12 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model into a run folder."""
+    from planish.configuration import experiment_of
     from planish.experiment import train as run
     from planish.guard import EVERY
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
-    experiment = _experiment(config, named, set_ or [])
+    experiment = experiment_of(config, named, set_ or [])
     records = run(experiment, out, device=_device(device), resume=resume)
     last: dict[str, Any] = {}
     with progress_bars(quiet) as bars:
@@ -194,6 +197,54 @@ def evaluate(
         for record in judge(judged, task, out, device=device, resume=resume, on_chunk=on_chunk, built_by=built_by):
             bars.update(bar, completed=max(1, len(_begun(record.names))), note=record_words(record))
     _report([out], out, f"Robustness of {judged.name}", json_)
+
+
+@app.command()
+def audit(
+    model: Model,
+    data: Data,
+    radius: Radius,
+    norm: Norm = "Linf",
+    built_by: BuiltBy = None,
+    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
+    surrogates: Annotated[str, typer.Option(help="Other models with commas, each like MODEL: try their images.")] = "",
+    name: Annotated[str | None, typer.Option(help="What the audit calls the model.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many test images; the budget's by default.")
+    ] = None,
+    size: Size = None,
+    out: Out = Path("runs/audit"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look for reasons why a model's robustness is not real. Exit code 1 where a check fails."""
+    from planish.audit.auditor import checks
+    from planish.audit.record import to_json
+    from planish.auditing import audit_into
+    from planish.configuration import made
+    from planish.runs import Task, subject
+    from planish.threat import parse_threat
+
+    options = {"data": data, "threat": parse_threat(norm, radius), "attacks": (), "limit": limit, "seed": seed}
+    task = made(Task, options | {"surrogates": _names(surrogates), "size": size}, "audit")
+    device = _device(device)
+    judged = subject(model, device, built_by)
+    judged = replace(judged, name=name or judged.name)
+    with progress_bars(quiet) as bars:
+        bar = bars.add_task(judged.name, total=len(checks()), note="clean")
+
+        def on_chunk(update: "Update") -> None:
+            bars.update(bar, note=update_words(update))
+
+        for found in audit_into(judged, task, out, budget, device=device, on_chunk=on_chunk, built_by=built_by):
+            bars.update(
+                bar, completed=len(found.findings), note=f"{found.findings[-1].check}: {found.findings[-1].verdict}"
+            )
+    print_json(to_json(found)) if json_ else print_audit(found, out)
+    if found.verdict == "fail":
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -284,37 +335,16 @@ def report(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, attacks, suites, models or data.")],
+    what: Annotated[str, typer.Argument(help="methods, attacks, suites, models, data or checks.")],
     json_: Json = False,
 ) -> None:
-    """List the methods, attacks, suites, models or data sets by name."""
+    """List the methods, attacks, suites, models, data sets or checks by name."""
     from planish.registry import PACKAGES, components, describe
 
     if what not in PACKAGES:
         raise BadInput(f"cannot list '{what}'.{nearest(what, PACKAGES)} Known: {', '.join(PACKAGES)}")
     lines = {name: describe(component) for name, component in sorted(components(what).items())}
-    if json_:
-        print_json(lines)
-        return
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, line in lines.items():
-        table.add_row(name, line)
-    console().print(table)
-
-
-def _experiment(config: Path | None, named: dict[str, Any], overrides: Sequence[str]) -> "Experiment":
-    from planish.configuration import experiment_from, override, read
-
-    tree: dict[str, Any] = {"model": {"name": "small-cnn"}, "method": {"name": "standard"}}
-    tree |= read(config) if config else {}
-    for key, value in named.items():
-        if value is not None:
-            tree = override(tree, f"{key}={json.dumps(value)}")
-    for assignment in overrides:
-        tree = override(tree, assignment)
-    return experiment_from(tree)
+    print_json(lines) if json_ else print_lines(lines)
 
 
 def _device(name: str) -> str:
