@@ -10,12 +10,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from planish.arguments import (
+    BuiltBy,
+    Data,
+    Device,
+    Json,
+    Limit,
+    Model,
+    Norm,
+    Out,
+    Quiet,
+    Radius,
+    Resume,
+    Seed,
+    Size,
+    chosen_device,
+    names_in,
+)
 from planish.errors import BadInput, nearest
 from planish.terminal import (
     alarm_words,
+    begun,
     console,
     epoch_words,
+    print_audit,
     print_json,
+    print_lines,
     print_rows,
     print_summary,
     progress_bars,
@@ -26,7 +46,6 @@ from planish.terminal import (
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from planish.configuration import Experiment
     from planish.evaluation import OnChunk, Update
     from planish.report import Entry, Table
 
@@ -56,25 +75,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Model = Annotated[
-    str, typer.Argument(help="Run folder, package.module:function, file.py:function, timm:NAME or hf:NAME.")
-]
-Data = Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path.")]
-Radius = Annotated[str, typer.Option(help="In pixels of [0, 1], e.g. 8/255.")]
-Norm = Annotated[str, typer.Option(help="Linf or L2.")]
-BuiltBy = Annotated[
-    str | None, typer.Option(help="Function of yours that built a run's model; it is imported and called.")
-]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many test images.")]
-Size = Annotated[
-    int | None, typer.Option(help="Pixels that test images are brought to; what the run was trained for by default.")
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder already holds.")]
 DEFAULT_ATTACKS = "planish"
 
 
@@ -132,12 +132,13 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model into a run folder."""
+    from planish.configuration import experiment_of
     from planish.experiment import train as run
     from planish.guard import EVERY
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
-    experiment = _experiment(config, named, set_ or [])
-    records = run(experiment, out, device=_device(device), resume=resume)
+    experiment = experiment_of(config, named, set_ or [])
+    records = run(experiment, out, device=chosen_device(device), resume=resume)
     last: dict[str, Any] = {}
     with progress_bars(quiet) as bars:
         task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
@@ -179,11 +180,11 @@ def evaluate(
     from planish.runs import Task, judge, subject
     from planish.threat import parse_threat
 
-    names = _names(attacks)
+    names = names_in(attacks)
     options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit, "seed": seed}
-    options |= {"precision": precision, "keep_images": keep_images, "surrogates": _names(surrogates), "size": size}
+    options |= {"precision": precision, "keep_images": keep_images, "surrogates": names_in(surrogates), "size": size}
     task = made(Task, options, "evaluate")
-    device = _device(device)
+    device = chosen_device(device)
     judged = subject(model, device, built_by)
     judged = replace(judged, name=name or judged.name)
     with progress_bars(quiet) as bars:
@@ -193,8 +194,56 @@ def evaluate(
             bars.update(bar, note=update_words(update))
 
         for record in judge(judged, task, out, device=device, resume=resume, on_chunk=on_chunk, built_by=built_by):
-            bars.update(bar, completed=max(1, len(_begun(record.names))), note=record_words(record))
+            bars.update(bar, completed=max(1, len(begun(record.names))), note=record_words(record))
     _report([out], out, f"Robustness of {judged.name}", json_)
+
+
+@app.command()
+def audit(
+    model: Model,
+    data: Data,
+    radius: Radius,
+    norm: Norm = "Linf",
+    built_by: BuiltBy = None,
+    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
+    surrogates: Annotated[str, typer.Option(help="Other models with commas, each like MODEL: try their images.")] = "",
+    name: Annotated[str | None, typer.Option(help="What the audit calls the model.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many test images; the budget's by default.")
+    ] = None,
+    size: Size = None,
+    out: Out = Path("runs/audit"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look for reasons why a model's robustness is not real. Exit code 1 where a check fails."""
+    from planish.audit.auditor import checks
+    from planish.audit.record import to_json
+    from planish.auditing import audit_into
+    from planish.configuration import made
+    from planish.runs import Task, subject
+    from planish.threat import parse_threat
+
+    options = {"data": data, "threat": parse_threat(norm, radius), "attacks": (), "limit": limit, "seed": seed}
+    task = made(Task, options | {"surrogates": names_in(surrogates), "size": size}, "audit")
+    device = chosen_device(device)
+    judged = subject(model, device, built_by)
+    judged = replace(judged, name=name or judged.name)
+    with progress_bars(quiet) as bars:
+        bar = bars.add_task(judged.name, total=len(checks()), note="clean")
+
+        def on_chunk(update: "Update") -> None:
+            bars.update(bar, note=update_words(update))
+
+        for found in audit_into(judged, task, out, budget, device=device, on_chunk=on_chunk, built_by=built_by):
+            bars.update(
+                bar, completed=len(found.findings), note=f"{found.findings[-1].check}: {found.findings[-1].verdict}"
+            )
+    print_json(to_json(found)) if json_ else print_audit(found, out)
+    if found.verdict == "fail":
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -220,19 +269,19 @@ def distances(
     from planish.runs import DISTANCES, Task, measure, subject
     from planish.threat import parse_threat
 
-    names = _names(attacks)
+    names = names_in(attacks)
     options = {"data": data, "threat": parse_threat(norm, 0), "attacks": names, "limit": limit, "seed": seed}
     options |= {"size": size}
     task = made(Task, options, "distances")
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
-    judged = subject(model, _device(device), built_by)
+    judged = subject(model, chosen_device(device), built_by)
     with progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(names), note=names[0])
         found: Distances | None = None
-        for found in measure(judged, task, out, device=_device(device), resume=resume):
+        for found in measure(judged, task, out, device=chosen_device(device), resume=resume):
             done = found.names[-1]
-            bars.update(bar, completed=len(_begun(found.names)), note=f"{done}: mean {found.mean(done):.4g}")
+            bars.update(bar, completed=len(begun(found.names)), note=f"{done}: mean {found.mean(done):.4g}")
     record = found or load(out / DISTANCES)
     figure = write_distances(record, out)
     if json_:
@@ -261,7 +310,7 @@ def verify(
     from planish.threat import parse_threat
 
     task = Task(data, parse_threat(norm, radius), (), size=size)
-    found = run(subject(model, _device(device), built_by), task, images, device=_device(device))
+    found = run(subject(model, chosen_device(device), built_by), task, images, device=chosen_device(device))
     if json_:
         print_json(found.document())
         return
@@ -299,58 +348,17 @@ def compare(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, attacks, suites, models or data.")],
+    what: Annotated[str, typer.Argument(help="methods, attacks, suites, models, data or checks.")],
     json_: Json = False,
 ) -> None:
-    """List the methods, attacks, suites, models or data sets by name."""
+    """List the methods, attacks, suites, models, data sets or checks by name."""
+    from planish.costs import STATED
     from planish.registry import PACKAGES, components, describe
 
     if what not in PACKAGES:
         raise BadInput(f"cannot list '{what}'.{nearest(what, PACKAGES)} Known: {', '.join(PACKAGES)}")
     lines = {name: describe(component) for name, component in sorted(components(what).items())}
-    if json_:
-        print_json(lines)
-        return
-    from rich.table import Table
-
-    costs = _costs() if what == "methods" else {}
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, line in sorted(lines.items(), key=lambda pair: costs.get(pair[0], 0.0)):
-        table.add_row(name, *([f"{costs[name]:.2f}x"] if name in costs else []), line)
-    if costs:
-        console().print("A step of each costs so many steps of standard training:")
-    console().print(table)
-
-
-def _experiment(config: Path | None, named: dict[str, Any], overrides: Sequence[str]) -> "Experiment":
-    from planish.configuration import experiment_from, override, read
-
-    tree: dict[str, Any] = {"model": {"name": "small-cnn"}, "method": {"name": "standard"}}
-    tree |= read(config) if config else {}
-    for key, value in named.items():
-        if value is not None:
-            tree = override(tree, f"{key}={json.dumps(value)}")
-    for assignment in overrides:
-        tree = override(tree, assignment)
-    return experiment_from(tree)
-
-
-def _costs() -> dict[str, float]:
-    from planish.costs import STATED
-
-    return STATED
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
-    return name
+    print_json(lines) if json_ else print_lines(lines, STATED if what == "methods" else {})
 
 
 def _report(
@@ -374,15 +382,6 @@ def _report(
     print_summary(found, page)
     for table in tables:
         print_rows(table(found))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _begun(columns: Sequence[str]) -> set[str]:
-    """Return the attacks and suites that these columns are of."""
-    return {column.partition("/")[0] for column in columns}
 
 
 def run() -> None:

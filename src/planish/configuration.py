@@ -199,6 +199,21 @@ def _value(text: str) -> Any:
         return text
 
 
+def experiment_of(config: Path | None, named: Mapping[str, Any], overrides: Iterable[str]) -> Experiment:
+    """Return the experiment of a TOML file, or the default one, with named values (None = not given) and overrides.
+
+    Raises BadInput.
+    """
+    tree: dict[str, Any] = {"model": {"name": "small-cnn"}, "method": {"name": "standard"}}
+    tree |= read(config) if config else {}
+    for key, value in named.items():
+        if value is not None:
+            tree = override(tree, f"{key}={json.dumps(value)}")
+    for assignment in overrides:
+        tree = override(tree, assignment)
+    return experiment_from(tree)
+
+
 def to_toml(experiment: Experiment) -> str:
     """Return the experiment as TOML, every default written out."""
     lines = [f"seed = {experiment.seed}"]

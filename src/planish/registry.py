@@ -11,16 +11,19 @@ from typing import Any
 from planish.errors import BadInput, nearest
 
 Component = Callable[..., Any]
-PACKAGES = ("methods", "attacks", "suites", "models", "data")
+PACKAGES = ("methods", "attacks", "suites", "models", "data", "checks")
+HOMES = {"checks": "audit"}
+"""Packages whose folder has another name."""
 
 
 @cache
 def components(package: str) -> dict[str, Component]:
     """Return every component of ``planish.<package>`` by name: the union of its modules' ``COMPONENTS``."""
-    home = importlib.import_module(f"planish.{package}")
+    folder = f"planish.{HOMES.get(package, package)}"
+    home = importlib.import_module(folder)
     found: dict[str, Component] = {}
     for info in sorted(pkgutil.iter_modules(home.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"planish.{package}.{info.name}")
+        module = importlib.import_module(f"{folder}.{info.name}")
         for name, component in getattr(module, "COMPONENTS", {}).items():
             if name in found:
                 raise RuntimeError(f"two {package} are named '{name}'")

@@ -17,6 +17,7 @@ from planish import distances, results
 from planish.attacks import Attack, DistanceAttack, Within
 from planish.attacks.transfer import Surrogate, same_classes
 from planish.batch import Batch, per_image
+from planish.black_box import BlackBox, is_onnx, load_onnx
 from planish.checkpoints import METRICS, PROVENANCE, WEIGHTS
 from planish.configuration import make
 from planish.data import load
@@ -39,6 +40,7 @@ from planish.threat import ThreatModel
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
 DISTANCES = "distances.npz"
+WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Task:
 
 
 def subject(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> Subject:
-    """Return the model of a run folder, or of "package.module:function", "file.py:function", "timm:..." or "hf:...".
+    """Return the model of a run folder, of "module:function", "file.py:function", "timm:...", "hf:..." or an ONNX file.
 
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
@@ -80,12 +82,14 @@ def subject(spec: str, device: torch.device | str = "cpu", built_by: str | None 
     if (folder / WEIGHTS).exists():
         model, about = load_run(folder, built_by)
         return Subject(model.to(device), about["method"]["name"], about, training_of(folder))
+    if is_onnx(spec):
+        return Subject(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:
         model = build(spec, classes=0, channels=0).to(device)
         return Subject(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2])
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
-        "file.py:function, timm:NAME or hf:NAME"
+        "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
     )
 
 
@@ -189,12 +193,15 @@ def judge(
     other surrogates, or any without `resume`.
     """
     path = folder / EVALUATION
+    _refuse_gradients(judged, task)
     if path.exists() and not resume:
         raise BadInput(f"{folder} already holds an evaluation; add --resume to go on, or choose another folder")
     batch, data, warnings = test_images(task, judged.about)
     batch = Batch(*(part.to(device) for part in batch[:3]))
     classes = len(judged.about.get("classes") or data["classes"])
-    others = _surrogates(judged, task, batch.select(slice(0, 1)), built_by)
+    if task.surrogates and not any("surrogates" in _wanted(name) for name in task.attacks):
+        raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
+    others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     attacks = named_attacks(task.attacks, classes, norm=task.threat.name, surrogates=others)
     about = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
     kept = KeptProgress(folder / PROGRESS)
@@ -220,10 +227,15 @@ def judge(
         yield step.evaluation
 
 
-def _surrogates(judged: Subject, task: Task, image: Batch, built_by: str | None) -> list[Surrogate]:
+def _refuse_gradients(judged: Subject, task: Task) -> None:
+    """Raise BadInput if a black box is to be attacked by its gradients: none would find anything."""
+    for name in task.attacks if isinstance(judged.model, BlackBox) else ():
+        if not name.startswith(WITHOUT_GRADIENTS):
+            raise BadInput(f"{judged.name} is a black box and {name} asks for gradients; use noise, square or transfer")
+
+
+def surrogates_of(judged: Subject, task: Task, image: Batch, built_by: str | None) -> list[Surrogate]:
     """Return the models that the task names, each tried on one image. Raises BadInput if one does not fit."""
-    if task.surrogates and not any("surrogates" in _wanted(name) for name in task.attacks):
-        raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     found = [subject(spec, image.x.device, built_by) for spec in task.surrogates]
     for spec, other in zip(task.surrogates, found, strict=True):
         try:

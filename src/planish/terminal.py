@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from planish.audit import Audit, Finding
     from planish.evaluation import Update
     from planish.report import Entry
     from planish.report.tables import Table as Rows
@@ -27,6 +28,40 @@ def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     for note in _warnings(found):
         screen.print(f"note: {note}", style="yellow")
     screen.print(f"report: {page}")
+
+
+VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red"}
+
+
+def print_audit(audit: "Audit", folder: Path) -> None:
+    """Print an audit's findings, the worst first, its headline and where it is."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    from planish.audit import SEVERITY
+
+    table = Table("verdict", "check", "found", "thresholds", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for finding in sorted(audit.findings, key=lambda finding: -SEVERITY.index(finding.verdict)):
+        verdict = f"[{VERDICT_STYLES[finding.verdict]}]{finding.verdict}[/]"
+        text = escape(f"{finding.meaning} {finding.advice}".strip())
+        table.add_row(verdict, finding.check, *finding_words(finding), text)
+    screen = console()
+    screen.print(table)
+    for note in audit.meta["notes"]:
+        screen.print(f"note: {note}", style="yellow", markup=False)
+    name = audit.meta["model"].get("name", "the model")
+    counts = [f"{sum(f.verdict == kind for f in audit.findings)} {kind}" for kind in reversed(SEVERITY)]
+    screen.print(f"{name}: {audit.verdict} ({', '.join(counts)}); {audit.headline()}", markup=False)
+    screen.print(f"audit: {folder}", markup=False)
+
+
+def finding_words(finding: "Finding") -> tuple[str, str]:
+    """Word the number that was judged, and the thresholds."""
+    unit = f" {finding.unit}" if finding.unit else ""
+    number = "" if finding.statistic is None else f"{finding.statistic:.3g}{unit}"
+    limits = [f"{kind} {at:g}" for kind, at in (("warn", finding.warn_at), ("fail", finding.fail_at)) if at is not None]
+    return number, ", ".join(limits)
 
 
 def print_rows(rows: "Rows") -> None:
@@ -47,6 +82,18 @@ def _warnings(found: "Sequence[Entry]") -> list[str]:
     return [f"{entry.name}: {note}" for entry in found for note in entry.evaluation.remarks()]
 
 
+def print_lines(lines: "Mapping[str, str]", costs: "Mapping[str, float]") -> None:
+    """Print names and what they are; those of training methods by what a step costs."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, line in sorted(lines.items(), key=lambda pair: costs.get(pair[0], 0.0)):
+        table.add_row(name, *([f"{costs[name]:.2f}x"] if name in costs else []), line)
+    if costs:
+        console().print("A step of each costs so many steps of standard training:")
+    console().print(table)
+
+
 def update_words(update: "Update") -> str:
     """Word how an evaluation stands in the middle of an attack."""
     from planish.estimates import Estimate
@@ -54,6 +101,11 @@ def update_words(update: "Update") -> str:
     standing = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
     share = f"{100 * standing.value:.1f} % [{100 * standing.low:.1f}, {100 * standing.high:.1f}] stand"
     return f"{update.attack}: {update.broken} broken, {share}, {update.left} to go, {update.passes:,} passes"
+
+
+def begun(columns: "Sequence[str]") -> set[str]:
+    """Return the attacks and suites that these columns are of."""
+    return {column.partition("/")[0] for column in columns}
 
 
 def record_words(record: "Evaluation") -> str:

@@ -132,7 +132,7 @@ def test_train(arguments: list[str], message: str, refused: Refused, tmp_path: P
     [
         (
             ["list", "mehtods"],
-            "cannot list 'mehtods'. Did you mean 'methods'? Known: methods, attacks, suites, models, data",
+            "cannot list 'mehtods'. Did you mean 'methods'? Known: methods, attacks, suites, models, data, checks",
         ),
         (["report", "nowhere"], "nowhere holds no evaluation.npz; make one with: planish evaluate"),
         (evaluation("nowhere"), "no model at 'nowhere': give a run folder that holds model.safetensors"),

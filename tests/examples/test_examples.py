@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 
 import planish
 from planish import cli
+from planish.audit import Audit, Finding
+from planish.audit.auditor import plan_of
 from planish.batch import Batch
 from planish.configuration import DataOptions, ThreatOptions, experiment_from, read
 from planish.data import load
@@ -162,6 +164,14 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     def verify(judged: Subject, task: Any, path: Path, **options: Any) -> Verified:
         return Verified(Estimate.from_counts(1, 2), Estimate.from_counts(0, 2), 0, 0.1)
 
+    def audit_into(judged: Subject, task: Any, folder: Path, budget: str, **options: Any) -> Iterator[Audit]:
+        whole = np.zeros(1, np.int64)
+        meta = {"schema_version": 1, "suite": "planish", "checks": 1, "notes": [], "model": {}}
+        threat = {"norm": task.threat.name, "radius": task.threat.radius}
+        finding = Finding(plan_of(budget).level, "pass", 0.0, "%", None, None, "All is well.", "")
+        yield Audit((finding,), whole, whole, np.zeros(1, np.float32), whole - 1, (), {**meta, "threat": threat})
+
+    monkeypatch.setattr("planish.auditing.audit_into", audit_into)
     monkeypatch.setattr("planish.experiment.train", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.subject", subject)
@@ -169,7 +179,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.measure", measure)
     monkeypatch.setattr("planish.runs.verify", verify)
     monkeypatch.setattr(cli, "_report", lambda *arguments: None)
-    monkeypatch.setattr(cli, "_device", lambda name: name)
+    monkeypatch.setattr(cli, "chosen_device", lambda name: name)
 
 
 def from_root(word: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal, Protocol
 
-from planish.estimates import Estimate, counts
+from planish.estimates import Estimate
 from planish.report.entry import percent, radius_text
 from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, table
 
@@ -40,9 +40,6 @@ class Finding(Protocol):
     def evidence(self) -> Mapping[str, Any]: ...
     @property
     def passes(self) -> int: ...
-
-
-_FACTS = ("check", "verdict", "statistic", "unit", "warn_at", "fail_at", "meaning", "advice", "evidence", "passes")
 
 
 @dataclass(frozen=True)
@@ -198,21 +195,6 @@ def _ticks(finding: Finding, place: Any) -> list[str]:
         parts.append(f'<path class="tick" d="M{at:.1f} {TOP - 2}v{THICK + 7}"/>')
         parts.append(f'<text x="{at:.1f}" y="{TOP + THICK + 18}" text-anchor="{anchor}">{escape(words)}</text>')
     return parts
-
-
-def to_json(dossier: Dossier) -> dict[str, Any]:
-    """Return the audit's numbers as one JSON-able document, the findings in their own order."""
-    claim = {"attack": " + ".join(dossier.attacks) or "none", "norm": dossier.norm, "radius": dossier.radius}
-    return {
-        "schema_version": 1,
-        "name": dossier.name,
-        "dataset": dossier.dataset,
-        "verdict": overall(dossier.findings),
-        "sentences": sentences(dossier.findings),
-        "robust": claim | {"accuracy": dossier.headline.value} | counts(dossier.headline),
-        "findings": [{key: getattr(finding, key) for key in _FACTS} for finding in dossier.findings],
-        "provenance": dict(dossier.provenance),
-    }
 
 
 def finding_rows(findings: Sequence[Finding]) -> Table:

@@ -55,13 +55,12 @@ def _write(
 
 
 def write_audit(dossier: Dossier, folder: str | Path, figures: Sequence[Plate] = ()) -> Path:
-    """Write audit.html, audit.json, audit.md, card.md and figures/*.png into the folder; return the page's path.
+    """Write audit.html, audit.md, card.md and figures/*.png into the folder; return the page's path.
 
     Each file is written whole or not at all, the page last.
     """
     folder = Path(folder)
     _write_figures(figures, folder)
-    write_json(plain(audited.to_json(dossier)), folder / "audit.json")
     write_text(audited.to_markdown(dossier), folder / "audit.md")
     write_text(audit_card(dossier), folder / "card.md")
     page = folder / "audit.html"

@@ -1,0 +1,197 @@
+"""Runs the checks on a model, one after the other, each a finding."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from planish.attacks import CHUNK
+from planish.attacks.noise import Noise
+from planish.attacks.square import Square
+from planish.attacks.transfer import Surrogate
+from planish.audit import SCHEMA_VERSION, Audit, Finding
+from planish.audit.checking import Check
+from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan
+from planish.audit.setup import are_probabilities
+from planish.batch import Batch
+from planish.errors import BadInput, nearest
+from planish.evaluation import OnChunk, check_images, check_logits, data_digest, logits_of, model_digest
+from planish.losses import margin
+from planish.passes import Counted
+from planish.provenance import provenance
+from planish.registry import components
+from planish.results import Column
+from planish.suites import Fixed, Stage, Suite
+from planish.suites.cascade import Cascade
+from planish.threat import ThreatModel
+
+SUITE = "planish"
+
+
+@dataclass(frozen=True)
+class Short(Suite):
+    """A suite without the stages that it runs for a reason only: they are told of, not run."""
+
+    whole: Cascade
+
+    def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
+        """Return the whole suite's next stage unless it needs a reason."""
+        stage = self.whole.following(done, images)
+        return None if stage is not None and stage.because else stage
+
+    def reasons(self, done: Mapping[str, Column], images: int) -> tuple[str, ...]:
+        """Return the whole suite's reasons to go on."""
+        return self.whole.reasons(done, images)
+
+
+def plan_of(name: str) -> Plan:
+    """Return the budget of that name. Raises BadInput."""
+    if name not in PLANS:
+        raise BadInput(f"unknown budget '{name}'.{nearest(name, PLANS)} Known: {', '.join(PLANS)}")
+    return PLANS[name]
+
+
+def checks() -> dict[str, Check]:
+    """Return every check by name, in the order of its row in the table."""
+    found: dict[str, Any] = components("checks")
+    return dict(sorted(found.items(), key=lambda item: (item[1].rows, item[0])))
+
+
+def audit(
+    model: nn.Module,
+    images: Batch,
+    threat: ThreatModel,
+    plan: Plan = PLANS["quick"],
+    *,
+    seed: int = 0,
+    surrogates: Sequence[Surrogate] = (),
+    black_box: bool = False,
+    suite: Suite | None = None,
+    about: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
+    on_chunk: OnChunk | None = None,
+) -> Iterator[Audit]:
+    """Check the model: run the suite, then yield the audit after each finding, the last one complete.
+
+    images: x (N, C, H, W) in [0, 1], on the model's device. black_box: it has no gradients by its nature. suite: what
+    the headline rests on, planish's own unless given. about: JSON-able facts for the audit's meta. only: names of
+    checks, all unless given. The model's modes, parameters, statistics and the global random state stay as they are,
+    and a random model is given the same draws every time. Raises BadInput as `evaluate` does, but for probabilities,
+    whose logarithms are attacked.
+    """
+    named = _chosen(only)
+    with _reproducible(seed):
+        evidence = _evidence(model, images, threat, plan, seed, tuple(surrogates), black_box, suite, on_chunk)
+        _ = evidence.judged
+    meta = _meta(evidence, about or {}, len(named))
+    findings: list[Finding] = []
+    for name, check in named.items():
+        with _reproducible(seed):
+            findings.append(check(name, evidence))
+        yield _audited(evidence, tuple(findings), meta)
+
+
+def _chosen(only: Sequence[str]) -> dict[str, Check]:
+    known = checks()
+    for name in only:
+        if name not in known:
+            raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
+    return {name: check for name, check in known.items() if not only or name in only}
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """The global random state starts from the seed, and is put back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _evidence(
+    model: nn.Module,
+    images: Batch,
+    threat: ThreatModel,
+    plan: Plan,
+    seed: int,
+    surrogates: tuple[Surrogate, ...],
+    black_box: bool,
+    suite: Suite | None,
+    on_chunk: OnChunk | None,
+) -> Evidence:
+    """Return the evidence before anything is looked at, clean logits included. Raises BadInput."""
+    check_images(images, threat)
+    first = logits_of_output(model, images)
+    counted = Counted(AsLogits(model) if first.ndim == 2 and are_probabilities(first) else model)
+    logits = check_logits(counted, images)
+    if suite is None:
+        suite = _suite(logits.shape[1], plan, black_box)
+    own = "black-box" if black_box else SUITE
+    return Evidence(
+        counted, model, images._replace(logits=logits), threat, plan, own, suite, seed, surrogates, black_box, on_chunk
+    )
+
+
+def logits_of_output(model: nn.Module, images: Batch) -> Tensor:
+    """Return what the model says of the first images; an empty tensor if it raises, which `check_logits` words."""
+    try:
+        return logits_of(Counted(model), images.x[:CHUNK])
+    except Exception:
+        return images.x.new_zeros(0)
+
+
+def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:
+    if black_box:
+        return Fixed((Stage("noise", Noise(plan.noise)), Stage("square", Square(plan.queries))))
+    return Cascade(classes=classes) if plan.long else Short(Cascade(classes=classes))
+
+
+def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str, Any]:
+    model = {"digest": model_digest(evidence.given), "classes": evidence.classes}
+    return {
+        **about,
+        "schema_version": SCHEMA_VERSION,
+        "budget": evidence.plan.level,
+        "suite": evidence.suite_name,
+        "seed": evidence.seed,
+        "black_box": evidence.black_box,
+        "checks": count,
+        "model": {**about.get("model", {}), **model},
+        "data": {**about.get("data", {}), "digest": data_digest(evidence.images)},
+        "threat": {"norm": evidence.threat.name, "radius": evidence.threat.radius},
+        "notes": list(about.get("notes", [])),
+        **provenance(evidence.images.x.device),
+    }
+
+
+def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any]) -> Audit:
+    """Return the audit so far: the suite first, then what checks broke beside it."""
+    images, fell = evidence.images, {**_by_suite(evidence), **evidence.fallen}
+    broken_by = torch.full_like(images.labels, -1)
+    names: list[str] = []
+    for name, mask in fell.items():
+        fresh = mask & (broken_by < 0) & evidence.correct
+        if fresh.any():
+            broken_by[fresh] = len(names)
+            names.append(name)
+    return Audit(
+        findings,
+        images.indices.cpu().numpy(),
+        images.labels.cpu().numpy(),
+        margin(evidence.logits, images.labels).float().cpu().numpy(),
+        broken_by.cpu().numpy(),
+        tuple(names),
+        {**meta, "passes": evidence.passes},
+    )
+
+
+def _by_suite(evidence: Evidence) -> dict[str, Tensor]:
+    """Return which images (N,) each stage of the suite broke."""
+    record = evidence.judged.evaluation
+    return {
+        column.name: torch.from_numpy(np.array(record.broken_by(column.name))).to(evidence.correct.device)
+        for column in record.columns
+    }

@@ -1,0 +1,317 @@
+"""What checks look at: passes that several of them need are made once, when the first one asks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.ascent import evaluated
+from planish.attacks import Attack, run
+from planish.attacks.gradient import Untargeted
+from planish.attacks.transfer import Surrogate
+from planish.audit import Budget
+from planish.batch import Batch, per_image
+from planish.evaluation import Judged, OnChunk, evaluate, logits_of
+from planish.losses import Loss, cross_entropy, margin
+from planish.modes import attacked, full_precision
+from planish.objectives import loss_of, of
+from planish.passes import Counted
+from planish.randomness import drawn_seed, keyed, keyed_draws, seeded
+from planish.rules import Point, Steepest
+from planish.suites import Suite
+from planish.threat import ThreatModel
+
+LEVELS: tuple[Budget, ...] = ("quick", "standard", "thorough")
+PGD_STEP = 0.25
+"""Of the radius: the step of PGD in every check, as in the attack `pgd`."""
+_LOTS = 7  # draws the sample, apart from the other draws of a seed
+UNDERFLOW = 1e-30
+"""Probabilities below it are as good as 0 when logits are made of them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much an audit may spend.
+
+    images: of the test set, None = all. setup: images for questions about the model as such. sample: images for checks
+    of attacks. steps: of PGD; some checks make twice as many. noise: random points an image. queries: of Square, for so
+    many `survivors`. curve_steps: of PGD at other radii. planted: images of the binarization test. walked: images of
+    the boundary attack, `walk` queries each. long: whether the suite may run the long stages that it asks for.
+    """
+
+    level: Budget
+    images: int | None
+    setup: int = 100
+    sample: int = 250
+    steps: int = 50
+    noise: int = 50
+    queries: int = 300
+    survivors: int = 100
+    curve_steps: int = 20
+    planted: int = 32
+    walked: int = 20
+    walk: int = 5000
+    long: bool = True
+
+
+PLANS = {
+    "quick": Plan("quick", images=500, long=False),
+    "standard": Plan("standard", images=1000, sample=400, noise=100, queries=1000, survivors=200),
+    "thorough": Plan("thorough", images=None, sample=500, noise=200, queries=2000, survivors=300),
+}
+
+
+class AsLogits(nn.Module):
+    """Logarithms of the probabilities that a model returns: logits up to a constant, as long as none is 0."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log p, (N, K)."""
+        output = self.model(x)
+        probabilities: Tensor = getattr(output, "logits", output)
+        return probabilities.clamp(min=UNDERFLOW).log()
+
+
+class Gradients(NamedTuple):
+    """Loss and gradient at some images: values (n,), logits (n, K), gradient (n, ...)."""
+
+    values: Tensor
+    logits: Tensor
+    gradient: Tensor
+
+
+class Trace(NamedTuple):
+    """Every iterate of PGD on n images, none left out when it breaks: losses and margins are (steps + 1, n).
+
+    x_adv: (n, ...), the iterate of the largest margin.
+    """
+
+    losses: Tensor
+    margins: Tensor
+    x_adv: Tensor
+
+    def broken_by(self, steps: int) -> Tensor:
+        """Return which images an iterate up to this one broke, (n,)."""
+        return (self.margins[: steps + 1] >= 0).any(0)
+
+
+@dataclass(eq=False)
+class Evidence:
+    """A model, its images (with clean logits, on the model's device) and what has been found out so far.
+
+    model: what is attacked: counted, and with logits in any case. given: the model as it was handed over. fallen: by
+    attack, which of the images (N,) a check broke.
+    """
+
+    model: Counted
+    given: nn.Module
+    images: Batch
+    threat: ThreatModel
+    plan: Plan
+    suite_name: str
+    suite: Suite
+    seed: int = 0
+    surrogates: Sequence[Surrogate] = ()
+    black_box: bool = False
+    on_chunk: OnChunk | None = None
+    fallen: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> int:
+        """Single images through the model so far, forward and back."""
+        return self.model.forwards + self.model.backwards
+
+    @property
+    def logits(self) -> Tensor:
+        """Clean logits, (N, K)."""
+        assert self.images.logits is not None
+        return self.images.logits
+
+    @property
+    def classes(self) -> int:
+        """How many the model has."""
+        return self.logits.shape[1]
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """(N,) True where the clean image is classified correctly."""
+        return margin(self.logits, self.images.labels) < 0
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Which images are the sample: drawn by their indices and the seed, in order."""
+        return self.drawn(torch.arange(len(self.images.x)), self.plan.sample)
+
+    @cached_property
+    def sample(self) -> Batch:
+        """The images that checks of attacks are made on."""
+        return self.images.select(self.rows)
+
+    @cached_property
+    def held(self) -> Batch:
+        """The correctly classified images of the sample."""
+        return self.images.select(self.held_rows)
+
+    @cached_property
+    def held_rows(self) -> Tensor:
+        """Which of the images these are."""
+        return self.rows[self.correct[self.rows]]
+
+    @cached_property
+    def setup(self) -> Batch:
+        """A few images for questions about the model as such: those classified correctly if there are any."""
+        rows = self.correct.nonzero().squeeze(1)
+        return self.images.select((rows if len(rows) else self.rows)[: self.plan.setup])
+
+    def drawn(self, rows: Tensor, count: int) -> Tensor:
+        """Return at most so many of the rows, drawn by the images' indices and the seed."""
+        rows = rows.to(self.images.x.device)
+        if len(rows) <= count:
+            return rows
+        lots = keyed(self.images.indices[rows], self.seed + _LOTS, 1).squeeze(1)
+        return rows[lots.argsort()[:count]].sort().values
+
+    def gradients(self, batch: Batch, loss: Loss = cross_entropy) -> Gradients:
+        """Return loss and gradient at the images."""
+        objective = of(self.model, loss_of(loss, batch.labels))
+        parts = []
+        with attacked(self.given), full_precision(batch.x):
+            for rows in torch.split(torch.arange(len(batch.x)), 256):
+                some = batch.select(rows)
+                parts.append(evaluated(of(self.model, loss_of(loss, some.labels)), some.x))
+        if not parts:
+            return Gradients(*evaluated(objective, batch.x))
+        return Gradients(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    @cached_property
+    def setup_gradients(self) -> Gradients:
+        """Margin and its gradient at the setup images."""
+        return self.gradients(self.setup, margin)
+
+    @cached_property
+    def has_gradients(self) -> bool:
+        """Whether any setup image has a gradient that is finite and not 0."""
+        gradient = self.setup_gradients.gradient.flatten(1)
+        return bool((gradient.isfinite().all(1) & (gradient != 0).any(1)).any())
+
+    @cached_property
+    def held_gradients(self) -> Gradients:
+        """Cross entropy and its gradient at the held images."""
+        return self.gradients(self.held)
+
+    @cached_property
+    def x_fgsm(self) -> Tensor:
+        """The held images after one full gradient step."""
+        return self.stepped(self.threat)
+
+    def stepped(self, threat: ThreatModel) -> Tensor:
+        """Return the held images after one full gradient step of this threat's radius."""
+        direction = self.threat.steepest(self.held_gradients.gradient.nan_to_num())
+        return threat.project(self.held.x + threat.radius * direction, self.held.x)
+
+    @cached_property
+    def fgsm_gradients(self) -> Gradients:
+        """Cross entropy and its gradient there."""
+        return self.gradients(self.held._replace(x=self.x_fgsm))
+
+    @cached_property
+    def fgsm_broken(self) -> Tensor:
+        """Which held images FGSM breaks, (n,)."""
+        broken = margin(self.fgsm_gradients.logits, self.held.labels) >= 0
+        self.record("fgsm", self.held_rows[broken], self.x_fgsm[broken])
+        return broken
+
+    @cached_property
+    def trace(self) -> Trace:
+        """PGD on cross entropy on the held images, twice plan.steps."""
+        found = self._traced(2 * self.plan.steps)
+        broken = found.margins.amax(0) >= 0
+        self.record("pgd", self.held_rows[broken], found.x_adv[broken])
+        return found
+
+    def _traced(self, steps: int) -> Trace:
+        batch, rule = self.held, Steepest(PGD_STEP)
+        start = self.threat.sample(batch.x, keyed_draws(batch.x, batch.indices, drawn_seed(self.generator("trace"))))
+        x_adv, best, losses, margins = start, start, [], []
+        highest = torch.full_like(batch.x[:, 0, 0, 0], -torch.inf)
+        for index in range(steps + 1):
+            here = self.gradients(batch._replace(x=x_adv))
+            margins.append(margin(here.logits, batch.labels))
+            losses.append(here.values)
+            best = torch.where(per_image(margins[-1] > highest, best), x_adv, best)
+            highest = torch.fmax(highest, margins[-1])
+            point = Point(index, steps, batch.x, x_adv, here.values, here.gradient.nan_to_num(), self.threat)
+            x_adv, _ = rule.step(point, None)
+        return Trace(torch.stack(losses), torch.stack(margins), best)
+
+    @cached_property
+    def margin_broken(self) -> Tensor:
+        """Which held images PGD on the margin breaks, (n,)."""
+        return self.broken_by("pgd-margin", self.margin_pgd(), self.held_rows)
+
+    def margin_pgd(self, steps: int | None = None) -> Attack:
+        """Return PGD on the margin, of plan.steps unless given."""
+        return Untargeted(Steepest(PGD_STEP), steps or self.plan.steps, margin)
+
+    def broken_by(self, name: str, attack: Attack, rows: Tensor, threat: ThreatModel | None = None) -> Tensor:
+        """Attack these of the images and return which it breaks, (n,); within the threat's radius they are recorded."""
+        batch, within = self.images.select(rows), threat or self.threat
+        if not len(rows):
+            return rows.bool()
+        found = run(attack, self.model, batch, within, generator=self.generator(name))
+        broken = (found.score >= 0) & self.correct[rows]
+        if within.radius <= self.threat.radius:
+            return self.record(name, rows[broken], found.x_adv[broken])[rows] if broken.any() else broken
+        return broken
+
+    def record(self, name: str, rows: Tensor, x_adv: Tensor) -> Tensor:
+        """Enter images that a check broke, each judged afresh; return which of all (N,) stood that test."""
+        mask = torch.zeros_like(self.correct)
+        if len(rows):
+            some = self.images.select(rows)
+            wrong = margin(logits_of(self.model, x_adv, 250), some.labels) >= 0
+            mask[rows] = wrong & self.threat.feasible(x_adv, some.x) & self.correct[rows]
+        self.fallen[name] = self.fallen.get(name, torch.zeros_like(mask)) | mask
+        return mask
+
+    @cached_property
+    def judged(self) -> Judged:
+        """The suite on all images."""
+        steps = evaluate(
+            self.model,
+            self.images,
+            self.threat,
+            {self.suite_name: self.suite},
+            seed=self.seed,
+            on_chunk=self.on_chunk,
+        )
+        *_, last = steps
+        return last
+
+    @property
+    def suite_standing(self) -> Tensor:
+        """(N,) True where the suite has broken nothing."""
+        return torch.from_numpy(self.judged.evaluation.survivors()).to(self.correct.device)
+
+    @property
+    def standing(self) -> Tensor:
+        """(N,) True where neither the suite nor any check so far has broken the image."""
+        standing = self.suite_standing
+        for mask in self.fallen.values():
+            standing = standing & ~mask
+        return standing
+
+    def generator(self, name: str) -> torch.Generator:
+        """Return a generator that depends on the seed and this name."""
+        return seeded(self.seed, int.from_bytes(sha256(name.encode()).digest()[:6]))
+
+    def ids(self, mask: Tensor) -> list[int]:
+        """Return the indices, in their data set, of the images of a mask (N,)."""
+        return [int(index) for index in self.images.indices[mask].tolist()]

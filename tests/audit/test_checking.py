@@ -1,0 +1,196 @@
+"""How numbers become verdicts, and single checks on models with known answers."""
+
+import math
+
+import pytest
+import strange
+import torch
+from torch import Tensor, nn
+
+from planish.attacks.gradient import Untargeted
+from planish.attacks.noise import Noise
+from planish.audit import Finding
+from planish.audit.auditor import Short, audit, plan_of
+from planish.audit.checking import Check, Seen, check, fact, lower_bound, mean, share
+from planish.audit.evidence import PLANS, Plan
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.estimates import Estimate
+from planish.losses import margin
+from planish.results import Column
+from planish.rules import Steepest
+from planish.suites import Fixed, Stage
+from planish.suites.cascade import Cascade
+from planish.threat import Linf
+
+RATE = check((1,), warn_at=1.0, fail_at=5.0)(lambda evidence: fact(0, ""))
+ANY = check((1,), warn_at=0.0, fail_at=0.1)(lambda evidence: fact(0, ""))
+ONLY_FAIL = check((1,), fail_at=1.0)(lambda evidence: fact(0, ""))
+FOUND = check((1,), fail_at=95.0, worse="below")(lambda evidence: fact(0, ""))
+COSINE = check((1,), unit="", warn_at=0.75, fail_at=0.3, worse="below")(lambda evidence: fact(0, ""))
+
+
+@pytest.mark.parametrize(
+    ("judge", "seen", "verdict"),
+    [
+        (RATE, share(0, 250, ""), "pass"),
+        (RATE, share(0, 20, ""), "pass"),
+        (RATE, share(0, 19, ""), "open"),
+        (RATE, share(5, 250, ""), "warn"),
+        (RATE, share(20, 250, ""), "fail"),
+        (RATE, share(1, 10, ""), "warn"),  # one image is no rate
+        (RATE, share(2, 30, ""), "fail"),
+        (ANY, share(0, 19, ""), "open"),
+        (ANY, share(0, 20, ""), "pass"),
+        (ANY, share(1, 500, ""), "warn"),
+        (ANY, share(2, 500, ""), "fail"),
+        (ONLY_FAIL, share(0, 99, ""), "open"),
+        (ONLY_FAIL, share(0, 100, ""), "pass"),
+        (ONLY_FAIL, share(2, 150, ""), "warn"),
+        (ONLY_FAIL, share(5, 100, ""), "fail"),
+        (FOUND, Seen(96.9, 99, "", images=32), "pass"),
+        (FOUND, Seen(90.6, 96.3, "", images=32), "warn"),
+        (FOUND, Seen(60.0, 75.0, "", images=32), "fail"),
+        (COSINE, fact(0.2, ""), "fail"),
+        (COSINE, fact(0.5, ""), "warn"),
+        (COSINE, fact(0.8, ""), "pass"),
+        (COSINE, mean(torch.full((30,), 0.2), "", worse=-1), "fail"),
+        (COSINE, mean(torch.tensor([0.0, 0.89, 0.0]), "", worse=-1), "warn"),  # below, but sure of nothing
+        (COSINE, mean(torch.full((5,), 0.9), "", worse=-1), "open"),
+        (COSINE, fact(math.nan, ""), "open"),
+    ],
+)
+def test_verdicts(judge: Check, seen: Seen, verdict: str):
+    assert judge.verdict(seen) == verdict
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 10), (3, 20), (10, 10)])
+def test_the_one_sided_bound_is_wilsons(hits: int, total: int):
+    """The root of (p - low)^2 = z^2 low (1 - low) / n below p."""
+    low, z = lower_bound(hits, total), 1.6448536269514722
+    assert (hits / total - low) ** 2 == pytest.approx(z**2 * low * (1 - low) / total, abs=1e-12)
+    assert Estimate.from_counts(hits, total).low <= low <= hits / total
+
+
+PLAN = Plan("thorough", None, setup=40, sample=100, steps=8, noise=4, queries=10, survivors=10, curve_steps=5)
+SUITE = Fixed((Stage("first", Untargeted(Steepest(0.5), 3, margin)), Stage("square", Noise(3))))
+
+
+def shades(model: nn.Module, count: int = 40) -> Batch:
+    """Return grey images 1x8x8, dark to bright, labelled as the model has them."""
+    x = torch.linspace(0.1, 0.9, count)[:, None, None, None].expand(count, 1, 8, 8).contiguous()
+    x = x + 0.01 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return Batch(x, model(x).argmax(1), torch.arange(count))
+
+
+def found(model: nn.Module, name: str, batch: Batch | None = None, radius: float = 0.05) -> Finding:
+    *_, last = audit(model, batch or shades(model), Linf(radius), PLAN, suite=SUITE, only=[name])
+    return last.finding(name)
+
+
+def test_logarithms_of_probabilities_are_as_good_as_logits():
+    model = strange.linear()
+    batch = shades(model)
+    audits = []
+    for judged in (model, nn.Sequential(*model, nn.Softmax(1)).eval()):
+        *_, last = audit(judged, batch, Linf(0.03), PLAN, suite=SUITE, only=["logits", "noise"])
+        audits.append(last)
+    assert [last.finding("logits").verdict for last in audits] == ["pass", "fail"]
+    assert (audits[0].broken_by == audits[1].broken_by).all() and 0 < audits[0].robust_accuracy().value < 1
+
+
+def test_a_forward_that_optimises():
+    assert found(strange.Optimising(), "plain-forward").verdict == "fail"
+    assert found(strange.linear(), "plain-forward").verdict == "pass"
+
+
+def test_pixels_on_another_scale():
+    labels = torch.arange(60) % 3
+    x = torch.full((60, 1, 8, 8), 0.0) + (0.25 * (1 + labels))[:, None, None, None]
+    batch = Batch(x, labels, torch.arange(60))
+    finding = found(strange.Other(), "input-scale", batch)
+    assert finding.verdict == "fail" and "on 0..255 its accuracy would be 100.0 % instead of 0.0 %" in finding.meaning
+    model = strange.linear()
+    dark = shades(model)
+    assert found(model, "input-scale", dark._replace(x=dark.x / 255)).verdict == "warn"
+    assert found(model, "input-scale", radius=0.9).verdict == "warn"
+    assert found(model, "input-scale").verdict == "pass"
+
+
+class Wrong(nn.Module):
+    """A linear model whose gradients are those of another one, or its own with the other sign."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.network, self.sign = strange.linear(), sign
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        return logits.detach() + self.sign * (logits - logits.detach())
+
+
+def test_gradients_are_compared_with_finite_differences():
+    assert found(Wrong(1.0), "gradient").statistic == pytest.approx(1, abs=1e-3)
+    assert found(Wrong(-1.0), "gradient").statistic == pytest.approx(-1, abs=1e-3)
+    assert found(Wrong(0.0), "zero-gradients").statistic == 100
+    assert found(Wrong(-1.0), "ascending-steps").verdict == "warn"
+
+
+def test_a_linear_model_is_linear():
+    model = strange.linear()
+    for name in ("linearity", "gradient-cosine", "boundary-distortion", "one-step", "radius-curve"):
+        assert found(model, name, shades(model, 100)).verdict == "pass", name
+    assert found(model, "linearity").statistic == pytest.approx(0, abs=0.05)
+
+
+class Backwards(nn.Module):
+    """Nothing on the way there, the other sign on the way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x.detach() - x
+
+
+def test_planted_images_are_found_by_honest_gradients_and_by_no_others():
+    honest = found(strange.linear(), "planted")
+    assert honest.verdict == "pass" and honest.statistic == 100
+    assert found(nn.Sequential(Backwards(), *strange.linear()), "planted").verdict == "fail"
+
+
+def test_the_suites_black_box_stages_count_against_gradients():
+    """Noise after gradients is a black box in the suite too: its hits are this check's."""
+    model = Wrong(-1.0)
+    batch = shades(model)
+    suite = Fixed((SUITE.stages[0], Stage("noise", Noise(200))))
+    *_, last = audit(model, batch, Linf(0.3), PLAN, suite=suite, only=["noise"])
+    fell = last.fell_to().get("planish/noise", 0)
+    assert fell > 1 and last.finding("noise").verdict == "fail"
+    assert len(last.finding("noise").evidence["indices"]) == fell + last.fell_to().get("noise", 0)
+
+
+def test_a_short_suite_tells_its_reasons_and_stops():
+    whole = Cascade(classes=10)
+    none = torch.zeros(10)
+
+    def column(name: str, broken: int) -> Column:
+        margins = torch.full((10,), -1.0)
+        margins[:broken] = 1.0
+        zeros = none.long().numpy()
+        return Column(name, margins.numpy(), none.numpy(), zeros, zeros, zeros, zeros + 1, zeros, 0, 0, 0.0)
+
+    done = {name: column(name, 0) for name in ("scout", "targets", "focus")}
+    assert Short(whole).following({}, 10).name == "scout"
+    assert Short(whole).following(done, 10).name == "check"
+    done["check"] = column("check", 2)
+    assert whole.following(done, 10).because and Short(whole).following(done, 10) is None
+    assert Short(whole).reasons(done, 10) == whole.reasons(done, 10) != ()
+
+
+def test_budgets():
+    assert (
+        plan_of("quick").images == 500 and not plan_of("quick").long and set(PLANS) == {p.level for p in PLANS.values()}
+    )
+    with pytest.raises(BadInput, match="unknown budget 'quik'"):
+        plan_of("quik")
+    with pytest.raises(BadInput, match="unknown check 'nois'"):
+        next(audit(strange.linear(), shades(strange.linear()), Linf(0.1), PLAN, only=["nois"]))

@@ -1,0 +1,157 @@
+"""planish audit: findings, files, exit codes, black boxes."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import Result
+
+from planish.audit.auditor import checks
+from planish.audit.evidence import PLANS
+from planish.audit.record import load, save
+
+Planish = Callable[..., Result]
+OPTIONS = ("--data", "digits", "--radius", "0.1", "--limit", "24", "--device", "cpu", "--out", "audited")
+OWN = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, rounds):
+        super().__init__()
+        self.layer, self.rounds = torch.nn.Linear(64, 10), rounds
+    def forward(self, x):
+        return self.layer(((4 * x).round() / 4 if self.rounds else x).flatten(1))
+def honest():
+    torch.manual_seed(0)
+    return Net(False)
+def rounding():
+    torch.manual_seed(0)
+    return Net(True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick budget that is a matter of a second."""
+    small = replace(PLANS["quick"], steps=3, noise=2, queries=3, survivors=3, curve_steps=2, setup=8)
+    monkeypatch.setitem(PLANS, "quick", small)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    (tmp_path / "own.py").write_text(OWN)
+    return "own.py"
+
+
+def test_a_table_and_two_files(planish: Planish, own: str):
+    result = planish("audit", f"{own}:honest", *OPTIONS)
+    assert (result.exit_code, result.stderr) == (0, "") and "\x1b" not in result.stdout
+    found = load(Path("audited"))
+    assert found.complete and found.headline() in " ".join(result.stdout.split())
+    assert all(name in result.stdout for name in checks()) and "audit: audited" in result.stdout
+    assert {path.name for path in Path("audited").iterdir()} == {
+        "audit.html",
+        "audit.json",
+        "audit.md",
+        "audit.npz",
+        "card.md",
+    }
+
+
+def test_a_check_that_fails_is_exit_code_one(planish: Planish, own: str):
+    result = planish("audit", f"{own}:rounding", *OPTIONS, "--json", "--name", "rounding")
+    assert (result.exit_code, result.stderr) == (1, "")
+    document = json.loads(result.stdout)
+    assert document == json.loads(Path("audited/audit.json").read_text())
+    assert document["verdict"] == "fail" and document["meta"]["model"]["name"] == "rounding"
+    verdicts = {finding["check"]: finding["verdict"] for finding in document["findings"]}
+    assert verdicts["zero-gradients"] == "fail"
+
+
+def test_surrogates(planish: Planish, own: str):
+    planish("audit", f"{own}:honest", *OPTIONS, "--surrogates", f"{own}:rounding,{own}:honest")
+    assert load(Path("audited")).finding("transfer").meaning.startswith("Images made on 2 other models break ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("own.py:honest", "--budget", "long"), "unknown budget 'long'. Known: quick, standard, thorough"),
+        (("nowhere",), "no model at 'nowhere': give a run folder"),
+        (("own.py:honest", "--surrogates", "nowhere"), "no model at 'nowhere'"),
+        (("own.py:honest", "--radius", "8"), "Linf radius 8 is larger than the pixel range"),
+        (("no.onnx",), "there is no file no.onnx"),
+        (("text.onnx",), "text.onnx needs onnxruntime, which cannot be imported"),
+    ],
+)
+def test_bad_input(
+    arguments: tuple[str, ...], message: str, planish: Planish, own: str, monkeypatch: pytest.MonkeyPatch
+):
+    Path("text.onnx").write_text("no model")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = planish("audit", *OPTIONS, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "") and result.stderr.startswith(f"planish: {message}")
+    assert not Path("audited").exists()
+
+
+def test_a_folder_that_is_taken(planish: Planish, own: str):
+    assert planish("audit", f"{own}:honest", *OPTIONS).exit_code == 0
+    found = load(Path("audited"))
+    save(replace(found, findings=found.findings[:3]), Path("audited"))
+    assert planish("audit", f"{own}:honest", *OPTIONS).exit_code == 0 and load(Path("audited")).complete
+    again = planish("audit", f"{own}:honest", *OPTIONS)
+    assert again.exit_code == 2 and "audited already holds an audit; choose another folder" in again.stderr
+
+
+class Runtime:
+    """What is used of onnxruntime: a linear model that insists on batches of 5."""
+
+    def __init__(self, content: bytes, providers: list[str]) -> None:
+        if content != b"a model":
+            raise ValueError("not a model")
+        self.weights = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="images", shape=[5, 1, 8, 8])]
+
+    def run(self, outputs: None, feed: dict[str, Any]) -> list[Any]:
+        assert outputs is None and feed["images"].shape == (5, 1, 8, 8)
+        return [feed["images"].reshape(5, 64) @ self.weights]
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = ModuleType("onnxruntime")
+    module.InferenceSession = Runtime  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    (tmp_path / "model.onnx").write_bytes(b"a model")
+    (tmp_path / "text.onnx").write_bytes(b"a text")
+
+
+@pytest.mark.usefixtures("runtime")
+def test_an_onnx_file_is_a_black_box(planish: Planish):
+    result = planish("audit", "model.onnx", *OPTIONS)
+    found = load(Path("audited"))
+    assert result.stderr == "" and "note: model is a black box" in " ".join(result.stdout.split())
+    blind = {name for name, check in checks().items() if check.needs != "logits" and check.level == "quick"}
+    assert all(found.finding(name).verdict == "open" for name in blind)
+    assert found.finding("deterministic").verdict == found.finding("logits").verdict == "pass"
+    assert found.meta["suite"] == "black-box" and found.meta["black_box"]
+    assert result.exit_code == int(found.verdict == "fail")
+
+
+@pytest.mark.usefixtures("runtime")
+def test_an_onnx_file_is_attacked_without_gradients_only(planish: Planish):
+    refused = planish("evaluate", "model.onnx", *OPTIONS, "--attacks", "noise,pgd-5-1")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("planish: model is a black box and pgd-5-1 asks for gradients; use noise, square")
+    assert planish("evaluate", "model.onnx", *OPTIONS, "--attacks", "noise-3,square-5").exit_code == 0
+    broken = planish("audit", "text.onnx", *OPTIONS)
+    assert (
+        broken.exit_code == 2 and "text.onnx is not an ONNX model that onnxruntime reads: not a model" in broken.stderr
+    )
