@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from planish.devices import device_of as _device
 from planish.errors import BadInput, nearest
+from planish.reproducing import reproduce
 from planish.terminal import (
     alarm_words,
     console,
@@ -326,18 +328,6 @@ def _costs() -> dict[str, float]:
     return STATED
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
-    return name
-
-
 def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None:
     from planish.provenance import provenance
     from planish.report import write_report
@@ -359,6 +349,9 @@ def _names(text: str) -> tuple[str, ...]:
 def _begun(columns: Sequence[str]) -> set[str]:
     """Return the attacks and suites that these columns are of."""
     return {column.partition("/")[0] for column in columns}
+
+
+app.command()(reproduce)
 
 
 def run() -> None:

@@ -26,6 +26,7 @@ from planish.distances import DistanceColumn, Distances
 from planish.estimates import Estimate
 from planish.models import Normalized, build
 from planish.registry import components
+from planish.report import Table
 from planish.results import load as load_record
 from planish.runs import Subject, Verified, distance_attacks, entries, named_attacks
 from planish.threat import L2, Linf
@@ -162,6 +163,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     def verify(judged: Subject, task: Any, path: Path, **options: Any) -> Verified:
         return Verified(Estimate.from_counts(1, 2), Estimate.from_counts(0, 2), 0, 0.1)
 
+    monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
+    monkeypatch.setattr("planish.reproduce.estimate_rows", lambda job, rows: Table("", ("Row",), (), ()))
     monkeypatch.setattr("planish.experiment.train", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.subject", subject)
