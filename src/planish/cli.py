@@ -28,6 +28,7 @@ from planish.arguments import (
     names_in,
 )
 from planish.errors import BadInput, nearest
+from planish.reproducing import reproduce
 from planish.terminal import (
     alarm_words,
     begun,
@@ -382,6 +383,9 @@ def _report(
     print_summary(found, page)
     for table in tables:
         print_rows(table(found))
+
+
+app.command()(reproduce)
 
 
 def run() -> None:

@@ -5,11 +5,11 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from planish.data.batches import Augmentation
 from planish.data.crops import check_resolutions, sides
@@ -121,13 +121,8 @@ def made(component: Callable[..., Any], options: Mapping[str, Any], what: str) -
 
     Raises BadInput for unknown keys and bad values.
     """
-    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
-    wanted: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
-        for name, parameter in inspect.signature(component).parameters.items()
-    }
-    _refuse_unknown(options, wanted, what)
-    schema = create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
+    schema = _schema(component)
+    _refuse_unknown(options, schema.model_fields, what)
     try:
         checked = schema.model_validate(dict(options))
     except ValidationError as error:
@@ -135,6 +130,17 @@ def made(component: Callable[..., Any], options: Mapping[str, Any], what: str) -
         where = ".".join(str(part) for part in first["loc"])
         raise BadInput(f"{what}: {where} = {first['input']!r} is wrong: {first['msg'].lower()}") from error
     return component(**{name: getattr(checked, name) for name in checked.model_fields_set})
+
+
+@cache
+def _schema(component: Callable[..., Any]) -> type[BaseModel]:
+    """Return what checks and coerces the component's options."""
+    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    wanted: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(component).parameters.items()
+    }
+    return create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
 
 
 def _refuse_unknown(options: Iterable[str], known: Iterable[str], what: str) -> None:

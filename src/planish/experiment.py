@@ -54,13 +54,8 @@ class Prepared:
 
 def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corrupt: OnCorrupt = refuse) -> Prepared:
     """Load or list the images and build the model. Raises BadInput, also if the model does not fit the images."""
-    data = experiment.data
-    found = find(data.source, "train", data.limit)
-    images = kept(found, data.stream, data.size, on_corrupt, resolutions=bool(data.resolutions))
-    held_out: Images | Listing | None = None
-    if data.validation:
-        images, held_out = images.split(data.validation, experiment.seed)
-    sample, size = images, data.final_size
+    images, held_out = training_images(experiment, on_corrupt)
+    sample, size = images, experiment.data.final_size
     if isinstance(sample, Listing):
         sample = sample.sample(SAMPLED).images(size, on_corrupt)
     if isinstance(held_out, Listing):
@@ -68,6 +63,16 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
     model = _new_model(experiment, sample).to(device)
     check_logits(model, sample.first(2).to(device).as_batch())
     return Prepared(images, sample, held_out, model)
+
+
+def training_images(
+    experiment: Experiment, on_corrupt: OnCorrupt = refuse
+) -> tuple[Images | Listing, Images | Listing | None]:
+    """Return what is trained on, in memory or listed, and what is held out, if anything is. Raises BadInput."""
+    data = experiment.data
+    found = find(data.source, "train", data.limit)
+    images = kept(found, data.stream, data.size, on_corrupt, resolutions=bool(data.resolutions))
+    return images.split(data.validation, experiment.seed) if data.validation else (images, None)
 
 
 def _new_model(experiment: Experiment, images: Images) -> nn.Module:
@@ -93,13 +98,15 @@ def train(
 ) -> Iterator[EpochRecord]:
     """Train into a run folder, one record per finished epoch, everything saved by then.
 
-    A killed run goes on with resume=True from its last whole epoch and ends, on CPU, bit-identical.
-    Raises BadInput if the folder holds another configuration, or a run without `resume`.
+    A killed run goes on with resume=True from its last whole epoch and ends, on CPU, bit-identical; where the data
+    lies may have changed, the data may not.
+    Raises BadInput if the folder holds another configuration or other data, or a run without `resume`.
     """
     _refuse_other(experiment, folder, resume)
     corrupt = _left_out(folder)
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
     prepared = prepare(experiment, device, on_corrupt)
+    refuse_other_data(folder, prepared.images.digest())
     batches = _batches(experiment, prepared.images, prepared.sample, device, on_corrupt)
     write_text(to_toml(experiment), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
@@ -168,7 +175,7 @@ def _origin(experiment: Experiment, prepared: Prepared, device: torch.device | s
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
     if (folder / CONFIG).exists():
-        if _outcome(experiment_from(read(folder / CONFIG))) != _outcome(experiment):
+        if not same_run(experiment_from(read(folder / CONFIG)), experiment):
             raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
         if not resume and (folder / RESUME).exists():
             raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
@@ -176,9 +183,20 @@ def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
 
 
-def _outcome(experiment: Experiment) -> Experiment:
-    """Return the experiment without what changes nothing but its time."""
-    return replace(experiment, data=replace(experiment.data, workers=None))
+def refuse_other_data(folder: Path, digest: str) -> None:
+    """Raise BadInput if the folder's run was trained on images of another digest."""
+    path = folder / PROVENANCE
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if earlier.get("data_digest", digest) != digest:
+        raise BadInput(
+            f"{folder} holds a run on other data ({earlier.get('data_name')}); name that data, or choose another folder"
+        )
+
+
+def same_run(one: Experiment, other: Experiment) -> bool:
+    """Say whether two experiments differ at most in what changes no result: where the data lies, and the workers."""
+    first, second = (replace(each, data=replace(each.data, workers=None, source="")) for each in (one, other))
+    return first == second
 
 
 def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:

@@ -117,10 +117,10 @@ def named_attacks(
     """Return the attacks and suites of these names for a data set of so many classes. Raises BadInput.
 
     norm: "Linf" or "L2", for what differs by it; surrogates: for `transfer`. A distance attack is one in the ball: it
-    succeeds within the radius.
+    succeeds within the radius. "suite/stage" names one attack of a suite that has fixed stages.
     """
     known = {"classes": classes, "norm": norm, "surrogates": tuple(surrogates)}
-    made = {name: _made(name, known) for name in names}
+    made = {name: _made_or_stage(name, known) for name in names}
     return {name: Within(part) if hasattr(part, "distances") else part for name, part in made.items()}
 
 
@@ -153,6 +153,18 @@ def _measuring(name: str, known: Mapping[str, Any]) -> dict[str, DistanceAttack]
     stages = suite.stages if isinstance(suite, Fixed) else ()
     found = {f"{name}/{stage.name}": stage.attack.attack for stage in stages if isinstance(stage.attack, Within)}
     return found if len(found) == len(stages) else {}
+
+
+def _made_or_stage(name: str, known: Mapping[str, Any]) -> Any:
+    """Return what `_made` does, or of "suite/stage" that stage's attack. Raises BadInput."""
+    suite, slash, own = name.partition("/")
+    if not slash:
+        return _made(name, known)
+    made = _made(suite, known)
+    stages = {stage.name: stage.attack for stage in made.stages} if isinstance(made, Fixed) else {}
+    if own not in stages:
+        raise BadInput(f"'{suite}' has no stage '{own}'.{nearest(own, stages)} Known: {', '.join(stages) or 'none'}")
+    return stages[own]
 
 
 def _made(name: str, known: Mapping[str, Any]) -> Any:
@@ -199,7 +211,7 @@ def judge(
     batch, data, warnings = test_images(task, judged.about)
     batch = Batch(*(part.to(device) for part in batch[:3]))
     classes = len(judged.about.get("classes") or data["classes"])
-    if task.surrogates and not any("surrogates" in _wanted(name) for name in task.attacks):
+    if task.surrogates and not any("surrogates" in _wanted(name.partition("/")[0]) for name in task.attacks):
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     attacks = named_attacks(task.attacks, classes, norm=task.threat.name, surrogates=others)

@@ -41,6 +41,8 @@ class Settings:
     batch_size: int = 128
     learning_rate: float = 0.2
     schedule: Literal["triangular", "onecycle", "piecewise", "cosine", "constant"] = "triangular"
+    drops: tuple[float, ...] = (0.5, 0.75)
+    drop_factor: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
     decay_norms: bool = True
@@ -56,7 +58,7 @@ class Settings:
     def __post_init__(self) -> None:
         for least, names in (
             (1, "epochs batch_size accumulate"),
-            (0, "learning_rate weight_decay weight_perturbation clip"),
+            (0, "learning_rate drop_factor weight_decay weight_perturbation clip"),
         ):
             at_least(least, **{f"settings.{name}": getattr(self, name) for name in names.split()})
         for name in ("ema", "momentum", "weight_perturbation_from"):
@@ -105,7 +107,7 @@ def learning_rate(settings: Settings, share: float) -> float:
             return _cosine(peak / 25, peak, share / 0.3)
         return _cosine(peak, peak / 2.5e5, (share - 0.3) / 0.7)
     if settings.schedule == "piecewise":
-        return peak * (1.0 if share < 0.5 else 0.1 if share < 0.75 else 0.01)
+        return peak * settings.drop_factor ** sum(share >= drop for drop in settings.drops)
     return _cosine(peak, 0.0, share) if settings.schedule == "cosine" else peak
 
 

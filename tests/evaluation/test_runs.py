@@ -20,6 +20,7 @@ from planish.report import write_report
 from planish.results import load
 from planish.runs import EVALUATION, GALLERY, Task, entries, judge, named_attacks, subject
 from planish.runs import test_images as images_of
+from planish.suites import Fixed
 from planish.threat import Linf
 from planish.training import Settings
 
@@ -102,6 +103,17 @@ def test_attacks_by_name_know_the_number_of_classes():
     assert len(attacks["apgd-t-5"].attacks) == len(attacks["multi-targeted-5-1"].attacks) == 2
     with pytest.raises(BadInput, match=r"unknown attack 'pdg-5'\. Did you mean 'pgd'\?"):
         named_attacks(["pdg-5"], 3)
+
+
+def test_one_attack_of_a_suite_by_name():
+    found = named_attacks(["paper-llr/fgsm-20", "autoattack/apgd-ce"], 10)
+    stages = named_attacks(["paper-llr", "autoattack"], 10)
+    suites = [suite for suite in stages.values() if isinstance(suite, Fixed)]
+    assert list(found.values()) == [suites[0].stages[0].attack, suites[1].stages[0].attack]
+    with pytest.raises(BadInput, match=r"'paper-llr' has no stage 'fgsm'\. Did you mean 'fgsm-20'\?"):
+        named_attacks(["paper-llr/fgsm"], 10)
+    with pytest.raises(BadInput, match="'pgd' has no stage 'first'"):
+        named_attacks(["pgd/first"], 10)
 
 
 def test_fewer_images_than_asked_for_are_told():

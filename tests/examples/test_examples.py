@@ -28,6 +28,7 @@ from planish.distances import DistanceColumn, Distances
 from planish.estimates import Estimate
 from planish.models import Normalized, build
 from planish.registry import components
+from planish.report import Table
 from planish.results import load as load_record
 from planish.runs import Subject, Verified, distance_attacks, entries, named_attacks
 from planish.threat import L2, Linf
@@ -172,6 +173,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         yield Audit((finding,), whole, whole, np.zeros(1, np.float32), whole - 1, (), {**meta, "threat": threat})
 
     monkeypatch.setattr("planish.auditing.audit_into", audit_into)
+    monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
+    monkeypatch.setattr("planish.reproduce.estimate_rows", lambda job, rows: Table("", ("Row",), (), ()))
     monkeypatch.setattr("planish.experiment.train", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.subject", subject)
@@ -180,6 +183,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.verify", verify)
     monkeypatch.setattr(cli, "_report", lambda *arguments: None)
     monkeypatch.setattr(cli, "chosen_device", lambda name: name)
+    monkeypatch.setattr("planish.reproducing.chosen_device", lambda name: name)
 
 
 def from_root(word: str) -> str:

@@ -196,3 +196,18 @@ def test_an_unwritable_place_is_bad_input(experiment: Experiment, tmp_path: Path
     with pytest.raises(BadInput):
         run(experiment, tmp_path / "file" / "run")
     assert (tmp_path / "file").read_text() == "keep" and os.listdir(tmp_path).count("run") == 0
+
+
+def test_a_run_goes_on_where_its_data_has_moved_but_not_with_other_data(experiment: Experiment, tmp_path: Path):
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    run(experiment, whole)
+    run(experiment, moved, stop_after=2)
+    data = Path(experiment.data.source)
+    elsewhere = replace(experiment, data=replace(experiment.data, source=str(data.rename(tmp_path / "new-train.npz"))))
+    run(elsewhere, moved, resume=True)
+    assert (whole / "model.safetensors").read_bytes()[-500:] == (moved / "model.safetensors").read_bytes()[-500:]
+    before = contents(moved)
+    np.savez(data, allow_pickle=False, x=np.zeros((24, 8, 8), np.uint8), y=np.arange(24) % 3)
+    with pytest.raises(BadInput, match=r"moved holds a run on other data \(new\)"):
+        run(experiment, moved, resume=True)
+    assert contents(moved) == before

@@ -1,0 +1,154 @@
+"""Whether a paper's claim holds for what was measured, as far as the test images can tell."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish.estimates import Z95, Estimate, paired_interval
+from planish.reproduce.tables import Claim
+
+Outcome = Literal["confirmed", "refuted", "open", "not tested"]
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A measured figure in the table's unit with its 95 % interval; low = high = value for what is counted.
+
+    each: (N,) what every test image contributes, whose mean it is, NaN = nothing; None if it is no mean over images.
+    """
+
+    value: float
+    low: float
+    high: float
+    each: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim: the outcome, the measured sum or ratio with its 95 % interval, and a sentence."""
+
+    outcome: Outcome
+    value: float | None
+    low: float | None
+    high: float | None
+    because: str
+
+
+def judged(claim: Claim, figures: Mapping[str, Figure], why_not: Mapping[str, str]) -> Verdict:
+    """Judge a claim by figures named "row.column"; why_not: why others are not there.
+
+    Confirmed if the whole interval lies where the claim puts the figure, refuted if none of it does, else open. The
+    interval is over test images alone, paired where both are of the same: another seed of the training is not in it.
+    """
+    absent = [name for name in claim.names if name not in figures]
+    if absent:
+        reasons = dict.fromkeys(f"{name}: {why_not.get(name, 'not run')}" for name in absent)
+        return Verdict("not tested", None, None, None, "; ".join(reasons))
+    value, low, high = _interval(claim, figures)
+    outcome = _outcome(claim, low, high)
+    where = "on" if outcome == "confirmed" else "off" if outcome == "refuted" else "on both sides of"
+    shown = f"{value:.3g}" if low == high else f"{value:.3g} [{low:.3g}, {high:.3g}]"
+    return Verdict(outcome, value, low, high, f"{shown} lies {where} the claimed side: {bound_words(claim)}")
+
+
+def bound_words(claim: Claim) -> str:
+    """Say where the claim puts its figure."""
+    if claim.within is not None:
+        return f"within {claim.within:g} of 0"
+    return f"above {claim.above:g}" if claim.above is not None else f"below {claim.below:g}"
+
+
+def holds(claim: Claim, numbers: Mapping[str, float]) -> bool | None:
+    """Say whether the claim holds for plain numbers, such as the paper's own; None if one of them is not there."""
+    if any(name not in numbers for name in claim.names):
+        return None
+    exact = {name: Figure(numbers[name], numbers[name], numbers[name]) for name in claim.names}
+    _, low, high = _interval(claim, exact)
+    return _outcome(claim, low, high) == "confirmed"
+
+
+def _outcome(claim: Claim, low: float, high: float) -> Outcome:
+    if claim.within is not None:
+        inside, outside = -claim.within <= low and high <= claim.within, high < -claim.within or low > claim.within
+    elif claim.above is not None:
+        inside, outside = low > claim.above, high <= claim.above
+    else:
+        assert claim.below is not None
+        inside, outside = high < claim.below, low >= claim.below
+    return "confirmed" if inside else "refuted" if outside else "open"
+
+
+def _interval(claim: Claim, figures: Mapping[str, Figure]) -> tuple[float, float, float]:
+    """Return the claim's sum or ratio, and its interval."""
+    if claim.ratio:
+        return _ratio(*(figures[name] for name in claim.ratio))
+    signs = [*(1.0 for _ in claim.plus), *(-1.0 for _ in claim.minus)]
+    return _sum(signs, [figures[name] for name in claim.names])
+
+
+def _ratio(over: Figure, under: Figure) -> tuple[float, float, float]:
+    """Return the ratio with the interval of its logarithm to first order; a denominator near 0 leaves it open."""
+    if under.value <= 0:
+        return math.nan, -math.inf, math.inf
+    value = over.value / under.value
+    if over.low == over.high and under.low == under.high:
+        return value, value, value
+    if over.value <= 0 or under.low <= 0:
+        return value, 0.0, math.inf
+    arms = [(figure.high - figure.low) / 2 / figure.value for figure in (over, under)]
+    factor = math.exp(math.hypot(*arms))
+    return value, value / factor, value * factor
+
+
+def _sum(signs: Sequence[float], figures: Sequence[Figure]) -> tuple[float, float, float]:
+    value = sum(sign * figure.value for sign, figure in zip(signs, figures, strict=True))
+    each = [figure.each for figure in figures]
+    vectors = [one for one in each if one is not None]
+    if len(figures) == 1:
+        return value, figures[0].low, figures[0].high
+    if len(vectors) == len(figures) and len({len(one) for one in vectors}) == 1:
+        half = _paired(signs, vectors)
+        return value, value - half[0], value + half[1]
+    arms = [(figure.value - figure.low, figure.high - figure.value) for figure in figures]
+    down = math.hypot(*(arm[0] if sign > 0 else arm[1] for sign, arm in zip(signs, arms, strict=True)))
+    up = math.hypot(*(arm[1] if sign > 0 else arm[0] for sign, arm in zip(signs, arms, strict=True)))
+    return value, value - down, value + up
+
+
+def _paired(signs: Sequence[float], vectors: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Return how far the interval reaches down and up: Newcombe's for two shares, else normal, on the same images."""
+    if list(signs) == [1.0, -1.0] and all(set(np.unique(one)) <= {0.0, 100.0} for one in vectors):
+        found = paired_interval(vectors[0] > 0, vectors[1] > 0)
+        return 100 * (found.value - found.low), 100 * (found.high - found.value)
+    total = np.sum([sign * one for sign, one in zip(signs, vectors, strict=True)], axis=0)
+    known = total[~np.isnan(total)]
+    if len(known) < 2:
+        return math.inf, math.inf
+    spread = float(np.max([np.ptp(one[~np.isnan(one)]) for one in vectors]))
+    half = max(Z95 * float(known.std(ddof=1)) / math.sqrt(len(known)), 3 * spread / len(known))
+    return half, half
+
+
+def share(mask: NDArray[np.bool_]) -> Figure:
+    """Return a share of images as a figure in percent, with its Wilson interval."""
+    estimate = Estimate.of(mask)
+    return Figure(100 * estimate.value, 100 * estimate.low, 100 * estimate.high, 100.0 * mask.astype(np.float64))
+
+
+def mean(each: NDArray[np.float64]) -> Figure:
+    """Return the mean over the images that have a number, with its normal interval; ValueError if none has."""
+    known = each[np.isfinite(each)]
+    if not len(known):
+        raise ValueError("no image has a number")
+    half = Z95 * float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+    value = float(known.mean())
+    return Figure(value, value - half, value + half, np.where(np.isfinite(each), each, math.nan))
+
+
+def exact(value: float) -> Figure:
+    """Return a figure that was counted."""
+    return Figure(value, value, value)

@@ -1,0 +1,168 @@
+"""What a table will cost before it starts: counted passes times the time of a pass on this machine."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from planish.batch import Batch
+from planish.configuration import Experiment
+from planish.costs import training_cost
+from planish.data.source import find
+from planish.experiment import architecture
+from planish.modes import autocast
+from planish.randomness import seeded
+from planish.report.tables import Table as Lines
+from planish.report.tables import seconds_text, table
+from planish.reproduce.running import Job, finished, trained
+from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled
+from planish.reproduce.tables import Column
+
+TRAINING = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
+TEST = {"cifar10": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
+PASSES = {
+    "planish": 140,
+    "autoattack": 9767,
+    "paper-llr/fgsm-20": 41,
+    "closest": 300,
+    "paper-finlay": 60_000,
+    "deepfool": 60,
+    "carlini-wagner": 18_000,
+    "carlini-wagner-60-8": 780,
+    "fgsm": 3,
+}
+"""Passes that an image which holds out costs, of what its name does not tell (docs/attacks.md)."""
+STANDARD = 3.0
+"""Passes of a standard training step: forward, and a backward to input and weights."""
+TIMED = {32: 64, 64: 32, 128: 8}
+"""Images in a timed batch, by their largest side; of larger ones two."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Passes of single images that are still to be made, and the seconds of one."""
+
+    training: float
+    judging: float
+    seconds_each: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return (self.training + self.judging) * self.seconds_each
+
+
+def estimate(job: Job, row: str) -> Estimate:
+    """Estimate what is left to do of a row; judging as if every image held out, so at most that."""
+    experiment = job.experiment(row)
+    images = _count(job, row, "train", experiment.data.limit)
+    cost = 0.0 if trained(job.folder(row), experiment) else _step_cost(job, row)
+    steps = images * experiment.settings.epochs * cost * STANDARD
+    tests = _count(job, row, "test", images_judged(job.table, job.scale))
+    left = {
+        job.record(row, column): attack_passes(attack_of(column, job.scale), job.table.head.classes)
+        for column in job.columns().values()
+        if column.is_judged and not _done(job, row, column)
+    }
+    return Estimate(steps, tests * sum(left.values()), pass_seconds(job, experiment))
+
+
+def _done(job: Job, row: str, column: Column) -> bool:
+    return job.record(row, column).exists() and finished(job, row, column)
+
+
+def _count(job: Job, row: str, split: str, limit: int | None) -> int:
+    """Return how many images there are, by the data set's name where it is known."""
+    found = job.table.row(row).experiment
+    assert found is not None
+    known = (TRAINING if split == "train" else TEST).get(found.data.source)
+    if known is None:
+        spec = (job.test if split == "test" else None) or job.train or found.data.source
+        known = len(find(spec, split).labels)
+    return known if limit is None else min(known, limit)
+
+
+def _step_cost(job: Job, row: str) -> float:
+    """Return standard steps that a training step costs, counted on the network at the smallest scale."""
+    full = job.table.row(row).experiment
+    assert full is not None
+    small = scaled(full, SCALES["cpu"])
+    model = _model(small, job)
+    return training_cost(full.training_method, model, _images(job, small, 4), full.threat.model)
+
+
+def _model(experiment: Experiment, job: Job) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return architecture(
+            experiment.model.name, experiment.model.options, job.table.head.classes, job.table.head.shape[0]
+        )
+
+
+def _images(job: Job, experiment: Experiment, count: int) -> Batch:
+    channels, height, width = job.table.head.shape
+    side = experiment.data.final_size
+    height, width = (height, width) if side is None else (side, side)
+    x = torch.rand(count, channels, height, width, generator=seeded(0))
+    return Batch(x, torch.arange(count) % job.table.head.classes, torch.arange(count))
+
+
+def pass_seconds(job: Job, experiment: Experiment) -> float:
+    """Time a forward and a backward to the images on the job's device, and return half of it for one image."""
+    model = _model(experiment, job).to(job.device).eval()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    side = experiment.data.final_size or job.table.head.shape[1]
+    count = next((images for largest, images in TIMED.items() if side <= largest), 2)
+    x = _images(job, experiment, count).x.to(job.device).requires_grad_()
+
+    def once() -> float:
+        began = time.perf_counter()
+        with autocast(x, experiment.settings.precision):
+            total = model(x).sum()
+        torch.autograd.grad(total, x)[0].sum().item()
+        return time.perf_counter() - began
+
+    once()
+    return min(once() for _ in range(3)) / (2 * count)
+
+
+def attack_passes(attack: str | None, classes: int) -> float:
+    """Return the forwards and backwards that an image costs which no attack breaks."""
+    if attack is None:
+        return 1.0
+    if attack in PASSES:
+        return float(PASSES[attack])
+    match = re.fullmatch(r"(.*?)((?:-\d+)*)", attack)
+    assert match is not None
+    numbers = [int(number) for number in match[2].split("-") if number] or [100]
+    steps, restarts = numbers[0], numbers[1] if len(numbers) > 1 else 1
+    if match[1] == "square":
+        return float(steps)
+    times = {"multi-targeted": classes - 1, "transfer": 3}.get(match[1], 1)
+    return 2.0 * (steps + 1) * restarts * times
+
+
+def estimate_rows(job: Job, rows: Sequence[str]) -> Lines:
+    """Return what is left to do of each row and of all, as a table."""
+    found = [(row, estimate(job, row)) for row in rows]
+    lines = [
+        [
+            (row, None),
+            (f"{one.training:,.0f}", one.training),
+            (f"{one.judging:,.0f}", one.judging),
+            (f"{1e6 * one.seconds_each:.0f} us", one.seconds_each),
+            (seconds_text(one.seconds), one.seconds),
+        ]
+        for row, one in found
+    ]
+    total = sum(one.seconds for _, one in found)
+    caption = (
+        f"An estimate: {job.table.name} at scale {job.scale.name} takes about {seconds_text(total)} on this device."
+        " Counted passes of single images still to be made, times the time of a pass measured just now on"
+        " a batch of random images; judging as if every image held out."
+        " Data loading is not in it."
+    )
+    return table(caption, ("Row", "Training passes", "Judging passes, at most", "A pass", "Time"), lines)

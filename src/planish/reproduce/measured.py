@@ -1,0 +1,220 @@
+"""What was measured of a table, beside what the paper printed: figures, verdicts, one JSON document."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish import distances, results
+from planish.distances import Distances, improvement_ratio
+from planish.errors import BadInput
+from planish.files import write_json
+from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
+from planish.reproduce.running import Job, finished, provenance_of, state, trained
+from planish.reproduce.scales import attack_of, images_judged
+from planish.reproduce.tables import Column, Table
+from planish.results import Evaluation
+from planish.runs import DISTANCES, EVALUATION, training_of
+from planish.threat import parse_threat
+
+RESULTS = "results.json"
+SCHEMA_VERSION = 1
+DRAWN = 1000
+INTERVAL = ((-math.inf, 0.025), (math.inf, 0.975))
+"""What an undefined draw counts as, and the quantile, of the lower and the upper end."""
+
+
+def figure_of(job: Job, row: str, column: Column) -> Figure | str:
+    """Return the measured figure, or why there is none."""
+    if column.measure == "missing":
+        return column.why
+    if column.measure == "given":
+        return "part of the setting"
+    found = job.table.row(row)
+    if found.experiment is None:
+        return found.missing
+    if not trained(job.folder(row), job.experiment(row)):
+        return "not run"
+    if column.measure == "cost":
+        return exact(float(str(provenance_of(job, row)["training_cost"])))
+    if not finished(job, row, column):
+        return "not run"
+    return _by_distance(job, row, column) if column.by_distance else _in_ball(job, row, column)
+
+
+def _in_ball(job: Job, row: str, column: Column) -> Figure:
+    record = results.load(job.record(row, column) / EVALUATION)
+    if column.measure == "clean":
+        return share(record.correct())
+    if column.measure == "error":
+        return share(~record.correct())
+    if column.measure == "success":
+        return _success(record, str(attack_of(column, job.scale)))
+    if column.measure == "gap":
+        return mean(100.0 * (record.correct().astype(float) - record.survivors()))
+    return share(record.survivors())
+
+
+def _success(record: Evaluation, attack: str) -> Figure:
+    """Return the share of the images that the attack was run on which reached their target."""
+    rate = record.success_rate(attack)
+    return Figure(100 * rate.value, 100 * rate.low, 100 * rate.high)
+
+
+def _by_distance(job: Job, row: str, column: Column) -> Figure | str:
+    record = distances.load(job.record(row, column) / DISTANCES)
+    if column.measure == "error":
+        return share(record.of() <= parse_threat(job.table.head.norm, column.radius or 0).radius)
+    if column.measure == "distance":
+        found = record.of().astype(np.float64)
+        return mean(found) if np.isfinite(found).any() else "no adversarial image was found"
+    if column.measure == "fooled":
+        return share(np.isfinite(record.of()[record.correct()])) if record.correct().any() else "no image is correct"
+    base = job.record(str(column.source), column) / DISTANCES
+    if not base.exists():
+        return f"{column.source} is not run"
+    return _improvement(record, distances.load(base))
+
+
+def _improvement(robust: Distances, undefended: Distances) -> Figure | str:
+    """Return the improvement ratio with the percentile interval of 1,000 draws of the images."""
+    value = improvement_ratio(robust, undefended)
+    if not math.isfinite(value):
+        return "undefined: as many errors as without defence"
+    numbers = [np.stack([one.of().astype(np.float64), ~one.correct()]) for one in (robust, undefended)]
+    draws = np.random.default_rng(0).integers(0, len(robust.labels), (DRAWN, len(robust.labels)))
+    drawn = np.array([_ratio(*(one[:, rows] for one in numbers)) for rows in draws])
+    low, high = (
+        float(np.quantile(np.where(np.isnan(drawn), worst, drawn), share_below, method="nearest"))
+        for worst, share_below in INTERVAL
+    )
+    return Figure(value, min(low, value), max(high, value))
+
+
+def _ratio(robust: NDArray[np.float64], undefended: NDArray[np.float64]) -> float:
+    """Return the ratio of distances and errors, (2, N) each; NaN where it is undefined."""
+    if not all(np.isfinite(one[0]).any() for one in (robust, undefended)):
+        return math.nan
+    mean_1, mean_0 = (one[0][np.isfinite(one[0])].mean() for one in (robust, undefended))
+    error_1, error_0 = robust[1].mean(), undefended[1].mean()
+    if not (error_0 > 0 and error_1 != error_0 and mean_0 > 0):
+        return math.nan
+    return float((mean_1 / mean_0 - 1) / (error_1 / error_0 - 1))
+
+
+def paper_number(text: str) -> float:
+    """Return a printed figure as a number: "44.3", "50.46%", "6.62e-3"."""
+    return float(text.rstrip("%"))
+
+
+def paper_numbers(table: Table) -> dict[str, float]:
+    """Return the paper's figures by "row.column"."""
+    return {f"{row}.{key}": paper_number(text) for row, own in table.rows.items() for key, text in own.paper.items()}
+
+
+def document(job: Job) -> dict[str, Any]:
+    """Return all that is known of the job as one JSON-able document: settings, figures, verdicts."""
+    found = {
+        f"{row}.{key}": figure_of(job, row, column) for row in job.table.rows for key, column in job.columns().items()
+    }
+    figures = {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
+    reasons = {name: figure for name, figure in found.items() if isinstance(figure, str)}
+    printed = paper_numbers(job.table)
+    claims = [
+        {"says": claim.says, "where": claim.where, **asdict(judged(claim, figures, reasons))}
+        | {"paper_agrees": holds(claim, printed)}
+        for claim in job.table.claims
+    ]
+    rows = {row: _row_document(job, row, figures, reasons) for row in job.table.rows}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "table": job.table.name,
+        "scale": job.scale.name,
+        "words": job.scale.words(),
+        "attacks": {key: attack_of(column, job.scale) for key, column in job.columns().items()},
+        "test_images": images_judged(job.table, job.scale),
+        "rows": rows,
+        "claims": _finite(claims),
+    }
+
+
+def _row_document(job: Job, row: str, figures: dict[str, Figure], reasons: dict[str, str]) -> dict[str, Any]:
+    about: dict[str, Any] = {"state": state(job, row), "setting": setting_words(job, row)}
+    cells: dict[str, Any] = {}
+    for key in job.columns():
+        figure = figures.get(f"{row}.{key}")
+        cells[key] = (
+            {"why": reasons[f"{row}.{key}"]}
+            if figure is None
+            else {"value": figure.value, "low": figure.low, "high": figure.high}
+        )
+    if about["state"] in ("trained", "finished"):
+        origin = provenance_of(job, row)
+        about |= {key: origin.get(key) for key in ("data_name", "data_digest", "device", "commit", "code_digest")}
+        about["seconds"] = training_of(job.folder(row))["seconds"]
+        about["test_images"] = _judged_on(job, row)
+    return about | {"figures": _finite(cells)}
+
+
+def _judged_on(job: Job, row: str) -> dict[str, Any] | None:
+    """Return name and number of the test images, from the first record that is there."""
+    for path in sorted((job.folder(row) / "judged").glob(f"*/{EVALUATION}")):
+        record = results.load(path)
+        return {"name": record.meta["data"].get("name"), "images": len(record.labels)}
+    for path in sorted((job.folder(row) / "judged").glob(f"*/{DISTANCES}")):
+        measured = distances.load(path)
+        return {"name": measured.meta["data"].get("name"), "images": len(measured.labels)}
+    return None
+
+
+def _finite(value: Any) -> Any:
+    """Return the document with null for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def setting_words(job: Job, row: str) -> str:
+    """Say how a row is trained at this scale: images, network, epochs, method."""
+    if job.table.row(row).experiment is None:
+        return f"missing: {job.table.row(row).missing}"
+    experiment = job.experiment(row)
+    limit, model, settings = experiment.data.limit, experiment.model, experiment.settings
+    options = ", ".join(f"{key} {value}" for key, value in model.options.items())
+    method = ", ".join(f"{key} {value}" for key, value in experiment.method.options.items())
+    return ", ".join(
+        (
+            "all training images" if limit is None else f"the first {limit:,} images",
+            model.name + (f" ({options})" if options else ""),
+            f"{settings.epochs} epochs of batches of {settings.batch_size}",
+            experiment.method.name + (f" ({method})" if method else ""),
+        )
+    )
+
+
+def save(job: Job) -> dict[str, Any]:
+    """Write the document beside the rows and return it."""
+    whole = document(job)
+    write_json(whole, job.out / RESULTS)
+    return whole
+
+
+def load_documents(root: Path) -> list[dict[str, Any]]:
+    """Return every document below a folder, in order of table and scale. Raises BadInput for a file of another kind."""
+    found = []
+    for path in sorted(root.glob(f"*/*/{RESULTS}")):
+        try:
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            known = whole["schema_version"] == SCHEMA_VERSION and {"table", "scale", "rows", "claims"} <= whole.keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{path} holds no results of planish reproduce") from error
+        if not known:
+            raise BadInput(f"{path} holds results of another version of planish reproduce")
+        found.append(whole)
+    return found

@@ -1,0 +1,185 @@
+"""What was reproduced, as tables for the screen, a figure, and the page docs/reproduction.md."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from planish.errors import BadInput
+from planish.files import write_bytes, write_text
+from planish.report.drawing import to_png
+from planish.report.tables import NOTHING, Cell, markdown, table
+from planish.report.tables import Table as Lines
+from planish.reproduce.claims import bound_words
+from planish.reproduce.figure import plate
+from planish.reproduce.measured import load_documents
+from planish.reproduce.running import Job, state
+from planish.reproduce.scales import SCALES
+from planish.reproduce.tables import HOME, Column, Table
+
+FIGURE = "figure.png"
+INTRODUCTION = HOME / "introduction.md"
+SEEDS = "Intervals are 95 %, over test images alone: each row was trained once, and another seed is not in them."
+
+
+def list_rows(tables: Sequence[Table], out: Path) -> Lines:
+    """Return a line for each table: what it is, how many rows, what has been run at each scale."""
+    lines: list[list[Cell]] = []
+    for own in tables:
+        done = [_progress(own, scale, out) for scale in SCALES]
+        lines.append([(own.name, None), (f"{own.head.paper}, {own.head.printed}", None), (own.head.title, None)])
+        lines[-1] += [
+            (f"{len(own.trainable)} of {len(own.rows)}", None),
+            (", ".join(filter(None, done)) or NOTHING, None),
+        ]
+    return table("", ("Name", "Table", "What", "Rows to train", f"Finished in {out}"), lines)
+
+
+def _progress(own: Table, scale: str, out: Path) -> str:
+    job = Job.of(own, scale, out)
+    if not job.out.exists():
+        return ""
+    try:
+        finished = sum(state(job, row) == "finished" for row in own.trainable)
+    except BadInput:
+        return f"{scale}: of another version"
+    return f"{scale}: {finished} of {len(own.trainable)}"
+
+
+def results_rows(own: Table, whole: dict[str, Any]) -> Lines:
+    """Return the table, in each cell what was measured and, in brackets, what was printed."""
+    keys = [key for key, column in own.columns.items() if column.measure != "given"]
+    keys += [key for key in whole["attacks"] if key not in own.columns]
+    headers = ["Row", *(_header(own.columns[key]) if key in own.columns else key for key in keys)]
+    lines: list[list[Cell]] = []
+    for name, row in own.rows.items():
+        found = whole["rows"][name]["figures"]
+        lines.append([(row.printed, None), *((_cell(found[key], row.paper.get(key)), None) for key in keys)])
+    return table(_caption(own, whole), headers, lines)
+
+
+def _header(column: Column) -> str:
+    if column.measure == "cost":
+        return f"{column.printed}; measured: standard steps"
+    return f"{column.printed} ({column.note})" if column.note else column.printed
+
+
+def _cell(found: dict[str, Any], printed: str | None) -> str:
+    ours = NOTHING if found.get("value") is None else number_text(found["value"])
+    ends = (found.get("low"), found.get("high"))
+    if found.get("value") is not None and ends != (found["value"], found["value"]):
+        low, high = ("unbounded" if end is None else number_text(end) for end in ends)
+        ours += f" [{low}, {high}]"
+    return f"{ours} (paper: {printed})" if printed is not None else ours
+
+
+def number_text(value: float) -> str:
+    """Write a figure with one decimal, or three digits where it is small."""
+    return f"{value:.1f}" if abs(value) >= 2 or value == 0 else f"{value:.3g}"
+
+
+def _caption(own: Table, whole: dict[str, Any]) -> str:
+    judged = [row["test_images"] for row in whole["rows"].values() if row.get("test_images")]
+    tested = (
+        "; ".join(sorted({f"{one['images']:,} test images of {one['name']}" for one in judged})) or "nothing judged yet"
+    )
+    trained = sorted({row["data_name"] for row in whole["rows"].values() if row.get("data_name")})
+    data = f"trained on {', '.join(trained)}; " if trained else ""
+    return f"{own.name} at scale {whole['scale']} ({whole['words']}); {data}{tested}. {SEEDS}"
+
+
+def claims_rows(own: Table, whole: dict[str, Any]) -> Lines:
+    """Return a line for each of the paper's claims, with its verdict."""
+    lines: list[list[Cell]] = []
+    for claim, found in zip(own.claims, whole["claims"], strict=True):
+        agrees = {None: "do not say", True: "agree", False: "contradict it"}[found["paper_agrees"]]
+        words = (found["outcome"], claim.says, _measured(found), bound_words(claim), claim.where, agrees)
+        lines.append([(word, None) for word in words])
+    headers = ("Verdict", "Claim", "Measured", "Claimed", "Where", "The paper's own figures")
+    return table(f"Verdicts at scale {whole['scale']}. {SEEDS}", headers, lines)
+
+
+def _measured(found: dict[str, Any]) -> str:
+    return str(found["because"]) if found["value"] is None else _cell(found, None)
+
+
+def write_plate(own: Table, whole: dict[str, Any], path: Path) -> Path | None:
+    """Draw ours against the paper's into a PNG; None where nothing can be compared."""
+    drawn = plate(own, whole)
+    if drawn is not None:
+        write_bytes(to_png(drawn.figure), path)
+    return None if drawn is None else path
+
+
+def write_page(root: Path, page: Path, tables: Sequence[Table]) -> Path:
+    """Write the page of every table and of all results below the folder, its figures into images/ beside it."""
+    known = {own.name: own for own in tables}
+    documents = [whole for whole in load_documents(root) if whole["table"] in known]
+    for whole in documents:
+        write_plate(known[whole["table"]], whole, page.parent / "images" / figure_name(whole))
+    write_text(page_text(tables, documents), page)
+    return page
+
+
+def figure_name(whole: dict[str, Any]) -> str:
+    """Return the file name of a document's figure on the page."""
+    return f"reproduce-{whole['table']}-{whole['scale']}.png"
+
+
+def page_text(tables: Sequence[Table], documents: Sequence[dict[str, Any]]) -> str:
+    """Return the whole page as Markdown."""
+    parts = [
+        INTRODUCTION.read_text(encoding="utf-8"),
+        "## Scales",
+        *(_scale_line(name) for name in SCALES),
+        "",
+        "## Tables",
+        "",
+    ]
+    if not documents:
+        parts += ["Nothing has been run and kept yet: below are the tables, their rows, and what is known of them.", ""]
+    for own in tables:
+        parts += [*_table_part(own), *(_results_part(own, whole) for whole in documents if whole["table"] == own.name)]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _scale_line(name: str) -> str:
+    return f"- `{name}`: {SCALES[name].words()}."
+
+
+def _table_part(own: Table) -> list[str]:
+    head = own.head
+    missing = [f"- `{name}` ({row.printed}): missing, {row.missing}." for name, row in own.rows.items() if row.missing]
+    unmeasured: dict[str, list[str]] = {}
+    for column in own.columns.values():
+        if column.why:
+            unmeasured.setdefault(column.why, []).append(column.printed)
+    lines = [f"### {own.name}", "", f"{head.paper}, {head.printed}. {head.title}.", ""]
+    lines += [f"Rows: {', '.join(f'`{name}`' for name in own.rows)}.", ""]
+    if any(column.measure not in ("given", "missing") for column in own.columns.values()):
+        lines += [f"`planish reproduce {own.name} --scale cpu --data PATH`", ""]
+    facts = [*missing, *(f"- Not measured ({why}): {'; '.join(names)}." for why, names in unmeasured.items())]
+    facts += [f"- {note}" for note in head.notes]
+    facts += [f"- `{name}`: {note}" for name, row in own.rows.items() for note in row.notes]
+    facts += [
+        f"- Contradicted by the paper: {claim.says}; {claim.contradicted}."
+        for claim in own.claims
+        if claim.contradicted
+    ]
+    for scale, changed in own.scales.items():
+        facts.append(f"- At scale {scale} here: {', '.join(f'{key} = {value}' for key, value in changed.items())}.")
+    return [*lines, *facts, *([""] if facts else [])]
+
+
+def _results_part(own: Table, whole: dict[str, Any]) -> str:
+    rows = [f"- `{name}`: {row['setting']}; {row['state']}." for name, row in whole["rows"].items()]
+    parts = [
+        f"#### {own.name} at scale {whole['scale']}",
+        "",
+        *rows,
+        "",
+        markdown(results_rows(own, whole)).strip(),
+        "",
+    ]
+    if plate(own, whole) is not None:
+        parts += [f"![{own.name}, measured and printed](images/{figure_name(whole)})", ""]
+    return "\n".join([*parts, markdown(claims_rows(own, whole)).strip(), ""])

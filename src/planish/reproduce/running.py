@@ -1,0 +1,225 @@
+"""A table's rows trained and judged; what is finished is never run again."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from planish import distances, results
+from planish.checkpoints import CONFIG, METRICS, PROVENANCE, WEIGHTS
+from planish.configuration import Experiment, experiment_from, read
+from planish.distances import Distances
+from planish.errors import BadInput
+from planish.evaluation import OnChunk
+from planish.experiment import refuse_other_data, same_run, train, training_images
+from planish.reproduce.scales import Scale, attack_of, images_judged, scale_of, scaled
+from planish.reproduce.tables import Column, Table
+from planish.results import Evaluation
+from planish.runs import DISTANCES, EVALUATION, Task, distance_attacks, judge, measure, named_attacks, subject
+from planish.suites import Suite
+from planish.training import EpochRecord
+
+
+@dataclass(frozen=True)
+class Job:
+    """A table at a scale in a folder. train, test: the data; None = the table's own name for it, and train."""
+
+    table: Table
+    scale: Scale
+    out: Path
+    train: str | None = None
+    test: str | None = None
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, table: Table, scale: str, out: Path, **options: str | None) -> "Job":
+        """Return the job of a scale by its name; it goes to out/TABLE/SCALE. Raises BadInput."""
+        chosen = scale_of(table, scale)
+        return cls(table, chosen, out / table.name / chosen.name, **options)  # type: ignore[arg-type]
+
+    def folder(self, row: str) -> Path:
+        """Return where a row is."""
+        return self.out / row
+
+    def source(self, name: str) -> Path:
+        """Return where a network is that black-box images are made on."""
+        return self.out / f"source.{name}"
+
+    def experiment(self, row: str) -> Experiment:
+        """Return the row's training at this scale. Raises BadInput if planish cannot."""
+        found = self.table.row(row)
+        if found.experiment is None:
+            raise BadInput(f"{self.table.name} {row} cannot be trained: {found.missing}")
+        return scaled(found.experiment, self.scale, self.train)
+
+    def columns(self) -> dict[str, Column]:
+        """Return the table's columns, and planish's own suite where rows are judged in a ball."""
+        if self.table.head.radius is None:
+            return self.table.columns
+        return {**self.table.columns, "planish": Column("planish, not in the paper", "accuracy", "planish")}
+
+    def record(self, row: str, column: Column) -> Path:
+        """Return the folder of the record that measures the column."""
+        attack = attack_of(column, self.scale) or "clean"
+        name = attack.replace("/", ".") + (f".{column.source}" if _carried(column) else "")
+        return self.folder(row) / "judged" / name
+
+
+def _carried(column: Column) -> bool:
+    return column.source is not None and column.measure == "accuracy"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a job has come: a row or source, and what it has just done."""
+
+    row: str
+    event: EpochRecord | Evaluation | Distances
+
+
+def chosen_rows(table: Table, rows: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the rows to run: those named, or all that planish can train. Raises BadInput if nothing is measured."""
+    if all(column.measure in ("given", "missing") for column in table.columns.values()):
+        raise BadInput(f"{table.name} cannot be run: {next(filter(None, (c.why for c in table.columns.values())))}")
+    for name in rows or ():
+        if table.row(name).experiment is None:
+            raise BadInput(f"{table.name} {name} cannot be trained: {table.row(name).missing}")
+    return tuple(rows) if rows else table.trainable
+
+
+def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] | None = None) -> Iterator[Step]:
+    """Train and judge the rows; yield after each epoch and each attack, all saved by then.
+
+    Raises BadInput, before anything is written, if a folder holds a run of another configuration or of other data.
+    """
+    runs = _runs(job, rows)
+    for name in job.table.trainable:
+        check(job.folder(name), job.experiment(name))
+    _check_all(runs, other_data=job.train is not None)
+    for name, (folder, experiment) in runs.items():
+        if not trained(folder, experiment):
+            for record in train(experiment, folder, device=job.device, resume=True):
+                yield Step(name, record)
+        if name in rows:
+            for found in _judged(job, name, None if on_chunk is None else on_chunk(name)):
+                yield Step(name, found)
+
+
+def _runs(job: Job, rows: Sequence[str]) -> dict[str, tuple[Path, Experiment]]:
+    """Return what is to be trained, in order: networks that black-box images are made on come first."""
+    needed = {column.source for column in job.columns().values() if column.source is not None and _carried(column)}
+    runs = {name: (job.source(name), scaled(job.table.sources[name], job.scale, job.train)) for name in sorted(needed)}
+    return {f"source.{name}": run for name, run in runs.items()} | {
+        name: (job.folder(name), job.experiment(name)) for name in rows
+    }
+
+
+def _check_all(runs: dict[str, tuple[Path, Experiment]], *, other_data: bool) -> None:
+    """Check every folder, the data only where it is named: finished rows can be looked at without it."""
+    digests: dict[str, str] = {}
+    for folder, experiment in runs.values():
+        check(folder, experiment)
+        if other_data and (folder / CONFIG).exists():
+            key = repr((experiment.data, experiment.seed))
+            digests[key] = digests.get(key) or training_images(experiment)[0].digest()
+            refuse_other_data(folder, digests[key])
+
+
+def check(folder: Path, experiment: Experiment) -> None:
+    """Raise BadInput if the folder holds a run of another configuration."""
+    if (folder / CONFIG).exists() and not same_run(experiment_from(read(folder / CONFIG)), experiment):
+        raise BadInput(
+            f"{folder} was made by another version of this recipe or scale (see its {CONFIG}); nothing was changed: "
+            "choose another --out, or move it away"
+        )
+
+
+def trained(folder: Path, experiment: Experiment) -> bool:
+    """Say whether the folder holds the whole training."""
+    if not all((folder / name).exists() for name in (WEIGHTS, METRICS, PROVENANCE)):
+        return False
+    return len((folder / METRICS).read_text().splitlines()) >= experiment.settings.epochs
+
+
+def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation | Distances]:
+    """Judge a trained row by every attack of the table, each in a folder of its own, so that each faces all images."""
+    model = None
+    for column in job.columns().values():
+        if not column.is_judged or finished(job, row, column):
+            continue
+        if model is None:
+            model = replace(subject(str(job.folder(row)), job.device), name=row)
+        task, place = _task(job, row, column), job.record(row, column)
+        if column.by_distance:
+            yield from measure(model, task, place, device=job.device, resume=True)
+        else:
+            yield from judge(model, task, place, device=job.device, resume=True, on_chunk=on_chunk)
+
+
+def _task(job: Job, row: str, column: Column) -> Task:
+    head, attack = job.table.head, attack_of(column, job.scale)
+    threat = head.threat(job.table.row(row).radius)
+    return Task(
+        data=job.test or job.train or job.experiment(row).data.source,
+        threat=replace(threat, radius=0.0) if column.by_distance else threat,
+        attacks=() if attack is None else (attack,),
+        limit=images_judged(job.table, job.scale),
+        precision=job.scale.precision,
+        surrogates=(str(job.source(str(column.source))),) if _carried(column) else (),
+    )
+
+
+def finished(job: Job, row: str, column: Column) -> bool:
+    """Say whether the column's record is complete. Raises BadInput if it is of another ball or other images."""
+    place, attack = job.record(row, column), attack_of(column, job.scale)
+    threat = _task(job, row, column).threat
+    if column.by_distance:
+        if not (place / DISTANCES).exists():
+            return False
+        measured = distances.load(place / DISTANCES)
+        _check_record(job, place, measured, (measured.meta["norm"], measured.meta["radius"]) == (threat.name, 0.0))
+        known = int(measured.meta["model"]["classes"])
+        return set(distance_attacks([str(attack)], known, norm=threat.name)) <= set(measured.names)
+    if not (place / EVALUATION).exists():
+        return False
+    record = results.load(place / EVALUATION)
+    _check_record(job, place, record, (record.norm, record.radius) == (threat.name, threat.radius))
+    return attack is None or _complete(record, attack)
+
+
+def _check_record(job: Job, place: Path, record: Evaluation | Distances, same_ball: bool) -> None:
+    limit, images = images_judged(job.table, job.scale), len(record.labels)
+    short = any(f"asked for {limit} images" in note for note in record.meta.get("notes", []))
+    if not same_ball or (limit is not None and images != limit and not short):
+        raise BadInput(
+            f"{place} was judged at another radius or on other images; nothing was changed: choose another --out"
+        )
+
+
+def _complete(record: Evaluation, attack: str) -> bool:
+    """Say whether an attack or every stage of a suite has its column."""
+    if attack in record.names:
+        return True
+    if attack.startswith("transfer"):
+        return False
+    made = named_attacks([attack], int(record.meta["model"]["classes"]), norm=record.norm)[attack]
+    done = {column.name.partition("/")[2]: column for column in record.columns if column.name.startswith(f"{attack}/")}
+    return isinstance(made, Suite) and made.following(done, len(record.labels)) is None
+
+
+def state(job: Job, row: str) -> str:
+    """Return "missing", "not run", "begun", "trained" or "finished". Raises BadInput for a run of something else."""
+    if job.table.row(row).experiment is None:
+        return "missing"
+    folder, experiment = job.folder(row), job.experiment(row)
+    check(folder, experiment)
+    if not trained(folder, experiment):
+        return "begun" if (folder / CONFIG).exists() else "not run"
+    needed = [column for column in job.columns().values() if column.is_judged]
+    return "finished" if all(finished(job, row, column) for column in needed) else "trained"
+
+
+def provenance_of(job: Job, row: str) -> dict[str, object]:
+    """Return a row's provenance file, as training wrote it."""
+    found: dict[str, object] = json.loads((job.folder(row) / PROVENANCE).read_text())
+    return found

@@ -1,0 +1,183 @@
+"""A made-up table from start to end: run, stopped, resumed, moved, refused; and the command."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from planish import experiment as training
+from planish.cli import app
+from planish.errors import BadInput
+from planish.reproduce import Job, estimate_rows, reproduce, save, table
+from planish.reproduce.pages import claims_rows, page_text, results_rows, write_page, write_plate
+from planish.reproduce.running import state
+from planish.training import EpochRecord
+
+
+@pytest.fixture(scope="session")
+def finished(squares_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The table, run. Tests that change it take a copy."""
+    own = table(str(squares_folder / "table-0.toml"))
+    job = Job.of(own, "cpu", tmp_path_factory.mktemp("runs"), train=str(squares_folder / "squares-train.npz"))
+    list(reproduce(job, own.trainable))
+    save(job)
+    return job
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_cell_has_a_figure_or_a_reason(finished: Job):
+    whole = json.loads((finished.out / "results.json").read_text())
+    assert [row["state"] for row in whole["rows"].values()] == ["finished", "finished", "missing"]
+    for name in ("plain", "robust"):
+        row = whole["rows"][name]
+        cells = row["figures"]
+        assert {key for key, cell in cells.items() if "why" in cell} <= {"steps", "bound", "ratio"}
+        assert cells["clean"]["low"] <= cells["clean"]["value"] <= cells["clean"]["high"]
+        assert cells["clean"]["value"] + cells["error"]["value"] == pytest.approx(100)
+        assert cells["gap"]["value"] == pytest.approx(cells["clean"]["value"] - cells["pgd"]["value"])
+        assert row["test_images"] == {"name": "squares", "images": 24} and row["data_name"] == "squares"
+        assert row["setting"].startswith("the first 40 images, small-cnn (width 4), 2 epochs of batches of 16, ")
+    assert whole["rows"]["robust"]["figures"]["time"]["value"] == pytest.approx(1.67, abs=0.2)
+    assert whole["attacks"]["pgd"] == "pgd-3-1" and whole["attacks"]["planish"] == "planish"
+    assert [claim["outcome"] for claim in whole["claims"]][::2] == ["confirmed", "not tested"]
+    assert {path.parent.name for path in finished.folder("plain").glob("judged/*/*.npz")} >= {
+        "clean", "pgd-3-1", "closest", "random-targeted-3-1", "transfer-3-1.other", "planish",
+    }  # fmt: skip
+
+
+def test_what_is_finished_is_not_run_again(finished: Job):
+    before = contents(finished.out)
+    assert list(reproduce(finished, finished.table.trainable)) == []
+    assert list(reproduce(replace(finished, train=None), finished.table.trainable)) == []  # the data is not needed
+    assert contents(finished.out) == before
+
+
+def test_stopped_and_gone_on_elsewhere(
+    finished: Job, job: Job, squares_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = replace(job, table=replace(job.table, columns={"clean": job.table.columns["clean"]}, claims=()))
+    step = next(iter(reproduce(job, ["plain"])))
+    assert isinstance(step.event, EpochRecord) and step.event.epoch == 1
+    assert state(job, "plain") == "begun" and state(job, "robust") == "not run"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(job.out, elsewhere)
+    shutil.copy(squares_folder / "squares-train.npz", tmp_path / "moved-train.npz")
+    shutil.copy(squares_folder / "squares-test.npz", tmp_path / "moved-test.npz")
+    moved = replace(job, out=elsewhere, train=str(tmp_path / "moved-train.npz"))
+    epochs = [step.event.epoch for step in reproduce(moved, ["plain"]) if isinstance(step.event, EpochRecord)]
+    assert epochs == [2] and state(moved, "plain") == "finished"
+    assert (elsewhere / "plain/metrics.jsonl").read_text().count("\n") == 2
+    weights = "plain/model.safetensors"
+    assert (elsewhere / weights).read_bytes()[-3000:] == (finished.out / weights).read_bytes()[-3000:]
+    monkeypatch.setattr(training, "fit", None)
+    assert list(reproduce(moved, ["plain"])) == []
+
+
+def test_other_data_and_other_recipes_are_refused(
+    finished: Job, tmp_path: Path, make_squares: Callable[[Path, int, int], None]
+):
+    before = contents(finished.out)
+    make_squares(tmp_path / "squares-train.npz", 60, 7)
+    with pytest.raises(BadInput, match="holds a run on other data"):
+        list(reproduce(replace(finished, train=str(tmp_path / "squares-train.npz")), ["plain"]))
+    for scale in (replace(finished.scale, epochs=1), replace(finished.scale, width_divisor=2)):
+        with pytest.raises(BadInput, match="plain was made by another version of this recipe"):
+            list(reproduce(replace(finished, scale=scale), ["plain"]))
+    with pytest.raises(BadInput, match="was judged at another radius or on other images"):
+        list(reproduce(replace(finished, scale=replace(finished.scale, test_images=20)), ["plain"]))
+    assert contents(finished.out) == before
+
+
+def test_estimate_falls_to_nothing(finished: Job, job: Job):
+    begun, done = (estimate_rows(one, one.table.trainable) for one in (job, finished))
+    assert [row[1] for row in begun.rows] == ["240", "408"] and "An estimate" in begun.caption
+    assert [row[1:3] for row in done.rows] == [("0", "0")] * 2
+
+
+def test_tables_figure_and_page(finished: Job, tmp_path: Path):
+    whole = json.loads((finished.out / "results.json").read_text())
+    shown = results_rows(finished.table, whole)
+    assert shown.headers[:3] == ("Row", "Clean", "PGD-50") and shown.headers[-1] == "planish"
+    assert "(paper: 99.0)" in shown.rows[0][1] and shown.rows[2][1].startswith("\N{EN DASH}")
+    assert "24 test images of squares" in shown.caption
+    assert claims_rows(finished.table, whole).rows[2][:2] == ("not tested", "Lost is worse than robust")
+    path = write_plate(finished.table, whole, tmp_path / "figure.png")
+    assert path is not None and path.read_bytes().startswith(b"\x89PNG")
+    nothing = {
+        **whole,
+        "rows": {
+            name: {**row, "figures": {key: {"why": ""} for key in row["figures"]}}
+            for name, row in whole["rows"].items()
+        },
+    }
+    assert write_plate(finished.table, nothing, tmp_path / "none.png") is None
+    page = write_page(finished.out.parent.parent, tmp_path / "page.md", [finished.table])
+    text = page.read_text()
+    assert "#### table-0 at scale cpu" in text and (tmp_path / "images/reproduce-table-0-cpu.png").exists()
+    assert "missing, nobody has the code" in text and text != page_text([finished.table], [])
+
+
+@pytest.fixture
+def planish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        result = CliRunner().invoke(app, ["reproduce", *map(str, arguments)], prog_name="planish")
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run
+
+
+def test_command_lists_and_estimates(planish, finished: Job, squares_folder: Path):
+    names = json.loads(planish("--list", "--json").stdout)
+    assert len(names) == 21 and names["seat-table-1"]["rows"][0] == "pgd-at"
+    shown = planish("--list", squares_folder / "table-0.toml", "--out", finished.out.parent.parent)
+    assert shown.exit_code == 0 and "cpu: 2 of 2" in shown.stdout
+    told = planish(
+        squares_folder / "table-0.toml", "--data", squares_folder / "squares-train.npz", "--estimate", "--json"
+    )
+    assert [row[0] for row in json.loads(told.stdout)["rows"]] == ["plain", "robust"]
+    assert not Path("runs").exists()
+
+
+def test_command_runs_and_shows(planish, finished: Job, squares_folder: Path, tmp_path: Path):
+    arguments = (squares_folder / "table-0.toml", "--out", finished.out.parent.parent, "--device", "cpu")
+    result = planish(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "") and "confirmed" in result.stdout
+    assert "plain: the first 40 images, small-cnn (width 4)" in result.stdout
+    document = json.loads(planish(*arguments, "--rows", "plain", "--json").stdout)
+    assert document["table"] == "table-0" and document["claims"][0]["outcome"] == "confirmed"
+    assert (finished.out / "figure.png").exists()
+    page = planish("--page", tmp_path / "page.md", "--out", finished.out.parent.parent)
+    assert page.exit_code == 0 and "seat-table-1" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name a table; planish reproduce --list shows them"),
+        (("seat-tabel-1",), "unknown table 'seat-tabel-1'. Did you mean 'seat-table-1'?"),
+        (("seat-table-1", "--rows", "seatt"), "seat-table-1 has no row 'seatt'. Did you mean 'seat'?"),
+        (("seat-table-1", "--scale", "huge"), "unknown scale 'huge'."),
+        (("seat-table-1", "--data", "nowhere.npz"), ""),
+        (
+            ("llr-table-2", "--rows", "wrn-28-8-adv-published"),
+            "llr-table-2 wrn-28-8-adv-published cannot be trained: the",
+        ),
+        (("finlay-table-3",), "finlay-table-3 cannot be run: planish has no regularity statistics yet"),
+        (("nowhere.toml",), "no configuration file nowhere.toml"),
+    ],
+)
+def test_command_refuses(planish, arguments: tuple[str, ...], message: str):
+    result = planish(*arguments, "--device", "cpu")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"planish: {message}") and result.stderr.count("\n") == 1
+    assert not Path("runs").exists()
