@@ -34,6 +34,7 @@ from planish.terminal import (
     begun,
     console,
     epoch_words,
+    failed,
     print_audit,
     print_json,
     print_lines,
@@ -61,11 +62,11 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except BadInput as error:
-            sys.exit(_failed(str(error), 2))
+            sys.exit(failed(str(error), 2))
         except KeyboardInterrupt:
-            sys.exit(_failed("interrupted; what was finished is saved, --resume goes on", 130))
+            sys.exit(failed("interrupted; what was finished is saved, --resume goes on", 130))
         except (RuntimeError, FloatingPointError) as error:
-            sys.exit(_failed(str(error), 1))
+            sys.exit(failed(str(error), 1))
 
 
 app = typer.Typer(
@@ -391,11 +392,6 @@ app.command()(reproduce)
 def run() -> None:
     """Run the command line; the entry point."""
     app()
-
-
-def _failed(message: str, code: int) -> int:
-    print(f"planish: {' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

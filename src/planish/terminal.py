@@ -138,6 +138,12 @@ def console() -> "Console":
     return Console(width=width, highlight=False, soft_wrap=False)
 
 
+def failed(message: str, code: int) -> int:
+    """Print what went wrong as one line on stderr, and return the exit code."""
+    print(f"planish: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document."""
     print(json.dumps(document, indent=2))
