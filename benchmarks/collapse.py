@@ -59,9 +59,9 @@ def drawn(rows: list[Row]) -> Any:
         panel.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes[0].set_ylabel("accuracy")
     handles = [
-        axes[0].plot([], [], color=PALETTE[1], linestyle="--", label="training images, the method's one step")[0],
-        axes[0].plot([], [], color=PALETTE[0], label="held-out images, PGD-10")[0],
-        axes[0].plot([], [], color=MUTED, linestyle=":", label="held-out images, clean")[0],
+        axes[0].plot([], [], color=PALETTE[1], linestyle="--", label="training, its own step")[0],
+        axes[0].plot([], [], color=PALETTE[0], label="held out, PGD-10")[0],
+        axes[0].plot([], [], color=MUTED, linestyle=":", label="held out, clean")[0],
         axes[0].plot([], [], color=INK, marker="v", linestyle="none", label="alarm")[0],
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
