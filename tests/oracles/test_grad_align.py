@@ -112,7 +112,7 @@ def strength(method: GradAlign, threat: ThreatModel, model: nn.Module, batch: Ba
 def test_the_weight_follows_the_radius(smooth: nn.Module, batch: Batch):
     """0.2 at 8/255 and 2 at 16/255; in L2 the radius is shared out among 64 pixels."""
     images = batch._replace(x=batch.x.double())
-    for radius, weight in (("8/255", 0.2), ("16/255", 2.0), ("4/255", 0.02 * math.sqrt(10))):
+    for radius, weight in (("8/255", 0.2), ("16/255", 2.0), (0.2, 2.0), ("4/255", 0.02 * math.sqrt(10))):
         assert strength(GradAlign(), Linf(radius), smooth, images) == pytest.approx(weight)  # type: ignore[arg-type]
     assert strength(GradAlign(), L2(8 * 8 / 255), smooth, images) == pytest.approx(0.2)
     assert strength(GradAlign(weight=0.7), Linf(0.1), smooth, images) == pytest.approx(0.7)

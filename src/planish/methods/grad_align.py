@@ -18,6 +18,9 @@ from planish.randomness import draws
 from planish.tangent import tangent
 from planish.threat import Linf, ThreatModel
 
+LARGEST_FITTED = 16
+"""Radius in grey levels up to which the authors fitted lambda; their formula explodes beyond."""
+
 
 @dataclass(frozen=True)
 class GradAlign(Plain):
@@ -25,7 +28,7 @@ class GradAlign(Plain):
 
     x_adv is one step of a radius along grad l(x), the same gradient. eta is uniform in the ball and may leave the box,
     as in the authors' code. Images whose gradient is 0 at either point are left out of the mean. weight: lambda;
-    None: 0.02 * 10^(255 radius / 8), fitted by the authors for up to 16/255; it explodes beyond, give a number there.
+    None: 0.02 * 10^(255 radius / 8), fitted by the authors for up to 16/255, and its 2 there beyond.
     factor: times lambda. backprop: "one-sided" differentiates the gradient at x + eta alone, as the authors' code
     does; "both" either gradient. Gradients are computed in float32. Batch norm: batch statistics everywhere; running
     averages updated once, by x_adv.
@@ -66,7 +69,7 @@ class GradAlign(Plain):
         if self.weight is not None:
             return self.factor * self.weight
         reach = threat.radius if isinstance(threat, Linf) else threat.radius / math.sqrt(x[0].numel())
-        return self.factor * float(0.02 * 10 ** (255 * reach / 8))
+        return self.factor * float(0.02 * 10 ** (min(255 * reach, LARGEST_FITTED) / 8))
 
     def _gradient(self, model: nn.Module, batch: Batch, x: Tensor, *, differentiable: bool) -> Tensor:
         with full_precision(x), fixed_statistics(model), nullcontext() if differentiable else frozen(model):
