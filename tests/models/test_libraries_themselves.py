@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import library as operators
 from torch import nn
 
 from planish.batch import Batch
@@ -29,7 +30,7 @@ def torchvision() -> None:
     boxes = ["roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d"]
     names = ["nms", "qnms", "qroi_align", *boxes, *(f"_{name}_backward" for name in boxes)]
     for name in names:
-        torch.library.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
+        operators.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
 
 
 def need(name: str) -> Any:
