@@ -106,13 +106,14 @@ def train(
     corrupt = _left_out(folder)
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
     prepared = prepare(experiment, device, on_corrupt)
-    refuse_other_data(folder, prepared.images.digest())
+    digest = prepared.images.digest()
+    refuse_other_data(folder, digest)
     batches = _batches(experiment, prepared.images, prepared.sample, device, on_corrupt)
     write_text(to_toml(experiment), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
     if (folder / RESUME).exists():
         go_on(state, checkpoints.load_resume(folder / RESUME))
-    origin = _origin(experiment, prepared, device)
+    origin = _origin(experiment, prepared, digest, device)
     write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
     settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
     probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
@@ -158,16 +159,15 @@ def _batches(
     )
 
 
-def _origin(experiment: Experiment, prepared: Prepared, device: torch.device | str) -> dict[str, Any]:
-    """Return where a run comes from, and what a training step costs in standard steps."""
-    images = prepared.images
+def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: torch.device | str) -> dict[str, Any]:
+    """Return where a run comes from, its images' digest, and what a training step costs in standard steps."""
     sample = prepared.sample.first(COUNTED).to(device).as_batch()
     cost = training_cost(experiment.training_method, prepared.model, sample, experiment.threat.model)
     return {
         **provenance(device),
         "configuration_digest": hashlib.sha256(to_toml(experiment).encode()).hexdigest(),
-        "data_name": images.name,
-        "data_digest": images.digest(),
+        "data_name": prepared.images.name,
+        "data_digest": digest,
         "training_cost": cost,
     }
 

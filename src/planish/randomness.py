@@ -29,7 +29,7 @@ def keyed_draws(x: Tensor, indices: Tensor, seed: int) -> Tensor:
 
 def keyed(indices: Tensor, seed: int, count: int) -> Tensor:
     """Return (N, count) uniform numbers in [0, 1); row i depends on the seed and on indices[i] alone."""
-    position = torch.arange(count, device=indices.device)
+    position = torch.arange(1, count + 1, device=indices.device)  # from 0, seed and index 0 would draw a plain 0
     key = _mixed(_mixed(indices * _GOLDEN + seed)[:, None] + position * _GOLDEN)
     return (_shifted(key, 40).to(torch.float32) * 2.0**-24).clamp(max=_LARGEST_BELOW_ONE)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planish.errors import BadInput
 from planish.guard import Watch
 from planish.methods import Memory
 
@@ -83,7 +84,12 @@ def to_go_on(state: State) -> dict[str, Any]:
 
 
 def go_on(state: State, saved: Mapping[str, Any]) -> None:
-    """Put what `to_go_on` returned back."""
+    """Put what `to_go_on` returned back. Raises BadInput if anything is not in it, and changes nothing then."""
+    if missing := to_go_on(state).keys() - saved.keys():
+        raise BadInput(
+            f"the checkpoint lacks '{min(missing)}': another version of planish saved it; resume with that version, or "
+            "train anew in another folder"
+        )
     state.restore(saved)
     state.watch, state.snapshots = Watch(**saved["watch"]), list(saved["snapshots"])
 

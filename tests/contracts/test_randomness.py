@@ -1,6 +1,7 @@
 import torch
 
 from planish.randomness import drawn_seed, draws, keyed_draws, seeded
+from planish.threat import L2
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -14,7 +15,7 @@ def mixed(value: int) -> int:
 
 
 def twin(index: int, seed: int, position: int) -> float:
-    key = mixed(index * GOLDEN + seed & MASK) + position * GOLDEN
+    key = mixed(index * GOLDEN + seed & MASK) + (position + 1) * GOLDEN
     return (mixed(key & MASK) >> 40) / 2**24
 
 
@@ -24,6 +25,14 @@ def test_keyed_draws_agree_with_whole_numbers():
         found = keyed_draws(torch.zeros(4, 2, 3), indices, seed)
         expected = [[twin(index, seed, position) for position in range(7)] for index in indices.tolist()]
         assert found.tolist() == expected
+
+
+def test_the_first_draw_of_the_first_seed_is_not_nothing():
+    """Seed 0, index 0 and position 0 once gave exactly 0, and L2's uniform point was then the image itself."""
+    x = torch.full((1, 8), 0.5)
+    first = keyed_draws(x, torch.tensor([0]), 0)
+    assert first.min() > 0
+    assert (L2(0.25).sample(x, first) != x).all()
 
 
 def test_a_row_depends_on_seed_and_index_alone():

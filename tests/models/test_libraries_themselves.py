@@ -14,6 +14,7 @@ from torch import nn
 
 from planish.batch import Batch
 from planish.errors import BadInput
+from planish.methods import Moment
 from planish.methods.llr import LLR
 from planish.models import Normalized, build
 from planish.runs import subject
@@ -65,7 +66,7 @@ def published(transformers: Any, tmp_path: Path) -> Path:
 def one_llr_step(model: nn.Module, size: int, classes: int) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = Batch(torch.rand(2, 3, size, size, generator=generator), torch.arange(2) % classes, torch.arange(2))
-    LLR(steps=1)(model, batch, Linf(0.1), progress=1.0, generator=generator).total.backward()
+    LLR(steps=1)(model, batch, Linf(0.1), Moment(generator)).total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from planish import checkpoints
 from planish.configuration import DataOptions, Experiment, Named, ThreatOptions
 from planish.errors import BadInput
 from planish.experiment import load_run, train
@@ -164,6 +165,19 @@ def test_a_damaged_resume_file_is_named(experiment: Experiment, tmp_path: Path):
     with pytest.raises(BadInput, match=r"resume\.pt is truncated"):
         run(experiment, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_resume_file_of_an_older_planish_is_named(experiment: Experiment, tmp_path: Path):
+    """A checkpoint of before the guard was written once ended in a KeyError."""
+    run(experiment, tmp_path / "run", stop_after=1)
+    file = tmp_path / "run" / "resume.pt"
+    saved = dict(checkpoints.load_resume(file))
+    del saved["watch"]
+    checkpoints.save_resume(file, saved)
+    before = contents(tmp_path / "run")
+    with pytest.raises(BadInput, match="the checkpoint lacks 'watch': another version of planish saved it"):
+        run(experiment, tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == before
 
 
 def test_the_model_of_a_run_is_loaded_from_its_folder_alone(experiment: Experiment, tmp_path: Path):

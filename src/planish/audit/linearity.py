@@ -13,7 +13,7 @@ from planish.errors import at_least
 from planish.losses import Loss, cross_entropy
 from planish.modes import attacked, full_precision
 from planish.objectives import InnerGradient, inner, linearity_error, loss_of, of
-from planish.randomness import drawn_seed, keyed_draws, seeded
+from planish.randomness import keyed_draws
 from planish.rules import Adam, StepRule
 from planish.threat import L2, ThreatModel
 
@@ -108,7 +108,7 @@ def one_step(model: nn.Module, batch: Batch, threat: ThreatModel, *, loss: Loss 
 
 def random_point(batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
     """Return a uniform point of each image's ball, (N, ...); `between` there is GradAlign's cosine."""
-    return threat.sample(batch.x, keyed_draws(batch.x, batch.indices, drawn_seed(seeded(seed))))
+    return threat.sample(batch.x, keyed_draws(batch.x, batch.indices, seed))
 
 
 def relative_error(error: Tensor, rise: Tensor) -> Tensor:
