@@ -67,6 +67,12 @@ def load_weights(path: Path, model: nn.Module) -> None:
     model.load_state_dict(tensors)
 
 
+def copy_run(run: Path, folder: Path) -> None:
+    """Copy a finished run's files, its weights last, so that a copy that is cut short is no finished run."""
+    for name in (CONFIG, METRICS, PROVENANCE, WEIGHTS):
+        write_bytes((run / name).read_bytes(), folder / name)
+
+
 def _shape(shape: torch.Size | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape)) or "a scalar"
 

@@ -80,6 +80,22 @@ def test_stopped_and_gone_on_elsewhere(
     assert list(reproduce(moved, ["plain"])) == []
 
 
+def test_a_training_of_another_table_is_copied(
+    finished: Job, tmp_path: Path, make_squares: Callable[[Path, int, int], None], monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(finished.out, tmp_path / "one/cpu")
+    job = replace(finished, out=tmp_path / "two/cpu")
+    clean = replace(job, table=replace(job.table, columns={"clean": job.table.columns["clean"]}, claims=()))
+    make_squares(tmp_path / "squares-train.npz", 60, 7)
+    elsewhere = replace(clean, out=tmp_path / "three/cpu", train=str(tmp_path / "squares-train.npz"))
+    assert isinstance(next(iter(reproduce(elsewhere, ["plain"]))).event, EpochRecord)  # other images: trained anew
+    monkeypatch.setattr(training, "fit", None)
+    assert not any(isinstance(step.event, EpochRecord) for step in reproduce(clean, ["plain"]))
+    assert state(clean, "plain") == "finished"
+    same = ("config.toml", "metrics.jsonl", "model.safetensors", "provenance.json")
+    assert all((clean.folder("plain") / n).read_bytes() == (finished.folder("plain") / n).read_bytes() for n in same)
+
+
 def test_other_data_and_other_recipes_are_refused(
     finished: Job, tmp_path: Path, make_squares: Callable[[Path, int, int], None]
 ):

@@ -17,7 +17,7 @@ from planish.modes import autocast
 from planish.randomness import seeded
 from planish.report.tables import Table as Lines
 from planish.report.tables import seconds_text, table
-from planish.reproduce.running import Job, finished, trained
+from planish.reproduce.running import Job, finished, trained, twin
 from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled
 from planish.reproduce.tables import Column
 
@@ -59,7 +59,7 @@ def estimate(job: Job, row: str) -> Estimate:
     """Estimate what is left to do of a row; judging as if every image held out, so at most that."""
     experiment = job.experiment(row)
     images = _count(job, row, "train", experiment.data.limit)
-    cost = 0.0 if trained(job.folder(row), experiment) else _step_cost(job, row)
+    cost = 0.0 if trained(job.folder(row), experiment) or twin(job, experiment) else _step_cost(job, row)
     steps = images * experiment.settings.epochs * cost * STANDARD
     tests = _count(job, row, "test", images_judged(job.table, job.scale))
     left = {

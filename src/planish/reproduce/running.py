@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planish import distances, results
-from planish.checkpoints import CONFIG, METRICS, PROVENANCE, WEIGHTS
+from planish.checkpoints import CONFIG, METRICS, PROVENANCE, WEIGHTS, copy_run
 from planish.configuration import Experiment, experiment_from, read
 from planish.distances import Distances
 from planish.errors import BadInput
@@ -90,6 +90,7 @@ def chosen_rows(table: Table, rows: Sequence[str] | None) -> tuple[str, ...]:
 def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] | None = None) -> Iterator[Step]:
     """Train and judge the rows; yield after each epoch and each attack, all saved by then.
 
+    A training that another row or table has finished at this scale, in the folder beside, is copied, not run again.
     Raises BadInput, before anything is written, if a folder holds a run of another configuration or of other data.
     """
     runs = _runs(job, rows)
@@ -97,6 +98,8 @@ def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] 
         check(job.folder(name), job.experiment(name))
     _check_all(runs, other_data=job.train is not None)
     for name, (folder, experiment) in runs.items():
+        if not (folder / CONFIG).exists() and (other := twin(job, experiment)):
+            copy_run(other, folder)
         if not trained(folder, experiment):
             for record in train(experiment, folder, device=job.device, resume=True):
                 yield Step(name, record)
@@ -132,6 +135,15 @@ def check(folder: Path, experiment: Experiment) -> None:
             f"{folder} was made by another version of this recipe or scale (see its {CONFIG}); nothing was changed: "
             "choose another --out, or move it away"
         )
+
+
+def twin(job: Job, experiment: Experiment) -> Path | None:
+    """Return the folder of a finished training of the same experiment on the same images, of any table, or None."""
+    for config in sorted(job.out.parent.parent.glob(f"*/{job.scale.name}/*/{CONFIG}")):
+        if same_run(experiment_from(read(config)), experiment) and trained(config.parent, experiment):
+            digest = json.loads((config.parent / PROVENANCE).read_text())["data_digest"]
+            return config.parent if digest == training_images(experiment)[0].digest() else None
+    return None
 
 
 def trained(folder: Path, experiment: Experiment) -> bool:
