@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from planish.batch import Batch, per_image
-from planish.losses import MASKED, wide
+from planish.losses import MASKED, Loss, wide
 from planish.objectives import inner
 from planish.threat import ThreatModel
 
@@ -69,6 +69,19 @@ def tangent(loss_at: LossAt, x: Tensor, *, differentiable: bool = False) -> Tang
         value = loss_at(leaf)
         (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=differentiable, retain_graph=True)
     return Tangent(value, gradient)
+
+
+def tangent_of(
+    model: nn.Module, loss: Loss, labels: Tensor, x: Tensor, *, differentiable: bool = False
+) -> tuple[Tangent, Tensor]:
+    """Return the tangent of the model's loss at x, and the logits there, (N, K), with their graph: one forward."""
+    kept: list[Tensor] = []
+
+    def loss_at(x: Tensor) -> Tensor:
+        kept.append(model(x))
+        return loss(kept[0], labels)
+
+    return tangent(loss_at, x, differentiable=differentiable), kept[0]
 
 
 def slope_by_double_backward(loss_at: LossAt, x: Tensor, direction: Tensor) -> Slope:

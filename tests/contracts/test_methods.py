@@ -15,12 +15,11 @@ from planish.methods.adversarial import Adversarial
 from planish.methods.cure import Cure
 from planish.methods.elle import Elle, ElleA
 from planish.methods.free import Free
-from planish.methods.gat import GAT
 from planish.methods.grad_align import GradAlign
 from planish.methods.gradient_penalty import GradientPenalty
+from planish.methods.guided import GAT, NuAT
 from planish.methods.llr import LLR
 from planish.methods.mart import Mart
-from planish.methods.nuat import NuAT
 from planish.methods.prior_guided import PriorGuided
 from planish.methods.seat import Seat
 from planish.methods.ssat import Ssat

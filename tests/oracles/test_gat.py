@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.methods import Moment
-from planish.methods.gat import GAT, squared_distance
+from planish.methods.guided import GAT, squared_distance
 from planish.threat import L2, Linf, ThreatModel
 
 THREATS = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.6)], ids=["Linf", "L2"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.methods import Moment
-from planish.methods.nuat import NuAT, nuclear_shares
+from planish.methods.guided import NuAT, nuclear_shares
 from planish.threat import Linf
 
 RADIUS = 0.125

@@ -11,7 +11,7 @@ from planish.errors import at_least
 from planish.losses import cross_entropy
 from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import fixed_statistics, full_precision
-from planish.tangent import tangent
+from planish.tangent import tangent_of
 from planish.threat import ThreatModel
 
 
@@ -47,18 +47,11 @@ class Cure(Plain):
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return mean CE plus lambda times the mean change of the gradient."""
-        kept: list[Tensor] = []
-
-        def loss_at(x: Tensor) -> Tensor:
-            logits = model(x)
-            kept.append(logits.detach())
-            return cross_entropy(logits, batch.labels)
-
         with full_precision(batch.x):
-            here = tangent(loss_at, batch.x, differentiable=True)
+            here, logits = tangent_of(model, cross_entropy, batch.labels, batch.x, differentiable=True)
             probe = batch.x + self._length(moment) * unit(threat.steepest(here.gradient.detach()))
             with fixed_statistics(model):
-                there = tangent(loss_at, probe, differentiable=True)
+                there, _ = tangent_of(model, cross_entropy, batch.labels, probe, differentiable=True)
         change = (there.gradient - here.gradient).flatten(1).norm(dim=1)
         loss, penalty = here.value.mean(), self.weight * change.pow(self.power).mean()
         terms = {
@@ -66,7 +59,7 @@ class Cure(Plain):
             "gradient_change": change.detach().mean(),
             "penalty": penalty.detach(),
         }
-        return TrainingLoss(loss + penalty, terms, kept[0])
+        return TrainingLoss(loss + penalty, terms, logits.detach())
 
     def _length(self, moment: Moment) -> float:
         return self.length * (min(1.0, moment.progress / self.warmup) if self.warmup > 0 else 1.0)

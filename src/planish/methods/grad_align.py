@@ -15,7 +15,7 @@ from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import fixed_statistics, frozen, full_precision
 from planish.objectives import inner
 from planish.randomness import draws
-from planish.tangent import tangent
+from planish.tangent import tangent_of
 from planish.threat import Linf, ThreatModel
 
 LARGEST_FITTED = 16
@@ -73,7 +73,8 @@ class GradAlign(Plain):
 
     def _gradient(self, model: nn.Module, batch: Batch, x: Tensor, *, differentiable: bool) -> Tensor:
         with full_precision(x), fixed_statistics(model), nullcontext() if differentiable else frozen(model):
-            return tangent(lambda x: cross_entropy(model(x), batch.labels), x, differentiable=differentiable).gradient
+            local, _ = tangent_of(model, cross_entropy, batch.labels, x, differentiable=differentiable)
+            return local.gradient
 
 
 def misalignment(first: Tensor, second: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from planish.losses import cross_entropy
 from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import full_precision
 from planish.objectives import inner
-from planish.tangent import LossAt, Tangent, probe_length, slope_by_finite_difference, tangent
+from planish.tangent import LossAt, Tangent, probe_length, slope_by_finite_difference, tangent_of
 from planish.threat import L2, Linf, ThreatModel
 
 Scale = Literal["tulip", "exact"]
@@ -51,15 +51,12 @@ class GradientPenalty(Plain):
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return mean CE plus the mean penalty."""
-        kept: list[Tensor] = []
 
         def loss_at(x: Tensor) -> Tensor:
-            logits = model(x)
-            kept.append(logits.detach())
-            return cross_entropy(logits, batch.labels)
+            return cross_entropy(model(x), batch.labels)
 
         with full_precision(batch.x) if self.second_order else nullcontext():
-            local = tangent(loss_at, batch.x, differentiable=self.second_order)
+            local, logits = tangent_of(model, cross_entropy, batch.labels, batch.x, differentiable=self.second_order)
             steepness = self._slope(loss_at, batch.x, local, threat)
         penalty = self.weight * (steepness.square() / 2 if self.power == 2 else steepness).mean()
         loss = local.value.mean()
@@ -68,7 +65,7 @@ class GradientPenalty(Plain):
             "slope": steepness.detach().mean(),
             "penalty": penalty.detach(),
         }
-        return TrainingLoss(loss + penalty, terms, kept[0])
+        return TrainingLoss(loss + penalty, terms, logits.detach())
 
     def _slope(self, loss_at: LossAt, x: Tensor, local: Tangent, threat: ThreatModel) -> Tensor:
         """Return the dual norm of the gradient, (N,), in the chosen scale, differentiable."""

@@ -15,7 +15,7 @@ from planish.modes import Statistics, collecting, detached, frozen, full_precisi
 from planish.objectives import InnerGradient, inner, linearity_error, of
 from planish.randomness import draws
 from planish.rules import Adam
-from planish.tangent import tangent
+from planish.tangent import tangent_of
 from planish.threat import ThreatModel
 
 
@@ -83,16 +83,9 @@ class LLR(Plain):
         return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
 
     def _nominal(self, model: nn.Module, batch: Batch) -> Nominal:
-        kept: list[Tensor] = []
-
-        def loss_at(x: Tensor) -> Tensor:
-            logits = model(x)
-            kept.append(logits.detach())
-            return cross_entropy(logits, batch.labels)
-
         with collecting(model) as statistics:
-            value, gradient = tangent(loss_at, batch.x, differentiable=True)
-        return Nominal(kept[0], value, gradient, statistics)
+            local, logits = tangent_of(model, cross_entropy, batch.labels, batch.x, differentiable=True)
+        return Nominal(logits.detach(), *local, statistics)
 
     def _worst(
         self,

@@ -15,7 +15,7 @@ from planish.modes import fixed_statistics, frozen, full_precision
 from planish.objectives import AbsOver, InnerGradient, linearity_error, loss_of, of, plus
 from planish.randomness import draws
 from planish.rules import Steepest
-from planish.tangent import Tangent, tangent
+from planish.tangent import Tangent, tangent_of
 from planish.threat import ThreatModel
 
 
@@ -46,7 +46,7 @@ class Seat(Plain):
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return the (flooded) mean adversarial cross entropy plus lambda times the mean linearity error."""
         with full_precision(batch.x):
-            local = tangent(lambda x: cross_entropy(model(x), batch.labels), batch.x)
+            local, _ = tangent_of(model, cross_entropy, batch.labels, batch.x)
         x_adv = self._attacked(model, batch, threat, local, moment.generator)
         with full_precision(batch.x):
             logits = model(x_adv)
