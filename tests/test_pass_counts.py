@@ -18,6 +18,7 @@ from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.guided import GAT, NuAT
 from planish.methods.llr import LLR
 from planish.methods.mart import Mart
+from planish.methods.planish import Planish
 from planish.methods.prior_guided import PriorGuided, fgsm_ep
 from planish.methods.seat import Seat, seat_fl
 from planish.methods.ssat import Ssat
@@ -41,6 +42,9 @@ COSTS: list[tuple[Method, float]] = [
     (SubAT(), 1.67),
     (fgsm_ep(), 2.33),
     (PriorGuided(), 2.33),
+    (Planish(), 2.33),
+    (Planish(outer="qub", linearity_weight=0.5), 2.33),
+    (Planish(consistency_weight=0.0), 1.67),
     (GAT(), 2.67),
     (NuAT(), 2.67),
     (Trades(steps=10), 9.01),

@@ -24,6 +24,7 @@ STATED = {
     "fgsm-ep": 2.33,
     "fgsm-mep": 2.33,
     "gradient-penalty": 2.33,
+    "planish": 2.33,
     "gat": 2.67,
     "nuat": 2.67,
     "qub": 2.67,

@@ -115,3 +115,16 @@ def divergence(logits: Tensor, reference: Tensor) -> Tensor:
     return F.kl_div(wide(logits).log_softmax(1), wide(reference).log_softmax(1), reduction="none", log_target=True).sum(
         1
     )
+
+
+def quadratic_bound(logits: Tensor, reference: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return l(f) + <f' - f, grad l(f)> + ||f' - f||^2 / 4, per example, at least l(f') (QUB, You and Lee 2025).
+
+    l: cross entropy with smoothed labels, f' = logits and f = reference, both (N, K). The Hessian of l in the logits
+    has no eigenvalue above 1/2. Equal to l(f') where f' = f. Gradients flow through f' and f.
+    """
+    clean = wide(reference)
+    moved = wide(logits) - clean
+    label = (1 - smoothing) * moved.gather(1, labels[:, None]).squeeze(1) + smoothing * moved.mean(1)
+    slope = (clean.softmax(1) * moved).sum(1) - label
+    return smoothed_cross_entropy(smoothing)(clean, labels) + slope + moved.square().sum(1) / 4

@@ -162,3 +162,43 @@ def test_tables_of_runs(script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert len(rows) == 2 and all("of 20" in row["robust"] and row["about"]["versions"] for row in rows)
     assert len(list(out.rglob("*.npz"))) == 2
     assert figure.exists() is (script == "collapse")
+
+
+ABLATION = """
+budget = 4.0
+
+[base]
+data = { limit = 120, validation = 40 }
+model = { name = "small-cnn", width = 2 }
+threat = { radius = 0.1 }
+settings = { batch_size = 32 }
+
+[rows.n-fgsm]
+says = "as published"
+method = { name = "n-fgsm" }
+
+[rows.own]
+says = "the candidate"
+method = { name = "planish" }
+settings = { ema = 0.9 }
+"""
+
+
+def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    main = importlib.import_module("ablation").main
+    (tmp_path / "table.toml").write_text(ABLATION)
+    places = [f"--{name}={tmp_path / name}" for name in ("runs", "out", "figure")]
+    arguments = [str(tmp_path / "table.toml"), "--data=digits", "--seeds=0,1", *places]
+    main(arguments)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = {row["row"]: row for row in found["rows"]}
+    assert {name: row["epochs"] for name, row in rows.items()} == {"n-fgsm": 2, "own": 2}
+    assert rows["own"]["against"] == [0.0, 0.0] and rows["own"]["images"] == 40 and rows["own"]["seeds"] == [0, 1]
+    pairs = zip(rows["n-fgsm"]["robust"], rows["own"]["robust"], strict=True)
+    assert rows["n-fgsm"]["against"] == [one - other for one, other in pairs]
+    assert (tmp_path / "figure").read_bytes().startswith(b"\x89PNG") and "own" in capsys.readouterr().out
+    before = (tmp_path / "runs" / "own" / "0" / "held-out.npz").stat().st_mtime_ns
+    main(arguments)
+    assert (tmp_path / "runs" / "own" / "0" / "held-out.npz").stat().st_mtime_ns == before
+    assert "epoch 1" not in capsys.readouterr().out

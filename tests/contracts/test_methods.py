@@ -82,7 +82,7 @@ def call(
 
 def updates(method: Method) -> int:
     """Running averages are updated so often in a step."""
-    return 2 if getattr(method, "outer", None) == "qub" else UPDATES.get(type(method), 1)
+    return 2 if isinstance(method, Adversarial) and method.outer == "qub" else UPDATES.get(type(method), 1)
 
 
 def hard(method: Method) -> Method:

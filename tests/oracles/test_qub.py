@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.batch import Batch
+from planish.losses import quadratic_bound
 from planish.methods import Moment
-from planish.methods.adversarial import n_fgsm, pgd_at, quadratic_bound
+from planish.methods.adversarial import n_fgsm, pgd_at
 from planish.threat import L2, Linf, ThreatModel
 
 SMOOTHINGS = pytest.mark.parametrize("smoothing", [0.0, 0.4])

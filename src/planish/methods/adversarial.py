@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from planish.ascent import ascend
 from planish.batch import Batch
 from planish.errors import at_least
-from planish.losses import cross_entropy, smoothed_cross_entropy, wide
+from planish.losses import cross_entropy, quadratic_bound, smoothed_cross_entropy
 from planish.methods import Moment, Plain, TrainingLoss
 from planish.modes import evaluating, fixed_statistics, frozen
 from planish.objectives import loss_of, of
@@ -73,19 +73,6 @@ class Adversarial(Plain):
         mode = fixed_statistics if self.batch_norm == "train" else evaluating
         with mode(model), frozen(model):
             return ascend(objective, batch.x, reach, rule, self.steps, start=start)
-
-
-def quadratic_bound(logits: Tensor, reference: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return l(f) + <f' - f, grad l(f)> + ||f' - f||^2 / 4, per example, at least l(f') (QUB, You and Lee 2025).
-
-    l: cross entropy with smoothed labels, f' = logits and f = reference, both (N, K). The Hessian of l in the logits
-    has no eigenvalue above 1/2. Equal to l(f') where f' = f. Gradients flow through f' and f.
-    """
-    clean = wide(reference)
-    moved = wide(logits) - clean
-    label = (1 - smoothing) * moved.gather(1, labels[:, None]).squeeze(1) + smoothing * moved.mean(1)
-    slope = (clean.softmax(1) * moved).sum(1) - label
-    return smoothed_cross_entropy(smoothing)(clean, labels) + slope + moved.square().sum(1) / 4
 
 
 def fgsm_at() -> Adversarial:

@@ -1,0 +1,197 @@
+"""What single-step training gains from each of its parts: runs of equal cost, judged on held-out training images.
+
+    python benchmarks/ablation.py benchmarks/ablation.toml --data TRAINING_SET [--rows a,b] [--seeds 0,1,2]
+
+Trains and judges what is missing of every row at every seed into runs/ablation/ROW/SEED, goes on where it was stopped,
+and writes results.json and the records of the images into --out. No test image is ever seen. --table-only runs nothing.
+"""
+
+import json
+import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from shutil import copyfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from timing import RESULTS, Columns, Row, show
+
+from planish.batch import Batch
+from planish.configuration import Experiment, experiment_from, read
+from planish.costs import training_cost
+from planish.evaluation import evaluate
+from planish.experiment import prepare, train, training_images
+from planish.files import write_bytes, write_json
+from planish.provenance import provenance
+from planish.report.drawing import BLUE, INK, MUTED, PALETTE, blank, styled, to_png
+from planish.reproduce.running import trained
+from planish.results import Evaluation, load, save
+from planish.runs import named_attacks, subject
+
+COUNTED = 4
+RECORD = "held-out.npz"
+COLUMNS: Columns = {
+    "row": lambda row: row["row"],
+    "cost": lambda row: f"{row['cost']:.2f}",
+    "epochs": lambda row: str(row["epochs"]),
+    "clean": lambda row: spread(row["clean"]),
+    "planish suite": lambda row: spread(row["robust"]),
+    "against the candidate": lambda row: gap(row["against"]),
+    "seeds": lambda row: str(len(row["robust"])),
+}
+
+
+class Plan(NamedTuple):
+    """One run: its row, its seed, its folder and its experiment, of as many epochs as the budget buys."""
+
+    row: str
+    seed: int
+    folder: Path
+    experiment: Experiment
+    cost: float
+
+
+def spread(shares: list[float]) -> str:
+    """Write the mean and the standard deviation over seeds of shares, in percent."""
+    deviation = f" \N{PLUS-MINUS SIGN} {100 * float(np.std(shares, ddof=1)):.1f}" if len(shares) > 1 else ""
+    return f"{100 * float(np.mean(shares)):.1f}{deviation}" if shares else ""
+
+
+def gap(differences: list[float]) -> str:
+    """Write the mean of paired differences, in points, and its 95 % interval over seeds."""
+    if len(differences) < 2:
+        return ""
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(differences), 1.96 + 2.5 / len(differences))
+    half = quantile * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    return f"{100 * float(np.mean(differences)):+.1f} \N{PLUS-MINUS SIGN} {100 * half:.1f}"
+
+
+def merged(base: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base's configuration with the row's over it; a method replaces the whole method."""
+    tables = {key: value for key, value in row.items() if key != "says"}
+    return {**base, **{key: value if key == "method" else {**base[key], **value} for key, value in tables.items()}}
+
+
+def plans(given: Namespace, tree: Mapping[str, Any]) -> Iterator[Plan]:
+    """Yield the runs, seed by seed, so that a part of them compares all rows."""
+    costs: dict[str, float] = {}
+    for seed in given.seeds:
+        for row in given.rows or tree["rows"]:
+            whole = merged(tree["base"], tree["rows"][row])
+            whole["data"] = {**whole["data"], "source": given.data}
+            experiment = experiment_from({**whole, "seed": seed})
+            if row not in costs:
+                costs[row] = counted(experiment)
+            epochs = max(1, round(tree["budget"] / costs[row]))
+            settings = replace(experiment.settings, epochs=epochs)
+            yield Plan(row, seed, given.runs / row / str(seed), replace(experiment, settings=settings), costs[row])
+
+
+def counted(experiment: Experiment) -> float:
+    """Return what a training step costs in standard steps."""
+    prepared = prepare(experiment)
+    batch = prepared.sample.first(COUNTED).as_batch()
+    return training_cost(experiment.training_method, prepared.model, batch, experiment.threat.model)
+
+
+def run(plan: Plan) -> None:
+    """Train and judge one run, as far as it is missing."""
+    if not trained(plan.folder, plan.experiment):
+        for record in train(plan.experiment, plan.folder, resume=True):
+            print(f"{plan.row} {plan.seed}: epoch {record.epoch}, {record.metrics}", flush=True)
+    if not (plan.folder / RECORD).exists():
+        record = held_out(plan)
+        save(record, plan.folder / RECORD)
+        print(f"{plan.row} {plan.seed}: {record.robust_accuracy()}", flush=True)
+
+
+def held_out(plan: Plan) -> Evaluation:
+    """Judge the run by the planish suite on the images that its training never saw."""
+    images = training_images(plan.experiment)[1]
+    assert images is not None
+    batch: Batch = images.as_batch()  # type: ignore[union-attr]
+    attacks = named_attacks(["planish"], len(images.classes))
+    *_, judged = evaluate(
+        subject(str(plan.folder)).model,
+        batch,
+        plan.experiment.threat.model,
+        attacks,
+        precision="bf16",
+        about={"model": {"name": plan.row}, "data": {"name": images.name, "split": "held out from training"}},
+    )
+    return judged.evaluation
+
+
+def row_of(tree: Mapping[str, Any], row: str, own: list[Plan], candidate: Mapping[int, Evaluation]) -> Row:
+    """Return what is known of a row, over its seeds."""
+    records = {plan.seed: load(plan.folder / RECORD) for plan in own}
+    shares = {seed: record.robust_accuracy().value for seed, record in records.items()}
+    origin = json.loads((own[0].folder / "provenance.json").read_text())
+    return {
+        "row": row,
+        "says": tree["rows"][row]["says"],
+        "cost": own[0].cost,
+        "epochs": own[0].experiment.settings.epochs,
+        "seeds": sorted(records),
+        "clean": [record.clean_accuracy().value for record in records.values()],
+        "robust": list(shares.values()),
+        "against": [shares[seed] - candidate[seed].robust_accuracy().value for seed in shares if seed in candidate],
+        "images": len(next(iter(records.values())).labels),
+        "about": {key: origin[key] for key in ("versions", "device", "code_digest", "data_name", "data_digest")},
+    }
+
+
+@styled()
+def drawn(rows: list[Row], candidate: str) -> Any:
+    """Return the figure: robust accuracy of each row, a mark for each seed and a line for the mean."""
+    figure = blank(0.8 + 0.3 * len(rows))
+    axes = figure.add_subplot()
+    for place, row in enumerate(reversed(rows)):
+        colour = BLUE if row["row"] == candidate else PALETTE[1] if "published" in row["says"] else INK
+        shares = [100 * share for share in row["robust"]]
+        axes.plot(shares, [place] * len(shares), "o", color=colour, markersize=4.5, alpha=0.7)
+        axes.plot([np.mean(shares)] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=2)
+    axes.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)])
+    axes.axvline(100 * float(np.mean(next(r["robust"] for r in rows if r["row"] == candidate))), color=MUTED, ls=":")
+    axes.set_xlabel("accuracy under the planish suite on held-out images, %")
+    return figure
+
+
+def written(given: Namespace, tree: Mapping[str, Any]) -> list[Row]:
+    """Write the raw files and the figure of all runs that are judged; return the rows."""
+    done = [plan for plan in plans(given, tree) if (plan.folder / RECORD).exists()]
+    candidate = {plan.seed: load(plan.folder / RECORD) for plan in done if plan.row == given.candidate}
+    names = dict.fromkeys(plan.row for plan in done)
+    rows = [row_of(tree, name, [plan for plan in done if plan.row == name], candidate) for name in names]
+    given.out.mkdir(parents=True, exist_ok=True)
+    for plan in done:
+        copyfile(plan.folder / RECORD, given.out / f"{plan.row}-{plan.seed}.npz")
+    write_json({**provenance("cpu"), "budget": tree["budget"], "rows": rows}, given.out / "results.json")
+    if candidate:
+        write_bytes(to_png(drawn(rows, given.candidate)), given.figure)
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, then print the table and write the raw files."""
+    parser = ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--data", required=True, help="the training set")
+    parser.add_argument("--rows", type=lambda text: text.split(","), help="only these")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--candidate", default="own", help="the row that the others are held against")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "ablation")
+    parser.add_argument("--figure", type=Path, default=Path("docs/images/ablation.png"))
+    parser.add_argument("--table-only", action="store_true", help="run nothing")
+    given = parser.parse_args(arguments)
+    tree = read(given.table)
+    for plan in () if given.table_only else plans(given, tree):
+        run(plan)
+    show("Robust accuracy on held-out images, in percent", written(given, tree), COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
