@@ -202,3 +202,21 @@ def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     main(arguments)
     assert (tmp_path / "runs" / "own" / "0" / "held-out.npz").stat().st_mtime_ns == before
     assert "epoch 1" not in capsys.readouterr().out
+
+
+def test_speedrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    main = importlib.import_module("speedrun").main
+    small = [f"--set={key}" for key in ("data.limit=80", "model.width=2", "settings.epochs=1", "data.flip=false")]
+    arguments = ["--data=digits", "--tiny", "--images=10", "--target=0", *small]
+    arguments += [f"--runs={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    main(arguments)
+    (path,) = (tmp_path / "out").glob("*.json")
+    (row,) = json.loads(path.read_text())["rows"]
+    assert path.stem == "tiny-planish-1-0" and path.with_suffix(".npz").exists()
+    assert row["reached"] and row["suite"] == "planish" and row["robust"].endswith("of 10")
+    assert row["images_per_second"] == pytest.approx(80 / row["seconds"])
+    assert "epoch 1" in capsys.readouterr().out
+    main(arguments)
+    assert "epoch 1" not in capsys.readouterr().out
+    assert json.loads(path.read_text())["rows"][0]["seconds"] == row["seconds"]
