@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Booleans = NDArray[np.bool_]
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
+HALVINGS = 60
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,25 @@ class Estimate:
         low = 0.0 if hits == 0 else centre - half
         high = 1.0 if hits == total else centre + half
         return cls(share, low, high, hits, total)
+
+
+def share_at_least(hits: int, total: int, confidence: float = 0.95) -> float:
+    """Return the share that `hits` of `total` draws prove, one-sided (Clopper and Pearson 1934), rounded down.
+
+    The p at which so many hits or more have probability 1 - confidence; found by halving, without SciPy. ValueError
+    unless 0 <= hits <= total and total >= 1.
+    """
+    if not 0 <= hits <= total or total < 1:
+        raise ValueError(f"A share needs 0 <= hits <= total and total >= 1, got {hits} of {total}.")
+    count = np.arange(hits, total + 1)
+    rest = total - count
+    ways = math.lgamma(total + 1) - np.array([math.lgamma(k + 1) + math.lgamma(total - k + 1) for k in count.tolist()])
+    low, high, limit = 0.0, 1.0, math.log(1 - confidence)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        tail = float(np.logaddexp.reduce(ways + count * math.log(middle) + rest * math.log1p(-middle)))
+        low, high = (middle, high) if tail <= limit else (low, middle)
+    return low if hits else 0.0
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter wants a gradient: inner loops then neither compute nor store any."""
-    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # module.parameters() would walk the modules once more for each
+    own = (parameter for module in model.modules() for parameter in module._parameters.values())
+    wanting = [parameter for parameter in own if parameter is not None and parameter.requires_grad]
     for parameter in wanting:
         parameter.requires_grad_(False)
     try:

@@ -65,6 +65,12 @@ def step_size(step: float | Schedule, point: Point) -> float:
     return radii * point.threat.radius
 
 
+def climbed(point: Point, direction: Tensor, step: float | Schedule) -> Tensor:
+    """Return the projection of a step along the threat's steepest way up the direction; its memory is reused."""
+    way = point.threat.steepest(direction).mul_(step_size(step, point))
+    return point.threat.project(way.add_(point.x_adv), point.x)
+
+
 @dataclass(frozen=True)
 class Steepest:
     """x + step * steepest(gradient), projected: signs for Linf (Madry et al. 2018), l2-normalised for L2."""
@@ -75,8 +81,7 @@ class Steepest:
         return None
 
     def step(self, point: Point, state: None) -> tuple[Tensor, None]:
-        moved = point.x_adv + step_size(self.step_in_radii, point) * point.threat.steepest(point.gradient)
-        return point.threat.project(moved, point.x), None
+        return climbed(point, point.gradient, self.step_in_radii), None
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,7 @@ class Momentum:
     def step(self, point: Point, state: Tensor) -> tuple[Tensor, Tensor]:
         length = point.gradient.flatten(1).abs().sum(1).clamp(min=torch.finfo(point.gradient.dtype).tiny)
         velocity = self.decay * state + point.gradient / per_image(length, state)
-        moved = point.x_adv + step_size(self.step_in_radii, point) * point.threat.steepest(velocity)
-        return point.threat.project(moved, point.x), velocity
+        return climbed(point, velocity, self.step_in_radii), velocity
 
 
 @dataclass(frozen=True)

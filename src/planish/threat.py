@@ -119,7 +119,7 @@ class Linf(ThreatModel):
 
     def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         reach = self.radius if radius is None else per_image(radius, x)
-        return torch.clamp(x_adv, x - reach, x + reach).clamp(self.low, self.high)
+        return torch.clamp(x_adv, x - reach, x + reach).clamp_(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         return (x + self.radius * (2 * _uniform_like(x, uniform) - 1)).clamp(self.low, self.high)

@@ -126,8 +126,8 @@ class Sums(nn.Module):
         return torch.stack(logits, 1)
 
 
-def noise(size: int, dtype: torch.dtype) -> Tensor:
-    return torch.rand(12, 1, size, size, generator=torch.Generator().manual_seed(4)).to(dtype)
+def noise(size: int, dtype: torch.dtype, seed: int = 4) -> Tensor:
+    return torch.rand(12, 1, size, size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def labelled(model: nn.Module, x: Tensor) -> Batch:
@@ -163,18 +163,23 @@ def test_looking_seldom_changes_the_passes_alone(name: str, monkeypatch: pytest.
     assert (found.passes > expected.passes).any()
 
 
+LESSONS = {"cnn": 19, "resnet": 4}
+"""Seeds of the images that each network learns: those on which the attacks below end at different steps."""
+
+
 @pytest.fixture(scope="module")
 def networks(teach: Teach) -> dict[str, nn.Module]:
     """Networks with batch norm, in float64 and evaluation mode, that have learnt something."""
-    lesson = Batch(noise(8, torch.float64), torch.arange(12) % CLASSES, torch.arange(12))
     kinds = {
         "cnn": lambda: small_cnn(classes=CLASSES, channels=1, width=4, activation="softplus"),
         "resnet": lambda: preact_resnet18(classes=CLASSES, channels=1, width=2),
     }
-    return {name: teach(kind, lesson).eval() for name, kind in kinds.items()}
+    labels, places = torch.arange(12) % CLASSES, torch.arange(12)
+    lessons = {name: Batch(noise(8, torch.float64, seed), labels, places) for name, seed in LESSONS.items()}
+    return {name: teach(kind, lessons[name]).eval() for name, kind in kinds.items()}
 
 
-CASES = [("cnn", name, threat) for name in ATTACKS for threat in (Linf(0.08), L2(0.5))]
+CASES = [("cnn", name, threat) for name in ATTACKS for threat in (Linf(0.1), L2(0.4))]
 CASES += [("resnet", name, Linf(0.05)) for name in ("pgd", "mi-fgsm", "apgd-ce", "random-targeted", "mixed")]
 
 
@@ -185,7 +190,7 @@ def test_on_networks(kind: str, name: str, threat: ThreatModel, networks: dict[s
     Of an image that holds out it may decide which of two equal iterates is returned: PGD goes to and fro.
     """
     model, attack = networks[kind], ATTACKS[name]
-    images = labelled(model, noise(8, torch.float64))
+    images = labelled(model, noise(8, torch.float64, LESSONS[kind]))
     expected = slow_run(attack, model, images, threat)
     assert varied(expected)
     for chunk in (1, 5, 12) if kind == "cnn" else (5, 12):

@@ -216,6 +216,6 @@ LIARS = {
     "JPEG inside": Liar(lambda: Jpeg(trained("pgd-7")), ("gradient",), images=24),
     "distilled": Liar(distilled, ("zero-gradients",), ("logit-scale",)),
     "FGSM overfitted": Liar(overfitted, ("gradient-cosine",), ("one-step-gap",), OVERFITTED),
-    "k-winners": Liar(winning, ("gradient",), ("still-rising",)),
+    "k-winners": Liar(winning, ("gradient",)),
 }
 HONEST = {name: name for name in ("standard", "pgd-7", "seat", "llr-2", "trades")}

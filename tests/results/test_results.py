@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from planish.errors import BadInput
-from planish.estimates import Difference, Estimate, paired_interval
+from planish.estimates import Difference, Estimate, paired_interval, share_at_least
 from planish.files import write_bytes
 from planish.results import Column, Evaluation, load, save, to_json
 
@@ -281,3 +281,17 @@ def test_json_carries_what_makes_an_accuracy_comparable() -> None:
     assert "alone" not in document["attacks"][1]
     assert document["attacks"][1]["targeted_success"]["rate"] == pytest.approx(1 / 3)
     assert "targeted_success" not in document["attacks"][0]
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 5), (1, 5), (5, 5), (60, 100), (99, 100), (990, 1000), (1000, 1000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.999])
+def test_the_share_is_clopper_and_pearsons(hits: int, total: int, confidence: float):
+    stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle here")
+    expected = stats.beta.ppf(1 - confidence, hits, total - hits + 1) if hits else 0.0
+    found = share_at_least(hits, total, confidence)
+    assert found == pytest.approx(expected, rel=1e-9) and found <= expected * (1 + 1e-12)
+
+
+def test_a_share_of_more_than_all_is_refused():
+    with pytest.raises(ValueError, match="got 6 of 5"):
+        share_at_least(6, 5)

@@ -266,7 +266,7 @@ def run(
                     found = leaf(model, some, threat, generator=seeded(seed))
                 if precision != "float32":
                     found = _settled(found, leaf, model, some, threat, seed)
-                _keep(best, part, found, number)
+                best = _kept(best, part, found, number)
                 if report is not None:
                     report(int((best.score >= 0).sum()), len(rows) - start - len(part))
                 if keep is not None:
@@ -304,16 +304,24 @@ def _settled(
     rows = doubtful.nonzero().squeeze(1)
     if len(rows):
         again = leaf(model, batch.select(rows), threat, generator=seeded(seed))
-        _keep(found, rows, again, 0)
+        found = _kept(found, rows, again, 0)
     return found
 
 
-def _keep(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> None:
-    """Enter what was found into the best, in place, where its score is larger; passes add up."""
-    best.passes[rows] += found.passes
-    old = best if len(rows) == len(best.score) else chosen(best, rows)
+def _kept(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> Adversarials:
+    """Return the best with what was found for these rows where its score is larger; passes add up.
+
+    A part of the rows is written in place: there may be far more others.
+    """
+    whole = len(rows) == len(best.score)
+    old = best if whole else chosen(best, rows)
     better = found.score > old.score
-    new = found._replace(leaf=torch.full_like(found.leaf, leaf), passes=old.passes)
-    for kept, value, before in zip(best, new, old, strict=True):
-        worse = torch.where(per_image(better, value), value.to(kept.dtype), before)
-        kept.copy_(worse) if old is best else kept.index_copy_(0, rows, worse)
+    new = found._replace(leaf=torch.full_like(found.leaf, leaf))
+    worse = Adversarials(
+        *(torch.where(per_image(better, value), value.to(had.dtype), had) for value, had in zip(new, old, strict=True))
+    )._replace(passes=old.passes + found.passes)
+    if whole:
+        return worse
+    for kept, value in zip(best, worse, strict=True):
+        kept.index_copy_(0, rows, value)
+    return best

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from planish.audit import Budget, Finding, Verdict
 from planish.audit.evidence import LEVELS, Evidence
+from planish.estimates import share_at_least
 
 FEWEST = 20
 """Fewer images never let a check pass that is about a share or a mean."""
@@ -141,8 +142,8 @@ def fact(value: float, meaning: str, advice: str = "", **evidence: Any) -> Seen:
 
 
 def share(hits: int, total: int, meaning: str, advice: str = "", **evidence: Any) -> Seen:
-    """Return a share of images in percent with its one-sided Wilson bound; `total` must not be 0."""
-    bound = 100 * lower_bound(hits, total)
+    """Return a share of images in percent with its exact one-sided bound; `total` must not be 0."""
+    bound = 100 * share_at_least(hits, total)
     return Seen(100 * hits / total, bound, meaning, advice, {"hits": hits, "images": total, **evidence}, total, hits)
 
 
@@ -151,15 +152,6 @@ def mean(values: Tensor, meaning: str, advice: str = "", worse: int = 1, **evide
     average = float(values.double().mean())
     error = float(values.double().std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return Seen(average, average - worse * Z_ONE_SIDED * error, meaning, advice, evidence, len(values))
-
-
-def lower_bound(hits: int, total: int) -> float:
-    """Return the one-sided 95 % lower bound of hits / total (Wilson 1927)."""
-    if hits == 0:
-        return 0.0
-    share, extra = hits / total, Z_ONE_SIDED**2 / total
-    half = Z_ONE_SIDED * math.sqrt(share * (1 - share) / total + extra / (4 * total))
-    return (share + extra / 2 - half) / (1 + extra)
 
 
 def of(hits: int, total: int) -> str:

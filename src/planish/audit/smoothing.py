@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from planish.attacks import CHUNK
 from planish.batch import Batch
 from planish.errors import BadInput, at_least
+from planish.estimates import share_at_least
 from planish.modes import attacked, full_precision
 from planish.randomness import seeded
-
-HALVINGS = 60
 
 
 class SmoothedRadius(NamedTuple):
@@ -65,24 +64,6 @@ def smoothed_radius(
             if share > 0.5:
                 prediction[row], radius[row] = top, sigma * NormalDist().inv_cdf(share)
     return SmoothedRadius(prediction, radius, low, torch.full_like(batch.labels, selection + samples))
-
-
-def share_at_least(hits: int, total: int, confidence: float) -> float:
-    """Return the share that `hits` of `total` draws prove, one-sided (Clopper and Pearson 1934), rounded down.
-
-    The p at which so many hits or more have probability 1 - confidence; found by halving, without SciPy.
-    """
-    if not 0 <= hits <= total or total < 1:
-        raise BadInput(f"a share needs 0 <= hits <= total and total >= 1, got {hits} of {total}")
-    count = torch.arange(hits, total + 1, dtype=torch.float64)
-    whole = torch.tensor(float(total), dtype=torch.float64)
-    ways = torch.lgamma(whole + 1) - torch.lgamma(count + 1) - torch.lgamma(whole - count + 1)
-    low, high, limit = 0.0, 1.0, math.log(1 - confidence)
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        tail = torch.logsumexp(ways + count * math.log(middle) + (whole - count) * math.log1p(-middle), 0)
-        low, high = (middle, high) if tail <= limit else (low, middle)
-    return low if hits else 0.0
 
 
 def _votes(model: nn.Module, x: Tensor, sigma: float, count: int, generator: torch.Generator) -> Tensor:
