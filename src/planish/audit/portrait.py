@@ -127,7 +127,7 @@ def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> Effort:
         evidence.record("pgd-restarts", rows, again.x_adv)
         starts.append(again.margins)
     broken = torch.stack([torch.stack([(start[: count + 1] >= 0).any(0) for count in steps]) for start in starts])
-    left = 1 - broken.cummax(0).values.float().mean(2)
+    left = 1 - broken.int().cummax(0).values.float().mean(2)
     restarts = torch.arange(1, len(starts) + 1)
     return Effort(_array(torch.tensor(steps)), _array(restarts), _array(left), len(rows))
 
