@@ -22,7 +22,7 @@ ORDER = [
     "tangent",
     "ascent starting",
     "attacks data methods models",
-    "checkpoints costs guard results",
+    "checkpoints costs guard portraits results",
     "state",
     "training",
     "suites",
@@ -33,6 +33,7 @@ ORDER = [
     "experiment",
     "runs",
     "auditing quickstart reproduce",
+    "comparing",
     "arguments terminal",
     "reproducing",
     "cli",
@@ -41,8 +42,8 @@ ORDER = [
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SHARED = {"models.activations"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
-    "audit.record", "checkpoints", "data.cache", "distances", "experiment", "kept", "report.distances", "report.page",
-    "reproduce.measured", "reproduce.pages", "results",
+    "audit.record", "checkpoints", "data.cache", "distances", "experiment", "kept", "portraits", "report.distances",
+    "report.page", "reproduce.measured", "reproduce.pages", "results",
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Arguments and options that several commands take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,14 @@ def chosen_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
     return name
+
+
+def origin() -> dict[str, Any]:
+    """Return the provenance of a page, its command among its commands."""
+    from planish.provenance import provenance
+
+    found = provenance("cpu")
+    return {**found, "commands": [found["command"]]}
 
 
 def names_in(text: str) -> tuple[str, ...]:

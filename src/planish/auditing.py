@@ -13,7 +13,7 @@ from planish.batch import Batch
 from planish.black_box import BlackBox
 from planish.errors import BadInput
 from planish.evaluation import OnChunk
-from planish.report import Dossier, write_audit
+from planish.report import Dossier, Fates, write_audit
 from planish.runs import Subject, Task, surrogates_of, test_images
 
 BLACK_BOX = "a black box: only checks and attacks that ask for no gradient were made"
@@ -56,16 +56,22 @@ def audit_into(
     for step in steps:
         record.save(step, folder)
         if step.complete:
-            write_audit(dossier(step), folder)
+            draw(folder)
         yield step
+
+
+def draw(folder: Path) -> Path:
+    """Write the page of an audit from its record and portrait, and return its path. Raises BadInput."""
+    return write_audit(dossier(record.load(folder)), folder)
 
 
 def dossier(audit: Audit) -> Dossier:
     """Return what the page says of an audit."""
     meta = audit.meta
     known: dict[str, Any] = {
-        key: meta[key] for key in ("budget", "seed", "model", "data", "versions", "device", "notes") if key in meta
+        key: meta[key] for key in ("budget", "seed", "model", "data", "versions", "device", "notes") if meta.get(key)
     }
+    known["data"] = {key: value for key, value in meta["data"].items() if key != "classes"}
     return Dossier(
         name=meta["model"]["name"],
         headline=audit.robust_accuracy(),
@@ -75,4 +81,8 @@ def dossier(audit: Audit) -> Dossier:
         findings=audit.findings,
         provenance={**known, "commands": [meta["command"]] if "command" in meta else []},
         dataset=meta["data"].get("name", ""),
+        clean=audit.clean_accuracy(),
+        classes=tuple(map(str, meta["data"].get("classes", ()))),
+        fates=Fates(audit.indices, audit.labels, audit.clean_margin, audit.breakers()),
+        portrait=audit.portrait,
     )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,7 @@ from planish.arguments import (
     Size,
     chosen_device,
     names_in,
+    origin,
 )
 from planish.errors import BadInput, nearest
 from planish.reproducing import reproduce
@@ -336,16 +337,16 @@ def report(
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Two or more folders that hold an evaluation.npz.")],
+    folders: Annotated[list[Path], typer.Argument(help="Two or more folders with an evaluation.npz or audit.npz.")],
     out: Out = Path("runs/comparison"),
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Comparison",
     json_: Json = False,
 ) -> None:
-    """Report on evaluated models and compare each two image by image; all need the same images."""
-    from planish.report import write_comparison
-    from planish.report.pairs import paired_rows, pairs
+    """Compare evaluated models image by image, on the same images, and audits finding by finding."""
+    from planish.comparing import comparison
 
-    _report(folders, out, title, json_, write_comparison, lambda found: paired_rows(pairs(found)))
+    found = comparison(folders)
+    _shown(found.entries, found.write(out, title, origin()), json_, found.tables())
 
 
 @app.command("list")
@@ -363,27 +364,22 @@ def list_(
     print_json(lines) if json_ else print_lines(lines, STATED if what == "methods" else {})
 
 
-def _report(
-    folders: Sequence[Path],
-    out: Path,
-    title: str,
-    json_: bool,
-    write: Callable[..., Path] | None = None,
-    *tables: "Callable[[Sequence[Entry]], Table]",
-) -> None:
-    from planish.provenance import provenance
+def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None:
     from planish.report import write_report
     from planish.runs import entries
 
     found = entries(folders)
-    origin = provenance("cpu")
-    page = (write or write_report)(found, out, title, {**origin, "commands": [origin["command"]]})
+    _shown(found, write_report(found, out, title, origin()), json_)
+
+
+def _shown(found: "Sequence[Entry]", page: Path, json_: bool, tables: "Sequence[Table]" = ()) -> None:
+    """Print what a report says, or its results.json."""
     if json_:
-        print_json(json.loads((out / "results.json").read_text()))
+        print_json(json.loads((page.parent / "results.json").read_text()))
         return
     print_summary(found, page)
     for table in tables:
-        print_rows(table(found))
+        print_rows(table)
 
 
 app.command()(reproduce)

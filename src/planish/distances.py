@@ -199,7 +199,7 @@ def _measured(
     correct = margin(images.logits, images.labels) < 0
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
     found = searched(attack, counted, images.select(correct), threat, seed=seed, chunk=chunk)
-    distance, fragile = _checked(counted, images.select(correct), threat, name, found, chunk)
+    distance, fragile = checked(counted, images.select(correct), threat, name, found, chunk)
     whole = torch.where(correct, torch.inf, 0.0).to(torch.float32)
     whole[correct] = distance.to(torch.float32)
     passes = torch.zeros_like(images.labels)
@@ -229,7 +229,7 @@ def searched(
     return Nearest(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _checked(
+def checked(
     model: nn.Module, batch: Batch, threat: ThreatModel, name: str, found: Nearest, chunk: int
 ) -> tuple[Tensor, int]:
     """Return the distances of what a fresh forward finds misclassified, inf for the rest, and how many were fragile.

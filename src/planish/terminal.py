@@ -23,7 +23,8 @@ def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     """Print a report's first table, its warnings and where the page is."""
     from planish.report import summary_rows
 
-    print_rows(summary_rows(found))
+    if found:
+        print_rows(summary_rows(found))
     screen = console()
     for note in _warnings(found):
         screen.print(f"note: {note}", style="yellow")

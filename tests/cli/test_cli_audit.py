@@ -15,6 +15,7 @@ from typer.testing import Result
 from planish.audit.auditor import checks
 from planish.audit.evidence import PLANS
 from planish.audit.record import load, save
+from planish.auditing import draw
 
 Planish = Callable[..., Result]
 OPTIONS = ("--data", "digits", "--radius", "0.1", "--limit", "24", "--device", "cpu", "--out", "audited")
@@ -39,6 +40,7 @@ def rounding():
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quick budget that is a matter of a second."""
     small = replace(PLANS["quick"], steps=3, noise=2, queries=3, survivors=3, curve_steps=2, setup=8)
+    small = replace(small, portrayed=3, points=3, pictured=1, restarts=2)
     monkeypatch.setitem(PLANS, "quick", small)
 
 
@@ -60,7 +62,12 @@ def test_a_table_and_two_files(planish: Planish, own: str):
         "audit.md",
         "audit.npz",
         "card.md",
+        "figures",
+        "portrait.npz",
     }
+    before = Path("audited/audit.html").read_text()
+    Path("audited/audit.html").unlink()
+    assert draw(Path("audited")).read_text() == before and 'id="figure-bounds"' in before
 
 
 def test_a_check_that_fails_is_exit_code_one(planish: Planish, own: str):
@@ -71,6 +78,34 @@ def test_a_check_that_fails_is_exit_code_one(planish: Planish, own: str):
     assert document["verdict"] == "fail" and document["meta"]["model"]["name"] == "rounding"
     verdicts = {finding["check"]: finding["verdict"] for finding in document["findings"]}
     assert verdicts["zero-gradients"] == "fail"
+
+
+def test_audits_are_compared(planish: Planish, own: str):
+    """Alone, with an evaluation beside them, and not where something is missing."""
+    planish("audit", f"{own}:honest", *OPTIONS)
+    found = load(Path("audited"))
+    worse = tuple(replace(one, verdict="fail") if one.check == "noise" else one for one in found.findings)
+    meta = {**found.meta, "model": {**found.meta["model"], "name": "other"}}
+    save(replace(found, findings=worse, meta=meta), Path("other"))
+    result = planish("compare", "audited", "other", "--out", "both")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "honest" in result.stdout and "\N{MULTIPLICATION X} Fail" in result.stdout
+    document = json.loads(planish("compare", "audited", "other", "--out", "both", "--json").stdout)
+    assert [(one["name"], one["verdict"] == "fail") for one in document["audits"]] == [
+        ("honest", False),
+        ("other", True),
+    ]
+    judged = ("--data", "digits", "--radius", "0.1", "--limit", "24", "--attacks", "noise-3", "--device", "cpu")
+    planish("evaluate", f"{own}:honest", *judged, "--out", "judged")
+    assert planish("compare", "judged", "other", "--out", "mixed").exit_code == 0
+    assert 'id="audits"' in Path("mixed/report.html").read_text()
+    missing = planish("compare", "audited", "nowhere")
+    assert missing.exit_code == 2 and missing.stderr.startswith(
+        "planish: nowhere holds neither evaluation.npz nor audit"
+    )
+    save(replace(found, findings=found.findings[:3], portrait=None), Path("short"))
+    short = planish("compare", "audited", "short")
+    assert short.exit_code == 2 and "the audit in short was cut short; audit again" in short.stderr
 
 
 def test_surrogates(planish: Planish, own: str):

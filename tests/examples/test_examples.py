@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,9 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.measure", measure)
     monkeypatch.setattr("planish.runs.verify", verify)
     monkeypatch.setattr(cli, "_report", lambda *arguments: None)
+    monkeypatch.setattr(cli, "_shown", lambda *arguments: None)
+    nothing = SimpleNamespace(entries=[], write=lambda *arguments: Path(), tables=list)
+    monkeypatch.setattr("planish.comparing.comparison", lambda folders: nothing)
     monkeypatch.setattr(cli, "chosen_device", lambda name: name)
     monkeypatch.setattr("planish.reproducing.chosen_device", lambda name: name)
 

@@ -1,14 +1,15 @@
 """Entries with known numbers for the report's tests."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from planish.estimates import Estimate
-from planish.report import Dossier, Entry
+from planish.portraits import Bounds, ByRadius, Effort, Linearity, Pictures, Planes, Portrait, Weights
+from planish.report import Dossier, Entry, Fates
 from planish.report.audited import Verdict
 from planish.report.entry import Images, Training
 from planish.results import Column, Evaluation
@@ -117,3 +118,39 @@ def dossier() -> Dossier:
     ]
     provenance = {"seed": 3, "commands": ["planish audit runs/a", ["planish", "list"]], "note": HOSTILE}
     return Dossier("a", Estimate.from_counts(30, 50), "Linf", 8 / 255, ("fgsm", "apgd"), findings, provenance, "d")
+
+
+def drawn_portrait() -> Portrait:
+    """Numbers of six images, five of them measured: the first is wrong when clean, two fell, three stand."""
+    generator = np.random.default_rng(0)
+    at = np.linspace(-0.15, 0.15, 5)
+    clean = generator.random((4, 1, 6, 6)).astype(np.float32)
+    rows = np.arange(1, 6)
+    return Portrait(
+        np.array([0, 0.02, 0.03, 0.2, np.nan, 0.3], np.float32),
+        rows,
+        ("one thing",),
+        99,
+        Linearity(np.arange(5.0), np.arange(5.0) / 2, 50),
+        Bounds(np.full(5, 0.05), np.full(5, 0.01), 20.0, 30.0, 2, 0, 4),
+        Planes(rows[1:3], np.stack([at, at]), np.stack([at, at]), np.stack([at[:, None] + at] * 2)),
+        ByRadius(np.array([0.0, 0.05, 0.1, 0.2]), np.array([6, 5, 3, 0]), 6, 20),
+        Effort(np.array([1, 10]), np.array([1, 2]), np.array([[1.0, 0.6], [0.9, 0.5]]), 5),
+        Weights(at, np.stack([at**2, 2 * at**2]), np.stack([1 + at**2, 1 + 2 * at**2]), 5, 10),
+        Pictures(rows[:4], clean, np.clip(clean + 0.1, 0, 1), np.array([0, 1, 2, 0]), np.array([1, 2, 2, 0])),
+    )
+
+
+@pytest.fixture(scope="session")
+def pictured(dossier: Dossier) -> Dossier:
+    """The audit with a portrait, and with class names that want to be code."""
+    breakers = ("none (clean)", HOSTILE, "suite/scout", "", "", "")
+    margins = np.array([0.5, -0.3, -0.1, -2.0, -1.0, -0.2], np.float32)
+    fates = Fates(np.arange(10, 16), np.array([0, 0, 1, 2, 0, 1]), margins, breakers)
+    return replace(
+        dossier,
+        clean=Estimate.from_counts(45, 50),
+        classes=(HOSTILE, "'\"></svg><script>hacked=1</script>", "{{ 7*7 }}|`x`"),
+        fates=fates,
+        portrait=drawn_portrait(),
+    )

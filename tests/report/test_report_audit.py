@@ -50,6 +50,7 @@ def test_the_gravest_finding_is_the_verdict(dossier: Dossier) -> None:
         (finding("fail", 60, None, 99), ["fail", "pass"], "60%: fails at 99%"),
         (finding("pass", 100, None, 99), ["fail", "pass"], "100%: fails at 99%"),
         (finding("fail", 100, None, 99), ["pass", "fail"], "100%: fails at 99%"),
+        (finding("pass", 0, None, 0), ["pass", "fail"], "0%: fails at 0%"),
         (finding("fail", -3, -1, -2), ["fail", "warn", "pass"], "\N{MINUS SIGN}3%: warns at \N{MINUS SIGN}1%"),
         (finding("fail", float("inf"), 0, 0), ["pass", "warn", "fail"], "\N{INFINITY}%"),
     ],
@@ -76,7 +77,7 @@ def test_no_scale_without_a_statistic_or_a_threshold() -> None:
 
 
 def test_an_audit_is_written_whole(dossier: Dossier, tmp_path: Path) -> None:
-    page = write_audit(dossier, tmp_path, [bounds(np.array([0.1]), np.array([0.2]))])
+    page = write_audit(dossier, tmp_path, [bounds({"a": np.array([0.1])}, np.array([0.2]))])
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {"audit.html", "audit.md", "card.md", "figures/bounds.png"}
     text = page.read_text(encoding="utf-8")
@@ -212,7 +213,7 @@ def surfaces() -> list[Plate]:
         gamma_histogram({"a": np.arange(50.0), "b": np.zeros(3)}),
         steps_restarts([1, 10], [1, 5, 20], np.linspace(0, 1, 6).reshape(3, 2)),
         weight_landscape(at, {"a": np.stack([at**2, 2 * at**2]), "b": at[None] ** 2}),
-        bounds(np.array([0.1, 0.3, 0.2]), np.array([0.2, 0.2, np.inf]), radius=0.1),
+        bounds({"L": np.array([0.1, 0.3, 0.2])}, np.array([0.2, 0.2, np.inf]), radius=0.1),
     ]
 
 
@@ -226,7 +227,7 @@ def test_figures_of_an_audit_are_drawn_and_told() -> None:
     assert len(surface.spots) == 13 * 13 and surface.spots[0].words == "Loss 20 at -1, 1"
     assert surface.spots[0].left < surface.spots[12].left and surface.spots[0].top < surface.spots[-1].top
     assert "from 100.0% down to 0.0%" in heat.alt
-    assert "1 of 2 images" in scatter.caption and "Not drawn: 1 images" in scatter.caption
+    assert "L 1 of 2 images" in scatter.caption and "Not drawn: 1 images" in scatter.caption
 
 
 @pytest.mark.parametrize(
@@ -237,8 +238,8 @@ def test_figures_of_an_audit_are_drawn_and_told() -> None:
         lambda: gamma_histogram({"a": np.zeros(0)}),
         lambda: steps_restarts([1], [1, 2], np.zeros((1, 2))),
         lambda: weight_landscape(np.zeros(3), {"a": np.zeros((2, 4))}),
-        lambda: bounds(np.zeros(2), np.full(2, np.inf)),
-        lambda: bounds(np.zeros(2), np.zeros(3)),
+        lambda: bounds({"a": np.zeros(2)}, np.full(2, np.inf)),
+        lambda: bounds({"a": np.zeros(2)}, np.zeros(3)),
     ],
 )
 def test_figures_refuse_what_they_cannot_draw(draw: Callable[[], Plate]) -> None:

@@ -1,21 +1,23 @@
 """The pages in a real browser: on a phone, dark and light, on paper, by keyboard, without scripts, under attack."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 
 from planish.report import Dossier, Entry
 from planish.report.figures import accuracies, spending
-from planish.report.landscapes import loss_surface
 from planish.report.pairs import paired_plate, pairs
-from planish.report.rendering import render, render_audit
+from planish.report.portrayed import portrait_plates
+from planish.report.rendering import render, render_audit, render_compared
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open pages in")
 
+DRAWN = {"report": 3, "audit": 3 + 7, "compared": 0}
+"""Figures and scales of each page."""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 SORTED = """(() => {
   const table = document.querySelector('table.images');
@@ -54,25 +56,24 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pages(hostile: list[Entry], dossier: Dossier, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report and an audit with names that want to be code."""
+def pages(hostile: list[Entry], pictured: Dossier, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A report, an audit and a comparison of audits with names that want to be code."""
     folder = tmp_path_factory.mktemp("pages")
-    at = np.linspace(-0.1, 0.1, 5)
-    surface = loss_surface(at, at, at[:, None] + at, name="<script>hacked=1</script>")
     found, spent = pairs(hostile), spending(hostile)
     assert spent
     drawn = [accuracies(hostile), spent, paired_plate(found)]
     title = "A </title><script>hacked=1</script>"
     made = {
         "report": render(hostile, title, {"commands": ["a" * 300]}, drawn, found),
-        "audit": render_audit(dossier, [surface]),
+        "audit": render_audit(pictured, portrait_plates(pictured)),
+        "compared": render_compared([pictured, replace(pictured, name=title)], title, {}),
     }
     for name, text in made.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in made}
 
 
-@pytest.mark.parametrize("name", ["report", "audit"])
+@pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (375, "light"), (1280, "light"), (1280, "dark")])
 def test_fits_and_reads(browser: Browser, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     browser.open(pages[name], width, prefers_color_scheme=scheme)
@@ -80,15 +81,13 @@ def test_fits_and_reads(browser: Browser, pages: dict[str, Path], name: str, wid
     assert browser.run("innerWidth") == width and browser.run(OVERFLOW) <= 0
     assert browser.run(PALE) == []
     sizes = browser.run("[...document.querySelectorAll('svg')].map((one) => [one.clientWidth, one.clientHeight])")
-    assert len(sizes) == 3 + (name == "audit") and all(
-        270 <= wide <= width and 45 <= high < 900 for wide, high in sizes
-    ), sizes
+    assert len(sizes) == DRAWN[name] and all(270 <= wide <= width and 45 <= high < 900 for wide, high in sizes), sizes
     pictures = browser.run("[...document.images].map((one) => [one.naturalWidth, one.clientWidth > 40])")
-    assert pictures == [[6, True]] * (9 if name == "report" else 0)
+    assert pictures == [[6, True]] * {"report": 9, "audit": 12, "compared": 0}[name]
     assert browser.troubles() == []
 
 
-@pytest.mark.parametrize("name", ["report", "audit"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_names_that_want_to_be_code_are_words(browser: Browser, pages: dict[str, Path], name: str) -> None:
     browser.open(pages[name])
     browser.run("document.querySelector('.enlarge')?.click()")
@@ -109,8 +108,9 @@ def test_the_policy_stops_a_script_that_got_in(browser: Browser, pages: dict[str
     assert any("Content Security Policy" in trouble for trouble in browser.troubles())
 
 
-def test_a_header_sorts_by_mouse_and_keyboard(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["report"])
+@pytest.mark.parametrize("name", ["report", "audit"])
+def test_a_header_sorts_by_mouse_and_keyboard(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    browser.open(pages[name])
     assert browser.run(SORTED)[0] is None
     browser.run("document.querySelector('table.images').closest('details').open = true")
     browser.run("document.querySelector('table.images').tHead.rows[0].cells[4].firstElementChild.click()")
@@ -122,8 +122,9 @@ def test_a_header_sorts_by_mouse_and_keyboard(browser: Browser, pages: dict[str,
     assert order == "ascending" and values == sorted(values)
 
 
-def test_an_image_opens_beside_its_twin(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["report"])
+@pytest.mark.parametrize("name", ["report", "audit"])
+def test_an_image_opens_beside_its_twin(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    browser.open(pages[name])
     browser.run("document.querySelector('a.twin').click()")
     index = browser.run("document.querySelector('a.twin').textContent")
     assert browser.run("[twin.open, twin.querySelectorAll('img').length]") == [True, 3]
@@ -158,7 +159,7 @@ def test_keyboard_first_meets_the_skip_link(browser: Browser, pages: dict[str, P
     assert browser.run("document.activeElement.id") == "content"
 
 
-@pytest.mark.parametrize("name", ["report", "audit"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_structure_for_a_screen_reader(browser: Browser, pages: dict[str, Path], name: str) -> None:
     browser.open(pages[name])
     levels = browser.run("[...document.querySelectorAll('h1, h2, h3')].map((one) => Number(one.tagName[1]))")
@@ -172,7 +173,7 @@ def test_structure_for_a_screen_reader(browser: Browser, pages: dict[str, Path],
     assert browser.run("[...document.querySelectorAll('nav a, a.twin')].every((a) => document.querySelector(a.hash))")
 
 
-@pytest.mark.parametrize("name", ["report", "audit"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_without_scripts_all_is_there_and_nothing_pretends(browser: Browser, pages: dict[str, Path], name: str) -> None:
     browser.open(pages[name], 375, scripts=False)
     assert browser.run("document.querySelectorAll('button, dialog').length") == 0
@@ -180,7 +181,7 @@ def test_without_scripts_all_is_there_and_nothing_pretends(browser: Browser, pag
     assert browser.run(OVERFLOW) <= 0
 
 
-@pytest.mark.parametrize("name", ["report", "audit"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_on_paper_nothing_is_cut_off_or_folded(browser: Browser, pages: dict[str, Path], name: str) -> None:
     browser.open(pages[name], 718, scripts=False)  # A4 less its margins
     browser.media("print", prefers_color_scheme="dark")

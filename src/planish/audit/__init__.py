@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from planish.errors import BadInput
 from planish.estimates import Booleans, Estimate
+from planish.portraits import Portrait
 
 Verdict = Literal["pass", "warn", "fail", "open"]
 """open: the check could not be made, for want of budget, classes or gradients; it says why."""
@@ -50,7 +51,8 @@ class Audit:
     first, -1 = none. attacks: the names of those that broke any; the suite's stages are "suite/stage", others are
     checks. meta is JSON-able: ``schema_version``, ``budget``, ``suite`` (its name), ``seed``, ``model`` {"name",
     "digest", "classes"}, ``data`` {"name", "digest"}, ``threat`` {"norm", "radius"}, ``notes``, ``passes``, ``checks``
-    (how many there will be), versions, code, device and command. BadInput where shapes or types disagree.
+    (how many there will be), versions, code, device and command. portrait: the geometry beside the checks, None where
+    none was made. BadInput where shapes or types disagree.
     """
 
     findings: tuple[Finding, ...]
@@ -60,6 +62,7 @@ class Audit:
     broken_by: NDArray[np.int64]
     attacks: tuple[str, ...]
     meta: dict[str, Any]
+    portrait: Portrait | None = None
 
     def __post_init__(self) -> None:
         shape = (self.indices.size,)
@@ -69,6 +72,8 @@ class Audit:
                 raise BadInput(f"{name} must be {np.dtype(dtype).name} of shape {shape}, got {array.dtype}")
         if not (self.broken_by < len(self.attacks)).all():
             raise BadInput("an image is broken by an attack that has no name")
+        if self.portrait is not None and self.portrait.distance.shape != shape:
+            raise BadInput(f"the portrait is of {len(self.portrait.distance)} images, the audit of {shape[0]}")
         if self.meta.get("schema_version") != SCHEMA_VERSION:
             version = self.meta.get("schema_version")
             raise BadInput(f"this audit has schema version {version}; planish reads {SCHEMA_VERSION}")
@@ -105,6 +110,12 @@ class Audit:
     def robust_accuracy(self) -> Estimate:
         """The headline: share of images that stand after the suite and all checks, an upper bound."""
         return Estimate.of(self.survivors())
+
+    def breakers(self) -> tuple[str, ...]:
+        """Return what broke each image first: "" = it stands, "none (clean)" = it was wrong when clean."""
+        names = [*self.attacks, ""]
+        right = self.correct()
+        return tuple(names[place] if right[row] else "none (clean)" for row, place in enumerate(self.broken_by))
 
     def fell_to(self) -> dict[str, int]:
         """Return how many images each attack broke first."""

@@ -16,12 +16,14 @@ from planish.attacks.transfer import Surrogate
 from planish.audit import SCHEMA_VERSION, Audit, Finding
 from planish.audit.checking import Check
 from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan
+from planish.audit.portrait import portrait
 from planish.audit.setup import are_probabilities
 from planish.batch import Batch
 from planish.errors import BadInput, nearest
 from planish.evaluation import OnChunk, check_images, check_logits, data_digest, logits_of, model_digest
 from planish.losses import margin
 from planish.passes import Counted
+from planish.portraits import Portrait
 from planish.provenance import provenance
 from planish.registry import components
 from planish.results import Column
@@ -79,9 +81,9 @@ def audit(
 
     images: x (N, C, H, W) in [0, 1], on the model's device. black_box: it has no gradients by its nature. suite: what
     the headline rests on, planish's own unless given. about: JSON-able facts for the audit's meta. only: names of
-    checks, all unless given. The model's modes, parameters, statistics and the global random state stay as they are,
-    and a random model is given the same draws every time. Raises BadInput as `evaluate` does, but for probabilities,
-    whose logarithms are attacked.
+    checks, all unless given; with some alone, no portrait is made. The model's modes, parameters,
+    statistics and the global random state stay as they are, and a random model is given the same draws every time.
+    Raises BadInput as `evaluate` does, but for probabilities, whose logarithms are attacked.
     """
     named = _chosen(only)
     with _reproducible(seed):
@@ -92,7 +94,9 @@ def audit(
     for name, check in named.items():
         with _reproducible(seed):
             findings.append(check(name, evidence))
-        yield _audited(evidence, tuple(findings), meta)
+            done = len(findings) == len(named) and not only and plan.portrayed
+            seen = portrait(evidence, findings) if done else None
+        yield _audited(evidence, tuple(findings), meta, seen)
 
 
 def _chosen(only: Sequence[str]) -> dict[str, Check]:
@@ -167,7 +171,7 @@ def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str,
     }
 
 
-def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any]) -> Audit:
+def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any], seen: Portrait | None) -> Audit:
     """Return the audit so far: the suite first, then what checks broke beside it."""
     images, fell = evidence.images, {**_by_suite(evidence), **evidence.fallen}
     broken_by = torch.full_like(images.labels, -1)
@@ -185,6 +189,7 @@ def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, 
         broken_by.cpu().numpy(),
         tuple(names),
         {**meta, "passes": evidence.passes},
+        seen,
     )
 
 

@@ -145,20 +145,23 @@ def estimated_bounds(
     steps: int = 20,
     seed: int = 0,
     way: Way = "double-backward",
+    length: float | None = None,
     chunk: int = CHUNK,
 ) -> Bounds:
     """Return both bounds with L and C the largest values met at the images: estimates (Finlay and Oberman, Table 2).
 
-    soft: None: no C-bound, for networks that are not smooth. Depends on which images there are. Costs `bounds`, a
-    forward and a backward, and `curvature` for each image. Differs: C is the largest positive eigenvalue, as eq. 5
-    says; the paper's tables have the spectral norm, which may be larger.
+    soft: None: no C-bound, for networks that are not smooth. way, length: as in `curvature`. Depends
+    on which images there are. Costs `bounds`, a forward and a backward, and `curvature` for each image. Differs: C is
+    the largest positive eigenvalue, as eq. 5 says; the paper's tables have the spectral norm, which may be larger.
     """
     if len(batch.x) == 0:
         raise BadInput("constants cannot be estimated from no image")
     steep = in_chunks(lambda part: gradient_norms(model, part, threat, loss=hard), batch, chunk)
     passes, most = int(steep.passes.sum()), None
     if soft is not None:
-        bent = in_chunks(lambda part: curvature(model, part, loss=soft, steps=steps, seed=seed, way=way), batch, chunk)
+        bent = in_chunks(
+            lambda part: curvature(model, part, loss=soft, steps=steps, seed=seed, way=way, length=length), batch, chunk
+        )
         passes, most = passes + int(bent.passes.sum()), max(float(bent.largest.max()), 0.0)
     found = bounds(
         model,

@@ -40,7 +40,9 @@ class Plan:
     images: of the test set, None = all. setup: images for questions about the model as such. sample: images for checks
     of attacks. steps: of PGD; some checks make twice as many. noise: random points an image. queries: of Square, for so
     many `survivors`. curve_steps: of PGD at other radii. planted: images of the binarization test. walked: images of
-    the boundary attack, `walk` queries each. long: whether the suite may run the long stages that it asks for.
+    the boundary attack, `walk` queries each. long: whether the suite may run the long stages that it asks for. Of the
+    portrait: portrayed: images that are measured, 0 = none is made; pictured: images shown that fell, and as many that
+    stand; points: of a loss surface, along each side, odd; restarts: of PGD; moved: images for moved weights, 0 = none.
     """
 
     level: Budget
@@ -56,12 +58,41 @@ class Plan:
     walked: int = 20
     walk: int = 5000
     long: bool = True
+    portrayed: int = 0
+    pictured: int = 4
+    points: int = 21
+    restarts: int = 3
+    moved: int = 0
 
 
 PLANS = {
-    "quick": Plan("quick", images=500, long=False),
-    "standard": Plan("standard", images=1000, sample=400, noise=100, queries=1000, survivors=200),
-    "thorough": Plan("thorough", images=None, sample=500, noise=200, queries=2000, survivors=300),
+    "quick": Plan("quick", images=500, long=False, portrayed=64, points=17),
+    "standard": Plan(
+        "standard",
+        images=1000,
+        sample=400,
+        noise=100,
+        queries=1000,
+        survivors=200,
+        portrayed=128,
+        pictured=6,
+        points=31,
+        restarts=5,
+        moved=32,
+    ),
+    "thorough": Plan(
+        "thorough",
+        images=None,
+        sample=500,
+        noise=200,
+        queries=2000,
+        survivors=300,
+        portrayed=256,
+        pictured=8,
+        points=41,
+        restarts=10,
+        moved=64,
+    ),
 }
 
 
@@ -107,7 +138,7 @@ class Evidence:
     """A model, its images (with clean logits, on the model's device) and what has been found out so far.
 
     model: what is attacked: counted, and with logits in any case. given: the model as it was handed over. fallen: by
-    attack, which of the images (N,) a check broke.
+    attack, which of the images (N,) a check broke. twins: by row, the image with which one first did.
     """
 
     model: Counted
@@ -122,6 +153,7 @@ class Evidence:
     black_box: bool = False
     on_chunk: OnChunk | None = None
     fallen: dict[str, Tensor] = field(default_factory=dict)
+    twins: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def passes(self) -> int:
@@ -231,14 +263,15 @@ class Evidence:
     @cached_property
     def trace(self) -> Trace:
         """PGD on cross entropy on the held images, twice plan.steps."""
-        found = self._traced(2 * self.plan.steps)
+        found = self.traced(self.held, 2 * self.plan.steps)
         broken = found.margins.amax(0) >= 0
         self.record("pgd", self.held_rows[broken], found.x_adv[broken])
         return found
 
-    def _traced(self, steps: int) -> Trace:
-        batch, rule = self.held, Steepest(PGD_STEP)
-        start = self.threat.sample(batch.x, keyed_draws(batch.x, batch.indices, drawn_seed(self.generator("trace"))))
+    def traced(self, batch: Batch, steps: int, name: str = "trace") -> Trace:
+        """Return every iterate of PGD on cross entropy, from starts that depend on the name."""
+        rule = Steepest(PGD_STEP)
+        start = self.threat.sample(batch.x, keyed_draws(batch.x, batch.indices, drawn_seed(self.generator(name))))
         x_adv, best, losses, margins = start, start, [], []
         highest = torch.full_like(batch.x[:, 0, 0, 0], -torch.inf)
         for index in range(steps + 1):
@@ -277,7 +310,10 @@ class Evidence:
         if len(rows):
             some = self.images.select(rows)
             wrong = margin(logits_of(self.model, x_adv, 250), some.labels) >= 0
-            mask[rows] = wrong & self.threat.feasible(x_adv, some.x) & self.correct[rows]
+            broken = wrong & self.threat.feasible(x_adv, some.x) & self.correct[rows]
+            mask[rows] = broken
+            for row, image in zip(rows[broken].tolist(), x_adv[broken], strict=True):
+                self.twins.setdefault(row, image)
         self.fallen[name] = self.fallen.get(name, torch.zeros_like(mask)) | mask
         return mask
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planish import portraits
 from planish.audit import ARRAYS, SEVERITY, Audit, Finding
 from planish.errors import BadInput
 from planish.estimates import Estimate, counts
 from planish.files import UNREADABLE, read_arrays, write_arrays, write_json
+from planish.portraits import Portrait
 
 RECORD, DOCUMENT = "audit.npz", "audit.json"
 _MISFITS = (*UNREADABLE, AttributeError, KeyError, TypeError)
@@ -28,24 +30,35 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "attacks": list(audit.attacks),
         "fell_to": audit.fell_to(),
         "findings": [asdict(finding) for finding in audit.findings],
+        "portrait": None if audit.portrait is None else portraits.facts(audit.portrait, audit.indices),
         "meta": audit.meta,
     }
 
 
-def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Audit:
-    """Return the audit of such a document and its per-image arrays. Raises BadInput for a verdict that is none."""
+def from_json(
+    document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], portrait: Portrait | None = None
+) -> Audit:
+    """Return the audit of such a document, its per-image arrays and its portrait.
+
+    Raises BadInput for a verdict that is none.
+    """
     findings = tuple(Finding(**facts) for facts in document["findings"])
     strange = [finding.verdict for finding in findings if finding.verdict not in SEVERITY]
     if strange:
         raise BadInput(f"'{strange[0]}' is no verdict; known: {', '.join(SEVERITY)}")
     own: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
-    return Audit(findings, **own, attacks=tuple(document["attacks"]), meta=document["meta"])
+    return Audit(findings, **own, attacks=tuple(document["attacks"]), meta=document["meta"], portrait=portrait)
 
 
 def save(audit: Audit, folder: Path) -> None:
-    """Write audit.npz, the whole record, and audit.json, the same without the arrays, for readers."""
+    """Write audit.npz, the whole record, and audit.json, the same without the arrays, for readers.
+
+    The portrait, if there is one, is written before them into portrait.npz.
+    """
     document = to_json(audit)
     arrays = {name: getattr(audit, name) for name in ARRAYS}
+    if audit.portrait is not None:
+        portraits.save(audit.portrait, folder)
     write_arrays(folder / RECORD, **arrays, document=np.array(json.dumps(document, allow_nan=False)))
     write_json(document, folder / DOCUMENT)
 
@@ -55,7 +68,8 @@ def load(folder: Path) -> Audit:
     path = folder / RECORD
     try:
         arrays = read_arrays(path)
-        return from_json(json.loads(str(arrays["document"])), arrays)
+        document = json.loads(str(arrays["document"]))
+        return from_json(document, arrays, portraits.load(folder) if document.get("portrait") else None)
     except FileNotFoundError:
         raise BadInput(f"there is no audit in {folder}; make one with: planish audit ... --out {folder}") from None
     except BadInput as error:

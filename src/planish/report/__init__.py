@@ -1,6 +1,6 @@
 """Tables, figures and self-contained HTML pages from evaluations and audits; model cards."""
 
-from planish.report.audited import Dossier
+from planish.report.audited import Dossier, Fates
 from planish.report.card import card
 from planish.report.entry import Entry
 from planish.report.page import write_audit, write_comparison, write_report
@@ -10,6 +10,7 @@ from planish.report.verdict import verdict
 __all__ = [
     "Dossier",
     "Entry",
+    "Fates",
     "Table",
     "card",
     "cost_rows",

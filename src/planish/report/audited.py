@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal, Protocol
 
+from numpy.typing import NDArray
+
 from planish.estimates import Estimate
+from planish.portraits import Portrait
 from planish.report.entry import percent, radius_text
 from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, table
 
@@ -42,12 +45,26 @@ class Finding(Protocol):
     def passes(self) -> int: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Fates:
+    """What became of each of N images: indices and labels (N,) int64, clean_margin (N,), 0 or more = misclassified.
+
+    breakers: (N,) what broke it first, "" = it stands, "none (clean)" = it was wrong when clean.
+    """
+
+    indices: NDArray[Any]
+    labels: NDArray[Any]
+    clean_margin: NDArray[Any]
+    breakers: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Dossier:
     """What an audit's page says of one model.
 
-    headline: the robust accuracy that was audited, after ``attacks`` at this norm and radius (pixels of [0,1]).
-    provenance: JSON-able; its key ``commands``, a list of command lines, becomes "How to reproduce".
+    headline: the robust accuracy that was audited, after ``attacks`` at this norm and radius (pixels of [0,1]); clean:
+    on clean images. provenance: JSON-able; its key ``commands``, a list of command lines, becomes "How to reproduce".
+    classes: names of the classes, as far as they are known. portrait: of the same images as ``fates``.
     """
 
     name: str
@@ -58,6 +75,10 @@ class Dossier:
     findings: Sequence[Finding]
     provenance: Mapping[str, Any]
     dataset: str = ""
+    clean: Estimate | None = None
+    classes: tuple[str, ...] = ()
+    fates: Fates | None = None
+    portrait: Portrait | None = None
 
     @property
     def terms(self) -> str:
@@ -119,7 +140,7 @@ def falling(finding: Finding) -> bool:
     if finding.warn_at is not None and finding.fail_at is not None and finding.warn_at != finding.fail_at:
         return finding.fail_at < finding.warn_at
     at = finding.warn_at if finding.fail_at is None else finding.fail_at
-    return (float(finding.statistic or 0) >= float(at or 0)) == (finding.verdict == "pass")
+    return (float(finding.statistic or 0) > float(at or 0)) == (finding.verdict == "pass")
 
 
 WIDE, TOP, THICK = 320, 26, 10
@@ -214,8 +235,11 @@ def finding_rows(findings: Sequence[Finding]) -> Table:
     return table("Every check, the gravest first. Passes: forwards and backwards of single images.", headers, rows)
 
 
-def to_markdown(dossier: Dossier) -> str:
-    """Return the audit as Markdown: verdict, number, one table of the findings, what each means and advises."""
+def to_markdown(dossier: Dossier, geometry: Sequence[str] = ()) -> str:
+    """Return the audit as Markdown: verdict, number, one table of the findings, what each means and advises.
+
+    geometry: sentences of the portrait.
+    """
     ordered = [finding for _, found in grouped(dossier.findings) for finding in found]
     lines = [f"# Audit of {markdown_text(dossier.name)}: {VERDICTS[overall(dossier.findings)]}", ""]
     lines += [f"Robust accuracy {percent(dossier.headline)}; {markdown_text(dossier.terms)}.", ""]
@@ -225,4 +249,6 @@ def to_markdown(dossier: Dossier) -> str:
     for one in ordered:
         told = " ".join(markdown_text(text) for text in (one.meaning, one.advice) if text)
         lines.append(f"- **{markdown_text(one.check)}** ({VERDICTS[one.verdict].lower()}): {told}")
+    if geometry:
+        lines += ["", "## Geometry", "", *(f"- {markdown_text(sentence)}" for sentence in geometry)]
     return "\n".join(lines).rstrip() + "\n"

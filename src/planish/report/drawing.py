@@ -99,9 +99,10 @@ def blank(height: float) -> Figure:
 
 @styled()
 def to_png(figure: Figure) -> bytes:
-    """Render on white, 900 pixels wide."""
+    """Render on white, 900 pixels wide; the figure keeps the layout that it has then."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=900 / WIDTH, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")
     return buffer.getvalue()
 
 
@@ -123,11 +124,12 @@ def to_svg(plate: Plate) -> str:
 
 
 def spots(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str]) -> tuple[Spot, ...]:
-    """Return points (x, y) of the axes with their words, where finite. Call it last: it lays the figure out."""
+    """Return points (x, y) of the axes with their words, where finite. Call it last: it fixes the layout."""
     figure = axes.get_figure(root=True)
     if figure is None:
         return ()
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     to_share = axes.transData - figure.transFigure
     places = [to_share.transform(point) for point in zip(x, y, strict=True)]
     every = [

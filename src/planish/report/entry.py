@@ -74,8 +74,7 @@ class Entry:
 
     def class_name(self, number: int) -> str:
         """The class's name if the data set has one, else its number."""
-        classes = self.evaluation.meta.get("data", {}).get("classes") or []
-        return str(classes[number]) if 0 <= number < len(classes) else str(number)
+        return class_name(self.evaluation.meta.get("data", {}).get("classes") or [], number)
 
     def final_margins(self) -> NDArray[np.float32]:
         """(N,) the largest margin that any attack reached, the clean one where none was tried."""
@@ -83,6 +82,11 @@ class Entry:
         reached = np.fmax.reduce([np.full(self.size, np.nan, np.float32), *columns])
         wrong = ~self.evaluation.correct() | np.isnan(reached)
         return np.where(wrong, self.evaluation.clean_margin, reached)
+
+
+def class_name(classes: Sequence[Any], number: int) -> str:
+    """Return the name of a class if it has one, else its number."""
+    return str(classes[number]) if 0 <= number < len(classes) else str(number)
 
 
 def check(entries: Sequence[Entry]) -> None:

@@ -1,7 +1,7 @@
 """A few images before and after the attack: tiles for the page, one figure for print."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -37,18 +37,19 @@ class Shot:
 
 
 def shots(entry: Entry) -> list[Shot]:
-    """The entry's first images, at most 8; grey in a perturbation means unchanged."""
-    if entry.images is None:
-        return []
-    images = entry.images
+    """The entry's first images, at most 8."""
+    return [] if entry.images is None else shots_of(entry.images, entry.class_name)[:SHOWN]
+
+
+def shots_of(images: Images, class_name: Callable[[int], str]) -> list[Shot]:
+    """Return every image with its words; grey in a perturbation means unchanged."""
     deltas = amplification(images) * (images["adversarial"] - images["clean"]) + 0.5
     words = [
-        [entry.class_name(int(number)) for number in images[key]]
-        for key in ("labels", "predicted_clean", "predicted_adv")
+        [class_name(int(number)) for number in images[key]] for key in ("labels", "predicted_clean", "predicted_adv")
     ]
     indices = [int(index) for index in images["indices"]]
     every = zip(images["clean"], images["adversarial"], deltas, indices, *words, strict=True)
-    return [Shot(*parts) for parts in every][:SHOWN]
+    return [Shot(*parts) for parts in every]
 
 
 def amplification(images: Images) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,19 +36,24 @@ MANY = 2000  # marks; more are drawn as one picture
 
 
 @styled()
-def loss_surface(along: Array, across: Array, values: Array, *, quantity: str = "Loss", name: str = "") -> Plate:
+def loss_surface(
+    along: Array, across: Array, values: Array, *, quantity: str = "Loss", name: str = "", attacked: float | None = None
+) -> Plate:
     """Contours of a quantity over a plane through an image.
 
     along (A,): steps in the adversarial direction, across (B,): in a random one, both in pixels of [0,1] and ascending;
-    values (B,A). Raises BadInput for other shapes.
+    values (B,A). attacked: how far the attack went, marked. Raises BadInput for other shapes.
     """
     _shaped("values", values, (len(across), len(along)))
     figure = blank(3.7)
     axes = figure.add_subplot()
     filled = axes.contourf(along, across, values, levels=14, cmap=SHADES)
-    axes.contour(along, across, values, levels=filled.levels, colors=MUTED, linewidths=0.5)
+    if np.ptp(values) > 0:
+        axes.contour(along, across, values, levels=filled.levels, colors=MUTED, linewidths=0.5)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if attacked is not None:
+        axes.plot(attacked, 0, marker="^", color=PAPER, markerfacecolor=VERMILION, markersize=9)
     axes.plot(0, 0, marker="o", color=INK, markerfacecolor=PAPER, markersize=7)
     axes.grid(visible=False)
     axes.set_xlabel("Adversarial direction, pixels of [0, 1]")
@@ -61,7 +66,8 @@ def loss_surface(along: Array, across: Array, values: Array, *, quantity: str = 
     caption = (
         f"{quantity} round one image{of} (the circle), over the direction of an attack and a random one. Even, parallel"
         " bands mean that the loss is close to linear; a cliff or an island that small steps do not see means that"
-        " gradients mislead. Point at it to read values."
+        f" gradients mislead.{' The triangle is where the attack went.' * (attacked is not None)} Point at it to read"
+        " values."
     )
     alt = f"Contour plot{of}. {quantity} from {values.min():.4g} to {values.max():.4g}; {_at_origin(grid, quantity)}."
     read = spots(axes, [x for x, *_ in grid], [y for _, y, _ in grid], words)
@@ -95,7 +101,7 @@ def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linea
         hide(axes, "left")
     rows[-1].set_xlabel(quantity)
     caption = (
-        f"{quantity}, over the images of each model; the line is the median, the last bin holds all values beyond."
+        f"{quantity}, over the images; the line is the median, the last bin holds all values beyond."
         " Near 0 the loss is close to linear in the ball, and an attack of few steps tells the truth."
     )
     facts = [f"{name}: median {np.median(v):.3g}, 95% below {np.percentile(v, 95):.3g}" for name, v in gammas.items()]
@@ -168,57 +174,88 @@ def _band(axes: Axes, x: Array, values: Array, name: str, place: int) -> None:
 
 
 @styled()
-def bounds(lower: Array, upper: Array, *, norm: str = "Linf", radius: float | None = None) -> Plate:
-    """Lower bound of each image's adversarial distance against the upper bound.
+def bounds(
+    lower: Mapping[str, Array],
+    upper: Array,
+    *,
+    norm: str = "Linf",
+    radius: float | None = None,
+    kind: Literal["certificate", "estimate"] = "certificate",
+) -> Plate:
+    """Lower bounds of each image's adversarial distance against the upper bound.
 
-    lower, upper (N,): pixels of [0,1]; images with an infinite upper bound are counted, not drawn. Raises BadInput.
+    lower: name -> (N,), upper (N,): pixels of [0,1]; images with a bound that is not finite are counted, not drawn.
+    kind: of the lower bounds. Raises BadInput.
     """
-    _shaped("upper", upper, lower.shape)
-    known = np.isfinite(upper) & np.isfinite(lower)
-    if not known.any():
+    for name, values in lower.items():
+        _shaped(name, values, upper.shape)
+    known = {name: np.isfinite(upper) & np.isfinite(values) for name, values in lower.items()}
+    if not any(mask.any() for mask in known.values()):
         raise BadInput("A scatter of bounds needs at least one image with both bounds finite.")
     figure = blank(3.9)
     axes = figure.add_subplot()
-    crossed = known & (lower > upper)
-    end = 1.06 * float(max(lower[known].max(), upper[known].max())) or 1.0
-    axes.plot([0, end], [0, end], color=MUTED, linewidth=1)
-    for part, colour, marker in ((known & ~crossed, BLUE, "o"), (crossed, VERMILION, "^")):
-        size = 12 if colour == BLUE else 24
+    end = 1.06 * max(
+        float(max(lower[name][mask].max(), upper[mask].max())) for name, mask in known.items() if mask.any()
+    )
+    axes.plot([0, end or 1.0], [0, end or 1.0], color=MUTED, linewidth=1)
+    for place, (name, mask) in enumerate(known.items()):
+        _scattered(axes, lower[name][mask], upper[mask], name, place)
+    if radius is not None:
+        axes.axvline(radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.axhline(radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(xlim=(0, end or 1.0), ylim=(0, end or 1.0))
+    axes.set_xlabel(f"Upper bound: {norm} distance of the nearest image found")
+    axes.set_ylabel("Lower bound" + (", estimated" if kind == "estimate" else ""))
+    if len(lower) > 1:
+        legend(figure, axes)
+    return Plate("bounds", "Between the bounds", *_bounds_words(lower, upper, known, radius, kind), figure)
+
+
+def _scattered(axes: Axes, lower: Array, upper: Array, name: str, place: int) -> None:
+    """Draw a bound's marks; those above the line are larger and red."""
+    crossed = lower > upper
+    for part, colour, size in ((~crossed, PALETTE[(0, 2)[place % 2]], 14), (crossed, VERMILION, 30)):
         axes.scatter(
             upper[part],
             lower[part],
             s=size,
             color=colour,
-            marker=marker,
-            alpha=0.6,
+            marker=MARKERS[(0, 2)[place % 2]],
+            alpha=0.65,
             linewidths=0,
             rasterized=len(lower) > MANY,
+            label=name if colour != VERMILION else "_",
         )
-    if radius is not None:
-        axes.axvline(radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.axhline(radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set(xlim=(0, end), ylim=(0, end))
-    axes.set_xlabel(f"Upper bound: {norm} distance of the nearest image found")
-    axes.set_ylabel("Lower bound")
-    return Plate("bounds", "Between the bounds", *_bounds_words(lower, upper, known, crossed, radius), figure)
 
 
-def _bounds_words(lower: Array, upper: Array, known: Array, crossed: Array, radius: float | None) -> tuple[str, str]:
+def _bounds_words(
+    lower: Mapping[str, Array], upper: Array, known: Mapping[str, Array], radius: float | None, kind: str
+) -> tuple[str, str]:
+    crossed = {name: np.count_nonzero(lower[name][mask] > upper[mask]) for name, mask in known.items()}
+    told = ", ".join(f"{name} {count:,} of {np.count_nonzero(known[name]):,}" for name, count in crossed.items())
     caption = (
         "Each image's adversarial distance lies between its lower bound and the distance of the nearest adversarial"
-        " image found: the closer to the line, the better it is known. Above the line the two contradict each"
-        f" other: {np.count_nonzero(crossed):,} of {np.count_nonzero(known):,} images."
     )
+    caption += " image found: the closer to the line, the better it is known. Above the line the two contradict each"
+    caption += f" other: {told} images."
+    if kind == "estimate":
+        caption = (
+            "Lower bounds of each image's adversarial distance against the nearest adversarial image found. The lower"
+            " bounds are estimates, no certificates: they take the largest steepness and curvature met at these"
+            f" images for the largest there is. Above the line, in red, the estimate is refuted: {told} images."
+        )
     if radius is not None:
         caption += " The dashed lines are the radius."
-    if not known.all():
-        caption += f" Not drawn: {np.count_nonzero(~known):,} images without both."
-    ratio = float(np.median(lower[known] / np.maximum(upper[known], 1e-12)))
-    alt = (
-        f"Scatter plot. Median lower bound {np.median(lower[known]):.3g}, median upper bound"
-        f" {np.median(upper[known]):.3g}, median ratio {ratio:.2f}; {np.count_nonzero(crossed):,} images contradict."
-    )
-    return caption, alt
+    missing = max(np.count_nonzero(~mask) for mask in known.values())
+    if missing:
+        caption += f" Not drawn: {missing:,} images without both."
+    facts = [
+        f"{name}: median {np.median(lower[name][mask]):.3g} against {np.median(upper[mask]):.3g},"
+        f" {crossed[name]:,} images contradict"
+        for name, mask in known.items()
+        if mask.any()
+    ]
+    return caption, f"Scatter plot of lower and upper bounds. {'; '.join(facts)}."
 
 
 def _shaped(what: str, values: Array, shape: tuple[int, ...]) -> None:

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from planish import results as records
+from planish.errors import BadInput
 from planish.files import write_bytes, write_json, write_text
 from planish.report import audited
 from planish.report.audited import Dossier
 from planish.report.card import audit_card, card
+from planish.report.compared import audit_facts, told_apart
 from planish.report.drawing import Plate, to_png
-from planish.report.entry import Entry, check
+from planish.report.entry import Entry, check, radius_text, threat
 from planish.report.figures import plates
 from planish.report.gallery import gallery
 from planish.report.pairs import Pair, pair_facts, paired_plate, pairs
-from planish.report.rendering import plain, render, render_audit
+from planish.report.portrayed import portrait_plates, told
+from planish.report.rendering import plain, render, render_audit, render_compared
 from planish.report.verdict import verdict
 
 
@@ -30,41 +33,75 @@ def write_report(entries: Sequence[Entry], folder: str | Path, title: str, prove
     return _write(entries, Path(folder), title, provenance, [])
 
 
-def write_comparison(entries: Sequence[Entry], folder: str | Path, title: str, provenance: Mapping[str, Any]) -> Path:
+def write_comparison(
+    entries: Sequence[Entry],
+    folder: str | Path,
+    title: str,
+    provenance: Mapping[str, Any],
+    dossiers: Sequence[Dossier] = (),
+) -> Path:
     """Write what `write_report` does, and the entries compared two by two on the same images.
 
-    BadInput as there, for fewer than two entries, and when the images differ.
+    dossiers: audits to be shown side by side, beside the entries; without any entry, report.html and results.json alone
+    are written. BadInput as there, for fewer than two of both together, when the images of entries differ, and when the
+    audits' threats do.
     """
-    return _write(entries, Path(folder), title, provenance, pairs(entries))
+    if len(entries) + len(dossiers) < 2:
+        raise BadInput("A comparison needs at least two evaluations or audits.")
+    folder, audits = Path(folder), told_apart(dossiers)
+    if entries:
+        return _write(entries, folder, title, provenance, pairs(entries) if len(entries) > 1 else [], audits)
+    document = {"schema_version": 1, "title": title, "audits": [audit_facts(one) for one in audits]}
+    write_json(plain(document | {"provenance": provenance}), folder / "results.json")
+    page = folder / "report.html"
+    write_text(render_compared(audits, title, provenance), page)
+    return page
 
 
 def _write(
-    entries: Sequence[Entry], folder: Path, title: str, provenance: Mapping[str, Any], found: Sequence[Pair]
+    entries: Sequence[Entry],
+    folder: Path,
+    title: str,
+    provenance: Mapping[str, Any],
+    found: Sequence[Pair],
+    dossiers: Sequence[Dossier] = (),
 ) -> Path:
+    _one_threat(entries, dossiers)
     drawn = plates(entries)
     if found:
         drawn.insert(1, paired_plate(found))
     galleries = [gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)]
     _write_figures([*drawn, *(plate for plate in galleries if plate)], folder)
     paired = {"pairs": plain([pair_facts(pair) for pair in found])} if found else {}
-    write_json(results(entries, title, provenance) | paired, folder / "results.json")
+    audits = {"audits": plain([audit_facts(one) for one in dossiers])} if dossiers else {}
+    write_json(results(entries, title, provenance) | paired | audits, folder / "results.json")
     write_text(card(entries), folder / "card.md")
     page = folder / "report.html"
-    write_text(render(entries, title, provenance, drawn, found), page)
+    write_text(render(entries, title, provenance, drawn, found, dossiers), page)
     return page
+
+
+def _one_threat(entries: Sequence[Entry], dossiers: Sequence[Dossier]) -> None:
+    """BadInput where audits are of another norm or radius than the entries, which are of one."""
+    check(entries)
+    own = threat(entries[0].evaluation)
+    others = {one.name: f"{one.norm} radius {radius_text(one.radius)}" for one in dossiers}
+    for name, theirs in others.items():
+        if theirs != own:
+            raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
 
 
 def write_audit(dossier: Dossier, folder: str | Path, figures: Sequence[Plate] = ()) -> Path:
     """Write audit.html, audit.md, card.md and figures/*.png into the folder; return the page's path.
 
-    Each file is written whole or not at all, the page last.
+    figures: more than the portrait's. Each file is written whole or not at all, the page last.
     """
-    folder = Path(folder)
-    _write_figures(figures, folder)
-    write_text(audited.to_markdown(dossier), folder / "audit.md")
+    folder, drawn = Path(folder), [*portrait_plates(dossier), *figures]
+    _write_figures(drawn, folder)
+    write_text(audited.to_markdown(dossier, told(dossier.portrait) if dossier.portrait else []), folder / "audit.md")
     write_text(audit_card(dossier), folder / "card.md")
     page = folder / "audit.html"
-    write_text(render_audit(dossier, figures), page)
+    write_text(render_audit(dossier, drawn), page)
     return page
 
 

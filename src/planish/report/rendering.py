@@ -15,11 +15,13 @@ from markupsafe import Markup
 from planish.estimates import Estimate
 from planish.report import audited
 from planish.report.audited import Dossier, Finding
+from planish.report.compared import audit_headline, headline_rows, side_by_side
 from planish.report.drawing import Plate, to_svg
 from planish.report.entry import Entry, images_text, threat
 from planish.report.gallery import data_uri, gallery_caption, shots
 from planish.report.nearest import image_rows, rows_for
 from planish.report.pairs import Pair, paired_rows
+from planish.report.portrayed import fate_rows, portrait_caption, portrait_shots
 from planish.report.tables import cost_rows, summary_rows
 from planish.report.verdict import verdict
 
@@ -67,8 +69,12 @@ def render(
     provenance: Mapping[str, Any],
     drawn: Sequence[Plate],
     pairs: Sequence[Pair] = (),
+    dossiers: Sequence[Dossier] = (),
 ) -> str:
-    """Return the report's page as one HTML document that asks the network for nothing."""
+    """Return the report's page as one HTML document that asks the network for nothing.
+
+    dossiers: of audits that are shown beside the entries.
+    """
     headline, *remarks = map(_unbroken, verdict(entries))
     most = rows_for(entries)
     return _page(
@@ -82,13 +88,48 @@ def render(
         attacked=any(entry.evaluation.columns for entry in entries),
         summary=summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
+        **_side_by_side(dossiers),
         costs=cost_rows(entries),
         figures=_drawings(drawn),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
         images=[(entry.name, image_rows(entry, most)) for entry in entries],
-        models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries],
-        commands=_commands(entries, provenance),
+        models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries]
+        + [(f"{one.name}, audited", _facts(one)) for one in dossiers],
+        commands=_commands(entries, dossiers, provenance),
     )
+
+
+def render_compared(dossiers: Sequence[Dossier], title: str, provenance: Mapping[str, Any]) -> str:
+    """Return the page of audits side by side."""
+    headline, *remarks = audit_headline(dossiers)
+    return _page(
+        "compared.html.j2",
+        provenance,
+        title=title,
+        headline=headline,
+        remarks=remarks,
+        terms="; ".join(dict.fromkeys(one.terms for one in dossiers)),
+        scores=[Score.of(one.name, one.headline, one.clean) for one in dossiers],
+        models=[(one.name, _facts(one)) for one in dossiers],
+        commands=_lines([*provenance.get("commands", []), *(line for one in dossiers for line in _own(one))]),
+        **_side_by_side(dossiers),
+    )
+
+
+def _side_by_side(dossiers: Sequence[Dossier]) -> dict[str, Any]:
+    """Return the tables of audits, None without any, and which symbol is whose."""
+    marks = {symbol: kind for kind, symbol in audited.SYMBOLS.items()}
+    return {"audited": (headline_rows(dossiers), side_by_side(dossiers)) if dossiers else None, "marks": marks}
+
+
+def _facts(dossier: Dossier) -> list[tuple[str, str]]:
+    """Return an audit's provenance but its commands."""
+    return flat({key: value for key, value in plain(dossier.provenance).items() if key != "commands"})
+
+
+def _own(dossier: Dossier) -> Sequence[Any]:
+    found: Sequence[Any] = dossier.provenance.get("commands", [])
+    return found
 
 
 def render_audit(dossier: Dossier, figures: Sequence[Plate] = ()) -> str:
@@ -102,15 +143,19 @@ def render_audit(dossier: Dossier, figures: Sequence[Plate] = ()) -> str:
         headline=headline,
         remarks=remarks,
         terms=dossier.terms,
-        scores=[Score.of("Robust accuracy", dossier.headline)],
+        scores=[Score.of("Robust accuracy", dossier.headline, dossier.clean)],
         groups=[(kind, [_shown(one) for one in found]) for kind, found in audited.grouped(dossier.findings)],
         symbols=audited.SYMBOLS,
         names=audited.NAMES,
         words=audited.VERDICTS,
         rows=audited.finding_rows(dossier.findings),
         figures=_drawings(figures),
+        notes=dossier.portrait.notes if dossier.portrait else (),
+        shots=portrait_shots(dossier),
+        shots_caption=portrait_caption(dossier),
+        fates=fate_rows(dossier),
         models=[],
-        commands=[_line(command) for command in dossier.provenance.get("commands", [])],
+        commands=_lines(_own(dossier)),
     )
 
 
@@ -123,9 +168,10 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["data_uri"] = data_uri
     script = environment.get_template("script.html.j2").render()
     facts = {key: value for key, value in plain(provenance).items() if key != "commands"}
-    content |= {"facts": flat(facts), "data_uri": data_uri, "script": Markup(script)}
+    content |= {"facts": flat(facts), "script": Markup(script)}
     content["script_digest"] = b64encode(sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(**content)
 
@@ -183,9 +229,14 @@ def _line(command: Any) -> str:
     return command if isinstance(command, str) else " ".join(command)
 
 
-def _commands(entries: Sequence[Entry], provenance: Mapping[str, Any]) -> list[str]:
+def _commands(entries: Sequence[Entry], dossiers: Sequence[Dossier], provenance: Mapping[str, Any]) -> list[str]:
     given = [*provenance.get("commands", []), *(entry.evaluation.meta.get("command") for entry in entries)]
-    return list(dict.fromkeys(_line(command) for command in given if command))
+    return _lines([*given, *(line for one in dossiers for line in _own(one))])
+
+
+def _lines(commands: Sequence[Any]) -> list[str]:
+    """Return each command once, as a line."""
+    return list(dict.fromkeys(_line(command) for command in commands if command))
 
 
 def _unbroken(sentence: str) -> str:

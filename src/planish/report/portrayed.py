@@ -1,0 +1,238 @@
+"""An audit's portrait on the page: its figures, its pictures, its numbers in words, and what became of each image."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from planish.estimates import Estimate
+from planish.portraits import REACH, Array, Effort, Linearity, Planes, Portrait, Weights
+from planish.portraits import Bounds as Estimated
+from planish.report.audited import Dossier, Fates
+from planish.report.drawing import BLUE, MUTED, Plate, blank, spots, styled
+from planish.report.entry import Images, class_name, percent
+from planish.report.figures import percent_axis
+from planish.report.gallery import Shot, amplification, shots_of
+from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
+from planish.report.nearest import ROWS, SIMPLE
+from planish.report.tables import NOTHING, Cell, Table, table
+
+STANDS, FELL, WRONG = "stands", "fell", "wrong when clean"
+L_BOUND, C_BOUND = "L-bound", "C-bound"
+
+
+def portrait_plates(dossier: Dossier) -> list[Plate]:
+    """Draw every figure for which the portrait holds the numbers."""
+    portrait = dossier.portrait
+    if portrait is None:
+        return []
+    parts: list[tuple[Any, Callable[[Dossier, Any], list[Plate]]]] = [
+        (portrait.by_radius, lambda of, part: [_by_radius(of, part)]),
+        (portrait.planes, _surfaces),
+        (portrait.linearity, _gammas),
+        (portrait.bounds, _bounds),
+        (portrait.effort, _efforts),
+        (portrait.weights, _weights),
+    ]
+    return [plate for part, draw in parts if part is not None for plate in draw(dossier, part)]
+
+
+@styled()
+def _by_radius(dossier: Dossier, part: Any) -> Plate:
+    """Accuracy under PGD at multiples of the radius, with its interval."""
+    shares = [Estimate.from_counts(int(left), part.images) for left in part.standing]
+    radii, values = part.radii.tolist(), [share.value for share in shares]
+    figure = blank(3.2)
+    axes = figure.add_subplot()
+    axes.fill_between(radii, [s.low for s in shares], [s.high for s in shares], color=BLUE, alpha=0.16, linewidth=0)
+    axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
+    axes.axvline(dossier.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xscale("symlog", base=2, linthresh=_least(radii))
+    axes.set_xticks(radii, [f"{radius:.3g}" for radius in radii])
+    axes.minorticks_off()
+    axes.set_xlim(left=0)
+    percent_axis(axes, "y")
+    axes.set_xlabel(f"{dossier.norm} radius, in pixels of [0, 1]; each step doubles it")
+    axes.set_ylabel("Accuracy")
+    words = [f"{percent(share)} at {radius:.4g}" for radius, share in zip(radii, shares, strict=True)]
+    caption = (
+        f"Accuracy under PGD of {part.steps} steps on {part.images:,} images as the radius grows, with 95% intervals;"
+        " the dashed line is this audit's radius. It must reach 0% where any image can become any other: a curve that"
+        " levels off or rises shows an attack that fails."
+    )
+    alt = f"Line plot of accuracy by radius. {'; '.join(words)}."
+    return Plate("radius", "Accuracy by radius", caption, alt, figure, spots(axes, radii, values, words))
+
+
+def _least(radii: list[float]) -> float:
+    return min((radius for radius in radii if radius > 0), default=1.0)
+
+
+def _surfaces(dossier: Dossier, part: Planes) -> list[Plate]:
+    """Draw the loss round one image that fell and one that stands."""
+    found = []
+    for row, along, across, loss in zip(part.rows.tolist(), part.along, part.across, part.loss, strict=True):
+        if not np.isfinite(loss).all():
+            continue
+        fate = _fate(dossier.fates, row)
+        name, reached = f"{_called(dossier, row)}, which {fate}", float(along[-1]) / REACH
+        plate = loss_surface(along, across, loss, quantity="Cross entropy", name=name, attacked=reached)
+        title = f"The loss round an image that {fate}"
+        found.append(replace(plate, slug=f"surface-{fate.replace(' ', '-')}", title=title))
+    return found
+
+
+def _gammas(dossier: Dossier, part: Linearity) -> list[Plate]:
+    named = {"gamma, in the ball": part.gamma, "one full gradient step": part.error}
+    known = {name: values[np.isfinite(values)] for name, values in named.items()}
+    if any(values.size == 0 for values in known.values()):
+        return []
+    plate = gamma_histogram(known, quantity="Linearity error of the cross entropy")
+    caption = (
+        f"{plate.caption} On {part.gamma.size:,} images; gamma is sought by {part.steps} steps of ascent, an estimate"
+        " from below (LLR's measure), and the step's error is exact (SEAT's)."
+    )
+    return [replace(plate, caption=caption)]
+
+
+def _bounds(dossier: Dossier, part: Estimated) -> list[Plate]:
+    """Draw the estimated bounds against the nearest images found, where there are any."""
+    assert dossier.portrait is not None
+    upper = np.where(np.isnan(dossier.portrait.nearest), np.inf, dossier.portrait.nearest)
+    named = {L_BOUND: part.by_lipschitz, C_BOUND: part.by_curvature}
+    drawn = {name: values for name, values in named.items() if (np.isfinite(values) & np.isfinite(upper)).any()}
+    if not drawn:
+        return []
+    return [bounds(drawn, upper, norm=dossier.norm, radius=dossier.radius, kind="estimate")]
+
+
+def _efforts(dossier: Dossier, part: Effort) -> list[Plate]:
+    plate = steps_restarts(part.steps.tolist(), part.restarts.tolist(), part.accuracy, images=part.images)
+    return [replace(plate, caption=f"{plate.caption} Of images that are classified correctly when clean.")]
+
+
+def _weights(dossier: Dossier, part: Weights) -> list[Plate]:
+    if not (np.isfinite(part.clean).all() and np.isfinite(part.attacked).all()):
+        return []
+    lines = {f"under PGD of {part.steps} steps": part.attacked, "clean": part.clean}
+    plate = weight_landscape(part.shares, lines, quantity="Cross entropy")
+    return [replace(plate, caption=f"{plate.caption} Mean of {part.images:,} images, attacked anew at every point.")]
+
+
+def portrait_shots(dossier: Dossier) -> list[Shot]:
+    """Return the pictures of the portrait, those that fell first."""
+    images = _images(dossier)
+    return [] if images is None else shots_of(images, lambda number: class_name(dossier.classes, number))
+
+
+def portrait_caption(dossier: Dossier) -> str:
+    """Say what the pictures show, "" without any."""
+    images = _images(dossier)
+    if images is None:
+        return ""
+    return (
+        "Original, image after the attack, and their difference, scaled by"
+        f" {amplification(images):.3g} around grey. Under each, the class that the model gives it. Images that"
+        " stand are shown as near to a wrong class as an attack brought them."
+    )
+
+
+def _images(dossier: Dossier) -> Images | None:
+    portrait, fates = dossier.portrait, dossier.fates
+    if portrait is None or portrait.pictures is None or fates is None:
+        return None
+    part = portrait.pictures
+    order = np.argsort([_fate(fates, int(row)) == STANDS for row in part.rows], kind="stable")
+    rows = part.rows[order]
+    return {
+        "clean": part.clean[order],
+        "adversarial": part.adversarial[order],
+        "labels": fates.labels[rows],
+        "predicted_clean": part.predicted_clean[order],
+        "predicted_adv": part.predicted_adv[order],
+        "indices": fates.indices[rows],
+    }
+
+
+def _fate(fates: Fates | None, row: int) -> str:
+    breaker = "" if fates is None else fates.breakers[row]
+    return WRONG if breaker == SIMPLE else FELL if breaker else STANDS
+
+
+def _called(dossier: Dossier, row: int) -> str:
+    if dossier.fates is None:
+        return "one"
+    name = class_name(dossier.classes, int(dossier.fates.labels[row]))
+    return f"image {int(dossier.fates.indices[row])} of class {name}"
+
+
+def fate_rows(dossier: Dossier, most: int = ROWS) -> Table | None:
+    """One row per image: the pictured, and the so many nearest to the clean boundary; None without images."""
+    fates, portrait = dossier.fates, dossier.portrait
+    if fates is None:
+        return None
+    pictured = set(portrait.pictures.rows.tolist() if portrait and portrait.pictures else [])
+    order = np.argsort(np.abs(fates.clean_margin), kind="stable")
+    nearest = [int(row) for place, row in enumerate(order) if place < most or int(row) in pictured]
+    chosen = sorted(nearest, key=lambda row: row not in pictured)
+    left_out = len(order) - len(chosen)
+    scope = f"All {len(chosen):,} images"
+    if left_out:
+        scope = f"The {len(chosen):,} images nearest to the decision boundary ({left_out:,} farther ones are left out)"
+    scope += ", those that are pictured first." if pictured else "."
+    caption = (
+        f"{scope} Clean margin: best wrong logit minus true logit; 0 or more is misclassified. Distance: of the nearest"
+        " misclassified image that is known, an upper bound; attacks in a ball stop at its rim."
+    )
+    distance = np.full(len(order), np.nan) if portrait is None else portrait.distance
+    headers = ("Image", "True class", "Outcome", "Broken by", "Clean margin", f"Distance, {dossier.norm}")
+    return table(caption, headers, [_row(dossier, fates, row, distance) for row in chosen])
+
+
+def _row(dossier: Dossier, fates: Fates, row: int, distance: Array) -> list[Cell]:
+    index, margin, away = int(fates.indices[row]), float(fates.clean_margin[row]), float(distance[row])
+    sign = "\N{MINUS SIGN}" if margin < 0 else "+"
+    breaker = "" if fates.breakers[row] == SIMPLE else fates.breakers[row]
+    return [
+        (f"{index}", index),
+        (class_name(dossier.classes, int(fates.labels[row])), None),
+        (_fate(fates, row), None),
+        (breaker or NOTHING, None),
+        (f"{sign}{abs(margin):.3g}", margin),
+        (f"{away:.3g}", away) if np.isfinite(away) else (NOTHING, None),
+    ]
+
+
+def told(portrait: Portrait) -> list[str]:
+    """Return the portrait's numbers as sentences, what is missing last."""
+    found = []
+    if portrait.linearity is not None:
+        gamma, error = portrait.linearity.gamma, portrait.linearity.error
+        found.append(
+            f"Linearity: gamma {_spread(gamma)} (estimate, from below); error at one full gradient step"
+            f" {_spread(error)}."
+        )
+    if portrait.bounds is not None:
+        part = portrait.bounds
+        found.append(
+            f"Distance: L-bound {_spread(part.by_lipschitz)} and C-bound {_spread(part.by_curvature)} (estimates, no"
+            f" certificates), nearest misclassified image found {_spread(portrait.nearest)} (upper bound). The L-bound"
+            f" is refuted on {part.l_refuted} of {part.compared} images, the C-bound on {part.c_refuted}."
+        )
+    if portrait.effort is not None:
+        steps, accuracy = portrait.effort.steps, portrait.effort.accuracy
+        found.append(
+            f"Of {portrait.effort.images} images that are right when clean, PGD of {steps[0]} steps leaves"
+            f" {accuracy[0, 0]:.1%}, of {steps[-1]} steps {accuracy[0, -1]:.1%}, with {portrait.effort.restarts[-1]}"
+            f" starts {accuracy[-1, -1]:.1%}."
+        )
+    return [*found, *(f"Missing: {note}." for note in portrait.notes)]
+
+
+def _spread(values: Array) -> str:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return "unknown"
+    middle, most = np.percentile(known, [50, 95])
+    return f"{middle:.3g} in the median, 95% below {most:.3g}"

@@ -1,0 +1,203 @@
+"""The portrait of an audit: closed forms on a linear model, the same again, its file, and what a black box gets."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import strange
+import torch
+from torch import nn
+
+from planish.attacks.gradient import Untargeted
+from planish.attacks.noise import Noise
+from planish.audit import Audit, record
+from planish.audit.auditor import audit
+from planish.audit.evidence import Evidence, Plan
+from planish.audit.portrait import portrait
+from planish.batch import Batch
+from planish.errors import BadInput
+from planish.evaluation import logits_of
+from planish.losses import margin
+from planish.passes import Counted
+from planish.portraits import PARTS, PORTRAIT, Portrait, facts, load, save
+from planish.rules import Steepest
+from planish.suites import Fixed, Stage
+from planish.threat import L2, Linf, ThreatModel
+
+PLAN = Plan(
+    "quick", None, setup=6, sample=8, steps=4, noise=2, queries=4, survivors=4, curve_steps=5, portrayed=6, pictured=2,
+    points=5, restarts=2, moved=4,
+)  # fmt: skip
+SUITE = Fixed((Stage("first", Untargeted(Steepest(0.5), 3, margin)), Stage("noise", Noise(2))))
+
+
+def audited(model: nn.Module, batch: Batch, threat: ThreatModel, plan: Plan = PLAN, **how: object) -> Audit:
+    *_, last = audit(model, batch, threat, plan, suite=SUITE, **how)  # type: ignore[arg-type]
+    return last
+
+
+def portrayed(model: nn.Module, batch: Batch, threat: ThreatModel, **how: bool) -> Portrait:
+    """The portrait alone, without the checks before it."""
+    with torch.no_grad():
+        images = batch._replace(logits=logits_of(model, batch.x))
+    return portrait(Evidence(Counted(model), model, images, threat, PLAN, "suite", SUITE, **how), [])  # type: ignore[arg-type]
+
+
+def two_classes() -> nn.Module:
+    """Logits (0, w x + b): the margin is linear in the pixels, and every gradient is the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        with torch.no_grad():
+            model[1].weight[0], model[1].bias[0] = 0, 0
+            model[1].bias[1] = -0.5 * model[1].weight[1].sum()
+    return model
+
+
+def inner(batch: Batch, model: nn.Module) -> Batch:
+    """Images far from the box's walls, labelled as the model sees them."""
+    x = 0.4 + 0.2 * batch.x
+    with torch.no_grad():
+        return batch._replace(x=x, labels=model(x).argmax(1))
+
+
+def arrays(portrait: Portrait) -> list[np.ndarray]:
+    parts = [part for name in PARTS if (part := getattr(portrait, name)) is not None]
+    return [portrait.distance, portrait.rows, *(np.asarray(value) for part in parts for value in part)]
+
+
+@pytest.mark.parametrize("threat", [Linf(0.02), L2(0.1)], ids=["Linf", "L2"])
+def test_the_l_bound_of_a_linear_margin_is_its_distance(threat: ThreatModel, batch: Batch):
+    model = two_classes()
+    found = portrayed(model, inner(batch, model), threat)
+    assert found.bounds is not None
+    exact = model(inner(batch, model).x)[:, 1].abs().detach() / threat.dual_norm(model[1].weight[1:2].detach())
+    rows = torch.from_numpy(found.rows)
+    assert len(rows) == 6
+    torch.testing.assert_close(torch.from_numpy(found.bounds.by_lipschitz), exact[rows], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.nearest, exact[rows].numpy(), rtol=2e-2)
+    assert (found.bounds.l_refuted, found.bounds.c_refuted, found.bounds.compared) == (0, 0, 6)
+    assert found.bounds.curvature < 1e-2
+    assert (found.bounds.by_curvature <= found.bounds.by_lipschitz * 1.001).all()
+
+
+def test_gamma_of_a_linear_loss_is_nothing(batch: Batch):
+    """Logits so far apart that cross entropy is flat in the ball; where they are near, it bends."""
+    model = two_classes()
+    near = portrayed(model, inner(batch, model), Linf(0.02)).linearity
+    with torch.no_grad():
+        model[1].weight *= 1e5
+        model[1].bias *= 1e5
+    images = inner(batch, model)
+    far = portrayed(model, images.select(model(images.x).detach()[:, 1].abs() > 1000), Linf(1e-5)).linearity
+    assert near is not None and far is not None and len(far.gamma) > 2
+    assert far.gamma.max() == 0 and near.gamma.min() > 1e-5
+    assert (near.gamma >= near.error).all()
+
+
+def test_nothing_is_measured_round_wrong_images(batch: Batch):
+    model = two_classes()
+    right = inner(batch, model)
+    found = portrayed(model, right._replace(labels=1 - right.labels), Linf(0.02))
+    assert found.distance.tolist() == [0.0] * 8 and "no image is classified correctly" in found.notes[0]
+    assert all(getattr(found, name) is None for name in PARTS)
+
+
+def test_its_parts_agree_with_the_audit(batch: Batch, tmp_path: Path):
+    model = strange.linear()
+    found = audited(model, inner(batch, model), Linf(0.1))
+    seen = found.portrait
+    record.save(found, tmp_path)
+    again = record.load(tmp_path)
+    assert again.portrait is not None and record.to_json(again) == record.to_json(found)
+    assert seen is not None and all(getattr(seen, name) is not None for name in PARTS) and not seen.notes
+    assert (
+        seen.by_radius is not None and seen.effort is not None and seen.planes is not None and seen.weights is not None
+    )
+    curve = found.finding("radius-curve").evidence
+    assert seen.by_radius.standing.tolist()[1:] == curve["standing"] and seen.by_radius.images == curve["images"]
+    assert seen.effort.steps.tolist() == [1, 2, 5] and seen.effort.restarts.tolist() == [1, 2]
+    assert (np.diff(seen.effort.accuracy, axis=0) <= 0).all() and (np.diff(seen.effort.accuracy, axis=1) <= 0).all()
+    assert seen.planes.loss.shape[1:] == (5, 5) and seen.planes.along[0, 2] == 0
+    broken = found.broken_by >= 0
+    assert not np.isnan(seen.distance[broken]).any() and (seen.distance[broken] <= 0.1 + 1e-6).all()
+    assert not (seen.distance[found.survivors()] <= 0.1 - 1e-6).any()
+    assert (seen.weights.attacked >= seen.weights.clean - 1e-6).all() and seen.weights.shares[5] == 0
+    assert seen.pictures is not None and len(seen.pictures.rows) <= 4
+    told = np.abs(seen.pictures.adversarial - seen.pictures.clean).max(axis=(1, 2, 3))
+    assert (told <= 0.1 + 1e-6).all() and (told > 0).all()
+    fell = seen.pictures.predicted_adv != seen.pictures.predicted_clean
+    assert fell.tolist() == broken[seen.pictures.rows].tolist() and fell.any()
+    assert found.meta["passes"] == sum(one.passes for one in found.findings) + seen.passes + _rest(model, batch)
+
+
+def _rest(model: nn.Module, batch: Batch) -> int:
+    """Passes of the clean images and the suite: those of an audit of one check that makes none."""
+    alone = audited(model, inner(batch, model), Linf(0.1), only=["sample-size"])
+    assert alone.portrait is None
+    return int(alone.meta["passes"])
+
+
+def test_it_is_the_same_again_and_changes_nothing(model: nn.Module, batch: Batch):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images, mode = inner(batch, model.eval()), model.training
+    first, second = (portrayed(model, images, Linf(0.05)) for _ in range(2))
+    for one, other in zip(arrays(first), arrays(second), strict=True):
+        assert np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    assert (first.notes, first.passes) == (second.notes, second.passes) and model.training == mode
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("threat", [Linf(0.0), L2(0.3)], ids=["radius 0", "L2"])
+@pytest.mark.parametrize("name", ["Constant", "Detached", "Undefined", "linear"])
+def test_any_model_has_one_that_can_be_kept(name: str, threat: ThreatModel, batch: Batch, tmp_path: Path):
+    model = getattr(strange, name)()
+    found = portrayed(model, inner(batch, model), threat)
+    assert (found.linearity is None) == (name != "linear") == any("gradient" in note for note in found.notes)
+    save(found, tmp_path)
+    again = load(tmp_path)
+    assert again is not None and again.notes == found.notes and again.passes == found.passes
+    for one, other in zip(arrays(found), arrays(again), strict=True):
+        assert one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    json.dumps(facts(found, batch.indices.numpy()), allow_nan=False)
+
+
+def test_a_black_box_gets_what_needs_no_gradient(batch: Batch):
+    model = strange.linear()
+    images = inner(batch, model)
+    found = portrayed(model, images, Linf(0.3), black_box=True)
+    assert found.planes is not None and found.pictures is not None
+    missing = ("linearity", "bounds", "by_radius", "effort", "weights")
+    assert all(getattr(found, name) is None for name in missing) and len(found.rows) == 0
+    assert found.notes[0].startswith("a black box has no gradients: local linearity, bounds")
+
+
+def test_pictures_of_other_channels_and_models_without_weights(batch: Batch):
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bright = 10 * (x.flatten(1).mean(1) - 0.5)
+            return torch.stack([bright, -bright], 1)
+
+    found = portrayed(Fixed(), inner(batch._replace(x=batch.x.repeat(1, 2, 1, 1)), Fixed()), Linf(0.05))
+    assert found.pictures is None and found.weights is None and found.bounds is not None
+    assert any("2 channels" in note for note in found.notes) and any(
+        "no weights to move" in note for note in found.notes
+    )
+
+
+def test_bad_files(batch: Batch, tmp_path: Path):
+    assert load(tmp_path) is None
+    save(Portrait(np.zeros(3, np.float32), np.zeros(0, np.int64)), tmp_path)
+    whole = (tmp_path / PORTRAIT).read_bytes()
+    for content in (b"", whole[:60], b"\x80\x04N."):
+        (tmp_path / PORTRAIT).write_bytes(content)
+        with pytest.raises(BadInput, match="is not a portrait of planish, or it is cut short"):
+            load(tmp_path)
+    model = strange.linear()
+    found = audited(model, inner(batch, model), Linf(0.1), replace(PLAN, portrayed=0))
+    assert found.portrait is None
+    with pytest.raises(BadInput, match="the portrait is of 3 images, the audit of 8"):
+        replace(found, portrait=Portrait(np.zeros(3, np.float32), np.zeros(0, np.int64)))

@@ -1,0 +1,113 @@
+"""What a page says of an audit's portrait, and audits side by side."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from planish.errors import BadInput
+from planish.portraits import Portrait
+from planish.report import Dossier, Entry, write_audit, write_comparison
+from planish.report.compared import audit_headline, headline_rows, side_by_side, told_apart
+from planish.report.portrayed import fate_rows, portrait_caption, portrait_plates, portrait_shots, told
+from planish.report.rendering import render_audit, render_compared
+
+SLUGS = ["radius", "surface-fell", "surface-stands", "gamma", "bounds", "steps-restarts", "weights"]
+
+
+def test_every_part_has_its_figure(pictured: Dossier) -> None:
+    plates = portrait_plates(pictured)
+    assert [plate.slug for plate in plates] == SLUGS
+    assert all(plate.alt.endswith(".") and plate.caption for plate in plates)
+    radius, fell, _, gamma, bounds, effort, _ = plates
+    assert "100.0% [61.0, 100.0] at 0;" in radius.alt and len(radius.spots) == 4
+    assert "image 12 of class" in fell.caption and "which fell" in fell.caption
+    assert "median 2, 95% below 3.8" in gamma.alt and "estimate from below" in gamma.caption
+    assert "estimates, no certificates" in bounds.caption and "L-bound 2 of 4, C-bound 0 of 4" in bounds.caption
+    assert "classified correctly when clean" in effort.caption
+
+
+def test_numbers_that_are_none_leave_figures_out(pictured: Dossier) -> None:
+    assert pictured.portrait is not None and pictured.portrait.planes is not None
+    empty = Portrait(np.full(6, np.nan, np.float32), np.zeros(0, np.int64), ("no gradient",))
+    bare = replace(pictured, portrait=empty)
+    assert portrait_plates(bare) == [] == portrait_shots(bare) and portrait_caption(bare) == ""
+    assert "What is missing here: no gradient." in render_audit(bare)
+    part = pictured.portrait.planes._replace(loss=np.full((2, 5, 5), np.nan))
+    broken = replace(pictured, portrait=replace(pictured.portrait, planes=part, distance=np.full(6, np.nan)))
+    assert [plate.slug for plate in portrait_plates(broken)] == ["radius", "gamma", "steps-restarts", "weights"]
+    assert portrait_plates(replace(pictured, portrait=None)) == []
+
+
+def test_the_pictures_that_fell_come_first(pictured: Dossier) -> None:
+    shots = portrait_shots(pictured)
+    assert [shot.index for shot in shots] == [11, 12, 13, 14]
+    assert "scaled by 5 around grey" in portrait_caption(pictured)
+
+
+def test_each_image_has_its_row(pictured: Dossier) -> None:
+    table = fate_rows(pictured)
+    assert table is not None and [row[0] for row in table.rows[:4]] == ["12", "11", "14", "13"]
+    every = {row[0]: row for row in table.rows}
+    assert len(every) == 6 and "All 6 images, those that are pictured first." in table.caption
+    dash = "\N{EN DASH}"
+    assert every["10"][2:] == ("wrong when clean", dash, "+0.5", "0") and every["14"][2:4] == ("stands", dash)
+    assert every["12"][2:] == ("fell", "suite/scout", "\N{MINUS SIGN}0.1", "0.03") and every["14"][5] == dash
+    some = fate_rows(pictured, 1)
+    assert some is not None and len(some.rows) == 4 and "2 farther ones are left out" in some.caption
+    assert fate_rows(replace(pictured, fates=None)) is None
+
+
+def test_the_portrait_in_words(pictured: Dossier, tmp_path: Path) -> None:
+    assert pictured.portrait is not None
+    linear, distance, effort, missing = told(pictured.portrait)
+    assert "gamma 2 in the median" in linear and "estimates, no certificates" in distance
+    assert "refuted on 2 of 4 images, the C-bound on 0" in distance and missing == "Missing: one thing."
+    assert "leaves 100.0%, of 10 steps 60.0%, with 2 starts 50.0%" in effort
+    write_audit(pictured, tmp_path)
+    assert "## Geometry" in (tmp_path / "audit.md").read_text()
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(SLUGS)
+
+
+def test_the_page_shows_verdict_figures_findings_images_in_that_order(pictured: Dossier) -> None:
+    page = render_audit(pictured, portrait_plates(pictured))
+    places = [page.index(part) for part in ("badge fail", 'id="figures"', 'id="gallery"', 'id="group-fail"')]
+    places += [page.index(part) for part in ('id="tables"', 'id="images"', 'id="reproduce"', 'id="provenance"')]
+    assert places == sorted(places) and page.count("<script") == 1
+    assert 'href="#shot-1-12"' in page and 'id="shot-1-12"' in page and "clean 90.0%" in page
+
+
+def test_findings_side_by_side(pictured: Dossier, dossier: Dossier) -> None:
+    other = replace(dossier, name="b", findings=[replace(dossier.findings[0], check="more", statistic=None)])
+    table = side_by_side([dossier, other])
+    assert table.headers == ("Check", "a", "b")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["gradients"] == ("! Warning, 7%", "\N{EN DASH}") and rows["more"][1] == "\N{CHECK MARK} Pass"
+    assert [row[0] for row in table.rows][1:] == ["gradients", "linearity", "random-starts", "more"]
+    first = headline_rows([pictured, other]).rows[0]
+    assert first[1:4] == ("\N{MULTIPLICATION X} Fail", "60.0% [46.2, 72.4]", "90.0% [78.6, 95.7]")
+    assert "a: fail (1 fail, 1 warning, 1 open, 1 pass)" in audit_headline([pictured, other])[1]
+    page = render_compared([pictured, other], "t", {})
+    assert 'class="fail"' in page and page.count("<script") == 1
+
+
+def test_audits_of_one_name_are_numbered_and_of_one_threat(dossier: Dossier) -> None:
+    assert [one.name for one in told_apart([dossier, dossier])] == ["a, audit 1", "a, audit 2"]
+    with pytest.raises(BadInput, match=r"at one norm and radius, got Linf radius 8/255 and Linf radius 0.1"):
+        told_apart([dossier, replace(dossier, radius=0.1)])
+
+
+def test_comparisons_with_audits(make: Callable[..., Entry], dossier: Dossier, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="at least two evaluations or audits"):
+        write_comparison([], tmp_path, "t", {}, [dossier])
+    write_comparison([], tmp_path, "t", {}, [dossier, replace(dossier, name="b")])
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert [one["verdict"] for one in document["audits"]] == ["fail", "fail"] and document["schema_version"] == 1
+    entry = make("e", 40, {"x": 30}, radius=8 / 255)
+    page = write_comparison([entry], tmp_path, "t", {}, [dossier]).read_text(encoding="utf-8")
+    assert 'id="audits"' in page and json.loads((tmp_path / "results.json").read_text())["audits"][0]["name"] == "a"
+    with pytest.raises(BadInput, match=r"evaluations are at Linf radius 0.1, and the audit of a at Linf radius 8/255"):
+        write_comparison([make("e", 40, {"x": 30})], tmp_path, "t", {}, [dossier])
