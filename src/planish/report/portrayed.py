@@ -11,7 +11,7 @@ from planish.portraits import REACH, Array, Effort, Linearity, Planes, Portrait,
 from planish.portraits import Bounds as Estimated
 from planish.report.audited import Dossier, Fates
 from planish.report.drawing import BLUE, MUTED, Plate, blank, spots, styled
-from planish.report.entry import Images, class_name, percent
+from planish.report.entry import Images, class_name, percent, radius_text
 from planish.report.figures import percent_axis
 from planish.report.gallery import Shot, amplification, shots_of
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
@@ -49,7 +49,7 @@ def _by_radius(dossier: Dossier, part: Any) -> Plate:
     axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
     axes.axvline(dossier.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("symlog", base=2, linthresh=_least(radii))
-    axes.set_xticks(radii, [f"{radius:.3g}" for radius in radii])
+    axes.set_xticks(radii, [radius_text(float(f"{radius:.6g}")) for radius in radii])
     axes.minorticks_off()
     axes.set_xlim(left=0)
     percent_axis(axes, "y")
