@@ -35,6 +35,7 @@ class Bounds(NamedTuple):
 
     by_lipschitz, by_curvature: (M,), NaN = not attempted. lipschitz, curvature: L and C, the largest met at the images.
     l_refuted, c_refuted: of how many images the bound exceeds a distance that was found; compared: of how many.
+    certified: (M,) distances that are proven, NaN = not attempted; proof: how, "" = nothing is.
     """
 
     by_lipschitz: Array
@@ -44,6 +45,8 @@ class Bounds(NamedTuple):
     l_refuted: int
     c_refuted: int
     compared: int
+    certified: Array
+    proof: str
 
 
 class Planes(NamedTuple):
@@ -171,6 +174,7 @@ def _of_bounds(part: Bounds) -> dict[str, Any]:
         "l_bound": {**_spread(part.by_lipschitz), "refuted": part.l_refuted},
         "c_bound": {**_spread(part.by_curvature), "refuted": part.c_refuted},
         "compared": part.compared,
+        "certificate": {**_spread(part.certified), "proof": part.proof} if part.proof else None,
     }
 
 
@@ -254,4 +258,4 @@ def _part(kind: type[Any], name: str, arrays: dict[str, Array]) -> Any:
         return None
     hints = get_type_hints(kind)
     values = {key: arrays[f"{name}/{key}"] for key in kind._fields}
-    return kind(**{key: value.item() if hints[key] in (int, float) else value for key, value in values.items()})
+    return kind(**{key: value.item() if hints[key] in (int, float, str) else value for key, value in values.items()})

@@ -14,8 +14,10 @@ from planish.attacks.gradient import Untargeted
 from planish.attacks.noise import Noise
 from planish.audit import Audit, record
 from planish.audit.auditor import audit
+from planish.audit.certificates import relu_distance
 from planish.audit.evidence import Evidence, Plan
 from planish.audit.portrait import portrait
+from planish.audit.proof import relu_units
 from planish.batch import Batch
 from planish.errors import BadInput
 from planish.evaluation import logits_of
@@ -80,7 +82,38 @@ def test_the_l_bound_of_a_linear_margin_is_its_distance(threat: ThreatModel, bat
     np.testing.assert_allclose(found.nearest, exact[rows].numpy(), rtol=2e-2)
     assert (found.bounds.l_refuted, found.bounds.c_refuted, found.bounds.compared) == (0, 0, 6)
     assert found.bounds.curvature < 1e-2
+    assert found.bounds.proof == "exact: the network is affine"
+    np.testing.assert_allclose(found.bounds.certified, exact[rows].numpy(), rtol=1e-4)
     assert (found.bounds.by_curvature <= found.bounds.by_lipschitz * 1.001).all()
+
+
+def small(width: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 3)).eval()
+
+
+def test_distances_of_a_small_relu_network_are_proven(batch: Batch):
+    pytest.importorskip("scipy", reason="solves the integer programs")
+    images = inner(batch, small(4))
+    whole = portrayed(small(4), images, Linf(0.02))
+    found = whole.bounds
+    assert found is not None and found.proof == "integer programs of at most 5 s, 6 of 6 finished and so exact"
+    exact = relu_distance(small(4), images.select(torch.from_numpy(whole.rows)), Linf(1.0)).upper
+    np.testing.assert_allclose(found.certified, exact.numpy(), rtol=1e-4)
+    assert (found.certified > 0).all() and (found.certified <= whole.nearest + 1e-5).all()
+
+
+@pytest.mark.parametrize(("width", "threat"), [(200, Linf(0.02)), (6, L2(0.1))], ids=["large", "L2"])
+def test_what_cannot_be_proven_is_not(width: int, threat: ThreatModel, batch: Batch):
+    found = portrayed(small(width), inner(batch, small(width)), threat).bounds
+    assert found is not None and found.proof == "" and np.isnan(found.certified).all()
+
+
+def test_the_relus_of_other_networks_are_not_counted(batch: Batch):
+    assert relu_units(small(6), batch.x) == 6 and relu_units(two_classes(), batch.x) == 0
+    assert relu_units(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Softplus()), batch.x) is None
+    assert relu_units(strange.Optimising(), batch.x) is None
 
 
 def test_gamma_of_a_linear_loss_is_nothing(batch: Batch):

@@ -26,6 +26,7 @@ def test_every_part_has_its_figure(pictured: Dossier) -> None:
     assert "100.0% [61.0, 100.0] at 0;" in radius.alt and len(radius.spots) == 4
     assert "image 12 of class" in fell.caption and "which fell" in fell.caption
     assert "median 2, 95% below 3.8" in gamma.alt and "estimate from below" in gamma.caption
+    assert "The certificates are proven, not estimated (as a test)" in bounds.caption
     assert "estimates, no certificates" in bounds.caption and "L-bound 2 of 4, C-bound 0 of 4" in bounds.caption
     assert "classified correctly when clean" in effort.caption
 
@@ -63,7 +64,8 @@ def test_each_image_has_its_row(pictured: Dossier) -> None:
 
 def test_the_portrait_in_words(pictured: Dossier, tmp_path: Path) -> None:
     assert pictured.portrait is not None
-    linear, distance, effort, missing = told(pictured.portrait)
+    linear, distance, proven, effort, missing = told(pictured.portrait)
+    assert proven.startswith("Certificates: 0.06 in the median") and proven.endswith("(as a test).")
     assert "gamma 2 in the median" in linear and "estimates, no certificates" in distance
     assert "refuted on 2 of 4 images, the C-bound on 0" in distance and missing == "Missing: one thing."
     assert "leaves 100.0%, of 10 steps 60.0%, with 2 starts 50.0%" in effort

@@ -14,6 +14,7 @@ from planish.audit.chunks import in_chunks
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.audit.highest import highest
 from planish.audit.linearity import local_linearity, one_step, random_point
+from planish.audit.proof import Proof, proof
 from planish.audit.surfaces import Direction, Moved, filter_normalised, loss_plane, rademacher
 from planish.batch import Batch
 from planish.distances import checked, searched
@@ -160,7 +161,18 @@ def _bounds(evidence: Evidence, batch: Batch, distance: Tensor, notes: list[str]
     by_l, by_c = (violations(bound, known) for bound in (found.by_lipschitz, found.by_curvature))
     arrays = _array(found.by_lipschitz), _array(found.by_curvature)
     constants = float(found.lipschitz), float(found.curvature)
-    return Bounds(*arrays, *constants, by_l.refuted, by_c.refuted, by_l.compared)
+    certified, how = _proven(evidence, batch, known, notes)
+    return Bounds(*arrays, *constants, by_l.refuted, by_c.refuted, by_l.compared, _array(certified), how)
+
+
+def _proven(evidence: Evidence, batch: Batch, known: Tensor, notes: list[str]) -> Proof:
+    """Return certificates where the network is simple enough for any."""
+    nothing = Proof(torch.full_like(known, torch.nan), "")
+    try:
+        return proof(evidence.given, batch, evidence.threat, known) or nothing
+    except BadInput as error:
+        notes.append(f"no distance is proven: {error}")
+        return nothing
 
 
 def _by_radius(evidence: Evidence, findings: Sequence[Finding]) -> ByRadius | None:

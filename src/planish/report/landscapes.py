@@ -32,6 +32,7 @@ Array = NDArray[Any]
 
 SHADES = LinearSegmentedColormap.from_list("planish", ["#f1f5f8", "#9cc3dd", "#2f7fb5", "#0a3a5c"])
 LABELLED = 13  # rows and columns of a surface that can be read, at most
+MARKED = ((PALETTE[0], MARKERS[0]), (PALETTE[2], MARKERS[2]), (INK, MARKERS[1]))  # of lower bounds, none in red
 MANY = 2000  # marks; more are drawn as one picture
 
 
@@ -214,13 +215,14 @@ def bounds(
 def _scattered(axes: Axes, lower: Array, upper: Array, name: str, place: int) -> None:
     """Draw a bound's marks; those above the line are larger and red."""
     crossed = lower > upper
-    for part, colour, size in ((~crossed, PALETTE[(0, 2)[place % 2]], 14), (crossed, VERMILION, 30)):
+    own, marker = MARKED[place % len(MARKED)]
+    for part, colour, size in ((~crossed, own, 14), (crossed, VERMILION, 30)):
         axes.scatter(
             upper[part],
             lower[part],
             s=size,
             color=colour,
-            marker=MARKERS[(0, 2)[place % 2]],
+            marker=marker,
             alpha=0.65,
             linewidths=0,
             rasterized=len(lower) > MANY,

@@ -19,7 +19,7 @@ from planish.report.nearest import ROWS, SIMPLE
 from planish.report.tables import NOTHING, Cell, Table, table
 
 STANDS, FELL, WRONG = "stands", "fell", "wrong when clean"
-L_BOUND, C_BOUND = "L-bound", "C-bound"
+L_BOUND, C_BOUND, CERTIFICATE = "L-bound", "C-bound", "certificate"
 
 
 def portrait_plates(dossier: Dossier) -> list[Plate]:
@@ -100,11 +100,14 @@ def _bounds(dossier: Dossier, part: Estimated) -> list[Plate]:
     """Draw the estimated bounds against the nearest images found, where there are any."""
     assert dossier.portrait is not None
     upper = np.where(np.isnan(dossier.portrait.nearest), np.inf, dossier.portrait.nearest)
-    named = {L_BOUND: part.by_lipschitz, C_BOUND: part.by_curvature}
+    named = {L_BOUND: part.by_lipschitz, C_BOUND: part.by_curvature, CERTIFICATE: part.certified}
     drawn = {name: values for name, values in named.items() if (np.isfinite(values) & np.isfinite(upper)).any()}
     if not drawn:
         return []
-    return [bounds(drawn, upper, norm=dossier.norm, radius=dossier.radius, kind="estimate")]
+    plate = bounds(drawn, upper, norm=dossier.norm, radius=dossier.radius, kind="estimate")
+    if CERTIFICATE not in drawn:
+        return [plate]
+    return [replace(plate, caption=f"{plate.caption} The certificates are proven, not estimated ({part.proof}).")]
 
 
 def _efforts(dossier: Dossier, part: Effort) -> list[Plate]:
@@ -220,6 +223,8 @@ def told(portrait: Portrait) -> list[str]:
             f" certificates), nearest misclassified image found {_spread(portrait.nearest)} (upper bound). The L-bound"
             f" is refuted on {part.l_refuted} of {part.compared} images, the C-bound on {part.c_refuted}."
         )
+        if part.proof:
+            found.append(f"Certificates: {_spread(part.certified)} ({part.proof}).")
     if portrait.effort is not None:
         steps, accuracy = portrait.effort.steps, portrait.effort.accuracy
         found.append(
