@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from planish.errors import BadInput
@@ -219,6 +219,62 @@ def _bounds_words(lower: Array, upper: Array, known: Array, crossed: Array, radi
         f" {np.median(upper[known]):.3g}, median ratio {ratio:.2f}; {np.count_nonzero(crossed):,} images contradict."
     )
     return caption, alt
+
+
+@styled()
+def lower_bounds(models: Mapping[str, tuple[Array, Mapping[str, Array]]], *, norm: str = "L2") -> Plate:
+    """Estimated lower bounds of each image's adversarial distance against the distance found, a panel for each model.
+
+    models: name -> distances (N,) and bounds, kind -> (N,), such as "L-bound"; in pixels of [0,1], on logarithmic axes.
+    Images with a bound or a distance of 0 or infinity are left out. Finlay and Oberman (2019), figures 4 and 5. Raises
+    BadInput.
+    """
+    _some({name: distance for name, (distance, _) in models.items()})
+    lines = math.ceil(len(models) / 2)
+    figure = blank(1.2 + 2.2 * lines)
+    panels = figure.subplots(lines, min(2, len(models)), sharex=True, sharey=True, squeeze=False)
+    facts = [
+        _lower(axes, name, distance, bounds)
+        for axes, (name, (distance, bounds)) in zip(panels.flat, models.items(), strict=False)
+    ]
+    for axes in panels.flat[len(models) :]:
+        axes.set_visible(False)
+    handles = {text: handle for axes in panels.flat for handle, text in zip(*_legend_of(axes), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=len(handles))
+    figure.supxlabel(f"{norm} distance of the nearest adversarial image found", fontsize=11)
+    figure.supylabel("Estimated lower bound", fontsize=11)
+    caption = (
+        "Estimated lower bounds of each image's adversarial distance over the distance found. A bound is loose far"
+        " below the line, and wrong above it, where the estimated constants are too small."
+    )
+    return Plate("lower-bounds", "Bounds and distances", caption, f"Scatter plots. {'; '.join(facts)}.", figure)
+
+
+def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) -> str:
+    """Draw a model's panel and say what it shows."""
+    facts, ends = [], []
+    for place, (kind, bound) in enumerate(bounds.items()):
+        _shaped(f"{kind} of '{name}'", bound, distance.shape)
+        known = np.isfinite(distance) & np.isfinite(bound) & (distance > 0) & (bound > 0)
+        if not known.any():
+            raise BadInput(f"the {kind} of '{name}' needs at least one image with a bound and a distance above 0")
+        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+        axes.scatter(
+            distance[known], bound[known], s=5, color=colour, marker=marker, alpha=0.5, linewidths=0, label=kind
+        )
+        wrong = int(np.count_nonzero(bound[known] > distance[known]))
+        facts.append(f"{kind} above the distance on {wrong:,} of {np.count_nonzero(known):,}")
+        ends += [float(distance[known].min()), float(distance[known].max())]
+    axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1)
+    axes.set(xscale="log", yscale="log", title=fitted(name, 26, 1))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
+    return f"{name}: {', '.join(facts)}"
+
+
+def _legend_of(axes: Axes) -> tuple[list[Any], list[str]]:
+    return axes.get_legend_handles_labels()
 
 
 def _shaped(what: str, values: Array, shape: tuple[int, ...]) -> None:
