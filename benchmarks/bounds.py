@@ -45,15 +45,14 @@ KINDS = ("all", f"first {FEW}", "own")
 
 def mean(bound: str) -> Any:
     """Return what shows a row's mean bound with constants of all images."""
-    return lambda row: "-" if row["mean"][f"{bound} all"] is None else f"{row['mean'][f'{bound} all']:.3g}"
+    return lambda row: f"{row['mean'][f'{bound} all']:.3g}" if f"{bound} all" in row["mean"] else "-"
 
 
 def failures(bound: str) -> Any:
     """Return what shows how many images' bounds fail with each kind of constants."""
 
     def text(row: Row) -> str:
-        known = row["mean"][f"{bound} all"] is not None
-        return ", ".join(str(row["failed"][f"{bound} {kind}"]) for kind in KINDS) if known else "-"
+        return ", ".join(str(row["failed"].get(f"{bound} {kind}", "-")) for kind in KINDS)
 
     return text
 
@@ -101,7 +100,7 @@ def distances(given: Namespace, model: Judged, spec_norm: str) -> Distances:
 
 
 def bounds(arrays: Arrays, norm: str, pixels: int) -> dict[str, Tensor]:
-    """Return the bounds of each image in a norm by the constants that they are from; NaN where there is no Hessian.
+    """Return the bounds of each image in a norm by the constants that they are from; C-bounds where there is a Hessian.
 
     C-bounds in Linf follow from ||d||_2^2 <= D ||d||_inf^2 with D pixels.
     """
@@ -110,11 +109,11 @@ def bounds(arrays: Arrays, norm: str, pixels: int) -> dict[str, Tensor]:
     for letter, name in (("L", "hard"), ("soft L", "soft")):
         gap, steep = (-known[f"{name}/value"]).clamp(min=0), known[f"{name}/{DUAL[norm]}"]
         found |= {f"{letter} {kind}": l_bound(gap, constant) for kind, constant in constants(steep).items()}
-    missing = torch.full_like(known["hard/value"], math.nan)
     stretch = pixels if norm == "Linf" else 1
-    for letter, name, key in (("C", "soft", "largest"), ("mixed C", "hard", "norm")):
+    bent_too = (("C", "soft", "largest"), ("mixed C", "hard", "norm")) if "hessian/norm" in known else ()
+    for letter, name, key in bent_too:
         gap, steep = (-known[f"{name}/value"]).clamp(min=0), known[f"{name}/{DUAL[norm]}"]
-        bent = known.get(f"hessian/{key}", missing).clamp(min=0) * stretch
+        bent = known[f"hessian/{key}"].clamp(min=0) * stretch
         found |= {f"{letter} {kind}": c_bound(gap, steep, constant) for kind, constant in constants(bent).items()}
     return found
 
@@ -146,8 +145,8 @@ def row_of(model: Judged, norm: str, arrays: Arrays, lower: dict[str, Tensor], f
         "gradient_max": float(steep.max()),
         "failed": {name: part.refuted for name, part in against.items()},
         "largest_ratio": {name: finite(part.ratio) for name, part in against.items()},
-        "mean": {name: finite(float(bound.mean())) for name, bound in lower.items()},
-        "median": {name: finite(float(bound[correct].median())) for name, bound in lower.items()},
+        "mean": {name: float(bound.mean()) for name, bound in lower.items()},
+        "median": {name: float(bound[correct].median()) for name, bound in lower.items()},
     } | hessian(arrays)
 
 
