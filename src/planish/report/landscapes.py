@@ -33,6 +33,7 @@ Array = NDArray[Any]
 SHADES = LinearSegmentedColormap.from_list("planish", ["#f1f5f8", "#9cc3dd", "#2f7fb5", "#0a3a5c"])
 LABELLED = 13  # rows and columns of a surface that can be read, at most
 MANY = 2000  # marks; more are drawn as one picture
+WIDE = 10  # between the least and the largest median of histograms on a linear axis
 
 
 @styled()
@@ -79,27 +80,46 @@ def _at_origin(grid: Sequence[tuple[float, float, float]], quantity: str) -> str
 
 @styled()
 def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linearity measure gamma") -> Plate:
-    """Histograms of a non-negative number per image, one row per model, on one axis. gammas: name -> (N,), finite."""
+    """Histograms of a non-negative number per image, one row per model, on one axis. gammas: name -> (N,), finite.
+
+    The axis is logarithmic where the models' medians differ by more than ten times. Qin et al. 2019, figure 7.
+    """
     _some(gammas)
-    joined = np.concatenate([np.ravel(values) for values in gammas.values()])
-    edges = np.linspace(0, float(np.percentile(joined, 99)) or 1.0, 50)
+    scale, edges = _bins(gammas)
     figure = blank(0.75 + 0.8 * len(gammas))
     rows = figure.subplots(len(gammas), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(rows, gammas.items(), strict=True):
         middle = float(np.median(values))
-        axes.hist(np.clip(values, 0, edges[-1]), bins=edges.tolist(), color=BLUE, histtype="stepfilled")
+        axes.hist(np.clip(values, edges[0], edges[-1]), bins=edges.tolist(), color=BLUE, histtype="stepfilled")
         axes.axvline(middle, color=VERMILION, linewidth=1.6)
         axes.set_title(f"{fitted(name, 30, 1)}: median {middle:.3g}")
         axes.set_yticks([])
         axes.grid(visible=False)
         hide(axes, "left")
     rows[-1].set_xlabel(quantity)
+    rows[-1].set_xscale(scale)
+    rows[-1].xaxis.set_major_formatter(_plain)
+    rows[-1].xaxis.set_minor_formatter(NullFormatter())
     caption = (
-        f"{quantity}, over the images of each model; the line is the median, the last bin holds all values beyond."
+        f"{quantity}, over the images of each model; the line is the median, the outer bins hold all values beyond."
         " Near 0 the loss is close to linear in the ball, and an attack of few steps tells the truth."
     )
     facts = [f"{name}: median {np.median(v):.3g}, 95% below {np.percentile(v, 95):.3g}" for name, v in gammas.items()]
     return Plate("gamma", "How linear the loss is", caption, f"Histograms. {'; '.join(facts)}.", figure)
+
+
+def _bins(gammas: Mapping[str, Array]) -> tuple[str, Array]:
+    """Return the scale of the axis and the edges of the bins."""
+    joined = np.concatenate([np.ravel(values) for values in gammas.values()])
+    medians = [float(np.median(values)) for values in gammas.values()]
+    end = float(np.percentile(joined, 99)) or 1.0
+    if 0 < WIDE * min(medians) < max(medians):
+        return "log", np.geomspace(max(float(np.percentile(joined, 1)), min(medians) / 100), end, 50)
+    return "linear", np.linspace(0, end, 50)
+
+
+def _plain(value: float, _: int | None) -> str:
+    return f"{value:g}"
 
 
 @styled()
@@ -268,7 +288,7 @@ def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) 
     axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1)
     axes.set(xscale="log", yscale="log", title=fitted(name, 26, 1))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_major_formatter(_plain)
         axis.set_minor_formatter(NullFormatter())
     return f"{name}: {', '.join(facts)}"
 
