@@ -6,7 +6,7 @@ L: the L-bound of the Carlini-Wagner margin; soft L: of its soft maximum. Networ
 from the Hessian's extreme eigenvalues by Lanczos: C: of the soft maximum throughout; mixed C: the margin's gap and
 gradient with the spectral norm of the soft maximum's Hessian, as the paper's table seems to have it. The constants are
 estimates, the largest values at the images ("all"), at the first ten ("first 10"), or each image's own ("own"), so
-that bounds can fail: how often is counted against planish's `closest`.
+that bounds can fail: how often is counted against planish's `closest`. Lanczos sees the first --curved images alone.
 
 A killed run goes on with the next model. Gradient norms and eigenvalues of each image lie in OUT/NAME/regularity.npz,
 bounds and distances in OUT/NAME/NORM, the table in OUT/bounds.json.
@@ -79,13 +79,14 @@ def smooth(model: Judged) -> bool:
 
 
 def regularity(given: Namespace, model: Judged) -> Arrays:
-    """Return values, gradient norms and, of a smooth network, extreme eigenvalues of both losses at each image."""
+    """Return values and gradient norms of both losses at each image, and a smooth network's extreme eigenvalues."""
     network, arrays = model.subject.model, Arrays()
     for name, loss in (("hard", margin), ("soft", soft_margin)):
         steep = in_chunks(partial(gradient_norms, network, threat=L2(0.0), loss=loss), model.batch, CHUNK)
         arrays |= {f"{name}/{key}": getattr(steep, key).cpu().numpy() for key in ("value", "l2", "l1")}
     if smooth(model):
-        bent = in_chunks(partial(curvature, network, loss=soft_margin, steps=given.lanczos), model.batch, CHUNK)
+        some = model.batch.select(slice(0, given.curved))
+        bent = in_chunks(partial(curvature, network, loss=soft_margin, steps=given.lanczos), some, CHUNK)
         arrays |= {f"hessian/{key}": value.cpu().numpy() for key, value in bent._asdict().items()}
     return arrays
 
@@ -105,7 +106,7 @@ def bounds(arrays: Arrays, norm: str, pixels: int) -> dict[str, Tensor]:
     C-bounds in Linf follow from ||d||_2^2 <= D ||d||_inf^2 with D pixels.
     """
     known = {name: torch.from_numpy(values) for name, values in arrays.items() if "/" in name}
-    found = {}
+    found: dict[str, Tensor] = {}
     for letter, name in (("L", "hard"), ("soft L", "soft")):
         gap, steep = (-known[f"{name}/value"]).clamp(min=0), known[f"{name}/{DUAL[norm]}"]
         found |= {f"{letter} {kind}": l_bound(gap, constant) for kind, constant in constants(steep).items()}
@@ -113,14 +114,16 @@ def bounds(arrays: Arrays, norm: str, pixels: int) -> dict[str, Tensor]:
     bent_too = (("C", "soft", "largest"), ("mixed C", "hard", "norm")) if "hessian/norm" in known else ()
     for letter, name, key in bent_too:
         gap, steep = (-known[f"{name}/value"]).clamp(min=0), known[f"{name}/{DUAL[norm]}"]
-        bent = known[f"hessian/{key}"].clamp(min=0) * stretch
+        bent = torch.full_like(gap, math.nan)
+        bent[: len(known["hessian/norm"])] = known[f"hessian/{key}"].clamp(min=0) * stretch
         found |= {f"{letter} {kind}": c_bound(gap, steep, constant) for kind, constant in constants(bent).items()}
     return found
 
 
 def constants(values: Tensor) -> dict[str, Tensor]:
     """Return a constant of the loss as the largest value at all images, at the first ten, and each image's own."""
-    return dict(zip(KINDS, (values.max(), values[:FEW].max(), values), strict=True))
+    known = values[~values.isnan()]
+    return dict(zip(KINDS, (known.max(), known[:FEW].max(), values), strict=True))
 
 
 def row_of(model: Judged, norm: str, arrays: Arrays, lower: dict[str, Tensor], found: Distances) -> Row:
@@ -144,9 +147,10 @@ def row_of(model: Judged, norm: str, arrays: Arrays, lower: dict[str, Tensor], f
         "gradient": float(steep.mean()),
         "gradient_max": float(steep.max()),
         "failed": {name: part.refuted for name, part in against.items()},
+        "compared": {name: part.compared for name, part in against.items()},
         "largest_ratio": {name: finite(part.ratio) for name, part in against.items()},
-        "mean": {name: float(bound.mean()) for name, bound in lower.items()},
-        "median": {name: float(bound[correct].median()) for name, bound in lower.items()},
+        "mean": {name: float(bound.nanmean()) for name, bound in lower.items()},
+        "median": {name: float(bound[correct].nanmedian()) for name, bound in lower.items()},
     } | hessian(arrays)
 
 
@@ -174,7 +178,9 @@ def finite(number: float) -> float | None:
 def judge(given: Namespace, model: Judged, norm: str) -> tuple[Row, dict[str, Tensor], Distances]:
     """Measure a model in a norm, write its bounds, and return the row, the bounds and the distances."""
     path = given.out / model.name / "regularity.npz"
-    arrays, about = model.once(path, {"lanczos": given.lanczos}, partial(regularity, given, model))
+    arrays, about = model.once(
+        path, {"lanczos": given.lanczos, "curved": given.curved}, partial(regularity, given, model)
+    )
     lower = bounds(arrays, norm, model.batch.x[0].numel())
     found = distances(given, model, norm)
     write_arrays(
@@ -191,6 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = options(__doc__ or "", "bounds")
     parser.add_argument("--norms", default="L2,Linf")
     parser.add_argument("--lanczos", type=int, default=20, help="iterations")
+    parser.add_argument("--curved", type=int, default=200, help="images, the first so many, whose Hessian is looked at")
     parser.add_argument("--figure", type=Path, help="a PNG of bounds against distances in the first norm")
     given = parser.parse_args(arguments)
     about = {**provenance(given.device), "setting": {key: str(value) for key, value in vars(given).items()}}

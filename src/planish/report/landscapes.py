@@ -118,7 +118,7 @@ def _bins(gammas: Mapping[str, Array]) -> tuple[str, Array]:
     return "linear", np.linspace(0, end, 50)
 
 
-def _plain(value: float, _: int | None) -> str:
+def _plain(value: float, _: float) -> str:
     return f"{value:g}"
 
 
