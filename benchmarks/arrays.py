@@ -61,6 +61,8 @@ def options(about: str, name: str) -> ArgumentParser:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / name)
+    parser.add_argument("--figure", type=Path, help="a PNG")
+    parser.add_argument("--page", type=Path, help=f"a page with a place for the table, <!-- {name} -->")
     return parser
 
 

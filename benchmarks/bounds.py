@@ -9,19 +9,18 @@ estimates, the largest values at the images ("all"), at the first ten ("first 10
 that bounds can fail: how often is counted against planish's `closest`. Lanczos sees the first --curved images alone.
 
 A killed run goes on with the next model. Gradient norms and eigenvalues of each image lie in OUT/NAME/regularity.npz,
-bounds and distances in OUT/NAME/NORM, the table in OUT/bounds.json.
+bounds and distances in OUT/NAME/NORM, the table in OUT/bounds.json; the figure is of the first norm.
 """
 
 import math
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from arrays import Arrays, Judged, judged, options
-from timing import Columns, Row, show
+from timing import Columns, Row, markdown, paste, show
 from torch import Tensor
 
 from planish.audit.bounds import c_bound, l_bound, violations
@@ -39,6 +38,7 @@ from planish.threat import L2, parse_threat
 ATTACK = "closest"
 DUAL = {"L2": "l2", "Linf": "l1"}
 FEW = 10
+DRAWN = {"L-bound": "L all", "own gradient": "L own", "mixed C-bound": "mixed C all"}
 CHUNK = 100
 KINDS = ("all", f"first {FEW}", "own")
 
@@ -52,13 +52,15 @@ def failures(bound: str) -> Any:
     """Return what shows how many images' bounds fail with each kind of constants."""
 
     def text(row: Row) -> str:
-        return ", ".join(str(row["failed"].get(f"{bound} {kind}", "-")) for kind in KINDS)
+        return " / ".join(str(row["failed"].get(f"{bound} {kind}", "-")) for kind in KINDS)
 
     return text
 
 
 COLUMNS: Columns = {
     "network": lambda row: row["model"],
+    "norm": lambda row: row["norm"],
+    "images": lambda row: f"{row['images']:,}",
     "error": lambda row: f"{100 * row['error']:.1f} %",
     "L": mean("L"),
     "mixed C": mean("mixed C"),
@@ -67,8 +69,15 @@ COLUMNS: Columns = {
     "L fails": failures("L"),
     "mixed C fails": failures("mixed C"),
     "C fails": failures("C"),
-    "gradient": lambda row: f"{row['gradient']:.3g}, {row['gradient_max']:.3g}",
-    "Hessian": lambda row: f"{row['hessian']:.3g}, {row['hessian_max']:.3g}" if row["smooth"] else "-",
+}
+STATISTICS: Columns = {
+    "network": lambda row: row["model"],
+    "norm": lambda row: row["norm"],
+    "gradient, mean": lambda row: f"{row['gradient']:.3g}",
+    "gradient, largest": lambda row: f"{row['gradient_max']:.3g}",
+    "Hessian, mean": lambda row: f"{row['hessian']:.3g}" if row["smooth"] else "-",
+    "Hessian, largest": lambda row: f"{row['hessian_max']:.3g}" if row["smooth"] else "-",
+    "residual, p95": lambda row: f"{row['residual_p95']:.1g}" if row["smooth"] else "-",
 }
 
 
@@ -192,13 +201,17 @@ def judge(given: Namespace, model: Judged, norm: str) -> tuple[Row, dict[str, Te
     return row_of(model, norm, arrays, lower, found) | {"about": about}, lower, found
 
 
+def tables(rows: list[Row]) -> str:
+    """Return both tables as Markdown."""
+    return f"\n{markdown(rows, COLUMNS)}\n{markdown(rows, STATISTICS)}\n"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure every model in every norm, write the table and draw the figure of the first norm."""
     parser = options(__doc__ or "", "bounds")
     parser.add_argument("--norms", default="L2,Linf")
     parser.add_argument("--lanczos", type=int, default=20, help="iterations")
     parser.add_argument("--curved", type=int, default=200, help="images, the first so many, whose Hessian is looked at")
-    parser.add_argument("--figure", type=Path, help="a PNG of bounds against distances in the first norm")
     given = parser.parse_args(arguments)
     about = {**provenance(given.device), "setting": {key: str(value) for key, value in vars(given).items()}}
     rows: list[Row] = []
@@ -208,12 +221,14 @@ def main(arguments: list[str] | None = None) -> None:
             model = judged(spec, given.data, given.images, given.device)
             row, lower, found = judge(given, model, norm)
             rows.append(row)
-            shown = ("L", "mixed C") if row["smooth"] else ("L",)
-            kinds = {f"{bound}-bound": lower[f"{bound} all"].numpy() for bound in shown}
+            kinds = {name: lower[key].numpy() for name, key in DRAWN.items() if key in lower}
             drawn.setdefault(model.name, (found.of(ATTACK), kinds))
             write_json({**about, "rows": rows}, given.out / "bounds.json")
             print(f"{norm} {model.name}: {row['failed']}", flush=True)
-        show(f"{norm}, {given.images} images", [row for row in rows if row["norm"] == norm], COLUMNS)
+    show("Bounds and distances", rows, COLUMNS)
+    show("Regularity", rows, STATISTICS)
+    if given.page:
+        paste(tables(rows), given.page, "bounds")
     if given.figure:
         write_bytes(to_png(lower_bounds(drawn, norm=given.norms.split(",")[0]).figure), given.figure)
 

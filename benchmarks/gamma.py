@@ -8,12 +8,11 @@ next network. Per-image values lie in OUT/NAME.npz, the table in OUT/gamma.json.
 
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from arrays import Arrays, Judged, judged, options
-from timing import Columns, Row, show
+from timing import Columns, Row, markdown, paste, show
 
 from planish.audit.chunks import in_chunks
 from planish.audit.linearity import local_linearity
@@ -63,12 +62,16 @@ def row_of(model: Judged, arrays: Arrays, about: dict[str, Any]) -> Row:
     }
 
 
+def tables(rows: list[Row]) -> str:
+    """Return the table as Markdown."""
+    return f"\n{markdown(rows, COLUMNS)}\n"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure every network, write the table and draw the figure."""
     parser = options(__doc__ or "", "gamma")
     parser.add_argument("--radius", default="8/255")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--figure", type=Path, help="a PNG of the histograms")
     given = parser.parse_args(arguments)
     rows: list[Row] = []
     gammas: Arrays = {}
@@ -81,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
         setting = {key: str(value) for key, value in vars(given).items()}
         write_json({**provenance(given.device), "setting": setting, "rows": rows}, given.out / "gamma.json")
     show(f"gamma({given.radius}, x)", rows, COLUMNS)
+    if given.page:
+        paste(tables(rows), given.page, "gamma")
     if given.figure:
         write_bytes(to_png(gamma_histogram(gammas, quantity=f"gamma({given.radius}, x)").figure), given.figure)
 

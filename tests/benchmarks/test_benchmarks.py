@@ -158,6 +158,9 @@ def test_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.
     kinked, smooth = tiny_run(tmp_path / "kinked"), tiny_run(tmp_path / "other", activation="softplus")
     out, main = tmp_path / "out", importlib.import_module("bounds").main
     options = [kinked, f"smooth={smooth}", "--data", "digits", "--out", str(out), "--figure", str(out / "figure.png")]
+    page = tmp_path / "page.md"
+    page.write_text("A\n<!-- bounds -->\nold\n<!-- end of bounds -->\nB\n")
+    options += ["--page", str(page)]
     options += ["--curved", "11"]
     main([*options, "--images", "12", "--lanczos", "8"])
     measured = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz") if path.name != "bounds.npz"}
@@ -177,6 +180,11 @@ def test_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.
             assert (every <= few).all() and (every <= own)[:11].all()
         assert row["compared"]["L own"] == row["correct"] > 6
         assert (arrays["soft L own"][~arrays["correct"]] == 0).all()
+    text = page.read_text()
+    assert text.startswith("A\n<!-- bounds -->\n\n| network | norm |") and text.endswith(
+        "\n<!-- end of bounds -->\nB\n"
+    )
+    assert "old" not in text and text.count("| kinked | L2 |") == 2
     assert (out / "figure.png").exists() and "mixed C" in capsys.readouterr().out
     with pytest.raises(BadInput, match="another lanczos"):
         main([*options, "--images", "12", "--lanczos", "9"])
@@ -207,6 +215,20 @@ def test_gamma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "figure.png").exists() and "gamma(0.2, x)" in capsys.readouterr().out
     with pytest.raises(BadInput, match="another data"):
         main([*options, "--images", "13"])
+    (tmp_path / "page.md").write_text("<!-- gamma -->\n")
+    with pytest.raises(BadInput, match="no place for 'gamma'"):
+        main([*options, "--images", "12", "--page", str(tmp_path / "page.md")])
+
+
+@pytest.mark.parametrize("script", ["bounds", "gamma"])
+def test_the_table_of_the_results_page_is_that_of_the_raw_files(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    raw = SCRIPTS / "results" / script / f"{script}.json"
+    if not raw.exists():
+        pytest.skip("not measured yet")
+    tables = importlib.import_module(script).tables(json.loads(raw.read_text())["rows"])
+    place = f"<!-- {script} -->\n{tables}<!-- end of {script} -->"
+    assert place in (SCRIPTS.parent / "docs" / "results.md").read_text(encoding="utf-8"), "add --page docs/results.md"
 
 
 @pytest.mark.parametrize("script", ["collapse", "every_method"])
