@@ -123,9 +123,11 @@ def bounds(arrays: Arrays, norm: str, pixels: int) -> dict[str, Tensor]:
     bent_too = (("C", "soft", "largest"), ("mixed C", "hard", "norm")) if "hessian/norm" in known else ()
     for letter, name, key in bent_too:
         gap, steep = (-known[f"{name}/value"]).clamp(min=0), known[f"{name}/{DUAL[norm]}"]
+        seen = len(known["hessian/norm"])
         bent = torch.full_like(gap, math.nan)
-        bent[: len(known["hessian/norm"])] = known[f"hessian/{key}"].clamp(min=0) * stretch
+        bent[:seen] = known[f"hessian/{key}"].clamp(min=0) * stretch
         found |= {f"{letter} {kind}": c_bound(gap, steep, constant) for kind, constant in constants(bent).items()}
+        found[f"{letter} own"][seen:] = math.nan
     return found
 
 

@@ -178,6 +178,7 @@ def test_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.
         for letter in ("L", "soft L", *(("C", "mixed C") if model == "smooth" else ())):
             every, few, own = (arrays[f"{letter} {kind}"] for kind in ("all", "first 10", "own"))
             assert (every <= few).all() and (every <= own)[:11].all()
+            assert bool(np.isnan(own[11])) is ("C" in letter)
         assert row["compared"]["L own"] == row["correct"] > 6
         assert (arrays["soft L own"][~arrays["correct"]] == 0).all()
     text = page.read_text()
