@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planish.batch import Batch
-from planish.files import write_json
+from planish.errors import BadInput
+from planish.files import write_json, write_text
 from planish.models import build
 from planish.provenance import provenance
 from planish.threat import Linf
@@ -140,6 +141,22 @@ def save(options: Namespace, rows: list[Row], setting: Mapping[str, Any]) -> Non
 def given(options: Namespace) -> dict[str, Any]:
     """Return the options that shape the problem."""
     return {name: value for name, value in vars(options).items() if name != "out"}
+
+
+def markdown(rows: Sequence[Row], columns: Columns) -> str:
+    """Return the rows as a table of Markdown, as docs/results.md has it."""
+    lines = [list(columns), [":--" if place == 0 else "--:" for place, _ in enumerate(columns)]]
+    lines += [[text(row) for text in columns.values()] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def paste(text: str, page: Path, name: str) -> None:
+    """Put a text between the page's two comments of that name."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if not end:
+        raise BadInput(f"{page} has no place for '{name}': it needs <!-- {name} --> and <!-- end of {name} -->")
+    write_text(before + mark + text + end + after, page)
 
 
 def show(title: str, rows: list[Row], columns: Columns) -> None:

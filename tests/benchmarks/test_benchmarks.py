@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from planish.configuration import experiment_from
+from planish.errors import BadInput
 from planish.experiment import train
+from planish.files import read_arrays
 from planish.registry import components
 from planish.runs import Task, judge, subject
 from planish.threat import Linf
@@ -135,6 +138,98 @@ def test_distances(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     (pair,) = found["agreement"]
     assert pair["suite"] == pair["closest"] and not pair["broken by closest only"]
     assert "p95" in capsys.readouterr().out
+
+
+def tiny_run(folder: Path, **model: Any) -> str:
+    """A run of four epochs on a few digits."""
+    model = {"name": "small-cnn", "width": 4, **model}
+    list(
+        train(
+            experiment_from({"data": {"limit": 200}, "settings": {"epochs": 4, "batch_size": 16}, "model": model}),
+            folder,
+        )
+    )
+    return str(folder)
+
+
+def test_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Constants of all images are the largest, so their bounds are the least; a second call measures nothing again."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    kinked, smooth = tiny_run(tmp_path / "kinked"), tiny_run(tmp_path / "other", activation="softplus")
+    out, main = tmp_path / "out", importlib.import_module("bounds").main
+    options = [kinked, f"smooth={smooth}", "--data", "digits", "--out", str(out), "--figure", str(out / "figure.png")]
+    page = tmp_path / "page.md"
+    page.write_text("A\n<!-- bounds -->\nold\n<!-- end of bounds -->\nB\n")
+    options += ["--page", str(page)]
+    options += ["--curved", "11"]
+    main([*options, "--images", "12", "--lanczos", "8"])
+    measured = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz") if path.name != "bounds.npz"}
+    main([*options, "--images", "12", "--lanczos", "8"])
+    assert len(measured) == 6 and measured == {path: path.stat().st_mtime_ns for path in measured}
+    found = json.loads((out / "bounds.json").read_text())
+    assert {"versions", "device", "commit", "command", "setting"} <= set(found)
+    rows = {(row["model"], row["norm"]): row for row in found["rows"]}
+    assert set(rows) == {(model, norm) for model in ("kinked", "smooth") for norm in ("L2", "Linf")}
+    for (model, norm), row in rows.items():
+        assert row["images"] == 12 and row["not_found"] == 0 and row["mean"]["L all"] > 0
+        assert ("C all" in row["mean"]) is ("hessian" in row) is (model == "smooth")
+        arrays = read_arrays(out / model / norm / "bounds.npz")
+        assert row["failed"]["L all"] == np.count_nonzero(arrays["L all"] > arrays["distance"] * (1 + 1e-5))
+        for letter in ("L", "soft L", *(("C", "mixed C") if model == "smooth" else ())):
+            every, few, own = (arrays[f"{letter} {kind}"] for kind in ("all", "first 10", "own"))
+            assert (every <= few).all() and (every <= own)[:11].all()
+            assert bool(np.isnan(own[11])) is ("C" in letter)
+        assert row["compared"]["L own"] == row["correct"] > 6
+        assert (arrays["soft L own"][~arrays["correct"]] == 0).all()
+    text = page.read_text()
+    assert text.startswith("A\n<!-- bounds -->\n\n| network | norm |") and text.endswith(
+        "\n<!-- end of bounds -->\nB\n"
+    )
+    assert "old" not in text and text.count("| kinked | L2 |") == 2
+    assert (out / "figure.png").exists() and "mixed C" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="another lanczos"):
+        main([*options, "--images", "12", "--lanczos", "9"])
+
+
+def test_gamma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The largest error of the tangent grows with the radius; other images are refused."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    run, main, rows = tiny_run(tmp_path / "run", activation="softplus"), importlib.import_module("gamma").main, []
+    for radius in ("0.05", "0.2"):
+        options = [
+            f"NET={run}",
+            "--data",
+            "digits",
+            "--steps",
+            "3",
+            "--radius",
+            radius,
+            "--out",
+            str(tmp_path / radius),
+        ]
+        main([*options, "--images", "12", "--figure", str(tmp_path / "figure.png")])
+        rows += json.loads((tmp_path / radius / "gamma.json").read_text())["rows"]
+    small, large = rows
+    assert small["model"] == "NET" and small["images"] == 12 and small["passes"] == 9
+    assert 0 < small["median"] < large["median"] and large["p5"] <= large["median"] <= large["p95"] <= large["largest"]
+    assert read_arrays(tmp_path / "0.2" / "NET.npz")["gamma"].max() == pytest.approx(large["largest"])
+    assert (tmp_path / "figure.png").exists() and "gamma(0.2, x)" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="another data"):
+        main([*options, "--images", "13"])
+    (tmp_path / "page.md").write_text("<!-- gamma -->\n")
+    with pytest.raises(BadInput, match="no place for 'gamma'"):
+        main([*options, "--images", "12", "--page", str(tmp_path / "page.md")])
+
+
+@pytest.mark.parametrize("script", ["bounds", "gamma"])
+def test_the_table_of_the_results_page_is_that_of_the_raw_files(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    raw = SCRIPTS / "results" / script / f"{script}.json"
+    if not raw.exists():
+        pytest.skip("not measured yet")
+    tables = importlib.import_module(script).tables(json.loads(raw.read_text())["rows"])
+    place = f"<!-- {script} -->\n{tables}<!-- end of {script} -->"
+    assert place in (SCRIPTS.parent / "docs" / "results.md").read_text(encoding="utf-8"), "add --page docs/results.md"
 
 
 @pytest.mark.parametrize("script", ["collapse", "every_method"])

@@ -17,7 +17,14 @@ from planish.report import Dossier, Entry, card, markdown, write_audit, write_co
 from planish.report.audited import ORDER, falling, grouped, number, overall, scale, sentences, to_markdown
 from planish.report.card import audit_card, yaml
 from planish.report.drawing import Plate, fitted, to_png, to_svg
-from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
+from planish.report.landscapes import (
+    bounds,
+    gamma_histogram,
+    loss_surface,
+    lower_bounds,
+    steps_restarts,
+    weight_landscape,
+)
 from planish.report.nearest import image_rows
 from planish.report.pairs import paired_rows, pairs
 from planish.report.rendering import render_audit
@@ -206,6 +213,9 @@ def test_the_nearest_images_are_listed_first(make: Make) -> None:
     assert every["45"][5] == "none (clean)" and every["30"][1:4] == ("cat", "cat", "dog")
 
 
+FOUND = np.array([0.1, 0.2, 0.0, np.inf])
+
+
 def surfaces() -> list[Plate]:
     at, grid = np.linspace(-1, 1, 21), np.arange(21.0)
     return [
@@ -214,20 +224,24 @@ def surfaces() -> list[Plate]:
         steps_restarts([1, 10], [1, 5, 20], np.linspace(0, 1, 6).reshape(3, 2)),
         weight_landscape(at, {"a": np.stack([at**2, 2 * at**2]), "b": at[None] ** 2}),
         bounds({"L": np.array([0.1, 0.3, 0.2])}, np.array([0.2, 0.2, np.inf]), radius=0.1),
+        lower_bounds({"a": (FOUND, {"L": 0.1 * FOUND}), "b": (FOUND, {"L": 2 * FOUND, "C": FOUND})}),
     ]
 
 
 def test_figures_of_an_audit_are_drawn_and_told() -> None:
     plates = surfaces()
-    assert len({plate.slug for plate in plates}) == 5
+    assert len({plate.slug for plate in plates}) == 6
     for plate in plates:
         assert plate.alt.endswith(".") and plate.caption and to_svg(plate).startswith("<svg viewBox=")
     assert to_png(plates[1].figure).startswith(b"\x89PNG")
-    surface, _, heat, _, scatter = plates
+    surface, _, heat, _, scatter, panels = plates
     assert len(surface.spots) == 13 * 13 and surface.spots[0].words == "Loss 20 at -1, 1"
     assert surface.spots[0].left < surface.spots[12].left and surface.spots[0].top < surface.spots[-1].top
+    wide = gamma_histogram({"a": np.arange(50.0), "b": np.full(3, 0.1)}).figure
+    assert [plate.axes[-1].get_xscale() for plate in (plates[1].figure, wide)] == ["linear", "log"]
     assert "from 100.0% down to 0.0%" in heat.alt
     assert "L 1 of 2 images" in scatter.caption and "Not drawn: 1 images" in scatter.caption
+    assert "a: L above the distance on 0 of 2; b: L above the distance on 2 of 2, C above the" in panels.alt
 
 
 @pytest.mark.parametrize(
@@ -240,6 +254,9 @@ def test_figures_of_an_audit_are_drawn_and_told() -> None:
         lambda: weight_landscape(np.zeros(3), {"a": np.zeros((2, 4))}),
         lambda: bounds({"a": np.zeros(2)}, np.full(2, np.inf)),
         lambda: bounds({"a": np.zeros(2)}, np.zeros(3)),
+        lambda: lower_bounds({}),
+        lambda: lower_bounds({"a": (FOUND, {"L": np.zeros(4)})}),
+        lambda: lower_bounds({"a": (FOUND, {"L": np.ones(3)})}),
     ],
 )
 def test_figures_refuse_what_they_cannot_draw(draw: Callable[[], Plate]) -> None:

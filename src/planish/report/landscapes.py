@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from planish.errors import BadInput
@@ -34,6 +34,7 @@ SHADES = LinearSegmentedColormap.from_list("planish", ["#f1f5f8", "#9cc3dd", "#2
 LABELLED = 13  # rows and columns of a surface that can be read, at most
 MARKED = ((PALETTE[0], MARKERS[0]), (PALETTE[2], MARKERS[2]), (INK, MARKERS[1]))  # of lower bounds, none in red
 MANY = 2000  # marks; more are drawn as one picture
+WIDE = 10  # between the least and the largest median of histograms on a linear axis
 
 
 @styled()
@@ -86,27 +87,46 @@ def _at_origin(grid: Sequence[tuple[float, float, float]], quantity: str) -> str
 
 @styled()
 def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linearity measure gamma") -> Plate:
-    """Histograms of a non-negative number per image, one row per model, on one axis. gammas: name -> (N,), finite."""
+    """Histograms of a non-negative number per image, one row per model, on one axis. gammas: name -> (N,), finite.
+
+    The axis is logarithmic where the models' medians differ by more than ten times. Qin et al. 2019, figure 7.
+    """
     _some(gammas)
-    joined = np.concatenate([np.ravel(values) for values in gammas.values()])
-    edges = np.linspace(0, float(np.percentile(joined, 99)) or 1.0, 50)
+    scale, edges = _bins(gammas)
     figure = blank(0.75 + 0.8 * len(gammas))
     rows = figure.subplots(len(gammas), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(rows, gammas.items(), strict=True):
         middle = float(np.median(values))
-        axes.hist(np.clip(values, 0, edges[-1]), bins=edges.tolist(), color=BLUE, histtype="stepfilled")
+        axes.hist(np.clip(values, edges[0], edges[-1]), bins=edges.tolist(), color=BLUE, histtype="stepfilled")
         axes.axvline(middle, color=VERMILION, linewidth=1.6)
         axes.set_title(f"{fitted(name, 30, 1)}: median {middle:.3g}")
         axes.set_yticks([])
         axes.grid(visible=False)
         hide(axes, "left")
     rows[-1].set_xlabel(quantity)
+    rows[-1].set_xscale(scale)
+    rows[-1].xaxis.set_major_formatter(_plain)
+    rows[-1].xaxis.set_minor_formatter(NullFormatter())
     caption = (
-        f"{quantity}, over the images; the line is the median, the last bin holds all values beyond."
+        f"{quantity}, over the images; the line is the median, the outer bins hold all values beyond."
         " Near 0 the loss is close to linear in the ball, and an attack of few steps tells the truth."
     )
     facts = [f"{name}: median {np.median(v):.3g}, 95% below {np.percentile(v, 95):.3g}" for name, v in gammas.items()]
     return Plate("gamma", "How linear the loss is", caption, f"Histograms. {'; '.join(facts)}.", figure)
+
+
+def _bins(gammas: Mapping[str, Array]) -> tuple[str, Array]:
+    """Return the scale of the axis and the edges of the bins."""
+    joined = np.concatenate([np.ravel(values) for values in gammas.values()])
+    medians = [float(np.median(values)) for values in gammas.values()]
+    end = float(np.percentile(joined, 99)) or 1.0
+    if 0 < WIDE * min(medians) < max(medians):
+        return "log", np.geomspace(max(float(np.percentile(joined, 1)), min(medians) / 100), end, 50)
+    return "linear", np.linspace(0, end, 50)
+
+
+def _plain(value: float, _: float) -> str:
+    return f"{value:g}"
 
 
 @styled()
@@ -258,6 +278,62 @@ def _bounds_words(
         if mask.any()
     ]
     return caption, f"Scatter plot of lower and upper bounds. {'; '.join(facts)}."
+
+
+@styled()
+def lower_bounds(models: Mapping[str, tuple[Array, Mapping[str, Array]]], *, norm: str = "L2") -> Plate:
+    """Estimated lower bounds of each image's adversarial distance against the distance found, a panel for each model.
+
+    models: name -> distances (N,) and bounds, kind -> (N,), such as "L-bound"; in pixels of [0,1], on logarithmic axes.
+    Images with a bound or a distance of 0 or infinity are left out. Finlay and Oberman (2019), figures 4 and 5. Raises
+    BadInput.
+    """
+    _some({name: distance for name, (distance, _) in models.items()})
+    lines = math.ceil(len(models) / 2)
+    figure = blank(1.2 + 2.2 * lines)
+    panels = figure.subplots(lines, min(2, len(models)), sharex=True, sharey=True, squeeze=False)
+    facts = [
+        _lower(axes, name, distance, bounds)
+        for axes, (name, (distance, bounds)) in zip(panels.flat, models.items(), strict=False)
+    ]
+    for axes in panels.flat[len(models) :]:
+        axes.set_visible(False)
+    handles = {text: handle for axes in panels.flat for handle, text in zip(*_legend_of(axes), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=len(handles))
+    figure.supxlabel(f"{norm} distance of the nearest adversarial image found", fontsize=11)
+    figure.supylabel("Estimated lower bound", fontsize=11)
+    caption = (
+        "Estimated lower bounds of each image's adversarial distance over the distance found. A bound is loose far"
+        " below the line, and wrong above it, where the estimated constants are too small."
+    )
+    return Plate("lower-bounds", "Bounds and distances", caption, f"Scatter plots. {'; '.join(facts)}.", figure)
+
+
+def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) -> str:
+    """Draw a model's panel and say what it shows."""
+    facts, ends = [], []
+    for place, (kind, bound) in enumerate(bounds.items()):
+        _shaped(f"{kind} of '{name}'", bound, distance.shape)
+        known = np.isfinite(distance) & np.isfinite(bound) & (distance > 0) & (bound > 0)
+        if not known.any():
+            raise BadInput(f"the {kind} of '{name}' needs at least one image with a bound and a distance above 0")
+        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+        axes.scatter(
+            distance[known], bound[known], s=5, color=colour, marker=marker, alpha=0.5, linewidths=0, label=kind
+        )
+        wrong = int(np.count_nonzero(bound[known] > distance[known]))
+        facts.append(f"{kind} above the distance on {wrong:,} of {np.count_nonzero(known):,}")
+        ends += [float(distance[known].min()), float(distance[known].max())]
+    axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1)
+    axes.set(xscale="log", yscale="log", title=fitted(name, 26, 1))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_plain)
+        axis.set_minor_formatter(NullFormatter())
+    return f"{name}: {', '.join(facts)}"
+
+
+def _legend_of(axes: Axes) -> tuple[list[Any], list[str]]:
+    return axes.get_legend_handles_labels()
 
 
 def _shaped(what: str, values: Array, shape: tuple[int, ...]) -> None:
