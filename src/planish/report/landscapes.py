@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from planish.errors import BadInput
@@ -327,6 +327,7 @@ def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) 
     axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1)
     axes.set(xscale="log", yscale="log", title=fitted(name, 26, 1))
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(numticks=4))
         axis.set_major_formatter(_plain)
         axis.set_minor_formatter(NullFormatter())
     return f"{name}: {', '.join(facts)}"
