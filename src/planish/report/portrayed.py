@@ -49,7 +49,7 @@ def _by_radius(dossier: Dossier, part: Any) -> Plate:
     axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
     axes.axvline(dossier.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("symlog", base=2, linthresh=_least(radii))
-    axes.set_xticks(radii, [radius_text(float(f"{radius:.6g}")) for radius in radii])
+    axes.set_xticks(radii, [radius_text(float(f"{radius:.7g}")) for radius in radii])
     axes.minorticks_off()
     axes.set_xlim(left=0)
     percent_axis(axes, "y")
