@@ -1,18 +1,19 @@
-"""What a table will cost before it starts: counted passes times the time of a pass on this machine."""
+"""What a table will cost before it starts: counted work times what a piece of it takes on this machine."""
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.configuration import Experiment
 from planish.costs import training_cost
 from planish.data.source import find
 from planish.experiment import architecture
+from planish.methods import Moment
 from planish.modes import autocast
 from planish.randomness import seeded
 from planish.report.tables import Table as Lines
@@ -20,6 +21,7 @@ from planish.report.tables import seconds_text, table
 from planish.reproduce.running import Job, finished, trained, twin
 from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled
 from planish.reproduce.tables import Column
+from planish.training import Bound
 
 TRAINING = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
 TEST = {"cifar10": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
@@ -43,31 +45,32 @@ TIMED = {32: 64, 64: 32, 128: 8}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Passes of single images that are still to be made, and the seconds of one."""
+    """What is still to be done: passes of single images, and the seconds of all.
+
+    Passes of training take longer than others where a gradient is differentiated or the arithmetic is float32.
+    """
 
     training: float
     judging: float
-    seconds_each: float
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return (self.training + self.judging) * self.seconds_each
+    seconds: float
 
 
 def estimate(job: Job, row: str) -> Estimate:
     """Estimate what is left to do of a row; judging as if every image held out, so at most that."""
     experiment = job.experiment(row)
     images = _count(job, row, "train", experiment.data.limit)
-    cost = 0.0 if trained(job.folder(row), experiment) or twin(job, experiment) else _step_cost(job, row)
-    steps = images * experiment.settings.epochs * cost * STANDARD
+    untrained = not (trained(job.folder(row), experiment) or twin(job, experiment))
+    seen = images * experiment.settings.epochs * experiment.training_method.replays if untrained else 0
+    training = seen * _step_cost(job, row) * STANDARD if untrained else 0.0
     tests = _count(job, row, "test", images_judged(job.table, job.scale))
     left = {
         job.record(row, column): attack_passes(attack_of(column, job.scale), job.table.head.classes)
         for column in job.columns().values()
         if column.is_judged and not _done(job, row, column)
     }
-    return Estimate(steps, tests * sum(left.values()), pass_seconds(job, experiment))
+    judging = tests * sum(left.values())
+    seconds = seen * step_seconds(job, experiment) if untrained else 0.0
+    return Estimate(training, judging, seconds + (judging * pass_seconds(job, experiment) if judging else 0.0))
 
 
 def _done(job: Job, row: str, column: Column) -> bool:
@@ -102,31 +105,62 @@ def _model(experiment: Experiment, job: Job) -> nn.Module:
         )
 
 
-def _images(job: Job, experiment: Experiment, count: int) -> Batch:
+def _images(job: Job, experiment: Experiment, count: int | None = None) -> Batch:
+    """Return so many random images, or as many as are timed at once."""
     channels, height, width = job.table.head.shape
     side = experiment.data.final_size
     height, width = (height, width) if side is None else (side, side)
+    if count is None:
+        count = next((images for largest, images in TIMED.items() if max(height, width) <= largest), 2)
     x = torch.rand(count, channels, height, width, generator=seeded(0))
     return Batch(x, torch.arange(count) % job.table.head.classes, torch.arange(count))
 
 
 def pass_seconds(job: Job, experiment: Experiment) -> float:
     """Time a forward and a backward to the images on the job's device, and return half of it for one image."""
-    model = _model(experiment, job).to(job.device).eval()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    side = experiment.data.final_size or job.table.head.shape[1]
-    count = next((images for largest, images in TIMED.items() if side <= largest), 2)
-    x = _images(job, experiment, count).x.to(job.device).requires_grad_()
+    model = _placed(_model(experiment, job), job).eval()
+    x = _images(job, experiment).x.to(job.device).requires_grad_()
 
-    def once() -> float:
-        began = time.perf_counter()
+    def once() -> Tensor:
         with autocast(x, experiment.settings.precision):
             total = model(x).sum()
-        torch.autograd.grad(total, x)[0].sum().item()
+        return torch.autograd.grad(total, x)[0].sum()
+
+    return _seconds(once) / (2 * len(x))
+
+
+def step_seconds(job: Job, experiment: Experiment) -> float:
+    """Time a training step of the method on the job's device, but for the optimizer, and return it for one image."""
+    settings, threat = experiment.settings, experiment.threat.model
+    model = _placed(_model(experiment, job), job).train()
+    bound = Bound(model, experiment.training_method, threat, settings.precision)
+    x, labels, indices, *_ = (part if part is None else part.to(job.device) for part in _images(job, experiment))
+    assert x is not None
+
+    def once() -> Tensor:
+        model.zero_grad()
+        total: Tensor = bound(x, labels, indices, Moment(seeded(0, device=job.device), identities=len(x))).total
+        total.backward()
+        return total
+
+    return _seconds(once) / len(x)
+
+
+def _placed(model: nn.Module, job: Job) -> nn.Module:
+    placed: nn.Module = model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
+def _seconds(once: Callable[[], Tensor]) -> float:
+    """Return the shortest of three calls, after one that counts for nothing; each waits for the device."""
+
+    def timed() -> float:
+        began = time.perf_counter()
+        once().item()
         return time.perf_counter() - began
 
-    once()
-    return min(once() for _ in range(3)) / (2 * count)
+    timed()
+    return min(timed() for _ in range(3))
 
 
 def attack_passes(attack: str | None, classes: int) -> float:
@@ -153,7 +187,6 @@ def estimate_rows(job: Job, rows: Sequence[str]) -> Lines:
             (row, None),
             (f"{one.training:,.0f}", one.training),
             (f"{one.judging:,.0f}", one.judging),
-            (f"{1e6 * one.seconds_each:.0f} us", one.seconds_each),
             (seconds_text(one.seconds), one.seconds),
         ]
         for row, one in found
@@ -161,8 +194,7 @@ def estimate_rows(job: Job, rows: Sequence[str]) -> Lines:
     total = sum(one.seconds for _, one in found)
     caption = (
         f"An estimate: {job.table.name} at scale {job.scale.name} takes about {seconds_text(total)} on this device."
-        " Counted passes of single images still to be made, times the time of a pass measured just now on"
-        " a batch of random images; judging as if every image held out."
-        " Data loading is not in it."
+        " Steps of each row's training and passes of judging still to be made, times what one takes, measured just now"
+        " on random images; judging as if every image held out. Data loading and the optimizer are not in it."
     )
-    return table(caption, ("Row", "Training passes", "Judging passes, at most", "A pass", "Time"), lines)
+    return table(caption, ("Row", "Training passes", "Judging passes, at most", "Time"), lines)
