@@ -140,7 +140,7 @@ def step_seconds(job: Job, experiment: Experiment) -> float:
     def once() -> Tensor:
         model.zero_grad()
         total: Tensor = bound(x, labels, indices, Moment(seeded(0, device=job.device), identities=len(x))).total
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         return total
 
     return _seconds(once) / len(x)
