@@ -16,10 +16,11 @@ from shutil import copyfile
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import t
 from timing import RESULTS, Columns, Row, show
 
 from planish.batch import Batch
-from planish.configuration import Experiment, experiment_from, read
+from planish.configuration import Experiment, experiment_from, overlaid, read
 from planish.costs import training_cost
 from planish.evaluation import evaluate
 from planish.experiment import prepare, train, training_images
@@ -63,15 +64,8 @@ def gap(differences: list[float]) -> str:
     """Write the mean of paired differences, in points, and its 95 % interval over seeds."""
     if len(differences) < 2:
         return ""
-    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(differences), 1.96 + 2.5 / len(differences))
-    half = quantile * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    half = float(t.ppf(0.975, len(differences) - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     return f"{100 * float(np.mean(differences)):+.1f} \N{PLUS-MINUS SIGN} {100 * half:.1f}"
-
-
-def merged(base: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the base's configuration with the row's over it; a method replaces the whole method."""
-    tables = {key: value for key, value in row.items() if key != "says"}
-    return {**base, **{key: value if key == "method" else {**base[key], **value} for key, value in tables.items()}}
 
 
 def plans(given: Namespace, tree: Mapping[str, Any]) -> Iterator[Plan]:
@@ -79,7 +73,8 @@ def plans(given: Namespace, tree: Mapping[str, Any]) -> Iterator[Plan]:
     costs: dict[str, float] = {}
     for seed in given.seeds:
         for row in given.rows or tree["rows"]:
-            whole = merged(tree["base"], tree["rows"][row])
+            own = {key: value for key, value in tree["rows"][row].items() if key != "says"}
+            whole = overlaid(tree["base"], own)
             whole["data"] = {**whole["data"], "source": given.data}
             experiment = experiment_from({**whole, "seed": seed})
             if row not in costs:

@@ -182,6 +182,15 @@ def read(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is not TOML: {error}") from error
 
 
+def overlaid(base: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base's configuration tree with another over it, table by table; a method replaces the whole method."""
+    whole = dict(base)
+    for key, value in tree.items():
+        under = whole.get(key)
+        whole[key] = {**under, **value} if isinstance(under, dict) and key != "method" else value
+    return whole
+
+
 def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     """Return the tree with "a.b=c" applied; c is a TOML value, or else a text. Raises BadInput."""
     key, equals, text = assignment.partition("=")

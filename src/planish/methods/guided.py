@@ -1,5 +1,6 @@
 """GAT and NuAT: clean cross entropy plus how far a step that the same distance guides moves the batch's outputs."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,7 +20,7 @@ from planish.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class Guided(Plain):
+class Guided(Plain, ABC):
     """CE(x) + lambda D(x_adv, x), with x_adv found up CE on even steps and up CE + lambda D on odd ones.
 
     consistency_weight: lambda at its base. Kinds of it say what D is, and how lambda changes over the training.
@@ -45,13 +46,13 @@ class Guided(Plain):
         """Return the method with twice the weight on the distance."""
         return replace(self, consistency_weight=2 * self.consistency_weight) if self.consistency_weight > 0 else None
 
+    @abstractmethod
     def weight(self, progress: float) -> float:
         """Return lambda after this share of the training."""
-        raise NotImplementedError
 
+    @abstractmethod
     def distance(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Return D for two batches of logits (N, K): (N,) numbers whose mean counts."""
-        raise NotImplementedError
 
     def _attacked(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, clean: Tensor, weight: float, moment: Moment

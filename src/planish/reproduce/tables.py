@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from planish.configuration import Experiment, experiment_from, made, read
+from planish.configuration import Experiment, experiment_from, made, overlaid, read
 from planish.errors import BadInput, nearest
 from planish.threat import ThreatModel, parse_threat
 
@@ -208,13 +208,9 @@ def _row(name: str, entry: dict[str, Any], base: dict[str, Any], columns: tuple[
 
 
 def _experiment(what: str, base: Mapping[str, Any], tree: Mapping[str, Any]) -> Experiment:
-    """Return the base's configuration with the row's over it; a method replaces the whole method."""
-    whole = dict(base)
-    for key, value in tree.items():
-        under = whole.get(key)
-        whole[key] = {**under, **value} if isinstance(under, dict) and key != "method" else value
+    """Return the experiment of the base's configuration with the row's over it."""
     try:
-        return experiment_from(whole)
+        return experiment_from(overlaid(base, tree))
     except BadInput as error:
         raise BadInput(f"{what}: {error}") from error
 
