@@ -95,13 +95,15 @@ def small(width: int) -> nn.Module:
 
 def test_distances_of_a_small_relu_network_are_proven(batch: Batch):
     pytest.importorskip("scipy", reason="solves the integer programs")
-    images = inner(batch, small(4))
-    whole = portrayed(small(4), images, Linf(0.02))
+    images = inner(batch, small(6))
+    whole = portrayed(small(6), images, Linf(0.02))
     found = whole.bounds
     assert found is not None and found.proof == "integer programs of at most 5 s, 6 of 6 finished and so exact"
-    exact = relu_distance(small(4), images.select(torch.from_numpy(whole.rows)), Linf(1.0)).upper
+    exact = relu_distance(small(6), images.select(torch.from_numpy(whole.rows)), Linf(1.0)).upper
     np.testing.assert_allclose(found.certified, exact.numpy(), rtol=1e-4)
     assert (found.certified > 0).all() and (found.certified <= whole.nearest + 1e-5).all()
+    np.testing.assert_allclose(whole.nearest, exact.numpy(), rtol=2e-3)  # what the solver found counts as found
+    assert found.l_refuted == np.count_nonzero(found.by_lipschitz > whole.nearest) > 0
 
 
 @pytest.mark.parametrize(("width", "threat"), [(200, Linf(0.02)), (6, L2(0.1))], ids=["large", "L2"])

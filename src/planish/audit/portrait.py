@@ -20,7 +20,7 @@ from planish.batch import Batch
 from planish.distances import checked, searched
 from planish.errors import BadInput
 from planish.evaluation import logits_of
-from planish.losses import cross_entropy
+from planish.losses import cross_entropy, margin
 from planish.modes import attacked, full_precision
 from planish.objectives import loss_of, of
 from planish.portraits import REACH, Array, Bounds, ByRadius, Effort, Linearity, Pictures, Planes, Portrait, Weights
@@ -64,7 +64,9 @@ def portrait(evidence: Evidence, findings: Sequence[Finding]) -> Portrait:
     distance = _known(evidence)
     if len(rows):
         distance[rows] = torch.fmin(distance[rows], measured.pop("nearest"))
-        measured |= _described(evidence, rows, distance[rows], notes)
+        proven = _proven(evidence, rows, distance[rows], notes)
+        distance[rows] = torch.fmin(distance[rows], _reached(evidence, rows, proven.x_adv))
+        measured |= _described(evidence, rows, distance[rows], proven, notes)
     twins = _twins(evidence)
     return Portrait(
         distance.cpu().numpy(),
@@ -100,10 +102,10 @@ def _searched(evidence: Evidence, rows: Tensor) -> dict[str, Any]:
     }
 
 
-def _described(evidence: Evidence, rows: Tensor, distance: Tensor, notes: list[str]) -> dict[str, Any]:
+def _described(evidence: Evidence, rows: Tensor, distance: Tensor, proven: Proof, notes: list[str]) -> dict[str, Any]:
     """Return the parts that search for nothing."""
     batch = evidence.images.select(rows)
-    return {"bounds": _bounds(evidence, batch, distance, notes), "weights": _weights(evidence, batch, notes)}
+    return {"bounds": _bounds(evidence, batch, distance, proven, notes), "weights": _weights(evidence, batch, notes)}
 
 
 def _linearity(evidence: Evidence, batch: Batch, rows: Tensor) -> Linearity:
@@ -133,6 +135,13 @@ def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> Effort:
     return Effort(_array(torch.tensor(steps)), _array(restarts), _array(left), len(rows))
 
 
+def _reached(evidence: Evidence, rows: Tensor, x_adv: Tensor) -> Tensor:
+    """Return how far away the images x_adv (n, ...) are that are misclassified, (n,), NaN = is not."""
+    batch = evidence.images.select(rows)
+    wrong = margin(logits_of(evidence.model, x_adv), batch.labels) >= 0
+    return torch.where(wrong, evidence.threat.norm(x_adv - batch.x).float(), torch.nan)
+
+
 def _nearest(evidence: Evidence, batch: Batch, rows: Tensor) -> Tensor:
     """Return the distance of the nearest misclassified image that is found for each, (n,), NaN = none."""
     attack, ball = Closest(evidence.plan.curve_steps, AIMED), replace(evidence.threat, radius=0.0)
@@ -142,7 +151,7 @@ def _nearest(evidence: Evidence, batch: Batch, rows: Tensor) -> Tensor:
     return torch.where(distance.isfinite(), distance, torch.nan).float()
 
 
-def _bounds(evidence: Evidence, batch: Batch, distance: Tensor, notes: list[str]) -> Bounds | None:
+def _bounds(evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, notes: list[str]) -> Bounds | None:
     """Return L- and C-bounds; curvature by finite differences over the radius, which see what ReLUs do."""
     try:
         found = estimated_bounds(
@@ -161,15 +170,19 @@ def _bounds(evidence: Evidence, batch: Batch, distance: Tensor, notes: list[str]
     by_l, by_c = (violations(bound, known) for bound in (found.by_lipschitz, found.by_curvature))
     arrays = _array(found.by_lipschitz), _array(found.by_curvature)
     constants = float(found.lipschitz), float(found.curvature)
-    certified, how = _proven(evidence, batch, known, notes)
-    return Bounds(*arrays, *constants, by_l.refuted, by_c.refuted, by_l.compared, _array(certified), how)
+    refuted = by_l.refuted, by_c.refuted, by_l.compared
+    return Bounds(*arrays, *constants, *refuted, _array(proven.distance), proven.how)
 
 
-def _proven(evidence: Evidence, batch: Batch, known: Tensor, notes: list[str]) -> Proof:
-    """Return certificates where the network is simple enough for any."""
-    nothing = Proof(torch.full_like(known, torch.nan), "")
+def _proven(evidence: Evidence, rows: Tensor, distance: Tensor, notes: list[str]) -> Proof:
+    """Return certificates where the network is simple enough for any; images found with them count as broken."""
+    batch = evidence.images.select(rows)
+    nothing = Proof(torch.full_like(distance, torch.nan), "", batch.x)
+    known = torch.where(distance.isnan(), torch.inf, distance)
     try:
-        return proof(evidence.given, batch, evidence.threat, known) or nothing
+        found = proof(evidence.given, batch, evidence.threat, known) or nothing
+        evidence.record("proof", rows, found.x_adv)
+        return found
     except BadInput as error:
         notes.append(f"no distance is proven: {error}")
         return nothing

@@ -17,13 +17,19 @@ UNITS = 150
 IMAGES = 8
 SECONDS = 5.0
 """For each image; what is proven by then holds."""
+BEYOND = 1.001
+"""How much farther than the boundary, where two classes tie, the images lie that were found with a proof."""
 
 
 class Proof(NamedTuple):
-    """Certificates (N,): no image that is nearer is misclassified; NaN = not attempted. how: in words."""
+    """Certificates (N,): no image that is nearer is misclassified; NaN = not attempted. how: in words.
+
+    x_adv: (N, ...) in the box, a little beyond the nearest images found with the proof; the image where there is none.
+    """
 
     distance: Tensor
     how: str
+    x_adv: Tensor
 
 
 def proof(model: nn.Module, batch: Batch, threat: ThreatModel, found: Tensor) -> Proof | None:
@@ -36,17 +42,21 @@ def proof(model: nn.Module, batch: Batch, threat: ThreatModel, found: Tensor) ->
     if units is None:
         return None
     if units == 0:
-        return Proof(linear_distance(model, batch, threat).distance, "exact: the network is affine")
+        exact = linear_distance(model, batch, threat)
+        return Proof(exact.distance, "exact: the network is affine", _beyond(exact.x_adv, batch.x, threat))
     if units > UNITS or not isinstance(threat, Linf):
         return None
     few, distance = batch.select(slice(0, IMAGES)), torch.full_like(found, torch.nan, dtype=torch.float64)
     far = Linf(threat.high - threat.low, threat.low, threat.high)
     solved = relu_distance(model, few, far, seconds=SECONDS, found=found[:IMAGES])
     distance[:IMAGES] = solved.lower
-    finished = int(solved.proven.sum())
-    return Proof(
-        distance, f"integer programs of at most {SECONDS:g} s, {finished} of {len(few.x)} finished and so exact"
-    )
+    how = f"integer programs of at most {SECONDS:g} s, {int(solved.proven.sum())} of {len(few.x)} finished and so exact"
+    x_adv = torch.cat([_beyond(solved.x_adv, few.x, threat), batch.x[IMAGES:]])
+    return Proof(distance, how, x_adv)
+
+
+def _beyond(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    return (x + BEYOND * (x_adv - x)).clamp(threat.low, threat.high).to(x.dtype)
 
 
 def relu_units(model: nn.Module, x: Tensor) -> int | None:
