@@ -25,36 +25,22 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode; afterwards each has its own mode back, frozen batch norms included."""
-    modes = [(module, module.training) for module in model.modules()]
-    if any(training for _, training in modes):
-        model.eval()
-    try:
+    with _evaluating(model, list(model.modules())):
         yield
-    finally:
-        for module, training in modes:
-            if module.training != training:
-                module.training = training
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter wants a gradient: inner loops then neither compute nor store any."""
-    # module.parameters() would walk the modules once more for each
-    own = (parameter for module in model.modules() for parameter in module._parameters.values())
-    wanting = [parameter for parameter in own if parameter is not None and parameter.requires_grad]
-    for parameter in wanting:
-        parameter.requires_grad_(False)
-    try:
+    with _frozen(list(model.modules())):
         yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)
 
 
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and frozen parameters: how an attack sees a model."""
-    with evaluating(model), frozen(model):
+    modules = list(model.modules())
+    with _evaluating(model, modules), _frozen(modules):
         yield
 
 
@@ -118,6 +104,32 @@ def autocast(x: Tensor, precision: Precision) -> AbstractContextManager[object]:
 def full_precision(x: Tensor) -> AbstractContextManager[None]:
     """Autocast off: linearity errors are small differences of large numbers and need float32."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+@contextmanager
+def _evaluating(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
+    modes = [module.training for module in modules]
+    if any(modes):
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            if module.training != training:
+                module.training = training
+
+
+@contextmanager
+def _frozen(modules: list[nn.Module]) -> Iterator[None]:
+    own = (parameter for module in modules for parameter in module._parameters.values())
+    wanting = [parameter for parameter in own if parameter is not None and parameter.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

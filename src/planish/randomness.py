@@ -31,7 +31,7 @@ def keyed(indices: Tensor, seed: int, count: int) -> Tensor:
     """Return (N, count) uniform numbers in [0, 1); row i depends on the seed and on indices[i] alone."""
     position = torch.arange(1, count + 1, device=indices.device)  # from 0, seed and index 0 would draw a plain 0
     key = _mixed(_mixed(indices * _GOLDEN + seed)[:, None] + position * _GOLDEN)
-    return (_shifted(key, 40).to(torch.float32) * 2.0**-24).clamp(max=_LARGEST_BELOW_ONE)
+    return _shifted(key, 40).to(torch.float32).mul_(2.0**-24).clamp_(max=_LARGEST_BELOW_ONE)
 
 
 def drawn_seed(generator: torch.Generator) -> int:
@@ -47,10 +47,11 @@ def seeded(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Ge
 
 def _shifted(value: Tensor, bits: int) -> Tensor:
     """Shift right without carrying the sign, which is what torch's >> does."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mixed(value: Tensor) -> Tensor:
-    value = (value ^ _shifted(value, 30)) * _MIX_1
-    value = (value ^ _shifted(value, 27)) * _MIX_2
-    return value ^ _shifted(value, 31)
+    """Scramble in place."""
+    for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
+        value.bitwise_xor_(_shifted(value, bits)).mul_(factor)
+    return value.bitwise_xor_(_shifted(value, 31))

@@ -137,7 +137,7 @@ class Within(Misclassifies):
         """Return what was found within the radius, and the clean image of the rest."""
         with attacked(model):
             batch = with_logits(model, batch)
-            best = untouched(self, batch)
+            best = _owned(untouched(self, batch))
             found = self.attack.distances(model, batch, threat, generator=generator)
             best.passes.add_(found.passes)
             within = threat.feasible(found.x_adv, batch.x) & found.distance.isfinite() & (best.score < 0)
@@ -186,7 +186,7 @@ class ByDistance(Misclassifies):
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the clean images: it moves none."""
-        return untouched(self, with_logits(model, batch))
+        return _owned(untouched(self, with_logits(model, batch)))
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,16 @@ def leaves(attack: Attack) -> Iterator[Attack]:
 
 
 def untouched(attack: Attack, batch: Batch) -> Adversarials:
-    """Return the clean images as what an attack begins with, from the batch's clean logits."""
+    """Return the clean images as what an attack begins with, from the batch's clean logits. Not to be written into."""
     assert batch.logits is not None
     score, target = attack.goal(batch)
     count = torch.zeros_like(batch.labels)
-    return Adversarials(batch.x.detach().clone(), score(batch.logits), target, count - 1, count, count.clone())
+    return Adversarials(batch.x.detach(), score(batch.logits), target, count - 1, count, count)
+
+
+def _owned(found: Adversarials) -> Adversarials:
+    """Return a copy that may be written into."""
+    return Adversarials(*(part.clone() for part in found))
 
 
 def merged(clean: Adversarials, found: Searched) -> Adversarials:
@@ -249,7 +254,7 @@ def run(
     """
     with attacked(model):
         batch = with_logits(model, batch, chunk)
-        progress = earlier or Progress(untouched(attack, batch))
+        progress = earlier or Progress(_owned(untouched(attack, batch)))
         best = progress.best
         for number, leaf in enumerate(leaves(attack)):
             seed = drawn_seed(generator)
