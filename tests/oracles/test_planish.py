@@ -96,6 +96,18 @@ def test_noise_and_step_add_up(normed: nn.Module, batch: Batch):
     assert 0.1 < (x_adv - x).abs().max() <= 0.2 + 1e-6
 
 
+@THREATS
+def test_the_radius_grows_over_the_warmup(threat: ThreatModel, normed: nn.Module, batch: Batch):
+    """A quarter of the way through its warmup it is the method at a quarter of the radius; after it, at the radius."""
+    growing, model = Planish(warmup=0.4), normed.double()
+    batch = batch._replace(x=batch.x.double())
+    for progress, share in ((0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.7, 1.0)):
+        moment = Moment(torch.Generator().manual_seed(3), progress=progress)
+        found = growing(deepcopy(model), batch, threat, moment).total
+        expected = run(Planish(), deepcopy(model), batch, threat.scaled(share)).total
+        torch.testing.assert_close(found, expected)
+
+
 def test_hardened_holds_more():
     harder = Planish(linearity_weight=0.5).hardened()
     assert harder == Planish(noise_in_radii=2.0, consistency_weight=2.0, linearity_weight=1.0)

@@ -30,6 +30,10 @@ class Moment:
     identities: int | None = None
     x_adv: Tensor | None = None
 
+    def ramp(self, share: float) -> float:
+        """Return how far along it is what grows from 0 to 1 over this first share of the training."""
+        return min(1.0, self.progress / share) if share > 0 else 1.0
+
 
 class TrainingLoss(NamedTuple):
     """What an optimizer minimises, a scalar, and its parts for the record (detached scalars).

@@ -62,7 +62,7 @@ class Cure(Plain):
         return TrainingLoss(loss + penalty, terms, logits.detach())
 
     def _length(self, moment: Moment) -> float:
-        return self.length * (min(1.0, moment.progress / self.warmup) if self.warmup > 0 else 1.0)
+        return self.length * moment.ramp(self.warmup)
 
 
 def unit(direction: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Guided(Plain, ABC):
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return mean CE + lambda * the mean distance."""
-        weight, clean = self.weight(moment.progress), model(batch.x)
+        weight, clean = self.weight(moment), model(batch.x)
         x_adv = moment.x_adv
         if x_adv is None:
             x_adv = self._attacked(model, batch, threat, clean.detach(), weight if moment.step % 2 else 0.0, moment)
@@ -47,8 +47,8 @@ class Guided(Plain, ABC):
         return replace(self, consistency_weight=2 * self.consistency_weight) if self.consistency_weight > 0 else None
 
     @abstractmethod
-    def weight(self, progress: float) -> float:
-        """Return lambda after this share of the training."""
+    def weight(self, moment: Moment) -> float:
+        """Return lambda at this moment."""
 
     @abstractmethod
     def distance(self, logits: Tensor, reference: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ class GAT(Guided):
         super().__post_init__()
         at_least(0, late_factor=self.late_factor, late_from=self.late_from)
 
-    def weight(self, progress: float) -> float:
+    def weight(self, moment: Moment) -> float:
         """Return lambda, late in the training more of it."""
-        return self.consistency_weight * (self.late_factor if progress >= self.late_from else 1.0)
+        return self.consistency_weight * (self.late_factor if moment.progress >= self.late_from else 1.0)
 
     def distance(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Return the squared distance of the probabilities."""
@@ -116,9 +116,9 @@ class NuAT(Guided):
         super().__post_init__()
         at_least(0, ramp=self.ramp)
 
-    def weight(self, progress: float) -> float:
+    def weight(self, moment: Moment) -> float:
         """Return lambda as far as it has grown."""
-        return self.consistency_weight * (min(1.0, progress / self.ramp) if self.ramp > 0 else 1.0)
+        return self.consistency_weight * moment.ramp(self.ramp)
 
     def distance(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Return each image's share in the nuclear norm."""

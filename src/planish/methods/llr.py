@@ -64,7 +64,7 @@ class LLR(Plain):
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
         """Return the weighted mean of nominal loss, linearity error and slope."""
-        threat = threat.scaled(min(1.0, moment.progress / self.warmup) if self.warmup > 0 else 1.0)
+        threat = threat.scaled(moment.ramp(self.warmup))
         with full_precision(batch.x):
             nominal = self._nominal(model, batch)
         delta = self._worst(model, batch, threat, nominal, moment.generator) - batch.x
