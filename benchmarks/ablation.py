@@ -123,7 +123,6 @@ def row_of(tree: Mapping[str, Any], row: str, own: list[Plan], candidate: Mappin
     """Return what is known of a row, over its seeds."""
     records = {plan.seed: load(plan.folder / RECORD) for plan in own}
     shares = {seed: record.robust_accuracy().value for seed, record in records.items()}
-    origin = json.loads((own[0].folder / "provenance.json").read_text())
     return {
         "row": row,
         "says": tree["rows"][row]["says"],
@@ -134,8 +133,14 @@ def row_of(tree: Mapping[str, Any], row: str, own: list[Plan], candidate: Mappin
         "robust": list(shares.values()),
         "against": [shares[seed] - candidate[seed].robust_accuracy().value for seed in shares if seed in candidate],
         "images": len(next(iter(records.values())).labels),
-        "about": {key: origin[key] for key in ("versions", "device", "code_digest", "data_name", "data_digest")},
+        "about": {plan.seed: origin(plan) for plan in own},
     }
+
+
+def origin(plan: Plan) -> dict[str, Any]:
+    """Return where a run comes from."""
+    whole = json.loads((plan.folder / "provenance.json").read_text())
+    return {key: whole[key] for key in ("versions", "device", "code_digest", "data_name", "data_digest")}
 
 
 @styled()

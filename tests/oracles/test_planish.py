@@ -19,11 +19,12 @@ KINDS = pytest.mark.parametrize(
     "options",
     [
         {},
+        {"consistency_weight": 1.0, "label_smoothing": 0.3},
         {"consistency_weight": 0.0, "linearity_weight": 0.7},
         {"outer": "qub", "consistency_weight": 0.0},
         {"step": "per-pixel", "noise_in_radii": 2.0, "label_smoothing": 0.0, "linearity_weight": 0.5},
     ],
-    ids=["default", "linearity", "qub", "per-pixel"],
+    ids=["default", "consistency", "linearity", "qub", "per-pixel"],
 )
 
 
@@ -109,5 +110,5 @@ def test_the_radius_grows_over_the_warmup(threat: ThreatModel, normed: nn.Module
 
 
 def test_hardened_holds_more():
-    harder = Planish(linearity_weight=0.5).hardened()
+    harder = Planish(consistency_weight=1.0, linearity_weight=0.5).hardened()
     assert harder == Planish(noise_in_radii=2.0, consistency_weight=2.0, linearity_weight=1.0)
