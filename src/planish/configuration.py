@@ -93,7 +93,7 @@ class Experiment:
 
     data: DataOptions = DataOptions()
     model: Named = Named("small-cnn")
-    method: Named = Named("standard")
+    method: Named = Named("planish")
     threat: ThreatOptions = ThreatOptions()
     settings: Settings = Settings()
     guard: Guard = OFF
@@ -219,7 +219,7 @@ def experiment_of(config: Path | None, named: Mapping[str, Any], overrides: Iter
 
     Raises BadInput.
     """
-    tree: dict[str, Any] = {"model": {"name": "small-cnn"}, "method": {"name": "standard"}}
+    tree: dict[str, Any] = {name: {"name": getattr(Experiment(), name).name} for name in NAMED}
     tree |= read(config) if config else {}
     for key, value in named.items():
         if value is not None:

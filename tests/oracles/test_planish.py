@@ -22,7 +22,7 @@ KINDS = pytest.mark.parametrize(
         {"consistency_weight": 1.0, "label_smoothing": 0.3},
         {"consistency_weight": 0.0, "linearity_weight": 0.7},
         {"outer": "qub", "consistency_weight": 0.0},
-        {"step": "per-pixel", "noise_in_radii": 2.0, "label_smoothing": 0.0, "linearity_weight": 0.5},
+        {"step": "per-pixel", "noise_in_radii": 0.5, "label_smoothing": 0.0, "linearity_weight": 0.5},
     ],
     ids=["default", "consistency", "linearity", "qub", "per-pixel"],
 )
@@ -91,7 +91,7 @@ def test_noise_and_step_add_up(normed: nn.Module, batch: Batch):
     seen: list[Tensor] = []
     normed.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     x = batch.x.double() * 0.4 + 0.3
-    run(Planish(), normed, batch._replace(x=x), Linf(0.1))
+    run(Planish(noise_in_radii=1.0), normed, batch._replace(x=x), Linf(0.1))
     x_0, x_adv = seen
     assert len(seen) == 2 and (x_0 - x).abs().max() <= 0.1 + 1e-6
     assert 0.1 < (x_adv - x).abs().max() <= 0.2 + 1e-6
@@ -111,4 +111,4 @@ def test_the_radius_grows_over_the_warmup(threat: ThreatModel, normed: nn.Module
 
 def test_hardened_holds_more():
     harder = Planish(consistency_weight=1.0, linearity_weight=0.5).hardened()
-    assert harder == Planish(noise_in_radii=2.0, consistency_weight=2.0, linearity_weight=1.0)
+    assert harder == Planish(noise_in_radii=3.0, consistency_weight=2.0, linearity_weight=1.0)

@@ -138,7 +138,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"schedule": "linear"}}, "schedule = 'linear' is wrong.*triangular"),
     ({"settings": 3}, r"'settings' is a table: write \[settings\]"),
     ({"method": "llr"}, r"'method' is a table: write \[method\]"),
-    ({"method": {"steps": 3}}, r'\[method\] needs a name, for instance name = "standard"'),
+    ({"method": {"steps": 3}}, r'\[method\] needs a name, for instance name = "planish"'),
     ({"method": {"name": "ller"}}, "unknown method 'ller'. Did you mean 'llr'"),
     ({"method": {"name": "llr", "step": 3}}, "method 'llr' has no key 'step'. Did you mean 'steps'"),
     ({"method": {"name": "llr", "inner_gradient": "rough"}}, "inner_gradient = 'rough' is wrong"),

@@ -37,9 +37,9 @@ class Planish(Plain):
     is held against x_0. With linearity_weight above 0 both passes are float32, also under autocast.
     """
 
-    noise_in_radii: float = 1.0
+    noise_in_radii: float = 2.0
     step: Literal["full", "per-pixel"] = "full"
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.0
     consistency_weight: float = 0.0
     linearity_weight: float = 0.0
     outer: Literal["cross-entropy", "qub"] = "cross-entropy"
