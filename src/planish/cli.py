@@ -120,7 +120,7 @@ def quickstart(
 def train(
     config: Annotated[Path | None, typer.Argument(help="TOML file; without one, the defaults.")] = None,
     out: Out = Path("runs/train"),
-    method: Annotated[str | None, typer.Option(help="Training method, e.g. seat, llr-2, pgd-7.")] = None,
+    method: Annotated[str | None, typer.Option(help="Training method: planish by default, or seat, llr-2, ...")] = None,
     data: Annotated[str | None, typer.Option(help="digits, cifar10:PATH, or a path.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from planish.batch import Batch
 from planish.methods import Moment, TrainingLoss
+from planish.methods.adversarial import n_fgsm
 from planish.methods.planish import Planish
 from planish.threat import L2, Linf, ThreatModel
 
@@ -107,6 +108,14 @@ def test_the_radius_grows_over_the_warmup(threat: ThreatModel, normed: nn.Module
         found = growing(deepcopy(model), batch, threat, moment).total
         expected = run(Planish(), deepcopy(model), batch, threat.scaled(share)).total
         torch.testing.assert_close(found, expected)
+
+
+@THREATS
+def test_at_the_whole_radius_it_is_n_fgsm(threat: ThreatModel, normed: nn.Module, batch: Batch):
+    x = batch.x.double() * 0.9 + 0.05
+    moment = Moment(torch.Generator().manual_seed(3), progress=0.8)
+    theirs = n_fgsm()(deepcopy(normed).double(), batch._replace(x=x), threat, moment).total
+    torch.testing.assert_close(run(Planish(), normed.double(), batch._replace(x=x), threat).total, theirs)
 
 
 def test_hardened_holds_more():

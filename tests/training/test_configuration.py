@@ -13,6 +13,7 @@ from planish.configuration import (
     Named,
     ThreatOptions,
     experiment_from,
+    experiment_of,
     make,
     override,
     read,
@@ -35,6 +36,10 @@ def test_every_default_is_written_out_and_read_back():
     for line in ("[settings]", "learning_rate = 0.2", "ema = 0.0", 'radius = "8/255"', "flip = false", "seed = 0"):
         assert line in text.splitlines()
     assert round_trip(Experiment()) == Experiment() == experiment_from({})
+
+
+def test_the_default_method_is_planishs_own():
+    assert experiment_of(None, {}, []).method == Experiment().method == Named("planish")
 
 
 def test_an_experiment_comes_back_from_toml():
