@@ -25,6 +25,11 @@ class Batch(NamedTuple):
         return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
+def pixels(x: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of a batch (N, ...) that an image has. To flatten it instead copies it if channels last."""
+    return tuple(range(1, x.ndim))
+
+
 def per_image(value: Tensor, like: Tensor) -> Tensor:
     """Return values (N,) in a shape that broadcasts with images (N, ...)."""
     return value.reshape(-1, *[1] * (like.ndim - 1))

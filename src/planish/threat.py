@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from planish.batch import per_image
+from planish.batch import per_image, pixels
 from planish.errors import BadInput, nearest
 
 SLACK = 1e-6
@@ -81,8 +81,8 @@ class ThreatModel(ABC):
 
     def feasible(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return which examples lie in the ball and in the box, up to a rounding slack of 1e-6, (N,)."""
-        flat = x_adv.flatten(1)
-        inside = (flat >= self.low - SLACK).all(1) & (flat <= self.high + SLACK).all(1)
+        least, largest = x_adv.amin(pixels(x_adv)), x_adv.amax(pixels(x_adv))
+        inside = (least >= self.low - SLACK) & (largest <= self.high + SLACK)
         return inside & (self.norm(x_adv - x) <= self.radius * (1 + SLACK) + SLACK)
 
 
@@ -109,10 +109,10 @@ class Linf(ThreatModel):
         return replace(self, radius=min(self.radius * factor, self.high - self.low))
 
     def norm(self, delta: Tensor) -> Tensor:
-        return delta.flatten(1).abs().amax(1)
+        return delta.abs().amax(pixels(delta))
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
-        return gradient.flatten(1).abs().sum(1)
+        return gradient.abs().sum(pixels(gradient))
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
@@ -136,16 +136,16 @@ class L2(ThreatModel):
     name: ClassVar[str] = "L2"
 
     def norm(self, delta: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        length: Tensor = torch.linalg.vector_norm(delta, dim=pixels(delta))
         return length
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        length: Tensor = torch.linalg.vector_norm(gradient, dim=pixels(gradient))
         return length
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return gradient / ||gradient||, scaled by the largest entry first: squares of tiny ones vanish."""
-        largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        largest = gradient.abs().amax(pixels(gradient)).clamp(min=torch.finfo(gradient.dtype).tiny)
         scaled = gradient / per_image(largest, gradient)
         return scaled / per_image(self._safe_norm(scaled), gradient)
 
