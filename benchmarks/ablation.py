@@ -3,7 +3,8 @@
     python benchmarks/ablation.py benchmarks/ablation.toml --data TRAINING_SET [--rows a,b] [--seeds 0,1,2]
 
 Trains and judges what is missing of every row at every seed into runs/ablation/ROW/SEED, goes on where it was stopped,
-and writes results.json and the records of the images into --out. No test image is ever seen. --table-only runs nothing.
+and writes results.json and the records of the images into --out. Rows train on the training set's first images, and are
+judged on those that follow; no test image is ever seen. --table-only runs nothing.
 """
 
 import json
@@ -19,11 +20,12 @@ import numpy as np
 from scipy.stats import t
 from timing import RESULTS, Columns, Row, show
 
-from planish.batch import Batch
 from planish.configuration import Experiment, experiment_from, overlaid, read
 from planish.costs import training_cost
+from planish.data import load as load_images
+from planish.errors import BadInput
 from planish.evaluation import evaluate
-from planish.experiment import prepare, train, training_images
+from planish.experiment import prepare, train
 from planish.files import write_bytes, write_json
 from planish.provenance import provenance
 from planish.report.drawing import BLUE, INK, MUTED, PALETTE, blank, styled, to_png
@@ -45,13 +47,17 @@ COLUMNS: Columns = {
 
 
 class Plan(NamedTuple):
-    """One run: its row, its seed, its folder and its experiment, of as many epochs as the budget buys."""
+    """One run: its row, its seed, its folder and its experiment, of as many epochs as the budget buys.
+
+    cost: of a step. judged: how many images it is judged on.
+    """
 
     row: str
     seed: int
     folder: Path
     experiment: Experiment
     cost: float
+    judged: int
 
 
 def spread(shares: list[float]) -> str:
@@ -81,7 +87,14 @@ def plans(given: Namespace, tree: Mapping[str, Any]) -> Iterator[Plan]:
                 costs[row] = counted(experiment)
             epochs = max(1, round(tree["budget"] / costs[row]))
             settings = replace(experiment.settings, epochs=epochs)
-            yield Plan(row, seed, given.runs / row / str(seed), replace(experiment, settings=settings), costs[row])
+            yield Plan(
+                row,
+                seed,
+                given.runs / row / str(seed),
+                replace(experiment, settings=settings),
+                costs[row],
+                tree["judged"],
+            )
 
 
 def counted(experiment: Experiment) -> float:
@@ -103,10 +116,13 @@ def run(plan: Plan) -> None:
 
 
 def held_out(plan: Plan) -> Evaluation:
-    """Judge the run by the planish suite on the images that its training never saw."""
-    images = training_images(plan.experiment)[1]
-    assert images is not None
-    batch: Batch = images.as_batch()  # type: ignore[union-attr]
+    """Judge the run by the planish suite on the training images that follow its own."""
+    data = plan.experiment.data
+    start = data.limit or 0
+    images = load_images(data.source, "train", start + plan.judged)
+    if len(images) < start + plan.judged:
+        raise BadInput(f"{data.source} has {len(images)} training images; limit + judged is {start + plan.judged}")
+    batch = images.as_batch().select(slice(start, None))
     attacks = named_attacks(["planish"], len(images.classes))
     *_, judged = evaluate(
         subject(str(plan.folder)).model,
@@ -114,7 +130,7 @@ def held_out(plan: Plan) -> Evaluation:
         plan.experiment.threat.model,
         attacks,
         precision="bf16",
-        about={"model": {"name": plan.row}, "data": {"name": images.name, "split": "held out from training"}},
+        about={"model": {"name": plan.row}, "data": {"name": images.name, "split": f"train, from {start}"}},
     )
     return judged.evaluation
 

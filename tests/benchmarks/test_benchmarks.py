@@ -261,9 +261,10 @@ def test_tables_of_runs(script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 ABLATION = """
 budget = 4.0
+judged = 40
 
 [base]
-data = { limit = 120, validation = 40 }
+data = { limit = 80 }
 model = { name = "small-cnn", width = 2 }
 threat = { radius = 0.1 }
 settings = { batch_size = 32 }

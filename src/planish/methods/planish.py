@@ -39,7 +39,7 @@ class Planish(Plain):
 
     noise_in_radii: float = 2.0
     step: Literal["full", "per-pixel"] = "full"
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     consistency_weight: float = 0.0
     linearity_weight: float = 0.0
     outer: Literal["cross-entropy", "qub"] = "cross-entropy"
