@@ -26,7 +26,10 @@ class Batch(NamedTuple):
 
 
 def pixels(x: Tensor) -> tuple[int, ...]:
-    """Return the dimensions of a batch (N, ...) that an image has. To flatten it instead copies it if channels last."""
+    """Return the dimensions of an image in a batch (N, ...).
+
+    For reductions that know no order: sums over them would depend on the memory layout, and flattening copies.
+    """
     return tuple(range(1, x.ndim))
 
 

@@ -5,7 +5,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from planish.batch import pixels
 from planish.losses import Loss, divergence
 
 Term = Callable[[Tensor, Tensor], Tensor]
@@ -43,7 +42,7 @@ def plus(first: Term, weight: float, second: Term) -> Term:
 
 def inner(delta: Tensor, gradient: Tensor) -> Tensor:
     """Return <delta, gradient> per example, (N,)."""
-    return (delta * gradient).sum(pixels(delta))
+    return (delta * gradient).flatten(1).sum(1)
 
 
 def linearity_error(

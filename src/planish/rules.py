@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from planish.batch import per_image, pixels
+from planish.batch import per_image
 from planish.threat import ThreatModel
 
 Schedule = Callable[[float], float]
@@ -95,7 +95,7 @@ class Momentum:
         return torch.zeros_like(x)
 
     def step(self, point: Point, state: Tensor) -> tuple[Tensor, Tensor]:
-        length = point.gradient.abs().sum(pixels(point.gradient)).clamp(min=torch.finfo(point.gradient.dtype).tiny)
+        length = point.gradient.flatten(1).abs().sum(1).clamp(min=torch.finfo(point.gradient.dtype).tiny)
         velocity = self.decay * state + point.gradient / per_image(length, state)
         return climbed(point, velocity, self.step_in_radii), velocity
 

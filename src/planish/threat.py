@@ -112,7 +112,7 @@ class Linf(ThreatModel):
         return delta.abs().amax(pixels(delta))
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
-        return gradient.abs().sum(pixels(gradient))
+        return gradient.flatten(1).abs().sum(1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
@@ -136,11 +136,11 @@ class L2(ThreatModel):
     name: ClassVar[str] = "L2"
 
     def norm(self, delta: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(delta, dim=pixels(delta))
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
         return length
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(gradient, dim=pixels(gradient))
+        length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         return length
 
     def steepest(self, gradient: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch, per_image, pixels
+from planish.batch import Batch, per_image
 from planish.errors import BadInput, at_least
 from planish.losses import smoothed_cross_entropy, wide
 from planish.methods import Memory, Moment, Plain, TrainingLoss
@@ -98,7 +98,7 @@ class PriorGuided(Plain):
     ) -> None:
         memory, rows = moment.memory, batch.indices
         if self.decay > 0:
-            length = gradient.abs().mean(pixels(gradient)).clamp(min=torch.finfo(gradient.dtype).tiny)
+            length = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
             momentum = self.decay * past.momentum + gradient / per_image(length, gradient)
             memory[MOMENTUM][rows] = momentum.to(torch.bfloat16)
             x_adv = _moved(past.x_adv, momentum, batch.x, threat)
