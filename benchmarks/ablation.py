@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import t
 from timing import RESULTS, Columns, Row, show
 
-from planish.configuration import Experiment, experiment_from, overlaid, read
+from planish.configuration import DataOptions, Experiment, experiment_from, overlaid, read
 from planish.costs import training_cost
 from planish.data import load as load_images
 from planish.errors import BadInput
@@ -84,6 +84,7 @@ def plans(given: Namespace, tree: Mapping[str, Any]) -> Iterator[Plan]:
             whole["data"] = {**whole["data"], "source": given.data}
             experiment = experiment_from({**whole, "seed": seed})
             if row not in costs:
+                check_judged(experiment.data, tree["judged"])
                 costs[row] = counted(experiment)
             epochs = max(1, round(tree["budget"] / costs[row]))
             settings = replace(experiment.settings, epochs=epochs)
@@ -95,6 +96,15 @@ def plans(given: Namespace, tree: Mapping[str, Any]) -> Iterator[Plan]:
                 costs[row],
                 tree["judged"],
             )
+
+
+def check_judged(data: DataOptions, judged: int) -> None:
+    """Raise BadInput, before anything is trained, unless `judged` training images follow those trained on."""
+    if data.limit is None:
+        raise BadInput("data.limit must be set: rows are judged on the training images that follow it")
+    found = len(load_images(data.source, "train", data.limit + judged))
+    if found < data.limit + judged:
+        raise BadInput(f"{data.source} has {found} training images; limit + judged is {data.limit + judged}")
 
 
 def counted(experiment: Experiment) -> float:
@@ -118,11 +128,9 @@ def run(plan: Plan) -> None:
 def held_out(plan: Plan) -> Evaluation:
     """Judge the run by the planish suite on the training images that follow its own."""
     data = plan.experiment.data
-    start = data.limit or 0
-    images = load_images(data.source, "train", start + plan.judged)
-    if len(images) < start + plan.judged:
-        raise BadInput(f"{data.source} has {len(images)} training images; limit + judged is {start + plan.judged}")
-    batch = images.as_batch().select(slice(start, None))
+    assert data.limit is not None
+    images = load_images(data.source, "train", data.limit + plan.judged)
+    batch = images.as_batch().select(slice(data.limit, None))
     attacks = named_attacks(["planish"], len(images.classes))
     *_, judged = evaluate(
         subject(str(plan.folder)).model,
@@ -130,7 +138,7 @@ def held_out(plan: Plan) -> Evaluation:
         plan.experiment.threat.model,
         attacks,
         precision="bf16",
-        about={"model": {"name": plan.row}, "data": {"name": images.name, "split": f"train, from {start}"}},
+        about={"model": {"name": plan.row}, "data": {"name": images.name, "split": f"train, from {data.limit}"}},
     )
     return judged.evaluation
 

@@ -294,6 +294,11 @@ def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     pairs = zip(rows["n-fgsm"]["robust"], rows["own"]["robust"], strict=True)
     assert rows["n-fgsm"]["against"] == [one - other for one, other in pairs]
     assert (tmp_path / "figure").read_bytes().startswith(b"\x89PNG") and "own" in capsys.readouterr().out
+    for wrong in ("data = { flip = false }", "data = { limit = 100000 }"):
+        (tmp_path / "wrong.toml").write_text(ABLATION.replace("data = { limit = 80 }", wrong))
+        with pytest.raises(BadInput, match="limit"):
+            main([str(tmp_path / "wrong.toml"), "--data=digits", f"--runs={tmp_path / 'none'}"])
+    assert not (tmp_path / "none").exists()
     before = (tmp_path / "runs" / "own" / "0" / "held-out.npz").stat().st_mtime_ns
     main(arguments)
     assert (tmp_path / "runs" / "own" / "0" / "held-out.npz").stat().st_mtime_ns == before
