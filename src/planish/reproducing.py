@@ -83,12 +83,15 @@ def _run(job: "Job", rows: tuple[str, ...], quiet: bool) -> None:
 
 
 def _words(step: "Step") -> str:
+    from planish.distances import Distances
     from planish.results import Evaluation
     from planish.training import EpochRecord
 
     if isinstance(step.event, EpochRecord):
         return f"epoch {step.event.epoch}, {epoch_words(step.event.metrics)}"
-    return record_words(step.event) if isinstance(step.event, Evaluation) else f"distances by {step.event.names[-1]}"
+    if isinstance(step.event, Distances):
+        return f"distances by {step.event.names[-1]}"
+    return record_words(step.event) if isinstance(step.event, Evaluation) else "Lipschitz constants"
 
 
 def _show(job: "Job", json_: bool) -> None:

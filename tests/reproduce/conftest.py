@@ -27,6 +27,8 @@ ratio = { printed = "Ratio", measure = "improvement", attack = "closest", source
 gap = { printed = "Gap", measure = "gap", attack = "pgd-50-10" }
 reached = { printed = "Reached", measure = "success", attack = "random-targeted-20-1" }
 moved = { printed = "Transferred", measure = "accuracy", attack = "transfer-20-1", source = "other" }
+upper = { printed = "Upper", measure = "largest-lipschitz" }
+lower = { printed = "Lower", measure = "smallest-lipschitz" }
 time = { printed = "Hours", measure = "cost" }
 bound = { printed = "Bound", measure = "missing", why = "nobody knows it" }
 
@@ -49,18 +51,18 @@ seed = 1
 
 [rows.plain]
 printed = "Plain"
-paper = ["0", "99.0", "1.0", "1.0", "50.0", "0.02", "", "98.0", "50%", "90", "1", "3"]
+paper = ["0", "99.0", "1.0", "1.0", "50.0", "0.02", "", "98.0", "50%", "90", "40", "4", "1", "3"]
 absent = { ratio = "printed as a dash" }
 method = { name = "standard" }
 
 [rows.robust]
 printed = "Robust"
-paper = ["1", "95.0", "60.0", "5.0", "30.0", "0.1", "2.0", "35.0", "10%", "95", "2", "2"]
+paper = ["1", "95.0", "60.0", "5.0", "30.0", "0.1", "2.0", "35.0", "10%", "95", "20", "2", "2", "2"]
 method = { name = "fgsm" }
 
 [rows.lost]
 printed = "Lost"
-paper = ["9", "90.0", "50.0", "10.0", "40.0", "0.1", "2.0", "40.0", "20%", "80", "9", "1"]
+paper = ["9", "90.0", "50.0", "10.0", "40.0", "0.1", "2.0", "40.0", "20%", "80", "10", "1", "9", "1"]
 missing = "nobody has the code"
 
 [[claims]]

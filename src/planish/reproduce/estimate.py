@@ -18,6 +18,7 @@ from planish.modes import autocast
 from planish.randomness import seeded
 from planish.report.tables import Table as Lines
 from planish.report.tables import seconds_text, table
+from planish.reproduce import lipschitz
 from planish.reproduce.running import Job, finished, trained, twin
 from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled
 from planish.reproduce.tables import Column
@@ -64,13 +65,20 @@ def estimate(job: Job, row: str) -> Estimate:
     training = seen * _step_cost(job, row) * STANDARD if untrained else 0.0
     tests = _count(job, row, "test", images_judged(job.table, job.scale))
     left = {
-        job.record(row, column): attack_passes(attack_of(column, job.scale), job.table.head.classes)
+        job.record(row, column): column_passes(job, column)
         for column in job.columns().values()
         if column.is_judged and not _done(job, row, column)
     }
     judging = tests * sum(left.values())
     seconds = seen * step_seconds(job, experiment) if untrained else 0.0
     return Estimate(training, judging, seconds + (judging * pass_seconds(job, experiment) if judging else 0.0))
+
+
+def column_passes(job: Job, column: Column) -> float:
+    """Return the passes that an image costs at most under what measures the column."""
+    if column.by_lipschitz:
+        return lipschitz.RESTARTS * (6 * lipschitz.STEPS + 3) + 1.0
+    return attack_passes(attack_of(column, job.scale), job.table.head.classes)
 
 
 def _done(job: Job, row: str, column: Column) -> bool:

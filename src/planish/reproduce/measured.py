@@ -13,6 +13,7 @@ from planish import distances, results
 from planish.distances import Distances, improvement_ratio
 from planish.errors import BadInput
 from planish.files import write_json
+from planish.reproduce import lipschitz
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.running import Job, finished, provenance_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
@@ -43,7 +44,14 @@ def figure_of(job: Job, row: str, column: Column) -> Figure | str:
         return exact(float(str(provenance_of(job, row)["training_cost"])))
     if not finished(job, row, column):
         return "not run"
+    if column.by_lipschitz:
+        return _lipschitz(job, row, column)
     return _by_distance(job, row, column) if column.by_distance else _in_ball(job, row, column)
+
+
+def _lipschitz(job: Job, row: str, column: Column) -> Figure:
+    record = lipschitz.load(job.record(row, column) / lipschitz.FILE)
+    return mean((record.largest if column.measure == "largest-lipschitz" else record.smallest).astype(np.float64))
 
 
 def _in_ball(job: Job, row: str, column: Column) -> Figure:

@@ -14,9 +14,11 @@ HOME = Path(__file__).parent.parent / "recipes"
 SECTIONS = ("data", "model", "method", "threat", "settings", "guard", "seed")
 """What of a row, a source or the base is configuration."""
 Measure = Literal[
-    "clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", "cost", "given", "missing"
+    "clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", "largest-lipschitz",
+    "smallest-lipschitz", "cost", "given", "missing",
 ]  # fmt: skip
 FROM_DISTANCES = ("distance", "fooled", "improvement")
+FROM_LIPSCHITZ = ("largest-lipschitz", "smallest-lipschitz")
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Column:
     measure: "clean" and "accuracy" in percent; "gap", clean minus robust; "success" of a targeted attack; "error",
     clean or, with attack and radius, of the least distance found; "distance", its mean over all images; "fooled", share
     of the correct images for which an attack of no fixed radius found anything; "improvement", Finlay and Oberman's
-    ratio to the row `source`; "cost", standard steps that a training step costs, counted; "given", part of the setting;
-    "missing", with the reason `why`. attack: a name or "suite/stage". source: a network that images are made on. note:
-    why it cannot be compared.
+    ratio to the row `source`; "largest-lipschitz" and "smallest-lipschitz", means of the empirical local Lipschitz
+    constant's extremes in the images' balls; "cost", standard steps that a training step costs, counted; "given", part
+    of the setting; "missing", with the reason `why`. attack: a name or "suite/stage". source: a network that images are
+    made on. note: why it cannot be compared.
     """
 
     printed: str
@@ -54,6 +57,11 @@ class Column:
     def by_distance(self) -> bool:
         """Whether it is measured by an attack of no fixed radius."""
         return self.measure in FROM_DISTANCES or (self.measure == "error" and self.attack is not None)
+
+    @property
+    def by_lipschitz(self) -> bool:
+        """Whether it is measured by the ascent of a ratio, not by an attack."""
+        return self.measure in FROM_LIPSCHITZ
 
 
 @dataclass(frozen=True)
