@@ -43,7 +43,7 @@ RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SHARED = {"models.activations"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
     "audit.record", "checkpoints", "data.cache", "distances", "experiment", "kept", "portraits", "report.distances",
-    "report.page", "reproduce.lipschitz", "reproduce.measured", "reproduce.pages", "results",
+    "report.page", "reproduce.measured", "reproduce.numbers", "reproduce.pages", "results",
 }  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def _words(step: "Step") -> str:
         return f"epoch {step.event.epoch}, {epoch_words(step.event.metrics)}"
     if isinstance(step.event, Distances):
         return f"distances by {step.event.names[-1]}"
-    return record_words(step.event) if isinstance(step.event, Evaluation) else "Lipschitz constants"
+    return record_words(step.event) if isinstance(step.event, Evaluation) else "numbers of each image"
 
 
 def _show(job: "Job", json_: bool) -> None:

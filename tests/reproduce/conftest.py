@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.reproduce import Job, table
+from planish.reproduce import Job, reproduce, save, table
 
 TABLE = """
 paper = "Nobody 2026"
@@ -29,6 +29,9 @@ reached = { printed = "Reached", measure = "success", attack = "random-targeted-
 moved = { printed = "Transferred", measure = "accuracy", attack = "transfer-20-1", source = "other" }
 upper = { printed = "Upper", measure = "largest-lipschitz" }
 lower = { printed = "Lower", measure = "smallest-lipschitz" }
+steep = { printed = "Steep", measure = "largest-gradient" }
+l-bound = { printed = "L-bound", measure = "l-bound" }
+bent = { printed = "Bent", measure = "mean-hessian", places = 2 }
 time = { printed = "Hours", measure = "cost" }
 bound = { printed = "Bound", measure = "missing", why = "nobody knows it" }
 
@@ -51,18 +54,18 @@ seed = 1
 
 [rows.plain]
 printed = "Plain"
-paper = ["0", "99.0", "1.0", "1.0", "50.0", "0.02", "", "98.0", "50%", "90", "40", "4", "1", "3"]
+paper = ["0", "99.0", "1.0", "1.0", "50.0", "0.02", "", "98.0", "50%", "90", "40", "4", "9", "0.01", "7", "1", "3"]
 absent = { ratio = "printed as a dash" }
 method = { name = "standard" }
 
 [rows.robust]
 printed = "Robust"
-paper = ["1", "95.0", "60.0", "5.0", "30.0", "0.1", "2.0", "35.0", "10%", "95", "20", "2", "2", "2"]
+paper = ["1", "95.0", "60.0", "5.0", "30.0", "0.1", "2.0", "35.0", "10%", "95", "20", "2", "5", "0.04", "6", "2", "2"]
 method = { name = "fgsm" }
 
 [rows.lost]
 printed = "Lost"
-paper = ["9", "90.0", "50.0", "10.0", "40.0", "0.1", "2.0", "40.0", "20%", "80", "10", "1", "9", "1"]
+paper = ["9", "90.0", "50.0", "10.0", "40.0", "0.1", "2.0", "40.0", "20%", "80", "10", "1", "4", "0.05", "5", "9", "1"]
 missing = "nobody has the code"
 
 [[claims]]
@@ -109,6 +112,16 @@ def squares_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     squares(folder / "squares-test.npz", 30, 1)
     (folder / "table-0.toml").write_text(TABLE)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(squares_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The table, run. Tests that change it take a copy."""
+    own = table(str(squares_folder / "table-0.toml"))
+    job = Job.of(own, "cpu", tmp_path_factory.mktemp("runs"), train=str(squares_folder / "squares-train.npz"))
+    list(reproduce(job, own.trainable))
+    save(job)
+    return job
 
 
 @pytest.fixture

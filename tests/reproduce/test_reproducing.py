@@ -10,27 +10,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from planish import experiment as training
-from planish.audit.lipschitz import empirical_lipschitz
 from planish.cli import app
-from planish.data import load
 from planish.errors import BadInput
-from planish.reproduce import Job, estimate_rows, lipschitz, reproduce, save, table
-from planish.reproduce.estimate import column_passes
+from planish.reproduce import Job, chosen_rows, estimate_rows, reproduce
 from planish.reproduce.pages import claims_rows, page_text, results_rows, write_page, write_plate
 from planish.reproduce.running import state
-from planish.runs import subject
-from planish.threat import Linf
 from planish.training import EpochRecord
-
-
-@pytest.fixture(scope="session")
-def finished(squares_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The table, run. Tests that change it take a copy."""
-    own = table(str(squares_folder / "table-0.toml"))
-    job = Job.of(own, "cpu", tmp_path_factory.mktemp("runs"), train=str(squares_folder / "squares-train.npz"))
-    list(reproduce(job, own.trainable))
-    save(job)
-    return job
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -43,11 +28,13 @@ def test_every_cell_has_a_figure_or_a_reason(finished: Job):
     for name in ("plain", "robust"):
         row = whole["rows"][name]
         cells = row["figures"]
-        assert {key for key, cell in cells.items() if "why" in cell} <= {"steps", "bound", "ratio"}
+        assert {key for key, cell in cells.items() if "why" in cell} <= {"steps", "bound", "ratio", "bent"}
         assert cells["clean"]["low"] <= cells["clean"]["value"] <= cells["clean"]["high"]
         assert cells["clean"]["value"] + cells["error"]["value"] == pytest.approx(100)
         assert cells["gap"]["value"] == pytest.approx(cells["clean"]["value"] - cells["pgd"]["value"])
         assert 0 < cells["lower"]["value"] < cells["upper"]["value"]
+        assert cells["steep"]["low"] == cells["steep"]["value"] > 0 and cells["l-bound"]["value"] > 0
+        assert cells["bent"]["why"] == "the network is not smooth"
         assert row["test_images"] == {"name": "squares", "images": 24} and row["data_name"] == "squares"
         assert row["setting"].startswith("the first 40 images, small-cnn (width 4), 2 epochs of batches of 16, ")
     assert whole["rows"]["robust"]["figures"]["time"]["value"] == pytest.approx(1.67, abs=0.2)
@@ -55,6 +42,7 @@ def test_every_cell_has_a_figure_or_a_reason(finished: Job):
     assert [claim["outcome"] for claim in whole["claims"]][::2] == ["confirmed", "not tested"]
     assert {path.parent.name for path in finished.folder("plain").glob("judged/*/*.npz")} >= {
         "clean", "pgd-3-1", "closest", "random-targeted-3-1", "transfer-3-1.other", "planish", "lipschitz",
+        "regularity", "regularity-2",
     }  # fmt: skip
 
 
@@ -117,21 +105,10 @@ def test_other_data_and_other_recipes_are_refused(
     assert contents(finished.out) == before
 
 
-def test_lipschitz_constants_are_kept_for_each_image(finished: Job, tmp_path: Path):
-    upper = finished.table.columns["upper"]
-    path = finished.record("robust", upper) / lipschitz.FILE
-    record, judged = lipschitz.load(path), subject(str(finished.folder("robust")))
-    images = load(str(finished.train), "test", finished.scale.test_images).in_channels(1).as_batch()
-    direct = empirical_lipschitz(judged.model, images, Linf(0.1))
-    assert record.largest.tolist() == pytest.approx(direct.largest.tolist(), rel=1e-4)
-    assert record.smallest.tolist() == pytest.approx(direct.smallest.tolist(), rel=1e-3)
-    assert record.passes.tolist() == direct.passes.tolist() == [int(column_passes(finished, upper))] * 24
-    assert record.labels.tolist() == images.labels.tolist()
-    cells = json.loads((finished.out / "results.json").read_text())["rows"]["robust"]["figures"]
-    assert cells["upper"]["value"] == pytest.approx(record.largest.mean(), rel=1e-5)
-    (tmp_path / "half.npz").write_bytes(path.read_bytes()[:300])
-    with pytest.raises(BadInput, match="does not hold planish's Lipschitz constants"):
-        lipschitz.load(tmp_path / "half.npz")
+def test_a_table_of_which_nothing_is_measured_is_refused(finished: Job):
+    columns = {key: finished.table.columns[key] for key in ("steps", "bound")}
+    with pytest.raises(BadInput, match="table-0 cannot be run: nobody knows it"):
+        chosen_rows(replace(finished.table, columns=columns, claims=()), None)
 
 
 def test_estimate_falls_to_nothing(finished: Job, job: Job):
@@ -211,7 +188,6 @@ def test_command_runs_and_shows(planish, finished: Job, squares_folder: Path, tm
             ("llr-table-2", "--rows", "wrn-28-8-adv-published"),
             "llr-table-2 wrn-28-8-adv-published cannot be trained: the",
         ),
-        (("finlay-table-3",), "finlay-table-3 cannot be run: planish has no regularity statistics yet"),
         (("nowhere.toml",), "no configuration file nowhere.toml"),
     ],
 )

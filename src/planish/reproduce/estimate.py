@@ -18,7 +18,7 @@ from planish.modes import autocast
 from planish.randomness import seeded
 from planish.report.tables import Table as Lines
 from planish.report.tables import seconds_text, table
-from planish.reproduce import lipschitz
+from planish.reproduce import numbers
 from planish.reproduce.running import Job, finished, trained, twin
 from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled
 from planish.reproduce.tables import Column
@@ -76,8 +76,8 @@ def estimate(job: Job, row: str) -> Estimate:
 
 def column_passes(job: Job, column: Column) -> float:
     """Return the passes that an image costs at most under what measures the column."""
-    if column.by_lipschitz:
-        return lipschitz.RESTARTS * (6 * lipschitz.STEPS + 3) + 1.0
+    if column.by_numbers:
+        return float(numbers.PASSES[column.statistic.record])
     return attack_passes(attack_of(column, job.scale), job.table.head.classes)
 
 

@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 
 from planish.report.drawing import BLUE, MUTED, VERMILION, Plate, blank, hide, legend, styled
 from planish.reproduce.measured import paper_number
-from planish.reproduce.tables import FROM_LIPSCHITZ, Table
+from planish.reproduce.tables import STATISTICS, Table
 
-COMPARED = ("clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", *FROM_LIPSCHITZ)
+COMPARED = ("clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", *STATISTICS)
 STEP = 0.3
 
 

@@ -13,7 +13,7 @@ from planish import distances, results
 from planish.distances import Distances, improvement_ratio
 from planish.errors import BadInput
 from planish.files import write_json
-from planish.reproduce import lipschitz
+from planish.reproduce import numbers
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.running import Job, finished, provenance_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
@@ -44,14 +44,16 @@ def figure_of(job: Job, row: str, column: Column) -> Figure | str:
         return exact(float(str(provenance_of(job, row)["training_cost"])))
     if not finished(job, row, column):
         return "not run"
-    if column.by_lipschitz:
-        return _lipschitz(job, row, column)
+    if column.by_numbers:
+        return _of_numbers(job, row, column)
     return _by_distance(job, row, column) if column.by_distance else _in_ball(job, row, column)
 
 
-def _lipschitz(job: Job, row: str, column: Column) -> Figure:
-    record = lipschitz.load(job.record(row, column) / lipschitz.FILE)
-    return mean((record.largest if column.measure == "largest-lipschitz" else record.smallest).astype(np.float64))
+def _of_numbers(job: Job, row: str, column: Column) -> Figure | str:
+    found = numbers.load(job.record(row, column) / numbers.FILE).of(column.statistic)
+    if not np.isfinite(found).any():
+        return "the network is not smooth" if np.isnan(found).all() else "no finite number"
+    return mean(found) if column.statistic.over == "mean" else exact(float(np.nanmax(found)))
 
 
 def _in_ball(job: Job, row: str, column: Column) -> Figure:

@@ -12,8 +12,8 @@ from planish.distances import Distances
 from planish.errors import BadInput
 from planish.evaluation import OnChunk
 from planish.experiment import refuse_other_data, same_run, train, training_images
-from planish.reproduce import lipschitz
-from planish.reproduce.lipschitz import Lipschitz
+from planish.reproduce import numbers
+from planish.reproduce.numbers import Numbers
 from planish.reproduce.scales import Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import Column, Table
 from planish.results import Evaluation
@@ -62,7 +62,10 @@ class Job:
 
     def record(self, row: str, column: Column) -> Path:
         """Return the folder of the record that measures the column."""
-        attack = lipschitz.NAME if column.by_lipschitz else attack_of(column, self.scale) or "clean"
+        if column.by_numbers:
+            places = "" if column.places == 1 else f"-{column.places}"
+            return self.folder(row) / "judged" / f"{column.statistic.record}{places}"
+        attack = attack_of(column, self.scale) or "clean"
         name = attack.replace("/", ".") + (f".{column.source}" if _carried(column) else "")
         return self.folder(row) / "judged" / name
 
@@ -76,7 +79,7 @@ class Step:
     """How far a job has come: a row or source, and what it has just done."""
 
     row: str
-    event: EpochRecord | Evaluation | Distances | Lipschitz
+    event: EpochRecord | Evaluation | Distances | Numbers
 
 
 def chosen_rows(table: Table, rows: Sequence[str] | None) -> tuple[str, ...]:
@@ -155,7 +158,7 @@ def trained(folder: Path, experiment: Experiment) -> bool:
     return len((folder / METRICS).read_text().splitlines()) >= experiment.settings.epochs
 
 
-def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation | Distances | Lipschitz]:
+def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation | Distances | Numbers]:
     """Judge a trained row by every attack of the table, each in a folder of its own, so that each faces all images."""
     model = None
     for column in job.columns().values():
@@ -166,8 +169,8 @@ def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation
         task, place = _task(job, row, column), job.record(row, column)
         if column.by_distance:
             yield from measure(model, task, place, device=job.device, resume=True)
-        elif column.by_lipschitz:
-            yield lipschitz.measure(model, task, place, device=job.device)
+        elif column.by_numbers:
+            yield numbers.measure(model, task, column, place, device=job.device)
         else:
             yield from judge(model, task, place, device=job.device, resume=True, on_chunk=on_chunk)
 
@@ -196,11 +199,11 @@ def finished(job: Job, row: str, column: Column) -> bool:
         _check_record(job, place, measured, (measured.meta["norm"], measured.meta["radius"]) == (threat.name, 0.0))
         known = int(measured.meta["model"]["classes"])
         return set(distance_attacks([str(attack)], known, norm=threat.name)) <= set(measured.names)
-    if column.by_lipschitz:
-        if not (place / lipschitz.FILE).exists():
+    if column.by_numbers:
+        if not (place / numbers.FILE).exists():
             return False
-        slopes = lipschitz.load(place / lipschitz.FILE)
-        _check_record(job, place, slopes, (slopes.meta["norm"], slopes.meta["radius"]) == (threat.name, threat.radius))
+        found = numbers.load(place / numbers.FILE)
+        _check_record(job, place, found, (found.meta["norm"], found.meta["radius"]) == (threat.name, threat.radius))
         return True
     if not (place / EVALUATION).exists():
         return False
@@ -209,7 +212,7 @@ def finished(job: Job, row: str, column: Column) -> bool:
     return attack is None or _complete(record, attack)
 
 
-def _check_record(job: Job, place: Path, record: Evaluation | Distances | Lipschitz, same_ball: bool) -> None:
+def _check_record(job: Job, place: Path, record: Evaluation | Distances | Numbers, same_ball: bool) -> None:
     limit, images = images_judged(job.table, job.scale), len(record.labels)
     short = any(f"asked for {limit} images" in note for note in record.meta.get("notes", []))
     if not same_ball or (limit is not None and images != limit and not short):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from planish.configuration import Experiment, experiment_from, made, overlaid, read
 from planish.errors import BadInput, nearest
@@ -15,10 +15,30 @@ SECTIONS = ("data", "model", "method", "threat", "settings", "guard", "seed")
 """What of a row, a source or the base is configuration."""
 Measure = Literal[
     "clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", "largest-lipschitz",
-    "smallest-lipschitz", "cost", "given", "missing",
+    "smallest-lipschitz", "mean-gradient", "largest-gradient", "mean-hessian", "largest-hessian", "l-bound", "c-bound",
+    "cost", "given", "missing",
 ]  # fmt: skip
 FROM_DISTANCES = ("distance", "fooled", "improvement")
-FROM_LIPSCHITZ = ("largest-lipschitz", "smallest-lipschitz")
+
+
+class Statistic(NamedTuple):
+    """What a column shows of numbers that each image has: of which record, which numbers, their mean or the largest."""
+
+    record: Literal["lipschitz", "regularity"]
+    numbers: str
+    over: Literal["mean", "largest"] = "mean"
+
+
+STATISTICS: dict[str, Statistic] = {
+    "largest-lipschitz": Statistic("lipschitz", "largest"),
+    "smallest-lipschitz": Statistic("lipschitz", "smallest"),
+    "mean-gradient": Statistic("regularity", "gradient"),
+    "largest-gradient": Statistic("regularity", "gradient", "largest"),
+    "mean-hessian": Statistic("regularity", "hessian"),
+    "largest-hessian": Statistic("regularity", "hessian", "largest"),
+    "l-bound": Statistic("regularity", "by_lipschitz"),
+    "c-bound": Statistic("regularity", "by_curvature"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,9 +49,11 @@ class Column:
     clean or, with attack and radius, of the least distance found; "distance", its mean over all images; "fooled", share
     of the correct images for which an attack of no fixed radius found anything; "improvement", Finlay and Oberman's
     ratio to the row `source`; "largest-lipschitz" and "smallest-lipschitz", means of the empirical local Lipschitz
-    constant's extremes in the images' balls; "cost", standard steps that a training step costs, counted; "given", part
-    of the setting; "missing", with the reason `why`. attack: a name or "suite/stage". source: a network that images are
-    made on. note: why it cannot be compared.
+    constant's extremes in the images' balls; mean and largest norm of the margin's "gradient" and of its soft maximum's
+    "hessian"; "l-bound" and "c-bound", mean lower bounds of the distance; "cost", standard steps that a training step
+    costs, counted; "given", part of the setting; "missing", with the reason `why`. attack: a name or "suite/stage".
+    source: a network that images are made on. places: the margin and bounds are to that place, as for Top-5 errors.
+    note: why it cannot be compared.
     """
 
     printed: str
@@ -39,6 +61,7 @@ class Column:
     attack: str | None = None
     radius: str | float | None = None
     source: str | None = None
+    places: int = 1
     why: str = ""
     note: str = ""
 
@@ -59,9 +82,14 @@ class Column:
         return self.measure in FROM_DISTANCES or (self.measure == "error" and self.attack is not None)
 
     @property
-    def by_lipschitz(self) -> bool:
-        """Whether it is measured by the ascent of a ratio, not by an attack."""
-        return self.measure in FROM_LIPSCHITZ
+    def by_numbers(self) -> bool:
+        """Whether it is measured without an attack."""
+        return self.measure in STATISTICS
+
+    @property
+    def statistic(self) -> Statistic:
+        """What it shows of each image's numbers, if it is measured so."""
+        return STATISTICS[self.measure]
 
 
 @dataclass(frozen=True)
@@ -230,6 +258,8 @@ def _check_names(found: Table) -> None:
             if row not in found.rows or column not in found.columns:
                 raise BadInput(f"claim '{claim.says}' speaks of '{name}', which is no row.column")
     for key, own in found.columns.items():
+        if own.by_numbers and own.statistic.record == "lipschitz" and found.head.radius is None:
+            raise BadInput(f"column '{key}' measures Lipschitz constants in a ball: give the table a radius")
         known = found.rows if own.measure == "improvement" else found.sources
         if own.source is not None and own.source not in known:
             raise BadInput(f"column '{key}' needs '{own.source}'.{nearest(own.source, known)}")
