@@ -3,7 +3,7 @@
     python benchmarks/ablation.py benchmarks/ablation.toml --data TRAINING_SET [--rows a,b] [--seeds 0,1,2]
 
 Trains and judges what is missing of every row at every seed into runs/ablation/ROW/SEED, goes on where it was stopped,
-and writes results.json and the records of the images into --out. Rows train on the training set's first images, and are
+and writes ablation.json and the records of the images into --out. Rows train on the training set's first images, and are
 judged on those that follow; no test image is ever seen. --table-only runs nothing.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t
-from timing import RESULTS, Columns, Row, show
+from timing import RESULTS, Columns, Row, markdown, paste, show
 
 from planish.configuration import DataOptions, Experiment, experiment_from, overlaid, read
 from planish.costs import training_cost
@@ -28,7 +28,7 @@ from planish.evaluation import evaluate
 from planish.experiment import prepare, train
 from planish.files import write_bytes, write_json
 from planish.provenance import provenance
-from planish.report.drawing import BLUE, INK, MUTED, PALETTE, blank, styled, to_png
+from planish.report.drawing import BLUE, INK, MUTED, VERMILION, blank, legend, styled, to_png
 from planish.reproduce.running import trained
 from planish.results import Evaluation, load, save
 from planish.runs import named_attacks, subject
@@ -37,6 +37,7 @@ COUNTED = 4
 RECORD = "held-out.npz"
 COLUMNS: Columns = {
     "row": lambda row: row["row"],
+    "what": lambda row: row["says"],
     "cost": lambda row: f"{row['cost']:.2f}",
     "epochs": lambda row: str(row["epochs"]),
     "clean": lambda row: spread(row["clean"]),
@@ -67,8 +68,8 @@ def spread(shares: list[float]) -> str:
 
 
 def gap(differences: list[float]) -> str:
-    """Write the mean of paired differences, in points, and its 95 % interval over seeds."""
-    if len(differences) < 2:
+    """Write the mean of paired differences, in points, and its 95 % interval over seeds; nothing if all are 0."""
+    if len(differences) < 2 or not any(differences):
         return ""
     half = float(t.ppf(0.975, len(differences) - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     return f"{100 * float(np.mean(differences)):+.1f} \N{PLUS-MINUS SIGN} {100 * half:.1f}"
@@ -173,14 +174,24 @@ def drawn(rows: list[Row], candidate: str) -> Any:
     figure = blank(0.8 + 0.3 * len(rows))
     axes = figure.add_subplot()
     for place, row in enumerate(reversed(rows)):
-        colour = BLUE if row["row"] == candidate else PALETTE[1] if "published" in row["says"] else INK
+        colour, kind = _kind(row, candidate)
         shares = [100 * share for share in row["robust"]]
-        axes.plot(shares, [place] * len(shares), "o", color=colour, markersize=4.5, alpha=0.7)
+        new = kind not in axes.get_legend_handles_labels()[1]
+        label = kind if new else None
+        axes.plot(shares, [place] * len(shares), "o", color=colour, markersize=4.5, alpha=0.7, label=label)
         axes.plot([np.mean(shares)] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=2)
     axes.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)])
     axes.axvline(100 * float(np.mean(next(r["robust"] for r in rows if r["row"] == candidate))), color=MUTED, ls=":")
-    axes.set_xlabel("accuracy under the planish suite on held-out images, %")
+    axes.set_xlabel("robust accuracy, planish suite, %")
+    legend(figure, axes)
     return figure
+
+
+def _kind(row: Row, candidate: str) -> tuple[str, str]:
+    """Return a row's colour and what the legend calls its like."""
+    if row["row"] == candidate:
+        return BLUE, "planish"
+    return (VERMILION, "as published") if "as published" in row["says"] else (INK, "parts changed")
 
 
 def written(given: Namespace, tree: Mapping[str, Any]) -> list[Row]:
@@ -192,10 +203,15 @@ def written(given: Namespace, tree: Mapping[str, Any]) -> list[Row]:
     given.out.mkdir(parents=True, exist_ok=True)
     for plan in done:
         copyfile(plan.folder / RECORD, given.out / f"{plan.row}-{plan.seed}.npz")
-    write_json({**provenance("cpu"), "budget": tree["budget"], "rows": rows}, given.out / "results.json")
+    write_json({**provenance("cpu"), "budget": tree["budget"], "rows": rows}, given.out / "ablation.json")
     if candidate:
         write_bytes(to_png(drawn(rows, given.candidate)), given.figure)
     return rows
+
+
+def tables(rows: list[Row]) -> str:
+    """Return the table as Markdown."""
+    return f"\n{markdown(rows, COLUMNS)}\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -209,12 +225,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--out", type=Path, default=RESULTS / "ablation")
     parser.add_argument("--figure", type=Path, default=Path("docs/images/ablation.png"))
+    parser.add_argument("--page", type=Path, help="a page with a place for the table, <!-- ablation -->")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     given = parser.parse_args(arguments)
     tree = read(given.table)
     for plan in () if given.table_only else plans(given, tree):
         run(plan)
-    show("Robust accuracy on held-out images, in percent", written(given, tree), COLUMNS)
+    rows = written(given, tree)
+    show(
+        "Robust accuracy on held-out images, in percent",
+        rows,
+        {name: COLUMNS[name] for name in COLUMNS if name != "what"},
+    )
+    if given.page:
+        paste(tables(rows), given.page, "ablation")
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def test_gamma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
         main([*options, "--images", "12", "--page", str(tmp_path / "page.md")])
 
 
-@pytest.mark.parametrize("script", ["bounds", "gamma"])
+@pytest.mark.parametrize("script", ["ablation", "bounds", "gamma"])
 def test_the_table_of_the_results_page_is_that_of_the_raw_files(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     raw = SCRIPTS / "results" / script / f"{script}.json"
@@ -287,7 +287,7 @@ def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     places = [f"--{name}={tmp_path / name}" for name in ("runs", "out", "figure")]
     arguments = [str(tmp_path / "table.toml"), "--data=digits", "--seeds=0,1", *places]
     main(arguments)
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = json.loads((tmp_path / "out" / "ablation.json").read_text())
     rows = {row["row"]: row for row in found["rows"]}
     assert {name: row["epochs"] for name, row in rows.items()} == {"n-fgsm": 2, "own": 2}
     assert rows["own"]["against"] == [0.0, 0.0] and rows["own"]["images"] == 40 and rows["own"]["seeds"] == [0, 1]
@@ -303,6 +303,9 @@ def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     main(arguments)
     assert (tmp_path / "runs" / "own" / "0" / "held-out.npz").stat().st_mtime_ns == before
     assert "epoch 1" not in capsys.readouterr().out
+    (tmp_path / "page.md").write_text("<!-- ablation -->\n<!-- end of ablation -->\n")
+    main([*arguments, "--table-only", "--page", str(tmp_path / "page.md")])
+    assert "| own | the candidate | 1." in (tmp_path / "page.md").read_text()
 
 
 def test_speedrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
