@@ -3,8 +3,8 @@
     python benchmarks/ablation.py benchmarks/ablation.toml --data TRAINING_SET [--rows a,b] [--seeds 0,1,2]
 
 Trains and judges what is missing of every row at every seed into runs/ablation/ROW/SEED, goes on where it was stopped,
-and writes ablation.json and the records of the images into --out. Rows train on the training set's first images, and are
-judged on those that follow; no test image is ever seen. --table-only runs nothing.
+and writes ablation.json and the records of the images into --out. Rows train on the training set's first images, and
+are judged on those that follow; no test image is ever seen. --table-only runs nothing.
 """
 
 import json
