@@ -77,6 +77,7 @@ def test_numbers_are_kept_for_each_image(finished: Job, tmp_path: Path):
     assert record.numbers["largest"].tolist() == pytest.approx(direct.largest.tolist(), rel=1e-4)
     assert record.numbers["smallest"].tolist() == pytest.approx(direct.smallest.tolist(), rel=1e-3)
     assert record.passes.tolist() == direct.passes.tolist() == [int(column_passes(finished, upper))] * 24
+    assert (record.meta["steps"], record.meta["norm"], record.meta["radius"]) == (20, "Linf", 0.1)
     assert record.labels.tolist() == images.labels.tolist()
     cells = json.loads((finished.out / "results.json").read_text())["rows"]["robust"]["figures"]
     assert cells["upper"]["value"] == pytest.approx(record.of(upper.statistic).mean(), rel=1e-5)

@@ -132,6 +132,7 @@ BROKEN = [
     ("within = 100.5", "within = 100.5\nabove = 1", "needs one of above, below and within"),
     ('source = "plain"', 'source = "plane"', "column 'ratio' needs 'plane'. Did you mean 'plain'?"),
     ('why = "nobody knows it"', 'note = "x"', "a missing column says why"),
+    ("places = 2", "places = 0", "places"),
     ("classes = 3", "classes = 3\ncolumns.x = 3", ""),
 ]
 

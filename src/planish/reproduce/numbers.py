@@ -26,8 +26,9 @@ from planish.runs import Subject, Task, test_images
 from planish.threat import ThreatModel
 
 FILE = "numbers.npz"
-ASCENT, LANCZOS = 20, 20
-PASSES: dict[str, int] = {"lipschitz": 6 * ASCENT + 4, "regularity": 2 * LANCZOS + 4}
+STEPS = {"lipschitz": 20, "regularity": 20}
+"""Of the ascents; of Lanczos."""
+PASSES = {"lipschitz": 6 * STEPS["lipschitz"] + 4, "regularity": 2 * STEPS["regularity"] + 4}
 """What an image costs at most."""
 _FIXED = ("indices", "labels", "passes")
 
@@ -40,7 +41,7 @@ Numbering = Callable[[nn.Module, Batch, ThreatModel, int], Found]
 class Numbers:
     """A record of N images. indices, labels, passes: (N,) int64; numbers: by name, (N,) float32, NaN = not defined.
 
-    meta: JSON-able; norm, radius, model, data and provenance.
+    meta: JSON-able; norm, radius, places, steps, model, data and provenance.
     """
 
     indices: NDArray[np.int64]
@@ -56,7 +57,7 @@ class Numbers:
 
 def lipschitz(model: nn.Module, batch: Batch, threat: ThreatModel, places: int) -> Found:
     """Return "largest" and "smallest": extremes of ||f(x) - f(x')||_1 / ||x - x'|| met in each ball, f: the logits."""
-    found = in_chunks(partial(empirical_lipschitz, model, threat=threat, steps=ASCENT), batch)
+    found = in_chunks(partial(empirical_lipschitz, model, threat=threat, steps=STEPS["lipschitz"]), batch)
     return {"largest": found.largest, "smallest": found.smallest, "passes": found.passes}
 
 
@@ -72,7 +73,7 @@ def regularity(model: nn.Module, batch: Batch, threat: ThreatModel, places: int)
     steep = in_chunks(partial(gradient_norms, model, threat=threat, loss=hard), batch)
     hessian, passes = torch.full_like(steep.dual, torch.nan), steep.passes
     if not any(isinstance(part, nn.ReLU) for part in model.modules()):
-        bent = in_chunks(partial(curvature, model, loss=soft, steps=LANCZOS), batch)
+        bent = in_chunks(partial(curvature, model, loss=soft, steps=STEPS["regularity"]), batch)
         hessian, passes = bent.norm, passes + bent.passes
     gap = (-steep.value).clamp(min=0)
     return {
@@ -107,6 +108,7 @@ def measure(
         "norm": task.threat.name,
         "radius": task.threat.radius,
         "places": column.places,
+        "steps": STEPS[column.statistic.record],
         **provenance(batch.x.device),
     }
     numbers = {name: values.float().cpu().numpy() for name, values in found.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from planish.configuration import Experiment, experiment_from, made, overlaid, read
-from planish.errors import BadInput, nearest
+from planish.errors import BadInput, at_least, nearest
 from planish.threat import ThreatModel, parse_threat
 
 HOME = Path(__file__).parent.parent / "recipes"
@@ -66,6 +66,7 @@ class Column:
     note: str = ""
 
     def __post_init__(self) -> None:
+        at_least(1, places=self.places)
         if self.measure in ("accuracy", "gap", "success", *FROM_DISTANCES) and self.attack is None:
             raise BadInput(f"'{self.printed}': a column that measures {self.measure} needs an attack")
         if (self.measure == "missing") != bool(self.why):
