@@ -68,8 +68,8 @@ def spread(shares: list[float]) -> str:
 
 
 def gap(differences: list[float]) -> str:
-    """Write the mean of paired differences, in points, and its 95 % interval over seeds; nothing if all are 0."""
-    if len(differences) < 2 or not any(differences):
+    """Write the mean of paired differences, in points, and its 95 % interval over seeds; nothing for one seed."""
+    if len(differences) < 2:
         return ""
     half = float(t.ppf(0.975, len(differences) - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     return f"{100 * float(np.mean(differences)):+.1f} \N{PLUS-MINUS SIGN} {100 * half:.1f}"
@@ -198,8 +198,10 @@ def written(given: Namespace, tree: Mapping[str, Any]) -> list[Row]:
     """Write the raw files and the figure of all runs that are judged; return the rows."""
     done = [plan for plan in plans(given, tree) if (plan.folder / RECORD).exists()]
     candidate = {plan.seed: load(plan.folder / RECORD) for plan in done if plan.row == given.candidate}
-    names = dict.fromkeys(plan.row for plan in done)
-    rows = [row_of(tree, name, [plan for plan in done if plan.row == name], candidate) for name in names]
+    rows = [
+        row_of(tree, name, [plan for plan in done if plan.row == name], candidate if name != given.candidate else {})
+        for name in dict.fromkeys(plan.row for plan in done)
+    ]
     given.out.mkdir(parents=True, exist_ok=True)
     for plan in done:
         copyfile(plan.folder / RECORD, given.out / f"{plan.row}-{plan.seed}.npz")
