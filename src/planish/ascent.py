@@ -31,7 +31,8 @@ class Searched(NamedTuple):
     """What a search found; all (N, ...).
 
     x_adv: the first iterate that reaches the goal, or the one of the largest score; without a graph. score: (N,) of
-    x_adv. step: (N,) int64, which iterate that was; 0 is the start. passes: (N,) int64, forwards and backwards spent.
+    x_adv. step: (N,) int64, which iterate that was; 0 is the start, -1 = none, x_adv is the clean image that none beat.
+    passes: (N,) int64, forwards and backwards spent.
     """
 
     x_adv: Tensor
@@ -72,21 +73,33 @@ def ascend(
 
 
 def search(
-    aim: Aim, x: Tensor, threat: ThreatModel, rule: StepRule, steps: int, *, start: Tensor | None = None
+    aim: Aim,
+    x: Tensor,
+    threat: ThreatModel,
+    rule: StepRule,
+    steps: int,
+    *,
+    start: Tensor | None = None,
+    clean: Tensor | None = None,
 ) -> Searched:
     """Ascend until the goal is reached: each image's first iterate of score 0 or more, or else its best.
 
     The start and the last iterate count. An image that has arrived costs nothing more: the batch shrinks. Whether it
     has is seen by the forward that the next gradient needs, so that `steps` steps are steps + 1 forwards and `steps`
     backwards for an image that holds out. Where others arrive changes nothing for it.
+    clean: (N,) the score of x, where it is known: an iterate must beat it to be kept.
     """
-    best = here = _nothing_yet(x)
+    best = here = _unmoved(x, clean)
     rows = torch.arange(len(x), device=x.device)
     objective, score = aim(rows)
     x_adv, state = x if start is None else start, rule.init(x, threat, steps)
+    first_known = start is None and clean is not None
     for index in range(steps):
         values, logits, gradient = evaluated(objective, x_adv)
-        here = _entered(here, x_adv, score(logits), index, passes=2) if index else _first(x_adv, score(logits))
+        if index == 0 and first_known:
+            here = here._replace(passes=here.passes + 2)
+        else:
+            here = _entered(here, x_adv, score(logits), index, passes=2)
         if _looks(x, index):
             going = (here.score < 0).nonzero().squeeze(1)
             if len(going) < len(rows):
@@ -109,13 +122,13 @@ def guess(propose: Propose, model: nn.Module, batch: Batch, queries: int) -> Sea
     """Ask the model about one candidate of each image after another: the first misclassified, or the best by margin.
 
     A forward for each query of an image that stands, by batch.logits to begin with; steps count from 1. A candidate of
-    a smaller margin is forgotten.
+    a smaller margin is forgotten; the first is the one to beat, and the clean image stays if it is as good as the best.
     """
     assert batch.logits is not None
-    best = _nothing_yet(batch.x)
-    rows = (margin(batch.logits, batch.labels) < 0).nonzero().squeeze(1)
+    best = clean = _unmoved(batch.x, margin(batch.logits, batch.labels))
+    rows = (clean.score < 0).nonzero().squeeze(1)
     batch = Batch(batch.x.detach(), batch.labels, batch.indices.to(batch.x.device)).select(rows)
-    here = _nothing_yet(batch.x)
+    here = _unmoved(batch.x)
     for query in range(queries if len(rows) else 0):
         x_adv = propose(batch, here.x_adv, query)
         here = _entered(here, x_adv, margin(model(x_adv), batch.labels), query + 1, passes=1)
@@ -125,8 +138,8 @@ def guess(propose: Propose, model: nn.Module, batch: Batch, queries: int) -> Sea
                 best = _written(best, rows, here)
                 batch, rows, here = batch.select(going), rows[going], chosen(here, going)
             if len(rows) == 0:
-                return best
-    return _written(best, rows, here)
+                break
+    return _better(clean, _written(best, rows, here))
 
 
 def chosen(values: Any, rows: Tensor) -> Any:
@@ -143,16 +156,12 @@ def _looks(x: Tensor, index: int) -> bool:
     return index % LOOK.get(x.device.type, LOOK_ACCELERATED) == 0
 
 
-def _nothing_yet(x: Tensor) -> Searched:
+def _unmoved(x: Tensor, score: Tensor | None = None) -> Searched:
+    """Return the clean images as what a search begins with; anything beats a score that is not known."""
     count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    score = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-    return Searched(x.detach(), score, count, count)
-
-
-def _first(x_adv: Tensor, score: Tensor) -> Searched:
-    """Return `_entered` of the start, without a copy of the images; a score that is not a number counts for nothing."""
-    nothing = _nothing_yet(x_adv)
-    return nothing._replace(score=torch.fmax(nothing.score, score), passes=nothing.passes + 2)
+    if score is None:
+        score = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    return Searched(x.detach(), score, count - 1, count)
 
 
 def _entered(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes: int) -> Searched:
@@ -163,6 +172,17 @@ def _entered(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes: in
         torch.where(better, score, best.score),
         torch.where(better, step, best.step),
         best.passes + passes,
+    )
+
+
+def _better(clean: Searched, found: Searched) -> Searched:
+    """Return what was found where it beats the clean image."""
+    better = found.score > clean.score
+    return Searched(
+        torch.where(per_image(better, clean.x_adv), found.x_adv, clean.x_adv),
+        torch.where(better, found.score, clean.score),
+        torch.where(better, found.step, -1),
+        found.passes,
     )
 
 

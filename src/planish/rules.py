@@ -68,7 +68,7 @@ def step_size(step: float | Schedule, point: Point) -> float:
 def climbed(point: Point, direction: Tensor, step: float | Schedule) -> Tensor:
     """Return the projection of a step along the threat's steepest way up the direction; its memory is reused."""
     way = point.threat.steepest(direction).mul_(step_size(step, point))
-    return point.threat.project(way.add_(point.x_adv), point.x)
+    return point.threat.project_(way.add_(point.x_adv), point.x)
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class HeavyBall:
 
     def step(self, point: Point, state: Tensor) -> tuple[Tensor, Tensor]:
         x_adv, threat = point.x_adv, point.threat
-        z = threat.project(x_adv + step_size(self.step_in_radii, point) * threat.steepest(point.gradient), point.x)
+        z = threat.project_(x_adv + step_size(self.step_in_radii, point) * threat.steepest(point.gradient), point.x)
         if point.index == 0:
             return z, x_adv
         mixed = x_adv + self.weight * (z - x_adv) + (1 - self.weight) * (x_adv - state)
-        return threat.project(mixed, point.x), x_adv
+        return threat.project_(mixed, point.x), x_adv
 
 
 GLIDE = HeavyBall(Cosine(2.0, 0.02))
@@ -156,7 +156,7 @@ class Adam:
         count = point.index + 1
         corrected = (square / (1 - self.beta2**count)).sqrt_() + self.epsilon
         rate = step_size(self.step_in_radii, point) / (1 - self.beta1**count)
-        return point.threat.project(point.x_adv + rate * mean / corrected, point.x), AdamState(mean, square)
+        return point.threat.project_(point.x_adv + rate * mean / corrected, point.x), AdamState(mean, square)
 
 
 class AutoPGDState(NamedTuple):
@@ -188,7 +188,8 @@ class AutoPGD:
     first_step_in_radii: float = 2.0
 
     def init(self, x: Tensor, threat: ThreatModel, steps: int) -> AutoPGDState:
-        lowest = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.float32)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        lowest = torch.full((len(x),), -torch.inf, device=x.device, dtype=exact)
         zero = torch.zeros_like(lowest)
         step = torch.full_like(lowest, self.first_step_in_radii * threat.radius)
         return AutoPGDState(x, x, lowest, x, step, lowest, zero, lowest, zero.bool())
@@ -205,10 +206,10 @@ class AutoPGD:
                 torch.where(rows, state.best_gradient, gradient),
             )
         size = per_image(state.step, x_adv).to(x_adv.dtype)
-        moved = point.threat.project(x_adv + size * point.threat.steepest(gradient), point.x)
+        moved = point.threat.project_(x_adv + size * point.threat.steepest(gradient), point.x)
         share = 1.0 if point.index == 0 else self.momentum
         mixed = x_adv + share * (moved - x_adv) + (1 - share) * (x_adv - state.previous)
-        return point.threat.project(mixed, point.x), state._replace(previous=x_adv)
+        return point.threat.project_(mixed, point.x), state._replace(previous=x_adv)
 
     def _recorded(self, point: Point, state: AutoPGDState) -> AutoPGDState:
         """Enter the new value: did it rise, and is it the best so far?"""

@@ -57,11 +57,8 @@ class ThreatModel(ABC):
         """Return the unit-norm maximiser of <gradient, d> per example; 0 where the gradient is 0."""
 
     @abstractmethod
-    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
-        """Return a point near x_adv that lies in the ball round x and in the box; feasible points stay.
-
-        radius: (N,), one for each image in place of the threat's own.
-        """
+    def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Do as `project` does, in x_adv's own memory, and return it."""
 
     @abstractmethod
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
@@ -70,6 +67,13 @@ class ThreatModel(ABC):
     @abstractmethod
     def corner(self, x: Tensor, uniform: Tensor) -> Tensor:
         """Return a random point of the ball's surface (a corner for Linf), clipped to the box."""
+
+    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Return a point near x_adv that lies in the ball round x and in the box; feasible points stay.
+
+        radius: (N,), one for each image in place of the threat's own.
+        """
+        return self.project_(x_adv.clone(), x, radius)
 
     def scaled(self, factor: float) -> Self:
         """Return the same threat with the radius times the factor."""
@@ -117,9 +121,9 @@ class Linf(ThreatModel):
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
 
-    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+    def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         reach = self.radius if radius is None else per_image(radius, x)
-        return torch.clamp(x_adv, x - reach, x + reach).clamp_(self.low, self.high)
+        return x_adv.clamp_(min=x - reach).clamp_(max=x + reach).clamp_(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         return (x + self.radius * (2 * _uniform_like(x, uniform) - 1)).clamp(self.low, self.high)
@@ -149,16 +153,16 @@ class L2(ThreatModel):
         scaled = gradient / per_image(largest, gradient)
         return scaled / per_image(self._safe_norm(scaled), gradient)
 
-    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+    def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         """Scale back to the ball, then clip to the box.
 
         Differs: not the Euclidean projection on the intersection, but a feasible point: clipping to a box
         that holds x only shortens the perturbation.
         """
-        delta = x_adv - x
+        delta = x_adv.sub_(x)
         reach = self.radius if radius is None else radius
         shrink = (reach / self._safe_norm(delta)).clamp(max=1.0)
-        return (x + delta * per_image(shrink, delta)).clamp(self.low, self.high)
+        return delta.mul_(per_image(shrink, delta)).add_(x).clamp_(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         length = self.radius * uniform[:, 0] ** (1.0 / x[0].numel())

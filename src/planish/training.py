@@ -15,6 +15,7 @@ from planish.batch import Batch
 from planish.errors import BadInput, at_least
 from planish.guard import OFF, Guard, inspected
 from planish.methods import Method, Moment, TrainingLoss
+from planish.models import corrupts_memory
 from planish.modes import Precision, autocast, fixed_statistics
 from planish.randomness import seeded
 from planish.state import State
@@ -34,7 +35,8 @@ class Settings:
     weight_perturbation_from of the training; costs one forward and backward more, or the whole step again for methods
     whose search is not apart from their loss. accumulate: batches per step. clip:
     largest gradient norm, 0 = off. precision: "bf16" runs forwards in bfloat16; losses and linearity errors
-    stay in float32. compile: torch.compile, for first-order methods.
+    stay in float32. channels_last: the layout of images and kernels, but for models that it would make crash
+    (`models.corrupts_memory`). compile: torch.compile, for first-order methods.
     """
 
     epochs: int = 30
@@ -133,7 +135,7 @@ class Bound(nn.Module):
 
 def start(model: nn.Module, settings: Settings) -> State:
     """Return the state before the first step."""
-    if settings.channels_last:
+    if _lies_channels_last(model, settings):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = None
     if settings.ema > 0:
@@ -297,10 +299,14 @@ def _add(sums: dict[str, Tensor], loss: TrainingLoss, batch: Batch) -> None:
         sums[name] = sums.get(name, 0.0) + value.float()
 
 
+def _lies_channels_last(model: nn.Module, settings: Settings) -> bool:
+    return settings.channels_last and not any(corrupts_memory(module) for module in model.modules())
+
+
 def _backward(bound: Bound, batch: Batch, settings: Settings, moment: Moment, together: int) -> TrainingLoss:
     """Add the batch's gradient, one of so many together in a step."""
-    x = batch.x.contiguous(memory_format=torch.channels_last) if settings.channels_last else batch.x
-    batch = batch._replace(x=x)
+    if _lies_channels_last(bound.model, settings):
+        batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
     with _weights_against(bound, batch, settings, moment) as moment:
         loss: TrainingLoss = bound(*batch[:3], moment)
         (loss.total / together).backward()  # type: ignore[no-untyped-call]

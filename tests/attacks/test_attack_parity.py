@@ -5,7 +5,7 @@ network is asked. Where the peers do something else it is neutralised, and the t
 `NO_PEER` know every registered attack.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,18 @@ def scaled_start(x: Tensor, threat: ThreatModel) -> Tensor:
     return (x + threat.radius * noise / length).clamp(0, 1)
 
 
-@pytest.mark.parametrize(("threat", "steps"), [(Linf(0.1), 40), (L2(0.6), 16)], ids=["Linf", "L2"])
+@pytest.fixture
+def double(network: nn.Module, known: Batch) -> Iterator[tuple[nn.Module, Batch]]:
+    """The network and its images in float64, which is also what torchattacks then makes its buffers of."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield network.double(), known._replace(x=known.x.double())
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(("threat", "steps"), [(Linf(0.1), 40), (L2(0.4), 16)], ids=["Linf", "L2"])
 @pytest.mark.parametrize(("loss", "attack"), [("ce", apgd_ce), ("dlr", apgd_dlr)])
 def test_apgd(
     loss: str,
@@ -153,15 +164,16 @@ def test_apgd(
     threat: ThreatModel,
     steps: int,
     torchattacks: Any,
-    network: nn.Module,
-    known: Batch,
+    double: tuple[nn.Module, Batch],
 ):
     """Exact, once two differences are neutralised.
 
     torchattacks (like AutoAttack, whose code it has) scales the start to the ball's surface, and takes the loss
     before the first step for 0, its buffer's initial value; planish compares with the loss at the start.
-    Fewer steps in L2: on a converged example rounding decides whether the loss rose, and so the next step.
+    In float64, and in L2 fewer steps in a smaller ball: on a converged example, and where DLR is 1, its largest value
+    and flat, rounding decides whether the loss rose, and so the next step.
     """
+    network, known = double
     peer = torchattacks.APGD(network, norm=threat.name, eps=threat.radius, steps=steps, loss=loss)
     clean, *iterates = asked(network, lambda: peer(known.x, known.labels))
     assert torch.equal(clean, known.x) and len(iterates) == steps + 1
@@ -171,13 +183,14 @@ def test_apgd(
 @pytest.mark.parametrize(("threat", "steps"), [(Linf(0.1), 24), (L2(0.6), 12)], ids=["Linf", "L2"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_apgd_towards_a_target(
-    rank: int, threat: ThreatModel, steps: int, torchattacks: Any, network: nn.Module, known: Batch
+    rank: int, threat: ThreatModel, steps: int, torchattacks: Any, double: tuple[nn.Module, Batch]
 ):
     """Target by target; the two differences of `test_apgd` are neutralised.
 
     In L2 torchattacks takes the first image's step size for all: there every image goes alone. It asks for the clean
     logits in every run, to rank the classes again.
     """
+    network, known = double
     peer = torchattacks.APGDT(network, norm=threat.name, eps=threat.radius, steps=steps, n_classes=4)
     peer.target_class, attack = rank + 1, Targeted(AutoPGD(), steps, Ranked(rank), dlr_toward)
     for rows in torch.arange(8).split(8 if threat.name == "Linf" else 1):

@@ -173,7 +173,8 @@ def test_restarts_begin_elsewhere_and_are_never_worse(threat: ThreatModel, knowi
     network = knowing.network
     once, often = (nearest(Fab(6, restarts, final=0), network, known, threat) for restarts in (1, 5))
     assert (often.distance <= once.distance).all() and torch.equal(often.passes, 5 * once.passes)
-    assert (often.distance < 0.95 * once.distance).any() == (threat.name == "L2")
+    hasty, again = (nearest(Fab(1, restarts, final=0), network, known, threat).distance for restarts in (1, 5))
+    assert (again <= hasty).all() and (again < 0.95 * hasty).any()
     points = asked(network, lambda: nearest(Fab(2, 3, final=0), network, known, threat))
     assert torch.equal(points[1], known.x)
     best = nearest(Fab(2, 1, final=0), network, known, threat).distance

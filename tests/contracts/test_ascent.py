@@ -164,6 +164,19 @@ def test_looking_rarely_for_arrivals_changes_only_the_passes(
     torch.testing.assert_close(every.x_adv, rarely.x_adv)
 
 
+@pytest.mark.parametrize("height", [-0.5, 0.5])
+def test_a_clean_image_of_known_score_must_be_beaten(height: float):
+    """Image 0 is best where it stands, image 1 a step later, and image 2's clean score is above all that comes."""
+    x, moments = torch.full((3, 1, 1, 1), 0.4), torch.arange(3)
+    clean = torch.tensor([height, height - 1, 5.0])
+    found = search(counting_up(moments, height), x, Linf(0.4), Steepest(0.25), 4, clean=clean)
+    assert found.step.tolist() == [-1, 1, -1] and found.score.tolist() == [height, height, 5.0]
+    torch.testing.assert_close(found.x_adv.flatten(), torch.tensor([0.4, 0.5, 0.4]))
+    assert found.passes.tolist() == ([9, 9, 2] if height < 0 else [2, 4, 2])
+    elsewhere = search(counting_up(moments, height), x, Linf(0.4), Steepest(0.25), 4, start=x + 0.1, clean=clean)
+    assert elsewhere.step.tolist() == [-1, 0, -1]
+
+
 @EVERY
 def test_the_score_belongs_to_the_point(rule: StepRule, smooth: nn.Module, batch: Batch):
     x = batch.x.double()

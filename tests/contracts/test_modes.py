@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
 
 from planish.batch import Batch
+from planish.errors import BadInput
 from planish.modes import (
     attacked,
     batch_norms,
     collecting,
     detached,
     evaluating,
+    every_module,
     fixed_statistics,
     frozen,
     reusing,
@@ -132,6 +135,104 @@ def test_collecting_has_the_derivatives_of_plain_batch_norm(affine: bool):
 
     for found, expected in zip(second(collected), second(lambda x: norm(x).tanh()), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.fixture
+def settled() -> nn.Module:
+    """Batch norms of every kind with statistics and weights that are no round numbers, in evaluation mode."""
+    layers = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5, affine=False)]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(80, 7), nn.BatchNorm1d(7), nn.Linear(7, 4))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for norm in batch_norms(network):
+            for value in (*norm.parameters(), *norm.buffers()):
+                if value.is_floating_point():
+                    value.uniform_(0.5, 2.0, generator=generator)
+    return network.eval()
+
+
+def logits_and_gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf)
+    return logits.detach(), torch.autograd.grad(logits[:, 1].sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_attacked_batch_norms_are_the_same_maps(
+    dtype: torch.dtype, memory_format: torch.memory_format, settled: nn.Module, batch: Batch
+):
+    """Their slow twin is PyTorch's own batch norm; the graph holds no batch norm and keeps nothing for one."""
+    model = settled.to(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = batch.x.to(dtype).contiguous(memory_format=memory_format)
+    logits, gradient = logits_and_gradient(model, x)
+    with attacked(model), attacked(model):
+        found, slope = logits_and_gradient(model, x)
+        graph = str(model[:2](x.clone().requires_grad_()).grad_fn)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(found, logits, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(slope, gradient, rtol=tolerance, atol=tolerance)
+    assert "Addcmul" in graph and not any("forward" in vars(module) for module in model.modules())
+
+
+def test_attacked_batch_norms_see_parameters_that_are_lent_to_them(settled: nn.Module, batch: Batch):
+    lent = {name: parameter.detach() * 1.5 for name, parameter in settled.named_parameters()}
+    expected = functional_call(settled, lent, (batch.x,))
+    with attacked(settled):
+        assert torch.equal(functional_call(settled, lent, (batch.x,)), expected)
+        assert not torch.allclose(settled(batch.x), expected)
+
+
+class Activated(nn.BatchNorm2d):
+    """A batch norm with an activation inside, as timm has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_attacked_leaves_a_batch_norm_with_a_forward_of_its_own_alone(settled: nn.Module, batch: Batch):
+    settled[1] = Activated(6).eval()  # type: ignore[index]
+    settled[7].forward = lambda x: 2 * x  # type: ignore[index, method-assign]
+    expected, own = settled(batch.x), settled[7].forward  # type: ignore[index]
+    with attacked(settled):
+        torch.testing.assert_close(settled(batch.x), expected, rtol=1e-5, atol=1e-5)
+    assert settled[7].forward is own  # type: ignore[index]
+
+
+def test_a_batch_norm_that_does_more_is_not_collected():
+    """Its activation was dropped, without a word, from LLR's passes."""
+    with pytest.raises(BadInput, match="Activated has a forward of its own"), collecting(nn.Sequential(Activated(6))):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["narrow", "batch statistics", "replicated", "compiled", "autocast"])
+def test_attacked_asks_the_batch_norm_itself(kind: str, settled: nn.Module, batch: Batch):
+    """Where its map is not constant, not exact, or where a copy of it runs."""
+    x, model = batch.x, settled
+    if kind == "narrow":
+        model, x = settled.bfloat16(), batch.x.bfloat16()
+    elif kind == "batch statistics":
+        for norm in batch_norms(settled):
+            norm.running_mean = norm.running_var = None
+    elif kind == "replicated":
+        model = nn.DataParallel(settled)
+    elif kind == "compiled":
+        model = nn.Sequential(torch.compile(settled, backend="eager"))
+    expected = logits_and_gradient(model, x)
+    with attacked(model), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        assert kind == "autocast" or not any("forward" in vars(norm) for norm in batch_norms(model))
+        found = logits_and_gradient(model, x)
+    loose = {"rtol": 0.1, "atol": 0.2} if kind == "autocast" else {"rtol": 0, "atol": 0}
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.to(other.dtype), other, **loose)
+
+
+def test_every_module_is_what_modules_yields(model: nn.Module):
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(model, shared, nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared)))
+    model.register_module("nothing", None)
+    found = every_module(model)
+    assert len(found) == len(set(found)) and set(found) == set(model.modules())
 
 
 def test_reusing_treats_each_example_alone(model: nn.Module, batch: Batch):

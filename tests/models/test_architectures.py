@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planish.models import build
+from planish.models import Pointwise, build, corrupts_memory
 from planish.models.resnet import Denoising, Residual
 from planish.models.resnext import Branches
 from planish.modes import autocast, batch_norms
@@ -280,3 +280,25 @@ def test_resnext_s_logits_pass_a_batch_norm(logits: str, check: Callable[[Tensor
     assert check(z)
     if logits == "plain":
         torch.testing.assert_close(z.std(0, correction=0), torch.ones(5), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(8, 2), (7, 2), (7, 3), (5, 1)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_pointwise_convolution_is_the_strided_one(side: int, stride: int, memory_format: torch.memory_format):
+    """Also channels last, where PyTorch's own corrupted memory: narrow residual networks aborted in training."""
+    plain, ours = nn.Conv2d(3, 4, 1, stride, bias=False), Pointwise(3, 4, stride)
+    ours.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, side, side, requires_grad=True)
+    expected, found = plain(x), ours(x.contiguous(memory_format=memory_format))
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        *(torch.autograd.grad(y.tanh().sum(), [x, layer.weight]) for y, layer in ((found, ours), (expected, plain))),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@EVERY
+def test_no_layer_corrupts_memory(case: str):
+    name, options = TINY[case]
+    assert not any(map(corrupts_memory, build(name, classes=4, channels=1, **options).modules()))

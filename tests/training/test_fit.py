@@ -15,6 +15,7 @@ from planish.methods.llr import LLR
 from planish.methods.seat import Seat
 from planish.methods.standard import Standard
 from planish.methods.trades import Trades
+from planish.models import corrupts_memory
 from planish.state import State
 from planish.threat import Linf, ThreatModel
 from planish.training import EpochRecord, Settings, fit, learning_rate, start
@@ -267,6 +268,18 @@ def test_memory_format(model: nn.Module, batch: Batch, channels_last: bool):
     model[0] = nn.Conv2d(2, 4, 3, padding=1)  # type: ignore[index]
     train(model, batch, replace(PLAIN, channels_last=channels_last))
     assert set(seen) == {channels_last}
+
+
+def test_a_layer_that_would_corrupt_memory_is_trained_in_its_own_layout(batch: Batch):
+    """PyTorch aborts in the weight gradient of a narrow strided 1x1 convolution whose images lie channels last."""
+    seen: list[bool] = []
+    narrow = nn.Conv2d(2, 4, 1, 2, bias=False)
+    narrow.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].is_contiguous()))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), narrow, nn.Flatten(), nn.Linear(64, 4))
+    train(model, batch, PLAIN)
+    assert corrupts_memory(narrow) and len(seen) > 1 and all(seen)
+    assert not any(map(corrupts_memory, (nn.Conv2d(16, 4, 1, 2), nn.Conv2d(2, 4, 3, 2), nn.Conv2d(2, 4, 1), model)))
+    assert corrupts_memory(nn.Conv2d(32, 4, 1, 2, groups=4))
 
 
 def test_synchronized_batch_norm_has_no_second_derivative(model: nn.Module, batch: Batch):

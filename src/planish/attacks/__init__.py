@@ -220,16 +220,10 @@ def _owned(found: Adversarials) -> Adversarials:
     return Adversarials(*(part.clone() for part in found))
 
 
-def merged(clean: Adversarials, found: Searched) -> Adversarials:
-    """Return the clean images (N, ...) with what was found in place of those for which it is worse."""
-    better = found.score > clean.score
-    return clean._replace(
-        x_adv=torch.where(per_image(better, clean.x_adv), found.x_adv, clean.x_adv),
-        score=torch.where(better, found.score, clean.score),
-        leaf=better.long() - 1,
-        step=torch.where(better, found.step, 0),
-        passes=found.passes,
-    )
+def as_leaf(found: Searched, target: Tensor) -> Adversarials:
+    """Return what one attack's search found, with the classes that it aimed at, as the record of that attack."""
+    leaf, step = found.step.clamp(max=0), found.step.clamp(min=0)
+    return Adversarials(found.x_adv, found.score, target, leaf, step, found.passes)
 
 
 def run(
@@ -271,7 +265,7 @@ def run(
                     found = leaf(model, some, threat, generator=seeded(seed))
                 if precision != "float32":
                     found = _settled(found, leaf, model, some, threat, seed)
-                best = _kept(best, part, found, number)
+                _keep(best, part, found, number)
                 if report is not None:
                     report(int((best.score >= 0).sum()), len(rows) - start - len(part))
                 if keep is not None:
@@ -308,25 +302,21 @@ def _settled(
     found = found._replace(score=exact, passes=found.passes + 1)
     rows = doubtful.nonzero().squeeze(1)
     if len(rows):
-        again = leaf(model, batch.select(rows), threat, generator=seeded(seed))
-        found = _kept(found, rows, again, 0)
+        found = _owned(found)
+        _keep(found, rows, leaf(model, batch.select(rows), threat, generator=seeded(seed)), 0)
     return found
 
 
-def _kept(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> Adversarials:
-    """Return the best with what was found for these rows where its score is larger; passes add up.
-
-    A part of the rows is written in place: there may be far more others.
-    """
+def _keep(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> None:
+    """Enter what was found for these rows of the best where its score is larger, in place; passes add up."""
     whole = len(rows) == len(best.score)
     old = best if whole else chosen(best, rows)
     better = found.score > old.score
     new = found._replace(leaf=torch.full_like(found.leaf, leaf))
-    worse = Adversarials(
-        *(torch.where(per_image(better, value), value.to(had.dtype), had) for value, had in zip(new, old, strict=True))
-    )._replace(passes=old.passes + found.passes)
-    if whole:
-        return worse
-    for kept, value in zip(best, worse, strict=True):
-        kept.index_copy_(0, rows, value)
-    return best
+    passes = old.passes + found.passes
+    for had, value in zip(old, new, strict=True):
+        torch.where(per_image(better, value), value.to(had.dtype), had, out=had)
+    old.passes.copy_(passes)
+    if not whole:
+        for kept, part in zip(best, old, strict=True):
+            kept.index_copy_(0, rows, part)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.ascent import Score, ascend, search
-from planish.attacks import Adversarials, Attack, Misclassifies, Worst, merged, untouched, with_logits
+from planish.attacks import Adversarials, Attack, Misclassifies, Worst, as_leaf, with_logits
 from planish.batch import Batch
 from planish.errors import BadInput, at_least
 from planish.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
@@ -142,15 +142,17 @@ def _searched(
     """Search the ball from the attack's start; the clean image stays where no iterate is worse for the model."""
     with attacked(model):
         batch = with_logits(model, batch)
-        clean = untouched(attack, batch)
+        assert batch.logits is not None
+        score, targets = attack.goal(batch)
         start = _start(attack.start, model, batch, threat, generator)
 
         def aim(rows: Tensor) -> tuple[Objective, Score]:
-            labels, target = batch.labels[rows], clean.target[rows]
+            labels, target = batch.labels[rows], targets[rows]
             return of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
-        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start)
-    return merged(clean, found._replace(passes=found.passes + START_PASSES[attack.start]))
+        clean = score(batch.logits)
+        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=clean)
+    return as_leaf(found._replace(passes=found.passes + START_PASSES[attack.start]), targets)
 
 
 def _start(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.ascent import guess
-from planish.attacks import Adversarials, Misclassifies, merged, untouched, with_logits
+from planish.attacks import Adversarials, Misclassifies, as_leaf, with_logits
 from planish.batch import Batch
 from planish.errors import at_least
 from planish.modes import attacked
@@ -37,7 +37,7 @@ class Noise(Misclassifies):
 
         with attacked(model):
             batch = with_logits(model, batch)
-            return merged(untouched(self, batch), guess(propose, model, batch, self.samples))
+            return as_leaf(guess(propose, model, batch, self.samples), self.goal(batch)[1])
 
 
 COMPONENTS = {"noise": Noise}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.ascent import Score, search
-from planish.attacks import Adversarials, Misclassifies, merged, untouched, with_logits
+from planish.attacks import Adversarials, Misclassifies, as_leaf, with_logits
 from planish.batch import Batch
 from planish.errors import BadInput, at_least
 from planish.losses import margin
@@ -49,10 +49,12 @@ class Smoothed(Misclassifies):
 
         with attacked(model):
             batch = with_logits(model, batch)
-            found = search(aim, batch.x, threat, GLIDE, self.steps)
+            assert batch.logits is not None
+            score, targets = self.goal(batch)
+            found = search(aim, batch.x, threat, GLIDE, self.steps, clean=score(batch.logits))
         ascended, last = found.passes // 2, found.passes % 2
         passes = ascended * (2 * self.copies + 1) + last * (self.copies + 1)
-        return merged(untouched(self, batch), found._replace(passes=passes))
+        return as_leaf(found._replace(passes=passes), targets)
 
     def _noise(self, batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
         """Return the noises, (copies, N, ...)."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.ascent import guess
-from planish.attacks import Adversarials, Misclassifies, merged, untouched, with_logits
+from planish.attacks import Adversarials, Misclassifies, as_leaf, with_logits
 from planish.batch import Batch
 from planish.errors import BadInput, at_least
 from planish.modes import attacked
@@ -65,7 +65,7 @@ class Square(Misclassifies):
 
         with attacked(model):
             batch = with_logits(model, batch)
-            return merged(untouched(self, batch), guess(propose, model, batch, self.queries))
+            return as_leaf(guess(propose, model, batch, self.queries), self.goal(batch)[1])
 
     def share(self, candidate: int) -> float:
         """Return the share of the image that the window of a candidate covers; candidates count from 0."""

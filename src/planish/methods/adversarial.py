@@ -11,7 +11,7 @@ from planish.batch import Batch
 from planish.errors import at_least
 from planish.losses import cross_entropy, quadratic_bound, smoothed_cross_entropy
 from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import evaluating, fixed_statistics, frozen
+from planish.modes import attacked, fixed_statistics, frozen
 from planish.objectives import loss_of, of
 from planish.randomness import draws
 from planish.rules import Steepest
@@ -70,7 +70,7 @@ class Adversarial(Plain):
         objective = of(model, loss_of(cross_entropy, batch.labels))
         reach = threat.scaled(self.reach_in_radii)  # which the box may cut short; the step stays as long as it is
         rule = Steepest(self.step_in_radii * (threat.radius / reach.radius if reach.radius else 1.0))
-        mode = fixed_statistics if self.batch_norm == "train" else evaluating
+        mode = fixed_statistics if self.batch_norm == "train" else attacked
         with mode(model), frozen(model):
             return ascend(objective, batch.x, reach, rule, self.steps, start=start)
 

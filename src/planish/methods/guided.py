@@ -12,7 +12,7 @@ from planish.batch import Batch
 from planish.errors import at_least
 from planish.losses import cross_entropy, wide
 from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import evaluating, frozen, full_precision
+from planish.modes import attacked, full_precision
 from planish.objectives import loss_of, of, plus
 from planish.randomness import draws
 from planish.rules import Steepest
@@ -61,7 +61,7 @@ class Guided(Plain, ABC):
         if weight > 0:
             term = plus(term, weight, lambda x_adv, logits: self.distance(logits, clean))
         start = threat.scaled(0.5).corner(batch.x, draws(batch.x, moment.generator))
-        with evaluating(model), frozen(model):
+        with attacked(model):
             return ascend(of(model, term), batch.x, threat, Steepest(1.0), 1, start=start)
 
 

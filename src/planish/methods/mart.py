@@ -10,7 +10,7 @@ from planish.batch import Batch
 from planish.errors import at_least
 from planish.losses import MASKED, cross_entropy, divergence, wide
 from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import evaluating, frozen
+from planish.modes import attacked
 from planish.objectives import loss_of, of
 from planish.randomness import draws
 from planish.rules import Steepest
@@ -50,7 +50,7 @@ class Mart(Plain):
     def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
         objective = of(model, loss_of(cross_entropy, batch.labels))
-        with evaluating(model), frozen(model):
+        with attacked(model):
             return ascend(objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start)
 
 

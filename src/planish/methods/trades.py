@@ -10,7 +10,7 @@ from planish.batch import Batch
 from planish.errors import at_least
 from planish.losses import cross_entropy, divergence
 from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import evaluating, frozen
+from planish.modes import attacked
 from planish.objectives import divergence_from, of
 from planish.randomness import draws
 from planish.rules import Steepest
@@ -47,7 +47,7 @@ class Trades(Plain):
 
     def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
-        with evaluating(model), frozen(model):
+        with attacked(model):
             with torch.no_grad():
                 target = model(batch.x)
             objective = of(model, divergence_from(target))

@@ -36,6 +36,32 @@ class Normalized(nn.Module):
         return logits
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution without bias of every stride-th pixel in both directions, as a plain one of those pixels.
+
+    PyTorch's own strided one corrupts memory on CPUs: see `corrupts_memory`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, bias=False)
+        self.every = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the convolution, (N, outputs, ceil(H / stride), ceil(W / stride))."""
+        return super().forward(x[..., :: self.every, :: self.every])
+
+
+def corrupts_memory(module: nn.Module) -> bool:
+    """Return whether this layer's weight gradient writes out of bounds on a CPU if its images lie channels last.
+
+    PyTorch 2.13's strided 1x1 convolutions of fewer input channels than a vector register has places (8, or 16 with
+    AVX-512) do; the process then dies, now or later, with "double free or corruption" or "corrupted size".
+    """
+    if not isinstance(module, nn.Conv2d) or set(module.kernel_size) != {1}:
+        return False
+    return max(module.stride) > 1 and module.in_channels // module.groups < 16
+
+
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
     """Return a new network of a registered name, "package.module:function", "file.py:function", "timm:..." or "hf:...".
 

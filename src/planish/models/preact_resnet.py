@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from planish.errors import BadInput
+from planish.models import Pointwise
 from planish.models.activations import activation as activation_of
 
 
@@ -19,7 +20,7 @@ class PreActBlock(nn.Module):
         self.norm2, self.act2 = nn.BatchNorm2d(outputs), activation_of(activation)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         same = stride == 1 and inputs == outputs
-        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.shortcut = None if same else Pointwise(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.errors import BadInput
+from planish.models import Pointwise
 from planish.models.activations import activation as activation_of
 
 Size = Literal[32, 64, 224]
@@ -22,7 +23,10 @@ Body = Callable[[int, int, int, str], nn.Sequential]
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """Return a convolution without bias, normal with variance 2 / fan-out (He et al. 2015)."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    if kernel == 1:
+        layer: nn.Conv2d = Pointwise(inputs, outputs, stride)
+    else:
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 
