@@ -34,7 +34,7 @@ ORDER = [
     "runs",
     "auditing quickstart reproduce",
     "comparing",
-    "arguments terminal",
+    "arguments memory terminal",
     "reproducing",
     "cli",
 ]

@@ -29,6 +29,7 @@ from planish.arguments import (
     origin,
 )
 from planish.errors import BadInput, nearest
+from planish.memory import keep_freed
 from planish.reproducing import reproduce
 from planish.terminal import (
     alarm_words,
@@ -58,6 +59,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
+        keep_freed()
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
