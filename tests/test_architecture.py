@@ -34,7 +34,7 @@ ORDER = [
     "runs",
     "auditing quickstart reproduce",
     "comparing",
-    "arguments memory terminal",
+    "alone arguments memory terminal",
     "reproducing",
     "cli",
 ]
@@ -42,8 +42,8 @@ ORDER = [
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SHARED = {"models.activations"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
-    "audit.record", "checkpoints", "data.cache", "distances", "experiment", "kept", "portraits", "report.distances",
-    "report.page", "reproduce.measured", "reproduce.numbers", "reproduce.pages", "results",
+    "alone", "audit.record", "checkpoints", "data.cache", "distances", "experiment", "kept", "portraits",
+    "report.distances", "report.page", "reproduce.measured", "reproduce.numbers", "reproduce.pages", "results",
 }  # fmt: skip
 
 

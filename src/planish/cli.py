@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from planish.alone import alone
 from planish.arguments import (
     BuiltBy,
     Data,
@@ -99,7 +100,7 @@ def quickstart(
     from planish.training import EpochRecord
 
     torch.set_num_threads(1)  # faster on networks this small, and the same figures whatever the machine
-    with progress_bars(quiet) as bars:
+    with alone(out), progress_bars(quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: Stage) -> None:
@@ -145,7 +146,7 @@ def train(
     experiment = experiment_of(config, named, set_ or [])
     records = run(experiment, out, device=chosen_device(device), resume=resume)
     last: dict[str, Any] = {}
-    with progress_bars(quiet) as bars:
+    with alone(out), progress_bars(quiet) as bars:
         task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
         for record in records:
             last = {"epoch": record.epoch, **record.metrics}
@@ -192,7 +193,7 @@ def evaluate(
     device = chosen_device(device)
     judged = subject(model, device, built_by)
     judged = replace(judged, name=name or judged.name)
-    with progress_bars(quiet) as bars:
+    with alone(out), progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
 
         def on_chunk(update: "Update") -> None:
@@ -236,7 +237,7 @@ def audit(
     device = chosen_device(device)
     judged = subject(model, device, built_by)
     judged = replace(judged, name=name or judged.name)
-    with progress_bars(quiet) as bars:
+    with alone(out), progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(checks()), note="clean")
 
         def on_chunk(update: "Update") -> None:
@@ -281,7 +282,7 @@ def distances(
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
     judged = subject(model, chosen_device(device), built_by)
-    with progress_bars(quiet) as bars:
+    with alone(out), progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(names), note=names[0])
         found: Distances | None = None
         for found in measure(judged, task, out, device=chosen_device(device), resume=resume):

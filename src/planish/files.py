@@ -54,6 +54,15 @@ def write_json(document: Mapping[str, Any], path: str | Path) -> None:
     write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", path)
 
 
+def open_for_a_lock(path: Path) -> int:
+    """Return a handle on a file whose content nobody reads; it is made, with its folders, if it is not there.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def remove(path: Path) -> None:
     """Remove a file, if it is there."""
     path.unlink(missing_ok=True)

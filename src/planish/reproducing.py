@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from planish.alone import alone
 from planish.arguments import Device, Json, Out, Quiet, chosen_device, names_in
 from planish.errors import BadInput
 from planish.terminal import console, epoch_words, print_json, print_rows, progress_bars, record_words, update_words
@@ -72,7 +73,7 @@ def _overview(table: str | None, out: Path, page: Path | None, json_: bool) -> N
 def _run(job: "Job", rows: tuple[str, ...], quiet: bool) -> None:
     from planish.reproduce import reproduce as run
 
-    with progress_bars(quiet) as bars:
+    with alone(job.out), progress_bars(quiet) as bars:
         bar = bars.add_task(job.table.name, total=None, note="")
 
         def on_chunk(name: str) -> "OnChunk":

@@ -1,0 +1,67 @@
+"""Two commands do not work in one folder at once."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planish.alone import alone
+from planish.errors import BadInput
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from planish.alone import alone
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANISH_HOME", str(tmp_path / "home"))
+
+
+def test_a_second_one_is_turned_away_and_a_killed_one_leaves_nothing_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        monkeypatch.chdir(tmp_path)
+        for name in (folder, Path("run"), tmp_path / "elsewhere" / ".." / "run"):
+            with pytest.raises(BadInput, match="another planish is at work in"), alone(name):
+                pass
+        with alone(tmp_path / "other"):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(20)
+        with alone(folder):
+            pass
+    assert not folder.exists()
+
+
+def test_an_error_inside_unlocks(tmp_path: Path):
+    with pytest.raises(KeyError), alone(tmp_path):
+        raise KeyError("inside")
+    with alone(tmp_path):
+        pass
+
+
+def test_a_cache_that_cannot_be_written_locks_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PLANISH_HOME", str(tmp_path / "file"))
+    with alone(tmp_path), alone(tmp_path):
+        pass
+
+
+def test_the_command_line_says_so_and_touches_nothing(tmp_path: Path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "planish.cli", "train", "--data", "digits", "--out", str(out), "--quiet"]
+    with alone(out):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (2, "") and not out.exists()
+    assert "another planish is at work in" in done.stderr and "Traceback" not in done.stderr
