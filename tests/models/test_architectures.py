@@ -302,3 +302,9 @@ def test_a_pointwise_convolution_is_the_strided_one(side: int, stride: int, memo
 def test_no_layer_corrupts_memory(case: str):
     name, options = TINY[case]
     assert not any(map(corrupts_memory, build(name, classes=4, channels=1, **options).modules()))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_residual_networks_can_be_scripted():
+    model, x = build("preact-resnet-18", classes=4, channels=1, width=2).eval(), torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
