@@ -203,6 +203,17 @@ def test_images_that_are_lost_already_are_not_attacked(
         assert moved.sum() >= min(rising(name)[0], int((~reached).sum())) / 2
 
 
+def test_clean_logits_and_images_with_a_graph_are_taken_without_it(
+    name: str, make_attack: Make, knowing: nn.Module, known: Batch, threat: ThreatModel
+):
+    """As they come from a training loop."""
+    attack, x = make_attack(name), known.x.clone().requires_grad_()
+    tied = known._replace(x=x, logits=knowing.network.eval()(x))
+    found = chunked(attack, knowing.network, tied, threat)
+    assert not any(part.requires_grad for part in found) and x.grad is None
+    assert same(found, chunked(attack, knowing.network, known._replace(logits=tied.logits.detach()), threat))
+
+
 def test_no_image_is_left(name: str, make_attack: Make, knowing: nn.Module, known: Batch, threat: ThreatModel):
     empty = known.select(slice(0, 0))
     found = chunked(make_attack(name), knowing, empty._replace(logits=torch.zeros(0, 4)), threat)

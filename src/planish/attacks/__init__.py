@@ -84,9 +84,10 @@ class DistanceAttack(Protocol):
 
 
 def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
-    """Return the batch with its clean logits; they are computed only if it has none."""
+    """Return the batch with its clean logits, all without a graph; they are computed only if it has none."""
+    batch = batch._replace(x=batch.x.detach())
     if batch.logits is not None:
-        return batch
+        return batch._replace(logits=batch.logits.detach())
     with torch.no_grad():
         return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, chunk)]))
 
