@@ -18,25 +18,34 @@ def alone(folder: Path) -> Iterator[None]:
     process leaves nothing locked. Raises BadInput where another command is at work. Without file locks (Windows) or a
     cache that can be written, nothing is kept out.
     """
+    handle = _opened(folder)
+    try:
+        if handle is not None:
+            _lock(handle, folder)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _opened(folder: Path) -> int | None:
+    """Return a handle on the folder's lock file; None if there can be none."""
+    from planish.files import open_for_a_lock
+
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
+    try:
+        return open_for_a_lock(home() / "locks" / digest[:32])
+    except OSError:
+        return None
+
+
+def _lock(handle: int, folder: Path) -> None:
+    """Lock the file where its system can. Raises BadInput if it is locked."""
     try:
         import fcntl
 
-        from planish.files import open_for_a_lock
-
-        handle = open_for_a_lock(_place(folder))
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"another planish is at work in {folder}; wait for it, or name another --out") from None
     except (ImportError, OSError):
-        yield
         return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(f"another planish is at work in {folder}; wait for it, or name another --out") from None
-        yield
-    finally:
-        os.close(handle)
-
-
-def _place(folder: Path) -> Path:
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
-    return home() / "locks" / digest[:32]

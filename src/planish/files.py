@@ -60,7 +60,7 @@ def open_for_a_lock(path: Path) -> int:
     Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def remove(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Two commands do not work in one folder at once."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def test_an_error_inside_unlocks(tmp_path: Path):
 def test_a_cache_that_cannot_be_written_locks_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PLANISH_HOME", str(tmp_path / "file"))
+    with alone(tmp_path), alone(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_locks_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
     with alone(tmp_path), alone(tmp_path):
         pass
 
