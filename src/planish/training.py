@@ -16,7 +16,7 @@ from planish.errors import BadInput, at_least
 from planish.guard import OFF, Guard, inspected
 from planish.methods import Method, Moment, TrainingLoss
 from planish.models import corrupts_memory
-from planish.modes import Precision, autocast, fixed_statistics
+from planish.modes import Precision, autocast, every_module, fixed_statistics
 from planish.randomness import seeded
 from planish.state import State
 from planish.threat import ThreatModel
@@ -300,7 +300,7 @@ def _add(sums: dict[str, Tensor], loss: TrainingLoss, batch: Batch) -> None:
 
 
 def _lies_channels_last(model: nn.Module, settings: Settings) -> bool:
-    return settings.channels_last and not any(corrupts_memory(module) for module in model.modules())
+    return settings.channels_last and not any(map(corrupts_memory, every_module(model)))
 
 
 def _backward(bound: Bound, batch: Batch, settings: Settings, moment: Moment, together: int) -> TrainingLoss:

@@ -156,8 +156,16 @@ def double(network: nn.Module, known: Batch) -> Iterator[tuple[nn.Module, Batch]
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize(("threat", "steps"), [(Linf(0.1), 40), (L2(0.4), 16)], ids=["Linf", "L2"])
-@pytest.mark.parametrize(("loss", "attack"), [("ce", apgd_ce), ("dlr", apgd_dlr)])
+@pytest.mark.parametrize(
+    ("loss", "attack", "threat", "steps"),
+    [
+        ("ce", apgd_ce, Linf(0.1), 40),
+        ("ce", apgd_ce, L2(0.6), 16),
+        ("dlr", apgd_dlr, Linf(0.1), 40),
+        ("dlr", apgd_dlr, L2(0.4), 16),
+    ],
+    ids=["ce-Linf", "ce-L2", "dlr-Linf", "dlr-L2"],
+)
 def test_apgd(
     loss: str,
     attack: Callable[[int], Attack],
@@ -170,8 +178,8 @@ def test_apgd(
 
     torchattacks (like AutoAttack, whose code it has) scales the start to the ball's surface, and takes the loss
     before the first step for 0, its buffer's initial value; planish compares with the loss at the start.
-    In float64, and in L2 fewer steps in a smaller ball: on a converged example, and where DLR is 1, its largest value
-    and flat, rounding decides whether the loss rose, and so the next step.
+    In float64, with fewer steps in L2, and there a smaller ball for DLR: on a converged example, and where DLR is 1,
+    its largest value and flat, rounding decides whether the loss rose, and so the next step.
     """
     network, known = double
     peer = torchattacks.APGD(network, norm=threat.name, eps=threat.radius, steps=steps, loss=loss)
