@@ -19,7 +19,7 @@ def reproduce(
     table: Annotated[
         str | None, typer.Argument(help="Name of a table, see --list, or a TOML file of that form.")
     ] = None,
-    scale: Annotated[str, typer.Option(help="cpu, gpu or full: how far the paper's experiment is cut down.")] = "cpu",
+    scale: Annotated[str, typer.Option(help="cpu, small, gpu or full: how far it is cut down.")] = "cpu",
     rows: Annotated[str, typer.Option(help="Only these rows, with commas.")] = "",
     data: Annotated[
         str | None, typer.Option(help="Training data, its test data beside it: cifar10:PATH or a path.")
@@ -45,7 +45,7 @@ def reproduce(
     from planish.reproduce import table as table_of
 
     job = Job.of(table_of(table), scale, out, train=data, test=test_data, device=chosen_device(device))
-    chosen = chosen_rows(job.table, names_in(rows))
+    chosen = chosen_rows(job.table, names_in(rows), job.scale)
     if estimate:
         lines = estimate_rows(job, chosen)
         print_json({"headers": lines.headers, "rows": lines.rows, "about": lines.caption}) if json_ else print_rows(

@@ -28,7 +28,11 @@ PRINTED = {
 
 
 def test_every_table_has_as_many_rows_and_columns_as_in_its_paper():
-    assert {name: (len(table(name).rows), len(table(name).columns)) for name in table_names()} == PRINTED
+    printed = {
+        name: (sum(not row.beside for row in table(name).rows.values()), len(table(name).columns))
+        for name in table_names()
+    }
+    assert printed == PRINTED
 
 
 @pytest.mark.parametrize("name", table_names())

@@ -46,6 +46,26 @@ def test_every_cell_has_a_figure_or_a_reason(finished: Job):
     }  # fmt: skip
 
 
+def test_a_row_of_several_seeds_is_trained_with_each_and_its_weights_are_kept_on_the_way(job: Job):
+    columns = {"clean": job.table.columns["clean"]}
+    scale = replace(job.scale, seeds={"robust": 2}, snapshots=2, epochs=3, validation=8)
+    job = replace(job, table=replace(job.table, columns=columns, claims=()), scale=scale)
+    rows = chosen_rows(job.table, None, scale)
+    assert rows == ("robust", "plain")
+    kept, begun = job.folder("robust") / "snapshots", reproduce(job, rows)
+    steps = [next(begun), next(begun)]
+    (kept / "epoch-002.safetensors").unlink()  # as if killed between the epoch's end and the copy
+    steps += list(reproduce(job, rows))
+    assert list(dict.fromkeys(step.row for step in steps)) == ["robust", "robust.seed-1", "plain"]
+    assert [job.experiment(run).seed for run in ("robust", "robust.seed-1")] == [0, 1]
+    assert (job.folder("robust.seed-1") / "judged/planish/evaluation.npz").exists()
+    metrics = [json.loads(line) for line in (job.folder("robust") / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 3 and all("validation_robust_accuracy" in line for line in metrics)
+    assert [path.name for path in kept.iterdir()] == ["epoch-002.safetensors"]
+    last = (job.folder("robust") / "model.safetensors").read_bytes()
+    assert (kept / "epoch-002.safetensors").read_bytes() != last
+
+
 def test_what_is_finished_is_not_run_again(finished: Job):
     before = contents(finished.out)
     assert list(reproduce(finished, finished.table.trainable)) == []
@@ -108,7 +128,7 @@ def test_other_data_and_other_recipes_are_refused(
 def test_a_table_of_which_nothing_is_measured_is_refused(finished: Job):
     columns = {key: finished.table.columns[key] for key in ("steps", "bound")}
     with pytest.raises(BadInput, match="table-0 cannot be run: nobody knows it"):
-        chosen_rows(replace(finished.table, columns=columns, claims=()), None)
+        chosen_rows(replace(finished.table, columns=columns, claims=()), None, finished.scale)
 
 
 def test_estimate_falls_to_nothing(finished: Job, job: Job):

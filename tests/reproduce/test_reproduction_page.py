@@ -15,6 +15,7 @@ def test_the_page_is_up_to_date():
     documents = load_documents(KEPT)
     assert (ROOT / "docs/reproduction.md").read_text() == page_text([table(name) for name in table_names()], documents)
     for whole in documents:
-        assert set(whole["rows"]) == set(table(whole["table"]).rows)
+        rows = table(whole["table"]).rows
+        assert set(whole["rows"]) <= set(rows) and all(rows[name].beside for name in set(rows) - set(whole["rows"]))
         if f"images/{figure_name(whole)}" in (ROOT / "docs/reproduction.md").read_text():
             assert (ROOT / "docs/images" / figure_name(whole)).exists()

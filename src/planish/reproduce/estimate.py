@@ -87,7 +87,7 @@ def _done(job: Job, row: str, column: Column) -> bool:
 
 def _count(job: Job, row: str, split: str, limit: int | None) -> int:
     """Return how many images there are, by the data set's name where it is known."""
-    found = job.table.row(row).experiment
+    found = job.row(row).experiment
     assert found is not None
     known = (TRAINING if split == "train" else TEST).get(found.data.source)
     if known is None:
@@ -98,7 +98,7 @@ def _count(job: Job, row: str, split: str, limit: int | None) -> int:
 
 def _step_cost(job: Job, row: str) -> float:
     """Return standard steps that a training step costs, counted on the network at the smallest scale."""
-    full = job.table.row(row).experiment
+    full = job.row(row).experiment
     assert full is not None
     small = scaled(full, SCALES["cpu"])
     model = _model(small, job)
@@ -189,7 +189,7 @@ def attack_passes(attack: str | None, classes: int) -> float:
 
 def estimate_rows(job: Job, rows: Sequence[str]) -> Lines:
     """Return what is left to do of each row and of all, as a table."""
-    found = [(row, estimate(job, row)) for row in rows]
+    found = [(run, estimate(job, run)) for row in rows for run in job.scale.runs(row)]
     lines = [
         [
             (row, None),

@@ -38,7 +38,7 @@ def _pairs(own: Table, whole: dict[str, Any], key: str) -> dict[str, Pair]:
     """Return value, low, high and the paper's figure of every row that has a value."""
     found: dict[str, Pair] = {}
     for name, row in own.rows.items():
-        cell = whole["rows"][name]["figures"][key]
+        cell = whole["rows"].get(name, {}).get("figures", {}).get(key, {})
         if cell.get("value") is not None:
             value, low, high = (
                 cell["value"] if cell[part] is None else cell[part] for part in ("value", "low", "high")

@@ -52,6 +52,8 @@ def results_rows(own: Table, whole: dict[str, Any]) -> Lines:
     headers = ["Row", *(_header(own.columns[key]) if key in own.columns else key for key in keys)]
     lines: list[list[Cell]] = []
     for name, row in own.rows.items():
+        if name not in whole["rows"]:
+            continue  # it was added to the table after this document was written
         found = whole["rows"][name]["figures"]
         lines.append([(row.printed, None), *((_cell(found[key], row.paper.get(key)), None) for key in keys)])
     return table(_caption(own, whole), headers, lines)
@@ -160,6 +162,7 @@ def _table_part(own: Table) -> list[str]:
     facts = [*missing, *(f"- Not measured ({why}): {'; '.join(names)}." for why, names in unmeasured.items())]
     facts += [f"- {note}" for note in head.notes]
     facts += [f"- `{name}`: {note}" for name, row in own.rows.items() for note in row.notes]
+    facts += [f"- `{name}`: {row.beside}." for name, row in own.rows.items() if row.beside]
     facts += [
         f"- Contradicted by the paper: {claim.says}; {claim.contradicted}."
         for claim in own.claims

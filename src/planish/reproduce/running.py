@@ -6,20 +6,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planish import distances, results
-from planish.checkpoints import CONFIG, METRICS, PROVENANCE, WEIGHTS, copy_run
+from planish.checkpoints import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.configuration import Experiment, experiment_from, read
 from planish.distances import Distances
 from planish.errors import BadInput
 from planish.evaluation import OnChunk
 from planish.experiment import refuse_other_data, same_run, train, training_images
+from planish.files import write_bytes
 from planish.reproduce import numbers
 from planish.reproduce.numbers import Numbers
-from planish.reproduce.scales import Scale, attack_of, images_judged, scale_of, scaled
-from planish.reproduce.tables import Column, Table
+from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
+from planish.reproduce.tables import Column, Row, Table
 from planish.results import Evaluation
 from planish.runs import DISTANCES, EVALUATION, Task, distance_attacks, judge, measure, named_attacks, subject
 from planish.suites import Suite
 from planish.training import EpochRecord
+
+SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,16 @@ class Job:
         return self.out / f"source.{name}"
 
     def experiment(self, row: str) -> Experiment:
-        """Return the row's training at this scale. Raises BadInput if planish cannot."""
-        found = self.table.row(row)
+        """Return the training of a row, or of another seed of it, at this scale. Raises BadInput if planish cannot."""
+        found, (_, _, seed) = self.row(row), row.partition(SEED)
         if found.experiment is None:
             raise BadInput(f"{self.table.name} {row} cannot be trained: {found.missing}")
-        return scaled(found.experiment, self.scale, self.train)
+        experiment = scaled(found.experiment, self.scale, self.train)
+        return replace(experiment, seed=experiment.seed + int(seed or 0))
+
+    def row(self, run: str) -> Row:
+        """Return the row that a training belongs to. Raises BadInput."""
+        return self.table.row(run.partition(SEED)[0])
 
     def columns(self) -> dict[str, Column]:
         """Return the table's columns, and planish's own suite where rows are judged in a ball."""
@@ -82,18 +90,21 @@ class Step:
     event: EpochRecord | Evaluation | Distances | Numbers
 
 
-def chosen_rows(table: Table, rows: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the rows to run: those named, or all that planish can train. Raises BadInput if nothing is measured."""
+def chosen_rows(table: Table, rows: Sequence[str] | None, scale: Scale) -> tuple[str, ...]:
+    """Return the rows to run: those named, or all that planish can train, in the scale's order.
+
+    Raises BadInput if nothing is measured.
+    """
     if all(column.measure in ("given", "missing") for column in table.columns.values()):
         raise BadInput(f"{table.name} cannot be run: {next(filter(None, (c.why for c in table.columns.values())))}")
     for name in rows or ():
         if table.row(name).experiment is None:
             raise BadInput(f"{table.name} {name} cannot be trained: {table.row(name).missing}")
-    return tuple(rows) if rows else table.trainable
+    return tuple(rows) if rows else (*scale.seeds, *(row for row in table.trainable if row not in scale.seeds))
 
 
 def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] | None = None) -> Iterator[Step]:
-    """Train and judge the rows; yield after each epoch and each attack, all saved by then.
+    """Train and judge the rows, each with all its seeds; yield after each epoch and each attack, all saved by then.
 
     A training that another row or table has finished at this scale, in the folder beside, is copied, not run again.
     Raises BadInput, before anything is written, if a folder holds a run of another configuration or of other data.
@@ -106,11 +117,26 @@ def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] 
         if not (folder / CONFIG).exists() and (other := twin(job, experiment)):
             copy_run(other, folder)
         if not trained(folder, experiment):
-            for record in train(experiment, folder, device=job.device, resume=True):
+            for record in _trained(job, folder, experiment):
                 yield Step(name, record)
-        if name in rows:
+        if not name.startswith("source."):
             for found in _judged(job, name, None if on_chunk is None else on_chunk(name)):
                 yield Step(name, found)
+
+
+def _trained(job: Job, folder: Path, experiment: Experiment) -> Iterator[EpochRecord]:
+    """Train, and keep the weights every so many epochs."""
+    _snapshot(job, folder)
+    for record in train(experiment, folder, device=job.device, resume=True):
+        _snapshot(job, folder)
+        yield record
+
+
+def _snapshot(job: Job, folder: Path) -> None:
+    """Keep the weights of the last whole epoch, if it is one of those to be kept."""
+    epoch = len((folder / METRICS).read_text().splitlines()) if (folder / RESUME).exists() else 0
+    if epoch and job.scale.snapshots and epoch % job.scale.snapshots == 0:
+        write_bytes((folder / WEIGHTS).read_bytes(), folder / SNAPSHOTS / f"epoch-{epoch:03}.safetensors")
 
 
 def _runs(job: Job, rows: Sequence[str]) -> dict[str, tuple[Path, Experiment]]:
@@ -118,7 +144,7 @@ def _runs(job: Job, rows: Sequence[str]) -> dict[str, tuple[Path, Experiment]]:
     needed = {column.source for column in job.columns().values() if column.source is not None and _carried(column)}
     runs = {name: (job.source(name), scaled(job.table.sources[name], job.scale, job.train)) for name in sorted(needed)}
     return {f"source.{name}": run for name, run in runs.items()} | {
-        name: (job.folder(name), job.experiment(name)) for name in rows
+        name: (job.folder(name), job.experiment(name)) for row in rows for name in job.scale.runs(row)
     }
 
 
@@ -177,7 +203,7 @@ def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation
 
 def _task(job: Job, row: str, column: Column) -> Task:
     head, attack = job.table.head, attack_of(column, job.scale)
-    threat = head.threat(job.table.row(row).radius)
+    threat = head.threat(job.row(row).radius)
     return Task(
         data=job.test or job.train or job.experiment(row).data.source,
         threat=replace(threat, radius=0.0) if column.by_distance else threat,
@@ -234,7 +260,7 @@ def _complete(record: Evaluation, attack: str) -> bool:
 
 def state(job: Job, row: str) -> str:
     """Return "missing", "not run", "begun", "trained" or "finished". Raises BadInput for a run of something else."""
-    if job.table.row(row).experiment is None:
+    if job.row(row).experiment is None:
         return "missing"
     folder, experiment = job.folder(row), job.experiment(row)
     check(folder, experiment)

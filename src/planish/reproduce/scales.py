@@ -21,6 +21,8 @@ class Scale:
     of every network, of a Wide-ResNet's factor. blocks_divisor: of a stage's blocks, rounded up; other than 1 makes
     every ResNet a ResNet-18. side: larger images are brought to so many pixels. precision: of training and of the
     attacks' search. steps, restarts, queries: at most, of the attacks. instead: attacks that stand for others.
+    validation: training images held out and judged after each epoch. snapshots: the weights are kept every so many
+    epochs, 0 = never. seeds: how many seeds a row is trained with; these rows are run first, in this order.
     """
 
     name: str = "full"
@@ -36,6 +38,13 @@ class Scale:
     restarts: int | None = None
     queries: int | None = None
     instead: dict[str, str] = field(default_factory=dict)
+    validation: int | None = None
+    snapshots: int = 0
+    seeds: dict[str, int] = field(default_factory=dict)
+
+    def runs(self, row: str) -> tuple[str, ...]:
+        """Return the names of a row's trainings, one a seed: "seat", "seat.seed-1", ..."""
+        return (row, *(f"{row}{SEED}{seed}" for seed in range(1, self.seeds.get(row, 1))))
 
     def words(self) -> str:
         """Say what is cut down."""
@@ -48,6 +57,7 @@ class Scale:
         ]
         said += [f"{what} divided by {value}" for value, what in self._divisors() if value > 1]
         said += [] if self.side is None else [f"images of at most {self.side} pixels"]
+        said += [] if self.validation is None else [f"{self.validation:,} training images held out"]
         said += [f"search and training in {self.precision}"] if self.precision != "float32" else []
         said += [f"{other} in place of {own}" for own, other in self.instead.items()]
         return ", ".join(said)
@@ -70,6 +80,8 @@ class Scale:
 CHEAPER = {"autoattack": "planish", "paper-finlay": "closest", "carlini-wagner": "carlini-wagner-60-8"}
 """The first is within 0.1 points, the second within 0.5 % of the least known distance where measured
 (docs/results.md); the third overstates distances by 13 to 20 % there."""
+SEED = ".seed-"
+"""What parts a row's name from the seed of another of its trainings."""
 SCALES = {
     "full": Scale(),
     "gpu": Scale(
@@ -83,6 +95,19 @@ SCALES = {
         restarts=2,
         queries=2000,
         instead=CHEAPER,
+    ),
+    "small": Scale(
+        "small",
+        epochs=30,
+        batch_size=128,
+        test_images=2000,
+        width_divisor=4,
+        blocks_divisor=4,
+        side=32,
+        precision="bf16",
+        instead={**CHEAPER, "pgd-margin-50-10": "pgd-margin-50-1"},
+        validation=2000,
+        snapshots=2,
     ),
     "cpu": Scale(
         "cpu",
@@ -119,7 +144,8 @@ def scaled(experiment: Experiment, scale: Scale, source: str | None = None) -> E
     if scale.name == "full" and source is None:
         return experiment
     data, settings = experiment.data, experiment.settings
-    data = replace(data, source=source or data.source, limit=_least(scale.images, data.limit))
+    held_out = data.validation if scale.validation is None else scale.validation
+    data = replace(data, source=source or data.source, limit=_least(scale.images, data.limit), validation=held_out)
     if scale.side is not None and max(data.sides(settings.epochs), default=0) > scale.side:
         data = replace(data, size=scale.side, resolutions=())
     settings = replace(

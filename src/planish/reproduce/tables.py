@@ -98,6 +98,7 @@ class Row:
     """A row: what was printed, by column, and how to train it. experiment: None if planish cannot, `missing` says why.
 
     absent: reasons, by column, for what was not printed. radius: what it is judged at, if not at the table's.
+    beside: why a row stands here that the paper does not have.
     """
 
     printed: str
@@ -107,6 +108,7 @@ class Row:
     absent: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     radius: str | float | None = None
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,8 @@ def _part(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _row(name: str, entry: dict[str, Any], base: dict[str, Any], columns: tuple[str, ...]) -> Row:
     what = f"row '{name}'"
     facts = {key: value for key, value in entry.items() if key not in SECTIONS}
+    if facts.get("beside"):
+        facts |= {"paper": [""] * len(columns), "absent": dict.fromkeys(columns, facts["beside"])}
     printed = facts.pop("paper", [])
     if not isinstance(printed, list) or len(printed) != len(columns):
         raise BadInput(f"{what}: paper lists a text for each of the columns {', '.join(columns)}")
