@@ -20,18 +20,18 @@ import numpy as np
 from scipy.stats import t
 from timing import RESULTS, Columns, Row, markdown, paste, show
 
-from planish.configuration import DataOptions, Experiment, experiment_from, overlaid, read
-from planish.costs import training_cost
+from planish.core.errors import BadInput
 from planish.data import load as load_images
-from planish.errors import BadInput
-from planish.evaluation import evaluate
-from planish.experiment import prepare, train
-from planish.files import write_bytes, write_json
-from planish.provenance import provenance
+from planish.evaluation.evaluate import evaluate
+from planish.records.evaluation import Evaluation, load, save
 from planish.report.drawing import BLUE, INK, MUTED, VERMILION, blank, legend, styled, to_png
 from planish.reproduce.running import trained
-from planish.results import Evaluation, load, save
-from planish.runs import named_attacks, subject
+from planish.runs.config import DataOptions, Experiment, experiment_from, overlaid, read
+from planish.runs.judge import attacks_by_name, load_model
+from planish.runs.train import prepare, train
+from planish.storage.files import write_bytes, write_json
+from planish.storage.provenance import provenance
+from planish.training.cost import training_cost
 
 COUNTED = 4
 RECORD = "held-out.npz"
@@ -132,9 +132,9 @@ def held_out(plan: Plan) -> Evaluation:
     assert data.limit is not None
     images = load_images(data.source, "train", data.limit + plan.judged)
     batch = images.as_batch().select(slice(data.limit, None))
-    attacks = named_attacks(["planish"], len(images.classes))
+    attacks = attacks_by_name(["planish"], len(images.classes))
     *_, judged = evaluate(
-        subject(str(plan.folder)).model,
+        load_model(str(plan.folder)).model,
         batch,
         plan.experiment.threat.model,
         attacks,

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from timing import RESULTS
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.evaluation import data_digest, model_digest
-from planish.files import read_arrays, write_arrays
-from planish.provenance import provenance
-from planish.runs import Subject, Task, subject, test_images
-from planish.threat import Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
+from planish.evaluation.evaluate import data_digest, model_digest
+from planish.runs.judge import EvaluationConfig, LoadedModel, load_model, test_images
+from planish.storage.files import read_arrays, write_arrays
+from planish.storage.provenance import provenance
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -28,7 +28,7 @@ class Judged:
     """A model under the name that tables and files have for it, and the images that it meets."""
 
     name: str
-    subject: Subject
+    subject: LoadedModel
     batch: Batch
     data: str
     device: str
@@ -69,7 +69,7 @@ def options(about: str, name: str) -> ArgumentParser:
 def judged(spec: str, data: str, images: int, device: str) -> Judged:
     """Return the model of [NAME=]RUN with the first images of the test set."""
     name, _, path = spec.rpartition("=")
-    model = subject(path, device)
-    batch, about, _ = test_images(Task(data, Linf(0.0), (), images), model.about)
+    model = load_model(path, device)
+    batch, about, _ = test_images(EvaluationConfig(data, Linf(0.0), (), images), model.about)
     moved = Batch(*(part.to(device) for part in batch[:3]))
     return Judged(name or Path(path).name, model, moved, about["name"], device)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from planish.attacks import Attack, run
 from planish.attacks.gradient import apgd_ce, fgsm, mi_fgsm, pgd
-from planish.losses import margin
-from planish.passes import Counted
-from planish.randomness import seeded
+from planish.core.losses import margin
+from planish.core.pass_counter import Counted
+from planish.core.randomness import seeded
 
 BASE = "planish"
 RESTARTS = 2
@@ -54,7 +54,7 @@ def ball(given: Problem) -> tuple[Tensor, Tensor]:
     return (x - radius).clamp(min=0.0), (x + radius).clamp(max=1.0)
 
 
-def climbed(model: nn.Module, x_adv: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def steepest_step(model: nn.Module, x_adv: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits and the gradient of the summed cross entropy at x_adv."""
     x_adv.requires_grad_()
     logits = model(x_adv)
@@ -68,7 +68,7 @@ def hand_last(model: nn.Module, given: Problem, steps: int) -> Tensor:
     low, high = ball(given)
     x_adv = low + (high - low) * torch.rand_like(low)
     for _ in range(steps):
-        gradient = climbed(model, x_adv, given.batch.labels)[1]
+        gradient = steepest_step(model, x_adv, given.batch.labels)[1]
         x_adv = torch.clamp(x_adv.add_(gradient.sign_(), alpha=given.threat.radius / 4), low, high)
     return x_adv
 
@@ -81,7 +81,7 @@ def hand_best(model: nn.Module, given: Problem, steps: int, step: float = 0.25, 
     best, score = x, margin(logits, labels)
     x_adv = low + (high - low) * torch.rand_like(low) if noise else x.clone()
     for _ in range(steps):
-        logits, gradient = climbed(model, x_adv, labels)
+        logits, gradient = steepest_step(model, x_adv, labels)
         best, score = better(best, score, x_adv, margin(logits, labels))
         x_adv = torch.clamp(torch.add(x_adv, gradient.sign_(), alpha=step * given.threat.radius), low, high)
     with torch.no_grad():

@@ -23,17 +23,17 @@ from arrays import Arrays, Judged, judged, options
 from timing import Columns, Row, markdown, paste, show
 from torch import Tensor
 
-from planish.audit.bounds import c_bound, l_bound, violations
-from planish.audit.chunks import in_chunks
-from planish.audit.curvature import curvature, gradient_norms
-from planish.distances import Distances, load
-from planish.files import write_arrays, write_bytes, write_json
-from planish.losses import margin, soft_margin
-from planish.provenance import provenance
+from planish.audit.measures.bounds import c_bound, l_bound, violations
+from planish.audit.measures.chunks import in_chunks
+from planish.audit.measures.curvature import curvature, gradient_norms
+from planish.core.losses import margin, soft_margin
+from planish.core.threat import L2, parse_threat
+from planish.evaluation.distances import Distances, load
 from planish.report.drawing import to_png
 from planish.report.landscapes import lower_bounds
-from planish.runs import DISTANCES, Task, measure
-from planish.threat import L2, parse_threat
+from planish.runs.judge import DISTANCES, EvaluationConfig, measure
+from planish.storage.files import write_arrays, write_bytes, write_json
+from planish.storage.provenance import provenance
 
 ATTACK = "closest"
 DUAL = {"L2": "l2", "Linf": "l1"}
@@ -103,7 +103,7 @@ def regularity(given: Namespace, model: Judged) -> Arrays:
 def distances(given: Namespace, model: Judged, spec_norm: str) -> Distances:
     """Measure, or take up what the folder holds."""
     folder = given.out / model.name / spec_norm
-    task = Task(given.data, parse_threat(spec_norm, 0), (ATTACK,), given.images)
+    task = EvaluationConfig(given.data, parse_threat(spec_norm, 0), (ATTACK,), given.images)
     for _ in measure(model.subject, task, folder, device=given.device, resume=True):
         pass
     return load(folder / DISTANCES)
@@ -186,7 +186,7 @@ def finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def judge(given: Namespace, model: Judged, norm: str) -> tuple[Row, dict[str, Tensor], Distances]:
+def evaluate_into(given: Namespace, model: Judged, norm: str) -> tuple[Row, dict[str, Tensor], Distances]:
     """Measure a model in a norm, write its bounds, and return the row, the bounds and the distances."""
     path = given.out / model.name / "regularity.npz"
     arrays, about = model.once(
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     for norm in given.norms.split(","):
         for spec in given.models:
             model = judged(spec, given.data, given.images, given.device)
-            row, lower, found = judge(given, model, norm)
+            row, lower, found = evaluate_into(given, model, norm)
             rows.append(row)
             kinds = {name: lower[key].numpy() for name, key in DRAWN.items() if key in lower}
             drawn.setdefault(model.name, (found.of(ATTACK), kinds))

@@ -13,9 +13,9 @@ from typing import Any
 
 from timing import RESULTS, Columns, Row, show
 
-from planish.files import write_bytes, write_json
+from planish.records.evaluation import load
 from planish.report.drawing import INK, MUTED, PALETTE, Axes, blank, styled, to_png
-from planish.results import load
+from planish.storage.files import write_bytes, write_json
 
 COLUMNS: Columns = {
     "run": lambda row: row["run"],

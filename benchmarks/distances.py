@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from timing import RESULTS, Columns, Row, show
 
-from planish import results
-from planish.distances import Distances, load
-from planish.errors import BadInput
-from planish.files import write_json
-from planish.provenance import provenance
-from planish.runs import DISTANCES, EVALUATION, Task, measure, subject
-from planish.threat import parse_radius, parse_threat
+from planish.core.errors import BadInput
+from planish.core.threat import parse_radius, parse_threat
+from planish.evaluation.distances import Distances, load
+from planish.records import evaluation as results
+from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, load_model, measure
+from planish.storage.files import write_json
+from planish.storage.provenance import provenance
 
 LINF = "closest,fmn,deepfool,fab,pgd-bisection,carlini-wagner-linf,log-barrier,boundary-5000"
 L2 = "closest,fmn,ddn,deepfool,fab,pgd-bisection,carlini-wagner,log-barrier,boundary-5000"
@@ -56,8 +56,8 @@ def options() -> ArgumentParser:
 def measured(given: Namespace, run: Path, norm: str, names: tuple[str, ...]) -> Distances:
     """Measure, or take up what the folder holds."""
     folder = given.out / run.name / norm
-    task = Task(given.data, parse_threat(norm, 0), names, given.images)
-    for record in measure(subject(str(run), given.device), task, folder, device=given.device, resume=True):
+    task = EvaluationConfig(given.data, parse_threat(norm, 0), names, given.images)
+    for record in measure(load_model(str(run), given.device), task, folder, device=given.device, resume=True):
         print(f"{run.name} {norm} {record.names[-1]}: mean {record.mean(record.names[-1]):.4f}", flush=True)
     return load(folder / DISTANCES)
 

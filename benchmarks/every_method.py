@@ -12,9 +12,9 @@ from shutil import copyfile
 
 from timing import RESULTS, Columns, Row, show
 
-from planish.costs import STATED
-from planish.files import write_json
-from planish.results import load
+from planish.records.evaluation import load
+from planish.storage.files import write_json
+from planish.training.cost import STATED
 
 COLUMNS: Columns = {
     "method": lambda row: row["method"],

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 from timing import Row, parser, save, show
 
+from planish.core.errors import BadInput
 from planish.data.batches import Augmentation
 from planish.data.images import Images
 from planish.data.listing import Listing
 from planish.data.source import find
 from planish.data.stream import Streamed
-from planish.errors import BadInput
 from planish.models import build
 from planish.registry import components
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from timing import RESULTS, Columns, Row, show
 
-from planish.configuration import Experiment, experiment_of
-from planish.experiment import train, training_images
-from planish.files import write_json
-from planish.provenance import provenance
-from planish.results import Evaluation
-from planish.runs import Task, judge, subject
+from planish.records.evaluation import Evaluation
+from planish.runs.config import Experiment, experiment_of
+from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+from planish.runs.train import train, training_images
+from planish.storage.files import write_json
+from planish.storage.provenance import provenance
 
 TINY: Mapping[str, Any] = {
     "data.limit": 2000,
@@ -86,14 +86,14 @@ def trained(run: Experiment, folder: Path, device: str) -> float:
 
 def judged(given: Namespace, run: Experiment, folder: Path) -> Evaluation:
     """Judge the trained network by the suite."""
-    task = Task(
+    task = EvaluationConfig(
         data=given.data,
         threat=run.threat.model,
         attacks=(given.suite,),
         limit=given.images or (200 if given.tiny else None),
         precision="bf16",
     )
-    *_, record = judge(subject(str(folder), given.device), task, folder, device=given.device, resume=True)
+    *_, record = evaluate_into(load_model(str(folder), given.device), task, folder, device=given.device, resume=True)
     return record
 
 

@@ -29,17 +29,17 @@ from numpy.typing import NDArray
 from timing import RESULTS, Columns, Row, show
 from torch import Tensor, nn
 
-from planish.batch import Batch
+from planish.core.batch import Batch
+from planish.core.losses import margin
+from planish.core.modes import autocast
+from planish.core.pass_counter import Counted
+from planish.core.threat import ThreatModel, parse_threat
 from planish.data import load
-from planish.estimates import Booleans, Estimate, paired_interval
-from planish.evaluation import logits_of
-from planish.files import read_arrays, write_arrays, write_json
-from planish.losses import margin
-from planish.modes import autocast
-from planish.passes import Counted
-from planish.provenance import provenance
-from planish.runs import Task, judge, subject
-from planish.threat import ThreatModel, parse_threat
+from planish.evaluation.evaluate import logits_of
+from planish.records.statistics import Booleans, Estimate, paired_interval
+from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+from planish.storage.files import read_arrays, write_arrays, write_json
+from planish.storage.provenance import provenance
 
 Peer = Callable[[nn.Module, Batch, ThreatModel], Tensor]
 """Returns adversarial images (N, ...)."""
@@ -143,10 +143,14 @@ def options() -> ArgumentParser:
 
 def ours(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
     """Judge a model by a suite of planish; the record goes into the folder."""
-    task = Task(given.data, parse_threat(given.norm, given.radius), (name,), given.images, precision=given.precision)
+    task = EvaluationConfig(
+        given.data, parse_threat(given.norm, given.radius), (name,), given.images, precision=given.precision
+    )
     timed, fresh = folder / name / "processor.json", not (folder / name).exists()
     began = time.process_time()
-    *_, record = judge(subject(str(run), given.device), task, folder / name, device=given.device, resume=True)
+    *_, record = evaluate_into(
+        load_model(str(run), given.device), task, folder / name, device=given.device, resume=True
+    )
     if fresh and given.device == "cpu":
         write_json({"seconds": time.process_time() - began}, timed)
     columns = record.columns
@@ -162,7 +166,7 @@ def ours(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
 def theirs(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
     """Judge a model by a peer, so many images at a time; what is done is kept in a file and not done again."""
     path = folder / f"{name.replace(' ', '-')}.npz"
-    model = subject(str(run), given.device).model
+    model = load_model(str(run), given.device).model
     batch = load(given.data, "test", given.peer_images or given.images).as_batch()
     done: dict[str, NDArray[Any]] = read_arrays(path) if path.exists() else {"standing": np.zeros(0, bool)}
     spent = done.get("spent", np.zeros(3))

@@ -18,12 +18,12 @@ from rich.table import Table
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.files import write_json, write_text
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
 from planish.models import build
-from planish.provenance import provenance
-from planish.threat import Linf
+from planish.storage.files import write_json, write_text
+from planish.storage.provenance import provenance
 
 Row = dict[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]

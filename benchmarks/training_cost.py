@@ -19,13 +19,13 @@ from foolbox.models.pytorch import PyTorchModel
 from timing import TIMES, Problem, Row, compare, operations, parser, problem, save, show
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.costs import training_cost
-from planish.methods import Memory, Method, Moment, Plain, TrainingLoss
+from planish.core.batch import Batch
+from planish.core.randomness import seeded
+from planish.core.threat import ThreatModel
+from planish.methods import Memory, Method, Plain, StepContext, TrainingLoss
 from planish.methods.adversarial import pgd_at
-from planish.randomness import seeded
 from planish.registry import components
-from planish.threat import ThreatModel
+from planish.training.cost import training_cost
 
 BASE = "standard"
 STEPS = 7
@@ -39,7 +39,7 @@ class Loop(Plain):
 
     perturb: Perturb
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the mean cross entropy on the perturbed images."""
         logits = model(self.perturb(model, batch.x, batch.labels, threat.radius))
         return TrainingLoss(F.cross_entropy(logits, batch.labels), {}, logits.detach())
@@ -99,8 +99,8 @@ def step(method: Method, given: Problem) -> Callable[[], None]:
     generator, steps, memory = seeded(0, device=batch.x.device), count(), Memory()
 
     def take() -> None:
-        moment = Moment(generator, 0.5, next(steps), memory, int(batch.indices.max()) + 1)
-        loss = method(model, batch, threat, moment)
+        context = StepContext(generator, 0.5, next(steps), memory, int(batch.indices.max()) + 1)
+        loss = method(model, batch, threat, context)
         model.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
 

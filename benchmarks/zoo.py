@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from planish.audit import Audit
 from planish.audit.auditor import audit, checks
-from planish.threat import Linf
+from planish.core.threat import Linf
+from planish.records.audit import Audit
 
 ROOT = Path(__file__).parents[1]
 MARKS = {"pass": "·", "open": "?", "warn": "warn", "fail": "**fail**"}

@@ -11,9 +11,9 @@ from planish.attacks.gradient import multi_targeted
 from planish.data import load
 from planish.data.batches import Batches
 from planish.methods import Method
-from planish.methods.seat import Seat
+from planish.methods.seat import SEAT
 from planish.methods.standard import Standard
-from planish.training import start
+from planish.training.loop import start
 
 THREAT = Linf(0.1)  # in pixels of [0, 1]; on colour photographs write Linf("8/255")
 SETTINGS = Settings(epochs=6, batch_size=64, learning_rate=0.1)
@@ -39,7 +39,7 @@ def trained(method: Method) -> nn.Module:
 def main() -> None:
     """Train twice and judge both on the test images."""
     images = load("digits", "test", limit=200).as_batch()
-    for method in (Standard(), Seat()):
+    for method in (Standard(), SEAT()):
         print(type(method).__name__)
         attacks = {"multi-targeted-10-1": multi_targeted(10, 1, classes=10)}
         *_, judged = evaluate(trained(method), images, THREAT, attacks)

@@ -16,7 +16,7 @@ from planish import Linf, evaluate
 from planish.attacks.gradient import apgd_ce, apgd_t
 from planish.data import load
 from planish.models import Normalized
-from planish.results import save
+from planish.records.evaluation import save
 
 MEAN, STD = (0.31,), (0.38,)  # per channel: what your training code subtracts and divides by
 THREAT = Linf(0.1)  # in pixels of [0, 1]; on colour photographs write Linf("8/255")

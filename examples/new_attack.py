@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from planish import Batch, Linf, evaluate
-from planish.ascent import Score
 from planish.attacks import Adversarials, untouched, with_logits
 from planish.attacks.gradient import apgd_ce
+from planish.core.losses import margin
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed, keyed_draws
+from planish.core.threat import ThreatModel
 from planish.data import load
-from planish.losses import margin
-from planish.modes import attacked
-from planish.randomness import drawn_seed, keyed_draws
-from planish.threat import ThreatModel
+from planish.search.ascent import Score
 
 
 @dataclass(frozen=True)

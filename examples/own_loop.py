@@ -16,7 +16,7 @@ from planish.data import load
 from planish.data.batches import Batches
 from planish.methods.adversarial import rs_fgsm
 from planish.models.small_cnn import small_cnn
-from planish.training import start
+from planish.training.loop import start
 
 THREAT = Linf(0.1)
 SETTINGS = Settings(epochs=12, batch_size=64, learning_rate=0.1)

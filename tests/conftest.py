@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
+from planish.core.batch import Batch
 from planish.models.activations import activation as activation_of
 from planish.models.small_cnn import small_cnn
 

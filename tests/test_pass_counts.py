@@ -6,28 +6,28 @@ import pytest
 import torch
 from torch import nn
 
-from planish.batch import Batch
-from planish.costs import STATED, training_cost
+from planish.core.batch import Batch
+from planish.core.threat import Linf
 from planish.methods import Method
 from planish.methods.adversarial import fgsm_at, n_fgsm, pgd_at, qub, rs_fgsm
-from planish.methods.cure import Cure
-from planish.methods.elle import Elle, ElleA
+from planish.methods.cure import CURE
+from planish.methods.elle import ELLE, ELLEA
 from planish.methods.free import Free
 from planish.methods.grad_align import GradAlign
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.guided import GAT, NuAT
 from planish.methods.llr import LLR
-from planish.methods.mart import Mart
+from planish.methods.mart import MART
 from planish.methods.planish import Planish
 from planish.methods.prior_guided import PriorGuided, fgsm_ep
-from planish.methods.seat import Seat, seat_fl
-from planish.methods.ssat import Ssat
+from planish.methods.seat import SEAT, seat_fl
+from planish.methods.ssat import SSAT
 from planish.methods.standard import Standard
 from planish.methods.sub_at import SubAT
-from planish.methods.trades import Trades
+from planish.methods.trades import TRADES
 from planish.models import build
 from planish.registry import components
-from planish.threat import Linf
+from planish.training.cost import STATED, training_cost
 
 THREAT = Linf("8/255")
 COSTS: list[tuple[Method, float]] = [
@@ -47,25 +47,25 @@ COSTS: list[tuple[Method, float]] = [
     (Planish(consistency_weight=1.0), 2.33),
     (GAT(), 2.67),
     (NuAT(), 2.67),
-    (Trades(steps=10), 9.01),
+    (TRADES(steps=10), 9.01),
     (LLR(steps=2), 4.37),
     (LLR(steps=10), 9.71),
-    (Seat(), 3.00),
+    (SEAT(), 3.00),
     (seat_fl(), 3.00),
-    (Seat(direction="clean"), 2.33),
+    (SEAT(direction="clean"), 2.33),
     (GradientPenalty(), 2.33),
     (GradientPenalty(slope="central"), 3.33),
     (GradientPenalty(slope="double-backward"), 2.04),
     (GradAlign(), 3.71),
     (GradAlign(backprop="both"), 5.08),
-    (Cure(), 4.08),
-    (Elle(), 4.67),
-    (Elle(points="midpoint"), 3.33),
-    (ElleA(), 4.67),
-    (ElleA(points="midpoint"), 3.33),
-    (Ssat(), 2.67),
-    (Ssat(checkpoints=6), 3.67),
-    (Mart(steps=10), 8.67),
+    (CURE(), 4.08),
+    (ELLE(), 4.67),
+    (ELLE(points="midpoint"), 3.33),
+    (ELLEA(), 4.67),
+    (ELLEA(points="midpoint"), 3.33),
+    (SSAT(), 2.67),
+    (SSAT(checkpoints=6), 3.67),
+    (MART(steps=10), 8.67),
 ]
 
 

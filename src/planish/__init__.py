@@ -4,26 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planish.batch import Batch
-    from planish.errors import BadInput
-    from planish.evaluation import evaluate
-    from planish.experiment import load_run
-    from planish.threat import L2, Linf, parse_threat
-    from planish.training import Settings, fit
+    from planish.core.batch import Batch
+    from planish.core.errors import BadInput
+    from planish.core.threat import L2, Linf, parse_threat
+    from planish.evaluation.evaluate import evaluate
+    from planish.runs.train import load_run
+    from planish.training.loop import Settings, fit
 
 __version__ = "0.1.0"
 __all__ = ["L2", "BadInput", "Batch", "Linf", "Settings", "evaluate", "fit", "load_run", "parse_threat"]
 
 _HOME = {
-    "BadInput": "errors",
-    "Batch": "batch",
-    "L2": "threat",
-    "Linf": "threat",
-    "Settings": "training",
-    "evaluate": "evaluation",
-    "fit": "training",
-    "load_run": "experiment",
-    "parse_threat": "threat",
+    "BadInput": "core.errors",
+    "Batch": "core.batch",
+    "L2": "core.threat",
+    "Linf": "core.threat",
+    "Settings": "training.loop",
+    "evaluate": "evaluation.evaluate",
+    "fit": "training.loop",
+    "load_run": "runs.train",
+    "parse_threat": "core.threat",
 }
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from planish.errors import BadInput, nearest
+from planish.core.errors import BadInput, nearest
 
 Component = Callable[..., Any]
 PACKAGES = ("methods", "attacks", "suites", "models", "data", "checks")
-HOMES = {"checks": "audit"}
+HOMES = {"checks": "audit.checks", "suites": "attacks.suites", "data": "data.readers"}
 """Packages whose folder has another name."""
 
 

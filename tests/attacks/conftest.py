@@ -12,7 +12,7 @@ from strange_models import Alone
 from torch import Tensor, nn
 
 from planish.attacks import Attack
-from planish.batch import Batch
+from planish.core.batch import Batch
 
 pytest.register_assert_rewrite("observing")
 

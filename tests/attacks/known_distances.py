@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.modes import evaluating
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.modes import evaluating
+from planish.core.threat import ThreatModel
 
 
 def linear(classes: int, size: int = 64, *, bias: bool = True) -> nn.Module:

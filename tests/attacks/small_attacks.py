@@ -6,9 +6,9 @@ from typing import Any
 from sketch import sketches
 
 from planish.attacks import Attack, Within
-from planish.configuration import make
+from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import components
-from planish.threat import L2, Linf, ThreatModel
+from planish.runs.config import make
 
 CLASSES = 4
 KNOWN = {"classes": CLASSES, "surrogates": sketches(CLASSES)}

@@ -10,10 +10,10 @@ from strange_models import Halved
 from torch import Tensor, nn
 
 from planish.attacks import Adversarials, Attack, Worst, run
-from planish.batch import Batch
-from planish.modes import attacked, evaluating
-from planish.randomness import seeded
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.modes import attacked, evaluating
+from planish.core.randomness import seeded
+from planish.core.threat import ThreatModel
 
 Make = Callable[..., Attack]
 pytestmark = pytest.mark.parametrize(("name", "threat"), DEFINED, ids=named)

@@ -4,10 +4,10 @@ import pytest
 from small_attacks import ONLY, UNDEFINED, named, small
 from torch import nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.randomness import seeded
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.randomness import seeded
+from planish.core.threat import ThreatModel
 
 
 @pytest.mark.parametrize(("name", "threat"), UNDEFINED, ids=named)

@@ -17,10 +17,10 @@ from planish.attacks.gradient import (
     pgd_margin,
     untargeted,
 )
-from planish.batch import Batch
-from planish.losses import margin
-from planish.randomness import drawn_seed, seeded
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.losses import margin
+from planish.core.randomness import drawn_seed, seeded
+from planish.core.threat import L2, Linf, ThreatModel
 
 SIGNED = {
     "fgsm": fgsm(),

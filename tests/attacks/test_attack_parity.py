@@ -14,17 +14,17 @@ import torch
 from observing import asked
 from torch import Tensor, nn
 
-from planish.ascent import ascend
 from planish.attacks import Attack, with_logits
 from planish.attacks.gradient import LeastLikely, Ranked, Targeted, apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
 from planish.attacks.noise import Noise
-from planish.batch import Batch, per_image
-from planish.losses import Loss, cross_entropy, dlr_toward
-from planish.objectives import loss_of, of
-from planish.randomness import drawn_seed, keyed_draws, seeded
+from planish.core.batch import Batch, per_image
+from planish.core.losses import Loss, cross_entropy, dlr_toward
+from planish.core.randomness import drawn_seed, keyed_draws, seeded
+from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import components
-from planish.rules import Adam, AutoPGD, Point, Steepest, StepRule
-from planish.threat import L2, Linf, ThreatModel
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Adam, AutoPGD, Point, Steepest, StepRule
 
 COMPARED = {
     "adam-pgd": "test_attack_parity.py::test_foolbox_adam_pgd",
@@ -75,7 +75,7 @@ def ours(
     rule: StepRule | None = None,
 ) -> list[Tensor]:
     """Return the iterates of an attack's recipe from a given start, the start and the last included."""
-    objective = of(network, loss_of(loss_for(attack, network, batch), batch.labels))
+    objective = objective_of(network, loss_of(loss_for(attack, network, batch), batch.labels))
     rule = rule or attack.rule
     last: list[Tensor] = []
     seen = asked(network, lambda: last.append(ascend(objective, batch.x, threat, rule, attack.steps, start=start)))

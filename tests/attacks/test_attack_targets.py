@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Worst, leaves, run
+from planish.attacks import Worst, components_of, run
 from planish.attacks.gradient import (
     LeastLikely,
     RandomTarget,
@@ -18,12 +18,12 @@ from planish.attacks.gradient import (
     pgd,
     random_targeted,
 )
-from planish.batch import Batch
-from planish.configuration import make
-from planish.errors import BadInput
-from planish.evaluation import evaluate
-from planish.randomness import seeded
-from planish.threat import Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.randomness import seeded
+from planish.core.threat import Linf
+from planish.evaluation.evaluate import evaluate
+from planish.runs.config import make
 
 
 def batch_of(logits: list[list[float]], labels: list[int]) -> Batch:
@@ -86,7 +86,7 @@ def test_every_restart_aims_at_the_same_random_class(network: nn.Module, images:
     attack = random_targeted(2, 3)
     assert isinstance(attack, Worst) and len(set(attack.attacks)) == 1
     aimed = []
-    for part in leaves(attack):
+    for part in components_of(attack):
         aimed.append(part(network, images, Linf(0.1), generator=seeded(len(aimed))).target)
     assert all(torch.equal(target, aimed[0]) for target in aimed)
 
@@ -120,11 +120,11 @@ def test_success_rate_of_a_targeted_attack(network: nn.Module, images: Batch):
 
 
 def test_every_wrong_class_is_tried_once_per_restart():
-    ranks = [part.targets.rank for part in leaves(multi_targeted(3, 2, classes=5))]
+    ranks = [part.targets.rank for part in components_of(multi_targeted(3, 2, classes=5))]
     assert ranks == [1, 2, 3, 4] * 2
-    assert [part.targets.rank for part in leaves(multi_targeted(3, 1, classes=10, targets=2))] == [1, 2]
-    assert [part.targets.rank for part in leaves(apgd_t(3, classes=10))] == list(range(1, 10))
-    assert len(list(leaves(apgd_t(3, classes=3)))) == 2
+    assert [part.targets.rank for part in components_of(multi_targeted(3, 1, classes=10, targets=2))] == [1, 2]
+    assert [part.targets.rank for part in components_of(apgd_t(3, classes=10))] == list(range(1, 10))
+    assert len(list(components_of(apgd_t(3, classes=3)))) == 2
 
 
 @pytest.mark.parametrize(

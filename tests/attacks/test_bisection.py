@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from planish.attacks.bisection import PGDBisection
 from planish.attacks.gradient import Untargeted
-from planish.batch import Batch
-from planish.configuration import make
-from planish.errors import BadInput
-from planish.losses import margin
-from planish.randomness import seeded
-from planish.rules import Cosine, Steepest
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.randomness import seeded
+from planish.core.threat import ThreatModel
+from planish.runs.config import make
+from planish.search.step_rules import Cosine, Steepest
 
 
 class Bent(nn.Module):

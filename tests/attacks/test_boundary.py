@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from planish.attacks import Within
 from planish.attacks.boundary import BLOCK, COMPONENTS, Boundary, Walk, _adapted, _proposed
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.passes import Counted
-from planish.randomness import keyed, seeded
-from planish.threat import L2, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.pass_counter import Counted
+from planish.core.randomness import keyed, seeded
+from planish.core.threat import L2, ThreatModel
 
 SHORT = Boundary(80)
 

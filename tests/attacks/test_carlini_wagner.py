@@ -13,12 +13,12 @@ from strange_models import Halved, Spoilt
 from torch import Tensor, nn
 
 from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import margin
-from planish.modes import evaluating
-from planish.passes import Counted
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.modes import evaluating
+from planish.core.pass_counter import Counted
+from planish.core.threat import L2, Linf, ThreatModel
 
 Kind = CarliniWagner | CarliniWagnerLinf
 QUICK = [

@@ -15,13 +15,13 @@ from planish.attacks.bisection import PGDBisection
 from planish.attacks.closest import Closest
 from planish.attacks.ddn import DDN
 from planish.attacks.fmn import FMN
-from planish.batch import Batch
-from planish.configuration import make
-from planish.errors import BadInput
-from planish.losses import margin
-from planish.passes import Counted
-from planish.randomness import seeded
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.pass_counter import Counted
+from planish.core.randomness import seeded
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.runs.config import make
 
 SEARCHES: list[tuple[DistanceAttack, ThreatModel]] = [
     (attack, threat)

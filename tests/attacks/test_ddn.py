@@ -9,10 +9,10 @@ from observing import asked, nearest
 from torch import Tensor, nn
 
 from planish.attacks.ddn import DDN
-from planish.batch import Batch
-from planish.configuration import make
-from planish.errors import BadInput
-from planish.threat import L2, Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import L2, Linf
+from planish.runs.config import make
 
 STEPS = 40
 

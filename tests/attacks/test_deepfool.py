@@ -11,11 +11,11 @@ from strange_models import Halved, Spoilt
 from torch import Tensor, nn
 
 from planish.attacks.deepfool import DeepFool
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.modes import evaluating
-from planish.passes import Counted
-from planish.threat import L2, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.modes import evaluating
+from planish.core.pass_counter import Counted
+from planish.core.threat import L2, ThreatModel
 
 
 @by_norm

@@ -8,7 +8,7 @@ from known_distances import right
 from observing import same
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, Worst, leaves, run
+from planish.attacks import Adversarials, Attack, Worst, components_of, run
 from planish.attacks.gradient import (
     Targeted,
     Untargeted,
@@ -22,12 +22,12 @@ from planish.attacks.gradient import (
     pgd,
     random_targeted,
 )
-from planish.batch import Batch
+from planish.core.batch import Batch
+from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
+from planish.core.threat import L2, Linf, ThreatModel
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
-from planish.randomness import drawn_seed, keyed, keyed_draws, seeded
-from planish.rules import Point
-from planish.threat import L2, Linf, ThreatModel
+from planish.search.step_rules import Point
 
 Gradient = Untargeted | Targeted
 Teach = Callable[[Callable[[], nn.Module], Batch], nn.Module]
@@ -82,9 +82,9 @@ def slow_run(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel
     with torch.no_grad():
         batch = batch._replace(logits=model(batch.x))
     generator, zero = seeded(0), torch.zeros_like(batch.labels)
-    score, target = next(leaves(attack)).goal(batch)
+    score, target = next(components_of(attack)).goal(batch)
     best = Adversarials(batch.x.clone(), score(batch.logits), target.clone(), zero - 1, zero.clone(), zero.clone())
-    for number, leaf in enumerate(leaves(attack)):
+    for number, leaf in enumerate(components_of(attack)):
         score, target = leaf.goal(batch)
         path = list(iterates(leaf, model, batch, threat, drawn_seed(generator)))
         with torch.no_grad():
@@ -96,14 +96,16 @@ def slow_run(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel
             best.passes[row] += (2 * (step + 1) if arrived else 2 * leaf.steps + 1) + 4 * (leaf.start == "diverse")
             if heights[step] > best.score[row]:
                 best.x_adv[row], best.score[row], best.target[row] = path[step][row], scores[step, row], target[row]
-                best.leaf[row], best.step[row] = number, step
+                best.component[row], best.step[row] = number, step
     return best
 
 
 def varied(expected: Adversarials) -> bool:
     """Whether images break at different moments and some hold out: else nobody outlives anybody in the batch."""
     broken = expected.score >= 0
-    return len(torch.stack([expected.leaf, expected.step], 1)[broken].unique(dim=0)) >= 2 and not bool(broken.all())
+    return len(torch.stack([expected.component, expected.step], 1)[broken].unique(dim=0)) >= 2 and not bool(
+        broken.all()
+    )
 
 
 class Sums(nn.Module):
@@ -156,7 +158,7 @@ def test_looking_seldom_changes_the_passes_alone(name: str, monkeypatch: pytest.
     model, attack = Sums(9), ATTACKS[name]
     images = labelled(model, noise(3, torch.float32))
     expected = slow_run(attack, model, images, Linf(0.16))
-    monkeypatch.setattr("planish.ascent.LOOK", {"cpu": 3})
+    monkeypatch.setattr("planish.search.ascent.LOOK", {"cpu": 3})
     found = dropped(attack, model, images, Linf(0.16), 5)
     assert same(found[:5], expected[:5])
     assert (found.passes >= expected.passes).all() and (found.passes <= expected.passes + 4).all()

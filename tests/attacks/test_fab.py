@@ -11,14 +11,14 @@ from strange_models import Flat
 from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack
-from planish.attacks.fab import Fab, fab_t, to_plane
-from planish.batch import Batch
-from planish.configuration import make
-from planish.errors import BadInput
-from planish.passes import Counted
-from planish.threat import L2, Linf, ThreatModel
+from planish.attacks.fab import FAB, fab_t, to_plane
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.pass_counter import Counted
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.runs.config import make
 
-BOTH = {"fab": Fab(25), "fab-t": fab_t(25, classes=4)}
+BOTH = {"fab": FAB(25), "fab-t": fab_t(25, classes=4)}
 by_name = pytest.mark.parametrize("attack", BOTH.values(), ids=BOTH)
 
 
@@ -76,7 +76,7 @@ def test_linear_models_in_closed_form(box: str, classes: int, threat: ThreatMode
     expected = box_distances(model, images, threat).amin(1)
     edges = torch.stack([(images.x == threat.low).flatten(1).any(1), (images.x == threat.high).flatten(1).any(1)])
     assert edges.any(0).all() == (box == "tight")
-    for attack in (Fab(20), fab_t(20, classes=classes)):
+    for attack in (FAB(20), fab_t(20, classes=classes)):
         found = nearest(attack, model, images, threat)
         torch.testing.assert_close(found.distance, expected, atol=0, rtol=5e-3)
         assert (found.distance > expected * (1 - 1e-4)).all()
@@ -89,8 +89,8 @@ def test_the_final_search_takes_the_overshoot_back(threat: ThreatModel, batch: B
     images = batch._replace(x=0.3 + 0.4 * batch.x)
     images = images._replace(labels=model(images.x).argmax(1))
     expected = box_distances(model, images, threat).amin(1)
-    rough = nearest(Fab(1, final=0), model, images, threat)
-    fine = nearest(Fab(1, final=3), model, images, threat)
+    rough = nearest(FAB(1, final=0), model, images, threat)
+    fine = nearest(FAB(1, final=3), model, images, threat)
     torch.testing.assert_close(rough.distance, 1.05 * expected, atol=0, rtol=1e-3)
     torch.testing.assert_close(fine.distance, expected, atol=0, rtol=1e-4)
     assert torch.equal(fine.passes, rough.passes + 3)
@@ -102,7 +102,7 @@ def test_a_sphere_in_closed_form():
     direction = direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     from_middle = torch.linspace(0.1, 0.55, 6)
     images = Batch(0.5 + from_middle.view(-1, 1, 1, 1) * direction, torch.zeros(6, dtype=torch.int64), torch.arange(6))
-    found = nearest(Fab(30), Ball(0.6), images, L2(0.0))
+    found = nearest(FAB(30), Ball(0.6), images, L2(0.0))
     torch.testing.assert_close(found.distance, 0.6 - from_middle, atol=1e-4, rtol=0.01)
 
 
@@ -118,7 +118,7 @@ def test_honest_and_in_the_box(attack: DistanceAttack, threat: ThreatModel, know
 
 
 @by_norm
-@pytest.mark.parametrize("attack", [Fab(4, 2), fab_t(4, 2, 2, classes=4)], ids=["fab", "fab-t"])
+@pytest.mark.parametrize("attack", [FAB(4, 2), fab_t(4, 2, 2, classes=4)], ids=["fab", "fab-t"])
 @pytest.mark.parametrize("radius", [0.0, 0.1])
 def test_a_batch_is_its_halves_and_a_seed_decides(
     radius: float, attack: DistanceAttack, threat: ThreatModel, knowing: nn.Module, images: Batch
@@ -129,7 +129,7 @@ def test_a_batch_is_its_halves_and_a_seed_decides(
 
 
 @by_norm
-@pytest.mark.parametrize("attack", [Fab(5, 2), fab_t(5, 2, 2, classes=4)], ids=["fab", "fab-t"])
+@pytest.mark.parametrize("attack", [FAB(5, 2), fab_t(5, 2, 2, classes=4)], ids=["fab", "fab-t"])
 @pytest.mark.parametrize("radius", [0.0, 0.1])
 def test_passes_are_counted(
     radius: float, attack: DistanceAttack, threat: ThreatModel, knowing: nn.Module, images: Batch
@@ -144,7 +144,7 @@ def test_passes_are_counted(
 @by_norm
 def test_a_step_is_three_passes_or_one_and_one_per_class(threat: ThreatModel, knowing: nn.Module, known: Batch):
     one = nearest(fab_t(10, 3, classes=4), knowing, known, threat)
-    every = nearest(Fab(10), knowing, known, threat)
+    every = nearest(FAB(10), knowing, known, threat)
     assert (one.passes == 3 * 10 * 3 + 3).all() and (every.passes == 10 * (2 + 3) + 3).all()
 
 
@@ -171,13 +171,13 @@ def test_more_targets_are_never_worse(threat: ThreatModel, knowing: nn.Module, k
 @by_norm
 def test_restarts_begin_elsewhere_and_are_never_worse(threat: ThreatModel, knowing: nn.Module, known: Batch):
     network = knowing.network
-    once, often = (nearest(Fab(6, restarts, final=0), network, known, threat) for restarts in (1, 5))
+    once, often = (nearest(FAB(6, restarts, final=0), network, known, threat) for restarts in (1, 5))
     assert (often.distance <= once.distance).all() and torch.equal(often.passes, 5 * once.passes)
-    hasty, again = (nearest(Fab(1, restarts, final=0), network, known, threat).distance for restarts in (1, 5))
+    hasty, again = (nearest(FAB(1, restarts, final=0), network, known, threat).distance for restarts in (1, 5))
     assert (again <= hasty).all() and (again < 0.95 * hasty).any()
-    points = asked(network, lambda: nearest(Fab(2, 3, final=0), network, known, threat))
+    points = asked(network, lambda: nearest(FAB(2, 3, final=0), network, known, threat))
     assert torch.equal(points[1], known.x)
-    best = nearest(Fab(2, 1, final=0), network, known, threat).distance
+    best = nearest(FAB(2, 1, final=0), network, known, threat).distance
     for start in (points[5], points[9]):
         moved = threat.norm(start - known.x)
         assert (moved <= best / 2 + 1e-6).all() and (moved > best / 4).all()
@@ -219,7 +219,7 @@ def test_no_image_and_one_class(attack: DistanceAttack, threat: ThreatModel, kno
 def test_many_classes_look_at_the_likeliest(batch: Batch):
     model = linear(40)
     images = batch._replace(labels=model(batch.x).argmax(1))
-    few, all_of_them = (nearest(Fab(3, candidates=count), model, images, L2(0.0)) for count in (20, 1000))
+    few, all_of_them = (nearest(FAB(3, candidates=count), model, images, L2(0.0)) for count in (20, 1000))
     assert (few.passes == 3 * 22 + 3).all() and (all_of_them.passes == 3 * 41 + 3).all()
     torch.testing.assert_close(few.distance, box_distances(model, images, L2(0.0)).amin(1), atol=1e-6, rtol=5e-3)
 
@@ -231,7 +231,7 @@ def test_the_model_stays_as_it_is(attack: DistanceAttack, knowing: nn.Module, im
 
 
 def test_float64_stays(knowing: nn.Module, images: Batch):
-    found = nearest(Fab(5, 2), knowing.double(), images._replace(x=images.x.double()), L2(0.0))
+    found = nearest(FAB(5, 2), knowing.double(), images._replace(x=images.x.double()), L2(0.0))
     assert found.x_adv.dtype == found.distance.dtype == torch.float64
 
 
@@ -239,16 +239,16 @@ def test_bad_input(knowing: nn.Module, known: Batch):
     with pytest.raises(BadInput, match="steps must be at least 1, got 0"):
         make("attacks", "fab-0", {})
     with pytest.raises(BadInput, match="restarts must be at least 1, got 0"):
-        Fab(1, 0)
+        FAB(1, 0)
     with pytest.raises(BadInput, match="targets must be at least 1, got 0"):
         make("attacks", "fab-t-5-0", {"classes": 4})
     with pytest.raises(BadInput, match="Linf and L2, not L1"):
-        nearest(Fab(), knowing, known, L1(0.1))
+        nearest(FAB(), knowing, known, L1(0.1))
 
 
 def test_names_carry_the_numbers():
-    assert make("attacks", "fab-7-2", {}) == Fab(7, 2)
-    assert make("attacks", "fab-t-7-20-2", {"classes": 4}) == Fab(7, 2, targets=3)
+    assert make("attacks", "fab-7-2", {}) == FAB(7, 2)
+    assert make("attacks", "fab-t-7-20-2", {"classes": 4}) == FAB(7, 2, targets=3)
 
 
 @by_norm
@@ -258,7 +258,7 @@ def test_torchattacks_iterates(threat: ThreatModel, torchattacks: Any, network: 
     torchattacks asks twice for the clean logits and once more at the end, and has no final search.
     """
     peer = torchattacks.FAB(network, norm=threat.name, steps=8, n_classes=4)
-    ours = asked(network, lambda: nearest(Fab(8, final=0), network, known, threat))
+    ours = asked(network, lambda: nearest(FAB(8, final=0), network, known, threat))
     _, *theirs, _ = asked(network, lambda: peer(known.x, known.labels))
     for mine, his in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, his, atol=1e-5, rtol=0)

@@ -10,10 +10,10 @@ from observing import asked, by_norm, nearest
 from torch import Tensor, nn
 
 from planish.attacks.fmn import FMN
-from planish.batch import Batch
-from planish.configuration import make
-from planish.errors import BadInput
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import ThreatModel
+from planish.runs.config import make
 
 
 def peer_of(foolbox: Any, threat: ThreatModel, **options: float) -> Any:

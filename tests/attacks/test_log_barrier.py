@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from planish.attacks import Within
 from planish.attacks.log_barrier import COMPONENTS, LogBarrier, _moved_linf
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.passes import Counted
-from planish.randomness import seeded
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.pass_counter import Counted
+from planish.core.randomness import seeded
+from planish.core.threat import L2, Linf, ThreatModel
 
 SHORT = LogBarrier(outer=4, inner=20)
 
@@ -51,7 +51,7 @@ def test_from_noise_it_descends_to_the_edge_of_a_class(
     """Without its other start: the barrier alone goes all the way, though not always to the nearest class."""
     none = torch.zeros_like(batch.labels)
     nowhere = (batch.x, none.bool(), none)
-    monkeypatch.setattr("planish.attacks.log_barrier._climbed", lambda *arguments: nowhere)
+    monkeypatch.setattr("planish.attacks.log_barrier._steepest_step", lambda *arguments: nowhere)
     model, images = greys(5, batch)
     found = nearest(LogBarrier(), model, images, threat)
     ratio = found.distance[:, None] / box_distances(model, images, threat)

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from planish.attacks import Adversarials, Attack
 from planish.attacks.gradient import pgd_margin
 from planish.attacks.smoothed import Smoothed
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import margin
-from planish.passes import Counted
-from planish.randomness import seeded
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.pass_counter import Counted
+from planish.core.randomness import seeded
+from planish.core.threat import L2, Linf, ThreatModel
 
 
 class Rippled(nn.Module):

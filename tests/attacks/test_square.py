@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from planish.attacks import Adversarials
 from planish.attacks.square import Square, _Bumps, _bumps, _Window
-from planish.batch import Batch
-from planish.configuration import make
-from planish.errors import BadInput
-from planish.losses import margin
-from planish.passes import Counted
-from planish.randomness import keyed, seeded
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.pass_counter import Counted
+from planish.core.randomness import keyed, seeded
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.runs.config import make
 
 
 def attack(square: Square, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:
@@ -96,7 +96,7 @@ def test_the_best_candidate_is_returned(shape: tuple[int, ...], threat: ThreatMo
     assert torch.equal(found.x_adv, every[found.step, torch.arange(len(batch.x))])
     torch.testing.assert_close(score_of(found.x_adv), scores.amax(0), atol=2e-6, rtol=0)
     torch.testing.assert_close(found.score, scores.amax(0) - 9)
-    assert torch.equal(found.leaf, found.step.clamp(max=1) - 1) and (found.step > 1).any()
+    assert torch.equal(found.component, found.step.clamp(max=1) - 1) and (found.step > 1).any()
     assert (found.passes == 60).all() and len(seen) == 60
 
 
@@ -212,7 +212,7 @@ def test_images_leave_with_their_first_success(threat: ThreatModel, knowing: nn.
     broken = (found.score >= 0) & ~lost
     assert broken.sum() >= 2 and (found.score < 0).any()
     assert torch.equal(found.passes[broken], found.step[broken]) and (found.passes[found.score < 0] == 150).all()
-    assert int(found.passes[lost]) == int(found.step[lost]) == 0 and int(found.leaf[lost]) == -1
+    assert int(found.passes[lost]) == int(found.step[lost]) == 0 and int(found.component[lost]) == -1
     assert torch.equal(found.x_adv[lost], images.x[lost])
     assert int(found.passes.sum()) == counted.forwards - len(images.x) and counted.backwards == 0
     assert threat.feasible(found.x_adv, images.x).all()
@@ -231,7 +231,7 @@ def test_on_an_accelerator_a_look_now_and_then_changes_the_cost_alone(
     threat: ThreatModel, knowing: nn.Module, images: Batch, monkeypatch: pytest.MonkeyPatch
 ):
     often = attack(Square(60), knowing, images, threat)
-    monkeypatch.setattr("planish.ascent.LOOK", {"cpu": 7})
+    monkeypatch.setattr("planish.search.ascent.LOOK", {"cpu": 7})
     seldom = attack(Square(60), knowing, images, threat)
     assert all(torch.equal(*pair) for pair in zip(often[:5], seldom[:5], strict=True))
     assert ((seldom.passes - often.passes) <= 6).all() and (seldom.passes > often.passes).any()
@@ -242,7 +242,7 @@ def test_on_an_accelerator_a_look_now_and_then_changes_the_cost_alone(
 def test_where_nothing_can_be_found(value: float, threat: ThreatModel):
     batch = grey(3, 2, 4, 6)._replace(logits=torch.tensor([[1.0, 0, 0]]).repeat(3, 1))
     found = attack(Square(20), Flat(value), batch, threat)
-    assert torch.equal(found.x_adv, batch.x) and (found.leaf == -1).all() and (found.step == 0).all()
+    assert torch.equal(found.x_adv, batch.x) and (found.component == -1).all() and (found.step == 0).all()
     assert (found.score == -1).all() and (found.passes == 20).all()
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.starting import BISECTIONS, BLENDS, MOST, NOISES, SHADES, adversarial_start, bisected
-from planish.threat import Linf
+from planish.core.batch import Batch
+from planish.core.threat import Linf
+from planish.search.initial_adversarial import BISECTIONS, BLENDS, MOST, NOISES, SHADES, bisected, initial_adversarial
 
 BOX = Linf(0.0)
 
@@ -40,7 +40,7 @@ def plain(batch: Batch) -> Batch:
 def test_noise_is_enough_and_the_boundary_is_found(plain: Batch):
     """Along the segment the mean rises from 0.3 to some 0.5; it is cut at 0.4."""
     model = Decided(lambda x: means(x) > 0.4)
-    start = adversarial_start(model, plain, BOX, seed=3)
+    start = initial_adversarial(model, plain, BOX, seed=3)
     assert start.found.all() and torch.equal(start.passes, torch.full_like(start.passes, 1 + BISECTIONS))
     assert model.asked == start.passes.sum()
     mean = means(start.x_adv)
@@ -58,13 +58,13 @@ def test_noise_is_enough_and_the_boundary_is_found(plain: Batch):
     ],
 )
 def test_shades_where_noise_fails_the_weak_ones_first(rule: Callable[[Tensor], Tensor], number: int, plain: Batch):
-    start = adversarial_start(Decided(rule), plain, BOX, seed=3)
+    start = initial_adversarial(Decided(rule), plain, BOX, seed=3)
     assert start.found.all() and rule(start.x_adv).all()
     assert torch.equal(start.passes, torch.full_like(start.passes, NOISES + number + 1 + BISECTIONS))
 
 
 def test_nothing_is_found(plain: Batch):
-    start = adversarial_start(Decided(lambda x: means(x) > 2), plain, BOX, seed=3)
+    start = initial_adversarial(Decided(lambda x: means(x) > 2), plain, BOX, seed=3)
     assert not start.found.any() and torch.equal(start.x_adv, plain.x)
     assert torch.equal(start.passes, torch.full_like(start.passes, NOISES + len(SHADES) * len(BLENDS)))
 
@@ -74,16 +74,16 @@ def test_the_queries_are_a_limit(queries: int, batch: Batch):
     """Noise of one mean in two thousand: some images find it early, some late, some not at all."""
     model = Decided(lambda x: means(x) > 0.56)
     labels = torch.zeros_like(batch.labels)
-    start = adversarial_start(model, batch._replace(x=batch.x * 0.1, labels=labels), BOX, seed=3, queries=queries)
+    start = initial_adversarial(model, batch._replace(x=batch.x * 0.1, labels=labels), BOX, seed=3, queries=queries)
     assert (start.passes <= queries).all() and model.asked == start.passes.sum()
     assert torch.equal(means(start.x_adv) > 0.56, start.found)
 
 
 def test_a_batch_is_its_halves(plain: Batch):
     model = Decided(lambda x: means(x) > 0.52)
-    whole = adversarial_start(model, plain, BOX, seed=3)
+    whole = initial_adversarial(model, plain, BOX, seed=3)
     order = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4])
-    cuts = [adversarial_start(model, plain.select(rows), BOX, seed=3) for rows in order.split([3, 1, 4])]
+    cuts = [initial_adversarial(model, plain.select(rows), BOX, seed=3) for rows in order.split([3, 1, 4])]
     assert len(whole.passes.unique()) > 2
     for one, parts in zip(whole, zip(*cuts, strict=True), strict=True):
         assert torch.equal(one[order], torch.cat(parts))
@@ -101,5 +101,5 @@ def test_each_segment_is_halved_as_often_as_asked(plain: Batch):
 
 def test_no_image_is_left(plain: Batch):
     empty = plain.select(slice(0, 0))
-    start = adversarial_start(Decided(lambda x: means(x) > 0.4), empty, BOX, seed=3)
+    start = initial_adversarial(Decided(lambda x: means(x) > 0.4), empty, BOX, seed=3)
     assert start.x_adv.shape == empty.x.shape and len(start.found) == len(start.passes) == 0

@@ -8,17 +8,17 @@ import torch
 from sketch import Sketch, sketches
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, Worst, leaves, run
+from planish.attacks import Adversarials, Attack, Worst, components_of, run
 from planish.attacks.gradient import Ranked, Targeted, Untargeted, odi_pgd, pgd_margin
 from planish.attacks.transfer import Surrogate, Transfer, transfer
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.evaluation import describe_attack
-from planish.losses import margin
-from planish.passes import Counted
-from planish.randomness import seeded
-from planish.rules import Steepest
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.pass_counter import Counted
+from planish.core.randomness import seeded
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.evaluation.evaluate import describe_attack
+from planish.search.step_rules import Steepest
 
 
 def direct(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel) -> Adversarials:
@@ -99,7 +99,7 @@ def test_success_on_the_surrogate_stops_nothing():
 def test_classes_are_those_that_the_model_under_attack_finds_likely(knowing: nn.Module, known: Batch):
     with torch.no_grad():
         wrong = knowing.eval()(known.x).scatter(1, known.labels[:, None], -torch.inf)
-    parts = list(leaves(transfer(3, 2, classes=4, surrogates=sketches(4))))
+    parts = list(components_of(transfer(3, 2, classes=4, surrogates=sketches(4))))
     targets = [part.goal(known._replace(logits=knowing(known.x)))[1] for part in parts]
     first, second = wrong.topk(2).indices.T
     assert [torch.equal(one, other) for one, other in zip(targets, [first, second] * 2, strict=True)] == [True] * 4
@@ -121,7 +121,7 @@ def test_what_one_surrogate_breaks_costs_the_next_nothing():
     others = [Affine([1.0, 1.0, 1.0, 1.0]), Affine([-1.0, 1.0, 1.0, 1.0])]
     attack = transfer(4, classes=2, surrogates=tuple(lending(other) for other in others))
     found = run(attack, model, grey(), Linf(0.1), generator=seeded(0))
-    assert (found.score >= 0).all() and (found.leaf == 0).all()
+    assert (found.score >= 0).all() and (found.component == 0).all()
     assert others[0].asked > 0 and others[1].asked == 0
 
 
@@ -155,13 +155,13 @@ def test_a_record_names_the_surrogates_and_prints_no_model():
     text = describe_attack(attack)
     assert text.count("3 x ") == 2 and "Surrogate(name='seat', digest='ab12')" in text and "name='standard'" in text
     assert "Sketch" not in text and "Parameter" not in text
-    assert isinstance(attack, Worst) and len(list(leaves(attack))) == 2 * 3 * 2
+    assert isinstance(attack, Worst) and len(list(components_of(attack))) == 2 * 3 * 2
 
 
 def test_other_logits_are_no_surrogate(knowing: nn.Module, known: Batch):
     attack = transfer(2, classes=4, surrogates=(lending(Sketch(7), "wide"),))
     with pytest.raises(BadInput, match=r"^surrogate 'wide' has 7 classes, the model under attack 4; a surrogate must "):
-        direct(next(leaves(attack)), knowing, known, Linf(0.1))
+        direct(next(components_of(attack)), knowing, known, Linf(0.1))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.losses import margin
+from planish.core.batch import Batch
+from planish.core.losses import margin
 
 CENTRE = 0.5
 

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from planish.attacks.gradient import Untargeted
 from planish.attacks.noise import Noise
-from planish.audit import SEVERITY, Audit
+from planish.attacks.suites import Fixed, Stage
 from planish.audit.auditor import audit, checks
 from planish.audit.evidence import Plan
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import margin
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.records.audit import SEVERITY, Audit
 from planish.registry import describe
-from planish.rules import Steepest
-from planish.suites import Fixed, Stage
-from planish.threat import L2, Linf, ThreatModel
+from planish.search.step_rules import Steepest
 
 TINY = Plan(
     "thorough",

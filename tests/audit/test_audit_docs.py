@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from planish.audit.auditor import checks
-from planish.audit.checking import FEWEST, Check
+from planish.audit.check import FEWEST, Check
 from planish.audit.evidence import LEVELS, PLANS
 from planish.registry import describe
 

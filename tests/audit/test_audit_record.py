@@ -7,9 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.audit import SCHEMA_VERSION, Audit, Finding, Verdict
-from planish.audit.record import DOCUMENT, RECORD, from_json, load, save, to_json
-from planish.errors import BadInput
+from planish.core.errors import BadInput
+from planish.records.audit import (
+    DOCUMENT,
+    RECORD,
+    SCHEMA_VERSION,
+    Audit,
+    Finding,
+    Verdict,
+    from_json,
+    load,
+    save,
+    to_json,
+)
 
 META = {
     "schema_version": SCHEMA_VERSION,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks.closest import Closest
-from planish.audit.bounds import (
+from planish.audit.measures.bounds import (
     bounds,
     c_bound,
     estimated_bounds,
@@ -16,13 +16,13 @@ from planish.audit.bounds import (
     top_margin,
     violations,
 )
-from planish.audit.certificates import linear_distance
-from planish.audit.curvature import curvature, gradient_norms
-from planish.batch import Batch
-from planish.distances import searched
-from planish.errors import BadInput
-from planish.losses import margin, soft_margin
-from planish.threat import L2, Linf, ThreatModel
+from planish.audit.measures.certificates import linear_distance
+from planish.audit.measures.curvature import curvature, gradient_norms
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin, soft_margin
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.evaluation.distances import searched
 
 Plane = Callable[..., Batch]
 

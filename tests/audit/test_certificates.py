@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks.closest import Closest
-from planish.audit.affine import affine_layers, ball, outputs, reachable
-from planish.audit.bounds import bounds
-from planish.audit.certificates import linear_distance, relu_distance
-from planish.audit.lipschitz import proven_lipschitz
-from planish.batch import Batch
-from planish.distances import searched
-from planish.errors import BadInput
-from planish.losses import margin
+from planish.audit.measures.affine import affine_layers, ball, outputs, reachable
+from planish.audit.measures.bounds import bounds
+from planish.audit.measures.certificates import linear_distance, relu_distance
+from planish.audit.measures.lipschitz import proven_lipschitz
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.evaluation.distances import searched
 from planish.models import Normalized
-from planish.threat import L2, Linf, ThreatModel
 
 Plane = Callable[..., Batch]
 Everywhere = Callable[..., Tensor]

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from planish.attacks.gradient import Untargeted
 from planish.attacks.noise import Noise
-from planish.audit import Finding
+from planish.attacks.suites import Fixed, Stage
+from planish.attacks.suites.cascade import Cascade
 from planish.audit.auditor import Short, audit, plan_of
-from planish.audit.checking import Check, Seen, check, fact, mean, share
+from planish.audit.check import Check, Seen, check, fact, mean, share
 from planish.audit.evidence import PLANS, Plan
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import margin
-from planish.results import Column
-from planish.rules import Steepest
-from planish.suites import Fixed, Stage
-from planish.suites.cascade import Cascade
-from planish.threat import Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.threat import Linf
+from planish.records.audit import Finding
+from planish.records.evaluation import Column
+from planish.search.step_rules import Steepest
 
 RATE = check((1,), warn_at=1.0, fail_at=5.0)(lambda evidence: fact(0, ""))
 ANY = check((1,), warn_at=0.0, fail_at=0.1)(lambda evidence: fact(0, ""))

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.audit.curvature import Way, curvature, gradient_norms, lanczos, local_constants
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy, soft_margin
-from planish.threat import L2, Linf
+from planish.audit.measures.curvature import Way, curvature, gradient_norms, lanczos, local_constants
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy, soft_margin
+from planish.core.threat import L2, Linf
 
 
 def output(logits: Tensor, labels: Tensor) -> Tensor:

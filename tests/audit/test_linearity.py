@@ -3,11 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.audit.linearity import between, local_linearity, one_step, random_point, relative_error
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.rules import Steepest
-from planish.threat import L2, Linf
+from planish.audit.measures.linearity import between, local_linearity, one_step, random_point, relative_error
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import L2, Linf
+from planish.search.step_rules import Steepest
 
 
 class Bowl(nn.Module):

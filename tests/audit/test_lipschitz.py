@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.audit.linearity import random_point
-from planish.audit.lipschitz import empirical_lipschitz, jacobian_bound, proven_lipschitz
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.threat import L2, Linf
+from planish.audit.measures.linearity import random_point
+from planish.audit.measures.lipschitz import empirical_lipschitz, jacobian_bound, proven_lipschitz
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import L2, Linf
 
 
 def flat_model(weight: Tensor) -> nn.Module:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks.gradient import fgsm, pgd
-from planish.audit.certificates import linear_distance, relu_distance
-from planish.audit.chunks import in_chunks
-from planish.audit.curvature import curvature, gradient_norms, local_constants
-from planish.audit.linearity import between, local_linearity, one_step, random_point
-from planish.audit.lipschitz import empirical_lipschitz, proven_lipschitz
-from planish.audit.smoothing import smoothed_radius
-from planish.audit.surfaces import (
+from planish.audit.measures.certificates import linear_distance, relu_distance
+from planish.audit.measures.chunks import in_chunks
+from planish.audit.measures.curvature import curvature, gradient_norms, local_constants
+from planish.audit.measures.linearity import between, local_linearity, one_step, random_point
+from planish.audit.measures.lipschitz import empirical_lipschitz, proven_lipschitz
+from planish.audit.measures.smoothing import smoothed_radius
+from planish.audit.measures.surfaces import (
     accuracy_along,
     boundary_distortion,
     filter_normalised,
@@ -24,10 +24,10 @@ from planish.audit.surfaces import (
     rademacher,
     weight_line,
 )
-from planish.batch import Batch
-from planish.losses import cross_entropy
-from planish.passes import Counted
-from planish.threat import L2, Linf
+from planish.core.batch import Batch
+from planish.core.losses import cross_entropy
+from planish.core.pass_counter import Counted
+from planish.core.threat import L2, Linf
 
 Measure = Callable[[nn.Module, Batch], tuple[Tensor, ...]]
 THREAT = Linf(0.1)

@@ -1,4 +1,4 @@
-"""The portrait of an audit: closed forms on a linear model, the same again, its file, and what a black box gets."""
+"""The geometry of an audit: closed forms on a linear model, the same again, its file, and what a black box gets."""
 
 import json
 from dataclasses import replace
@@ -12,21 +12,22 @@ from torch import nn
 
 from planish.attacks.gradient import Untargeted
 from planish.attacks.noise import Noise
-from planish.audit import Audit, record
+from planish.attacks.suites import Fixed, Stage
 from planish.audit.auditor import audit
-from planish.audit.certificates import relu_distance
 from planish.audit.evidence import Evidence, Plan
-from planish.audit.portrait import portrait
+from planish.audit.geometry import geometry
+from planish.audit.measures.certificates import relu_distance
 from planish.audit.proof import relu_units
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.evaluation import logits_of
-from planish.losses import margin
-from planish.passes import Counted
-from planish.portraits import PARTS, PORTRAIT, Portrait, facts, load, save
-from planish.rules import Steepest
-from planish.suites import Fixed, Stage
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.pass_counter import Counted
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.evaluation.evaluate import logits_of
+from planish.records import audit as record
+from planish.records.audit import Audit
+from planish.records.geometry import GEOMETRY, PARTS, Geometry, facts, load, save
+from planish.search.step_rules import Steepest
 
 PLAN = Plan(
     "quick", None, setup=6, sample=8, steps=4, noise=2, queries=4, survivors=4, curve_steps=5, portrayed=6, pictured=2,
@@ -40,11 +41,11 @@ def audited(model: nn.Module, batch: Batch, threat: ThreatModel, plan: Plan = PL
     return last
 
 
-def portrayed(model: nn.Module, batch: Batch, threat: ThreatModel, **how: bool) -> Portrait:
-    """The portrait alone, without the checks before it."""
+def portrayed(model: nn.Module, batch: Batch, threat: ThreatModel, **how: bool) -> Geometry:
+    """The geometry alone, without the checks before it."""
     with torch.no_grad():
         images = batch._replace(logits=logits_of(model, batch.x))
-    return portrait(Evidence(Counted(model), model, images, threat, PLAN, "suite", SUITE, **how), [])  # type: ignore[arg-type]
+    return geometry(Evidence(Counted(model), model, images, threat, PLAN, "suite", SUITE, **how), [])  # type: ignore[arg-type]
 
 
 def two_classes() -> nn.Module:
@@ -65,9 +66,9 @@ def inner(batch: Batch, model: nn.Module) -> Batch:
         return batch._replace(x=x, labels=model(x).argmax(1))
 
 
-def arrays(portrait: Portrait) -> list[np.ndarray]:
-    parts = [part for name in PARTS if (part := getattr(portrait, name)) is not None]
-    return [portrait.distance, portrait.rows, *(np.asarray(value) for part in parts for value in part)]
+def arrays(geometry: Geometry) -> list[np.ndarray]:
+    parts = [part for name in PARTS if (part := getattr(geometry, name)) is not None]
+    return [geometry.distance, geometry.rows, *(np.asarray(value) for part in parts for value in part)]
 
 
 @pytest.mark.parametrize("threat", [Linf(0.02), L2(0.1)], ids=["Linf", "L2"])
@@ -143,10 +144,10 @@ def test_nothing_is_measured_round_wrong_images(batch: Batch):
 def test_its_parts_agree_with_the_audit(batch: Batch, tmp_path: Path):
     model = strange.linear()
     found = audited(model, inner(batch, model), Linf(0.1))
-    seen = found.portrait
+    seen = found.geometry
     record.save(found, tmp_path)
     again = record.load(tmp_path)
-    assert again.portrait is not None and record.to_json(again) == record.to_json(found)
+    assert again.geometry is not None and record.to_json(again) == record.to_json(found)
     assert seen is not None and all(getattr(seen, name) is not None for name in PARTS) and not seen.notes
     assert (
         seen.by_radius is not None and seen.effort is not None and seen.planes is not None and seen.weights is not None
@@ -171,7 +172,7 @@ def test_its_parts_agree_with_the_audit(batch: Batch, tmp_path: Path):
 def _rest(model: nn.Module, batch: Batch) -> int:
     """Passes of the clean images and the suite: those of an audit of one check that makes none."""
     alone = audited(model, inner(batch, model), Linf(0.1), only=["sample-size"])
-    assert alone.portrait is None
+    assert alone.geometry is None
     return int(alone.meta["passes"])
 
 
@@ -225,14 +226,14 @@ def test_pictures_of_other_channels_and_models_without_weights(batch: Batch):
 
 def test_bad_files(batch: Batch, tmp_path: Path):
     assert load(tmp_path) is None
-    save(Portrait(np.zeros(3, np.float32), np.zeros(0, np.int64)), tmp_path)
-    whole = (tmp_path / PORTRAIT).read_bytes()
+    save(Geometry(np.zeros(3, np.float32), np.zeros(0, np.int64)), tmp_path)
+    whole = (tmp_path / GEOMETRY).read_bytes()
     for content in (b"", whole[:60], b"\x80\x04N."):
-        (tmp_path / PORTRAIT).write_bytes(content)
-        with pytest.raises(BadInput, match="is not a portrait of planish, or it is cut short"):
+        (tmp_path / GEOMETRY).write_bytes(content)
+        with pytest.raises(BadInput, match="is not a geometry of planish, or it is cut short"):
             load(tmp_path)
     model = strange.linear()
     found = audited(model, inner(batch, model), Linf(0.1), replace(PLAN, portrayed=0))
-    assert found.portrait is None
-    with pytest.raises(BadInput, match="the portrait is of 3 images, the audit of 8"):
-        replace(found, portrait=Portrait(np.zeros(3, np.float32), np.zeros(0, np.int64)))
+    assert found.geometry is None
+    with pytest.raises(BadInput, match="the geometry is of 3 images, the audit of 8"):
+        replace(found, geometry=Geometry(np.zeros(3, np.float32), np.zeros(0, np.int64)))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.audit.smoothing import smoothed_radius
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.estimates import share_at_least
+from planish.audit.measures.smoothing import smoothed_radius
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.records.statistics import share_at_least
 
 SIGMA = 0.5
 

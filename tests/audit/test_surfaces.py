@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks.gradient import fgsm, pgd
-from planish.audit.surfaces import (
+from planish.audit.measures.surfaces import (
     Moved,
     accuracy_along,
     boundary_distortion,
@@ -17,10 +17,10 @@ from planish.audit.surfaces import (
     weight_line,
     weight_plane,
 )
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy, margin
-from planish.threat import L2, Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy, margin
+from planish.core.threat import L2, Linf
 
 
 def test_the_plane_of_an_affine_loss_is_a_plane(linear: nn.Module, batch: Batch):

@@ -7,9 +7,9 @@ import pytest
 import torch
 import zoo
 
-from planish.audit import Audit
 from planish.audit.auditor import audit, checks
-from planish.threat import Linf
+from planish.core.threat import Linf
+from planish.records.audit import Audit
 
 pytest.importorskip("sklearn", reason="the digits need it")
 TABLE = Path(__file__).parents[2] / "docs" / "audit-zoo.md"

@@ -13,27 +13,27 @@ from torch import Tensor, nn
 
 from planish.attacks import ByDistance, Worst
 from planish.attacks.gradient import Ranked, Targeted, Untargeted
+from planish.attacks.suites import Fixed, Stage
 from planish.audit.evidence import Plan
-from planish.batch import Batch
-from planish.configuration import make
+from planish.core.batch import Batch
+from planish.core.losses import scale_free_cross_entropy
+from planish.core.threat import Linf
 from planish.data import load
 from planish.data.batches import Batches
-from planish.losses import scale_free_cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
+from planish.methods import Plain, StepContext, TrainingLoss
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
-from planish.rules import GLIDE
-from planish.suites import Fixed, Stage
-from planish.threat import Linf
-from planish.training import Settings, fit, start
+from planish.runs.config import make
+from planish.search.step_rules import COSINE_MOMENTUM
+from planish.training.loop import Settings, fit, start
 
 RADIUS = 0.1
 IMAGES = 104
 PLAN = Plan("quick", images=IMAGES, setup=100, sample=104, steps=15, noise=8, queries=40, survivors=30, curve_steps=8)
 SUITE = Fixed(
     (
-        Stage("scout", Untargeted(GLIDE, 10, scale_free_cross_entropy)),
-        Stage("targets", Worst((ByDistance(), *(Targeted(GLIDE, 10, Ranked(rank)) for rank in (1, 2, 3))))),
+        Stage("scout", Untargeted(COSINE_MOMENTUM, 10, scale_free_cross_entropy)),
+        Stage("targets", Worst((ByDistance(), *(Targeted(COSINE_MOMENTUM, 10, Ranked(rank)) for rank in (1, 2, 3))))),
     )
 )
 
@@ -165,7 +165,7 @@ class Hot(Plain):
 
     temperature: float = 50.0
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: object, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: object, context: StepContext) -> TrainingLoss:
         logits = model(batch.x)
         loss = nn.functional.cross_entropy(logits / self.temperature, batch.labels)
         return TrainingLoss(loss, {"cross_entropy": loss.detach()}, logits.detach())

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planish.configuration import experiment_from
-from planish.errors import BadInput
-from planish.experiment import train
-from planish.files import read_arrays
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
 from planish.registry import components
-from planish.runs import Task, judge, subject
-from planish.threat import Linf
+from planish.runs.config import experiment_from
+from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+from planish.runs.train import train
+from planish.storage.files import read_arrays
 
 pytest.importorskip("torchattacks", reason="a peer that the benchmarks compare with")
 pytest.importorskip("foolbox", reason="a peer that the benchmarks compare with")
@@ -246,8 +246,8 @@ def test_tables_of_runs(script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
             "guard": guard,
         }
         *_, _ = train(experiment_from(tree), run)
-        task = Task("digits", Linf(0.1), ("fgsm", "pgd-2-1"), 20)
-        *_, _ = judge(subject(str(run), "cpu"), task, run, device="cpu", resume=False)
+        task = EvaluationConfig("digits", Linf(0.1), ("fgsm", "pgd-2-1"), 20)
+        *_, _ = evaluate_into(load_model(str(run), "cpu"), task, run, device="cpu", resume=False)
     out, figure = tmp_path / "out", tmp_path / "figure.png"
     drawn = ["--figure", str(figure)] if script == "collapse" else []
     runs = tmp_path / "runs" / ("digits" if script == "collapse" else "")

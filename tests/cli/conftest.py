@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from planish.cli import app
+from planish.cli.main import app
 
 TINY = ["data.limit=64", "settings.epochs=2", "settings.batch_size=32", "model.width=4", "threat.radius=0.1"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from planish.alone import alone
-from planish.errors import BadInput
+from planish.core.errors import BadInput
+from planish.storage.folder_lock import alone
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from planish.alone import alone
+from planish.storage.folder_lock import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)
@@ -70,7 +70,7 @@ def test_a_file_system_without_locks_locks_nothing_out(tmp_path: Path, monkeypat
 
 def test_the_command_line_says_so_and_touches_nothing(tmp_path: Path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "planish.cli", "train", "--data", "digits", "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "planish", "train", "--data", "digits", "--out", str(out), "--quiet"]
     with alone(out):
         done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (2, "") and not out.exists()

@@ -14,8 +14,8 @@ from typer.testing import Result
 
 from planish.audit.auditor import checks
 from planish.audit.evidence import PLANS
-from planish.audit.record import load, save
-from planish.auditing import draw
+from planish.records.audit import load, save
+from planish.runs.audit import draw
 
 Planish = Callable[..., Result]
 OPTIONS = ("--data", "digits", "--radius", "0.1", "--limit", "24", "--device", "cpu", "--out", "audited")
@@ -63,7 +63,7 @@ def test_a_table_and_two_files(planish: Planish, own: str):
         "audit.npz",
         "card.md",
         "figures",
-        "portrait.npz",
+        "geometry.npz",
     }
     before = Path("audited/audit.html").read_text()
     Path("audited/audit.html").unlink()
@@ -103,7 +103,7 @@ def test_audits_are_compared(planish: Planish, own: str):
     assert missing.exit_code == 2 and missing.stderr.startswith(
         "planish: nowhere holds neither evaluation.npz nor audit"
     )
-    save(replace(found, findings=found.findings[:3], portrait=None), Path("short"))
+    save(replace(found, findings=found.findings[:3], geometry=None), Path("short"))
     short = planish("compare", "audited", "short")
     assert short.exit_code == 2 and "the audit in short was cut short; audit again" in short.stderr
 

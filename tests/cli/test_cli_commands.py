@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from planish import experiment, quickstart, terminal, training
-from planish.guard import Watch
+from planish.cli import terminal
+from planish.records.evaluation import load
 from planish.registry import PACKAGES, components
-from planish.results import load
-from planish.runs import entries
+from planish.runs import quickstart
+from planish.runs import train as experiment
+from planish.runs.judge import entries
+from planish.training import loop as training
+from planish.training.guard import MonitorState
 
 Planish = Callable[..., Result]
 JUDGE = ("--data", "digits", "--radius", "0.1", "--limit", "30", "--attacks", "fgsm,pgd-2-1", "--device", "cpu")
@@ -52,7 +55,7 @@ def test_train_tells_of_alarms(
     """Once at the first look, whether or not PGD was asked; it was once a KeyError where it was not."""
     seen = {"linearity_error": 0.5, "gradient_cosine": 0.21, "falling": 0.5, "one_step": 0.375, **probed}
 
-    def collapsed(guard: Any, watch: Watch, *given: Any) -> bool:
+    def collapsed(guard: Any, watch: MonitorState, *given: Any) -> bool:
         first = not watch.alarms
         watch.looks.append({"step": 3, "epoch": 1, **seen})
         return first

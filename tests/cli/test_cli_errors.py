@@ -10,9 +10,9 @@ import pytest
 import torch
 from typer.testing import Result
 
-from planish import experiment
-from planish.checkpoints import RESUME, WEIGHTS, read_metadata, save_weights
 from planish.models.small_cnn import small_cnn
+from planish.runs import train as experiment
+from planish.runs.checkpoint import RESUME, WEIGHTS, read_metadata, save_weights
 
 Planish = Callable[..., Result]
 

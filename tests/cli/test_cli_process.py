@@ -21,7 +21,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path):
         "import sys, planish\n"
         f"heavy = {HEAVY} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "from planish.cli import app\n"
+        "from planish.cli.main import app\n"
         "try:\n"
         "    app(['--help'])\n"
         "except SystemExit as done:\n"
@@ -35,14 +35,14 @@ def test_help_imports_nothing_heavy(tmp_path: Path):
 
 
 def test_wrong_usage_is_no_traceback(tmp_path: Path):
-    result = python("-m", "planish.cli", "evaluate", "--data", cwd=tmp_path)
+    result = python("-m", "planish", "evaluate", "--data", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "") and "Traceback" not in result.stderr
 
 
 def test_evaluate_into_a_pipe(run_folder: Path, tmp_path: Path):
     judge = ("--data", "digits", "--radius", "0.1", "--limit", "10", "--attacks", "fgsm", "--device", "cpu", "--json")
-    result = python("-m", "planish.cli", "evaluate", str(run_folder), *judge, "--out", "judged", cwd=tmp_path)
+    result = python("-m", "planish", "evaluate", str(run_folder), *judge, "--out", "judged", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     assert document["methods"][0]["evaluation"]["robust"]["images"] == 10
-    assert document["provenance"]["command"].startswith("cli.py evaluate ")
+    assert document["provenance"]["command"].startswith("planish evaluate ")

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish import ascent
-from planish.ascent import Aim, Score, Searched, ascend, evaluated, search
-from planish.batch import Batch
-from planish.losses import cross_entropy, margin, toward
-from planish.modes import evaluating
-from planish.objectives import Objective, loss_of, of
-from planish.randomness import keyed_draws
-from planish.rules import Adam, AutoPGD, Momentum, Steepest, StepRule
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.losses import cross_entropy, margin, toward
+from planish.core.modes import evaluating
+from planish.core.randomness import keyed_draws
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.search import ascent
+from planish.search.ascent import Aim, Score, Searched, ascend, evaluated, search
+from planish.search.objectives import Objective, loss_of, objective_of
+from planish.search.step_rules import Adam, AutoPGD, Momentum, Steepest, StepRule
 
 RULES: list[StepRule] = [Steepest(0.25), Momentum(0.25), Adam(0.5), AutoPGD()]
 EVERY = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -34,7 +34,7 @@ class Counter:
 
 
 def attack(model: nn.Module, batch: Batch) -> Objective:
-    return of(model, loss_of(cross_entropy, batch.labels))
+    return objective_of(model, loss_of(cross_entropy, batch.labels))
 
 
 def aimed(model: nn.Module, batch: Batch, height: Tensor | float = 0.0) -> Aim:
@@ -109,7 +109,7 @@ def test_the_best_iterate_may_be_the_start_and_the_last(best: int):
 
 
 def counting_up(moments: Tensor, height: float) -> Aim:
-    """Image i has its best moment, of this height, at iterate moments[i]; before and after it is one lower."""
+    """Image i has its best context, of this height, at iterate moments[i]; before and after it is one lower."""
 
     def aim(rows: Tensor) -> tuple[Objective, Score]:
         def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +224,7 @@ def test_a_batch_is_its_halves(rule: StepRule, threat: ThreatModel, model: nn.Mo
 def test_one_steepest_step_solves_a_linear_model(threat: ThreatModel, target: int, linear: nn.Module):
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.45
     labels = torch.full((5,), 3)
-    objective = of(linear, loss_of(toward(torch.full((5,), target)), labels))
+    objective = objective_of(linear, loss_of(toward(torch.full((5,), target)), labels))
     found = ascend(objective, x, threat, Steepest(1.0), 1)
     weight = linear[1].weight[target] - linear[1].weight[3]
     dual = weight.abs().sum() if isinstance(threat, Linf) else weight.norm()

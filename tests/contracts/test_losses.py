@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planish import losses
-from planish.errors import BadInput
+from planish.core import losses
+from planish.core.errors import BadInput
 
 LABELS = torch.tensor([0, 1, 2, 3, 4] * 20)
 ONES = torch.ones_like(LABELS)

@@ -8,27 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.losses import cross_entropy
-from planish.methods import Memory, Method, Moment, TrainingLoss
+from planish.core.batch import Batch
+from planish.core.losses import cross_entropy
+from planish.core.modes import batch_norms
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import Memory, Method, StepContext, TrainingLoss
 from planish.methods.adversarial import Adversarial
-from planish.methods.cure import Cure
-from planish.methods.elle import Elle, ElleA
+from planish.methods.cure import CURE
+from planish.methods.elle import ELLE, ELLEA
 from planish.methods.free import Free
 from planish.methods.grad_align import GradAlign
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.guided import GAT, NuAT
 from planish.methods.llr import LLR
-from planish.methods.mart import Mart
+from planish.methods.mart import MART
 from planish.methods.prior_guided import PriorGuided
-from planish.methods.seat import Seat
-from planish.methods.ssat import Ssat
+from planish.methods.seat import SEAT
+from planish.methods.ssat import SSAT
 from planish.methods.standard import Standard
 from planish.methods.sub_at import SubAT
-from planish.methods.trades import Trades
-from planish.modes import batch_norms
+from planish.methods.trades import TRADES
 from planish.registry import components
-from planish.threat import L2, Linf, ThreatModel
 
 METHODS: dict[str, Method] = {name: component() for name, component in components("methods").items()}
 EVERY = pytest.mark.parametrize("name", sorted(METHODS))
@@ -36,27 +36,27 @@ BOTH = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=["Linf", "L2"
 THREAT = Linf(0.1)
 NOT_OF_RADIUS = {
     GradientPenalty: "its penalty is not a function of the radius",
-    Cure: "its penalty is not a function of the radius",
+    CURE: "its penalty is not a function of the radius",
 }
-NOT_STANDARD = {**NOT_OF_RADIUS, Mart: "its classification loss is not cross entropy"}
+NOT_STANDARD = {**NOT_OF_RADIUS, MART: "its classification loss is not cross entropy"}
 NOMINAL_WEIGHT = {LLR: 2.0}  # times cross entropy at radius 0; the others: 1
 UPDATES = {
     GradientPenalty: 2,
-    Mart: 2,
-    Seat: 2,
-    Trades: 2,
+    MART: 2,
+    SEAT: 2,
+    TRADES: 2,
     GAT: 2,
     NuAT: 2,
     PriorGuided: 2,
 }  # of batch norm's averages; others: 1
-NOT_HARDENED = (Standard, GradientPenalty, Trades, Mart, Free, SubAT)
-PENALTY_DRAWS = (GradAlign, Elle, ElleA)  # noise of their own, besides the search for x_adv
+NOT_HARDENED = (Standard, GradientPenalty, TRADES, MART, Free, SubAT)
+PENALTY_DRAWS = (GradAlign, ELLE, ELLEA)  # noise of their own, besides the search for x_adv
 # all that their loss needs of the search is x_adv
 SEARCH_APART = (
     Adversarial,
-    Trades,
-    Mart,
-    Ssat,
+    TRADES,
+    MART,
+    SSAT,
     GAT,
     NuAT,
     SubAT,
@@ -77,7 +77,7 @@ def call(
 ) -> TrainingLoss:
     memory = {} if memory is None else memory
     generator = torch.Generator().manual_seed(seed)
-    return method(model, batch, threat, Moment(generator, progress, memory=memory, identities=IDENTITIES))
+    return method(model, batch, threat, StepContext(generator, progress, memory=memory, identities=IDENTITIES))
 
 
 def updates(method: Method) -> int:
@@ -166,7 +166,7 @@ def test_running_statistics_are_updated_as_often_as_the_docstring_says(name: str
 
 
 @pytest.mark.parametrize(
-    "method", [METHODS["standard"], LLR(), Cure(), GradientPenalty(slope="double-backward")], ids=repr
+    "method", [METHODS["standard"], LLR(), CURE(), GradientPenalty(slope="double-backward")], ids=repr
 )
 def test_running_statistics_of_the_clean_pass_alone(method: Method, model: nn.Module, batch: Batch):
     plain = deepcopy(model)
@@ -202,10 +202,10 @@ def test_deterministic_under_its_generator_and_blind_to_the_global_one(name: str
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(around)
             before = torch.get_rng_state()
-            moment = Moment(generator, 1.0, identities=IDENTITIES)
-            found = METHODS[name](deepcopy(model), batch, THREAT, moment)
+            context = StepContext(generator, 1.0, identities=IDENTITIES)
+            found = METHODS[name](deepcopy(model), batch, THREAT, context)
             untouched.append(torch.equal(torch.get_rng_state(), before))
-        outcomes.append(torch.stack([v.detach().double().sum() for v in (found.total, *moment.memory.values())]))
+        outcomes.append(torch.stack([v.detach().double().sum() for v in (found.total, *context.memory.values())]))
         drawn.append(not torch.equal(generator.get_state(), fresh))
     assert all(untouched) and torch.equal(outcomes[0], outcomes[1])
     assert torch.equal(outcomes[0], outcomes[2]) is not any(drawn)
@@ -287,19 +287,19 @@ def test_images_that_were_found_already_are_not_searched_again(name: str, model:
     if isinstance(METHODS[name], PENALTY_DRAWS):
         generator = torch.Generator().manual_seed(0)
     kept, fresh = {key: value.clone() for key, value in memory.items()}, generator.get_state()
-    moment = Moment(generator, 0.3, memory=memory, identities=IDENTITIES, x_adv=first.x_adv)
-    torch.testing.assert_close(METHODS[name](model, batch, THREAT, moment).total, first.total)
+    context = StepContext(generator, 0.3, memory=memory, identities=IDENTITIES, x_adv=first.x_adv)
+    torch.testing.assert_close(METHODS[name](model, batch, THREAT, context).total, first.total)
     assert torch.equal(generator.get_state(), fresh) is not isinstance(METHODS[name], PENALTY_DRAWS)
     assert memory.keys() == kept.keys() and all(torch.equal(memory[key], value) for key, value in kept.items())
 
 
 @EVERY
 def test_hardened_is_more_of_the_same(name: str, model: nn.Module, batch: Batch):
-    method, more = METHODS[name], METHODS[name].hardened()
+    method, more = METHODS[name], METHODS[name].strengthened()
     if isinstance(method, NOT_HARDENED) or name == "pgd":
         assert more is None
     else:
-        assert more is not None and type(more) is type(method) and more != method and more.hardened() != more
+        assert more is not None and type(more) is type(method) and more != method and more.strengthened() != more
         assert call(more, model, batch).total.isfinite()
 
 
@@ -307,7 +307,7 @@ def test_one_step_training_hardens_into_n_fgsm_with_ever_more_noise():
     noise = [1.0, 2.0, 3.0]
     method: Method | None = METHODS["fgsm"]
     for radii in noise:
-        method = method.hardened()  # type: ignore[union-attr]
+        method = method.strengthened()  # type: ignore[union-attr]
         assert method == Adversarial(1, 1.0, radii, radii + 1)
-    assert METHODS["rs-fgsm"].hardened() == METHODS["n-fgsm"]
-    assert replace(LLR(), linearity_weight=0.0).hardened() is None
+    assert METHODS["rs-fgsm"].strengthened() == METHODS["n-fgsm"]
+    assert replace(LLR(), linearity_weight=0.0).strengthened() is None

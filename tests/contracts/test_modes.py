@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.modes import (
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.modes import (
     attacked,
     batch_norms,
     collecting,

@@ -1,7 +1,7 @@
 import torch
 
-from planish.randomness import drawn_seed, draws, keyed_draws, seeded
-from planish.threat import L2
+from planish.core.randomness import drawn_seed, draws, keyed_draws, seeded
+from planish.core.threat import L2
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15

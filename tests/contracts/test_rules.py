@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch
-from planish.losses import cross_entropy
-from planish.objectives import Objective, loss_of, of
-from planish.rules import (
+from planish.core.batch import Batch
+from planish.core.losses import cross_entropy
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.search.ascent import ascend
+from planish.search.objectives import Objective, loss_of, objective_of
+from planish.search.step_rules import (
     Adam,
     AutoPGD,
     AutoPGDState,
@@ -22,7 +23,6 @@ from planish.rules import (
     checkpoints,
     step_size,
 )
-from planish.threat import L2, Linf, ThreatModel
 
 THREATS = [Linf(1 / 16), L2(0.5)]
 BOTH = pytest.mark.parametrize("threat", THREATS, ids=["Linf", "L2"])
@@ -31,7 +31,7 @@ RULES = [Steepest(0.3), Momentum(0.3), Adam(0.5), AutoPGD(), Steepest(Cosine(1.0
 
 def bound(model: nn.Module, batch: Batch, seen: list[Tensor] | None = None) -> Objective:
     """Cross entropy in float64, which writes down every point that it is asked about."""
-    objective = of(model, loss_of(cross_entropy, batch.labels))
+    objective = objective_of(model, loss_of(cross_entropy, batch.labels))
 
     def written(x_adv: Tensor) -> tuple[Tensor, Tensor]:
         if seen is not None:
@@ -196,7 +196,7 @@ def test_steps_scale_with_the_radius(rule: Steepest, kind: Callable[[float], Thr
     """Far from the box, a linear objective's way is the same picture at every radius."""
     x = torch.full((3, 1, 8, 8), 0.5, dtype=torch.float64)
     linear, labels = linear.double(), torch.tensor([0, 1, 2])
-    objective = of(linear, lambda x_adv, logits: logits.gather(1, labels[:, None])[:, 0])
+    objective = objective_of(linear, lambda x_adv, logits: logits.gather(1, labels[:, None])[:, 0])
     small, large = (ascend(objective, x, kind(radius), rule, 3) - x for radius in (0.01, 0.2))
     torch.testing.assert_close(small * 20, large, rtol=1e-5, atol=1e-7)
     assert large.abs().max() > 0.01

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.losses import cross_entropy
-from planish.tangent import (
+from planish.core.batch import Batch
+from planish.core.losses import cross_entropy
+from planish.search.linearize import (
     Slope,
     probe_length,
     second_derivatives,

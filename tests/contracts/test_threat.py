@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from planish.errors import BadInput
-from planish.randomness import draws, keyed_draws
-from planish.threat import L2, Linf, ThreatModel, parse_radius, parse_threat
+from planish.core.errors import BadInput
+from planish.core.randomness import draws, keyed_draws
+from planish.core.threat import L2, Linf, ThreatModel, parse_radius, parse_threat
 
 THREATS = [Linf("8/255"), Linf(0.4), Linf(0.0), L2(0.5), L2(3.0), L2(0.0), Linf(0.2, low=-1.0, high=1.0)]
 EVERY = pytest.mark.parametrize("threat", THREATS, ids=str)

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from planish.batch import Batch
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
 from planish.data.batches import Augmentation, Batches, Draws, apply, augment, draw, in_order
 from planish.data.images import Images
-from planish.errors import BadInput
 
 EVERYTHING = Augmentation(crop=2, flip=True, cutout=3)
 

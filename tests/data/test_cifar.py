@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from planish.data.cifar import CIFAR10, CIFAR100, Layout, read_cifar10, read_cifar100, read_layout, recognise
-from planish.data.unpickle import read_arrays
-from planish.errors import BadInput
+from planish.core.errors import BadInput
+from planish.data.readers.cifar import CIFAR10, CIFAR100, Layout, read_cifar10, read_cifar100, read_layout, recognise
+from planish.data.readers.unpickle import read_arrays
 
 TRAIN = CIFAR10.binary["train"]
 
@@ -111,7 +111,7 @@ def test_a_pickle_as_python_2_wrote_it(tmp_path: Path):
 
 
 def test_a_wrong_md5_is_refused_before_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("planish.data.cifar.read_arrays", pytest.fail)
+    monkeypatch.setattr("planish.data.readers.cifar.read_arrays", pytest.fail)
     (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": pixels(1), "labels": [0]}))
     with pytest.raises(BadInput, match=r"test_batch: its MD5 is .*40351d587109b95175f43aff81a1287e: it was not opened"):
         read_cifar10(tmp_path, "test", None)

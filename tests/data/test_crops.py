@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from planish.core.errors import BadInput
 from planish.data.crops import DRAWS, centre, check_resolutions, random_part, sides
 from planish.data.decode import decode
-from planish.errors import BadInput
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from planish.data.digits import read_digits
-from planish.errors import BadInput
+from planish.core.errors import BadInput
+from planish.data.readers.digits import read_digits
 
 
 def test_digits_are_scikit_learns_scaled_to_uint8():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from planish.data.folder import list_folder
+from planish.core.errors import BadInput
 from planish.data.images import Images
-from planish.errors import BadInput
+from planish.data.readers.folder import list_folder
 
 Rgb = Callable[..., np.ndarray]
 

@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 from test_parquet import write
 
-from planish.data import imagenet, load
-from planish.data.imagenet import list_imagenet, list_tiny_imagenet
+from planish.core.errors import BadInput
+from planish.data import load
+from planish.data.readers import imagenet
+from planish.data.readers.imagenet import list_imagenet, list_tiny_imagenet
 from planish.data.source import find
-from planish.errors import BadInput
 
 Rgb = Callable[..., np.ndarray]
 NUMBERS = ("n02", "n01", "n03")

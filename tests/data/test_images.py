@@ -3,8 +3,8 @@ import hashlib
 import pytest
 import torch
 
+from planish.core.errors import BadInput
 from planish.data.images import Images, numbered_classes, to_unit
-from planish.errors import BadInput
 
 
 def make(count: int = 6, classes: int = 3) -> Images:

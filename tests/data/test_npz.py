@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from planish.data.npz import read_npz
-from planish.errors import BadInput
+from planish.core.errors import BadInput
+from planish.data.readers.npz import read_npz
 
 Rgb = Callable[..., np.ndarray]
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from planish.core.errors import BadInput
 from planish.data import listing
 from planish.data.cache import cache_path
-from planish.data.parquet import read_parquet
-from planish.errors import BadInput
+from planish.data.readers.parquet import read_parquet
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 Png = Callable[[np.ndarray], bytes]

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from planish.core.errors import BadInput
 from planish.data import load
-from planish.errors import BadInput
 from planish.registry import components, describe
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

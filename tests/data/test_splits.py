@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from planish.core.errors import BadInput
 from planish.data.splits import data_name, files_of_split
-from planish.errors import BadInput
 
 
 def touch(folder: Path, *names: str) -> None:

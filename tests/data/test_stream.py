@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 from test_parquet import write
 
-from planish.batch import Batch
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.randomness import keyed
 from planish.data import stream
 from planish.data.batches import Augmentation
 from planish.data.crops import DRAWS, random_part
 from planish.data.images import Images
 from planish.data.keeping import kept
 from planish.data.listing import Files, Listing
-from planish.data.parquet import list_parquet
+from planish.data.readers.parquet import list_parquet
 from planish.data.source import find, load
 from planish.data.stream import Requests, Streamed, choices, default_workers, shuffled
-from planish.errors import BadInput
-from planish.randomness import keyed
 
 Rgb = Callable[..., np.ndarray]
 Png = Callable[[np.ndarray], bytes]
@@ -191,7 +191,7 @@ def test_parquet_reads_row_groups_lazily(tmp_path: Path, rgb: Rgb, png: Png, mon
     )
     one = listing.take(torch.tensor([14])).images()
     assert taken == [1] and torch.equal(one.x[0], torch.from_numpy(pixels[14].transpose(2, 0, 1)))
-    monkeypatch.setattr("planish.data.parquet.TOGETHER", 8)
+    monkeypatch.setattr("planish.data.readers.parquet.TOGETHER", 8)
     taken.clear()
     fresh = list_parquet(tmp_path, "train", None)
     epoch = list(streamed(fresh, batch=5, shape=(3, 5, 5), sides=()).epoch(0, seed=0))

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from planish.cli import app
-from planish.configuration import DataOptions, Experiment, Named, ThreatOptions, experiment_from, read
-from planish.errors import BadInput
-from planish.experiment import load_run, train
-from planish.training import Settings
+from planish.cli.main import app
+from planish.core.errors import BadInput
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, experiment_from, read
+from planish.runs.train import load_run, train
+from planish.training.loop import Settings
 
 CLASSES, TRAINING, TESTING = 200, 10, 1
 MODEL = Named("resnet-50", {"width": 4})
@@ -61,8 +61,8 @@ def experiment(pictures: Path) -> Experiment:
 CHILD = """
 import sys, time, torch
 from pathlib import Path
-from planish.configuration import experiment_from, read
-from planish.experiment import train
+from planish.runs.config import experiment_from, read
+from planish.runs.train import train
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for record in train(experiment_from(read(Path(sys.argv[1]))), Path(sys.argv[2])):

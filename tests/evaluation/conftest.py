@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.evaluation import Judged, evaluate
-from planish.threat import Linf
+from planish.core.batch import Batch
+from planish.core.threat import Linf
+from planish.evaluation.evaluate import EvaluationStep, evaluate
 
 LEVELS = [0.2, 0.43, 0.45, 0.56, 0.9, 0.3]
 """Brightness of six images: two far from the boundary 0.5, three near it, and one with a wrong label."""
@@ -80,10 +80,10 @@ def images() -> Batch:
 
 
 @pytest.fixture
-def judge() -> Callable[..., Judged]:
+def judge() -> Callable[..., EvaluationStep]:
     """judge(model, batch, attacks, radius=0.12, **options): the last record of an evaluation in Linf."""
 
-    def run(model: nn.Module, batch: Batch, attacks: dict, radius: float = 0.12, **options: object) -> Judged:
+    def run(model: nn.Module, batch: Batch, attacks: dict, radius: float = 0.12, **options: object) -> EvaluationStep:
         *_, last = evaluate(model, batch, Linf(radius), attacks, **options)
         return last
 

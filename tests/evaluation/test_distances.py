@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from planish.attacks import Nearest, nothing_found, with_logits
-from planish.batch import Batch
-from planish.distances import DistanceColumn, Distances, improvement_ratio, load, measure, save
-from planish.errors import BadInput
-from planish.evaluation import evaluate
-from planish.runs import Subject, Task, distance_attacks, named_attacks
-from planish.runs import measure as measure_into
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.evaluation.distances import DistanceColumn, Distances, improvement_ratio, load, measure, save
+from planish.evaluation.evaluate import evaluate
+from planish.runs.judge import EvaluationConfig, LoadedModel, attacks_by_name, distance_attacks
+from planish.runs.judge import measure as measure_into
 
 SMALL = {"closest": "closest-10-2", "log-barrier": "log-barrier-8-40", "boundary": "boundary-300"}
 LEVELS_APART = [0.3, 0.07, 0.05, 0.06, 0.4, 0.0]
@@ -145,7 +145,7 @@ def test_distances_and_robust_accuracy_agree(network: nn.Module, images: Batch):
     """An attack in the ball breaks exactly what a distance attack finds within the radius, on this easy network."""
     record = measured(network, images, Linf(0), "closest")
     for radius in (0.005, 0.015, 0.03):
-        *_, last = evaluate(network, images, Linf(radius), named_attacks(["planish"], 4))
+        *_, last = evaluate(network, images, Linf(radius), attacks_by_name(["planish"], 4))
         assert abs(last.evaluation.robust_accuracy().hits - record.accuracy_at(radius).hits) <= 1
 
 
@@ -163,8 +163,8 @@ def test_a_saved_record_is_the_same_and_a_broken_one_is_refused(tmp_path: Path):
 
 
 def test_into_a_folder(tmp_path: Path, digits_model: nn.Module):
-    task = Task("digits", L2(0), ("deepfool",), limit=20)
-    judged = Subject(digits_model, "linear")
+    task = EvaluationConfig("digits", L2(0), ("deepfool",), limit=20)
+    judged = LoadedModel(digits_model, "linear")
     (record,) = measure_into(judged, task, tmp_path)
     assert len(record.labels) == 20 and load(tmp_path / "distances.npz").names == ("deepfool",)
     with pytest.raises(BadInput, match="already holds distances; add --resume"):

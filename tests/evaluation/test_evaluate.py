@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from planish.attacks import Adversarials, Attack, untouched, with_logits
 from planish.attacks.gradient import apgd_t, fgsm, pgd, pgd_margin, random_targeted
 from planish.attacks.square import Square
-from planish.batch import Batch
-from planish.evaluation import Judged, Update, check_images, evaluate, logits_of
-from planish.losses import margin
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.losses import margin
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.evaluation.evaluate import EvaluationStep, Update, check_images, evaluate, logits_of
 
-Judge = Callable[..., Judged]
+Judge = Callable[..., EvaluationStep]
 
 
 def test_columns_by_hand(brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
@@ -55,7 +55,11 @@ def test_passes_by_hand(brightness: Callable[..., nn.Module], levels: Batch, jud
     assert column.forwards == 2 * 2 * 6 + sum(asked) + 5
     assert column.backwards == 2 * 2 * 5 + sum(ascended)
     assert column.passes.tolist() == [22, *(one + two for one, two in zip(asked, ascended, strict=True)), 22, -1]
-    assert column.leaf[[1, 2, 3]].tolist() == [0, 0, 0] and (column.leaf[[0, 4]] >= 0).all() and column.leaf[5] == -1
+    assert (
+        column.component[[1, 2, 3]].tolist() == [0, 0, 0]
+        and (column.component[[0, 4]] >= 0).all()
+        and column.component[5] == -1
+    )
 
 
 def test_the_record_says_what_was_done(network: nn.Module, images: Batch, judge: Judge):

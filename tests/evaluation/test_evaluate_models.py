@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks.gradient import apgd_dlr, apgd_t, pgd
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.evaluation import Judged, evaluate
-from planish.threat import Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
+from planish.evaluation.evaluate import EvaluationStep, evaluate
 
-Judge = Callable[..., Judged]
+Judge = Callable[..., EvaluationStep]
 
 
 def test_a_model_left_in_training_mode(

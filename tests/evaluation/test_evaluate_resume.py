@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from planish.attacks.gradient import apgd_ce, fgsm, pgd, random_targeted
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.evaluation import Judged, evaluate
-from planish.results import Evaluation, load, save
-from planish.threat import L2, Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import L2, Linf
+from planish.evaluation.evaluate import EvaluationStep, evaluate
+from planish.records.evaluation import Evaluation, load, save
 
 ATTACKS = {"fgsm": fgsm(), "pgd-3-2": pgd(3, 2), "random-targeted-3-1": random_targeted(3, 1), "apgd": apgd_ce(4)}
 RADIUS = Linf(0.015)
@@ -37,7 +37,7 @@ def same(one: Evaluation, other: Evaluation) -> bool:
     )
 
 
-def steps(network: nn.Module, images: Batch, **options: Any) -> Iterator[Judged]:
+def steps(network: nn.Module, images: Batch, **options: Any) -> Iterator[EvaluationStep]:
     return evaluate(network, images, RADIUS, ATTACKS, seed=3, about=ABOUT, **options)
 
 

@@ -15,13 +15,13 @@ from torch import nn
 
 from planish.attacks import Attack, Progress
 from planish.attacks.gradient import apgd_t, pgd_margin
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.evaluation import Judged, evaluate
-from planish.kept import KeptProgress, load_images, save_images
-from planish.results import load
-from planish.runs import Subject, Task, verify
-from planish.threat import Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
+from planish.evaluation.adversarials import KeptProgress, load_images, save_images
+from planish.evaluation.evaluate import EvaluationStep, evaluate
+from planish.records.evaluation import load
+from planish.runs.judge import EvaluationConfig, LoadedModel, verify
 
 Make = Callable[[], nn.Module]
 ATTACKS: dict[str, Attack] = {"pgd": pgd_margin(5, 3), "t": apgd_t(4, 2, classes=4)}
@@ -46,7 +46,7 @@ class Fragile(KeptProgress):
             raise Killed
 
 
-def judged(network: nn.Module, images: Batch, path: Path, chunks: int = -1) -> Judged:
+def judged(network: nn.Module, images: Batch, path: Path, chunks: int = -1) -> EvaluationStep:
     *_, last = evaluate(network, images, RADIUS, ATTACKS, seed=3, chunk=4, unfinished=Fragile(path, chunks))
     return last
 
@@ -61,7 +61,7 @@ def test_an_attack_goes_on_from_its_last_chunk(chunks: int, make_network: Make, 
     network.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
     again = judged(network, images, tmp_path / "killed.npz")
     for ours, theirs in zip(again.evaluation.columns, whole.evaluation.columns, strict=True):
-        for key in ("margin", "distance", "predicted", "target", "leaf", "step", "passes"):
+        for key in ("margin", "distance", "predicted", "target", "component", "step", "passes"):
             np.testing.assert_allclose(getattr(ours, key), getattr(theirs, key), atol=1e-5)
     torch.testing.assert_close(again.x_adv, whole.x_adv)
     needed = sum(column.forwards for column in whole.evaluation.columns) + 2 * len(images.x)
@@ -88,9 +88,9 @@ def test_progress_is_written_seldom(tmp_path: Path, make_network: Make, images: 
 SCRIPT = """
     import sys, time, torch
     from pathlib import Path
-    from planish import kept
-    from planish.runs import Subject, Task, judge
-    from planish.threat import Linf
+    from planish.evaluation import adversarials as kept
+    from planish.runs.judge import LoadedModel, EvaluationConfig, evaluate_into
+    from planish.core.threat import Linf
 
     torch.set_num_threads(1)
 
@@ -104,8 +104,8 @@ SCRIPT = """
             return self.net(x)
 
     kept.KeptProgress.__init__.__defaults__ = (-1.0, *kept.KeptProgress.__init__.__defaults__[1:])
-    task = Task("digits", Linf(0.05), ("pgd-20-5",), limit=300, keep_images=True)
-    for record in judge(Subject(Slow(), "slow"), task, Path({folder!r}), resume=True):
+    task = EvaluationConfig("digits", Linf(0.05), ("pgd-20-5",), limit=300, keep_images=True)
+    for record in evaluate_into(LoadedModel(Slow(), "slow"), task, Path({folder!r}), resume=True):
         print(len(record.columns), flush=True)
 """
 
@@ -128,23 +128,23 @@ def test_kill_minus_nine_in_the_middle_of_an_attack(tmp_path: Path):
         process.communicate()
         assert process.returncode == 0 and not (tmp_path / folder / "progress.npz").exists()
     killed, whole = (load(tmp_path / name / "evaluation.npz").columns[0] for name in ("killed", "whole"))
-    for key in ("margin", "target", "leaf", "step", "passes"):
+    for key in ("margin", "target", "component", "step", "passes"):
         np.testing.assert_allclose(getattr(killed, key), getattr(whole, key), atol=1e-5)
     images = [load_images(tmp_path / name / "adversarial.npz")[0] for name in ("killed", "whole")]
     torch.testing.assert_close(*images)
 
 
 @pytest.fixture
-def linear_digits() -> Subject:
+def linear_digits() -> LoadedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Subject(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "linear")
+        return LoadedModel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "linear")
 
 
-def attacked_digits(subject: Subject, path: Path) -> tuple[Judged, Task]:
+def attacked_digits(subject: LoadedModel, path: Path) -> tuple[EvaluationStep, EvaluationConfig]:
     from planish.data import load as load_data
 
-    task = Task("digits", Linf(0.05), (), limit=60)
+    task = EvaluationConfig("digits", Linf(0.05), (), limit=60)
     batch = load_data("digits", "test", 60).as_batch()
     batch = batch._replace(labels=subject.model(batch.x).argmax(1))
     *_, last = evaluate(subject.model, batch, task.threat, {"pgd": pgd_margin(10, 1)})
@@ -152,7 +152,7 @@ def attacked_digits(subject: Subject, path: Path) -> tuple[Judged, Task]:
     return last, task
 
 
-def test_saved_images_give_the_same_accuracy(linear_digits: Subject, tmp_path: Path):
+def test_saved_images_give_the_same_accuracy(linear_digits: LoadedModel, tmp_path: Path):
     last, task = attacked_digits(linear_digits, tmp_path / "adversarial.npz")
     found = verify(linear_digits, task, tmp_path / "adversarial.npz")
     logits = linear_digits.model(last.x_adv).argmax(1).numpy()
@@ -166,18 +166,18 @@ def test_saved_images_give_the_same_accuracy(linear_digits: Subject, tmp_path: P
     assert (truth != labels).any()
 
 
-def test_an_image_outside_the_ball_breaks_nothing(linear_digits: Subject, tmp_path: Path):
+def test_an_image_outside_the_ball_breaks_nothing(linear_digits: LoadedModel, tmp_path: Path):
     last, task = attacked_digits(linear_digits, tmp_path / "adversarial.npz")
     save_images(last._replace(x_adv=1 - last.x_adv), tmp_path / "far.npz")
     found = verify(linear_digits, task, tmp_path / "far.npz")
     assert found.infeasible == 60 and found.robust.hits == found.clean.hits and found.distance > 0.5
 
 
-def test_images_that_do_not_fit(linear_digits: Subject, tmp_path: Path):
+def test_images_that_do_not_fit(linear_digits: LoadedModel, tmp_path: Path):
     path = tmp_path / "adversarial.npz"
     _, task = attacked_digits(linear_digits, path)
     with pytest.raises(BadInput, match=r"has image .*, which digits"):
-        verify(linear_digits, Task("digits", Linf(0.05), (), limit=10), path)
+        verify(linear_digits, EvaluationConfig("digits", Linf(0.05), (), limit=10), path)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(BadInput, match=r"does not hold adversarial images, or it is cut short"):
         verify(linear_digits, task, path)

@@ -11,18 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from planish import quickstart as quick
-from planish.configuration import DataOptions, Experiment, Named, ThreatOptions
-from planish.errors import BadInput
-from planish.evaluation import model_digest
-from planish.experiment import train
+from planish.attacks.suites import Fixed
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
+from planish.evaluation.evaluate import model_digest
+from planish.records.evaluation import load
 from planish.report import write_report
-from planish.results import load
-from planish.runs import EVALUATION, GALLERY, Task, entries, judge, named_attacks, subject
-from planish.runs import test_images as images_of
-from planish.suites import Fixed
-from planish.threat import Linf
-from planish.training import Settings
+from planish.runs import quickstart as quick
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.judge import (
+    EVALUATION,
+    GALLERY,
+    EvaluationConfig,
+    attacks_by_name,
+    entries,
+    evaluate_into,
+    load_model,
+)
+from planish.runs.judge import test_images as images_of
+from planish.runs.train import train
+from planish.training.loop import Settings
 
 TINY = Experiment(
     data=DataOptions("digits", limit=200),
@@ -31,7 +39,7 @@ TINY = Experiment(
     threat=ThreatOptions("Linf", 0.1),
     settings=Settings(epochs=3, batch_size=50, learning_rate=0.2),
 )
-TASK = Task("digits", Linf(0.1), ("fgsm", "pgd-3-1"), limit=40)
+TASK = EvaluationConfig("digits", Linf(0.1), ("fgsm", "pgd-3-1"), limit=40)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def own_file(tmp_path: Path) -> Path:
 
 
 def test_a_run_folder_is_a_subject(run_folder: Path):
-    judged = subject(str(run_folder))
+    judged = load_model(str(run_folder))
     assert judged.name == "fgsm" and not judged.model.training
     assert judged.about["classes"] == [str(digit) for digit in range(10)]
     assert judged.training["passes"] > 1 and len(judged.training["history"]) == 3
@@ -72,7 +80,7 @@ def test_a_run_folder_is_a_subject(run_folder: Path):
 def test_a_function_is_a_subject(own_file: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(own_file.parent)
     for spec in (f"{own_file}:net", "own:net"):
-        judged = subject(spec)
+        judged = load_model(spec)
         assert judged.name == "net" and judged.training is None
         assert judged.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
@@ -93,40 +101,40 @@ def test_a_function_is_a_subject(own_file: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_no_subject(spec: str, message: str, own_file: Path):
     folder = str(own_file.parent)
     with pytest.raises(BadInput) as raised:
-        subject(spec.format(folder=folder))
+        load_model(spec.format(folder=folder))
     assert str(raised.value).startswith(message.format(folder=folder))
 
 
 def test_attacks_by_name_know_the_number_of_classes():
-    attacks = named_attacks(["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"], 3)
+    attacks = attacks_by_name(["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"], 3)
     assert list(attacks) == ["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"]
     assert len(attacks["apgd-t-5"].attacks) == len(attacks["multi-targeted-5-1"].attacks) == 2
     with pytest.raises(BadInput, match=r"unknown attack 'pdg-5'\. Did you mean 'pgd'\?"):
-        named_attacks(["pdg-5"], 3)
+        attacks_by_name(["pdg-5"], 3)
 
 
 def test_one_attack_of_a_suite_by_name():
-    found = named_attacks(["paper-llr/fgsm-20", "autoattack/apgd-ce"], 10)
-    stages = named_attacks(["paper-llr", "autoattack"], 10)
+    found = attacks_by_name(["paper-llr/fgsm-20", "autoattack/apgd-ce"], 10)
+    stages = attacks_by_name(["paper-llr", "autoattack"], 10)
     suites = [suite for suite in stages.values() if isinstance(suite, Fixed)]
     assert list(found.values()) == [suites[0].stages[0].attack, suites[1].stages[0].attack]
     with pytest.raises(BadInput, match=r"'paper-llr' has no stage 'fgsm'\. Did you mean 'fgsm-20'\?"):
-        named_attacks(["paper-llr/fgsm"], 10)
+        attacks_by_name(["paper-llr/fgsm"], 10)
     with pytest.raises(BadInput, match="'pgd' has no stage 'first'"):
-        named_attacks(["pgd/first"], 10)
+        attacks_by_name(["pgd/first"], 10)
 
 
 def test_fewer_images_than_asked_for_are_told():
-    batch, about, warnings = images_of(Task("digits", Linf(0.1), (), limit=10_000), {})
+    batch, about, warnings = images_of(EvaluationConfig("digits", Linf(0.1), (), limit=10_000), {})
     assert len(batch.x) == about["images"] == 500
     assert warnings == ["asked for 10000 images, digits has 500"]
-    assert images_of(Task("digits", Linf(0.1), (), limit=20), {})[2] == []
+    assert images_of(EvaluationConfig("digits", Linf(0.1), (), limit=20), {})[2] == []
 
 
 def test_judged_read_back_and_reported(run_folder: Path, tmp_path: Path):
     out = tmp_path / "judged"
-    judged = subject(str(run_folder))
-    records = list(judge(judged, TASK, out))
+    judged = load_model(str(run_folder))
+    records = list(evaluate_into(judged, TASK, out))
     assert [len(record.columns) for record in records] == [0, 1, 2]
     (entry,) = entries([out])
     assert entry.name == "fgsm" and entry.evaluation.names == ("fgsm", "pgd-3-1")
@@ -158,38 +166,38 @@ def check_gallery(folder: Path, model: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("resumed", [False, True])
 def test_the_gallery_shows_broken_images(resumed: bool, run_folder: Path, tmp_path: Path):
     """Also after a resume, when the images that earlier processes broke are known by their numbers alone."""
-    judged = subject(str(run_folder))
+    judged = load_model(str(run_folder))
     if resumed:
-        process = judge(judged, TASK, tmp_path)
+        process = evaluate_into(judged, TASK, tmp_path)
         next(process), next(process)
         process.close()
         check_gallery(tmp_path, judged.model)
-    list(judge(judged, TASK, tmp_path, resume=resumed))
+    list(evaluate_into(judged, TASK, tmp_path, resume=resumed))
     check_gallery(tmp_path, judged.model)
 
 
 def test_the_gallery_after_a_targeted_attack(run_folder: Path, tmp_path: Path):
     """It runs on images that fell already, too, and must not take away the twins that broke them."""
-    judged = subject(str(run_folder))
-    task = Task("digits", Linf(0.1), ("pgd-3-1", "random-targeted-2-1"), limit=40)
-    list(judge(judged, task, tmp_path))
+    judged = load_model(str(run_folder))
+    task = EvaluationConfig("digits", Linf(0.1), ("pgd-3-1", "random-targeted-2-1"), limit=40)
+    list(evaluate_into(judged, task, tmp_path))
     check_gallery(tmp_path, judged.model)
 
 
 def test_a_folder_that_is_taken(run_folder: Path, tmp_path: Path):
-    judged = subject(str(run_folder))
-    *_, whole = judge(judged, TASK, tmp_path / "whole")
-    first = judge(judged, TASK, tmp_path / "parts")
+    judged = load_model(str(run_folder))
+    *_, whole = evaluate_into(judged, TASK, tmp_path / "whole")
+    first = evaluate_into(judged, TASK, tmp_path / "parts")
     next(first)
     first.close()
     with pytest.raises(BadInput, match="already holds an evaluation; add --resume to go on, or choose another"):
-        next(judge(judged, TASK, tmp_path / "parts"))
-    *_, resumed = judge(judged, TASK, tmp_path / "parts", resume=True)
+        next(evaluate_into(judged, TASK, tmp_path / "parts"))
+    *_, resumed = evaluate_into(judged, TASK, tmp_path / "parts", resume=True)
     for one, other in zip(whole.columns, resumed.columns, strict=True):
         assert np.array_equal(one.margin, other.margin, equal_nan=True)
-    other_task = Task("digits", Linf(0.2), TASK.attacks, TASK.limit)
+    other_task = EvaluationConfig("digits", Linf(0.2), TASK.attacks, TASK.limit)
     with pytest.raises(BadInput, match="the earlier evaluation is of another threat"):
-        next(judge(judged, other_task, tmp_path / "parts", resume=True))
+        next(evaluate_into(judged, other_task, tmp_path / "parts", resume=True))
     with pytest.raises(BadInput, match=f"holds no {EVALUATION}; make one with: planish evaluate"):
         entries([tmp_path])
 
@@ -198,29 +206,29 @@ LENT = replace(TASK, attacks=("fgsm", "transfer-2"))
 
 
 def test_surrogates_are_in_the_record_and_a_resume_needs_the_same(run_folder: Path, own_file: Path, tmp_path: Path):
-    judged, out = subject(str(run_folder)), tmp_path / "lent"
+    judged, out = load_model(str(run_folder)), tmp_path / "lent"
     other = tmp_path / "other"
     list(train(replace(TINY, method=Named("standard"), seed=1), other))
     lent = replace(LENT, surrogates=(str(run_folder), str(other)))
-    *_, record = judge(judged, lent, out)
+    *_, record = evaluate_into(judged, lent, out)
     text = record.column("transfer-2").meta["attack"]
     for folder, name in ((run_folder, "fgsm"), (other, "standard")):
-        assert f"Surrogate(name='{name}', digest='{model_digest(subject(str(folder)).model)}')" in text
+        assert f"Surrogate(name='{name}', digest='{model_digest(load_model(str(folder)).model)}')" in text
     assert record.column("transfer-2").attempted.sum() > 0 and "Linear" not in text
-    *_, resumed = judge(judged, lent, out, resume=True)
+    *_, resumed = evaluate_into(judged, lent, out, resume=True)
     assert resumed.names == ("fgsm", "transfer-2")
     for others in ((str(other), str(run_folder)), (str(run_folder),)):
         with pytest.raises(BadInput, match="the earlier evaluation ran another attack named 'transfer-2'; choose"):
-            next(judge(judged, replace(LENT, surrogates=others), out, resume=True))
-    *_, fewer = judge(judged, replace(LENT, attacks=("fgsm",)), out, resume=True)
+            next(evaluate_into(judged, replace(LENT, surrogates=others), out, resume=True))
+    *_, fewer = evaluate_into(judged, replace(LENT, attacks=("fgsm",)), out, resume=True)
     assert fewer.names == ("fgsm", "transfer-2")
 
 
 def test_transfer_from_the_model_itself_is_its_own_attack(run_folder: Path, tmp_path: Path):
-    judged = subject(str(run_folder))
+    judged = load_model(str(run_folder))
     task = replace(LENT, attacks=("transfer-5-2-9",), surrogates=(str(run_folder),))
-    *_, lent = judge(judged, task, tmp_path / "lent")
-    *_, own = judge(judged, replace(task, attacks=("multi-targeted-5-2",), surrogates=()), tmp_path / "own")
+    *_, lent = evaluate_into(judged, task, tmp_path / "lent")
+    *_, own = evaluate_into(judged, replace(task, attacks=("multi-targeted-5-2",), surrogates=()), tmp_path / "own")
     assert lent.clean_accuracy().hits > lent.robust_accuracy().hits > 0
     assert abs(lent.robust_accuracy().hits - own.robust_accuracy().hits) <= 1
 
@@ -241,23 +249,23 @@ def test_what_is_no_surrogate(
     place = {"folder": str(own_file.parent)}
     task = replace(LENT, surrogates=tuple(spec.format(**place) for spec in surrogates))
     with pytest.raises(BadInput) as raised:
-        next(judge(subject(str(run_folder)), task, tmp_path / "lent"))
+        next(evaluate_into(load_model(str(run_folder)), task, tmp_path / "lent"))
     assert str(raised.value).startswith(message.format(**place)) and not (tmp_path / "lent").exists()
 
 
 def test_surrogates_that_nothing_uses_are_told(run_folder: Path, tmp_path: Path):
     task = replace(TASK, surrogates=(str(run_folder),))
     with pytest.raises(BadInput, match="surrogates are given, and no attack that uses them: add transfer to the "):
-        next(judge(subject(str(run_folder)), task, tmp_path / "lent"))
+        next(evaluate_into(load_model(str(run_folder)), task, tmp_path / "lent"))
 
 
 def test_a_truncated_record_is_refused(run_folder: Path, tmp_path: Path):
-    judged = subject(str(run_folder))
-    list(judge(judged, Task("digits", Linf(0.1), (), limit=20), tmp_path))
+    judged = load_model(str(run_folder))
+    list(evaluate_into(judged, EvaluationConfig("digits", Linf(0.1), (), limit=20), tmp_path))
     record = tmp_path / EVALUATION
     record.write_bytes(record.read_bytes()[:-200])
     with pytest.raises(BadInput, match="is not a planish evaluation, or it is cut short; evaluate again"):
-        next(judge(judged, TASK, tmp_path, resume=True))
+        next(evaluate_into(judged, TASK, tmp_path, resume=True))
 
 
 def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -283,7 +291,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_one_model_judged_by_two_attacks_is_two_entries(run_folder: Path, tmp_path: Path):
     for attack in ("fgsm", "pgd-2-1"):
-        assert list(judge(subject(str(run_folder)), replace(TASK, attacks=(attack,)), tmp_path / attack))
+        assert list(evaluate_into(load_model(str(run_folder)), replace(TASK, attacks=(attack,)), tmp_path / attack))
     found = entries([tmp_path / "fgsm", tmp_path / "pgd-2-1"])
     assert [entry.name for entry in found] == ["fgsm, fgsm", "fgsm, pgd-2-1"]
     assert [entry.name for entry in entries([tmp_path / "fgsm"])] == ["fgsm"]

@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from planish.attacks import Within, leaves
+from planish.attacks import Within, components_of
 from planish.attacks.bisection import PGDBisection
 from planish.attacks.boundary import Boundary
 from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from planish.attacks.gradient import fgsm, pgd
 from planish.attacks.log_barrier import LogBarrier
-from planish.batch import Batch
-from planish.distances import measure
-from planish.errors import BadInput
-from planish.evaluation import evaluate
+from planish.attacks.suites import Fixed, Stage, Suite, papers
+from planish.attacks.suites.autoattack import autoattack
+from planish.attacks.suites.cascade import Cascade
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.evaluation.distances import measure
+from planish.evaluation.evaluate import evaluate
+from planish.records.evaluation import Evaluation
 from planish.registry import components
-from planish.results import Evaluation
-from planish.runs import distance_attacks, named_attacks
-from planish.suites import Fixed, Stage, Suite, papers
-from planish.suites.autoattack import autoattack
-from planish.suites.cascade import Cascade
-from planish.threat import L2, Linf, ThreatModel
+from planish.runs.judge import attacks_by_name, distance_attacks
 
 SHORT = ["planish/scout", "planish/targets", "planish/focus", "planish/check"]
 
@@ -53,16 +53,16 @@ class Misleading(nn.Module):
 
 def judged(network: nn.Module, images: Batch, name: str, threat: ThreatModel, **options: Any) -> Evaluation:
     classes = 4
-    *_, last = evaluate(network.eval(), images, threat, named_attacks([name], classes), **options)
+    *_, last = evaluate(network.eval(), images, threat, attacks_by_name([name], classes), **options)
     return last.evaluation
 
 
 def test_autoattack_is_the_published_four_with_their_budgets():
     stages = {stage.name: stage for stage in autoattack(classes=10).stages}
     assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert [leaf.steps for leaf in leaves(stages["apgd-ce"].attack)] == [100]  # type: ignore[attr-defined]
-    targets = list(leaves(stages["apgd-t"].attack))
-    assert [(leaf.steps, leaf.targets.rank) for leaf in targets] == [(100, k) for k in range(1, 10)]  # type: ignore[attr-defined]
+    assert [component.steps for component in components_of(stages["apgd-ce"].attack)] == [100]  # type: ignore[attr-defined]
+    targets = list(components_of(stages["apgd-t"].attack))
+    assert [(component.steps, component.targets.rank) for component in targets] == [(100, k) for k in range(1, 10)]  # type: ignore[attr-defined]
     fab = stages["fab-t"].attack.attack  # type: ignore[attr-defined]
     assert (fab.steps, fab.targets, fab.restarts) == (100, 9, 1)
     assert stages["square"].attack.queries == 5000  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def test_autoattack_is_the_published_four_with_their_budgets():
 @pytest.mark.parametrize("name", sorted(components("suites")))
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])
 def test_every_suite_fits_any_number_of_classes(name: str, classes: int):
-    suite = named_attacks([name], classes)[name]
+    suite = attacks_by_name([name], classes)[name]
     assert isinstance(suite, Suite)
     first = suite.following({}, 100)
     assert first is not None and first.name
@@ -94,7 +94,7 @@ def test_a_masked_model_gets_the_long_stages_and_is_told_so(
     mask: Callable[[nn.Module], nn.Module], reason: str, network: nn.Module, images: Batch, monkeypatch: Any
 ):
     """What gradients cannot see, random search does: robustness that is not there is not reported."""
-    monkeypatch.setattr("planish.suites.cascade.CHECK_SHARE", 1)
+    monkeypatch.setattr("planish.attacks.suites.cascade.CHECK_SHARE", 1)
     network.eval()
     honest = judged(network, images, "planish", Linf(0.03))
     masked = judged(mask(network), images, "planish", Linf(0.03))
@@ -107,7 +107,7 @@ def test_a_masked_model_gets_the_long_stages_and_is_told_so(
 
 def test_a_resumed_suite_goes_on_with_its_next_stage(make_network: Callable[[], nn.Module], images: Batch):
     whole = judged(make_network(), images, "planish", Linf(0.015))
-    suite = named_attacks(["planish"], 4)
+    suite = attacks_by_name(["planish"], 4)
     for finished in range(1, 5):
         steps = evaluate(make_network(), images, Linf(0.015), suite)
         for _ in range(finished + 1):
@@ -124,7 +124,7 @@ FINLAY = ["pgd-bisection", "log-barrier", "carlini-wagner", "boundary"]
 def test_finlay_s_four_are_those_by_name_in_a_ball_and_for_distances(norm: str, suffix: str):
     names = [f"carlini-wagner{suffix}" if name == "carlini-wagner" else name for name in FINLAY]
     by_name = distance_attacks(names, 10)
-    suite = named_attacks(["paper-finlay"], 10, norm=norm)["paper-finlay"]
+    suite = attacks_by_name(["paper-finlay"], 10, norm=norm)["paper-finlay"]
     assert isinstance(suite, Fixed) and {stage.name: stage.attack for stage in suite.stages} == {
         name: Within(attack) for name, attack in by_name.items()
     }
@@ -135,7 +135,7 @@ def test_finlay_s_four_are_those_by_name_in_a_ball_and_for_distances(norm: str, 
 
 def test_finlay_s_norm_is_one_of_two():
     with pytest.raises(BadInput, match=r"^suite 'paper-finlay': norm = 'L1' is wrong: input should be 'linf' or 'l2'"):
-        named_attacks(["paper-finlay"], 10, norm="L1")
+        attacks_by_name(["paper-finlay"], 10, norm="L1")
 
 
 def test_suites_that_are_not_of_distance_attacks_do_not_measure():
@@ -154,7 +154,7 @@ def test_finlay_s_four_break_what_the_nearest_of_them_is_within(
     for name, attack in small.items():
         monkeypatch.setattr(papers, name, lambda attack=attack: attack)
     network.eval()
-    asked = named_attacks(["paper-finlay"], 4, norm=threat.name)
+    asked = attacks_by_name(["paper-finlay"], 4, norm=threat.name)
     *_, last = evaluate(network, images, threat(radius), asked)
     *_, found = measure(network, images, threat(0), distance_attacks(["paper-finlay"], 4, norm=threat.name))
     assert found.names == last.evaluation.names and len(found.names) == 4
@@ -205,4 +205,4 @@ def test_it_runs_in_l2(network: nn.Module, images: Batch):
 def test_attacks_and_suites_share_their_names():
     assert not set(components("attacks")) & set(components("suites"))
     with pytest.raises(BadInput, match=r"unknown attack 'planich'. Did you mean 'planish'"):
-        named_attacks(["planich"], 10)
+        attacks_by_name(["planich"], 10)

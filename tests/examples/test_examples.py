@@ -19,21 +19,21 @@ from torch import nn
 from typer.testing import CliRunner
 
 import planish
-from planish import cli
-from planish.audit import Audit, Finding
 from planish.audit.auditor import plan_of
-from planish.batch import Batch
-from planish.configuration import DataOptions, ThreatOptions, experiment_from, read
+from planish.cli import main as cli
+from planish.core.batch import Batch
+from planish.core.threat import L2, Linf
 from planish.data import load
-from planish.distances import DistanceColumn, Distances
-from planish.estimates import Estimate
+from planish.evaluation.distances import DistanceColumn, Distances
 from planish.models import Normalized, build
+from planish.records.audit import Audit, Finding
+from planish.records.evaluation import load as load_record
+from planish.records.statistics import Estimate
 from planish.registry import components
 from planish.report import Table
-from planish.results import load as load_record
-from planish.runs import Subject, Verified, distance_attacks, entries, named_attacks
-from planish.threat import L2, Linf
-from planish.training import Settings
+from planish.runs.config import DataOptions, ThreatOptions, experiment_from, read
+from planish.runs.judge import LoadedModel, Verified, attacks_by_name, distance_attacks, entries
+from planish.training.loop import Settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
@@ -84,9 +84,9 @@ def test_judge_your_model_names_its_model_for_the_command_line():
 @PATIENT
 def test_harden_your_model(run_example: Callable[[str], list[str]]):
     lines = run_example("harden_your_model")
-    assert [line for line in lines if not line.startswith(" ")] == ["Standard", "Seat"]
-    (plain_clean, plain, *_), (hard_clean, hardened, *_) = (percentages(line) for line in lines if "robust" in line)
-    assert plain_clean > 90 and hard_clean > 90 and hardened > plain + 5
+    assert [line for line in lines if not line.startswith(" ")] == ["Standard", "SEAT"]
+    (plain_clean, plain, *_), (hard_clean, strengthened, *_) = (percentages(line) for line in lines if "robust" in line)
+    assert plain_clean > 90 and hard_clean > 90 and strengthened > plain + 5
 
 
 @PATIENT
@@ -148,46 +148,46 @@ def command_lines(page: Path) -> Iterator[str]:
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands parse and check everything that they are given, then stop short of the work."""
 
-    def subject(spec: str, *rest: Any) -> Subject:
+    def load_model(spec: str, *rest: Any) -> LoadedModel:
         if spec.startswith("examples/"):
             assert (ROOT / spec.partition(":")[0]).is_file(), spec
-        return Subject(nn.Identity(), "model")
+        return LoadedModel(nn.Identity(), "model")
 
-    def judge(judged: Subject, task: Any, folder: Path, **options: Any) -> Iterator[Any]:
-        assert named_attacks(task.attacks, 10, norm=task.threat.name, surrogates=sketches(10) * len(task.surrogates))
+    def evaluate_into(judged: LoadedModel, task: Any, folder: Path, **options: Any) -> Iterator[Any]:
+        assert attacks_by_name(task.attacks, 10, norm=task.threat.name, surrogates=sketches(10) * len(task.surrogates))
         return iter(())
 
-    def measure(judged: Subject, task: Any, folder: Path, **options: Any) -> Iterator[Distances]:
+    def measure(judged: LoadedModel, task: Any, folder: Path, **options: Any) -> Iterator[Distances]:
         names = distance_attacks(task.attacks, 10, norm=task.threat.name)
         found = np.array([0.1, 0.2], np.float32)
         columns = [DistanceColumn(name, found, np.ones(2, np.int64), 0, 1, 1, 0.1, {}) for name in names]
         yield Distances(np.arange(2), np.arange(2), -found, tuple(columns), {"norm": task.threat.name})
 
-    def verify(judged: Subject, task: Any, path: Path, **options: Any) -> Verified:
+    def verify(judged: LoadedModel, task: Any, path: Path, **options: Any) -> Verified:
         return Verified(Estimate.from_counts(1, 2), Estimate.from_counts(0, 2), 0, 0.1)
 
-    def audit_into(judged: Subject, task: Any, folder: Path, budget: str, **options: Any) -> Iterator[Audit]:
+    def audit_into(judged: LoadedModel, task: Any, folder: Path, budget: str, **options: Any) -> Iterator[Audit]:
         whole = np.zeros(1, np.int64)
         meta = {"schema_version": 1, "suite": "planish", "checks": 1, "notes": [], "model": {}}
         threat = {"norm": task.threat.name, "radius": task.threat.radius}
         finding = Finding(plan_of(budget).level, "pass", 0.0, "%", None, None, "All is well.", "")
         yield Audit((finding,), whole, whole, np.zeros(1, np.float32), whole - 1, (), {**meta, "threat": threat})
 
-    monkeypatch.setattr("planish.auditing.audit_into", audit_into)
+    monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimate_rows", lambda job, rows: Table("", ("Row",), (), ()))
-    monkeypatch.setattr("planish.experiment.train", lambda experiment, folder, **options: iter(()))
-    monkeypatch.setattr("planish.quickstart.quickstart", lambda folder, **options: iter(()))
-    monkeypatch.setattr("planish.runs.subject", subject)
-    monkeypatch.setattr("planish.runs.judge", judge)
-    monkeypatch.setattr("planish.runs.measure", measure)
-    monkeypatch.setattr("planish.runs.verify", verify)
+    monkeypatch.setattr("planish.runs.train.train", lambda experiment, folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.judge.load_model", load_model)
+    monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)
+    monkeypatch.setattr("planish.runs.judge.measure", measure)
+    monkeypatch.setattr("planish.runs.judge.verify", verify)
     monkeypatch.setattr(cli, "_report", lambda *arguments: None)
     monkeypatch.setattr(cli, "_shown", lambda *arguments: None)
     nothing = SimpleNamespace(entries=[], write=lambda *arguments: Path(), tables=list)
-    monkeypatch.setattr("planish.comparing.comparison", lambda folders: nothing)
+    monkeypatch.setattr("planish.runs.compare.comparison", lambda folders: nothing)
     monkeypatch.setattr(cli, "chosen_device", lambda name: name)
-    monkeypatch.setattr("planish.reproducing.chosen_device", lambda name: name)
+    monkeypatch.setattr("planish.cli.reproduce.chosen_device", lambda name: name)
 
 
 def from_root(word: str) -> str:

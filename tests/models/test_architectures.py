@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from planish.core.modes import autocast, batch_norms
 from planish.models import Pointwise, build, corrupts_memory
 from planish.models.resnet import Denoising, Residual
 from planish.models.resnext import Branches
-from planish.modes import autocast, batch_norms
 from planish.registry import components
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {

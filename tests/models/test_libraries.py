@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.configuration import experiment_from
-from planish.errors import BadInput
-from planish.experiment import load_run, train
-from planish.methods import Moment
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
+from planish.methods import StepContext
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
 from planish.models import Normalized, build
-from planish.runs import subject
-from planish.threat import Linf
+from planish.runs.config import experiment_from
+from planish.runs.judge import load_model
+from planish.runs.train import load_run, train
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -126,7 +126,7 @@ def check_normalized(model: nn.Module, mean: tuple[float, ...] = MEAN, std: tupl
 
 
 def test_timm_gives_its_own_weights_classes_and_normalization(asked: list[dict[str, Any]]):
-    found = subject("timm:tiny")
+    found = load_model("timm:tiny")
     check_normalized(found.model)
     assert found.name == "tiny" and not any(module.training for module in found.model.modules())
     assert found.model(torch.rand(2, 3, 8, 8)).shape == (2, 6)
@@ -163,7 +163,7 @@ def test_timm_says_what_is_wrong(name: str, options: dict[str, Any], message: st
 def test_a_library_that_is_not_installed_names_its_extra(name: str, module: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BadInput, match=rf"need {module}.*pip install 'planish\[{name.partition(':')[0]}\]'"):
-        subject(name)
+        load_model(name)
 
 
 def test_a_torchvision_for_another_torch_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -171,11 +171,11 @@ def test_a_torchvision_for_another_torch_is_said(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     with pytest.raises(BadInput, match=r"torchvision::nms does not exist; it needs a torchvision that fits"):
-        subject("timm:resnet18")
+        load_model("timm:resnet18")
 
 
 def test_hugging_face_gives_its_own_weights_from_safetensors(auto: FakeAuto):
-    found = subject("hf:org/name")
+    found = load_model("hf:org/name")
     check_normalized(found.model)
     assert found.name == "org/name" and not any(module.training for module in found.model.modules())
     logits = found.model(torch.rand(2, 3, 8, 8))
@@ -220,7 +220,7 @@ def test_an_image_processor_s_numbers_become_those_of_pixels(
 def test_hugging_face_says_what_is_wrong(change: dict[str, Any], message: str, auto: FakeAuto):
     vars(auto).update(change)
     with pytest.raises(BadInput, match=message):
-        subject("hf:org/name")
+        load_model("hf:org/name")
 
 
 def test_hugging_face_refuses_other_options_and_channels(auto: FakeAuto):
@@ -248,7 +248,7 @@ def test_a_run_of_a_borrowed_model_loads_without_its_published_weights(asked: li
     assert asked[0]["pretrained"] is False and asked[0]["num_classes"] == 10
     assert about["model"] == {"name": "timm:tiny", "options": {}}
     check_normalized(model, (0.4,), (0.25,))
-    assert subject(str(tmp_path / "run")).model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert load_model(str(tmp_path / "run")).model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 @pytest.mark.usefixtures("asked")
@@ -266,7 +266,7 @@ def test_attention_has_the_second_derivative_that_methods_need(method: Any):
     model = Normalized(Attending(4, 1, 8), (0.5,), (0.5,))
     generator = torch.Generator().manual_seed(0)
     batch = Batch(torch.rand(4, 1, 8, 8, generator=generator), torch.arange(4), torch.arange(4))
-    found = method(model, batch, Linf(0.1), Moment(generator))
+    found = method(model, batch, Linf(0.1), StepContext(generator))
     found.total.backward()
     grads = [p.grad for p in model.parameters()]
     assert all(grad is not None and grad.isfinite().all() for grad in grads)

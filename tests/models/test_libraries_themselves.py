@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import library as operators
 from torch import nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.methods import Moment
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
+from planish.methods import StepContext
 from planish.methods.llr import LLR
 from planish.models import Normalized, build
-from planish.runs import subject
-from planish.threat import Linf
+from planish.runs.judge import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, at import
 
@@ -66,7 +66,7 @@ def published(transformers: Any, tmp_path: Path) -> Path:
 def one_llr_step(model: nn.Module, size: int, classes: int) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = Batch(torch.rand(2, 3, size, size, generator=generator), torch.arange(2) % classes, torch.arange(2))
-    LLR(steps=1)(model, batch, Linf(0.1), Moment(generator)).total.backward()
+    LLR(steps=1)(model, batch, Linf(0.1), StepContext(generator)).total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -80,7 +80,7 @@ def test_timm_reads_a_safetensors_file_and_nothing_else(timm: Any, tmp_path: Pat
         return str(tmp_path / filename)
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    model = subject("timm:resnet10t").model
+    model = load_model("timm:resnet10t").model
     assert isinstance(model, Normalized) and asked == ["timm/resnet10t.c3_in1k/model.safetensors"]
     x = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(model(x), network((x - model.mean) / model.std))
@@ -101,7 +101,7 @@ def test_timm_s_attention_trains_by_llr(timm: Any):
 
 
 def test_transformers_reads_a_published_folder(transformers: Any, published: Path):
-    model = subject(f"hf:{published}").model
+    model = load_model(f"hf:{published}").model
     own = transformers.ViTForImageClassification.from_pretrained(published).eval()
     x = torch.rand(2, 3, 16, 16)
     assert isinstance(model, Normalized) and model.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])

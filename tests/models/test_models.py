@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from planish.errors import BadInput
+from planish.core.errors import BadInput
 from planish.models import Normalized, build
 from planish.models.activations import SmoothReLU, activation
 from planish.registry import components, describe, get

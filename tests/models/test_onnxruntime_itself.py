@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from planish.black_box import BlackBox, load_onnx
-from planish.cli import app
-from planish.errors import BadInput
+from planish.cli.main import app
+from planish.core.errors import BadInput
+from planish.models.onnx import BlackBox, load_onnx
 
 onnx: Any = pytest.importorskip("onnx", reason="writes the file")
 pytest.importorskip("onnxruntime", reason="reads the file")

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.losses import cross_entropy
-from planish.methods import Memory, Method, Moment, TrainingLoss
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.losses import cross_entropy
+from planish.core.threat import ThreatModel
+from planish.methods import Memory, Method, StepContext, TrainingLoss
 
 
 class Losing(nn.Module):
@@ -40,7 +40,7 @@ def call(
     """The method's loss, with noise from seed 0."""
     remembered = {} if memory is None else memory
     return method(
-        model, batch, threat, Moment(torch.Generator().manual_seed(0), progress, step, remembered, None, x_adv)
+        model, batch, threat, StepContext(torch.Generator().manual_seed(0), progress, step, remembered, None, x_adv)
     )
 
 

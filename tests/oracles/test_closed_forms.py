@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import evaluated
-from planish.batch import Batch
-from planish.losses import cross_entropy, divergence, margin, probability_margin
+from planish.core.batch import Batch
+from planish.core.losses import cross_entropy, divergence, margin, probability_margin
+from planish.core.threat import L2, Linf
 from planish.methods.adversarial import Adversarial, fgsm_at, n_fgsm, rs_fgsm
-from planish.objectives import divergence_from, inner, linearity_error, loss_of, of, plus
-from planish.tangent import tangent
-from planish.threat import L2, Linf
+from planish.search.ascent import evaluated
+from planish.search.linearize import tangent
+from planish.search.objectives import divergence_from, inner, linearity_error, loss_of, objective_of, plus
 
 
 def moved(x: Tensor, seed: int = 0) -> Tensor:
@@ -62,7 +62,7 @@ def test_inner_gradients(smooth: nn.Module, batch: Batch, which: str, over: str)
     sign = signed.mean().sign().expand(8) if over == "batch" else signed.sign()
     expected = there.gradient - (clean.gradient if which == "exact" else 0)
     term = error_of(smooth, cross_entropy, batch, x, inner_gradient=which, abs_over=over)
-    values, _, gradient = evaluated(of(smooth, term), x_adv)
+    values, _, gradient = evaluated(objective_of(smooth, term), x_adv)
     torch.testing.assert_close(values, sign * signed.detach())
     torch.testing.assert_close(gradient, expected * sign.view(-1, 1, 1, 1))
 
@@ -72,7 +72,7 @@ def test_terms_share_one_forward(smooth: nn.Module, batch: Batch):
     x_adv, calls = moved(x), []
     smooth.register_forward_hook(lambda *_: calls.append(1))
     both = plus(loss_of(probability_margin, batch.labels), 0.3, divergence_from(smooth(x).detach()))
-    values, logits = of(smooth, both)(x_adv)
+    values, logits = objective_of(smooth, both)(x_adv)
     assert len(calls) == 2
     expected = probability_margin(logits, batch.labels) + 0.3 * divergence(logits, smooth(x))
     torch.testing.assert_close(values, expected)

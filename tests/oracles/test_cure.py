@@ -7,11 +7,11 @@ import torch
 from known_losses import Losing, agree, call, gradient_at, losing
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy
-from planish.methods.cure import Cure
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods.cure import CURE
 
 BOTH = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=["Linf", "L2"])
 
@@ -35,14 +35,14 @@ def test_a_quadratic_loss_changes_its_gradient_by_h_times_the_hessian(
     z = direction(threat, x @ hessian + quadratic.bias)
     change = (0.3 * z @ hessian).norm(dim=1)
     expected = (quadratic(images.x) + 200.0).mean() + 0.7 * change.pow(power).mean()
-    found = call(Cure(weight=0.7, length=0.3, power=power), model, images, threat)  # type: ignore[arg-type]
+    found = call(CURE(weight=0.7, length=0.3, power=power), model, images, threat)  # type: ignore[arg-type]
     torch.testing.assert_close(found.terms["gradient_change"], change.mean().detach())
     agree(model, found.total, expected)
 
 
 @BOTH
 def test_a_linear_loss_has_no_curvature(threat: ThreatModel, batch: Batch):
-    found = call(Cure(), Losing(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).double(), 50.0), losing(batch), threat)
+    found = call(CURE(), Losing(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).double(), 50.0), losing(batch), threat)
     assert found.terms["gradient_change"].abs() < 1e-12
 
 
@@ -53,7 +53,7 @@ def test_batch_norm_has_the_statistics_of_each_pass(progress: float, normed: nn.
     z = direction(Linf(0.1), here).view(images.x.shape)
     there = gradient_at(normed, images.x + 0.4 * progress * z, images.labels)
     loss = cross_entropy(normed(images.x), images.labels).mean()
-    method = Cure(weight=2.0, length=0.4, warmup=1.0)
+    method = CURE(weight=2.0, length=0.4, warmup=1.0)
     agree(normed, call(method, normed, images, Linf(0.1), progress=progress).total, loss + 2.0 * (
         (there - here).norm(dim=1).mean()
     ))  # fmt: skip
@@ -66,7 +66,7 @@ def test_the_probe_grows_and_is_as_long_as_it_says(smooth: nn.Module, batch: Bat
     for warmup, progress, length in ((0.25, 0.0, 0.0), (0.25, 0.1, 0.4), (0.25, 0.25, 1.0), (0.0, 0.0, 1.0)):
         for threat in (Linf(0.1), L2(0.5)):
             seen.clear()
-            call(Cure(length=0.6, warmup=warmup), smooth, images, threat, progress=progress)
+            call(CURE(length=0.6, warmup=warmup), smooth, images, threat, progress=progress)
             clean, probe = seen
             torch.testing.assert_close((probe - clean).flatten(1).norm(dim=1), torch.full((8,), 0.6 * length).double())
 
@@ -74,14 +74,14 @@ def test_the_probe_grows_and_is_as_long_as_it_says(smooth: nn.Module, batch: Bat
 def test_no_gradient_no_penalty(batch: Batch):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double()
     nn.init.zeros_(flat[1].weight)
-    found = call(Cure(), flat, batch._replace(x=batch.x.double()), Linf(0.1))
+    found = call(CURE(), flat, batch._replace(x=batch.x.double()), Linf(0.1))
     assert found.terms["penalty"] == 0
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found.total, list(flat.parameters())))
 
 
 def test_hardened_doubles_the_penalty(smooth: nn.Module, batch: Batch):
     images = batch._replace(x=batch.x.double())
-    soft, hard = (call(method, smooth, images, L2(0.5)) for method in (Cure(power=2), Cure(power=2).hardened()))
+    soft, hard = (call(method, smooth, images, L2(0.5)) for method in (CURE(power=2), CURE(power=2).strengthened()))
     torch.testing.assert_close(hard.terms["penalty"], 2 * soft.terms["penalty"])
     torch.testing.assert_close(hard.total - soft.total, soft.terms["penalty"])
 
@@ -89,4 +89,4 @@ def test_hardened_doubles_the_penalty(smooth: nn.Module, batch: Batch):
 def test_bad_input():
     for name in ("weight", "length", "warmup"):
         with pytest.raises(BadInput, match=f"{name} must be at least 0"):
-            replace(Cure(), **{name: -1.0})  # type: ignore[arg-type]
+            replace(CURE(), **{name: -1.0})  # type: ignore[arg-type]

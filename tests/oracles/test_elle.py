@@ -7,12 +7,12 @@ import torch
 from known_losses import Losing, agree, call, gradient_at, losing, uniform
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy
-from planish.methods import Memory, Moment
-from planish.methods.elle import Elle, ElleA
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import Memory, StepContext
+from planish.methods.elle import ELLE, ELLEA
 
 RADIUS = 0.1
 BOTH = pytest.mark.parametrize("threat", [Linf(RADIUS), L2(0.5)], ids=["Linf", "L2"])
@@ -40,7 +40,7 @@ def test_a_quadratic_loss_errs_by_its_curvature_along_the_segment(points: str, q
     d = (second - first).flatten(1).double()
     error = (share * (1 - share) / 2 * ((d @ hessian) * d).sum(1)).square().mean()
     loss = (quadratic(x_adv) + 200.0).mean()
-    found = call(Elle(weight=3.0, points=points), model, images, Linf(RADIUS))  # type: ignore[arg-type]
+    found = call(ELLE(weight=3.0, points=points), model, images, Linf(RADIUS))  # type: ignore[arg-type]
     assert error > 1e-6
     torch.testing.assert_close(found.terms["squared_linearity_error"], error.detach())
     agree(model, found.total, loss + 3.0 * error)
@@ -50,7 +50,7 @@ def test_a_quadratic_loss_errs_by_its_curvature_along_the_segment(points: str, q
 @POINTS
 def test_a_linear_loss_does_not_err(points: str, threat: ThreatModel, batch: Batch):
     model = Losing(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).double(), 50.0)
-    found = call(Elle(points=points), model, losing(batch), threat)  # type: ignore[arg-type]
+    found = call(ELLE(points=points), model, losing(batch), threat)  # type: ignore[arg-type]
     assert found.terms["squared_linearity_error"] < 1e-24
 
 
@@ -64,7 +64,7 @@ def test_random_points_share_their_batch_statistics(normed: nn.Module, batch: Ba
     losses = [cross_entropy(part, images.labels) for part in logits.split(8)]
     error = (losses[2] - (1 - share) * losses[0] - share * losses[1]).square().mean()
     expected = cross_entropy(normed(x_adv), images.labels).mean() + 30.0 * error
-    agree(normed, call(Elle(weight=30.0), normed, images, Linf(RADIUS)).total, expected)
+    agree(normed, call(ELLE(weight=30.0), normed, images, Linf(RADIUS)).total, expected)
 
 
 def test_the_midpoint_has_its_own(normed: nn.Module, batch: Batch):
@@ -74,7 +74,7 @@ def test_the_midpoint_has_its_own(normed: nn.Module, batch: Batch):
         cross_entropy(normed(x), images.labels) for x in (images.x, (images.x + x_adv) / 2, x_adv)
     )  # fmt: skip
     expected = last.mean() + 30.0 * ((clean - 2 * middle + last) / 2).square().mean()
-    found = call(Elle(weight=30.0, points="midpoint"), normed, images, Linf(RADIUS))
+    found = call(ELLE(weight=30.0, points="midpoint"), normed, images, Linf(RADIUS))
     agree(normed, found.total, expected)
     assert torch.equal(found.x_adv, x_adv)  # type: ignore[arg-type]
 
@@ -94,7 +94,7 @@ def by_rule(errors: list[float], highest: float, decay: float, sensitivity: floa
 
 def test_elle_a_follows_its_rule(smooth: nn.Module, batch: Batch):
     """Errors grow with the radius: a large one after small ones is an outlier, the next large one is not."""
-    method, memory = ElleA(weight=50.0, decay=0.9, sensitivity=1.5), Memory()
+    method, memory = ELLEA(weight=50.0, decay=0.9, sensitivity=1.5), Memory()
     images = batch._replace(x=batch.x.double())
     radii = [0.1, 0.2, 0.1, 0.15, 0.2, 0.5, 0.2, 0.1, 0.5, 0.5, 0.7, 0.1]
     found = [
@@ -116,7 +116,7 @@ def test_elle_a_remembers_scalars_on_the_device_and_never_asks_for_them():
     memory: Memory = {}
     for step in range(4):
         error = torch.zeros((), device="meta")
-        ElleA()._weight(error, Moment(torch.Generator(), 1.0, step, memory))
+        ELLEA()._weight(error, StepContext(torch.Generator(), 1.0, step, memory))
     assert {value.device.type for value in memory.values()} == {"meta"} and len(memory) == 5
     assert all(name.startswith("elle-a.") and value.shape == () for name, value in memory.items())
 
@@ -124,7 +124,7 @@ def test_elle_a_remembers_scalars_on_the_device_and_never_asks_for_them():
 def test_a_step_that_is_computed_twice_counts_once(smooth: nn.Module, batch: Batch):
     """Adversarial weight perturbation asks twice: both get the same weight."""
     images, memory = batch._replace(x=batch.x.double()), Memory()
-    method = ElleA(weight=50.0, decay=0.9, sensitivity=1.5)
+    method = ELLEA(weight=50.0, decay=0.9, sensitivity=1.5)
     for step, radius in enumerate([0.1, 0.2, 0.1, 0.5, 0.1]):
         first = call(method, smooth, images, Linf(radius), step=step, memory=memory)
         kept = dict(memory)
@@ -136,18 +136,20 @@ def test_a_step_that_is_computed_twice_counts_once(smooth: nn.Module, batch: Bat
 
 def test_elle_a_starts_as_fgsm(smooth: nn.Module, batch: Batch):
     images = batch._replace(x=batch.x.double())
-    found = call(ElleA(), smooth, images, Linf(RADIUS))
+    found = call(ELLEA(), smooth, images, Linf(RADIUS))
     assert found.total == found.terms["adversarial_cross_entropy"] and found.terms["weight"] == 0
 
 
 def test_hardened_doubles_the_weight(smooth: nn.Module, batch: Batch):
     images = batch._replace(x=batch.x.double())
-    soft, hard = (call(method, smooth, images, L2(0.5)) for method in (Elle(weight=7.0), Elle(weight=7.0).hardened()))
+    soft, hard = (
+        call(method, smooth, images, L2(0.5)) for method in (ELLE(weight=7.0), ELLE(weight=7.0).strengthened())
+    )
     torch.testing.assert_close(hard.total - soft.total, 7 * soft.terms["squared_linearity_error"])
-    assert ElleA(decay=0.5, points="midpoint").hardened() == ElleA(weight=8000.0, decay=0.5, points="midpoint")
+    assert ELLEA(decay=0.5, points="midpoint").strengthened() == ELLEA(weight=8000.0, decay=0.5, points="midpoint")
 
 
 def test_bad_input():
     for name in ("weight", "decay", "sensitivity"):
         with pytest.raises(BadInput, match=f"{name} must be at least 0"):
-            ElleA(**{name: -1.0})  # type: ignore[arg-type]
+            ELLEA(**{name: -1.0})  # type: ignore[arg-type]

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.methods import Memory, Moment
+from planish.core.batch import Batch
+from planish.core.modes import batch_norms
+from planish.core.pass_counter import Counted
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import Memory, StepContext
 from planish.methods.free import DELTA, Free
-from planish.modes import batch_norms
-from planish.passes import Counted
-from planish.threat import L2, Linf, ThreatModel
-from planish.training import Settings, State, fit, start
+from planish.training.loop import Settings, State, fit, start
 
 RADIUS = 0.125
 PLAIN = Settings(epochs=1, batch_size=8, learning_rate=0.1, schedule="constant", momentum=0.0, weight_decay=0.0)
@@ -81,8 +81,8 @@ def test_a_replay_is_one_forward_and_one_backward(normed: nn.Module, images: Bat
 
 
 def move(model: nn.Module, batch: Batch, memory: Memory, threat: ThreatModel, share: float = 1.0) -> Tensor:
-    moment = Moment(torch.Generator(), memory=memory)
-    Free(step_in_radii=share)(model, batch, threat, moment).total.backward()
+    context = StepContext(torch.Generator(), memory=memory)
+    Free(step_in_radii=share)(model, batch, threat, context).total.backward()
     return memory[DELTA].clone()
 
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.methods import Moment
+from planish.core.batch import Batch
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import StepContext
 from planish.methods.guided import GAT, squared_distance
-from planish.threat import L2, Linf, ThreatModel
 
 THREATS = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.6)], ids=["Linf", "L2"])
 
@@ -57,17 +57,17 @@ def published(model: nn.Module, batch: Batch, threat: ThreatModel, step: int, we
 def test_gat_is_the_published_procedure(
     threat: ThreatModel, step: int, progress: float, weight: float, warm: nn.Module, images: Batch
 ):
-    moment = Moment(torch.Generator().manual_seed(0), progress, step)
-    found = GAT(consistency_weight=3.0)(deepcopy(warm), images, threat, moment)
+    context = StepContext(torch.Generator().manual_seed(0), progress, step)
+    found = GAT(consistency_weight=3.0)(deepcopy(warm), images, threat, context)
     x_adv, expected = published(warm, images, threat, step, weight)
     torch.testing.assert_close(found.x_adv, x_adv, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(found.total, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_the_gradient_flows_through_both_passes(warm: nn.Module, images: Batch):
-    x_adv = GAT()(deepcopy(warm), images, Linf(0.125), Moment(torch.Generator().manual_seed(0), 0.3)).x_adv
-    moment = Moment(torch.Generator(), 0.3, x_adv=x_adv)
-    total = GAT()(warm, images, Linf(0.125), moment).total
+    x_adv = GAT()(deepcopy(warm), images, Linf(0.125), StepContext(torch.Generator().manual_seed(0), 0.3)).x_adv
+    context = StepContext(torch.Generator(), 0.3, x_adv=x_adv)
+    total = GAT()(warm, images, Linf(0.125), context).total
     clean, perturbed = warm(images.x), warm(x_adv)
     expected = F.cross_entropy(clean, images.labels) + 10 * squared_distance(perturbed, clean).mean()
     parameters = list(warm.parameters())
@@ -81,8 +81,8 @@ def test_every_second_search_is_guided(warm: nn.Module, images: Batch):
     """Guidance changes where odd steps go, and even steps go where no guidance goes."""
 
     def x_adv(weight: float, step: int) -> Tensor:
-        moment = Moment(torch.Generator().manual_seed(0), 0.3, step)
-        found = GAT(consistency_weight=weight)(deepcopy(warm), images, Linf(0.125), moment).x_adv
+        context = StepContext(torch.Generator().manual_seed(0), 0.3, step)
+        found = GAT(consistency_weight=weight)(deepcopy(warm), images, Linf(0.125), context).x_adv
         assert found is not None
         return found
 

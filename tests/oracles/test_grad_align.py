@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from known_losses import Losing, agree, call, gradient_at, losing, uniform
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy
+from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods.grad_align import GradAlign, misalignment
-from planish.threat import L2, Linf, ThreatModel
 
 RADIUS = 0.1
 BOTH = pytest.mark.parametrize("threat", [Linf(RADIUS), L2(0.5)], ids=["Linf", "L2"])
@@ -117,7 +117,7 @@ def test_the_weight_follows_the_radius(smooth: nn.Module, batch: Batch):
     assert strength(GradAlign(), L2(8 * 8 / 255), smooth, images) == pytest.approx(0.2)
     assert strength(GradAlign(weight=0.7), Linf(0.1), smooth, images) == pytest.approx(0.7)
     for method in (GradAlign(), GradAlign(weight=0.7)):
-        once, twice = (strength(m, Linf("8/255"), smooth, images) for m in (method, method.hardened()))  # type: ignore[arg-type]
+        once, twice = (strength(m, Linf("8/255"), smooth, images) for m in (method, method.strengthened()))  # type: ignore[arg-type]
         assert twice == pytest.approx(2 * once)
 
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.losses import cross_entropy
-from planish.methods import Moment
+from planish.core.batch import Batch
+from planish.core.losses import cross_entropy
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import StepContext
 from planish.methods.gradient_penalty import GradientPenalty
-from planish.threat import L2, Linf, ThreatModel
 
 BOTH = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=["Linf", "L2"])
 SLOPES = ["forward", "central", "double-backward"]
@@ -18,7 +18,7 @@ def images(batch: Batch) -> Batch:
 
 
 def call(method: GradientPenalty, model: nn.Module, batch: Batch, threat: ThreatModel) -> dict[str, Tensor]:
-    found = method(model, batch, threat, Moment(torch.Generator(), 1.0))
+    found = method(model, batch, threat, StepContext(torch.Generator(), 1.0))
     return {"total": found.total, **found.terms}
 
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy
-from planish.methods import Moment
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy
+from planish.core.threat import Linf
+from planish.methods import StepContext
 from planish.methods.llr import LLR
-from planish.threat import Linf
 
 RADIUS = 0.15
 Statistics = tuple[Tensor, Tensor]
@@ -92,7 +92,7 @@ def test_llr_agrees_with_its_slow_twin(
     method = LLR(steps=steps, inner_gradient=inner_gradient, linearity_weight=3.0, slope_weight=0.7)
     expected, moves = twin(network, images, method, 0.7)
     assert all(d.abs().mean() > 0.5 * RADIUS for d in moves)
-    found = method(network, images, Linf(RADIUS), Moment(torch.Generator().manual_seed(0), 1.0)).total
+    found = method(network, images, Linf(RADIUS), StepContext(torch.Generator().manual_seed(0), 1.0)).total
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
     parameters = list(network.parameters())
     for one, other in zip(
@@ -103,7 +103,7 @@ def test_llr_agrees_with_its_slow_twin(
 
 def loss(method: LLR, network: nn.Module, images: Batch, radius: float = RADIUS, progress: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return method(network, images, Linf(radius), Moment(generator, progress)).total
+    return method(network, images, Linf(radius), StepContext(generator, progress)).total
 
 
 def test_mu_is_lambda_times_s(network: nn.Sequential, images: Batch):
@@ -124,7 +124,7 @@ def test_the_radius_warms_up(network: nn.Sequential, images: Batch):
 
 
 def test_the_terms_add_up(network: nn.Sequential, images: Batch):
-    found = LLR()(network, images, Linf(RADIUS), Moment(torch.Generator().manual_seed(0), 1.0))
+    found = LLR()(network, images, Linf(RADIUS), StepContext(torch.Generator().manual_seed(0), 1.0))
     terms = found.terms
     total = 2 * terms["cross_entropy"] + 4 * (terms["linearity_error"] + 0.5 * terms["slope"])
     torch.testing.assert_close(found.total.detach(), total)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from known_losses import agree, call, uniform
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy
-from planish.methods.mart import Mart, boosted_cross_entropy
-from planish.threat import L2, Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy
+from planish.core.threat import L2, Linf
+from planish.methods.mart import MART, boosted_cross_entropy
 
 RADIUS = 0.125
 
@@ -64,7 +64,7 @@ def test_mart(warm: nn.Module, images: Batch):
         (up,) = torch.autograd.grad(F.cross_entropy(inside(leaf), images.labels), leaf)
         delta = (x_adv + 0.25 * RADIUS * up.sign() - images.x).clamp(-RADIUS, RADIUS)
         x_adv = (images.x + delta).clamp(0, 1)
-    found = call(Mart(steps=4, beta=3.0, step_in_radii=0.25), warm, images, Linf(RADIUS))
+    found = call(MART(steps=4, beta=3.0, step_in_radii=0.25), warm, images, Linf(RADIUS))
     clean, perturbed = warm(images.x).softmax(1), warm(x_adv).softmax(1)
     divergence = (clean * (clean / perturbed).log()).sum(1)
     weighted = (divergence * (1 - clean[range(8), images.labels])).mean()
@@ -76,11 +76,11 @@ def test_mart(warm: nn.Module, images: Batch):
 @pytest.mark.parametrize("threat", [Linf(0.0), L2(0.0)], ids=["Linf", "L2"])
 def test_radius_0_is_boosted_cross_entropy(threat: Linf | L2, warm: nn.Module, images: Batch):
     expected = boosted(warm(images.x).softmax(1), images.labels).mean()
-    agree(warm, call(Mart(), warm, images, threat).total, expected)
+    agree(warm, call(MART(), warm, images, threat).total, expected)
 
 
 def test_bad_input():
     with pytest.raises(BadInput, match="steps must be at least 1"):
-        Mart(steps=0)
+        MART(steps=0)
     with pytest.raises(BadInput, match="beta must be at least 0"):
-        Mart(beta=-1.0)
+        MART(beta=-1.0)

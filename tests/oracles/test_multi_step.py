@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.methods import Method, Moment
+from planish.core.batch import Batch
+from planish.core.threat import Linf
+from planish.methods import Method, StepContext
 from planish.methods.adversarial import pgd_at
-from planish.methods.trades import Trades
-from planish.threat import Linf
+from planish.methods.trades import TRADES
 
 RADIUS = 0.125
 
@@ -32,7 +32,7 @@ def images(batch: Batch) -> Batch:
 
 def call(method: Method, model: nn.Module, batch: Batch) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return method(model, batch, Linf(RADIUS), Moment(generator, 1.0)).total
+    return method(model, batch, Linf(RADIUS), StepContext(generator, 1.0)).total
 
 
 def noise(x: Tensor, radius: float) -> Tensor:
@@ -76,7 +76,7 @@ def test_trades(warm: nn.Module, images: Batch):
         leaf = x_adv.clone().requires_grad_()
         (up,) = torch.autograd.grad(F.kl_div(inside(leaf).log_softmax(1), target, reduction="sum"), leaf)
         x_adv = step(x_adv, images.x, up, 0.25 * RADIUS)
-    found = call(Trades(steps=4, beta=3.0, step_in_radii=0.25), warm, images)
+    found = call(TRADES(steps=4, beta=3.0, step_in_radii=0.25), warm, images)
     clean, perturbed = warm(images.x), warm(x_adv)
     divergence = F.kl_div(perturbed.log_softmax(1), clean.softmax(1), reduction="batchmean")
     assert divergence > 0.01

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.methods import Moment
+from planish.core.batch import Batch
+from planish.core.threat import Linf
+from planish.methods import StepContext
 from planish.methods.guided import NuAT, nuclear_shares
-from planish.threat import Linf
 
 RADIUS = 0.125
 
@@ -83,8 +83,8 @@ def test_nuat_is_the_published_procedure(step: int, progress: float, weight: flo
     images = batch._replace(x=batch.x.double())
     for _ in range(3):
         normed(images.x.flip(3) ** 2)
-    moment = Moment(torch.Generator().manual_seed(0), progress, step)
-    found = NuAT(consistency_weight=2.0)(deepcopy(normed), images, Linf(RADIUS), moment)
+    context = StepContext(torch.Generator().manual_seed(0), progress, step)
+    found = NuAT(consistency_weight=2.0)(deepcopy(normed), images, Linf(RADIUS), context)
     x_adv, expected = published(normed, images, step, weight)
     torch.testing.assert_close(found.x_adv, x_adv, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(found.total, expected, rtol=1e-9, atol=1e-10)

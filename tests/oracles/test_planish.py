@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.methods import Moment, TrainingLoss
+from planish.core.batch import Batch
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import StepContext, TrainingLoss
 from planish.methods.adversarial import n_fgsm
 from planish.methods.planish import Planish
-from planish.threat import L2, Linf, ThreatModel
 
 THREATS = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.6)], ids=["Linf", "L2"])
 KINDS = pytest.mark.parametrize(
@@ -30,7 +30,7 @@ KINDS = pytest.mark.parametrize(
 
 
 def run(method: Planish, model: nn.Module, batch: Batch, threat: ThreatModel) -> TrainingLoss:
-    return method(model, batch, threat, Moment(torch.Generator().manual_seed(3)))
+    return method(model, batch, threat, StepContext(torch.Generator().manual_seed(3)))
 
 
 def written_out(method: Planish, model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
@@ -104,8 +104,8 @@ def test_the_radius_grows_over_the_warmup(threat: ThreatModel, normed: nn.Module
     growing, model = Planish(warmup=0.4), normed.double()
     batch = batch._replace(x=batch.x.double())
     for progress, share in ((0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.7, 1.0)):
-        moment = Moment(torch.Generator().manual_seed(3), progress=progress)
-        found = growing(deepcopy(model), batch, threat, moment).total
+        context = StepContext(torch.Generator().manual_seed(3), progress=progress)
+        found = growing(deepcopy(model), batch, threat, context).total
         expected = run(Planish(), deepcopy(model), batch, threat.scaled(share)).total
         torch.testing.assert_close(found, expected)
 
@@ -113,12 +113,12 @@ def test_the_radius_grows_over_the_warmup(threat: ThreatModel, normed: nn.Module
 @THREATS
 def test_at_the_whole_radius_it_is_n_fgsm(threat: ThreatModel, normed: nn.Module, batch: Batch):
     x = batch.x.double() * 0.9 + 0.05
-    moment = Moment(torch.Generator().manual_seed(3), progress=0.8)
-    theirs = n_fgsm()(deepcopy(normed).double(), batch._replace(x=x), threat, moment).total
+    context = StepContext(torch.Generator().manual_seed(3), progress=0.8)
+    theirs = n_fgsm()(deepcopy(normed).double(), batch._replace(x=x), threat, context).total
     ours = run(Planish(label_smoothing=0.0), normed.double(), batch._replace(x=x), threat).total
     torch.testing.assert_close(ours, theirs)
 
 
 def test_hardened_holds_more():
-    harder = Planish(consistency_weight=1.0, linearity_weight=0.5).hardened()
+    harder = Planish(consistency_weight=1.0, linearity_weight=0.5).strengthened()
     assert harder == Planish(noise_in_radii=3.0, consistency_weight=2.0, linearity_weight=1.0)

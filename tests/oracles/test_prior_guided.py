@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.methods import Memory, Moment
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import Memory, StepContext
 from planish.methods.prior_guided import DELTA, MOMENTUM, PERIOD, PriorGuided, fgsm_ep
-from planish.threat import L2, Linf, ThreatModel
 
 BOTH = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.5)], ids=["Linf", "L2"])
 DECAYS = pytest.mark.parametrize("decay", [0.0, 0.3])
@@ -76,8 +76,8 @@ def test_three_epochs_of_other_batches_by_hand(threat: ThreatModel, decay: float
         for rows in torch.tensor(order).split(4):
             seed += 1
             part = images.select(rows)
-            moment = Moment(torch.Generator().manual_seed(seed), 0.1, memory=memory, identities=136)
-            found = method(normed, part, threat, moment).total
+            context = StepContext(torch.Generator().manual_seed(seed), 0.1, memory=memory, identities=136)
+            found = method(normed, part, threat, context).total
             expected = slow(twin, part, threat, seed, decay, remembered)
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
             parameters = zip(normed.parameters(), twin.parameters(), strict=True)
@@ -93,8 +93,8 @@ def test_three_epochs_of_other_batches_by_hand(threat: ThreatModel, decay: float
 
 
 def step(method: PriorGuided, model: nn.Module, batch: Batch, memory: Memory, progress: float = 0.1) -> Tensor:
-    moment = Moment(torch.Generator().manual_seed(0), progress, memory=memory, identities=136)
-    total = method(model, batch, Linf(0.125), moment).total
+    context = StepContext(torch.Generator().manual_seed(0), progress, memory=memory, identities=136)
+    total = method(model, batch, Linf(0.125), context).total
     total.backward()
     return total.detach()
 
@@ -109,8 +109,8 @@ def test_all_is_forgotten_after_a_period(smooth: nn.Module, images: Batch):
 def test_the_gradient_of_something_else_writes_nothing(smooth: nn.Module, images: Batch):
     """Weight perturbation takes the gradient twice in a step: only the one of backward() counts."""
     memory: Memory = {}
-    moment = Moment(torch.Generator().manual_seed(0), 0.1, memory=memory, identities=136)
-    total = PriorGuided()(smooth, images, Linf(0.125), moment).total
+    context = StepContext(torch.Generator().manual_seed(0), 0.1, memory=memory, identities=136)
+    total = PriorGuided()(smooth, images, Linf(0.125), context).total
     torch.autograd.grad(total, list(smooth.parameters()), retain_graph=True)
     assert (memory[PERIOD] == -1).all() and not memory[DELTA].any()
     total.backward()
@@ -130,7 +130,7 @@ def test_images_of_another_shape_begin_anew(images: Batch):
 
 def test_bad_input(smooth: nn.Module, images: Batch):
     with pytest.raises(BadInput, match="remembers each image"):
-        PriorGuided()(smooth, images, Linf(0.125), Moment(torch.Generator()))
+        PriorGuided()(smooth, images, Linf(0.125), StepContext(torch.Generator()))
     with pytest.raises(BadInput, match="period must be above 0"):
         PriorGuided(period=0.0)
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.losses import quadratic_bound
-from planish.methods import Moment
+from planish.core.batch import Batch
+from planish.core.losses import quadratic_bound
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import StepContext
 from planish.methods.adversarial import n_fgsm, pgd_at
-from planish.threat import L2, Linf, ThreatModel
 
 SMOOTHINGS = pytest.mark.parametrize("smoothing", [0.0, 0.4])
 
@@ -68,7 +68,7 @@ def test_the_loss_of_a_step(make: type, threat: ThreatModel, normed: nn.Module, 
     """The images of the method without it, the bound between both passes; both teach the network."""
     batch = batch._replace(x=batch.x.double())
     found, plain = (
-        make(outer=outer)(deepcopy(normed), batch, threat, Moment(torch.Generator().manual_seed(0)))
+        make(outer=outer)(deepcopy(normed), batch, threat, StepContext(torch.Generator().manual_seed(0)))
         for outer in ("qub", "cross-entropy")
     )
     assert torch.equal(found.x_adv, plain.x_adv) and torch.equal(found.logits, plain.logits)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.methods import Moment
-from planish.methods.seat import Seat, seat_fl
-from planish.threat import L2, Linf
+from planish.core.batch import Batch
+from planish.core.threat import L2, Linf
+from planish.methods import StepContext
+from planish.methods.seat import SEAT, seat_fl
 
 RADIUS = 0.125
 
@@ -20,8 +20,8 @@ def images(batch: Batch) -> Batch:
     return batch._replace(x=batch.x.double())
 
 
-def call(method: Seat, model: nn.Module, batch: Batch) -> Tensor:
-    return method(model, batch, Linf(RADIUS), Moment(torch.Generator().manual_seed(0), 1.0)).total
+def call(method: SEAT, model: nn.Module, batch: Batch) -> Tensor:
+    return method(model, batch, Linf(RADIUS), StepContext(torch.Generator().manual_seed(0), 1.0)).total
 
 
 def corner(x: Tensor) -> Tensor:
@@ -67,13 +67,13 @@ def agree(model: nn.Module, found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
 def test_seat_over_the_batch_is_the_published_procedure(weight: float, normed: nn.Module, images: Batch):
     """Sharing the clean pass is the same arithmetic."""
-    found = call(Seat(linearity_weight=weight, abs_over="batch"), normed, images)
+    found = call(SEAT(linearity_weight=weight, abs_over="batch"), normed, images)
     agree(normed, found, published(normed, images, weight))
 
 
 def test_seat_over_examples_pays_for_every_violation(normed: nn.Module, images: Batch):
     """One step from the corner, then CE + lambda mean |r_i|; no gradient flows through grad l(x)."""
-    method, seen = Seat(linearity_weight=2.0), []
+    method, seen = SEAT(linearity_weight=2.0), []
     hook = normed.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
     found = call(method, normed, images)
     hook.remove()
@@ -93,8 +93,8 @@ def test_seat_over_examples_pays_for_every_violation(normed: nn.Module, images: 
 def test_batch_means_hide_what_examples_show(normed: nn.Module, images: Batch):
     errors = {}
     for kind in ("example", "batch"):
-        method, generator = Seat(linearity_weight=0.0, abs_over=kind), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
-        found = method(normed, images, Linf(RADIUS), Moment(generator, 1.0))
+        method, generator = SEAT(linearity_weight=0.0, abs_over=kind), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
+        found = method(normed, images, Linf(RADIUS), StepContext(generator, 1.0))
         errors[kind] = found.terms["linearity_error"].item()
     assert 0 < errors["batch"] < 0.9 * errors["example"]
 
@@ -110,7 +110,7 @@ def test_the_clean_direction_is_one_step_up_the_clean_gradient(threat: Linf | L2
     errors = after - values - ((x_adv - images.x) * gradient).flatten(1).sum(1)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    found = Seat(direction="clean")(normed, images, threat, Moment(generator, 1.0))
+    found = SEAT(direction="clean")(normed, images, threat, StepContext(generator, 1.0))
     agree(normed, found.total, after.mean() + 0.5 * errors.abs().mean())
     assert torch.equal(generator.get_state(), before)
 
@@ -118,9 +118,9 @@ def test_the_clean_direction_is_one_step_up_the_clean_gradient(threat: Linf | L2
 def test_flooding_flips_the_gradient_below_the_flood(normed: nn.Module, images: Batch):
     """|CE - b| + b, on the batch's mean adversarial loss and not on the linearity error."""
     parameters = list(normed.parameters())
-    plain = call(Seat(linearity_weight=0.0), deepcopy(normed), images).item()
+    plain = call(SEAT(linearity_weight=0.0), deepcopy(normed), images).item()
 
-    def total_and_gradients(method: Seat) -> tuple[float, list[Tensor]]:
+    def total_and_gradients(method: SEAT) -> tuple[float, list[Tensor]]:
         total = call(method, normed, images)
         return total.item(), list(torch.autograd.grad(total, parameters))
 
@@ -130,12 +130,12 @@ def test_flooding_flips_the_gradient_below_the_flood(normed: nn.Module, images: 
     for one, other in zip(up, down, strict=True):
         torch.testing.assert_close(one, -other)
     with_error = call(seat_fl(flood=plain * 2, linearity_weight=0.5), normed, images)
-    without = call(Seat(linearity_weight=0.5), normed, images)
-    adversarial = Seat(linearity_weight=0.5)(
-        normed, images, Linf(RADIUS), Moment(torch.Generator().manual_seed(0), 1.0)
+    without = call(SEAT(linearity_weight=0.5), normed, images)
+    adversarial = SEAT(linearity_weight=0.5)(
+        normed, images, Linf(RADIUS), StepContext(torch.Generator().manual_seed(0), 1.0)
     ).terms["adversarial_cross_entropy"]
     torch.testing.assert_close(with_error - without, 4 * plain - 2 * adversarial.double())
 
 
 def test_seat_fl_is_seat_with_a_flood():
-    assert seat_fl() == Seat(flood=0.9) and seat_fl(1.1, 0.6) == Seat(linearity_weight=0.6, flood=1.1)
+    assert seat_fl() == SEAT(flood=0.9) and seat_fl(1.1, 0.6) == SEAT(linearity_weight=0.6, flood=1.1)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from known_losses import call, uniform
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.methods.ssat import Ssat
-from planish.threat import L2, Linf
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import L2, Linf
+from planish.methods.ssat import SSAT
 
 RADIUS = 0.125
 
@@ -60,7 +60,7 @@ def test_the_smallest_k_is_taken(checkpoints: int):
                 smallest.append(k)
                 break
     assert set(smallest) == set(range(checkpoints + 1))
-    found = call(Ssat(checkpoints), model, batch, Linf(RADIUS))
+    found = call(SSAT(checkpoints), model, batch, Linf(RADIUS))
     assert found.x_adv is not None
     torch.testing.assert_close(found.x_adv, torch.stack(expected))
     total = F.cross_entropy(inside(torch.stack(expected)), batch.labels)
@@ -72,24 +72,24 @@ def test_a_right_answer_everywhere_leaves_rs_fgsm_and_a_wrong_one_the_image(line
     linear.double()
     with torch.no_grad():
         linear[1].bias[0] += 20  # type: ignore[index,union-attr,operator]
-    assert torch.equal(call(Ssat(), linear, images, Linf(RADIUS)).x_adv, rs_fgsm(linear, images, 1.25))  # type: ignore[arg-type]
+    assert torch.equal(call(SSAT(), linear, images, Linf(RADIUS)).x_adv, rs_fgsm(linear, images, 1.25))  # type: ignore[arg-type]
     wrong = images._replace(labels=images.labels + 1)
-    assert torch.equal(call(Ssat(), linear, wrong, L2(0.5)).x_adv, images.x)  # type: ignore[arg-type]
+    assert torch.equal(call(SSAT(), linear, wrong, L2(0.5)).x_adv, images.x)  # type: ignore[arg-type]
 
 
 def test_a_tie_is_a_misclassification(batch: Batch):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False)).double()
     nn.init.zeros_(flat[1].weight)
     images = batch._replace(x=batch.x.double())
-    found = call(Ssat(), flat, images, Linf(RADIUS))
+    found = call(SSAT(), flat, images, Linf(RADIUS))
     assert torch.equal(found.x_adv, images.x)  # type: ignore[arg-type]
     assert found.total.item() == pytest.approx(math.log(4))
 
 
 def test_hardened_looks_more_closely():
-    assert Ssat(checkpoints=3, step_in_radii=1.0).hardened() == Ssat(checkpoints=6, step_in_radii=1.0)
+    assert SSAT(checkpoints=3, step_in_radii=1.0).strengthened() == SSAT(checkpoints=6, step_in_radii=1.0)
 
 
 def test_bad_input():
     with pytest.raises(BadInput, match="checkpoints must be at least 1"):
-        Ssat(checkpoints=0)
+        SSAT(checkpoints=0)

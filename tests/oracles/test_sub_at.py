@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy
-from planish.methods import Memory, Moment, TrainingLoss
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy
+from planish.core.pass_counter import Counted
+from planish.core.threat import Linf
+from planish.methods import Memory, StepContext, TrainingLoss
 from planish.methods.adversarial import rs_fgsm
 from planish.methods.sub_at import BASIS, SNAPSHOTS, SubAT, principal_directions, within
-from planish.passes import Counted
-from planish.threat import Linf
-from planish.training import Settings, fit, start
+from planish.training.loop import Settings, fit, start
 
 THREAT = Linf(0.05)
 PLAIN = Settings(epochs=2, batch_size=8, learning_rate=0.2, schedule="constant", momentum=0.0, weight_decay=0.0)
@@ -79,10 +79,10 @@ def test_a_run_takes_snapshots_and_then_stays_in_their_subspace(make_model, batc
     model, seen = make_model(), []
 
     class Watched(SubAT):
-        def __call__(self, model: nn.Module, batch: Batch, threat: Linf, moment: Moment) -> TrainingLoss:
+        def __call__(self, model: nn.Module, batch: Batch, threat: Linf, context: StepContext) -> TrainingLoss:
             seen.append(vector(model))
-            found = super().__call__(model, batch, threat, moment)
-            shapes.append({name: tuple(value.shape) for name, value in moment.memory.items()})
+            found = super().__call__(model, batch, threat, context)
+            shapes.append({name: tuple(value.shape) for name, value in context.memory.items()})
             return found
 
     shapes: list[dict[str, tuple[int, ...]]] = []
@@ -101,14 +101,14 @@ def test_a_run_takes_snapshots_and_then_stays_in_their_subspace(make_model, batc
 
 
 def call(model: nn.Module, batch: Batch, memory: Memory, progress: float) -> TrainingLoss:
-    moment = Moment(torch.Generator().manual_seed(0), progress, memory=memory)
-    return SubAT(snapshots=3, dimensions=2)(model, batch, THREAT, moment)
+    context = StepContext(torch.Generator().manual_seed(0), progress, memory=memory)
+    return SubAT(snapshots=3, dimensions=2)(model, batch, THREAT, context)
 
 
 @pytest.mark.parametrize("progress", [0.0, 1.0])
 def test_without_two_snapshots_it_is_rs_fgsm(progress: float, model: nn.Module, batch: Batch):
     found = call(deepcopy(model), batch, {}, progress)
-    expected = rs_fgsm()(model, batch, THREAT, Moment(torch.Generator().manual_seed(0)))
+    expected = rs_fgsm()(model, batch, THREAT, StepContext(torch.Generator().manual_seed(0)))
     assert torch.equal(found.total, expected.total) and torch.equal(found.x_adv, expected.x_adv)  # type: ignore[arg-type]
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planish.estimates import Estimate
-from planish.portraits import Bounds, ByRadius, Effort, Linearity, Pictures, Planes, Portrait, Weights
-from planish.report import Dossier, Entry, Fates
+from planish.records.evaluation import Column, Evaluation
+from planish.records.geometry import Bounds, ByRadius, Effort, Geometry, Linearity, Pictures, Planes, Weights
+from planish.records.statistics import Estimate
+from planish.report import AuditSummary, Entry, Outcomes
 from planish.report.audited import Verdict
 from planish.report.entry import Images, Training
-from planish.results import Column, Evaluation
 
 Make = Callable[..., Entry]
 
@@ -106,7 +106,7 @@ class Check:
 
 
 @pytest.fixture(scope="session")
-def dossier() -> Dossier:
+def audit_summary() -> AuditSummary:
     """An audit with a finding of each verdict and hostile words."""
     findings = [
         Check("random-starts", "pass", 0.5, 2, 5),
@@ -117,16 +117,16 @@ def dossier() -> Dossier:
         ),
     ]
     provenance = {"seed": 3, "commands": ["planish audit runs/a", ["planish", "list"]], "note": HOSTILE}
-    return Dossier("a", Estimate.from_counts(30, 50), "Linf", 8 / 255, ("fgsm", "apgd"), findings, provenance, "d")
+    return AuditSummary("a", Estimate.from_counts(30, 50), "Linf", 8 / 255, ("fgsm", "apgd"), findings, provenance, "d")
 
 
-def drawn_portrait() -> Portrait:
+def drawn_portrait() -> Geometry:
     """Numbers of six images, five of them measured: the first is wrong when clean, two fell, three stand."""
     generator = np.random.default_rng(0)
     at = np.linspace(-0.15, 0.15, 5)
     clean = generator.random((4, 1, 6, 6)).astype(np.float32)
     rows = np.arange(1, 6)
-    return Portrait(
+    return Geometry(
         np.array([0, 0.02, 0.03, 0.2, np.nan, 0.3], np.float32),
         rows,
         ("one thing",),
@@ -152,15 +152,15 @@ def drawn_portrait() -> Portrait:
 
 
 @pytest.fixture(scope="session")
-def pictured(dossier: Dossier) -> Dossier:
-    """The audit with a portrait, and with class names that want to be code."""
+def pictured(audit_summary: AuditSummary) -> AuditSummary:
+    """The audit with a geometry, and with class names that want to be code."""
     breakers = ("none (clean)", HOSTILE, "suite/scout", "", "", "")
     margins = np.array([0.5, -0.3, -0.1, -2.0, -1.0, -0.2], np.float32)
-    fates = Fates(np.arange(10, 16), np.array([0, 0, 1, 2, 0, 1]), margins, breakers)
+    outcomes = Outcomes(np.arange(10, 16), np.array([0, 0, 1, 2, 0, 1]), margins, breakers)
     return replace(
-        dossier,
+        audit_summary,
         clean=Estimate.from_counts(45, 50),
         classes=(HOSTILE, "'\"></svg><script>hacked=1</script>", "{{ 7*7 }}|`x`"),
-        fates=fates,
-        portrait=drawn_portrait(),
+        outcomes=outcomes,
+        geometry=drawn_portrait(),
     )

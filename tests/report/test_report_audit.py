@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planish.audit import Finding
-from planish.errors import BadInput
-from planish.estimates import paired_interval
-from planish.report import Dossier, Entry, card, markdown, write_audit, write_comparison
+from planish.core.errors import BadInput
+from planish.records.audit import Finding
+from planish.records.statistics import paired_interval
+from planish.report import AuditSummary, Entry, card, markdown, write_audit, write_comparison
 from planish.report.audited import ORDER, falling, grouped, number, overall, scale, sentences, to_markdown
 from planish.report.card import audit_card, yaml
-from planish.report.drawing import Plate, fitted, to_png, to_svg
+from planish.report.drawing import ReportFigure, fitted, to_png, to_svg
 from planish.report.landscapes import (
     bounds,
     gamma_histogram,
@@ -36,16 +36,20 @@ def finding(verdict: Any = "pass", statistic: float | None = 1.0, warn: Any = No
     return Finding("check", verdict, statistic, "%", warn, fail, "It means.", "")
 
 
-def test_the_gravest_finding_is_the_verdict(dossier: Dossier) -> None:
-    assert [kind for kind, _ in grouped(dossier.findings)] == list(ORDER)
-    assert overall(dossier.findings) == "fail" and overall(dossier.findings[:3]) == "warn"
-    assert overall(dossier.findings[:2]) == "open" and overall(dossier.findings[:1]) == "pass" and overall([]) == "open"
-    first, *rest = sentences(dossier.findings)
+def test_the_gravest_finding_is_the_verdict(audit_summary: AuditSummary) -> None:
+    assert [kind for kind, _ in grouped(audit_summary.findings)] == list(ORDER)
+    assert overall(audit_summary.findings) == "fail" and overall(audit_summary.findings[:3]) == "warn"
+    assert (
+        overall(audit_summary.findings[:2]) == "open"
+        and overall(audit_summary.findings[:1]) == "pass"
+        and overall([]) == "open"
+    )
+    first, *rest = sentences(audit_summary.findings)
     assert first.startswith("Do not trust this number: 1 of 4 checks failed (")
     assert rest == [
         "Warnings: 1 of 4 (gradients).", "Could not be made: 1 of 4 (linearity).", "Passed: 1 of 4 (random-starts).",
     ]  # fmt: skip
-    assert sentences(dossier.findings[:1]) == ["Nothing speaks against this number: it passed 1 of 1 checks."]
+    assert sentences(audit_summary.findings[:1]) == ["Nothing speaks against this number: it passed 1 of 1 checks."]
     assert "No check was made" in sentences([])[0]
 
 
@@ -83,8 +87,8 @@ def test_no_scale_without_a_statistic_or_a_threshold() -> None:
     ]  # fmt: skip
 
 
-def test_an_audit_is_written_whole(dossier: Dossier, tmp_path: Path) -> None:
-    page = write_audit(dossier, tmp_path, [bounds({"a": np.array([0.1])}, np.array([0.2]))])
+def test_an_audit_is_written_whole(audit_summary: AuditSummary, tmp_path: Path) -> None:
+    page = write_audit(audit_summary, tmp_path, [bounds({"a": np.array([0.1])}, np.array([0.2]))])
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {"audit.html", "audit.md", "card.md", "figures/bounds.png"}
     text = page.read_text(encoding="utf-8")
@@ -94,14 +98,14 @@ def test_an_audit_is_written_whole(dossier: Dossier, tmp_path: Path) -> None:
     assert text.index('id="group-fail"') < text.index('id="group-warn"') < text.index('id="group-pass"')
 
 
-def test_an_audit_without_findings_is_open(dossier: Dossier) -> None:
-    empty = replace(dossier, findings=[])
+def test_an_audit_without_findings_is_open(audit_summary: AuditSummary) -> None:
+    empty = replace(audit_summary, findings=[])
     assert "No check was made" in render_audit(empty)
     assert "|" not in to_markdown(empty)
 
 
-def test_markdown_is_escaped(dossier: Dossier) -> None:
-    text = to_markdown(dossier)
+def test_markdown_is_escaped(audit_summary: AuditSummary) -> None:
+    text = to_markdown(audit_summary)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 4 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
     assert not re.search(r"(?<!\\)<|(?<!\\)\]\(", text)
@@ -160,8 +164,8 @@ def test_the_cards_numbers_are_numbers_in_old_yaml_too() -> None:
     )
 
 
-def test_an_audits_card_names_its_verdict(dossier: Dossier) -> None:
-    text = audit_card(dossier)
+def test_an_audits_card_names_its_verdict(audit_summary: AuditSummary) -> None:
+    text = audit_card(audit_summary)
     assert "Audit: fail." in text and "\\<script>" in text
     assert front_matter(text)["model-index"][0]["results"][0]["metrics"][0]["args"]["radius"] == pytest.approx(
         8 / 255, abs=1e-6
@@ -216,7 +220,7 @@ def test_the_nearest_images_are_listed_first(make: Make) -> None:
 FOUND = np.array([0.1, 0.2, 0.0, np.inf])
 
 
-def surfaces() -> list[Plate]:
+def surfaces() -> list[ReportFigure]:
     at, grid = np.linspace(-1, 1, 21), np.arange(21.0)
     return [
         loss_surface(at, at, grid[:, None] + grid),
@@ -259,7 +263,7 @@ def test_figures_of_an_audit_are_drawn_and_told() -> None:
         lambda: lower_bounds({"a": (FOUND, {"L": np.ones(3)})}),
     ],
 )
-def test_figures_refuse_what_they_cannot_draw(draw: Callable[[], Plate]) -> None:
+def test_figures_refuse_what_they_cannot_draw(draw: Callable[[], ReportFigure]) -> None:
     with pytest.raises(BadInput, match=r"shape|at least one"):
         draw()
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, Browser
 
-from planish.report import Dossier, Entry
+from planish.report import AuditSummary, Entry
 from planish.report.figures import accuracies, spending
+from planish.report.geometry import geometry_figures
 from planish.report.pairs import paired_plate, pairs
-from planish.report.portrayed import portrait_plates
 from planish.report.rendering import render, render_audit, render_compared
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open pages in")
@@ -56,7 +56,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pages(hostile: list[Entry], pictured: Dossier, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(hostile: list[Entry], pictured: AuditSummary, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report, an audit and a comparison of audits with names that want to be code."""
     folder = tmp_path_factory.mktemp("pages")
     found, spent = pairs(hostile), spending(hostile)
@@ -65,7 +65,7 @@ def pages(hostile: list[Entry], pictured: Dossier, tmp_path_factory: pytest.Temp
     title = "A </title><script>hacked=1</script>"
     made = {
         "report": render(hostile, title, {"commands": ["a" * 300]}, drawn, found),
-        "audit": render_audit(pictured, portrait_plates(pictured)),
+        "audit": render_audit(pictured, geometry_figures(pictured)),
         "compared": render_compared([pictured, replace(pictured, name=title)], title, {}),
     }
     for name, text in made.items():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from planish.errors import BadInput
+from planish.core.errors import BadInput
 from planish.report import Entry, summary_rows, write_report
 from planish.report.entry import Images, Training
 from planish.report.gallery import gallery, shots

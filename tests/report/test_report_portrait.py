@@ -1,4 +1,4 @@
-"""What a page says of an audit's portrait, and audits side by side."""
+"""What a page says of an audit's geometry, and audits side by side."""
 
 import json
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.errors import BadInput
-from planish.portraits import Portrait
-from planish.report import Dossier, Entry, write_audit, write_comparison
+from planish.core.errors import BadInput
+from planish.records.geometry import Geometry
+from planish.report import AuditSummary, Entry, write_audit, write_comparison
 from planish.report.compared import audit_headline, headline_rows, side_by_side, told_apart
-from planish.report.portrayed import fate_rows, portrait_caption, portrait_plates, portrait_shots, told
+from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
 from planish.report.rendering import render_audit, render_compared
 
 SLUGS = ["radius", "surface-fell", "surface-stands", "gamma", "bounds", "steps-restarts", "weights"]
 
 
-def test_every_part_has_its_figure(pictured: Dossier) -> None:
-    plates = portrait_plates(pictured)
+def test_every_part_has_its_figure(pictured: AuditSummary) -> None:
+    plates = geometry_figures(pictured)
     assert [plate.slug for plate in plates] == SLUGS
     assert all(plate.alt.endswith(".") and plate.caption for plate in plates)
     radius, fell, _, gamma, bounds, effort, _ = plates
@@ -31,40 +31,40 @@ def test_every_part_has_its_figure(pictured: Dossier) -> None:
     assert "classified correctly when clean" in effort.caption
 
 
-def test_numbers_that_are_none_leave_figures_out(pictured: Dossier) -> None:
-    assert pictured.portrait is not None and pictured.portrait.planes is not None
-    empty = Portrait(np.full(6, np.nan, np.float32), np.zeros(0, np.int64), ("no gradient",))
-    bare = replace(pictured, portrait=empty)
-    assert portrait_plates(bare) == [] == portrait_shots(bare) and portrait_caption(bare) == ""
+def test_numbers_that_are_none_leave_figures_out(pictured: AuditSummary) -> None:
+    assert pictured.geometry is not None and pictured.geometry.planes is not None
+    empty = Geometry(np.full(6, np.nan, np.float32), np.zeros(0, np.int64), ("no gradient",))
+    bare = replace(pictured, geometry=empty)
+    assert geometry_figures(bare) == [] == geometry_shots(bare) and geometry_caption(bare) == ""
     assert "What is missing here: no gradient." in render_audit(bare)
-    part = pictured.portrait.planes._replace(loss=np.full((2, 5, 5), np.nan))
-    broken = replace(pictured, portrait=replace(pictured.portrait, planes=part, distance=np.full(6, np.nan)))
-    assert [plate.slug for plate in portrait_plates(broken)] == ["radius", "gamma", "steps-restarts", "weights"]
-    assert portrait_plates(replace(pictured, portrait=None)) == []
+    part = pictured.geometry.planes._replace(loss=np.full((2, 5, 5), np.nan))
+    broken = replace(pictured, geometry=replace(pictured.geometry, planes=part, distance=np.full(6, np.nan)))
+    assert [plate.slug for plate in geometry_figures(broken)] == ["radius", "gamma", "steps-restarts", "weights"]
+    assert geometry_figures(replace(pictured, geometry=None)) == []
 
 
-def test_the_pictures_that_fell_come_first(pictured: Dossier) -> None:
-    shots = portrait_shots(pictured)
+def test_the_pictures_that_fell_come_first(pictured: AuditSummary) -> None:
+    shots = geometry_shots(pictured)
     assert [shot.index for shot in shots] == [11, 12, 13, 14]
-    assert "scaled by 5 around grey" in portrait_caption(pictured)
+    assert "scaled by 5 around grey" in geometry_caption(pictured)
 
 
-def test_each_image_has_its_row(pictured: Dossier) -> None:
-    table = fate_rows(pictured)
+def test_each_image_has_its_row(pictured: AuditSummary) -> None:
+    table = outcome_rows(pictured)
     assert table is not None and [row[0] for row in table.rows[:4]] == ["12", "11", "14", "13"]
     every = {row[0]: row for row in table.rows}
     assert len(every) == 6 and "All 6 images, those that are pictured first." in table.caption
     dash = "\N{EN DASH}"
     assert every["10"][2:] == ("wrong when clean", dash, "+0.5", "0") and every["14"][2:4] == ("stands", dash)
     assert every["12"][2:] == ("fell", "suite/scout", "\N{MINUS SIGN}0.1", "0.03") and every["14"][5] == dash
-    some = fate_rows(pictured, 1)
+    some = outcome_rows(pictured, 1)
     assert some is not None and len(some.rows) == 4 and "2 farther ones are left out" in some.caption
-    assert fate_rows(replace(pictured, fates=None)) is None
+    assert outcome_rows(replace(pictured, outcomes=None)) is None
 
 
-def test_the_portrait_in_words(pictured: Dossier, tmp_path: Path) -> None:
-    assert pictured.portrait is not None
-    linear, distance, proven, effort, missing = told(pictured.portrait)
+def test_the_portrait_in_words(pictured: AuditSummary, tmp_path: Path) -> None:
+    assert pictured.geometry is not None
+    linear, distance, proven, effort, missing = told(pictured.geometry)
     assert proven.startswith("Certificates: 0.06 in the median") and proven.endswith("(as a test).")
     assert "gamma 2 in the median" in linear and "estimates, no certificates" in distance
     assert "refuted on 2 of 4 images, the C-bound on 0" in distance and missing == "Missing: one thing."
@@ -74,17 +74,19 @@ def test_the_portrait_in_words(pictured: Dossier, tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(SLUGS)
 
 
-def test_the_page_shows_verdict_figures_findings_images_in_that_order(pictured: Dossier) -> None:
-    page = render_audit(pictured, portrait_plates(pictured))
+def test_the_page_shows_verdict_figures_findings_images_in_that_order(pictured: AuditSummary) -> None:
+    page = render_audit(pictured, geometry_figures(pictured))
     places = [page.index(part) for part in ("badge fail", 'id="figures"', 'id="gallery"', 'id="group-fail"')]
     places += [page.index(part) for part in ('id="tables"', 'id="images"', 'id="reproduce"', 'id="provenance"')]
     assert places == sorted(places) and page.count("<script") == 1
     assert 'href="#shot-1-12"' in page and 'id="shot-1-12"' in page and "clean 90.0%" in page
 
 
-def test_findings_side_by_side(pictured: Dossier, dossier: Dossier) -> None:
-    other = replace(dossier, name="b", findings=[replace(dossier.findings[0], check="more", statistic=None)])
-    table = side_by_side([dossier, other])
+def test_findings_side_by_side(pictured: AuditSummary, audit_summary: AuditSummary) -> None:
+    other = replace(
+        audit_summary, name="b", findings=[replace(audit_summary.findings[0], check="more", statistic=None)]
+    )
+    table = side_by_side([audit_summary, other])
     assert table.headers == ("Check", "a", "b")
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["gradients"] == ("! Warning, 7%", "\N{EN DASH}") and rows["more"][1] == "\N{CHECK MARK} Pass"
@@ -96,20 +98,20 @@ def test_findings_side_by_side(pictured: Dossier, dossier: Dossier) -> None:
     assert 'class="fail"' in page and page.count("<script") == 1
 
 
-def test_audits_of_one_name_are_numbered_and_of_one_threat(dossier: Dossier) -> None:
-    assert [one.name for one in told_apart([dossier, dossier])] == ["a, audit 1", "a, audit 2"]
+def test_audits_of_one_name_are_numbered_and_of_one_threat(audit_summary: AuditSummary) -> None:
+    assert [one.name for one in told_apart([audit_summary, audit_summary])] == ["a, audit 1", "a, audit 2"]
     with pytest.raises(BadInput, match=r"at one norm and radius, got Linf radius 8/255 and Linf radius 0.1"):
-        told_apart([dossier, replace(dossier, radius=0.1)])
+        told_apart([audit_summary, replace(audit_summary, radius=0.1)])
 
 
-def test_comparisons_with_audits(make: Callable[..., Entry], dossier: Dossier, tmp_path: Path) -> None:
+def test_comparisons_with_audits(make: Callable[..., Entry], audit_summary: AuditSummary, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="at least two evaluations or audits"):
-        write_comparison([], tmp_path, "t", {}, [dossier])
-    write_comparison([], tmp_path, "t", {}, [dossier, replace(dossier, name="b")])
+        write_comparison([], tmp_path, "t", {}, [audit_summary])
+    write_comparison([], tmp_path, "t", {}, [audit_summary, replace(audit_summary, name="b")])
     document = json.loads((tmp_path / "results.json").read_text())
     assert [one["verdict"] for one in document["audits"]] == ["fail", "fail"] and document["schema_version"] == 1
     entry = make("e", 40, {"x": 30}, radius=8 / 255)
-    page = write_comparison([entry], tmp_path, "t", {}, [dossier]).read_text(encoding="utf-8")
+    page = write_comparison([entry], tmp_path, "t", {}, [audit_summary]).read_text(encoding="utf-8")
     assert 'id="audits"' in page and json.loads((tmp_path / "results.json").read_text())["audits"][0]["name"] == "a"
     with pytest.raises(BadInput, match=r"evaluations are at Linf radius 0.1, and the audit of a at Linf radius 8/255"):
-        write_comparison([make("e", 40, {"x": 30})], tmp_path, "t", {}, [dossier])
+        write_comparison([make("e", 40, {"x": 30})], tmp_path, "t", {}, [audit_summary])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from planish.errors import BadInput
+from planish.core.errors import BadInput
 from planish.report import Entry, cost_rows, markdown, plain_text, summary_rows, verdict
 from planish.report.entry import Training, percent, radius_text
 from planish.report.figures import curves
@@ -123,7 +123,7 @@ def test_alarms_of_the_guard_are_told_and_drawn(make: Make) -> None:
     calm = make("pgd", 40, {"pgd": 20}, training={"history": history[:1]})
     (told,) = [sentence for sentence in verdict([guarded, calm]) if "guard" in sentence]
     assert told == (
-        "The guard saw fgsm collapse in training at step 75; training went back and on with the method hardened."
+        "The guard saw fgsm collapse in training at step 75; training went back and on with the method strengthened."
     )
     history[1]["alarms"] = [alarm, {**alarm, "step": 175.0, "went_back": 0.0}]
     assert "at step 75 and step 175" in " ".join(verdict([guarded]))

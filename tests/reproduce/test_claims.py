@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from planish.distances import DistanceColumn, Distances
-from planish.errors import BadInput
-from planish.estimates import paired_interval
+from planish.core.errors import BadInput
+from planish.evaluation.distances import DistanceColumn, Distances
+from planish.records.statistics import paired_interval
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.measured import _improvement
 from planish.reproduce.tables import Claim

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import CHUNK
-from planish.audit.lipschitz import empirical_lipschitz
-from planish.batch import Batch
+from planish.audit.measures.lipschitz import empirical_lipschitz
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.threat import L2, Linf
 from planish.data import load
-from planish.errors import BadInput
-from planish.losses import margin
 from planish.reproduce import Job, numbers, table
 from planish.reproduce.estimate import column_passes
 from planish.reproduce.numbers import NUMBERINGS, PASSES, regularity
 from planish.reproduce.tables import STATISTICS
-from planish.runs import subject
-from planish.threat import L2, Linf
+from planish.runs.judge import load_model
 
 
 class Bowl(nn.Module):
@@ -71,7 +71,7 @@ def test_every_statistic_is_of_a_record():
 def test_numbers_are_kept_for_each_image(finished: Job, tmp_path: Path):
     upper = finished.table.columns["upper"]
     path = finished.record("robust", upper) / numbers.FILE
-    record, judged = numbers.load(path), subject(str(finished.folder("robust")))
+    record, judged = numbers.load(path), load_model(str(finished.folder("robust")))
     images = load(str(finished.train), "test", finished.scale.test_images).in_channels(1).as_batch()
     direct = empirical_lipschitz(judged.model, images, Linf(0.1))
     assert record.numbers["largest"].tolist() == pytest.approx(direct.largest.tolist(), rel=1e-4)

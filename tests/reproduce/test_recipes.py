@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from planish.errors import BadInput
-from planish.experiment import architecture
+from planish.core.errors import BadInput
 from planish.registry import resolve
 from planish.reproduce import table, table_names
 from planish.reproduce.claims import holds
 from planish.reproduce.measured import paper_numbers
 from planish.reproduce.scales import SCALES, attack_of, scale_of, scaled
 from planish.reproduce.tables import HOME
-from planish.runs import distance_attacks, named_attacks, package_of
+from planish.runs.judge import attacks_by_name, distance_attacks, package_of
+from planish.runs.train import architecture
 
 PRINTED = {
     "llr-table-2": (12, 4), "llr-table-3": (6, 5), "llr-table-4": (5, 2), "llr-table-5": (2, 3),
@@ -65,7 +65,7 @@ def test_every_attack_is_known_at_every_scale(name: str, scale: str):
         elif attack.startswith("transfer"):
             assert resolve(package_of(attack), attack)[1]["steps"] > 0
         else:
-            assert named_attacks([attack], own.head.classes, norm=own.head.norm)
+            assert attacks_by_name([attack], own.head.classes, norm=own.head.norm)
 
 
 @pytest.mark.parametrize("name", table_names())

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from planish import experiment as training
-from planish.cli import app
-from planish.errors import BadInput
+from planish.cli.main import app
+from planish.core.errors import BadInput
 from planish.reproduce import Job, chosen_rows, estimate_rows, reproduce
 from planish.reproduce.pages import claims_rows, page_text, results_rows, write_page, write_plate
 from planish.reproduce.running import state
-from planish.training import EpochRecord
+from planish.runs import train as training
+from planish.training.loop import EpochRecord
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from planish.errors import BadInput
-from planish.estimates import Difference, Estimate, paired_interval, share_at_least
-from planish.files import write_bytes
-from planish.results import Column, Evaluation, load, save, to_json
+from planish.core.errors import BadInput
+from planish.records.evaluation import Column, Evaluation, load, save, to_json
+from planish.records.statistics import Difference, Estimate, paired_interval, share_at_least
+from planish.storage.files import write_bytes
 
 META = {
     "schema_version": 1,
@@ -205,7 +205,7 @@ def assert_same(found: Evaluation, wanted: Evaluation) -> None:
     for ours, theirs in zip(found.columns, wanted.columns, strict=True):
         facts = [(c.forwards, c.backwards, c.seconds, c.meta) for c in (ours, theirs)]
         assert facts[0] == facts[1]
-        for key in ("margin", "distance", "predicted", "target", "leaf", "step", "passes"):
+        for key in ("margin", "distance", "predicted", "target", "component", "step", "passes"):
             assert_bits(getattr(ours, key), getattr(theirs, key))
 
 

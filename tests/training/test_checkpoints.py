@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from planish import checkpoints
-from planish.checkpoints import load_resume, load_weights, read_metadata, save_resume, save_weights
-from planish.errors import BadInput
-from planish.files import write_json, write_text
-from planish.state import moments, restore_moments
+from planish.core.errors import BadInput
+from planish.runs import checkpoint as checkpoints
+from planish.runs.checkpoint import load_resume, load_weights, read_metadata, save_resume, save_weights
+from planish.storage.files import write_json, write_text
+from planish.training.state import moments, restore_moments
 
 
 class Explosive:

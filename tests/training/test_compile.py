@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.methods import Method, Moment
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.randomness import seeded
+from planish.core.threat import Linf
+from planish.methods import Method, StepContext
 from planish.methods.adversarial import pgd_at
 from planish.methods.llr import LLR
-from planish.methods.seat import Seat
-from planish.randomness import seeded
-from planish.threat import Linf
-from planish.training import Settings, fit, start
+from planish.methods.seat import SEAT
+from planish.training.loop import Settings, fit, start
 
 THREAT = Linf(0.1)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("method", [pgd_at(2), Seat()], ids=["pgd", "seat"])
+@pytest.mark.parametrize("method", [pgd_at(2), SEAT()], ids=["pgd", "seat"])
 def test_a_compiled_model_gives_the_same_loss_gradients_and_statistics(
     method: Method, model: nn.Module, batch: Batch
 ) -> None:
@@ -44,7 +44,7 @@ def _steps(method: Method, called: nn.Module, owner: nn.Module, batch: Batch) ->
     losses = []
     for step in range(2):
         owner.zero_grad()
-        loss = method(called, batch, THREAT, Moment(seeded(0, step), 0.5))
+        loss = method(called, batch, THREAT, StepContext(seeded(0, step), 0.5))
         loss.total.backward()
         losses.append(loss.total.item())
     return losses

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from planish.configuration import (
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
+from planish.methods.adversarial import pgd_at
+from planish.methods.llr import LLR
+from planish.registry import components
+from planish.runs.config import (
     DataOptions,
     Experiment,
     Named,
@@ -19,12 +24,7 @@ from planish.configuration import (
     read,
     to_toml,
 )
-from planish.errors import BadInput
-from planish.methods.adversarial import pgd_at
-from planish.methods.llr import LLR
-from planish.registry import components
-from planish.threat import Linf
-from planish.training import Settings
+from planish.training.loop import Settings
 
 
 def round_trip(experiment: Experiment) -> Experiment:

@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.methods import Method, Moment, TrainingLoss
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import Linf, ThreatModel
+from planish.methods import Method, StepContext, TrainingLoss
 from planish.methods.adversarial import pgd_at, rs_fgsm
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
-from planish.methods.seat import Seat
+from planish.methods.seat import SEAT
 from planish.methods.standard import Standard
-from planish.methods.trades import Trades
+from planish.methods.trades import TRADES
 from planish.models import corrupts_memory
-from planish.state import State
-from planish.threat import Linf, ThreatModel
-from planish.training import EpochRecord, Settings, fit, learning_rate, start
+from planish.training.loop import EpochRecord, Settings, fit, learning_rate, start
+from planish.training.state import State
 
 THREAT = Linf(0.05)
 PLAIN = Settings(epochs=1, batch_size=4, learning_rate=0.1, schedule="constant", momentum=0.0, weight_decay=0.0)
@@ -214,16 +214,16 @@ def test_progress_runs_from_0_to_nearly_1(linear: nn.Module, batch: Batch):
     seen: list[float] = []
 
     class Watched(Standard):
-        def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
-            seen.append(moment.progress)
-            return super().__call__(model, batch, threat, moment)
+        def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
+            seen.append(context.progress)
+            return super().__call__(model, batch, threat, context)
 
     train(linear, batch, replace(PLAIN, epochs=2), method=Watched(), size=2)
     assert seen == [step / 8 for step in range(8)]
 
 
 @pytest.mark.parametrize(
-    "method", [Standard(), pgd_at(2), Trades(steps=2), LLR(warmup=0.0), Seat(), GradientPenalty()], ids=repr
+    "method", [Standard(), pgd_at(2), TRADES(steps=2), LLR(warmup=0.0), SEAT(), GradientPenalty()], ids=repr
 )
 def test_bf16_trains_every_method(model: nn.Module, batch: Batch, method: Method):
     twin = deepcopy(model)

@@ -10,26 +10,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish import training
-from planish.batch import Batch
-from planish.configuration import DataOptions, Experiment, Named, ThreatOptions
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy, margin
+from planish.core.pass_counter import Counted
+from planish.core.randomness import seeded
+from planish.core.threat import L2, Linf, ThreatModel
 from planish.data import load
 from planish.data.batches import Batches
-from planish.errors import BadInput
-from planish.experiment import train
-from planish.guard import Guard, Watch, look, withstanding
-from planish.losses import cross_entropy, margin
 from planish.methods import Method
 from planish.methods.adversarial import fgsm_at, n_fgsm, pgd_at, rs_fgsm
 from planish.methods.standard import Standard
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
-from planish.passes import Counted
-from planish.randomness import seeded
 from planish.registry import components
-from planish.state import State
-from planish.threat import L2, Linf, ThreatModel
-from planish.training import EpochRecord, Settings, fit, hardened, start
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.train import train
+from planish.training import loop as training
+from planish.training.guard import Guard, MonitorState, look, withstanding
+from planish.training.loop import EpochRecord, Settings, fit, start, strengthened
+from planish.training.state import State
 
 PLAIN = Settings(epochs=3, batch_size=2, learning_rate=0.05, schedule="constant", momentum=0.9, ema=0.9)
 GUARD = Guard(every=2, images=4, probe_every=4, probe_images=4, probe_steps=2)
@@ -142,13 +142,13 @@ def test_who_withstands_pgd_on_two_linear_classes():
     ids=["calm", "bent once", "bent twice", "not in a row", "first", "lost", "not half", "a weak step", "never had"],
 )
 def test_what_is_a_collapse(before: list[dict[str, float]], seen: dict[str, float], alarm: bool):
-    assert Watch(looks=before).collapsed(seen, gap=0.25, classes=10) is alarm
+    assert MonitorState(looks=before).collapsed(seen, gap=0.25, classes=10) is alarm
 
 
 def test_what_is_a_jump():
-    watch = Watch(looks=[CALM] * 3)
+    watch = MonitorState(looks=[CALM] * 3)
     assert watch.jumped(BENT) and watch.jumped({**CALM, "gradient_cosine": 0.44})
-    assert not watch.jumped({**CALM, "gradient_cosine": 0.46}) and not Watch().jumped(BENT)
+    assert not watch.jumped({**CALM, "gradient_cosine": 0.46}) and not MonitorState().jumped(BENT)
 
 
 def test_without_an_alarm_training_is_as_without_a_guard(model: nn.Module, batch: Batch):
@@ -162,12 +162,12 @@ def test_without_an_alarm_training_is_as_without_a_guard(model: nn.Module, batch
 
 
 def test_going_back_over_an_epoch(monkeypatch: pytest.MonkeyPatch, model: nn.Module, batch: Batch):
-    """An alarm at step 6, in the second epoch: snapshots are of steps 0 and 4, so all starts over, hardened."""
-    plain, _ = run(model, batch, rs_fgsm().hardened() or rs_fgsm(), Guard())
+    """An alarm at step 6, in the second epoch: snapshots are of steps 0 and 4, so all starts over, strengthened."""
+    plain, _ = run(model, batch, rs_fgsm().strengthened() or rs_fgsm(), Guard())
     alarms_at(monkeypatch, 6)
     state, records = run(model, batch, rs_fgsm())
     assert [record.epoch for record in records] == [1, 1, 2, 3]
-    assert same(state, plain) and state.step == 12 and state.watch.hardness == 1
+    assert same(state, plain) and state.step == 12 and state.watch.escalations == 1
     assert [entry["epoch"] for entry in state.history] == [1, 2, 3]
     (alarm,) = state.watch.alarms
     assert (alarm["step"], alarm["epoch"], alarm["went_back"]) == (6, 2, 1.0)
@@ -183,7 +183,7 @@ def test_going_back_within_a_run(monkeypatch: pytest.MonkeyPatch, model: nn.Modu
     by_hand = start(deepcopy(model), PLAIN)
     records = fit(by_hand, rs_fgsm(), THREAT, Fixed(batch), PLAIN, seed=0)
     next(records)
-    *_, last = fit(by_hand, rs_fgsm().hardened() or rs_fgsm(), THREAT, Fixed(batch), PLAIN, seed=0)
+    *_, last = fit(by_hand, rs_fgsm().strengthened() or rs_fgsm(), THREAT, Fixed(batch), PLAIN, seed=0)
     assert last.epoch == 3 and same(state, by_hand)
 
 
@@ -197,7 +197,7 @@ def test_a_method_that_has_nothing_to_harden_is_told_of_once(
 
 
 def test_hardened_as_often_as_it_can_be():
-    assert hardened(fgsm_at(), 2) == n_fgsm(2.0) and hardened(pgd_at(), 3) == pgd_at()
+    assert strengthened(fgsm_at(), 2) == n_fgsm(2.0) and strengthened(pgd_at(), 3) == pgd_at()
 
 
 def test_looks_wait_for_the_end_of_a_step(model: nn.Module, batch: Batch):
@@ -275,7 +275,7 @@ def test_a_collapse_is_seen_within_fifty_steps():
 
 
 class _Stubborn(type(fgsm_at())):  # type: ignore[misc]
-    def hardened(self) -> None:
+    def strengthened(self) -> None:
         return None
 
 

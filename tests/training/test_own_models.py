@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from planish.configuration import experiment_from
-from planish.errors import BadInput
-from planish.experiment import load_run, train
+from planish.core.errors import BadInput
 from planish.models import build
+from planish.runs.config import experiment_from
+from planish.runs.train import load_run, train
 
 CODE = """
 from pathlib import Path

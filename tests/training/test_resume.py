@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from planish import checkpoints
-from planish.configuration import DataOptions, Experiment, Named, ThreatOptions
-from planish.errors import BadInput
-from planish.experiment import load_run, train
-from planish.training import Settings
+from planish.core.errors import BadInput
+from planish.runs import checkpoint as checkpoints
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.train import load_run, train
+from planish.training.loop import Settings
 
 SETTINGS = Settings(epochs=4, batch_size=8, learning_rate=0.1, ema=0.9)
 
@@ -96,8 +96,8 @@ def test_a_finished_run_resumes_to_itself(experiment: Experiment, tmp_path: Path
 CHILD = """
 import sys, time, torch
 from pathlib import Path
-from planish.configuration import experiment_from, read
-from planish.experiment import train
+from planish.runs.config import experiment_from, read
+from planish.runs.train import train
 torch.set_num_threads(1)
 for record in train(experiment_from(read(Path(sys.argv[1]))), Path(sys.argv[2])):
     if record.epoch == 30:
@@ -106,7 +106,7 @@ for record in train(experiment_from(read(Path(sys.argv[1]))), Path(sys.argv[2]))
 
 
 def test_a_killed_run_goes_on_bit_for_bit(experiment: Experiment, tmp_path: Path):
-    """kill -9 at a random moment after the first epoch, the writing of files included."""
+    """kill -9 at a random context after the first epoch, the writing of files included."""
     experiment = replace(experiment, settings=replace(SETTINGS, epochs=32))
     run(experiment, tmp_path / "whole")
     config, folder = tmp_path / "whole" / "config.toml", tmp_path / "killed"

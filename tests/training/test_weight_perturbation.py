@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.losses import cross_entropy
-from planish.methods import Method, Moment
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy
+from planish.core.modes import batch_norms
+from planish.core.pass_counter import Counted
+from planish.core.randomness import seeded
+from planish.core.threat import Linf
+from planish.methods import Method, StepContext
 from planish.methods.adversarial import pgd_at
 from planish.methods.llr import LLR
 from planish.methods.standard import Standard
-from planish.modes import batch_norms
-from planish.passes import Counted
-from planish.randomness import seeded
-from planish.threat import Linf
-from planish.training import Settings, fit, start
-from planish.weight_perturbation import perturbable, perturbed_weights, steepest_weights
+from planish.training.loop import Settings, fit, start
+from planish.training.weight_perturbation import perturbable, perturbed_weights, steepest_weights
 
 THREAT = Linf(0.05)
 GAMMA = 0.1
@@ -124,9 +124,9 @@ def test_noise_is_the_same_both_times(model: nn.Module, batch: Batch):
     drawn = []
 
     class Drawing(Standard):
-        def __call__(self, model: nn.Module, batch: Batch, threat: object, moment: Moment):  # type: ignore[no-untyped-def]
-            drawn.append(torch.rand(3, generator=moment.generator))
-            return super().__call__(model, batch, THREAT, moment)
+        def __call__(self, model: nn.Module, batch: Batch, threat: object, context: StepContext):  # type: ignore[no-untyped-def]
+            drawn.append(torch.rand(3, generator=context.generator))
+            return super().__call__(model, batch, THREAT, context)
 
     trained(model, batch, Drawing())
     assert len(drawn) == 2 and torch.equal(*drawn)

@@ -8,13 +8,13 @@ import torch
 from sketch import sketches
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.configuration import make
-from planish.evaluation import evaluate
+from planish.core.batch import Batch
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.evaluation.evaluate import evaluate
+from planish.records.evaluation import Evaluation
 from planish.registry import components
-from planish.results import Evaluation
-from planish.runs import named_attacks
-from planish.threat import L2, Linf, ThreatModel
+from planish.runs.config import make
+from planish.runs.judge import attacks_by_name
 
 FEW = {"steps": 3, "restarts": 1, "targets": 2, "queries": 30, "samples": 4, "searches": 2, "rounds": 3, "outer": 2}
 FEW |= {"inner": 5, "scout_steps": 3, "target_steps": 3}
@@ -68,7 +68,7 @@ def small(name: str, classes: int) -> dict:
     takes = inspect.signature(components(package)[name]).parameters
     wanted = FEW | {"classes": classes, "surrogates": sketches(classes)}
     made = make(package, name, {key: value for key, value in wanted.items() if key in takes})
-    found = named_attacks([name], classes, surrogates=sketches(classes))
+    found = attacks_by_name([name], classes, surrogates=sketches(classes))
     wrapped = type(found[name])
     return {name: wrapped(made) if hasattr(made, "distances") else made}
 

@@ -12,19 +12,19 @@ from sketch import sketches
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from planish.ascent import ascend
-from planish.attacks import Attack, Within, Worst, leaves, run
+from planish.attacks import Attack, Within, Worst, components_of, run
 from planish.attacks.gradient import Untargeted, pgd, pgd_margin
-from planish.batch import Batch
-from planish.configuration import make
-from planish.errors import BadInput
-from planish.evaluation import evaluate
-from planish.losses import cross_entropy, margin
-from planish.objectives import loss_of, of
-from planish.randomness import seeded
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import cross_entropy, margin
+from planish.core.randomness import seeded
+from planish.core.threat import L2, Linf
+from planish.evaluation.evaluate import evaluate
 from planish.registry import components
-from planish.rules import Steepest
-from planish.threat import L2, Linf
+from planish.runs.config import make
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Steepest
 
 ATTACKS = sorted(components("attacks"))
 ELSEWHERE = {
@@ -177,7 +177,7 @@ def test_every_attack_knows_few_classes(name: str, classes: int):
 def test_the_published_number_of_steps_is_what_runs(name: str):
     """torchattacks' and MAIR's AutoAttack never pass the steps on and run 10 where 100 are published."""
     steps, restarts, targets = PUBLISHED[name]
-    parts: list[Any] = list(leaves(attack_of(name, 10)))
+    parts: list[Any] = list(components_of(attack_of(name, 10)))
     assert [part.steps for part in parts] == [steps] * restarts * targets
 
 
@@ -253,7 +253,7 @@ def test_an_iterate_that_succeeds_is_kept():
     scores = [margin(wave(x).detach(), images.labels).item() for x in visited[1:3]]
     assert scores[0] < 0 <= scores[1] and found.step.item() == 1 and found.passes.item() == 4
     assert found.score.item() == pytest.approx(scores[1])
-    on = ascend(of(wave, loss_of(cross_entropy, images.labels)), images.x, Linf(0.09), attack.rule, 2)
+    on = ascend(objective_of(wave, loss_of(cross_entropy, images.labels)), images.x, Linf(0.09), attack.rule, 2)
     assert margin(wave(on).detach(), images.labels).item() < 0
 
 
@@ -295,7 +295,7 @@ def test_survivors_are_refilled_into_full_batches():
     survivors = int((after_one < 0).sum())
     assert 4 < survivors < 10
     visits: list[tuple[int, int]] = []
-    keep = lambda progress: visits.append((progress.leaf, progress.visited))  # noqa: E731
+    keep = lambda progress: visits.append((progress.component, progress.visited))  # noqa: E731
     run(pgd_margin(2, 3), network, images, Linf(0.3), generator=seeded(0), chunk=4, keep=keep)
     assert visits[:5] == [(0, 4), (0, 8), (0, 10), (1, 4), (1, survivors)]
 

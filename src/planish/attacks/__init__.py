@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import Score, Searched, chosen
-from planish.batch import Batch, per_image
-from planish.losses import margin
-from planish.modes import Precision, attacked, autocast
-from planish.randomness import drawn_seed, seeded
-from planish.tangent import nearest_classes
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.losses import margin
+from planish.core.modes import Precision, attacked, autocast
+from planish.core.randomness import drawn_seed, seeded
+from planish.core.threat import ThreatModel
+from planish.search.ascent import Score, Searched, chosen
+from planish.search.linearize import nearest_classes
 
 Report = Callable[[int, int], None]
 """Told after each chunk: how many images are broken so far, and how many the running attack has still to visit."""
@@ -26,15 +26,15 @@ class Adversarials(NamedTuple):
     """What a search in a ball found, and how.
 
     x_adv: (N, ...), feasible. score: (N,), 0 or more iff the goal is reached; for an attack that wants any wrong
-    class it is the margin. target: (N,) int64, the class aimed at, or -1. leaf: (N,) int64, which attack of a nested
-    `Worst` found x_adv, from 0; -1 = none, it is the clean image. step: (N,) int64, at which of its iterates.
-    passes: (N,) int64, forwards and backwards spent on the image, the clean forward not counted.
+    class it is the margin. target: (N,) int64, the class aimed at, or -1. component: (N,) int64, which attack
+    of a nested `Worst` found x_adv, from 0; -1 = none, it is the clean image. step: (N,) int64, at which of its
+    iterates. passes: (N,) int64, forwards and backwards spent on the image, the clean forward not counted.
     """
 
     x_adv: Tensor
     score: Tensor
     target: Tensor
-    leaf: Tensor
+    component: Tensor
     step: Tensor
     passes: Tensor
 
@@ -149,7 +149,7 @@ class Within(Misclassifies):
                 best.passes[rows] += 1
                 hit, score = rows[score > best.score[rows]], score[score > best.score[rows]]
                 best.x_adv[hit], best.score[hit] = found.x_adv[hit], score.to(best.score.dtype)
-                best.leaf[hit], best.step[hit] = 0, found.step[hit]
+                best.component[hit], best.step[hit] = 0, found.step[hit]
         return best
 
 
@@ -192,18 +192,18 @@ class ByDistance(Misclassifies):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: the best so far, which leaf is at work, and how many of its images it has visited."""
+    """How far a run has come: the best so far, which component is at work, how many of its images it has visited."""
 
     best: Adversarials
-    leaf: int = 0
+    component: int = 0
     visited: int = 0
 
 
-def leaves(attack: Attack) -> Iterator[Attack]:
-    """Yield the attacks that a nested `Worst` holds, in order; any other attack is its own leaf."""
+def components_of(attack: Attack) -> Iterator[Attack]:
+    """Yield the attacks that a nested `Worst` holds, in order; any other attack is its own component."""
     if isinstance(attack, Worst):
         for part in attack.attacks:
-            yield from leaves(part)
+            yield from components_of(part)
     else:
         yield attack
 
@@ -221,10 +221,10 @@ def _owned(found: Adversarials) -> Adversarials:
     return Adversarials(*(part.clone() for part in found))
 
 
-def as_leaf(found: Searched, target: Tensor) -> Adversarials:
+def as_component(found: Searched, target: Tensor) -> Adversarials:
     """Return what one attack's search found, with the classes that it aimed at, as the record of that attack."""
-    leaf, step = found.step.clamp(max=0), found.step.clamp(min=0)
-    return Adversarials(found.x_adv, found.score, target, leaf, step, found.passes)
+    component, step = found.step.clamp(max=0), found.step.clamp(min=0)
+    return Adversarials(found.x_adv, found.score, target, component, step, found.passes)
 
 
 def run(
@@ -240,7 +240,7 @@ def run(
     earlier: Progress | None = None,
     keep: Callable[[Progress], None] | None = None,
 ) -> Adversarials:
-    """Attack a batch of any size in chunks, leaf by leaf, survivors refilled into full chunks before each.
+    """Attack a batch of any size in chunks, component by component, survivors refilled into full chunks before each.
 
     Images whose goal is reached, already at the clean image, are not attacked. The outcome does not depend on `chunk`.
     precision: "bf16" searches under autocast and scores what was found in float32 before anything is decided; images
@@ -251,21 +251,21 @@ def run(
         batch = with_logits(model, batch, chunk)
         progress = earlier or Progress(_owned(untouched(attack, batch)))
         best = progress.best
-        for number, leaf in enumerate(leaves(attack)):
+        for number, component in enumerate(components_of(attack)):
             seed = drawn_seed(generator)
-            if isinstance(leaf, ByDistance):
-                batch = _ordered(model, batch, threat, best, leaf, chunk)
+            if isinstance(component, ByDistance):
+                batch = _ordered(model, batch, threat, best, component, chunk)
                 continue
-            if number < progress.leaf:
+            if number < progress.component:
                 continue
-            rows = ((best.score < 0) | (best.leaf == number)).nonzero().squeeze(1)
-            for start in range(progress.visited if number == progress.leaf else 0, len(rows), chunk):
+            rows = ((best.score < 0) | (best.component == number)).nonzero().squeeze(1)
+            for start in range(progress.visited if number == progress.component else 0, len(rows), chunk):
                 part = rows[start : start + chunk]
                 some = batch if len(part) == len(batch.x) else batch.select(part)
                 with autocast(batch.x, precision):
-                    found = leaf(model, some, threat, generator=seeded(seed))
+                    found = component(model, some, threat, generator=seeded(seed))
                 if precision != "float32":
-                    found = _settled(found, leaf, model, some, threat, seed)
+                    found = _settled(found, component, model, some, threat, seed)
                 _keep(best, part, found, number)
                 if report is not None:
                     report(int((best.score >= 0).sum()), len(rows) - start - len(part))
@@ -275,11 +275,11 @@ def run(
 
 
 def _ordered(
-    model: nn.Module, batch: Batch, threat: ThreatModel, best: Adversarials, leaf: ByDistance, chunk: int
+    model: nn.Module, batch: Batch, threat: ThreatModel, best: Adversarials, component: ByDistance, chunk: int
 ) -> Batch:
     """Return the batch with the targets of the images that still stand in order of distance, and count the passes."""
     assert batch.logits is not None
-    count = min(leaf.candidates, batch.logits.shape[1] - 1)
+    count = min(component.candidates, batch.logits.shape[1] - 1)
     order = batch.labels.new_full((len(batch.x), count), -1)
     for rows in torch.split((best.score < 0).nonzero().squeeze(1), chunk):
         some = batch.select(rows)
@@ -289,13 +289,13 @@ def _ordered(
 
 
 def _settled(
-    found: Adversarials, leaf: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int
+    found: Adversarials, component: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int
 ) -> Adversarials:
     """Return what a fast search found with its score in float32, and close calls as a search in float32 has them.
 
     A fast search ends at what it takes for a success, and looks past what it takes for a failure.
     """
-    score, _ = leaf.goal(batch)
+    score, _ = component.goal(batch)
     with torch.no_grad():
         logits = model(found.x_adv)
     exact = score(logits).to(found.score.dtype)
@@ -304,16 +304,16 @@ def _settled(
     rows = doubtful.nonzero().squeeze(1)
     if len(rows):
         found = _owned(found)
-        _keep(found, rows, leaf(model, batch.select(rows), threat, generator=seeded(seed)), 0)
+        _keep(found, rows, component(model, batch.select(rows), threat, generator=seeded(seed)), 0)
     return found
 
 
-def _keep(best: Adversarials, rows: Tensor, found: Adversarials, leaf: int) -> None:
+def _keep(best: Adversarials, rows: Tensor, found: Adversarials, component: int) -> None:
     """Enter what was found for these rows of the best where its score is larger, in place; passes add up."""
     whole = len(rows) == len(best.score)
     old = best if whole else chosen(best, rows)
     better = found.score > old.score
-    new = found._replace(leaf=torch.full_like(found.leaf, leaf))
+    new = found._replace(component=torch.full_like(found.component, component))
     passes = old.passes + found.passes
     for had, value in zip(old, new, strict=True):
         torch.where(per_image(better, value), value.to(had.dtype), had, out=had)

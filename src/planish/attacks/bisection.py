@@ -6,15 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch, per_image
-from planish.errors import BadInput, at_least
-from planish.losses import margin
-from planish.modes import attacked
-from planish.objectives import loss_of, of
-from planish.rules import Cosine
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import margin
+from planish.core.modes import attacked
+from planish.core.threat import ThreatModel
+from planish.search.ascent import chosen, evaluated
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Cosine
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PGDBisection:
         at = _Walk(bracket.rows, bracket.x, bracket.labels, bracket.x, bracket.radius, bracket.gradient)
         for step in range(self.steps - 1):
             at = at.moved(size(step / self.steps), threat)
-            height, _, gradient = evaluated(of(model, loss_of(margin, at.labels)), at.x_adv)
+            height, _, gradient = evaluated(objective_of(model, loss_of(margin, at.labels)), at.x_adv)
             found.passes[at.rows] += 2
             offer(found, at.rows, batch, at.x_adv, height >= 0, threat, taken + step + 1)
             at = chosen(at._replace(gradient=gradient), (height < 0).nonzero().squeeze(1))
@@ -124,7 +124,7 @@ class _Walk(NamedTuple):
 def _opened(model: nn.Module, batch: Batch, rows: Tensor, threat: ThreatModel) -> _Bracket:
     """Return the brackets before the first round: nothing has failed, and the radius is the linearised distance."""
     x, labels = batch.x[rows].detach(), batch.labels[rows]
-    height, _, gradient = evaluated(of(model, loss_of(margin, labels)), x)
+    height, _, gradient = evaluated(objective_of(model, loss_of(margin, labels)), x)
     reach = threat.farthest(x)
     steepness = threat.dual_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
     linearised = height.abs().to(steepness.dtype) / steepness

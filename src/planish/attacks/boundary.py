@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import chosen
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch, per_image
-from planish.errors import at_least
-from planish.modes import attacked
-from planish.randomness import drawn_seed, keyed
-from planish.starting import adversarial_start, misclassified
-from planish.threat import L2, SLACK, ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import at_least
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed, keyed
+from planish.core.threat import L2, SLACK, ThreatModel
+from planish.search.ascent import chosen
+from planish.search.initial_adversarial import initial_adversarial, misclassified
 
 SPHERE_EVERY, BLOCK = 5, 25
 GROWTH = 1.5
@@ -72,7 +72,7 @@ class Boundary:
             batch = with_logits(model, batch)
             found = nothing_found(batch)
             rows = unfinished(found, threat)
-            start = adversarial_start(model, batch.select(rows), threat, first, self.queries)
+            start = initial_adversarial(model, batch.select(rows), threat, first, self.queries)
             found.passes[rows] = start.passes
             offer(found, rows, batch, start.x_adv, start.found, threat, 0)
             self._walk(model, batch, threat, found, second)

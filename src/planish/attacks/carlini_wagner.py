@@ -11,14 +11,14 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch, per_image
-from planish.errors import BadInput, at_least
-from planish.losses import Loss, margin
-from planish.modes import attacked
-from planish.objectives import loss_of, of
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import Loss, margin
+from planish.core.modes import attacked
+from planish.core.threat import ThreatModel
+from planish.search.ascent import chosen, evaluated
+from planish.search.objectives import loss_of, objective_of
 
 REACH = 1.05
 """The tanh spans the box times this: at pixels 0 and 1 it still has a tenth of its steepest slope."""
@@ -279,7 +279,7 @@ def _descend(attack: CarliniWagner | CarliniWagnerLinf, model: nn.Module, batch:
         walk, loss = _begun(start), _hinge(attack.confidence)
         while len(rows):
             x_adv = _image(walk.w, threat)
-            hinge, _, gradient = evaluated(of(model, loss_of(loss, batch.labels[rows])), x_adv)
+            hinge, _, gradient = evaluated(objective_of(model, loss_of(loss, batch.labels[rows])), x_adv)
             found.passes[rows] += 2
             offer(found, rows, batch, x_adv, hinge == 0, threat, index)
             delta = x_adv - batch.x[rows]

@@ -6,16 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch, per_image
-from planish.errors import BadInput, at_least
-from planish.losses import MASKED, margin, toward, wide
-from planish.modes import attacked
-from planish.objectives import loss_of, of
-from planish.rules import Cosine
-from planish.tangent import gap_gradients
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import MASKED, margin, toward, wide
+from planish.core.modes import attacked
+from planish.core.threat import ThreatModel
+from planish.search.ascent import chosen, evaluated
+from planish.search.linearize import gap_gradients
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Cosine
 
 FAR = 3.0
 """A class is passed over if it seems more than so many times as far as the best image so far."""
@@ -83,7 +83,7 @@ class Closest:
         for step in range(self.steps):
             if len(at.rows) == 0:
                 return
-            value, logits, gradient = evaluated(of(model, loss_of(toward(at.target), at.labels)), at.x_adv)
+            value, logits, gradient = evaluated(objective_of(model, loss_of(toward(at.target), at.labels)), at.x_adv)
             found.passes[at.rows] += 2
             adversarial = margin(logits, at.labels) >= 0
             offer(found, at.rows, batch, at.x_adv, adversarial, threat, taken + step)
@@ -190,7 +190,7 @@ def _seen_from_there(
     x, labels = batch.x[rows].detach(), batch.labels[rows]
     radius = torch.minimum(away, threat.farthest(x))
     x_adv = threat.project(x + per_image(radius, x) * threat.steepest(slope), x, radius)
-    value, logits, gradient = evaluated(of(model, loss_of(toward(target), labels)), x_adv)
+    value, logits, gradient = evaluated(objective_of(model, loss_of(toward(target), labels)), x_adv)
     found.passes[rows] += 2
     offer(found, rows, batch, x_adv, margin(logits, labels) >= 0, threat, 1)
     seen = threat.norm(x_adv - x) - _first_order(value, gradient, threat)

@@ -6,15 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch, per_image
-from planish.errors import BadInput, at_least
-from planish.losses import cross_entropy, margin
-from planish.modes import attacked
-from planish.objectives import loss_of, of
-from planish.rules import Cosine
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import cross_entropy, margin
+from planish.core.modes import attacked
+from planish.core.threat import ThreatModel
+from planish.search.ascent import chosen, evaluated
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Cosine
 
 STEP = Cosine(1.0, 0.01)
 """The step in pixels, from the first to the last (Rony et al. 2019, section 4)."""
@@ -56,7 +56,7 @@ class DDN:
             for step in range(self.steps):
                 if len(at.rows) == 0:
                     return found
-                _, logits, gradient = evaluated(of(model, loss_of(cross_entropy, at.labels)), at.x_adv)
+                _, logits, gradient = evaluated(objective_of(model, loss_of(cross_entropy, at.labels)), at.x_adv)
                 found.passes[at.rows] += 2
                 adversarial = margin(logits, at.labels) >= 0
                 offer(found, at.rows, batch, at.x_adv, adversarial, threat, step)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch, per_image
-from planish.errors import BadInput, at_least
-from planish.losses import MASKED, margin, wide
-from planish.modes import attacked
-from planish.tangent import logit_gradients
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import MASKED, margin, wide
+from planish.core.modes import attacked
+from planish.core.threat import ThreatModel
+from planish.search.linearize import logit_gradients
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack, Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
-from planish.errors import BadInput, at_least
-from planish.losses import MASKED, margin, wide
-from planish.modes import attacked
-from planish.randomness import drawn_seed, keyed_draws
-from planish.tangent import gap_gradients
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import MASKED, margin, wide
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed, keyed_draws
+from planish.core.threat import ThreatModel
+from planish.search.linearize import gap_gradients
 
 NORMS = ("Linf", "L2")
 PAST = 0.02
@@ -23,7 +23,7 @@ PAST = 0.02
 
 
 @dataclass(frozen=True)
-class Fab:
+class FAB:
     """FAB: steps to the nearest linearised boundary, pulled to the image (Croce, Hein 2020). fab-STEPS-RESTARTS.
 
     Each step projects the iterate and the image on the plane where z_c = z_y to first order, inside the box, mixes the
@@ -232,7 +232,7 @@ def fab_t(steps: int = 100, targets: int = 9, restarts: int = 1, *, classes: int
 
     At most classes - 1 targets, the most likely first.
     """
-    return Fab(steps, restarts, targets=min(targets, classes - 1))
+    return FAB(steps, restarts, targets=min(targets, classes - 1))
 
 
-COMPONENTS = {"fab": Fab, "fab-t": fab_t}
+COMPONENTS = {"fab": FAB, "fab-t": fab_t}

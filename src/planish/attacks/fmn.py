@@ -6,15 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch
-from planish.errors import BadInput, at_least
-from planish.losses import margin
-from planish.modes import attacked
-from planish.objectives import loss_of, of
-from planish.rules import Cosine
-from planish.threat import L2, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import margin
+from planish.core.modes import attacked
+from planish.core.threat import L2, ThreatModel
+from planish.search.ascent import chosen, evaluated
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Cosine
 
 EUCLIDEAN = L2(0.0)
 
@@ -56,7 +56,7 @@ class FMN:
             for step in range(self.steps):
                 if len(at.rows) == 0:
                     return found
-                height, _, gradient = evaluated(of(model, loss_of(margin, at.labels)), at.x_adv)
+                height, _, gradient = evaluated(objective_of(model, loss_of(margin, at.labels)), at.x_adv)
                 found.passes[at.rows] += 2
                 offer(found, at.rows, batch, at.x_adv, height >= 0, threat, step)
                 radius = self._radius(at, height, gradient, found.distance[at.rows], step / self.steps, threat)

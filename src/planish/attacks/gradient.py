@@ -7,16 +7,16 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import Score, ascend, search
-from planish.attacks import Adversarials, Attack, Misclassifies, Worst, as_leaf, with_logits
-from planish.batch import Batch
-from planish.errors import BadInput, at_least
-from planish.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
-from planish.modes import attacked
-from planish.objectives import Objective, loss_of, of
-from planish.randomness import drawn_seed, keyed, keyed_draws
-from planish.rules import GLIDE, Adam, AutoPGD, Momentum, Piecewise, Steepest, StepRule
-from planish.threat import ThreatModel
+from planish.attacks import Adversarials, Attack, Misclassifies, Worst, as_component, with_logits
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed, keyed, keyed_draws
+from planish.core.threat import ThreatModel
+from planish.search.ascent import Score, ascend, search
+from planish.search.objectives import Objective, loss_of, objective_of
+from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Piecewise, Steepest, StepRule
 
 Start = Literal["image", "uniform", "diverse"]
 """The image; a random point of the ball; or that and two full steps along random logits (Tashiro et al. 2020)."""
@@ -148,11 +148,11 @@ def _searched(
 
         def aim(rows: Tensor) -> tuple[Objective, Score]:
             labels, target = batch.labels[rows], targets[rows]
-            return of(model, loss_of(loss(target), labels)), attack.score(labels, target)
+            return objective_of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
         clean = score(batch.logits)
         found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=clean)
-    return as_leaf(found._replace(passes=found.passes + START_PASSES[attack.start]), targets)
+    return as_component(found._replace(passes=found.passes + START_PASSES[attack.start]), targets)
 
 
 def _start(
@@ -166,7 +166,7 @@ def _start(
         return start
     assert batch.logits is not None
     direction = 2 * keyed(batch.indices, seed + 1, batch.logits.shape[1]).to(batch.x.device) - 1
-    along = of(model, lambda x_adv, logits: (wide(logits) * direction).sum(1))
+    along = objective_of(model, lambda x_adv, logits: (wide(logits) * direction).sum(1))
     return ascend(along, batch.x, threat, Steepest(1.0), DIVERSE_STEPS, start=start)
 
 
@@ -208,7 +208,7 @@ def pgd_margin(steps: int = 50, restarts: int = 10, step_in_radii: float = 0.25)
 
 def odi_pgd(steps: int = 50, restarts: int = 5) -> Attack:
     """ODI-PGD: margin from starts along random logits, 2 full steps (Tashiro et al. 2020). odi-pgd-STEPS-RESTARTS."""
-    return restarted(Untargeted(GLIDE, _checked(steps), margin, "diverse"), restarts)
+    return restarted(Untargeted(COSINE_MOMENTUM, _checked(steps), margin, "diverse"), restarts)
 
 
 def adam_pgd(steps: int = 200, restarts: int = 1) -> Attack:

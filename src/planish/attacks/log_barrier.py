@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.ascent import chosen, evaluated
 from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.batch import Batch, per_image
-from planish.errors import BadInput, at_least
-from planish.losses import margin, toward
-from planish.modes import attacked
-from planish.objectives import Objective, loss_of, of
-from planish.randomness import drawn_seed
-from planish.starting import BISECTIONS, adversarial_start, bisected
-from planish.tangent import nearest_classes
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import margin, toward
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed
+from planish.core.threat import ThreatModel
+from planish.search.ascent import chosen, evaluated
+from planish.search.initial_adversarial import BISECTIONS, bisected, initial_adversarial
+from planish.search.linearize import nearest_classes
+from planish.search.objectives import Objective, loss_of, objective_of
 
 CLIMB, CANDIDATES = 30, 10
 LAST_BISECTIONS = 8
@@ -137,7 +137,7 @@ def _open(found: Nearest, threat: ThreatModel) -> Tensor:
 
 
 def _barrier(model: nn.Module, labels: Tensor) -> Objective:
-    return of(model, lambda x_adv, logits: -margin(logits, labels).clamp(min=LEAST).log())
+    return objective_of(model, lambda x_adv, logits: -margin(logits, labels).clamp(min=LEAST).log())
 
 
 def _taken(now: Descent, better: Tensor, x_adv: Tensor, barrier: Tensor, gradient: Tensor) -> Descent:
@@ -155,16 +155,16 @@ def _start(model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, 
     """Enter the nearer of two points on the boundary, in place."""
     rows = unfinished(found, threat)
     some = batch.select(rows)
-    noise = adversarial_start(model, some, threat, seed)
+    noise = initial_adversarial(model, some, threat, seed)
     found.passes[rows] += noise.passes
     offer(found, rows, batch, noise.x_adv, noise.found, threat, 0)
-    x_adv, reached, passes = _climbed(model, some, threat)
+    x_adv, reached, passes = _steepest_step(model, some, threat)
     rounds = torch.where(reached, BISECTIONS, 0)
     found.passes[rows] += passes + rounds
     offer(found, rows, batch, bisected(model, some, threat, x_adv, rounds), reached, threat, 0)
 
 
-def _climbed(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
+def _steepest_step(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
     """Step after step to where the margin to the nearest class would vanish on a plane, 5 % further and then more.
 
     Returns where that ends, whether it is adversarial, and the passes.
@@ -178,7 +178,7 @@ def _climbed(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tenso
     target = nearest_classes(model, batch, threat, candidates).classes[:, 0]
     for step in range(CLIMB):
         labels = batch.labels[rows]
-        value, logits, gradient = evaluated(of(model, loss_of(toward(target[rows]), labels)), x_adv[rows])
+        value, logits, gradient = evaluated(objective_of(model, loss_of(toward(target[rows]), labels)), x_adv[rows])
         passes[rows] += 2
         hit = margin(logits, labels) >= 0
         reached[rows[hit]] = True

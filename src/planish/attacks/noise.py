@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import guess
-from planish.attacks import Adversarials, Misclassifies, as_leaf, with_logits
-from planish.batch import Batch
-from planish.errors import at_least
-from planish.modes import attacked
-from planish.randomness import drawn_seed, keyed_draws
-from planish.threat import ThreatModel
+from planish.attacks import Adversarials, Misclassifies, as_component, with_logits
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed, keyed_draws
+from planish.core.threat import ThreatModel
+from planish.search.ascent import guess
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Noise(Misclassifies):
 
         with attacked(model):
             batch = with_logits(model, batch)
-            return as_leaf(guess(propose, model, batch, self.samples), self.goal(batch)[1])
+            return as_component(guess(propose, model, batch, self.samples), self.goal(batch)[1])
 
 
 COMPONENTS = {"noise": Noise}

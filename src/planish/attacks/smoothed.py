@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import Score, search
-from planish.attacks import Adversarials, Misclassifies, as_leaf, with_logits
-from planish.batch import Batch
-from planish.errors import BadInput, at_least
-from planish.losses import margin
-from planish.modes import attacked
-from planish.objectives import Objective
-from planish.randomness import drawn_seed, keyed_draws
-from planish.rules import GLIDE
-from planish.threat import ThreatModel
+from planish.attacks import Adversarials, Misclassifies, as_component, with_logits
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import margin
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed, keyed_draws
+from planish.core.threat import ThreatModel
+from planish.search.ascent import Score, search
+from planish.search.objectives import Objective
+from planish.search.step_rules import COSINE_MOMENTUM
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Smoothed(Misclassifies):
             batch = with_logits(model, batch)
             assert batch.logits is not None
             score, targets = self.goal(batch)
-            found = search(aim, batch.x, threat, GLIDE, self.steps, clean=score(batch.logits))
+            found = search(aim, batch.x, threat, COSINE_MOMENTUM, self.steps, clean=score(batch.logits))
         ascended, last = found.passes // 2, found.passes % 2
         passes = ascended * (2 * self.copies + 1) + last * (self.copies + 1)
-        return as_leaf(found._replace(passes=passes), targets)
+        return as_component(found._replace(passes=passes), targets)
 
     def _noise(self, batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
         """Return the noises, (copies, N, ...)."""

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.ascent import guess
-from planish.attacks import Adversarials, Misclassifies, as_leaf, with_logits
-from planish.batch import Batch
-from planish.errors import BadInput, at_least
-from planish.modes import attacked
-from planish.randomness import drawn_seed, keyed
-from planish.threat import ThreatModel
+from planish.attacks import Adversarials, Misclassifies, as_component, with_logits
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed, keyed
+from planish.core.threat import ThreatModel
+from planish.search.ascent import guess
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Candidates after which the windows' area is halved once more (Andriushchenko et al. 2020, section 4)."""
@@ -65,7 +65,7 @@ class Square(Misclassifies):
 
         with attacked(model):
             batch = with_logits(model, batch)
-            return as_leaf(guess(propose, model, batch, self.queries), self.goal(batch)[1])
+            return as_component(guess(propose, model, batch, self.queries), self.goal(batch)[1])
 
     def share(self, candidate: int) -> float:
         """Return the share of the image that the window of a candidate covers; candidates count from 0."""

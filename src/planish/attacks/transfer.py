@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import Score
 from planish.attacks import Adversarials, Attack, Worst, with_logits
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.modes import attacked
-from planish.passes import Counted
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.modes import attacked
+from planish.core.pass_counter import Counted
+from planish.core.threat import ThreatModel
 from planish.registry import get
-from planish.threat import ThreatModel
+from planish.search.ascent import Score
 
 
 @dataclass(frozen=True)

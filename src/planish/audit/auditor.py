@@ -12,24 +12,24 @@ from torch import Tensor, nn
 from planish.attacks import CHUNK
 from planish.attacks.noise import Noise
 from planish.attacks.square import Square
+from planish.attacks.suites import Fixed, Stage, Suite
+from planish.attacks.suites.cascade import Cascade
 from planish.attacks.transfer import Surrogate
-from planish.audit import SCHEMA_VERSION, Audit, Finding
-from planish.audit.checking import Check
+from planish.audit.check import Check
+from planish.audit.checks.setup import are_probabilities
 from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan
-from planish.audit.portrait import portrait
-from planish.audit.setup import are_probabilities
-from planish.batch import Batch
-from planish.errors import BadInput, nearest
-from planish.evaluation import OnChunk, check_images, check_logits, data_digest, logits_of, model_digest
-from planish.losses import margin
-from planish.passes import Counted
-from planish.portraits import Portrait
-from planish.provenance import provenance
+from planish.audit.geometry import geometry
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, nearest
+from planish.core.losses import margin
+from planish.core.pass_counter import Counted
+from planish.core.threat import ThreatModel
+from planish.evaluation.evaluate import OnChunk, check_images, check_logits, data_digest, logits_of, model_digest
+from planish.records.audit import SCHEMA_VERSION, Audit, Finding
+from planish.records.evaluation import Column
+from planish.records.geometry import Geometry
 from planish.registry import components
-from planish.results import Column
-from planish.suites import Fixed, Stage, Suite
-from planish.suites.cascade import Cascade
-from planish.threat import ThreatModel
+from planish.storage.provenance import provenance
 
 SUITE = "planish"
 
@@ -81,7 +81,7 @@ def audit(
 
     images: x (N, C, H, W) in [0, 1], on the model's device. black_box: it has no gradients by its nature. suite: what
     the headline rests on, planish's own unless given. about: JSON-able facts for the audit's meta. only: names of
-    checks, all unless given; with some alone, no portrait is made. The model's modes, parameters,
+    checks, all unless given; with some alone, no geometry is made. The model's modes, parameters,
     statistics and the global random state stay as they are, and a random model is given the same draws every time.
     Raises BadInput as `evaluate` does, but for probabilities, whose logarithms are attacked.
     """
@@ -95,7 +95,7 @@ def audit(
         with _reproducible(seed):
             findings.append(check(name, evidence))
             done = len(findings) == len(named) and not only and plan.portrayed
-            seen = portrait(evidence, findings) if done else None
+            seen = geometry(evidence, findings) if done else None
         yield _audited(evidence, tuple(findings), meta, seen)
 
 
@@ -171,7 +171,7 @@ def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str,
     }
 
 
-def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any], seen: Portrait | None) -> Audit:
+def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any], seen: Geometry | None) -> Audit:
     """Return the audit so far: the suite first, then what checks broke beside it."""
     images, fell = evidence.images, {**_by_suite(evidence), **evidence.fallen}
     broken_by = torch.full_like(images.labels, -1)

@@ -9,21 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import evaluated
 from planish.attacks import Attack, run
 from planish.attacks.gradient import Untargeted
+from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
-from planish.audit import Budget
-from planish.batch import Batch, per_image
-from planish.evaluation import Judged, OnChunk, evaluate, logits_of
-from planish.losses import Loss, cross_entropy, margin
-from planish.modes import attacked, full_precision
-from planish.objectives import loss_of, of
-from planish.passes import Counted
-from planish.randomness import drawn_seed, keyed, keyed_draws, seeded
-from planish.rules import Point, Steepest
-from planish.suites import Suite
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.losses import Loss, cross_entropy, margin
+from planish.core.modes import attacked, full_precision
+from planish.core.pass_counter import Counted
+from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
+from planish.core.threat import ThreatModel
+from planish.evaluation.evaluate import EvaluationStep, OnChunk, evaluate, logits_of
+from planish.records.audit import Budget
+from planish.search.ascent import evaluated
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Point, Steepest
 
 LEVELS: tuple[Budget, ...] = ("quick", "standard", "thorough")
 PGD_STEP = 0.25
@@ -41,7 +41,7 @@ class Plan:
     of attacks. steps: of PGD; some checks make twice as many. noise: random points an image. queries: of Square, for so
     many `survivors`. curve_steps: of PGD at other radii. planted: images of the binarization test. walked: images of
     the boundary attack, `walk` queries each. long: whether the suite may run the long stages that it asks for. Of the
-    portrait: portrayed: images that are measured, 0 = none is made; pictured: images shown that fell, and as many that
+    geometry: portrayed: images that are measured, 0 = none is made; pictured: images shown that fell, and as many that
     stand; points: of a loss surface, along each side, odd; restarts: of PGD; moved: images for moved weights, 0 = none.
     """
 
@@ -212,12 +212,12 @@ class Evidence:
 
     def gradients(self, batch: Batch, loss: Loss = cross_entropy) -> Gradients:
         """Return loss and gradient at the images."""
-        objective = of(self.model, loss_of(loss, batch.labels))
+        objective = objective_of(self.model, loss_of(loss, batch.labels))
         parts = []
         with attacked(self.given), full_precision(batch.x):
             for rows in torch.split(torch.arange(len(batch.x)), 256):
                 some = batch.select(rows)
-                parts.append(evaluated(of(self.model, loss_of(loss, some.labels)), some.x))
+                parts.append(evaluated(objective_of(self.model, loss_of(loss, some.labels)), some.x))
         if not parts:
             return Gradients(*evaluated(objective, batch.x))
         return Gradients(*(torch.cat(part) for part in zip(*parts, strict=True)))
@@ -318,7 +318,7 @@ class Evidence:
         return mask
 
     @cached_property
-    def judged(self) -> Judged:
+    def judged(self) -> EvaluationStep:
         """The suite on all images."""
         steps = evaluate(
             self.model,

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.audit.affine import AFFINE
-from planish.audit.certificates import linear_distance, relu_distance
-from planish.batch import Batch
+from planish.audit.measures.affine import AFFINE
+from planish.audit.measures.certificates import linear_distance, relu_distance
+from planish.core.batch import Batch
+from planish.core.threat import Linf, ThreatModel
 from planish.models import Normalized
-from planish.threat import Linf, ThreatModel
 
 UNITS = 150
 """ReLUs of a network for which integer programs are tried."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from planish.batch import Batch
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.randomness import seeded
 from planish.data.images import Images, to_unit
-from planish.errors import BadInput
-from planish.randomness import seeded
 
 _DATA_STREAM = 0xDA7A  # keeps these draws apart from a method's for the same seed and epoch
 

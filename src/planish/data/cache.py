@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from planish.core.errors import BadInput
 from planish.data.decode import Pixels
-from planish.data.home import home
-from planish.errors import BadInput
-from planish.files import write_bytes
+from planish.storage.files import write_bytes
+from planish.storage.home import home
 
 
 def cache_path(source: Path) -> Path:

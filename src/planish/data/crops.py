@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from planish.core.errors import BadInput
 from planish.data.decode import Box, Cut
-from planish.errors import BadInput
 
 MARGIN = 256 / 224
 ATTEMPTS = 10

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.errors import BadInput
+from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from planish.batch import Batch
-from planish.errors import BadInput
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
 
 MOST_CLASSES = 100_000
 

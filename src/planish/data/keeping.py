@@ -2,9 +2,9 @@
 
 from typing import Literal
 
+from planish.core.errors import BadInput
 from planish.data.images import Images
 from planish.data.listing import Listing, OnCorrupt, refuse
-from planish.errors import BadInput
 
 Stream = Literal["auto", "always", "never"]
 MOST_BYTES = 2 * 2**30

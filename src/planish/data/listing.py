@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from planish.core.errors import BadInput, at_least
 from planish.data.crops import centre
 from planish.data.decode import Pixels, decode, stack
 from planish.data.images import Images, check_labels, parts
-from planish.errors import BadInput, at_least
 
 OnCorrupt = Callable[[str], object]
 """Told of every image that cannot be read; it raises, or the image is left out."""

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planish.core.errors import BadInput, nearest
 from planish.data.splits import SPLITS
-from planish.errors import BadInput, nearest
 
 if TYPE_CHECKING:
     from planish.data.images import Images
@@ -54,8 +54,8 @@ def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":
 
 def _kind(spec: str, known: list[str]) -> str:
     """Return the name of the reader for a path."""
-    from planish.data.cifar import recognise
-    from planish.data.imagenet import is_tiny_imagenet
+    from planish.data.readers.cifar import recognise
+    from planish.data.readers.imagenet import is_tiny_imagenet
 
     path = Path(spec).expanduser()
     if path.suffix in (".parquet", ".npz"):

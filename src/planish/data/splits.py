@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from planish.errors import BadInput
+from planish.core.errors import BadInput
 
 SPLITS = ("train", "test")
 WORDS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from planish.batch import Batch
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.randomness import drawn_seed, keyed, seeded
 from planish.data.batches import Augmentation, Draws, apply, check_batch_size
 from planish.data.crops import DRAWS, random_part
 from planish.data.decode import Pixels, decode, in_channels
 from planish.data.images import to_unit
 from planish.data.listing import TOGETHER, Listing, OnCorrupt, Store, refuse
-from planish.errors import BadInput, at_least
-from planish.randomness import drawn_seed, keyed, seeded
 
 _STREAM = 0x57AE  # keeps these draws apart from others for the same seed and epoch
 MOST_WORKERS = 16

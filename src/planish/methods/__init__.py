@@ -6,15 +6,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.threat import ThreatModel
 
 Memory = dict[str, Tensor]
 """What a method remembers from step to step, by name. Checkpoints hold it."""
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepContext:
     """Where training stands.
 
     generator: the step's noise, on the batch's device. progress: share of the training done, in [0, 1]. step: how many
@@ -61,11 +61,11 @@ class Method(Protocol):
     @property
     def replays(self) -> int: ...
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the loss of the batch."""
         ...
 
-    def hardened(self) -> "Method | None":
+    def strengthened(self) -> "Method | None":
         """Return the method with more of what keeps it from collapsing; None if it has nothing of the kind."""
         ...
 
@@ -83,6 +83,6 @@ class Plain:
         """Each batch is trained on once."""
         return 1
 
-    def hardened(self) -> Method | None:
+    def strengthened(self) -> Method | None:
         """Nothing keeps it from collapsing."""
         return None

@@ -6,16 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch
-from planish.errors import at_least
-from planish.losses import cross_entropy, quadratic_bound, smoothed_cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import attacked, fixed_statistics, frozen
-from planish.objectives import loss_of, of
-from planish.randomness import draws
-from planish.rules import Steepest
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy, quadratic_bound, smoothed_cross_entropy
+from planish.core.modes import attacked, fixed_statistics, frozen
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Steepest
 
 Outer = Literal["cross-entropy", "qub"]
 
@@ -45,9 +45,9 @@ class Adversarial(Plain):
         at_least(1, steps=self.steps)
         at_least(0, start_in_radii=self.start_in_radii, label_smoothing=self.label_smoothing)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the mean cross entropy on the perturbed images, or its bound."""
-        x_adv = self.attacked(model, batch, threat, moment.generator) if moment.x_adv is None else moment.x_adv
+        x_adv = self.attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         logits = model(x_adv)
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
         terms = {"adversarial_cross_entropy": loss.detach()}
@@ -55,7 +55,7 @@ class Adversarial(Plain):
             loss = quadratic_bound(logits, model(batch.x), batch.labels, self.label_smoothing).mean()
         return TrainingLoss(loss, terms, logits.detach(), x_adv)
 
-    def hardened(self) -> "Adversarial | None":
+    def strengthened(self) -> "Adversarial | None":
         """Return N-FGSM with a radius more of noise; None for several steps."""
         if self.steps > 1:
             return None
@@ -67,7 +67,7 @@ class Adversarial(Plain):
         start = None
         if self.start_in_radii > 0:
             start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
-        objective = of(model, loss_of(cross_entropy, batch.labels))
+        objective = objective_of(model, loss_of(cross_entropy, batch.labels))
         reach = threat.scaled(self.reach_in_radii)  # which the box may cut short; the step stays as long as it is
         rule = Steepest(self.step_in_radii * (threat.radius / reach.radius if reach.radius else 1.0))
         mode = fixed_statistics if self.batch_norm == "train" else attacked

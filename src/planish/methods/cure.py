@@ -6,17 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch, per_image
-from planish.errors import at_least
-from planish.losses import cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import fixed_statistics, full_precision
-from planish.tangent import tangent_of
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy
+from planish.core.modes import fixed_statistics, full_precision
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.linearize import linearize
 
 
 @dataclass(frozen=True)
-class Cure(Plain):
+class CURE(Plain):
     """CURE: CE(x) + lambda ||grad l(x + h z) - grad l(x)||_2 (Moosavi-Dezfooli et al. 2019).
 
     z points along the threat's steepest direction, sign(grad l) for Linf, and has l2 length 1; no gradient flows
@@ -41,17 +41,17 @@ class Cure(Plain):
         """Both gradients are differentiated."""
         return True
 
-    def hardened(self) -> "Cure":
+    def strengthened(self) -> "CURE":
         """Return it with twice the weight."""
         return replace(self, weight=2 * self.weight)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE plus lambda times the mean change of the gradient."""
         with full_precision(batch.x):
-            here, logits = tangent_of(model, cross_entropy, batch.labels, batch.x, differentiable=True)
-            probe = batch.x + self._length(moment) * unit(threat.steepest(here.gradient.detach()))
+            here, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=True)
+            probe = batch.x + self._length(context) * unit(threat.steepest(here.gradient.detach()))
             with fixed_statistics(model):
-                there, _ = tangent_of(model, cross_entropy, batch.labels, probe, differentiable=True)
+                there, _ = linearize(model, cross_entropy, batch.labels, probe, differentiable=True)
         change = (there.gradient - here.gradient).flatten(1).norm(dim=1)
         loss, penalty = here.value.mean(), self.weight * change.pow(self.power).mean()
         terms = {
@@ -61,8 +61,8 @@ class Cure(Plain):
         }
         return TrainingLoss(loss + penalty, terms, logits.detach())
 
-    def _length(self, moment: Moment) -> float:
-        return self.length * moment.ramp(self.warmup)
+    def _length(self, context: StepContext) -> float:
+        return self.length * context.ramp(self.warmup)
 
 
 def unit(direction: Tensor) -> Tensor:
@@ -71,4 +71,4 @@ def unit(direction: Tensor) -> Tensor:
     return direction / per_image(length, direction)
 
 
-COMPONENTS = {"cure": Cure}
+COMPONENTS = {"cure": CURE}

@@ -7,17 +7,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch, per_image
-from planish.errors import at_least
-from planish.losses import cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import fixed_statistics, frozen, full_precision
-from planish.objectives import loss_of, of
-from planish.randomness import draws
-from planish.rules import Steepest
-from planish.tangent import tangent
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy
+from planish.core.modes import fixed_statistics, frozen, full_precision
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.linearize import tangent
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Steepest
 
 
 class Outer(NamedTuple):
@@ -29,7 +29,7 @@ class Outer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Elle(Plain):
+class ELLE(Plain):
     """ELLE: CE(x_adv) + lambda (l(c) - (1 - a) l(p) - a l(q))^2, c = (1 - a) p + a q (Abad Rocamora et al. 2024).
 
     x_adv is one step of a radius from the image. points: "random" draws p and q in the ball, which may leave the box,
@@ -46,15 +46,15 @@ class Elle(Plain):
     def __post_init__(self) -> None:
         at_least(0, weight=self.weight)
 
-    def hardened(self) -> "Elle":
+    def strengthened(self) -> "ELLE":
         """Return it with twice the weight."""
         return replace(self, weight=2 * self.weight)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean adversarial CE plus lambda times the mean squared error."""
-        outer = (self._random if self.points == "random" else self._midpoint)(model, batch, threat, moment)
+        outer = (self._random if self.points == "random" else self._midpoint)(model, batch, threat, context)
         loss, error = cross_entropy(outer.logits, batch.labels).mean(), outer.error.mean()
-        weight = self._weight(error.detach(), moment)
+        weight = self._weight(error.detach(), context)
         terms = {
             "adversarial_cross_entropy": loss.detach(),
             "squared_linearity_error": error.detach(),
@@ -62,28 +62,30 @@ class Elle(Plain):
         }
         return TrainingLoss(loss + weight * error, terms, outer.logits.detach(), outer.x_adv)
 
-    def _weight(self, error: Tensor, moment: Moment) -> Tensor:
+    def _weight(self, error: Tensor, context: StepContext) -> Tensor:
         return error.new_full((), self.weight)
 
-    def _random(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> Outer:
-        x_adv = moment.x_adv
+    def _random(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> Outer:
+        x_adv = context.x_adv
         if x_adv is None:
             with fixed_statistics(model), frozen(model):
-                x_adv = ascend(of(model, loss_of(cross_entropy, batch.labels)), batch.x, threat, Steepest(1.0), 1)
+                x_adv = ascend(
+                    objective_of(model, loss_of(cross_entropy, batch.labels)), batch.x, threat, Steepest(1.0), 1
+                )
         around = replace(threat, low=-math.inf, high=math.inf)
-        first, second = (around.sample(batch.x, draws(batch.x, moment.generator)) for _ in range(2))
-        share = torch.rand(len(batch.x), generator=moment.generator, device=batch.x.device).to(batch.x.dtype)
+        first, second = (around.sample(batch.x, draws(batch.x, context.generator)) for _ in range(2))
+        share = torch.rand(len(batch.x), generator=context.generator, device=batch.x.device).to(batch.x.dtype)
         points = torch.cat([first, second, torch.lerp(first, second, per_image(share, first))])
         logits = model(x_adv)
         with full_precision(batch.x), fixed_statistics(model):
             one, other, between = cross_entropy(model(points), batch.labels.repeat(3)).chunk(3)
         return Outer(x_adv, logits, (between - (1 - share) * one - share * other).square())
 
-    def _midpoint(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> Outer:
+    def _midpoint(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> Outer:
         def loss_at(x: Tensor) -> Tensor:
             return cross_entropy(model(x), batch.labels)
 
-        x_adv = moment.x_adv
+        x_adv = context.x_adv
         with full_precision(batch.x):
             with fixed_statistics(model):
                 if x_adv is None:
@@ -106,12 +108,12 @@ class History(NamedTuple):
     step: Tensor
 
     @classmethod
-    def recalled(cls, moment: Moment, error: Tensor) -> "History":
-        """Return the history in the moment's memory; before the first step an empty one with a lambda of 0."""
+    def recalled(cls, context: StepContext, error: Tensor) -> "History":
+        """Return the history in the method's memory; before the first step an empty one with a lambda of 0."""
         zero = torch.zeros_like(error)
         start = cls(zero, zero, zero, zero, torch.full_like(error, -1, dtype=torch.int64))
         return cls(
-            *(moment.memory.get(f"elle-a.{name}", value) for name, value in zip(cls._fields, start, strict=True))
+            *(context.memory.get(f"elle-a.{name}", value) for name, value in zip(cls._fields, start, strict=True))
         )
 
     def entered(self, error: Tensor, weight: Tensor, step: int) -> "History":
@@ -123,7 +125,7 @@ class History(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ElleA(Elle):
+class ELLEA(ELLE):
     """ELLE-A: ELLE with a lambda that is 0 until the error is an outlier, and then decays (Abad Rocamora et al. 2024).
 
     Lambda becomes `weight` when the batch's error is above the mean plus `sensitivity` standard deviations of the
@@ -141,14 +143,14 @@ class ElleA(Elle):
     def __post_init__(self) -> None:
         at_least(0, weight=self.weight, decay=self.decay, sensitivity=self.sensitivity)
 
-    def _weight(self, error: Tensor, moment: Moment) -> Tensor:
-        before = History.recalled(moment, error)
+    def _weight(self, error: Tensor, context: StepContext) -> Tensor:
+        before = History.recalled(context, error)
         deviation = (before.spread / before.seen.clamp(min=1)).sqrt()
         outlier = (before.seen > 2) & (error > before.mean + self.sensitivity * deviation)
         weight = torch.where(outlier, self.weight, self.decay * before.weight)
-        history = before.entered(error, weight, moment.step)
-        moment.memory.update({f"elle-a.{name}": value for name, value in history._asdict().items()})
+        history = before.entered(error, weight, context.step)
+        context.memory.update({f"elle-a.{name}": value for name, value in history._asdict().items()})
         return history.weight
 
 
-COMPONENTS = {"elle": Elle, "elle-a": ElleA}
+COMPONENTS = {"elle": ELLE, "elle-a": ELLEA}

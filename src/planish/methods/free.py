@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import at_least
-from planish.losses import cross_entropy
-from planish.methods import Memory, Moment, Plain, TrainingLoss
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy
+from planish.core.threat import ThreatModel
+from planish.methods import Memory, Plain, StepContext, TrainingLoss
 
 DELTA = "free.delta"
 
@@ -35,9 +35,9 @@ class Free(Plain):
         at_least(1, replays=self.replays)
         at_least(0, step_in_radii=self.step_in_radii)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the mean cross entropy on the perturbed images; its backward() moves what is remembered."""
-        x, delta = batch.x.detach(), _carried(moment.memory, batch.x)
+        x, delta = batch.x.detach(), _carried(context.memory, batch.x)
         x_adv = threat.project(x + delta[: len(x)], x)
 
         def move(gradient: Tensor) -> None:

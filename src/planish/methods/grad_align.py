@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch, per_image
-from planish.errors import at_least
-from planish.losses import cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import fixed_statistics, frozen, full_precision
-from planish.objectives import inner
-from planish.randomness import draws
-from planish.tangent import tangent_of
-from planish.threat import Linf, ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy
+from planish.core.modes import fixed_statistics, frozen, full_precision
+from planish.core.randomness import draws
+from planish.core.threat import Linf, ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.linearize import linearize
+from planish.search.objectives import inner
 
 LARGEST_FITTED = 16
 """Radius in grey levels up to which the authors fitted lambda; their formula explodes beyond."""
@@ -48,16 +48,16 @@ class GradAlign(Plain):
         """The gradient at the random point is differentiated."""
         return True
 
-    def hardened(self) -> "GradAlign":
+    def strengthened(self) -> "GradAlign":
         """Return it with twice the weight."""
         return replace(self, factor=2 * self.factor)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE plus lambda times the mean misalignment."""
         here = self._gradient(model, batch, batch.x, differentiable=self.backprop == "both")
-        around = replace(threat, low=-math.inf, high=math.inf).sample(batch.x, draws(batch.x, moment.generator))
+        around = replace(threat, low=-math.inf, high=math.inf).sample(batch.x, draws(batch.x, context.generator))
         there = self._gradient(model, batch, around, differentiable=True)
-        x_adv = moment.x_adv
+        x_adv = context.x_adv
         if x_adv is None:
             x_adv = threat.project(batch.x + threat.radius * threat.steepest(here.detach()), batch.x)
         logits = model(x_adv)
@@ -73,7 +73,7 @@ class GradAlign(Plain):
 
     def _gradient(self, model: nn.Module, batch: Batch, x: Tensor, *, differentiable: bool) -> Tensor:
         with full_precision(x), fixed_statistics(model), nullcontext() if differentiable else frozen(model):
-            local, _ = tangent_of(model, cross_entropy, batch.labels, x, differentiable=differentiable)
+            local, _ = linearize(model, cross_entropy, batch.labels, x, differentiable=differentiable)
             return local.gradient
 
 

@@ -7,14 +7,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import at_least
-from planish.losses import cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import full_precision
-from planish.objectives import inner
-from planish.tangent import LossAt, Tangent, probe_length, slope_by_finite_difference, tangent_of
-from planish.threat import L2, Linf, ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy
+from planish.core.modes import full_precision
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.linearize import Linearization, LossAt, linearize, probe_length, slope_by_finite_difference
+from planish.search.objectives import inner
 
 Scale = Literal["tulip", "exact"]
 
@@ -49,14 +49,14 @@ class GradientPenalty(Plain):
     def __post_init__(self) -> None:
         at_least(0, weight=self.weight)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE plus the mean penalty."""
 
         def loss_at(x: Tensor) -> Tensor:
             return cross_entropy(model(x), batch.labels)
 
         with full_precision(batch.x) if self.second_order else nullcontext():
-            local, logits = tangent_of(model, cross_entropy, batch.labels, batch.x, differentiable=self.second_order)
+            local, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=self.second_order)
             steepness = self._slope(loss_at, batch.x, local, threat)
         penalty = self.weight * (steepness.square() / 2 if self.power == 2 else steepness).mean()
         loss = local.value.mean()
@@ -67,7 +67,7 @@ class GradientPenalty(Plain):
         }
         return TrainingLoss(loss + penalty, terms, logits.detach())
 
-    def _slope(self, loss_at: LossAt, x: Tensor, local: Tangent, threat: ThreatModel) -> Tensor:
+    def _slope(self, loss_at: LossAt, x: Tensor, local: Linearization, threat: ThreatModel) -> Tensor:
         """Return the dual norm of the gradient, (N,), in the chosen scale, differentiable."""
         ball = {"dual": threat, "l1": Linf(1.0), "l2": L2(1.0)}[self.norm]
         stretch = math.sqrt(x[0].numel()) if isinstance(ball, Linf) else 1.0

@@ -7,16 +7,16 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch
-from planish.errors import at_least
-from planish.losses import cross_entropy, wide
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import attacked, full_precision
-from planish.objectives import loss_of, of, plus
-from planish.randomness import draws
-from planish.rules import Steepest
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy, wide
+from planish.core.modes import attacked, full_precision
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of, plus
+from planish.search.step_rules import Steepest
 
 
 @dataclass(frozen=True)
@@ -31,38 +31,38 @@ class Guided(Plain, ABC):
     def __post_init__(self) -> None:
         at_least(0, consistency_weight=self.consistency_weight)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE + lambda * the mean distance."""
-        weight, clean = self.weight(moment), model(batch.x)
-        x_adv = moment.x_adv
+        weight, clean = self.weight(context), model(batch.x)
+        x_adv = context.x_adv
         if x_adv is None:
-            x_adv = self._attacked(model, batch, threat, clean.detach(), weight if moment.step % 2 else 0.0, moment)
+            x_adv = self._attacked(model, batch, threat, clean.detach(), weight if context.step % 2 else 0.0, context)
         nominal = cross_entropy(clean, batch.labels).mean()
         distance = self.distance(model(x_adv), clean).mean()
         terms = {"cross_entropy": nominal.detach(), "distance": distance.detach()}
         return TrainingLoss(nominal + weight * distance, terms, clean.detach(), x_adv)
 
-    def hardened(self) -> Self | None:
+    def strengthened(self) -> Self | None:
         """Return the method with twice the weight on the distance."""
         return replace(self, consistency_weight=2 * self.consistency_weight) if self.consistency_weight > 0 else None
 
     @abstractmethod
-    def weight(self, moment: Moment) -> float:
-        """Return lambda at this moment."""
+    def weight(self, context: StepContext) -> float:
+        """Return lambda at this step."""
 
     @abstractmethod
     def distance(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Return D for two batches of logits (N, K): (N,) numbers whose mean counts."""
 
     def _attacked(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, clean: Tensor, weight: float, moment: Moment
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, clean: Tensor, weight: float, context: StepContext
     ) -> Tensor:
         term = loss_of(cross_entropy, batch.labels)
         if weight > 0:
             term = plus(term, weight, lambda x_adv, logits: self.distance(logits, clean))
-        start = threat.scaled(0.5).corner(batch.x, draws(batch.x, moment.generator))
+        start = threat.scaled(0.5).corner(batch.x, draws(batch.x, context.generator))
         with attacked(model):
-            return ascend(of(model, term), batch.x, threat, Steepest(1.0), 1, start=start)
+            return ascend(objective_of(model, term), batch.x, threat, Steepest(1.0), 1, start=start)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class GAT(Guided):
         super().__post_init__()
         at_least(0, late_factor=self.late_factor, late_from=self.late_from)
 
-    def weight(self, moment: Moment) -> float:
+    def weight(self, context: StepContext) -> float:
         """Return lambda, late in the training more of it."""
-        return self.consistency_weight * (self.late_factor if moment.progress >= self.late_from else 1.0)
+        return self.consistency_weight * (self.late_factor if context.progress >= self.late_from else 1.0)
 
     def distance(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Return the squared distance of the probabilities."""
@@ -116,9 +116,9 @@ class NuAT(Guided):
         super().__post_init__()
         at_least(0, ramp=self.ramp)
 
-    def weight(self, moment: Moment) -> float:
+    def weight(self, context: StepContext) -> float:
         """Return lambda as far as it has grown."""
-        return self.consistency_weight * moment.ramp(self.ramp)
+        return self.consistency_weight * context.ramp(self.ramp)
 
     def distance(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Return each image's share in the nuclear norm."""

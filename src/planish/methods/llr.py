@@ -6,17 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch
-from planish.errors import BadInput, at_least
-from planish.losses import cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import Statistics, collecting, detached, frozen, full_precision, reusing
-from planish.objectives import InnerGradient, inner, linearity_error, of
-from planish.randomness import draws
-from planish.rules import Adam
-from planish.tangent import tangent_of
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import cross_entropy
+from planish.core.modes import Statistics, collecting, detached, frozen, full_precision, reusing
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.linearize import linearize
+from planish.search.objectives import InnerGradient, inner, linearity_error, objective_of
+from planish.search.step_rules import Adam
 
 
 class Nominal(NamedTuple):
@@ -62,12 +62,12 @@ class LLR(Plain):
         """The gradient of the clean loss is differentiated."""
         return True
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the weighted mean of nominal loss, linearity error and slope."""
-        threat = threat.scaled(moment.ramp(self.warmup))
+        threat = threat.scaled(context.ramp(self.warmup))
         with full_precision(batch.x):
             nominal = self._nominal(model, batch)
-        delta = self._worst(model, batch, threat, nominal, moment.generator) - batch.x
+        delta = self._worst(model, batch, threat, nominal, context.generator) - batch.x
         with full_precision(batch.x), reusing(model, nominal.statistics):
             value = cross_entropy(model(batch.x + delta), batch.labels)
             slope = inner(delta, nominal.gradient)
@@ -78,13 +78,13 @@ class LLR(Plain):
         terms = {"cross_entropy": loss, "linearity_error": error, "slope": steepness}
         return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, nominal.logits)
 
-    def hardened(self) -> "LLR | None":
+    def strengthened(self) -> "LLR | None":
         """Return the method with twice the weight on the linearity error."""
         return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
 
     def _nominal(self, model: nn.Module, batch: Batch) -> Nominal:
         with collecting(model) as statistics:
-            local, logits = tangent_of(model, cross_entropy, batch.labels, batch.x, differentiable=True)
+            local, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=True)
         return Nominal(logits.detach(), *local, statistics)
 
     def _worst(
@@ -101,7 +101,9 @@ class LLR(Plain):
         )
         start = threat.sample(batch.x, draws(batch.x, generator))
         with reusing(model, detached(nominal.statistics)), frozen(model):
-            return ascend(of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start)
+            return ascend(
+                objective_of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start
+            )
 
 
 COMPONENTS = {"llr": LLR}

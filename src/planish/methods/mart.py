@@ -5,20 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch
-from planish.errors import at_least
-from planish.losses import MASKED, cross_entropy, divergence, wide
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import attacked
-from planish.objectives import loss_of, of
-from planish.randomness import draws
-from planish.rules import Steepest
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.losses import MASKED, cross_entropy, divergence, wide
+from planish.core.modes import attacked
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Steepest
 
 
 @dataclass(frozen=True)
-class Mart(Plain):
+class MART(Plain):
     """MART: BCE(x_adv) + beta KL(p(x) || p(x_adv)) (1 - p_y(x)), x_adv by PGD on CE (Wang et al. 2020).
 
     BCE = -log p_y - log(1 - max_{j != y} p_j). beta: 5 in the paper, 6 in its code. Gradients flow through p(x) as
@@ -37,9 +37,9 @@ class Mart(Plain):
         at_least(1, steps=self.steps)
         at_least(0, beta=self.beta)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean BCE + beta * mean weighted KL."""
-        x_adv = self._attacked(model, batch, threat, moment.generator) if moment.x_adv is None else moment.x_adv
+        x_adv = self._attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         clean, perturbed = model(batch.x), model(x_adv)
         boosted = boosted_cross_entropy(perturbed, batch.labels).mean()
         doubt = 1 - (-cross_entropy(clean, batch.labels)).exp()
@@ -49,7 +49,7 @@ class Mart(Plain):
 
     def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
-        objective = of(model, loss_of(cross_entropy, batch.labels))
+        objective = objective_of(model, loss_of(cross_entropy, batch.labels))
         with attacked(model):
             return ascend(objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start)
 
@@ -62,4 +62,4 @@ def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(scores, labels) + scores.logsumexp(1) - others.logsumexp(1)
 
 
-COMPONENTS = {"mart": Mart}
+COMPONENTS = {"mart": MART}

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.errors import BadInput, at_least
-from planish.losses import quadratic_bound, smoothed_cross_entropy, wide
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import fixed_statistics, full_precision
-from planish.objectives import linearity_error
-from planish.randomness import draws
-from planish.tangent import tangent_of
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import quadratic_bound, smoothed_cross_entropy, wide
+from planish.core.modes import fixed_statistics, full_precision
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.linearize import linearize
+from planish.search.objectives import linearity_error
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Planish(Plain):
         if not self.label_smoothing < 1:
             raise BadInput(f"label_smoothing must be below 1, got {self.label_smoothing}")
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean smoothed CE on x_adv, plus c times the squared change of logits, plus lambda times the error."""
-        loss, threat = smoothed_cross_entropy(self.label_smoothing), threat.scaled(moment.ramp(self.warmup))
-        x_0 = threat.scaled(self.noise_in_radii).sample(batch.x, draws(batch.x, moment.generator))
+        loss, threat = smoothed_cross_entropy(self.label_smoothing), threat.scaled(context.ramp(self.warmup))
+        x_0 = threat.scaled(self.noise_in_radii).sample(batch.x, draws(batch.x, context.generator))
         with full_precision(batch.x) if self.linearity_weight > 0 else nullcontext():
             with fixed_statistics(model):
-                (value, gradient), guide = tangent_of(model, loss, batch.labels, x_0)
+                (value, gradient), guide = linearize(model, loss, batch.labels, x_0)
             if not self._held:
                 value, guide = value.detach(), guide.detach()
-            x_adv = self._moved(x_0, gradient, threat, moment.generator)
+            x_adv = self._moved(x_0, gradient, threat, context.generator)
             logits = model(x_adv)
             adversarial = loss(logits, batch.labels).mean()
             error = linearity_error(loss, batch.labels, x_0, value, gradient)(x_adv, logits).mean()
@@ -76,7 +76,7 @@ class Planish(Plain):
             total = total + self.linearity_weight * error
         return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, logits.detach())
 
-    def hardened(self) -> "Planish":
+    def strengthened(self) -> "Planish":
         """Return it with a radius more of noise and twice the weights."""
         return replace(
             self,

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.batch import Batch, per_image
-from planish.errors import BadInput, at_least
-from planish.losses import smoothed_cross_entropy, wide
-from planish.methods import Memory, Moment, Plain, TrainingLoss
-from planish.randomness import draws
-from planish.tangent import tangent
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import smoothed_cross_entropy, wide
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Memory, Plain, StepContext, TrainingLoss
+from planish.search.linearize import tangent
 
 DELTA, MOMENTUM, PERIOD = "prior-guided.delta", "prior-guided.momentum", "prior-guided.period"
 
@@ -38,7 +38,7 @@ class PriorGuided(Plain):
     at a random corner (40 of 110 epochs as published).
     Memory: for each image one float16 perturbation, and with decay > 0 one bfloat16 momentum, on the batch's device:
     4 bytes a pixel value, 0.6 GB for CIFAR-10. Keyed by batch.indices and written when the loss's backward() runs.
-    Raises BadInput without moment.identities.
+    Raises BadInput without context.identities.
     Batch norm: the batch's statistics in both passes; running averages updated by both.
     Differs: the start is clipped to the box; the gradient's l1 norm is taken over the image, not over the batch. As
     published, a perturbation is not cropped or flipped with its image. Cost: 2.33.
@@ -54,10 +54,10 @@ class PriorGuided(Plain):
         if not self.period > 0:
             raise BadInput(f"period must be above 0, got {self.period}; 1 = nothing is ever forgotten")
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean smoothed CE + lambda * MSE of logits; its backward() writes the memory."""
         batch = batch._replace(x=batch.x.detach(), indices=batch.indices.to(batch.x.device))
-        past = self._past(batch, threat, moment)
+        past = self._past(batch, threat, context)
         seen: list[Tensor] = []
 
         def loss_at(x_adv: Tensor) -> Tensor:
@@ -65,17 +65,17 @@ class PriorGuided(Plain):
             return self._loss(seen[1], batch.labels)
 
         gradient = tangent(loss_at, past.x_adv).gradient
-        leaf, guide = seen
+        component, guide = seen
         x_adv = _moved(past.x_adv, gradient, batch.x, threat)
         logits = model(x_adv)
         value = self._loss(logits, batch.labels).mean()
         gap = F.mse_loss(wide(logits), wide(guide))
-        write = partial(self._remember, x_adv, past, gradient, batch, threat, moment)
-        leaf.register_hook(lambda _: write())  # type: ignore[no-untyped-call]
+        write = partial(self._remember, x_adv, past, gradient, batch, threat, context)
+        component.register_hook(lambda _: write())  # type: ignore[no-untyped-call]
         terms = {"adversarial_cross_entropy": value.detach(), "consistency": gap.detach()}
         return TrainingLoss(value + self.consistency_weight * gap, terms, logits.detach())
 
-    def hardened(self) -> "PriorGuided | None":
+    def strengthened(self) -> "PriorGuided | None":
         """Return the method with twice the weight on the consistency of logits."""
         return replace(self, consistency_weight=2 * self.consistency_weight) if self.consistency_weight > 0 else None
 
@@ -83,39 +83,39 @@ class PriorGuided(Plain):
         classes = logits.shape[1]
         return smoothed_cross_entropy(self.label_smoothing * classes / (classes - 1))(logits, labels)
 
-    def _past(self, batch: Batch, threat: ThreatModel, moment: Moment) -> Past:
+    def _past(self, batch: Batch, threat: ThreatModel, context: StepContext) -> Past:
         """Return what is remembered for these images; a random corner where nothing is, in this period."""
-        x, memory, rows = batch.x, self._memory(batch.x, moment), batch.indices
-        known = per_image(memory[PERIOD][rows] == self._number(moment), x)
-        corner = threat.corner(x, draws(x, moment.generator))
+        x, memory, rows = batch.x, self._memory(batch.x, context), batch.indices
+        known = per_image(memory[PERIOD][rows] == self._number(context), x)
+        corner = threat.corner(x, draws(x, context.generator))
         x_adv = torch.where(known, threat.project(x + memory[DELTA][rows].to(x.dtype), x), corner)
         if self.decay == 0:
             return Past(x_adv, torch.zeros_like(x))
         return Past(x_adv, torch.where(known, memory[MOMENTUM][rows].to(x.dtype), 0.0))
 
     def _remember(
-        self, x_adv: Tensor, past: Past, gradient: Tensor, batch: Batch, threat: ThreatModel, moment: Moment
+        self, x_adv: Tensor, past: Past, gradient: Tensor, batch: Batch, threat: ThreatModel, context: StepContext
     ) -> None:
-        memory, rows = moment.memory, batch.indices
+        memory, rows = context.memory, batch.indices
         if self.decay > 0:
             length = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
             momentum = self.decay * past.momentum + gradient / per_image(length, gradient)
             memory[MOMENTUM][rows] = momentum.to(torch.bfloat16)
             x_adv = _moved(past.x_adv, momentum, batch.x, threat)
         memory[DELTA][rows] = (x_adv - batch.x).to(torch.float16)
-        memory[PERIOD][rows] = self._number(moment)
+        memory[PERIOD][rows] = self._number(context)
 
-    def _number(self, moment: Moment) -> int:
-        return int(moment.progress / self.period)
+    def _number(self, context: StepContext) -> int:
+        return int(context.progress / self.period)
 
-    def _memory(self, x: Tensor, moment: Moment) -> Memory:
+    def _memory(self, x: Tensor, context: StepContext) -> Memory:
         """Return the memory, with nothing in it if there was none for images of this shape."""
-        if moment.identities is None:
+        if context.identities is None:
             raise BadInput(
                 "a method that remembers each image needs to know how many there are; give your batches "
-                "`identities`, a number that every index lies below, or Moment(..., identities=...)"
+                "`identities`, a number that every index lies below, or StepContext(..., identities=...)"
             )
-        memory, shape = moment.memory, (moment.identities, *x.shape[1:])
+        memory, shape = context.memory, (context.identities, *x.shape[1:])
         if PERIOD not in memory or memory[DELTA].shape != shape:
             memory[PERIOD] = torch.full(shape[:1], -1, dtype=torch.int32, device=x.device)
             memory[DELTA] = torch.zeros(shape, dtype=torch.float16, device=x.device)

@@ -6,21 +6,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch
-from planish.errors import at_least
-from planish.losses import cross_entropy, probability_margin
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import fixed_statistics, frozen, full_precision
-from planish.objectives import AbsOver, InnerGradient, linearity_error, loss_of, of, plus
-from planish.randomness import draws
-from planish.rules import Steepest
-from planish.tangent import Tangent, tangent_of
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy, probability_margin
+from planish.core.modes import fixed_statistics, frozen, full_precision
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.linearize import Linearization, linearize
+from planish.search.objectives import AbsOver, InnerGradient, linearity_error, loss_of, objective_of, plus
+from planish.search.step_rules import Steepest
 
 
 @dataclass(frozen=True)
-class Seat(Plain):
+class SEAT(Plain):
     """SEAT: CE(x_adv) + lambda |linearity error|, x_adv up margin + lambda error (Li and Yu 2022, eqs. 8, 9).
 
     The step is one radius from a random corner. No gradient flows through grad
@@ -43,11 +43,11 @@ class Seat(Plain):
     def __post_init__(self) -> None:
         at_least(0, linearity_weight=self.linearity_weight, flood=self.flood)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the (flooded) mean adversarial cross entropy plus lambda times the mean linearity error."""
         with full_precision(batch.x):
-            local, _ = tangent_of(model, cross_entropy, batch.labels, batch.x)
-        x_adv = self._attacked(model, batch, threat, local, moment.generator)
+            local, _ = linearize(model, cross_entropy, batch.labels, batch.x)
+        x_adv = self._attacked(model, batch, threat, local, context.generator)
         with full_precision(batch.x):
             logits = model(x_adv)
             value = cross_entropy(logits, batch.labels).mean()
@@ -58,12 +58,12 @@ class Seat(Plain):
         terms = {"adversarial_cross_entropy": value.detach(), "linearity_error": error.detach()}
         return TrainingLoss(flooded + self.linearity_weight * error, terms, logits.detach())
 
-    def hardened(self) -> "Seat | None":
+    def strengthened(self) -> "SEAT | None":
         """Return the method with twice the weight on the linearity error."""
         return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
 
     def _attacked(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, local: Tangent, generator: torch.Generator
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, local: Linearization, generator: torch.Generator
     ) -> Tensor:
         if self.direction == "clean":
             return threat.project(batch.x + threat.radius * threat.steepest(local.gradient), batch.x)
@@ -77,20 +77,20 @@ class Seat(Plain):
             abs_over=self.abs_over,
             inner_gradient=self.inner_gradient,
         )
-        objective = of(model, plus(loss_of(probability_margin, batch.labels), self.linearity_weight, error))
+        objective = objective_of(model, plus(loss_of(probability_margin, batch.labels), self.linearity_weight, error))
         start = threat.corner(batch.x, draws(batch.x, generator))
         with fixed_statistics(model), frozen(model):
             return ascend(objective, batch.x, threat, Steepest(1.0), 1, start=start)
 
 
-def seat_fl(flood: float = 0.9, linearity_weight: float = 0.5) -> Seat:
+def seat_fl(flood: float = 0.9, linearity_weight: float = 0.5) -> SEAT:
     """SEAT-FL: SEAT with flooding, |CE - b| + b, on the adversarial loss (Li and Yu 2022, section 3.3.1)."""
-    return Seat(linearity_weight=linearity_weight, flood=flood)
+    return SEAT(linearity_weight=linearity_weight, flood=flood)
 
 
-def seat_published(flood: float = 0.0) -> Seat:
+def seat_published(flood: float = 0.0) -> SEAT:
     """SEAT as its published code runs: lambda 0.6, the absolute value of the batch's mean error (Li and Yu 2022)."""
-    return Seat(linearity_weight=0.6, flood=flood, abs_over="batch")
+    return SEAT(linearity_weight=0.6, flood=flood, abs_over="batch")
 
 
-COMPONENTS = {"seat": Seat, "seat-fl": seat_fl, "seat-published": seat_published}
+COMPONENTS = {"seat": SEAT, "seat-fl": seat_fl, "seat-published": seat_published}

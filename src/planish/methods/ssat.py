@@ -5,20 +5,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch, per_image
-from planish.errors import at_least
-from planish.losses import cross_entropy, margin
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import evaluating, fixed_statistics, frozen
-from planish.objectives import loss_of, of
-from planish.randomness import draws
-from planish.rules import Steepest
-from planish.threat import ThreatModel
+from planish.core.batch import Batch, per_image
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy, margin
+from planish.core.modes import evaluating, fixed_statistics, frozen
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Steepest
 
 
 @dataclass(frozen=True)
-class Ssat(Plain):
+class SSAT(Plain):
     """SSAT: CE(x + k/c d), d by RS-FGSM, with the smallest k that is misclassified (Kim, Lee and Lee 2021).
 
     k is 0 where the image itself is misclassified, and c where no k below c is. checkpoints: c. step_in_radii: of
@@ -34,13 +34,13 @@ class Ssat(Plain):
     def __post_init__(self) -> None:
         at_least(1, checkpoints=self.checkpoints)
 
-    def hardened(self) -> "Ssat":
+    def strengthened(self) -> "SSAT":
         """Return it with twice the checkpoints: holes in the middle of a step are found more often."""
         return replace(self, checkpoints=2 * self.checkpoints)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the mean cross entropy on the shortened perturbations."""
-        x_adv = self.attacked(model, batch, threat, moment.generator) if moment.x_adv is None else moment.x_adv
+        x_adv = self.attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         logits = model(x_adv)
         loss = cross_entropy(logits, batch.labels).mean()
         return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach(), x_adv)
@@ -48,7 +48,7 @@ class Ssat(Plain):
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         """Return x_adv."""
         start = threat.sample(batch.x, draws(batch.x, generator))
-        objective = of(model, loss_of(cross_entropy, batch.labels))
+        objective = objective_of(model, loss_of(cross_entropy, batch.labels))
         with fixed_statistics(model), frozen(model):
             farthest = ascend(objective, batch.x, threat, Steepest(self.step_in_radii), 1, start=start)
         with evaluating(model), torch.no_grad():
@@ -62,4 +62,4 @@ class Ssat(Plain):
         return torch.lerp(batch.x, farthest, share)
 
 
-COMPONENTS = {"ssat": Ssat}
+COMPONENTS = {"ssat": SSAT}

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from planish.batch import Batch
-from planish.losses import smoothed_cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.losses import smoothed_cross_entropy
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Standard(Plain):
 
     label_smoothing: float = 0.0
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the mean cross entropy; the threat is not used."""
         logits = model(batch.x)
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()

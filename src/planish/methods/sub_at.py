@@ -7,16 +7,16 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch
-from planish.errors import BadInput, at_least
-from planish.losses import cross_entropy
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import fixed_statistics, frozen, full_precision
-from planish.objectives import loss_of, of
-from planish.randomness import draws
-from planish.rules import Steepest
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least
+from planish.core.losses import cross_entropy
+from planish.core.modes import fixed_statistics, frozen, full_precision
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Steepest
 
 SNAPSHOTS, BASIS = "sub-at.snapshots", "sub-at.basis"
 
@@ -50,35 +50,35 @@ class SubAT(Plain):
         if self.dimensions >= self.snapshots:
             raise BadInput(f"{self.dimensions} dimensions need more than {self.snapshots} snapshots; change either")
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the mean cross entropy on the perturbed images, its gradient projected after the switch."""
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        x_adv = moment.x_adv
+        x_adv = context.x_adv
         if x_adv is None:
-            self._remember(weights, moment)
-            x_adv = self._attacked(model, batch, threat, moment.generator)
+            self._remember(weights, context)
+            x_adv = self._attacked(model, batch, threat, context.generator)
         logits = model(x_adv)
         loss = cross_entropy(logits, batch.labels).mean()
-        basis = moment.memory.get(BASIS)
+        basis = context.memory.get(BASIS)
         total = loss if basis is None else within(loss, weights, basis)
         return TrainingLoss(total, {"adversarial_cross_entropy": loss.detach()}, logits.detach(), x_adv)
 
     def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-        objective = of(model, loss_of(cross_entropy, batch.labels))
+        objective = objective_of(model, loss_of(cross_entropy, batch.labels))
         start = threat.sample(batch.x, draws(batch.x, generator))
         with fixed_statistics(model), frozen(model):
             return ascend(objective, batch.x, threat, Steepest(self.step_in_radii), 1, start=start)
 
-    def _remember(self, weights: Sequence[Tensor], moment: Moment) -> None:
+    def _remember(self, weights: Sequence[Tensor], context: StepContext) -> None:
         """Keep a copy of the weights if it is time for one, or turn the copies into a basis if it is time for that."""
-        memory = moment.memory
+        memory = context.memory
         kept = memory.get(SNAPSHOTS)
         count = 0 if kept is None else len(kept)
-        if moment.progress >= self.switch:
+        if context.progress >= self.switch:
             if kept is not None and count > 1:
                 memory[BASIS] = principal_directions(kept, self.dimensions)
                 del memory[SNAPSHOTS]
-        elif count < self.snapshots and moment.progress * self.snapshots >= count * self.switch:
+        elif count < self.snapshots and context.progress * self.snapshots >= count * self.switch:
             copy = _vector(weights)[None]
             memory[SNAPSHOTS] = copy if kept is None else torch.cat([kept, copy])
 

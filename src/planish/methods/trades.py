@@ -5,20 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.ascent import ascend
-from planish.batch import Batch
-from planish.errors import at_least
-from planish.losses import cross_entropy, divergence
-from planish.methods import Moment, Plain, TrainingLoss
-from planish.modes import attacked
-from planish.objectives import divergence_from, of
-from planish.randomness import draws
-from planish.rules import Steepest
-from planish.threat import ThreatModel
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.losses import cross_entropy, divergence
+from planish.core.modes import attacked
+from planish.core.randomness import draws
+from planish.core.threat import ThreatModel
+from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search.ascent import ascend
+from planish.search.objectives import divergence_from, objective_of
+from planish.search.step_rules import Steepest
 
 
 @dataclass(frozen=True)
-class Trades(Plain):
+class TRADES(Plain):
     """TRADES: CE(x) + beta KL(p(x) || p(x_adv)), x_adv maximising the divergence (Zhang et al. 2019, eq. 3).
 
     Starts from noise of a small size (0.001 in the authors' code), steps of 0.226 radii (0.007 of 0.031),
@@ -36,9 +36,9 @@ class Trades(Plain):
         at_least(1, steps=self.steps)
         at_least(0, beta=self.beta)
 
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, moment: Moment) -> TrainingLoss:
+    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE + beta * mean KL."""
-        x_adv = self._attacked(model, batch, threat, moment.generator) if moment.x_adv is None else moment.x_adv
+        x_adv = self._attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         clean, perturbed = model(batch.x), model(x_adv)
         nominal = cross_entropy(clean, batch.labels).mean()
         gap = divergence(perturbed, clean).mean()
@@ -50,8 +50,8 @@ class Trades(Plain):
         with attacked(model):
             with torch.no_grad():
                 target = model(batch.x)
-            objective = of(model, divergence_from(target))
+            objective = objective_of(model, divergence_from(target))
             return ascend(objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start)
 
 
-COMPONENTS = {"trades": Trades}
+COMPONENTS = {"trades": TRADES}

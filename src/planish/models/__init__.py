@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from planish.errors import BadInput
-from planish.libraries import borrowed, is_borrowed
+from planish.core.errors import BadInput
+from planish.models.pretrained import borrowed, is_borrowed
 from planish.registry import resolve
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from planish.errors import BadInput, nearest
+from planish.core.errors import BadInput, nearest
 
 
 class SmoothReLU(nn.Module):

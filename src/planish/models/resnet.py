@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from planish.errors import BadInput
+from planish.core.errors import BadInput
 from planish.models import Pointwise
 from planish.models.activations import activation as activation_of
 

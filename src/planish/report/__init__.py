@@ -1,6 +1,6 @@
 """Tables, figures and self-contained HTML pages from evaluations and audits; model cards."""
 
-from planish.report.audited import Dossier, Fates
+from planish.report.audited import AuditSummary, Outcomes
 from planish.report.card import card
 from planish.report.entry import Entry
 from planish.report.page import write_audit, write_comparison, write_report
@@ -8,9 +8,9 @@ from planish.report.tables import Table, cost_rows, markdown, plain_text, summar
 from planish.report.verdict import verdict
 
 __all__ = [
-    "Dossier",
+    "AuditSummary",
     "Entry",
-    "Fates",
+    "Outcomes",
     "Table",
     "card",
     "cost_rows",

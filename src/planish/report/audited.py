@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from planish.estimates import Estimate
-from planish.portraits import Portrait
+from planish.records.geometry import Geometry
+from planish.records.statistics import Estimate
 from planish.report.entry import percent, radius_text
 from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, table
 
@@ -46,7 +46,7 @@ class Finding(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Fates:
+class Outcomes:
     """What became of each of N images: indices and labels (N,) int64, clean_margin (N,), 0 or more = misclassified.
 
     breakers: (N,) what broke it first, "" = it stands, "none (clean)" = it was wrong when clean.
@@ -59,12 +59,12 @@ class Fates:
 
 
 @dataclass(frozen=True)
-class Dossier:
+class AuditSummary:
     """What an audit's page says of one model.
 
     headline: the robust accuracy that was audited, after ``attacks`` at this norm and radius (pixels of [0,1]); clean:
     on clean images. provenance: JSON-able; its key ``commands``, a list of command lines, becomes "How to reproduce".
-    classes: names of the classes, as far as they are known. portrait: of the same images as ``fates``.
+    classes: names of the classes, as far as they are known. geometry: of the same images as ``outcomes``.
     """
 
     name: str
@@ -77,8 +77,8 @@ class Dossier:
     dataset: str = ""
     clean: Estimate | None = None
     classes: tuple[str, ...] = ()
-    fates: Fates | None = None
-    portrait: Portrait | None = None
+    outcomes: Outcomes | None = None
+    geometry: Geometry | None = None
 
     @property
     def terms(self) -> str:
@@ -235,17 +235,17 @@ def finding_rows(findings: Sequence[Finding]) -> Table:
     return table("Every check, the gravest first. Passes: forwards and backwards of single images.", headers, rows)
 
 
-def to_markdown(dossier: Dossier, geometry: Sequence[str] = ()) -> str:
+def to_markdown(audit_summary: AuditSummary, geometry: Sequence[str] = ()) -> str:
     """Return the audit as Markdown: verdict, number, one table of the findings, what each means and advises.
 
-    geometry: sentences of the portrait.
+    geometry: sentences of the geometry.
     """
-    ordered = [finding for _, found in grouped(dossier.findings) for finding in found]
-    lines = [f"# Audit of {markdown_text(dossier.name)}: {VERDICTS[overall(dossier.findings)]}", ""]
-    lines += [f"Robust accuracy {percent(dossier.headline)}; {markdown_text(dossier.terms)}.", ""]
-    lines += [line for sentence in sentences(dossier.findings) for line in (markdown_text(sentence), "")]
+    ordered = [finding for _, found in grouped(audit_summary.findings) for finding in found]
+    lines = [f"# Audit of {markdown_text(audit_summary.name)}: {VERDICTS[overall(audit_summary.findings)]}", ""]
+    lines += [f"Robust accuracy {percent(audit_summary.headline)}; {markdown_text(audit_summary.terms)}.", ""]
+    lines += [line for sentence in sentences(audit_summary.findings) for line in (markdown_text(sentence), "")]
     if ordered:
-        lines += [markdown(finding_rows(dossier.findings)), "## What it means", ""]
+        lines += [markdown(finding_rows(audit_summary.findings)), "## What it means", ""]
     for one in ordered:
         told = " ".join(markdown_text(text) for text in (one.meaning, one.advice) if text)
         lines.append(f"- **{markdown_text(one.check)}** ({VERDICTS[one.verdict].lower()}): {told}")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from planish.estimates import Estimate, counts
-from planish.report.audited import VERDICTS, Dossier, overall, sentences
+from planish.records.statistics import Estimate, counts
+from planish.report.audited import VERDICTS, AuditSummary, overall, sentences
 from planish.report.entry import Entry, percent, radius_text
 from planish.report.tables import markdown, markdown_text, table
 
@@ -52,13 +52,13 @@ def card(entries: Sequence[Entry]) -> str:
     return _card(claims(entries), "Robustness", [])
 
 
-def audit_card(dossier: Dossier) -> str:
+def audit_card(audit_summary: AuditSummary) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
-    attack = " + ".join(dossier.attacks) or "none"
-    data = dossier.dataset or "unknown"
-    claim = Claim(dossier.name, data, attack, dossier.norm, dossier.radius, dossier.headline)
-    verdict = f"Audit: {VERDICTS[overall(dossier.findings)].lower()}."
-    return _card([claim], f"Robustness of {dossier.name}", [verdict, *sentences(dossier.findings)])
+    attack = " + ".join(audit_summary.attacks) or "none"
+    data = audit_summary.dataset or "unknown"
+    claim = Claim(audit_summary.name, data, attack, audit_summary.norm, audit_summary.radius, audit_summary.headline)
+    verdict = f"Audit: {VERDICTS[overall(audit_summary.findings)].lower()}."
+    return _card([claim], f"Robustness of {audit_summary.name}", [verdict, *sentences(audit_summary.findings)])
 
 
 def _card(found: Sequence[Claim], title: str, remarks: Sequence[str]) -> str:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from planish.distances import Distances
-from planish.estimates import counts
-from planish.files import write_bytes, write_json
-from planish.report.drawing import MARKERS, PALETTE, Plate, blank, legend, styled, to_png
+from planish.evaluation.distances import Distances
+from planish.records.statistics import counts
+from planish.report.drawing import MARKERS, PALETTE, ReportFigure, blank, legend, styled, to_png
 from planish.report.figures import percent_axis
 from planish.report.tables import NOTHING, Cell, Table, seconds_text, table
+from planish.storage.files import write_bytes, write_json
 
 BEST = "best per image"
 
@@ -40,7 +40,7 @@ def _row(record: Distances, name: str | None) -> list[Cell]:
 
 
 @styled()
-def distance_plate(record: Distances) -> Plate:
+def distance_plate(record: Distances) -> ReportFigure:
     """Accuracy as the radius grows, a line for each attack."""
     figure = blank(3.5)
     axes = figure.add_subplot()
@@ -59,7 +59,7 @@ def distance_plate(record: Distances) -> Plate:
         " are upper bounds. A line that ends above 0% has images for which the attack found nothing."
     )
     facts = [f"{name}: median {record.median(name):.4g}" for name in record.names]
-    return Plate("distances", "Accuracy by distance", caption, f"Line plot. {'; '.join(facts)}.", figure)
+    return ReportFigure("distances", "Accuracy by distance", caption, f"Line plot. {'; '.join(facts)}.", figure)
 
 
 def to_json(record: Distances) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from planish.estimates import Estimate
+from planish.records.statistics import Estimate
 
 WIDTH, LEGEND_ROW = 5.0, 0.22  # inches
 INK, MUTED, GRID, PAPER = "#1b1d20", "#5c6066", "#dddfe3", "#fefefe"
@@ -67,7 +67,7 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Plate:
+class ReportFigure:
     """A figure with its words: ``slug`` names its file, ``alt`` says what it shows to who cannot see it.
 
     ``spots``: points of it whose values a page shows when they are pointed at.
@@ -107,7 +107,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 @styled()
-def to_svg(plate: Plate) -> str:
+def to_svg(plate: ReportFigure) -> str:
     """Render as an <svg> element to put in a page: colours follow the page's CSS, identifiers are unique."""
     buffer = StringIO()
     plate.figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})

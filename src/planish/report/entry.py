@@ -7,9 +7,9 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.errors import BadInput
-from planish.estimates import Estimate
-from planish.results import Evaluation
+from planish.core.errors import BadInput
+from planish.records.evaluation import Evaluation
+from planish.records.statistics import Estimate
 
 
 class Training(TypedDict):

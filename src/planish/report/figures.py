@@ -1,4 +1,4 @@
-"""The report's figures. Each function returns a Plate, or None when the entries lack what it shows."""
+"""The report's figures. Each function returns a ReportFigure, or None when the entries lack what it shows."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from planish.estimates import Estimate
+from planish.records.statistics import Estimate
 from planish.report.drawing import (
     BLUE,
     INK,
@@ -17,7 +17,7 @@ from planish.report.drawing import (
     PALETTE,
     PAPER,
     VERMILION,
-    Plate,
+    ReportFigure,
     Spot,
     blank,
     fitted,
@@ -33,14 +33,14 @@ READINGS = 9  # points of a curve that can be read in the page
 _DASHES = ("-", "--", ":", "-.")
 
 
-def plates(entries: Sequence[Entry]) -> list[Plate]:
+def plates(entries: Sequence[Entry]) -> list[ReportFigure]:
     """Draw every figure for which the entries hold the numbers."""
     drawn = [draw(entries) for draw in (accuracies, costs, spending, margins, curves, radii)]
     return [plate for plate in drawn if plate is not None]
 
 
 @styled()
-def accuracies(entries: Sequence[Entry]) -> Plate:
+def accuracies(entries: Sequence[Entry]) -> ReportFigure:
     """Clean and robust accuracy per method, a dot with its 95 % interval for each attack."""
     shown = _shown_attacks(entries)
     step = 0.14 * (1 + len(shown)) + 0.2
@@ -58,7 +58,7 @@ def accuracies(entries: Sequence[Entry]) -> Plate:
     robust = f",\nrobust at {threat(entries[0].evaluation)}" if shown else ""
     axes.set_xlabel(f"Accuracy on {images_text(entries)}{robust}")
     legend(figure, axes)
-    return Plate("accuracy", *_accuracy_words(entries), figure)
+    return ReportFigure("accuracy", *_accuracy_words(entries), figure)
 
 
 def _shown_attacks(entries: Sequence[Entry]) -> list[str]:
@@ -120,7 +120,7 @@ def _accuracy_words(entries: Sequence[Entry]) -> tuple[str, str, str]:
 
 
 @styled()
-def costs(entries: Sequence[Entry]) -> Plate | None:
+def costs(entries: Sequence[Entry]) -> ReportFigure | None:
     """Robust accuracy against training passes relative to standard training."""
     known = [entry for entry in entries if entry.passes is not None and entry.evaluation.columns]
     if not known:
@@ -139,7 +139,7 @@ def costs(entries: Sequence[Entry]) -> Plate | None:
     words = [
         f"{entry.name}: {percent(entry.evaluation.robust_accuracy())} at {entry.passes:.3g} passes" for entry in known
     ]
-    return Plate("cost", *_cost_words(known), figure, spots(axes, passes, values, words))
+    return ReportFigure("cost", *_cost_words(known), figure, spots(axes, passes, values, words))
 
 
 def _passes_axis(axes: Axes, passes: Sequence[float]) -> None:
@@ -172,7 +172,7 @@ def _cost_words(known: Sequence[Entry]) -> tuple[str, str, str]:
 
 
 @styled()
-def spending(entries: Sequence[Entry]) -> Plate | None:
+def spending(entries: Sequence[Entry]) -> ReportFigure | None:
     """Accuracy against attack passes spent per image, a line for each entry."""
     curves = [(entry, points) for entry in entries if len(points := entry.evaluation.spent()) > 1]
     if not curves:
@@ -191,7 +191,7 @@ def spending(entries: Sequence[Entry]) -> Plate | None:
     axes.set_xlabel("Forward and backward passes spent, per test image")
     axes.set_ylabel(f"Accuracy, {threat(curves[0][0].evaluation)}")
     legend(figure, axes)
-    return Plate("spent", *_spending_words(curves), figure, _readings(axes, curves))
+    return ReportFigure("spent", *_spending_words(curves), figure, _readings(axes, curves))
 
 
 def _readings(axes: Axes, curves: Sequence[tuple[Entry, list[tuple[float, float]]]]) -> tuple[Spot, ...]:
@@ -216,7 +216,7 @@ def _spending_words(curves: Sequence[tuple[Entry, list[tuple[float, float]]]]) -
 
 
 @styled()
-def margins(entries: Sequence[Entry]) -> Plate | None:
+def margins(entries: Sequence[Entry]) -> ReportFigure | None:
     """Histograms of the final adversarial margins, one row per method."""
     known = [entry for entry in entries if entry.evaluation.columns]
     if not known:
@@ -229,7 +229,7 @@ def margins(entries: Sequence[Entry]) -> Plate | None:
         _histogram(axes, values, edges)
         axes.set_title(f"{fitted(entry.name, 30, 1)}: {np.count_nonzero(values >= 0):,} of {entry.size:,} broken")
     rows[-1].set_xlabel("Final margin (best wrong logit minus true logit)")
-    return Plate("margins", *_margin_words(known, final), figure)
+    return ReportFigure("margins", *_margin_words(known, final), figure)
 
 
 def _edges(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -268,7 +268,7 @@ WATCHED = ("guard_gradient_cosine", "guard_falling")
 
 
 @styled()
-def curves(entries: Sequence[Entry]) -> Plate | None:
+def curves(entries: Sequence[Entry]) -> ReportFigure | None:
     """Training curves: a panel for each recorded quantity, a line for each method."""
     known = [entry for entry in entries if entry.history]
     keys = _recorded(known)
@@ -296,7 +296,7 @@ def curves(entries: Sequence[Entry]) -> Plate | None:
         f" catastrophic overfitting.{' Dotted lines: an alarm of the guard.' * told}"
     )
     alt = f"Line plots of {', '.join(keys).replace('_', ' ')} by epoch for {', '.join(e.name for e in known)}."
-    return Plate("training", "Training curves", caption, alt, figure)
+    return ReportFigure("training", "Training curves", caption, alt, figure)
 
 
 def _recorded(entries: Sequence[Entry]) -> list[str]:
@@ -333,7 +333,7 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: 
 
 
 @styled()
-def radii(entries: Sequence[Entry]) -> Plate | None:
+def radii(entries: Sequence[Entry]) -> ReportFigure | None:
     """Robust accuracy over a range of radii, a line for each method."""
     known = [entry for entry in entries if entry.accuracy_by_radius]
     if not known:
@@ -356,4 +356,4 @@ def radii(entries: Sequence[Entry]) -> Plate | None:
     )
     facts = [f"{e.name} ends at {sorted(e.accuracy_by_radius or [])[-1][1]:.1%}" for e in known]
     alt = f"Line plot of accuracy by radius. {'; '.join(facts)}."
-    return Plate("radius", "Accuracy by radius", caption, alt, figure)
+    return ReportFigure("radius", "Accuracy by radius", caption, alt, figure)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from PIL import Image
 
-from planish.report.drawing import Plate, blank, hide, styled
+from planish.report.drawing import ReportFigure, blank, hide, styled
 from planish.report.entry import Entry, Images, threat
 from planish.report.tables import TIMES
 
@@ -82,7 +82,7 @@ def gallery_caption(entry: Entry) -> str:
 
 
 @styled()
-def gallery(entry: Entry, slug: str) -> Plate | None:
+def gallery(entry: Entry, slug: str) -> ReportFigure | None:
     """Draw an entry's images in three rows: original, adversarial, amplified difference."""
     shown = shots(entry)
     if not shown:
@@ -98,7 +98,7 @@ def gallery(entry: Entry, slug: str) -> Plate | None:
         _tile(grid[1, column], shot.adversarial, shot.after)
         _tile(grid[2, column], shot.perturbation, "")
     alt = f"Gallery of {len(shown)} images. {_told(shown)}."
-    return Plate(slug, f"Images: {entry.name}", gallery_caption(entry), alt, figure)
+    return ReportFigure(slug, f"Images: {entry.name}", gallery_caption(entry), alt, figure)
 
 
 def _told(shown: Sequence[Shot]) -> str:

@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from planish.errors import BadInput
+from planish.core.errors import BadInput
 from planish.report.drawing import (
     BLUE,
     INK,
@@ -19,7 +19,7 @@ from planish.report.drawing import (
     PALETTE,
     PAPER,
     VERMILION,
-    Plate,
+    ReportFigure,
     blank,
     fitted,
     hide,
@@ -40,7 +40,7 @@ WIDE = 10  # between the least and the largest median of histograms on a linear 
 @styled()
 def loss_surface(
     along: Array, across: Array, values: Array, *, quantity: str = "Loss", name: str = "", attacked: float | None = None
-) -> Plate:
+) -> ReportFigure:
     """Contours of a quantity over a plane through an image.
 
     along (A,): steps in the adversarial direction, across (B,): in a random one, both in pixels of [0,1] and ascending;
@@ -73,7 +73,7 @@ def loss_surface(
     )
     alt = f"Contour plot{of}. {quantity} from {values.min():.4g} to {values.max():.4g}; {_at_origin(grid, quantity)}."
     read = spots(axes, [x for x, *_ in grid], [y for _, y, _ in grid], words)
-    return Plate("surface", f"{quantity} surface", caption, alt, figure, read)
+    return ReportFigure("surface", f"{quantity} surface", caption, alt, figure, read)
 
 
 def _thinned(count: int) -> list[int]:
@@ -86,7 +86,7 @@ def _at_origin(grid: Sequence[tuple[float, float, float]], quantity: str) -> str
 
 
 @styled()
-def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linearity measure gamma") -> Plate:
+def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linearity measure gamma") -> ReportFigure:
     """Histograms of a non-negative number per image, one row per model, on one axis. gammas: name -> (N,), finite.
 
     The axis is logarithmic where the models' medians differ by more than ten times. Qin et al. 2019, figure 7.
@@ -112,7 +112,7 @@ def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linea
         " Near 0 the loss is close to linear in the ball, and an attack of few steps tells the truth."
     )
     facts = [f"{name}: median {np.median(v):.3g}, 95% below {np.percentile(v, 95):.3g}" for name, v in gammas.items()]
-    return Plate("gamma", "How linear the loss is", caption, f"Histograms. {'; '.join(facts)}.", figure)
+    return ReportFigure("gamma", "How linear the loss is", caption, f"Histograms. {'; '.join(facts)}.", figure)
 
 
 def _bins(gammas: Mapping[str, Array]) -> tuple[str, Array]:
@@ -130,7 +130,7 @@ def _plain(value: float, _: float) -> str:
 
 
 @styled()
-def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Array, *, images: int = 0) -> Plate:
+def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Array, *, images: int = 0) -> ReportFigure:
     """Accuracy after attacks of so many steps and restarts as a heat map. accuracy (R,S) in [0,1]. Raises BadInput.
 
     Qin et al., "Adversarial Robustness through Local Linearization", 2019, figure 3.
@@ -157,11 +157,13 @@ def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Arra
         " hides its gradients; one whose columns are all alike does not."
     )
     alt = f"Heat map of accuracy by steps and restarts, from {weakest:.1%} down to {strongest:.1%}."
-    return Plate("steps-restarts", "Accuracy by steps and restarts", caption, alt, figure)
+    return ReportFigure("steps-restarts", "Accuracy by steps and restarts", caption, alt, figure)
 
 
 @styled()
-def weight_landscape(distances: Array, losses: Mapping[str, Array], *, quantity: str = "Adversarial loss") -> Plate:
+def weight_landscape(
+    distances: Array, losses: Mapping[str, Array], *, quantity: str = "Adversarial loss"
+) -> ReportFigure:
     """Loss along random directions in the weights, a line for each model.
 
     distances (S,): steps in filter-normalized directions; losses: name -> (D,S), D directions. Raises BadInput.
@@ -184,7 +186,7 @@ def weight_landscape(distances: Array, losses: Mapping[str, Array], *, quantity:
         f"{name}: {v.mean(0).min():.3g} at its lowest, {v.mean(0).max():.3g} at its highest"
         for name, v in losses.items()
     ]
-    return Plate("weights", "Loss round the weights", caption, f"Line plot. {'; '.join(ends)}.", figure)
+    return ReportFigure("weights", "Loss round the weights", caption, f"Line plot. {'; '.join(ends)}.", figure)
 
 
 def _band(axes: Axes, x: Array, values: Array, name: str, place: int) -> None:
@@ -202,7 +204,7 @@ def bounds(
     norm: str = "Linf",
     radius: float | None = None,
     kind: Literal["certificate", "estimate"] = "certificate",
-) -> Plate:
+) -> ReportFigure:
     """Lower bounds of each image's adversarial distance against the upper bound.
 
     lower: name -> (N,), upper (N,): pixels of [0,1]; images with a bound that is not finite are counted, not drawn.
@@ -229,7 +231,7 @@ def bounds(
     axes.set_ylabel("Lower bound" + (", estimated" if kind == "estimate" else ""))
     if len(lower) > 1:
         legend(figure, axes)
-    return Plate("bounds", "Between the bounds", *_bounds_words(lower, upper, known, radius, kind), figure)
+    return ReportFigure("bounds", "Between the bounds", *_bounds_words(lower, upper, known, radius, kind), figure)
 
 
 def _scattered(axes: Axes, lower: Array, upper: Array, name: str, place: int) -> None:
@@ -281,7 +283,7 @@ def _bounds_words(
 
 
 @styled()
-def lower_bounds(models: Mapping[str, tuple[Array, Mapping[str, Array]]], *, norm: str = "L2") -> Plate:
+def lower_bounds(models: Mapping[str, tuple[Array, Mapping[str, Array]]], *, norm: str = "L2") -> ReportFigure:
     """Estimated lower bounds of each image's adversarial distance against the distance found, a panel for each model.
 
     models: name -> distances (N,) and bounds, kind -> (N,), such as "L-bound"; in pixels of [0,1], on logarithmic axes.
@@ -306,7 +308,7 @@ def lower_bounds(models: Mapping[str, tuple[Array, Mapping[str, Array]]], *, nor
         "Estimated lower bounds of each image's adversarial distance over the distance found. A bound is loose far"
         " below the line, and wrong above it, where the estimated constants are too small."
     )
-    return Plate("lower-bounds", "Bounds and distances", caption, f"Scatter plots. {'; '.join(facts)}.", figure)
+    return ReportFigure("lower-bounds", "Bounds and distances", caption, f"Scatter plots. {'; '.join(facts)}.", figure)
 
 
 def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) -> str:

@@ -5,21 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from planish import results as records
-from planish.errors import BadInput
-from planish.files import write_bytes, write_json, write_text
+from planish.core.errors import BadInput
+from planish.records import evaluation as records
 from planish.report import audited
-from planish.report.audited import Dossier
+from planish.report.audited import AuditSummary
 from planish.report.card import audit_card, card
 from planish.report.compared import audit_facts, told_apart
-from planish.report.drawing import Plate, to_png
+from planish.report.drawing import ReportFigure, to_png
 from planish.report.entry import Entry, check, radius_text, threat
 from planish.report.figures import plates
 from planish.report.gallery import gallery
+from planish.report.geometry import geometry_figures, told
 from planish.report.pairs import Pair, pair_facts, paired_plate, pairs
-from planish.report.portrayed import portrait_plates, told
 from planish.report.rendering import plain, render, render_audit, render_compared
 from planish.report.verdict import verdict
+from planish.storage.files import write_bytes, write_json, write_text
 
 
 def write_report(entries: Sequence[Entry], folder: str | Path, title: str, provenance: Mapping[str, Any]) -> Path:
@@ -38,17 +38,17 @@ def write_comparison(
     folder: str | Path,
     title: str,
     provenance: Mapping[str, Any],
-    dossiers: Sequence[Dossier] = (),
+    summaries: Sequence[AuditSummary] = (),
 ) -> Path:
     """Write what `write_report` does, and the entries compared two by two on the same images.
 
-    dossiers: audits to be shown side by side, beside the entries; without any entry, report.html and results.json alone
-    are written. BadInput as there, for fewer than two of both together, when the images of entries differ, and when the
+    summaries: audits to be shown side by side, beside the entries; without any entry, report.html and results.json
+    alone are written. BadInput as there, for fewer than two of both together, when the images of entries differ, and when the
     audits' threats do.
     """
-    if len(entries) + len(dossiers) < 2:
+    if len(entries) + len(summaries) < 2:
         raise BadInput("A comparison needs at least two evaluations or audits.")
-    folder, audits = Path(folder), told_apart(dossiers)
+    folder, audits = Path(folder), told_apart(summaries)
     if entries:
         return _write(entries, folder, title, provenance, pairs(entries) if len(entries) > 1 else [], audits)
     document = {"schema_version": 1, "title": title, "audits": [audit_facts(one) for one in audits]}
@@ -64,48 +64,51 @@ def _write(
     title: str,
     provenance: Mapping[str, Any],
     found: Sequence[Pair],
-    dossiers: Sequence[Dossier] = (),
+    summaries: Sequence[AuditSummary] = (),
 ) -> Path:
-    _one_threat(entries, dossiers)
+    _one_threat(entries, summaries)
     drawn = plates(entries)
     if found:
         drawn.insert(1, paired_plate(found))
     galleries = [gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)]
     _write_figures([*drawn, *(plate for plate in galleries if plate)], folder)
     paired = {"pairs": plain([pair_facts(pair) for pair in found])} if found else {}
-    audits = {"audits": plain([audit_facts(one) for one in dossiers])} if dossiers else {}
+    audits = {"audits": plain([audit_facts(one) for one in summaries])} if summaries else {}
     write_json(results(entries, title, provenance) | paired | audits, folder / "results.json")
     write_text(card(entries), folder / "card.md")
     page = folder / "report.html"
-    write_text(render(entries, title, provenance, drawn, found, dossiers), page)
+    write_text(render(entries, title, provenance, drawn, found, summaries), page)
     return page
 
 
-def _one_threat(entries: Sequence[Entry], dossiers: Sequence[Dossier]) -> None:
+def _one_threat(entries: Sequence[Entry], summaries: Sequence[AuditSummary]) -> None:
     """BadInput where audits are of another norm or radius than the entries, which are of one."""
     check(entries)
     own = threat(entries[0].evaluation)
-    others = {one.name: f"{one.norm} radius {radius_text(one.radius)}" for one in dossiers}
+    others = {one.name: f"{one.norm} radius {radius_text(one.radius)}" for one in summaries}
     for name, theirs in others.items():
         if theirs != own:
             raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
 
 
-def write_audit(dossier: Dossier, folder: str | Path, figures: Sequence[Plate] = ()) -> Path:
+def write_audit(audit_summary: AuditSummary, folder: str | Path, figures: Sequence[ReportFigure] = ()) -> Path:
     """Write audit.html, audit.md, card.md and figures/*.png into the folder; return the page's path.
 
-    figures: more than the portrait's. Each file is written whole or not at all, the page last.
+    figures: more than the geometry's. Each file is written whole or not at all, the page last.
     """
-    folder, drawn = Path(folder), [*portrait_plates(dossier), *figures]
+    folder, drawn = Path(folder), [*geometry_figures(audit_summary), *figures]
     _write_figures(drawn, folder)
-    write_text(audited.to_markdown(dossier, told(dossier.portrait) if dossier.portrait else []), folder / "audit.md")
-    write_text(audit_card(dossier), folder / "card.md")
+    write_text(
+        audited.to_markdown(audit_summary, told(audit_summary.geometry) if audit_summary.geometry else []),
+        folder / "audit.md",
+    )
+    write_text(audit_card(audit_summary), folder / "card.md")
     page = folder / "audit.html"
-    write_text(render_audit(dossier, drawn), page)
+    write_text(render_audit(audit_summary, drawn), page)
     return page
 
 
-def _write_figures(drawn: Sequence[Plate], folder: Path) -> None:
+def _write_figures(drawn: Sequence[ReportFigure], folder: Path) -> None:
     for plate in drawn:
         write_bytes(to_png(plate.figure), folder / "figures" / f"{plate.slug}.png")
 

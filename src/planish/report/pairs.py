@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from planish.errors import BadInput
-from planish.estimates import Difference, Estimate, paired_interval
-from planish.report.drawing import BLUE, INK, Plate, blank, fitted, hide, styled
+from planish.core.errors import BadInput
+from planish.records.statistics import Difference, Estimate, paired_interval
+from planish.report.drawing import BLUE, INK, ReportFigure, blank, fitted, hide, styled
 from planish.report.entry import Entry, check, percent, threat
 from planish.report.tables import Cell, Table, table
 
@@ -109,7 +109,7 @@ def _row(pair: Pair) -> list[Cell]:
 
 
 @styled()
-def paired_plate(found: Sequence[Pair]) -> Plate:
+def paired_plate(found: Sequence[Pair]) -> ReportFigure:
     """Differences with their intervals, one row per pair, beside the line of no difference."""
     figure = blank(0.9 + (0.46 if any("\n" in _versus(pair) for pair in found) else 0.34) * len(found))
     axes = figure.add_subplot()
@@ -131,7 +131,7 @@ def paired_plate(found: Sequence[Pair]) -> Plate:
         " not tell the two apart."
     )
     facts = [f"{pair.first.name} minus {pair.second.name}: {points(pair.difference)} points" for pair in found]
-    return Plate("paired", "Differences, image by image", caption, f"Interval plot. {'; '.join(facts)}.", figure)
+    return ReportFigure("paired", "Differences, image by image", caption, f"Interval plot. {'; '.join(facts)}.", figure)
 
 
 def _versus(pair: Pair) -> str:

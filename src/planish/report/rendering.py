@@ -12,16 +12,16 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from planish.estimates import Estimate
+from planish.records.statistics import Estimate
 from planish.report import audited
-from planish.report.audited import Dossier, Finding
+from planish.report.audited import AuditSummary, Finding
 from planish.report.compared import audit_headline, headline_rows, side_by_side
-from planish.report.drawing import Plate, to_svg
+from planish.report.drawing import ReportFigure, to_svg
 from planish.report.entry import Entry, images_text, threat
 from planish.report.gallery import data_uri, gallery_caption, shots
+from planish.report.geometry import geometry_caption, geometry_shots, outcome_rows
 from planish.report.nearest import image_rows, rows_for
 from planish.report.pairs import Pair, paired_rows
-from planish.report.portrayed import fate_rows, portrait_caption, portrait_shots
 from planish.report.tables import cost_rows, summary_rows
 from planish.report.verdict import verdict
 
@@ -67,13 +67,13 @@ def render(
     entries: Sequence[Entry],
     title: str,
     provenance: Mapping[str, Any],
-    drawn: Sequence[Plate],
+    drawn: Sequence[ReportFigure],
     pairs: Sequence[Pair] = (),
-    dossiers: Sequence[Dossier] = (),
+    summaries: Sequence[AuditSummary] = (),
 ) -> str:
     """Return the report's page as one HTML document that asks the network for nothing.
 
-    dossiers: of audits that are shown beside the entries.
+    summaries: of audits that are shown beside the entries.
     """
     headline, *remarks = map(_unbroken, verdict(entries))
     most = rows_for(entries)
@@ -88,74 +88,74 @@ def render(
         attacked=any(entry.evaluation.columns for entry in entries),
         summary=summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
-        **_side_by_side(dossiers),
+        **_side_by_side(summaries),
         costs=cost_rows(entries),
         figures=_drawings(drawn),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
         images=[(entry.name, image_rows(entry, most)) for entry in entries],
         models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries]
-        + [(f"{one.name}, audited", _facts(one)) for one in dossiers],
-        commands=_commands(entries, dossiers, provenance),
+        + [(f"{one.name}, audited", _facts(one)) for one in summaries],
+        commands=_commands(entries, summaries, provenance),
     )
 
 
-def render_compared(dossiers: Sequence[Dossier], title: str, provenance: Mapping[str, Any]) -> str:
+def render_compared(summaries: Sequence[AuditSummary], title: str, provenance: Mapping[str, Any]) -> str:
     """Return the page of audits side by side."""
-    headline, *remarks = audit_headline(dossiers)
+    headline, *remarks = audit_headline(summaries)
     return _page(
         "compared.html.j2",
         provenance,
         title=title,
         headline=headline,
         remarks=remarks,
-        terms="; ".join(dict.fromkeys(one.terms for one in dossiers)),
-        scores=[Score.of(one.name, one.headline, one.clean) for one in dossiers],
-        models=[(one.name, _facts(one)) for one in dossiers],
-        commands=_lines([*provenance.get("commands", []), *(line for one in dossiers for line in _own(one))]),
-        **_side_by_side(dossiers),
+        terms="; ".join(dict.fromkeys(one.terms for one in summaries)),
+        scores=[Score.of(one.name, one.headline, one.clean) for one in summaries],
+        models=[(one.name, _facts(one)) for one in summaries],
+        commands=_lines([*provenance.get("commands", []), *(line for one in summaries for line in _own(one))]),
+        **_side_by_side(summaries),
     )
 
 
-def _side_by_side(dossiers: Sequence[Dossier]) -> dict[str, Any]:
+def _side_by_side(summaries: Sequence[AuditSummary]) -> dict[str, Any]:
     """Return the tables of audits, None without any, and which symbol is whose."""
     marks = {symbol: kind for kind, symbol in audited.SYMBOLS.items()}
-    return {"audited": (headline_rows(dossiers), side_by_side(dossiers)) if dossiers else None, "marks": marks}
+    return {"audited": (headline_rows(summaries), side_by_side(summaries)) if summaries else None, "marks": marks}
 
 
-def _facts(dossier: Dossier) -> list[tuple[str, str]]:
+def _facts(audit_summary: AuditSummary) -> list[tuple[str, str]]:
     """Return an audit's provenance but its commands."""
-    return flat({key: value for key, value in plain(dossier.provenance).items() if key != "commands"})
+    return flat({key: value for key, value in plain(audit_summary.provenance).items() if key != "commands"})
 
 
-def _own(dossier: Dossier) -> Sequence[Any]:
-    found: Sequence[Any] = dossier.provenance.get("commands", [])
+def _own(audit_summary: AuditSummary) -> Sequence[Any]:
+    found: Sequence[Any] = audit_summary.provenance.get("commands", [])
     return found
 
 
-def render_audit(dossier: Dossier, figures: Sequence[Plate] = ()) -> str:
+def render_audit(audit_summary: AuditSummary, figures: Sequence[ReportFigure] = ()) -> str:
     """Return the audit's page as one HTML document that asks the network for nothing."""
-    headline, *remarks = audited.sentences(dossier.findings)
+    headline, *remarks = audited.sentences(audit_summary.findings)
     return _page(
         "audit.html.j2",
-        dossier.provenance,
-        title=dossier.name,
-        verdict=audited.overall(dossier.findings),
+        audit_summary.provenance,
+        title=audit_summary.name,
+        verdict=audited.overall(audit_summary.findings),
         headline=headline,
         remarks=remarks,
-        terms=dossier.terms,
-        scores=[Score.of("Robust accuracy", dossier.headline, dossier.clean)],
-        groups=[(kind, [_shown(one) for one in found]) for kind, found in audited.grouped(dossier.findings)],
+        terms=audit_summary.terms,
+        scores=[Score.of("Robust accuracy", audit_summary.headline, audit_summary.clean)],
+        groups=[(kind, [_shown(one) for one in found]) for kind, found in audited.grouped(audit_summary.findings)],
         symbols=audited.SYMBOLS,
         names=audited.NAMES,
         words=audited.VERDICTS,
-        rows=audited.finding_rows(dossier.findings),
+        rows=audited.finding_rows(audit_summary.findings),
         figures=_drawings(figures),
-        notes=dossier.portrait.notes if dossier.portrait else (),
-        shots=portrait_shots(dossier),
-        shots_caption=portrait_caption(dossier),
-        fates=fate_rows(dossier),
+        notes=audit_summary.geometry.notes if audit_summary.geometry else (),
+        shots=geometry_shots(audit_summary),
+        shots_caption=geometry_caption(audit_summary),
+        outcomes=outcome_rows(audit_summary),
         models=[],
-        commands=_lines(_own(dossier)),
+        commands=_lines(_own(audit_summary)),
     )
 
 
@@ -176,7 +176,7 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def _drawings(drawn: Sequence[Plate]) -> list[tuple[Plate, Markup]]:
+def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:
     return [(plate, Markup(to_svg(plate))) for plate in drawn]  # our own drawing, its text escaped by it
 
 
@@ -229,9 +229,9 @@ def _line(command: Any) -> str:
     return command if isinstance(command, str) else " ".join(command)
 
 
-def _commands(entries: Sequence[Entry], dossiers: Sequence[Dossier], provenance: Mapping[str, Any]) -> list[str]:
+def _commands(entries: Sequence[Entry], summaries: Sequence[AuditSummary], provenance: Mapping[str, Any]) -> list[str]:
     given = [*provenance.get("commands", []), *(entry.evaluation.meta.get("command") for entry in entries)]
-    return _lines([*given, *(line for one in dossiers for line in _own(one))])
+    return _lines([*given, *(line for one in summaries for line in _own(one))])
 
 
 def _lines(commands: Sequence[Any]) -> list[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planish.estimates import Estimate
+from planish.records.evaluation import Column
+from planish.records.statistics import Estimate
 from planish.report.entry import Entry, attack_names, images_text, percent, threat
-from planish.results import Column
 
 NOTHING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from planish.estimates import paired_interval
+from planish.records.statistics import paired_interval
 from planish.report.entry import Entry, check, percent, threat
 from planish.report.tables import times
 
@@ -114,7 +114,7 @@ def _alarms(entries: Sequence[Entry]) -> list[str]:
 def _alarmed(entry: Entry, alarms: Sequence[Mapping[str, Any]]) -> str:
     steps = _listed([f"step {alarm['step']:.0f}" for alarm in alarms])
     back = sum(bool(alarm["went_back"]) for alarm in alarms)
-    then = "training went back and on with the method hardened" if back else "its method has nothing to harden"
+    then = "training went back and on with the method strengthened" if back else "its method has nothing to harden"
     return f"The guard saw {entry.name} collapse in training at {steps}; {then}."
 
 

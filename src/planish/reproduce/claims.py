@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.estimates import Z95, Estimate, paired_interval
+from planish.records.statistics import Z95, Estimate, paired_interval
 from planish.reproduce.tables import Claim
 
 Outcome = Literal["confirmed", "refuted", "open", "not tested"]

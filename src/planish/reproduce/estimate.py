@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.batch import Batch
-from planish.configuration import Experiment
-from planish.costs import training_cost
+from planish.core.batch import Batch
+from planish.core.modes import autocast
+from planish.core.randomness import seeded
 from planish.data.source import find
-from planish.experiment import architecture
-from planish.methods import Moment
-from planish.modes import autocast
-from planish.randomness import seeded
+from planish.methods import StepContext
 from planish.report.tables import Table as Lines
 from planish.report.tables import seconds_text, table
 from planish.reproduce import numbers
 from planish.reproduce.running import Job, finished, trained, twin
 from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled
 from planish.reproduce.tables import Column
-from planish.training import Bound
+from planish.runs.config import Experiment
+from planish.runs.train import architecture
+from planish.training.cost import training_cost
+from planish.training.loop import Bound
 
 TRAINING = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
 TEST = {"cifar10": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
@@ -147,7 +147,7 @@ def step_seconds(job: Job, experiment: Experiment) -> float:
 
     def once() -> Tensor:
         model.zero_grad()
-        total: Tensor = bound(x, labels, indices, Moment(seeded(0, device=job.device), identities=len(x))).total
+        total: Tensor = bound(x, labels, indices, StepContext(seeded(0, device=job.device), identities=len(x))).total
         total.backward()  # type: ignore[no-untyped-call]
         return total
 

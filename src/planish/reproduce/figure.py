@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from planish.report.drawing import BLUE, MUTED, VERMILION, Plate, blank, hide, legend, styled
+from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, hide, legend, styled
 from planish.reproduce.measured import paper_number
 from planish.reproduce.tables import STATISTICS, Table
 
@@ -13,7 +13,7 @@ STEP = 0.3
 
 
 @styled()
-def plate(own: Table, whole: dict[str, Any]) -> Plate | None:
+def plate(own: Table, whole: dict[str, Any]) -> ReportFigure | None:
     """Draw a panel for each column that was measured: ours with its interval, the paper's, a line between the two."""
     keys = [key for key, column in own.columns.items() if column.measure in COMPARED and not column.note]
     pairs = {key: found for key in keys if (found := _pairs(own, whole, key))}
@@ -28,7 +28,7 @@ def plate(own: Table, whole: dict[str, Any]) -> Plate | None:
     legend(figure, panels[0])
     words = f"{own.head.paper}, {own.head.printed}, at scale {whole['scale']} ({whole['words']})"
     caption = "Dots: measured, with 95 % intervals over test images. Squares: printed in the paper."
-    return Plate(f"reproduce-{own.name}", words, caption, f"Dumbbell plot of {words}. {caption}", figure)
+    return ReportFigure(f"reproduce-{own.name}", words, caption, f"Dumbbell plot of {words}. {caption}", figure)
 
 
 Pair = tuple[float, float, float, float | None]

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planish import distances, results
-from planish.distances import Distances, improvement_ratio
-from planish.errors import BadInput
-from planish.files import write_json
+from planish.core.errors import BadInput
+from planish.core.threat import parse_threat
+from planish.evaluation import distances
+from planish.evaluation.distances import Distances, improvement_ratio
+from planish.records import evaluation as results
+from planish.records.evaluation import Evaluation
 from planish.reproduce import numbers
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.running import Job, finished, provenance_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
 from planish.reproduce.tables import Column, Table
-from planish.results import Evaluation
-from planish.runs import DISTANCES, EVALUATION, training_of
-from planish.threat import parse_threat
+from planish.runs.judge import DISTANCES, EVALUATION, training_of
+from planish.storage.files import write_json
 
 RESULTS = "results.json"
 SCHEMA_VERSION = 1

@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from planish.audit.bounds import c_bound, l_bound, soft_top_margin, top_margin
-from planish.audit.chunks import in_chunks
-from planish.audit.curvature import curvature, gradient_norms
-from planish.audit.lipschitz import empirical_lipschitz
-from planish.batch import Batch
-from planish.errors import BadInput
-from planish.evaluation import check_images, check_logits, data_digest, model_digest
-from planish.files import UNREADABLE, read_arrays, write_arrays
-from planish.provenance import provenance
+from planish.audit.measures.bounds import c_bound, l_bound, soft_top_margin, top_margin
+from planish.audit.measures.chunks import in_chunks
+from planish.audit.measures.curvature import curvature, gradient_norms
+from planish.audit.measures.lipschitz import empirical_lipschitz
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.threat import ThreatModel
+from planish.evaluation.evaluate import check_images, check_logits, data_digest, model_digest
 from planish.reproduce.tables import Column, Statistic
-from planish.runs import Subject, Task, test_images
-from planish.threat import ThreatModel
+from planish.runs.judge import EvaluationConfig, LoadedModel, test_images
+from planish.storage.files import UNREADABLE, read_arrays, write_arrays
+from planish.storage.provenance import provenance
 
 FILE = "numbers.npz"
 STEPS = {"lipschitz": 20, "regularity": 20}
@@ -89,7 +89,7 @@ NUMBERINGS: dict[str, Numbering] = {"lipschitz": lipschitz, "regularity": regula
 
 
 def measure(
-    judged: Subject, task: Task, column: Column, folder: Path, *, device: torch.device | str = "cpu"
+    judged: LoadedModel, task: EvaluationConfig, column: Column, folder: Path, *, device: torch.device | str = "cpu"
 ) -> Numbers:
     """Measure every test image, correct or not, and write the record into the folder.
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from planish.errors import BadInput
-from planish.files import write_bytes, write_text
+from planish.core.errors import BadInput
 from planish.report.drawing import to_png
 from planish.report.tables import NOTHING, Cell, markdown, table
 from planish.report.tables import Table as Lines
@@ -15,6 +14,7 @@ from planish.reproduce.measured import load_documents
 from planish.reproduce.running import Job, state
 from planish.reproduce.scales import SCALES
 from planish.reproduce.tables import HOME, Column, Table
+from planish.storage.files import write_bytes, write_text
 
 FIGURE = "figure.png"
 INTRODUCTION = HOME / "introduction.md"

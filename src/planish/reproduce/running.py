@@ -5,22 +5,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planish import distances, results
-from planish.checkpoints import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
-from planish.configuration import Experiment, experiment_from, read
-from planish.distances import Distances
-from planish.errors import BadInput
-from planish.evaluation import OnChunk
-from planish.experiment import refuse_other_data, same_run, train, training_images
-from planish.files import write_bytes
+from planish.attacks.suites import Suite
+from planish.core.errors import BadInput
+from planish.evaluation import distances
+from planish.evaluation.distances import Distances
+from planish.evaluation.evaluate import OnChunk
+from planish.records import evaluation as results
+from planish.records.evaluation import Evaluation
 from planish.reproduce import numbers
 from planish.reproduce.numbers import Numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import Column, Row, Table
-from planish.results import Evaluation
-from planish.runs import DISTANCES, EVALUATION, Task, distance_attacks, judge, measure, named_attacks, subject
-from planish.suites import Suite
-from planish.training import EpochRecord
+from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
+from planish.runs.config import Experiment, experiment_from, read
+from planish.runs.judge import (
+    DISTANCES,
+    EVALUATION,
+    EvaluationConfig,
+    attacks_by_name,
+    distance_attacks,
+    evaluate_into,
+    load_model,
+    measure,
+)
+from planish.runs.train import refuse_other_data, same_run, train, training_images
+from planish.storage.files import write_bytes
+from planish.training.loop import EpochRecord
 
 SNAPSHOTS = "snapshots"
 
@@ -191,20 +201,20 @@ def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation
         if not column.is_judged or finished(job, row, column):
             continue
         if model is None:
-            model = replace(subject(str(job.folder(row)), job.device), name=row)
+            model = replace(load_model(str(job.folder(row)), job.device), name=row)
         task, place = _task(job, row, column), job.record(row, column)
         if column.by_distance:
             yield from measure(model, task, place, device=job.device, resume=True)
         elif column.by_numbers:
             yield numbers.measure(model, task, column, place, device=job.device)
         else:
-            yield from judge(model, task, place, device=job.device, resume=True, on_chunk=on_chunk)
+            yield from evaluate_into(model, task, place, device=job.device, resume=True, on_chunk=on_chunk)
 
 
-def _task(job: Job, row: str, column: Column) -> Task:
+def _task(job: Job, row: str, column: Column) -> EvaluationConfig:
     head, attack = job.table.head, attack_of(column, job.scale)
     threat = head.threat(job.row(row).radius)
-    return Task(
+    return EvaluationConfig(
         data=job.test or job.train or job.experiment(row).data.source,
         threat=replace(threat, radius=0.0) if column.by_distance else threat,
         attacks=() if attack is None else (attack,),
@@ -253,7 +263,7 @@ def _complete(record: Evaluation, attack: str) -> bool:
         return True
     if attack.startswith("transfer"):
         return False
-    made = named_attacks([attack], int(record.meta["model"]["classes"]), norm=record.norm)[attack]
+    made = attacks_by_name([attack], int(record.meta["model"]["classes"]), norm=record.norm)[attack]
     done = {column.name.partition("/")[2]: column for column in record.columns if column.name.startswith(f"{attack}/")}
     return isinstance(made, Suite) and made.following(done, len(record.labels)) is None
 

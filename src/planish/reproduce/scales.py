@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from planish.configuration import Experiment, Named, made
-from planish.errors import BadInput, nearest
-from planish.modes import Precision
+from planish.core.errors import BadInput, nearest
+from planish.core.modes import Precision
 from planish.reproduce.tables import Column, Table
+from planish.runs.config import Experiment, Named, made
 
 DEPTHS = (18, 34, 50, 101, 152)
 

@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from planish.configuration import Experiment, experiment_from, made, overlaid, read
-from planish.errors import BadInput, at_least, nearest
-from planish.threat import ThreatModel, parse_threat
+from planish.core.errors import BadInput, at_least, nearest
+from planish.core.threat import ThreatModel, parse_threat
+from planish.runs.config import Experiment, experiment_from, made, overlaid, read
 
-HOME = Path(__file__).parent.parent / "recipes"
+HOME = Path(__file__).parent / "recipes"
 SECTIONS = ("data", "model", "method", "threat", "settings", "guard", "seed")
 """What of a row, a source or the base is configuration."""
 Measure = Literal[

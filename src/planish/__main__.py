@@ -1,0 +1,5 @@
+"""`python -m planish`: the command line."""
+
+from planish.cli.main import run
+
+run()

@@ -1,0 +1,46 @@
+"""Suites: attacks in stages, each a column of its own; a suite may choose the next stage by what came before."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from planish.attacks import Attack
+from planish.records.evaluation import Column
+
+
+class Stage(NamedTuple):
+    """One attack of a suite. facing: the images that still stand, or all that are correct when clean.
+
+    sample: at most so many of them, drawn at random: a check, not an attack. focus: only this share of them, those that
+    attacks came closest to breaking, at least one. because: why it is run, if it need not be.
+    """
+
+    name: str
+    attack: Attack
+    facing: Literal["survivors", "correct"] = "survivors"
+    sample: int | None = None
+    focus: float | None = None
+    because: tuple[str, ...] = ()
+
+
+class Suite(ABC):
+    """A frozen dataclass. Stateless: what comes next follows from the columns so far, so that a resumed run goes on."""
+
+    @abstractmethod
+    def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
+        """Return the next stage, None when the suite is through. done: its columns so far, by stage name.
+
+        images: how many the test set has.
+        """
+
+
+@dataclass(frozen=True)
+class Fixed(Suite):
+    """These stages, whatever they find."""
+
+    stages: tuple[Stage, ...]
+
+    def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
+        """Return the first stage that has no column."""
+        return next((stage for stage in self.stages if stage.name not in done), None)

@@ -1,0 +1,118 @@
+"""planish's own suite: a short cascade that is as strong as AutoAttack on honest models, and knows when it is not.
+
+Short: a scout with a scale-free loss breaks most of what can be broken; then the nearest classes by linearised distance
+are aimed at in turn; then every class, on the images that came closest to being broken; last, a black-box check on a
+few survivors. What the ledger of these says decides whether the long stages are run too: see `Cascade.reasons`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from planish.attacks import Attack, ByDistance, Worst
+from planish.attacks.gradient import Ranked, Targeted, Untargeted
+from planish.attacks.noise import Noise
+from planish.attacks.smoothed import Smoothed
+from planish.attacks.square import Square
+from planish.attacks.suites import Stage, Suite
+from planish.attacks.suites.autoattack import autoattack
+from planish.core.errors import at_least
+from planish.core.losses import margin, scale_free_cross_entropy
+from planish.records.evaluation import Column
+from planish.search.step_rules import COSINE_MOMENTUM
+
+CHECKED, CHECK_SHARE = 200, 50
+"""The check sees at most so many survivors, and at most one for so many test images: 10 queries an image."""
+FOCUS, FOCUS_STEPS = 0.1, 20
+"""What attacks came closest to breaking: this share of the survivors is attacked again, towards every class."""
+STUCK, LEAP, GAIN = 0.01, 0.06, 0.005
+"""Shares of the images that may be stuck at their start, or fall to the targets after the scout, or then to the attack
+on the hard cases, in a short run."""
+
+
+@dataclass(frozen=True)
+class Cascade(Suite):
+    """The planish suite: scout, nearest targets, hard cases, a check; long stages only with cause. planish.
+
+    scout_steps, target_steps: iterates of a run. targets: how many of the nearest classes are aimed at. Published
+    ideas: MIFPE loss (Yu and Xu 2023), MALT order (Melamed et al. 2024), margins towards targets (Gowal et al. 2019).
+    """
+
+    scout_steps: int = 10
+    target_steps: int = 10
+    targets: int = 3
+    classes: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        at_least(1, scout_steps=self.scout_steps, target_steps=self.target_steps, targets=self.targets)
+
+    def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
+        """Return the next stage: the short ones, then the long ones if there is a reason."""
+        for stage in self._short(images):
+            if stage.name not in done:
+                return stage
+        reasons = self.reasons(done, images)
+        long = [stage for stage in self._long if stage.name not in done]
+        return long[0]._replace(because=reasons) if reasons and long else None
+
+    def reasons(self, done: Mapping[str, Column], images: int) -> tuple[str, ...]:
+        """Return why the short stages cannot be trusted, in words; nothing if they can.
+
+        A black box broke what they missed; the gradient led nowhere on some images; the targets broke far more than
+        the scout had left plausible; or more effort still paid on the hard cases. On models with honest gradients none
+        of them happens (docs/attacks.md).
+        """
+        found = []
+        hits = int(done["check"].broken.sum())
+        if hits:
+            tried = int(done["check"].attempted.sum())
+            found.append(f"noise and random search broke {hits} of {tried} images that gradients had not broken")
+        scout = done["scout"]
+        stuck = scout.attempted & ~scout.broken & (scout.step <= 0)
+        if stuck.sum() > STUCK * images:
+            found.append(f"the gradient led nowhere on {int(stuck.sum())} of {images} images")
+        leap = int(done["targets"].broken.sum())
+        if leap > LEAP * images:
+            found.append(f"targets broke {leap} of {images} images that the untargeted scout had not")
+        gain = int(done["focus"].broken.sum())
+        if gain > GAIN * images and gain > 1:
+            found.append(f"a second attack on the hardest images still broke {gain} of {images}")
+        return tuple(found)
+
+    def _short(self, images: int) -> tuple[Stage, ...]:
+        scout = Untargeted(COSINE_MOMENTUM, self.scout_steps, scale_free_cross_entropy)
+        check = Worst((Noise(30), Square(500)))
+        return (
+            Stage("scout", scout),
+            Stage("targets", Worst((ByDistance(), *self._towards(1, self.targets, self.target_steps)))),
+            Stage("focus", Worst((ByDistance(), *self._towards(1, 9, FOCUS_STEPS))), focus=FOCUS),
+            Stage("check", check, sample=int(np.clip(images // CHECK_SHARE, 1, CHECKED))),
+        )
+
+    @cached_property
+    def _long(self) -> tuple[Stage, ...]:
+        margins = Untargeted(COSINE_MOMENTUM, 50, margin)
+        diverse = Untargeted(COSINE_MOMENTUM, 50, margin, start="diverse")
+        sweep: tuple[Attack, ...] = (
+            ByDistance(),
+            *self._towards(self.targets + 1, 9, 50),
+            *self._towards(1, self.targets, 50),
+        )
+        return (
+            Stage("noise", Noise(100)),
+            Stage("random-search", Square(1000)),
+            Stage("untargeted", Worst((margins, Untargeted(COSINE_MOMENTUM, 50, scale_free_cross_entropy)))),
+            Stage("sweep", Worst(sweep)),
+            Stage("diverse", Worst((diverse,) * 5)),
+            Stage("smoothed", Smoothed(50)),
+            *autoattack(classes=self.classes).stages,
+        )
+
+    def _towards(self, first: int, last: int, steps: int) -> tuple[Targeted, ...]:
+        ranks = range(first, min(last, self.classes - 1) + 1)
+        return tuple(Targeted(COSINE_MOMENTUM, steps, Ranked(rank)) for rank in ranks)
+
+
+COMPONENTS = {"planish": Cascade}

@@ -1,0 +1,159 @@
+"""What a check is, and how a number that it saw becomes a verdict."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from planish.audit.evidence import LEVELS, Evidence
+from planish.records.audit import Budget, Finding, Verdict
+from planish.records.statistics import share_at_least
+
+FEWEST = 20
+"""Fewer images never let a check pass that is about a share or a mean."""
+Z_ONE_SIDED = 1.6448536269514722  # the 95 % quantile of the standard normal
+Needs = Literal["logits", "graph", "gradients"]
+"""logits: works on a black box too. graph: asks for gradients, whatever comes back. gradients: of some use."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a check saw: a number, the 95 % bound of it that is best for the model, the images behind it.
+
+    hits: how many images make up a share; None if it is none. images: None for a plain fact, which any number shows.
+    advice: what to do if the verdict is not pass.
+    """
+
+    value: float
+    sure: float
+    meaning: str
+    advice: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    images: int | None = None
+    hits: int | None = None
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Why a check could not be made, and what would be needed."""
+
+    meaning: str
+    advice: str
+
+
+Look = Callable[[Evidence], Seen | Unknown]
+NOTHING_CORRECT = Unknown("No image is classified correctly.", "Audit a model that is better than chance.")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to a model: `look` finds a number, and the thresholds judge it.
+
+    rows: of the table in docs/audit.md. level: the smallest budget that it is part of. worse: which side of a threshold
+    is bad. classes: the fewest that it can be made with.
+    """
+
+    look: Look
+    rows: tuple[int, ...]
+    unit: str = "%"
+    warn_at: float | None = None
+    fail_at: float | None = None
+    worse: Literal["above", "below"] = "above"
+    level: Budget = "quick"
+    needs: Needs = "logits"
+    classes: int = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.look.__doc__)
+
+    def __call__(self, name: str, evidence: Evidence) -> Finding:
+        """Return the finding, under this name."""
+        before = evidence.passes
+        seen = self._barred(evidence) or self.look(evidence)
+        passes = evidence.passes - before
+        limits = (self.unit, self.warn_at, self.fail_at)
+        if isinstance(seen, Unknown):
+            return Finding(name, "open", None, *limits, seen.meaning, seen.advice, {}, passes)
+        verdict = self.verdict(seen)
+        if verdict == "open":
+            advice = f"Audit with at least {self.fewest(seen)} images, for instance --limit {self.fewest(seen)}."
+            return Finding(name, verdict, None, *limits, seen.meaning, advice, seen.evidence, passes)
+        advice = "" if verdict == "pass" else seen.advice
+        return Finding(name, verdict, seen.value, *limits, seen.meaning, advice, seen.evidence, passes)
+
+    def verdict(self, seen: Seen) -> Verdict:
+        """Judge a number.
+
+        fail: it is beyond fail_at, its bound is beyond warn_at, and if it is a share, two images at least make it up.
+        Where fail_at is the only threshold, the bound must be beyond half of it, or beyond it if small is bad. warn:
+        beyond warn_at, or beyond fail_at without that. open: neither, but of too few images to tell.
+        """
+        if not math.isfinite(seen.value):
+            return "open"
+        beyond = self._beyond(seen.value, self.fail_at)
+        if beyond and (seen.images is None or (seen.hits != 1 and self._is_sure(seen.sure))):
+            return "fail"
+        if beyond or self._beyond(seen.value, self.warn_at):
+            return "warn"
+        return "open" if seen.images is not None and seen.images < self.fewest(seen) else "pass"
+
+    def fewest(self, seen: Seen) -> int:
+        """Return how many images a pass takes: the larger threshold of a share must be one image at least."""
+        limits = [limit for limit in (self.warn_at, self.fail_at) if limit is not None]
+        if seen.hits is None or 0 in limits or not limits:
+            return FEWEST
+        return max(FEWEST, math.ceil(100 / max(limits)))
+
+    def _is_sure(self, bound: float) -> bool:
+        assert self.fail_at is not None
+        alone = self.fail_at / 2 if self.worse == "above" else self.fail_at
+        return self._beyond(bound, alone if self.warn_at is None else self.warn_at)
+
+    def _beyond(self, value: float, limit: float | None) -> bool:
+        if limit is None:
+            return False
+        return value > limit if self.worse == "above" else value < limit
+
+    def _barred(self, evidence: Evidence) -> Unknown | None:
+        if LEVELS.index(self.level) > LEVELS.index(evidence.plan.level):
+            reason = f"Not looked at: it is part of the {self.level} budget."
+            return Unknown(reason, f"Audit with --budget {self.level}.")
+        if evidence.classes < self.classes:
+            reason = f"It cannot be made with {evidence.classes} classes."
+            return Unknown(reason, f"Nothing is to be done: it takes {self.classes} classes.")
+        if self.needs != "logits" and evidence.black_box:
+            return Unknown("A black box has no gradients to look at.", "Audit the PyTorch model that it was made from.")
+        if self.needs == "gradients" and not evidence.has_gradients:
+            reason = "No image has a gradient that is of any use."
+            return Unknown(reason, "See the checks gradient and zero-gradients, and audit again when they pass.")
+        return None
+
+
+def check(rows: tuple[int, ...], **terms: Any) -> Callable[[Look], Check]:
+    """Make a check of a function; its docstring's first line is the description in `planish list checks`."""
+    return lambda look: Check(look, rows, **terms)
+
+
+def fact(value: float, meaning: str, advice: str = "", **evidence: Any) -> Seen:
+    """Return a number that is no estimate."""
+    return Seen(value, value, meaning, advice, evidence)
+
+
+def share(hits: int, total: int, meaning: str, advice: str = "", **evidence: Any) -> Seen:
+    """Return a share of images in percent with its exact one-sided bound; `total` must not be 0."""
+    bound = 100 * share_at_least(hits, total)
+    return Seen(100 * hits / total, bound, meaning, advice, {"hits": hits, "images": total, **evidence}, total, hits)
+
+
+def mean(values: Tensor, meaning: str, advice: str = "", worse: int = 1, **evidence: Any) -> Seen:
+    """Return the mean of values (n,) with its one-sided normal bound. worse: 1 if larger is worse, else -1."""
+    average = float(values.double().mean())
+    error = float(values.double().std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return Seen(average, average - worse * Z_ONE_SIDED * error, meaning, advice, evidence, len(values))
+
+
+def count_text(hits: int, total: int) -> str:
+    """Word a count, such as "3 of 250 images (1.2 %)"."""
+    return f"{hits} of {total} images ({100 * hits / max(total, 1):.1f} %)"

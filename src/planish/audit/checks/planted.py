@@ -1,0 +1,117 @@
+"""The binarization test: an adversarial image is planted, and the attack must find it (Zimmermann et al. 2022)."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.attacks import run
+from planish.audit.check import FEWEST, Seen, Unknown, check, share
+from planish.audit.evidence import Evidence
+from planish.core.batch import Batch
+from planish.core.modes import evaluating
+from planish.core.randomness import keyed_draws
+from planish.core.threat import ThreatModel
+
+INNER, INSIDE = 60, 0.95
+"""Points that keep the first class, and their ball in radii; the planted one is at the full radius."""
+RIDGE = 1e-4
+
+
+class Binary(nn.Module):
+    """The network up to its last linear layer, with two classes in its place: 0 near the image, 1 what was planted."""
+
+    def __init__(self, network: nn.Module, last: nn.Linear) -> None:
+        super().__init__()
+        self.network, self.last = network, last
+        self.weight, self.bias = torch.zeros(1), torch.zeros(())
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what the last linear layer is given, (N, F)."""
+        taken: list[Tensor] = []
+
+        def take(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            taken.append(arguments[0])
+
+        with self.last.register_forward_pre_hook(take):
+            self.network(x)
+        return taken[-1].flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return two logits, (N, 2)."""
+        score = self.features(x) @ self.weight + self.bias
+        return torch.stack([-score, score], 1)
+
+
+class Planted(NamedTuple):
+    """A reading of the features that calls only the planted point 1; None if there is no such linear reading."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@check((32,), fail_at=95.0, worse="below", level="thorough", needs="graph")
+def planted(evidence: Evidence) -> Seen | Unknown:
+    """The attack finds adversarial images that were planted (binarization test)."""
+    linear = [module for module in evidence.given.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        return Unknown(
+            "The network has no linear layer to plant an adversarial image behind.", "Nothing is to be done."
+        )
+    binary, batch = Binary(evidence.model, linear[-1]), evidence.images
+    found: list[bool] = []
+    for row in evidence.drawn(torch.arange(len(batch.x)), 2 * evidence.plan.planted).tolist():
+        one = batch.select(slice(row, row + 1))
+        reading = _plant(binary, one, evidence.threat, evidence.seed)
+        if reading is None or len(found) == evidence.plan.planted:
+            continue
+        binary.weight, binary.bias = reading
+        outcome = run(
+            evidence.margin_pgd(),
+            binary,
+            Batch(one.x, torch.zeros_like(one.labels), one.indices),
+            evidence.threat,
+            generator=evidence.generator("planted"),
+        )
+        found.append(bool(outcome.score >= 0))
+    if len(found) < FEWEST:
+        reason = f"Only {len(found)} adversarial images could be planted."
+        return Unknown(reason, f"Audit with more images: it takes {FEWEST}.")
+    return _seen(sum(found), len(found))
+
+
+def _seen(hits: int, total: int) -> Seen:
+    seen = share(
+        hits,
+        total,
+        f"PGD on the margin finds {hits} of {total} adversarial images that were planted in the ball.",
+        "The attack misses what is known to be there: it is too weak for this model; use a stronger or adapted one.",
+    )
+    upper = 100 - 100 * share(total - hits, total, "").sure / 100
+    return Seen(seen.value, upper, seen.meaning, seen.advice, seen.evidence, total)
+
+
+@torch.no_grad()
+def _plant(binary: Binary, one: Batch, threat: ThreatModel, seed: int) -> Planted | None:
+    """Fit the reading for one image: least squares on the features, the threshold half-way."""
+    copies = one.x.expand(INNER, *one.x.shape[1:])
+    draws = keyed_draws(copies, torch.arange(INNER, device=one.x.device) + INNER * int(one.indices), seed)
+    inner = torch.cat([one.x, threat.scaled(INSIDE).sample(copies, draws)])
+    point = threat.corner(one.x, keyed_draws(one.x, one.indices, seed + 1))
+    with evaluating(binary.network):
+        features = binary.features(torch.cat([inner, point])).double()
+    centred = features - features[:-1].mean(0)
+    wanted = torch.zeros(len(features), dtype=torch.float64, device=features.device)
+    wanted[-1] = 1
+    gram = centred @ centred.T
+    scale = gram.diagonal().mean().clamp(min=1e-12)
+    weight = centred.T @ torch.linalg.solve(gram + RIDGE * scale * torch.eye(len(gram), device=gram.device), wanted)
+    scores = features @ weight
+    highest = scores[:-1].amax()
+    if not bool(scores[-1] > highest):
+        return None
+    gap = scores[-1] - highest
+    return Planted((weight / gap).float(), (-(highest + gap / 2) / gap).float())
+
+
+COMPONENTS = {"planted": planted}

@@ -1,0 +1,248 @@
+"""Is the model fit to be judged at all: the same answer twice, logits, honest inputs. Few passes, always made."""
+
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planish.audit.check import Seen, Unknown, check, count_text, fact, share
+from planish.audit.evidence import Evidence
+from planish.core.batch import per_image
+from planish.core.losses import margin
+from planish.core.modes import evaluating, fixed_statistics
+from planish.core.randomness import keyed_draws
+from planish.evaluation.evaluate import logits_of
+
+REPEATS = 5
+TINY_NOISE = 1e-4
+"""In pixels of [0, 1]: less than a tenth of a grey level."""
+BOX_TOLERANCE = 1e-5
+DRAWS = 10
+MACHINERY = ("torch/autograd/__init__.py", "torch/_functorch/eager_transforms.py", "torch/optim/")
+"""Files of PyTorch whose functions a plain forward has no use for."""
+CALLED = {"grad", "backward", "vjp", "jvp", "step", "_vjp_with_argnums", "grad_impl", "grad_and_value_impl"}
+OTHER_SCALES = {"0..255": (0.0, 1 / 255), "-1..1": (0.5, 0.5), "ImageNet's mean and deviation": (0.45, 0.226)}
+BETTER = 10.0
+"""Points of clean accuracy that another scale of the input must bring."""
+
+
+@check((1,), unit="", fail_at=1e-4)
+def deterministic(evidence: Evidence) -> Seen:
+    """Five passes over the same images give the same logits."""
+    x = evidence.setup.x
+    passes = [logits_of(evidence.model, x) for _ in range(REPEATS)]
+    apart = max(float(_apart(passes[0], other)) for other in passes[1:])
+    changed = max(int((passes[0].argmax(1) != other.argmax(1)).sum()) for other in passes[1:])
+    return fact(
+        apart,
+        f"Between {REPEATS} passes over {len(x)} images the normalised logits differ by up to {apart:.2g}, and "
+        f"{changed} images change their class.",
+        "The model is random: an attack must average over its draws (expectation over transformation), and a verdict "
+        "must rest on many draws; switch the randomness off and audit again.",
+        changed_class=changed,
+    )
+
+
+@check((2,), unit="", fail_at=1e-4)
+def evaluation_mode(evidence: Evidence) -> Seen | Unknown:
+    """Training mode changes no output, and an image's logits do not depend on its batch."""
+    x = evidence.setup.x
+    if len(x) < 2:
+        return Unknown("One image cannot be put into a batch with others.", "Audit with at least 2 images.")
+    with evaluating(evidence.given), torch.random.fork_rng():
+        torch.manual_seed(evidence.seed)
+        judged = _raw(evidence, x)
+    with fixed_statistics(evidence.given), torch.random.fork_rng():
+        torch.manual_seed(evidence.seed)
+        handed_over = _raw(evidence, x)
+    with evaluating(evidence.given), torch.random.fork_rng():
+        alone = torch.cat([_seeded_raw(evidence, one) for one in torch.split(x[:8], 1)])
+        together = _seeded_raw(evidence, x[:8])
+    left = sum(module.training for module in evidence.given.modules())
+    of_mode, of_batch = float(_apart(judged, handed_over)), float(_apart(alone, together))
+    apart = max(of_mode, of_batch if _repeatable(evidence) else 0.0)
+    return fact(
+        apart,
+        f"{left} modules were handed over in training mode; it changes the normalised logits by {of_mode:.2g}, and the "
+        f"company of other images in a batch changes them by {of_batch:.2g}.",
+        "Call model.eval() before anything is judged, and let batch norm use its running averages.",
+        training_modules=left,
+        changed_by_mode=of_mode,
+        changed_by_batch=of_batch,
+    )
+
+
+@check((3,), unit="", fail_at=0.0)
+def logits(evidence: Evidence) -> Seen:
+    """The output is logits, not probabilities."""
+    with evaluating(evidence.given):
+        output = _raw(evidence, evidence.setup.x)
+    probabilities = are_probabilities(output)
+    largest = float(output.sum(1).sub(1).abs().amax())
+    return fact(
+        float(probabilities),
+        f"Outputs lie in [{float(output.amin()):.3g}, {float(output.amax()):.3g}], and their sums are up to "
+        f"{largest:.3g} away from 1" + (": they are probabilities." if probabilities else "."),
+        "Leave the softmax out: it hides gradients where the model is certain; its logarithm was attacked here.",
+    )
+
+
+@check((4,), unit="classes")
+def class_count(evidence: Evidence) -> Seen:
+    """How many classes there are; with fewer than four some losses are undefined, and others take their place."""
+    count = evidence.classes
+    few = "so that the DLR loss is undefined and margins take its place" if count < 4 else "enough for every loss"
+    return fact(float(count), f"The model has {count} classes, {few}.")
+
+
+@check((5,), unit="calls", fail_at=0.0)
+def plain_forward(evidence: Evidence) -> Seen:
+    """The forward pass computes no gradients and optimises nothing."""
+    called: list[str] = []
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name in CALLED and any(part in code.co_filename for part in MACHINERY):
+            called.append(code.co_name)
+
+    before = sys.getprofile()
+    with evaluating(evidence.given), torch.enable_grad():
+        sys.setprofile(watch)
+        try:
+            evidence.model(evidence.setup.x[:2].clone().requires_grad_())
+        finally:
+            sys.setprofile(before)
+    names = sorted(set(called))
+    return fact(
+        float(len(called)),
+        f"One forward makes {len(called)} calls of gradients or optimisers"
+        + (f" ({', '.join(names)})." if names else "."),
+        "The model optimises while it classifies; attack it with an attack that knows this step, or judge it without.",
+        called=names,
+    )
+
+
+@check((9,), unit="", warn_at=0.0, fail_at=1.0)
+def input_scale(evidence: Evidence) -> Seen:
+    """Images are in [0, 1], the model expects them there, and the radius is on their scale."""
+    x, labels, threat = evidence.sample.x, evidence.sample.labels, evidence.threat
+    own = _accuracy(evidence, x, labels)
+    others = {
+        name: _accuracy(evidence, (x - mean) / deviation, labels) for name, (mean, deviation) in OTHER_SCALES.items()
+    }
+    best = max(others, key=lambda name: others[name])
+    problems = []
+    wrong_scale = len(x) >= 20 and others[best] > own + BETTER
+    if wrong_scale:
+        problems.append(f"on {best} its accuracy would be {others[best]:.1f} % instead of {own:.1f} %")
+    if float(x.amax()) <= 2 / 255:
+        problems.append(f"no pixel is above {float(x.amax()):.2g}: the images were divided by 255 twice")
+    if 0 < threat.radius < 1e-4 or threat.radius > float(threat.farthest(x).amax()) / 2:
+        problems.append(f"a radius of {threat.radius:g} is not one of images in [0, 1]")
+    meaning = (
+        f"Pixels lie in [{float(x.amin()):.2g}, {float(x.amax()):.2g}] and the radius is {threat.radius:.3g}; "
+        + (
+            "; ".join(problems)
+            if problems
+            else f"no other scale of the input gives more than {own:.1f} % clean accuracy"
+        )
+    )
+    return fact(
+        2.0 if wrong_scale else float(bool(problems)),
+        f"{meaning}.",
+        "Put the normalisation inside the model and give the radius in pixels of [0, 1], for instance 8/255.",
+        accuracy=own,
+        accuracy_on=others,
+    )
+
+
+@check((10,), fail_at=50.0)
+def smooth_input(evidence: Evidence) -> Seen:
+    """Noise that nobody can see changes the logits at least a little: nothing is rounded on the way."""
+    x, indices = evidence.setup.x, evidence.setup.indices
+    noise = 2 * keyed_draws(x, indices, evidence.seed)[:, 1:].reshape(x.shape).to(x.dtype) - 1
+    moved = (x + TINY_NOISE * noise).clamp(evidence.threat.low, evidence.threat.high)
+    same = (logits_of(evidence.model, x) == logits_of(evidence.model, moved)).all(1)
+    hits = int(same.sum())
+    return share(
+        hits,
+        len(x),
+        f"The logits of {count_text(hits, len(x))} stay exactly the same under noise of {TINY_NOISE:g}.",
+        "Something rounds: the input, an activation or the output; attack through it with its backward pass replaced "
+        "by the identity (BPDA).",
+    )
+
+
+@check((31,), fail_at=0.0)
+def single_draw(evidence: Evidence) -> Seen:
+    """Verdicts on adversarial images do not change when the images are judged again."""
+    batch = evidence.setup
+    x_adv = evidence.images._replace(x=evidence.judged.x_adv).select(_places(evidence)).x
+    draws = torch.stack([margin(logits_of(evidence.model, x_adv, 63), batch.labels) >= 0 for _ in range(DRAWS)])
+    hits = int((draws.any(0) & ~draws.all(0)).sum())
+    return Seen(
+        100 * hits / len(x_adv),
+        100 * hits / len(x_adv),
+        f"The verdict on {count_text(hits, len(x_adv))} as the suite left them changes between {DRAWS} draws.",
+        "A single draw decides nothing here: attack the expectation over the model's randomness and report it.",
+        {"hits": hits, "images": len(x_adv)},
+    )
+
+
+def _places(evidence: Evidence) -> Tensor:
+    """Return which rows of the images the setup images are."""
+    return torch.isin(evidence.images.indices, evidence.setup.indices)
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Say whether every row lies in [0, 1] and sums to 1."""
+    return bool(((output >= 0) & (output <= 1)).all()) and bool(((output.sum(1) - 1).abs() < BOX_TOLERANCE).all())
+
+
+@torch.no_grad()
+def _raw(evidence: Evidence, x: Tensor) -> Tensor:
+    """Return what the model returns, in the mode it is in, and count it."""
+    evidence.model.forwards += len(x)
+    output: Any = evidence.given(x)
+    raw: Tensor = getattr(output, "logits", output)
+    return raw.float()
+
+
+def _seeded_raw(evidence: Evidence, x: Tensor) -> Tensor:
+    torch.manual_seed(evidence.seed)
+    return _raw(evidence, x)
+
+
+def _repeatable(evidence: Evidence) -> bool:
+    """Say whether two passes agree: a random model's batches differ for another reason, which `deterministic` tells."""
+    x = evidence.setup.x[:8]
+    return bool(_apart(logits_of(evidence.model, x), logits_of(evidence.model, x)) <= 1e-4)
+
+
+def _apart(first: Tensor, second: Tensor) -> Tensor:
+    """Return the largest distance of the logits after each is brought to length 1."""
+    tiny = torch.finfo(torch.float32).tiny
+
+    def unit(values: Tensor) -> Tensor:
+        return values / per_image(values.norm(dim=1).clamp(min=tiny), values)
+
+    apart: Tensor = (unit(first) - unit(second)).norm(dim=1).amax()
+    return apart
+
+
+def _accuracy(evidence: Evidence, x: Tensor, labels: Tensor) -> float:
+    return 100 * float((logits_of(evidence.model, x).argmax(1) == labels).float().mean())
+
+
+COMPONENTS = {
+    "deterministic": deterministic,
+    "evaluation-mode": evaluation_mode,
+    "logits": logits,
+    "classes": class_count,
+    "plain-forward": plain_forward,
+    "input-scale": input_scale,
+    "smooth-input": smooth_input,
+    "single-draw": single_draw,
+}

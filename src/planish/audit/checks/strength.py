@@ -1,0 +1,258 @@
+"""Is the attack strong enough: does more of it, or less of it, find what the usual amount misses."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from planish.audit.check import NOTHING_CORRECT, Seen, Unknown, check, count_text, mean, share
+from planish.audit.evidence import Evidence
+from planish.core.losses import margin
+from planish.evaluation.evaluate import logits_of
+from planish.search.objectives import inner
+from planish.training.guard import NONLINEAR_COSINE
+
+FEW_STEPS = 10
+LAST, RISING = 0.2, 0.05
+"""A loss still rises if its best gains more than 5 % of its range in the last fifth of the steps."""
+RISE_FLOOR = 1e-6
+AIMED = ("targets", "focus", "sweep", "apgd-t")
+"""Stages of suites that aim at classes."""
+
+
+@check((11,), warn_at=0.1, fail_at=1.0, needs="gradients")
+def one_step(evidence: Evidence) -> Seen | Unknown:
+    """One gradient step breaks nothing that many steps miss."""
+    if not len(evidence.held_rows):
+        return NOTHING_CORRECT
+    many = evidence.trace.broken_by(evidence.plan.steps) | evidence.margin_broken
+    missed = evidence.fgsm_broken & ~many
+    return _of_sample(
+        evidence,
+        missed,
+        "FGSM breaks {of} that PGD of {steps} steps, on cross entropy and on the margin, does not",
+        "Many steps must never do worse than one: the loss surface misleads the attack; add restarts, smoothed "
+        "gradients and black-box attacks.",
+    )
+
+
+@check((13,), warn_at=8.0, fail_at=12.0, needs="gradients")
+def weak_and_strong(evidence: Evidence) -> Seen | Unknown:
+    """Ten steps of PGD come close to the whole suite."""
+    if not len(evidence.held_rows):
+        return NOTHING_CORRECT
+    few = min(FEW_STEPS, evidence.plan.steps)
+    left = ~evidence.trace.broken_by(few) & ~evidence.standing[evidence.held_rows]
+    return _of_sample(
+        evidence,
+        left,
+        f"PGD of {few} steps leaves {{of}} that stronger attacks break",
+        "A figure of a short PGD overstates this model; quote the suite's.",
+    )
+
+
+@check((14,), warn_at=8.0, fail_at=15.0, needs="gradients")
+def one_step_gap(evidence: Evidence) -> Seen | Unknown:
+    """One gradient step breaks about as much as many: no catastrophic overfitting.
+
+    Differs: it fails only where the gradients before and after the step disagree too, as the guard of training has it:
+    FGSM is a weak attack on any undefended model, whose gradients are honest.
+    """
+    if not len(evidence.held_rows):
+        return NOTHING_CORRECT
+    left = evidence.trace.broken_by(evidence.plan.steps) & ~evidence.fgsm_broken
+    clean, stepped = (part.gradient.flatten(1) for part in (evidence.held_gradients, evidence.fgsm_gradients))
+    cosine = float(torch.cosine_similarity(clean, stepped).nan_to_num().mean())
+    seen = _of_sample(
+        evidence,
+        left,
+        f"FGSM leaves {{of}} that PGD of {{steps}} steps breaks, and gradients before and after it have a cosine of "
+        f"{cosine:.2f}",
+        "The model withstands single steps only: after training on single steps this is catastrophic overfitting, so "
+        "train with several steps or a regulariser; never judge it by FGSM.",
+    )
+    return seen if cosine < NONLINEAR_COSINE else replace(seen, sure=0.0)
+
+
+@check((15,), unit="", warn_at=0.4, fail_at=1.0, needs="gradients")
+def linearity(evidence: Evidence) -> Seen | Unknown:
+    """The margin along a full gradient step is nearly linear, next to what PGD makes it rise.
+
+    Differs: the margin in place of cross entropy, which bends by itself where a model is certain, linear or not.
+    """
+    if not len(evidence.held_rows):
+        return NOTHING_CORRECT
+    batch = evidence.held
+    value, _, gradient = evidence.gradients(batch, margin)
+    moved = margin(evidence.fgsm_gradients.logits, batch.labels)
+    error = (moved - value - inner(evidence.x_fgsm - batch.x, gradient)).abs()
+    rise = (evidence.trace.margins[: evidence.plan.steps + 1].amax(0) - value).mean().clamp(min=RISE_FLOOR)
+    return mean(
+        error / rise,
+        f"A full gradient step misses the linear prediction of the margin by {float(error.mean()):.3g}, which is "
+        f"{float(error.mean() / rise):.2f} of the {float(rise):.3g} that PGD makes it rise, means of "
+        f"{len(error)} images.",
+        "One gradient does not describe the ball: the model is far from locally linear; rely on attacks of many steps.",
+        error=float(error.mean()),
+        rise=float(rise),
+    )
+
+
+@check((17,), warn_at=0.5, fail_at=1.0, needs="gradients")
+def more_steps(evidence: Evidence) -> Seen | Unknown:
+    """Twice the steps break hardly more."""
+    if not len(evidence.held_rows):
+        return NOTHING_CORRECT
+    steps = evidence.plan.steps
+    late = evidence.trace.broken_by(2 * steps) & ~evidence.trace.broken_by(steps)
+    late &= ~evidence.margin_broken
+    return _of_sample(
+        evidence,
+        late,
+        f"PGD of {2 * steps} steps breaks {{of}} that {{steps}} steps, and as many on the margin, do not",
+        "The attack has not converged: use more steps, and a decaying step size.",
+    )
+
+
+@check((18,), warn_at=0.3, needs="gradients", level="standard")
+def more_restarts(evidence: Evidence) -> Seen | Unknown:
+    """A second start breaks hardly more."""
+    if not len(evidence.held_rows):
+        return NOTHING_CORRECT
+    first = evidence.margin_broken | evidence.trace.broken_by(evidence.plan.steps)
+    rows = evidence.held_rows[~first]
+    again = torch.zeros_like(first)
+    again[~first] = evidence.broken_by("pgd-margin-restart", evidence.margin_pgd(), rows)
+    return _of_sample(
+        evidence,
+        again,
+        "A second start of PGD breaks {of} that the first ones did not",
+        "Starts matter here: use more restarts, and diverse ones (odi-pgd).",
+    )
+
+
+@check((19,), unit="", warn_at=0.55, worse="below", needs="gradients")
+def ascending_steps(evidence: Evidence) -> Seen | Unknown:
+    """Steps along the gradient mostly raise the loss."""
+    if not len(evidence.held_rows):
+        return NOTHING_CORRECT
+    few = min(FEW_STEPS, evidence.plan.steps)
+    losses = evidence.trace.losses[: few + 1]
+    rising = (losses.diff(dim=0) > 0).float().mean(0)
+    return mean(
+        rising,
+        f"{100 * float(rising.mean()):.0f} % of the first {few} steps of PGD raise the loss, mean of {len(rising)} "
+        "images.",
+        "Gradients do not lead uphill: the surface is rough or the gradients are wrong.",
+        worse=-1,
+    )
+
+
+@check((19,), warn_at=10.0, needs="gradients")
+def still_rising(evidence: Evidence) -> Seen | Unknown:
+    """The best loss no longer rises when PGD ends."""
+    if not len(evidence.held_rows):
+        return NOTHING_CORRECT
+    losses = evidence.trace.losses[: evidence.plan.steps + 1]
+    best = losses.cummax(0).values
+    late = best[-1] - best[-1 - max(1, round(LAST * evidence.plan.steps))]
+    rising = late > RISING * (best[-1] - losses[0]).clamp(min=RISE_FLOOR)
+    return _of_sample(
+        evidence,
+        rising & ~evidence.trace.broken_by(evidence.plan.steps),
+        "The loss of {of} that PGD has not broken still rises when its {steps} steps end",
+        "The attack ends too early: use more steps.",
+    )
+
+
+@check((20,), warn_at=0.0)
+def broken_stays_broken(evidence: Evidence) -> Seen:
+    """Images that count as broken are misclassified when they are judged again in other batches."""
+    record = evidence.judged.evaluation
+    broken = torch.from_numpy(record.correct() & ~record.survivors()).to(evidence.correct.device)
+    x_adv, labels = evidence.judged.x_adv[broken], evidence.images.labels[broken]
+    lost = int((margin(logits_of(evidence.model, x_adv, 37), labels) < 0).sum()) if len(x_adv) else 0
+    silent = 0
+    if not evidence.black_box and evidence.has_gradients and len(evidence.held_rows):
+        trace = evidence.trace
+        silent = int((trace.broken_by(len(trace.margins)) & (trace.margins[-1] < 0)).sum())
+    return share(
+        lost,
+        len(broken),
+        f"{lost} of {len(x_adv)} images that the suite broke are right again when judged once more; {silent} images "
+        "were adversarial on the way of PGD and are not at its last step.",
+        "The verdicts hang on rounding or chance: judge in float32 and evaluation mode, and count the first success.",
+        silent=silent,
+    )
+
+
+@check((27,), warn_at=6.0, needs="gradients", classes=3)
+def targeted(evidence: Evidence) -> Seen | Unknown:
+    """Aiming at classes breaks little that the untargeted scout missed."""
+    record, name = evidence.judged.evaluation, evidence.suite_name
+    stages = [column.name for column in record.columns if column.name.removeprefix(f"{name}/") in AIMED]
+    if not stages:
+        return Unknown("The suite has no stages that aim at classes.", "Audit with the planish suite.")
+    hits = sum(int(record.broken_by(stage).sum()) for stage in stages)
+    return share(
+        hits,
+        len(record.labels),
+        f"Attacks that aim at classes break {count_text(hits, len(record.labels))} that untargeted ones missed.",
+        "Untargeted attacks are misled here; never quote them alone.",
+    )
+
+
+@check((24,), unit="reasons", warn_at=0.0)
+def escalation(evidence: Evidence) -> Seen | Unknown:
+    """The suite's own ledger gives it no cause for its long stages."""
+    reasons = _reasons(evidence)
+    if reasons is None:
+        return Unknown("The suite does not say when its short stages are not enough.", "Audit with the planish suite.")
+    told = "; ".join(reasons) if reasons else "nothing in its short stages looks wrong"
+    done = any(column.meta.get("because") for column in evidence.judged.evaluation.columns)
+    return fact_of_reasons(reasons, told, done)
+
+
+def fact_of_reasons(reasons: Sequence[str], told: str, done: bool) -> Seen:
+    """Return the count of the reasons, and whether the long stages were run."""
+    then = "its long stages were run" if done else "its long stages were left out of this budget"
+    count = float(len(reasons))
+    meaning = f"The suite: {told}" + (f"; {then}." if reasons else ".")
+    advice = "" if done else "Audit with --budget standard: short attacks are not enough for this model."
+    return Seen(
+        count, count, meaning, advice or "Look at what the other checks say of this model.", {"reasons": list(reasons)}
+    )
+
+
+def _reasons(evidence: Evidence) -> tuple[str, ...] | None:
+    reasons = getattr(evidence.suite, "reasons", None)
+    if reasons is None:
+        return None
+    record, prefix = evidence.judged.evaluation, f"{evidence.suite_name}/"
+    found: tuple[str, ...] = reasons({c.name.removeprefix(prefix): c for c in record.columns}, len(record.labels))
+    return found
+
+
+def _of_sample(evidence: Evidence, mask: Tensor, sentence: str, advice: str) -> Seen:
+    """Return the share that the marked of the held images (n,) are of the whole sample."""
+    hits, total = int(mask.sum()), len(evidence.rows)
+    whole = torch.zeros_like(evidence.correct)
+    whole[evidence.held_rows] = mask
+    meaning = sentence.format(of=count_text(hits, total), steps=evidence.plan.steps) + "."
+    return share(hits, total, meaning, advice, indices=evidence.ids(whole))
+
+
+COMPONENTS = {
+    "one-step": one_step,
+    "weak-and-strong": weak_and_strong,
+    "one-step-gap": one_step_gap,
+    "linearity": linearity,
+    "more-steps": more_steps,
+    "more-restarts": more_restarts,
+    "ascending-steps": ascending_steps,
+    "still-rising": still_rising,
+    "broken-stays-broken": broken_stays_broken,
+    "targeted": targeted,
+    "escalation": escalation,
+}

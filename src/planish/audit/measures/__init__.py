@@ -1,0 +1,1 @@
+"""Measures of the geometry of a model: linearity, curvature, bounds, certificates, surfaces."""

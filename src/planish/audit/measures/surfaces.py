@@ -1,0 +1,211 @@
+"""Numbers behind pictures: the loss over planes of pixels and of weights, and what attacks do along the radius."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from planish.attacks import Attack
+from planish.audit.measures.linearity import one_step
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import Loss, cross_entropy, margin
+from planish.core.modes import attacked, full_precision
+from planish.core.randomness import keyed_draws, seeded
+from planish.core.threat import ThreatModel
+
+Direction = dict[str, Tensor]
+"""A move of each parameter, by name."""
+INSIDE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class Along(NamedTuple):
+    """What an attack leaves standing at several radii; robust accuracy is the mean over images: an upper bound.
+
+    robust: (N, F) bool, image n is right after the attack at the f-th radius. passes: (N,) int64, the clean forwards
+    included.
+    """
+
+    robust: Tensor
+    passes: Tensor
+
+
+class Distortion(NamedTuple):
+    """Images that stand at the full radius and fall inside it, on one segment; exact on the points looked at.
+
+    distorted: (N,) bool, right at the image and at the segment's end, and wrong somewhere between. at: (N,) the least
+    share of the segment where it is wrong, inf where it is right everywhere. margin: (N, S + 2) at shares 0, the given
+    ones, and 1. passes: (N,) int64 forwards.
+    """
+
+    distorted: Tensor
+    at: Tensor
+    margin: Tensor
+    passes: Tensor
+
+
+def rademacher(batch: Batch, threat: ThreatModel, seed: int = 0) -> Tensor:
+    """Return a random direction of signs for each image, (N, ...), scaled to the threat's radius."""
+    signs = torch.where(keyed_draws(batch.x, batch.indices, seed)[:, 1:] < 0.5, -1.0, 1.0).to(batch.x)
+    length = threat.norm(torch.ones_like(batch.x[:1]))
+    return (threat.radius / length) * signs.view_as(batch.x)
+
+
+@torch.no_grad()
+def loss_plane(
+    model: nn.Module,
+    batch: Batch,
+    first: Tensor,
+    second: Tensor,
+    along: Sequence[float],
+    across: Sequence[float],
+    *,
+    loss: Loss = cross_entropy,
+) -> Tensor:
+    """Return l(x + a first + b second) for each a in `along` and b in `across`, (N, A, B): exact values.
+
+    first, second: directions (N, ...) in pixels: x_adv - x of an attack and `rademacher` for the papers' surfaces (Qin
+    et al. 2019, figures 1, 4 and 5; Li and Yu 2022, figure 2). Not clipped to the box, so that a linear loss is a
+    plane. Costs A B forwards an image.
+    """
+    with attacked(model), full_precision(batch.x):
+        rows = [
+            torch.stack([loss(model(batch.x + a * first + b * second), batch.labels) for b in across], 1) for a in along
+        ]
+    return torch.stack(rows, 1)
+
+
+class Moved(nn.Module):
+    """A model with its parameters moved by shares of directions; the model itself keeps its own.
+
+    Buffers stay, batch norm's running statistics above all: they are those of the unmoved weights, as in Li et al.
+    (2018), and not measured anew.
+    """
+
+    def __init__(self, model: nn.Module, directions: Sequence[Direction], shares: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.moved = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        for direction, share in zip(directions, shares, strict=True):
+            self.moved |= {name: self.moved[name] + share * step for name, step in direction.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the model would with the moved parameters."""
+        output: Tensor = functional_call(self.model, self.moved, (x,))
+        return output
+
+
+def filter_normalised(model: nn.Module, seed: int) -> Direction:
+    """Return a Gaussian direction in the weights, each filter as long as the model's own (Li et al. 2018, section 4).
+
+    A filter is a row of a matrix or an output channel's kernel. Biases and normalisation's scales stay, as in the
+    authors' code. Depends on the seed and the parameters' shapes and order alone, on any device.
+    """
+    generator, found = seeded(seed), {}
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            step = torch.randn(weight.shape, generator=generator).to(weight).flatten(1)
+            length = weight.detach().flatten(1).norm(dim=1, keepdim=True)
+            step = step * length / step.norm(dim=1, keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)
+            found[name] = step.view_as(weight)
+    return found
+
+
+def weight_line(
+    model: nn.Module,
+    batch: Batch,
+    direction: Direction,
+    shares: Sequence[float],
+    *,
+    loss: Loss = cross_entropy,
+    attack: Attack | None = None,
+    threat: ThreatModel | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Return the loss with the weights moved by shares of a direction, (N, A): the weight loss landscape.
+
+    Li et al. (2018), section 4; Li and Yu (2022), figure 3. Give an attack and a threat for the robust landscape: the
+    images are attacked anew at each share, as in Wu, Xia and Wang (2020, section 3); without, batch.x is taken as it
+    is. Evaluation mode; see `Moved` for batch norm. At share 0 it is the model's loss exactly. Costs A forwards and A
+    attacks an image. Differs: the adversarial loss is an attack's, and so a lower bound of the worst.
+    """
+    values = [_loss_at(Moved(model, (direction,), (share,)), batch, loss, attack, threat, seed) for share in shares]
+    return torch.stack(values, 1)
+
+
+def weight_plane(
+    model: nn.Module,
+    batch: Batch,
+    first: Direction,
+    second: Direction,
+    along: Sequence[float],
+    across: Sequence[float],
+    *,
+    loss: Loss = cross_entropy,
+    attack: Attack | None = None,
+    threat: ThreatModel | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Return the loss with the weights moved by a first + b second, (N, A, B); as `weight_line` (SEAT's figure 4)."""
+    rows = [
+        torch.stack(
+            [_loss_at(Moved(model, (first, second), (a, b)), batch, loss, attack, threat, seed) for b in across], 1
+        )
+        for a in along
+    ]
+    return torch.stack(rows, 1)
+
+
+def accuracy_along(
+    model: nn.Module, batch: Batch, threat: ThreatModel, attack: Attack, factors: Sequence[float], *, seed: int = 0
+) -> Along:
+    """Return which images an attack leaves standing at multiples of the radius, with the same noise at each.
+
+    A sound attack breaks more at every larger radius: images that rise again show a weak attack or masked gradients
+    (Athalye, Carlini and Wagner 2018, section 3.1). attack: one that counts any wrong class. Linf radii end at the box.
+    Costs an attack and a clean forward for each factor.
+    """
+    robust, passes = [], torch.zeros_like(batch.labels)
+    for factor in factors:
+        found = attack(model, batch, threat.scaled(factor), generator=seeded(seed))
+        robust.append(found.score < 0)
+        passes = passes + found.passes + (batch.logits is None)
+    return Along(torch.stack(robust, 1), passes)
+
+
+def boundary_distortion(model: nn.Module, batch: Batch, x_adv: Tensor, shares: Sequence[float] = INSIDE) -> Distortion:
+    """Look for images that x_adv (N, ...) does not break but a point on the way there does, one forward a share.
+
+    Kim, Lee and Lee (2021), with FGSM's x_adv; Li and Yu (2022), figure 5.
+    """
+    if not all(0 < share < 1 for share in shares):
+        raise BadInput("the shares of a segment's inside lie between 0 and 1")
+    places = (0.0, *sorted(shares), 1.0)
+    with torch.no_grad(), attacked(model), full_precision(batch.x):
+        points = (torch.lerp(batch.x, x_adv, place) for place in places)
+        margins = torch.stack([margin(model(point), batch.labels) for point in points], 1)
+    wrong = margins >= 0
+    reached = torch.where(wrong, margins.new_tensor(places), torch.inf).amin(1)
+    distorted = ~wrong[:, 0] & ~wrong[:, -1] & wrong.any(1)
+    return Distortion(distorted, reached, margins, torch.full_like(batch.labels, len(places)))
+
+
+def one_step_distortion(model: nn.Module, batch: Batch, threat: ThreatModel) -> Distortion:
+    """Return `boundary_distortion` on the way to the point of one full gradient step (FGSM); 4 passes more."""
+    found = boundary_distortion(model, batch, one_step(model, batch, threat).x_adv)
+    return found._replace(passes=found.passes + 4)
+
+
+def _loss_at(
+    model: nn.Module, batch: Batch, loss: Loss, attack: Attack | None, threat: ThreatModel | None, seed: int
+) -> Tensor:
+    if (attack is None) != (threat is None):
+        raise BadInput("a robust weight landscape needs both an attack and a threat")
+    x = batch.x
+    with attacked(model), full_precision(x):
+        if attack is not None and threat is not None:
+            x = attack(model, batch._replace(logits=None), threat, generator=seeded(seed)).x_adv
+        with torch.no_grad():
+            return loss(model(x), batch.labels)

@@ -1,0 +1,166 @@
+"""What the command line shows: tables on stdout, progress bars on stderr."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from planish.evaluation.evaluate import Update
+    from planish.records.audit import Audit, Finding
+    from planish.records.evaluation import Evaluation
+    from planish.report import Entry
+    from planish.report.tables import Table as Rows
+
+
+def print_summary(found: "Sequence[Entry]", page: Path) -> None:
+    """Print a report's first table, its warnings and where the page is."""
+    from planish.report import summary_rows
+
+    if found:
+        print_rows(summary_rows(found))
+    screen = console()
+    for note in _warnings(found):
+        screen.print(f"note: {note}", style="yellow")
+    screen.print(f"report: {page}")
+
+
+VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red"}
+
+
+def print_audit(audit: "Audit", folder: Path) -> None:
+    """Print an audit's findings, the worst first, its headline and where it is."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    from planish.records.audit import SEVERITY
+
+    table = Table("verdict", "check", "found", "thresholds", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for finding in sorted(audit.findings, key=lambda finding: -SEVERITY.index(finding.verdict)):
+        verdict = f"[{VERDICT_STYLES[finding.verdict]}]{finding.verdict}[/]"
+        text = escape(f"{finding.meaning} {finding.advice}".strip())
+        table.add_row(verdict, finding.check, *finding_words(finding), text)
+    screen = console()
+    screen.print(table)
+    for note in audit.meta["notes"]:
+        screen.print(f"note: {note}", style="yellow", markup=False)
+    name = audit.meta["model"].get("name", "the model")
+    counts = [f"{sum(f.verdict == kind for f in audit.findings)} {kind}" for kind in reversed(SEVERITY)]
+    screen.print(f"{name}: {audit.verdict} ({', '.join(counts)}); {audit.headline()}", markup=False)
+    screen.print(f"audit: {folder}", markup=False)
+
+
+def finding_words(finding: "Finding") -> tuple[str, str]:
+    """Word the number that was judged, and the thresholds."""
+    unit = f" {finding.unit}" if finding.unit else ""
+    number = "" if finding.statistic is None else f"{finding.statistic:.3g}{unit}"
+    limits = [f"{kind} {at:g}" for kind, at in (("warn", finding.warn_at), ("fail", finding.fail_at)) if at is not None]
+    return number, ", ".join(limits)
+
+
+def print_rows(rows: "Rows") -> None:
+    """Print a table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    headers = (re.sub(r"^(After|Training) ", r"\1\n", header) for header in rows.headers)
+    table = Table(
+        *headers, box=SIMPLE_HEAD, leading=1, padding=(0, 1, 0, 0), caption=rows.caption, caption_justify="left"
+    )
+    for row in rows.rows:
+        table.add_row(*(re.sub(r" (?=[\[(])", "\n", cell) for cell in row))
+    console().print(table)
+
+
+def _warnings(found: "Sequence[Entry]") -> list[str]:
+    return [f"{entry.name}: {note}" for entry in found for note in entry.evaluation.remarks()]
+
+
+def print_lines(lines: "Mapping[str, str]", costs: "Mapping[str, float]") -> None:
+    """Print names and what they are; those of training methods by what a step costs."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, line in sorted(lines.items(), key=lambda pair: costs.get(pair[0], 0.0)):
+        table.add_row(name, *([f"{costs[name]:.2f}x"] if name in costs else []), line)
+    if costs:
+        console().print("A step of each costs so many steps of standard training:")
+    console().print(table)
+
+
+def update_words(update: "Update") -> str:
+    """Word how an evaluation stands in the middle of an attack."""
+    from planish.records.statistics import Estimate
+
+    standing = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
+    share = f"{100 * standing.value:.1f} % [{100 * standing.low:.1f}, {100 * standing.high:.1f}] stand"
+    return f"{update.attack}: {update.broken} broken, {share}, {update.left} to go, {update.passes:,} passes"
+
+
+def begun(columns: "Sequence[str]") -> set[str]:
+    """Return the attacks and suites that these columns are of."""
+    return {column.partition("/")[0] for column in columns}
+
+
+def record_words(record: "Evaluation") -> str:
+    """Word how an evaluation stands between attacks."""
+    accuracy = record.robust_accuracy()
+    return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % stand"
+
+
+def epoch_words(metrics: "Mapping[str, float]") -> str:
+    """Word how an epoch went."""
+    return f"loss {metrics['loss']:.3f}, training accuracy {100 * metrics['train_accuracy']:.1f} %"
+
+
+def alarm_words(alarm: "Mapping[str, float]") -> str:
+    """Word an alarm of the guard."""
+    then = (
+        "went back and strengthened the method" if alarm["went_back"] else "the method has nothing to harden: went on"
+    )
+    seen = f"the loss of {100 * alarm['falling']:.0f} % falls under the attack, cosine {alarm['gradient_cosine']:.2f}"
+    probed = f", {100 * alarm['robust']:.0f} % withstand PGD" if "robust" in alarm else ""
+    return (
+        f"alarm at step {alarm['step']:.0f}, epoch {alarm['epoch']:.0f}: {seen};"
+        f" {100 * alarm['one_step']:.0f} % withstand one gradient step{probed}; {then}"
+    )
+
+
+def console() -> "Console":
+    """Return the screen, 160 columns wide where it is not a terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False, soft_wrap=False)
+
+
+def failed(message: str, code: int) -> int:
+    """Print what went wrong as one line on stderr, and return the exit code."""
+    print(f"planish: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(document, indent=2))
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> "Iterator[Progress]":
+    """Progress bars on stderr; nothing where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = [TextColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
+    plain = quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=plain) as bars:
+        yield bars

@@ -1,0 +1,254 @@
+"""What batch norm, dropout and parameters do inside a block; every module's own state is put back exactly."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from planish.core.errors import BadInput
+
+Precision = Literal["float32", "bf16"]
+Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
+"""Mean and biased variance of the nominal batch, by batch-norm module."""
+
+Forward = Callable[[_BatchNorm, Tensor], Tensor]
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the model's batch-norm modules."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def every_module(model: nn.Module) -> list[nn.Module]:
+    """Return what `model.modules()` yields, in another order: its nested generators cost more than a small step."""
+    found, known = [model], {model}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and child not in known:
+                known.add(child)
+                found.append(child)
+    return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; afterwards each has its own mode back, frozen batch norms included."""
+    with _evaluating(model, every_module(model)):
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient: inner loops then neither compute nor store any."""
+    with _frozen(every_module(model)):
+        yield
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters: how an attack sees a model. Its weights do not change meanwhile.
+
+    Batch norms are then constant affine maps, and are computed as such: a gradient costs a tenth less on a CPU, and
+    their inputs are not kept for it. Values are those of the batch norms, to the last bits at most.
+    """
+    modules = every_module(model)
+    with _evaluating(model, modules), _frozen(modules), _affine(modules):
+        yield
+
+
+@contextmanager
+def fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm uses the batch's statistics as its mode says, but leaves the running averages alone."""
+    tracking = [(module, module.track_running_stats) for module in batch_norms(model) if module.training]
+    for module, _ in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module, tracked in tracking:
+            module.track_running_stats = tracked
+
+
+@contextmanager
+def collecting(model: nn.Module) -> Iterator[Statistics]:
+    """Batch norms in training mode keep their batch's mean and variance, differentiable, for `reusing`.
+
+    Running averages are updated as usual. Batch norms in evaluation mode are left alone. Raises BadInput for a kind
+    that does more than normalise.
+    """
+    statistics: Statistics = {}
+    norms = [module for module in batch_norms(model) if module.training]
+    for module in norms:
+        if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            raise BadInput(
+                f"this method holds the statistics of batch norms, and {type(module).__name__} has a forward of its "
+                "own: use plain batch norm, or a method that leaves them alone"
+            )
+
+    def forward(module: _BatchNorm, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        statistics[module] = mean, variance
+        _update_running(module, mean.detach(), variance.detach(), x.numel() // x.shape[1])
+        return _normalized(module, x, mean, variance)
+
+    with _replaced_forward(norms, forward):
+        yield statistics
+
+
+@contextmanager
+def reusing(model: nn.Module, statistics: Statistics) -> Iterator[None]:
+    """Batch norms normalise with the collected statistics instead of their own batch's; nothing is updated.
+
+    The network then treats each example alone (LLR, Qin et al. 2019, appendix E).
+    """
+
+    def forward(module: _BatchNorm, x: Tensor) -> Tensor:
+        return _normalized(module, x, *statistics[module])
+
+    with _replaced_forward([module for module in batch_norms(model) if module in statistics], forward):
+        yield
+
+
+def detached(statistics: Statistics) -> Statistics:
+    """Return the statistics as constants."""
+    return {module: (mean.detach(), variance.detach()) for module, (mean, variance) in statistics.items()}
+
+
+def autocast(x: Tensor, precision: Precision) -> AbstractContextManager[object]:
+    """Forwards in bfloat16 where that is asked for. No cache of cast weights: it would outlive a frozen block."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Autocast off: linearity errors are small differences of large numbers and need float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@contextmanager
+def _evaluating(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
+    modes = [module.training for module in modules]
+    if any(modes):
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            if module.training != training:
+                module.training = training
+
+
+@contextmanager
+def _frozen(modules: list[nn.Module]) -> Iterator[None]:
+    own = (parameter for module in modules for parameter in module._parameters.values())
+    wanting = [parameter for parameter in own if parameter is not None and parameter.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _affine(modules: list[nn.Module]) -> Iterator[None]:
+    """Batch norms in evaluation mode as constant affine maps, but for those with a forward of their own.
+
+    PyTorch's backward of a batch norm keeps its input and sums over it, for parameters that want no gradient here.
+    """
+    constant = [module for module in modules if isinstance(module, _BatchNorm) and _is_constant(module)]
+    if any(_runs_as_a_copy(module) for module in modules):
+        constant = []
+    with torch.no_grad():
+        maps = {module: _AffineMap(module.weight, module.running_mean, *_running_map(module)) for module in constant}
+
+    def forward(module: _BatchNorm, x: Tensor) -> Tensor:
+        known = maps[module]
+        return _applied(known.scale, known.shift, x) if known.holds(module, x) else _BatchNorm.forward(module, x)
+
+    with _replaced_forward(constant, forward):
+        yield
+
+
+class _AffineMap(NamedTuple):
+    """scale x + shift, both (C,), of a batch norm with this weight and this running mean."""
+
+    weight: Tensor | None
+    mean: Tensor | None
+    scale: Tensor
+    shift: Tensor
+
+    def holds(self, module: _BatchNorm, x: Tensor) -> bool:
+        """Return whether it is the module's still (`functional_call` lends it other parameters) and of x's dtype."""
+        own = module.weight is self.weight and module.running_mean is self.mean
+        return own and not module.training and x.dtype == self.scale.dtype
+
+
+def _is_constant(module: _BatchNorm) -> bool:
+    plain = type(module).forward is _BatchNorm.forward and "forward" not in vars(module)
+    own = [part for part in (module.running_mean, module.weight) if part is not None]
+    exact = all(part.dtype in (torch.float32, torch.float64) for part in own)
+    return plain and exact and not module.training and module.running_mean is not None
+
+
+def _runs_as_a_copy(module: nn.Module) -> bool:
+    """Return whether compiled code or replicas run in its place, which would not see a replaced forward."""
+    compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
+    return compiled or isinstance(module, nn.DataParallel)
+
+
+def _running_map(module: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert module.running_mean is not None and module.running_var is not None
+    return _scale_and_shift(module, module.running_mean, module.running_var)
+
+
+@contextmanager
+def _replaced_forward(modules: list[_BatchNorm], forward: Forward) -> Iterator[None]:
+    own = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = partial(forward, module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, own, strict=True):
+            del module.forward
+            if before is not None:
+                module.forward = before  # type: ignore[method-assign]
+
+
+def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Normalise with these statistics: by the fused kernel where they are constants, which it demands."""
+    if not mean.requires_grad:
+        return F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps)
+    return _applied(*_scale_and_shift(module, mean, variance), x)
+
+
+def _scale_and_shift(module: _BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the module multiplies by and adds, (C,) each, rounded as PyTorch's own kernel on a CPU does."""
+    scale = torch.rsqrt(variance + module.eps)
+    if module.weight is not None:
+        scale = scale * module.weight
+    return scale, -mean * scale if module.bias is None else torch.addcmul(module.bias, mean, scale, value=-1)
+
+
+def _applied(scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+@torch.no_grad()
+def _update_running(module: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+    if not module.track_running_stats or module.running_mean is None or module.running_var is None:
+        return
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked.add_(1)
+    weight = module.momentum if module.momentum is not None else 1.0 / float(module.num_batches_tracked)
+    module.running_mean.lerp_(mean.to(module.running_mean), weight)
+    module.running_var.lerp_((variance * (count / max(count - 1, 1))).to(module.running_var), weight)

@@ -1,0 +1,190 @@
+"""Where an adversary may move: a ball of pixels round the image, inside the box of valid images."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from planish.core.batch import per_image, pixels
+from planish.core.errors import BadInput, nearest
+
+SLACK = 1e-6
+
+
+def parse_radius(value: str | float) -> float:
+    """Return a radius in pixels of [0, 1] from a number or a text such as "8/255". Raises BadInput."""
+    try:
+        if isinstance(value, str):
+            top, slash, bottom = value.partition("/")
+            radius = float(top) / (float(bottom) if slash else 1.0)
+        else:
+            radius = float(value)
+    except (ValueError, TypeError, ZeroDivisionError):
+        raise BadInput(f"radius '{value}' is not a number; write for instance 8/255 or 0.03") from None
+    if not (math.isfinite(radius) and radius >= 0):
+        raise BadInput(f"radius {value} must be finite and not negative")
+    return radius
+
+
+@dataclass(frozen=True)
+class ThreatModel(ABC):
+    """A norm ball of the given radius (pixels of [0, 1]; a number or "8/255") inside the box [low, high].
+
+    Shapes: images and perturbations are (N, ...); everything is per example.
+    """
+
+    name: ClassVar[str]
+    radius: float
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", parse_radius(self.radius))
+
+    @abstractmethod
+    def norm(self, delta: Tensor) -> Tensor:
+        """Return the norm of each perturbation, (N,)."""
+
+    @abstractmethod
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        """Return max <gradient, d> over the unit ball, (N,): how fast a linear loss can rise."""
+
+    @abstractmethod
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the unit-norm maximiser of <gradient, d> per example; 0 where the gradient is 0."""
+
+    @abstractmethod
+    def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Do as `project` does, in x_adv's own memory, and return it."""
+
+    @abstractmethod
+    def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """Return a random point of the ball, clipped to the box, from (N, D + 1) uniform numbers."""
+
+    @abstractmethod
+    def corner(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """Return a random point of the ball's surface (a corner for Linf), clipped to the box."""
+
+    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Return a point near x_adv that lies in the ball round x and in the box; feasible points stay.
+
+        radius: (N,), one for each image in place of the threat's own.
+        """
+        return self.project_(x_adv.clone(), x, radius)
+
+    def scaled(self, factor: float) -> Self:
+        """Return the same threat with the radius times the factor."""
+        return replace(self, radius=self.radius * factor)
+
+    def farthest(self, x: Tensor) -> Tensor:
+        """Return the distance of each image to the farthest corner of the box, (N,): no image is farther away."""
+        return self.norm(torch.maximum(x - self.low, self.high - x))
+
+    def feasible(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return which examples lie in the ball and in the box, up to a rounding slack of 1e-6, (N,)."""
+        least, largest = x_adv.amin(pixels(x_adv)), x_adv.amax(pixels(x_adv))
+        inside = (least >= self.low - SLACK) & (largest <= self.high + SLACK)
+        return inside & (self.norm(x_adv - x) <= self.radius * (1 + SLACK) + SLACK)
+
+
+def _uniform_like(x: Tensor, uniform: Tensor) -> Tensor:
+    return uniform[:, 1:].reshape(x.shape).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Linf(ThreatModel):
+    """Each pixel may move by up to the radius."""
+
+    name: ClassVar[str] = "Linf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.radius > self.high - self.low:
+            raise BadInput(
+                f"Linf radius {self.radius:g} is larger than the pixel range [{self.low:g}, {self.high:g}]; "
+                f"radii are in pixels of [0, 1]: write {self.radius:g}/255 for {self.radius:g} grey levels"
+            )
+
+    def scaled(self, factor: float) -> Self:
+        """Return the same threat with the radius times the factor, at most the box."""
+        return replace(self, radius=min(self.radius * factor, self.high - self.low))
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return delta.abs().amax(pixels(delta))
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        return gradient.flatten(1).abs().sum(1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        reach = self.radius if radius is None else per_image(radius, x)
+        return x_adv.clamp_(min=x - reach).clamp_(max=x + reach).clamp_(self.low, self.high)
+
+    def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
+        return (x + self.radius * (2 * _uniform_like(x, uniform) - 1)).clamp(self.low, self.high)
+
+    def corner(self, x: Tensor, uniform: Tensor) -> Tensor:
+        signs = torch.where(_uniform_like(x, uniform) < 0.5, -self.radius, self.radius)
+        return (x + signs).clamp(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class L2(ThreatModel):
+    """The image may move by up to the radius in Euclidean length."""
+
+    name: ClassVar[str] = "L2"
+
+    def norm(self, delta: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return length
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        return length
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return gradient / ||gradient||, scaled by the largest entry first: squares of tiny ones vanish."""
+        largest = gradient.abs().amax(pixels(gradient)).clamp(min=torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / per_image(largest, gradient)
+        return scaled / per_image(self._safe_norm(scaled), gradient)
+
+    def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Scale back to the ball, then clip to the box.
+
+        Differs: not the Euclidean projection on the intersection, but a feasible point: clipping to a box
+        that holds x only shortens the perturbation.
+        """
+        delta = x_adv.sub_(x)
+        reach = self.radius if radius is None else radius
+        shrink = (reach / self._safe_norm(delta)).clamp(max=1.0)
+        return delta.mul_(per_image(shrink, delta)).add_(x).clamp_(self.low, self.high)
+
+    def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
+        length = self.radius * uniform[:, 0] ** (1.0 / x[0].numel())
+        return self._along(x, uniform, length.to(x.dtype))
+
+    def corner(self, x: Tensor, uniform: Tensor) -> Tensor:
+        return self._along(x, uniform, torch.full_like(uniform[:, 0], self.radius, dtype=x.dtype))
+
+    def _along(self, x: Tensor, uniform: Tensor, length: Tensor) -> Tensor:
+        gaussian = torch.erfinv((2 * _uniform_like(x, uniform) - 1).clamp(-1 + SLACK, 1 - SLACK))
+        return (x + self.steepest(gaussian) * per_image(length, x)).clamp(self.low, self.high)
+
+    def _safe_norm(self, delta: Tensor) -> Tensor:
+        return self.norm(delta).clamp(min=torch.finfo(delta.dtype).tiny)
+
+
+THREATS: dict[str, type[ThreatModel]] = {"Linf": Linf, "L2": L2}
+
+
+def parse_threat(norm: str, radius: str | float) -> ThreatModel:
+    """Return the threat model of that norm ("Linf" or "L2", any case) and radius. Raises BadInput."""
+    by_name = {name.lower(): kind for name, kind in THREATS.items()}
+    if norm.lower() not in by_name:
+        raise BadInput(f"unknown norm '{norm}'.{nearest(norm, THREATS)} Known: {', '.join(THREATS)}")
+    return by_name[norm.lower()](parse_radius(radius))

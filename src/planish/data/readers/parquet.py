@@ -1,0 +1,204 @@
+"""Parquet files in Hugging Face's image layout: a column of {bytes, path} and one of whole-number labels."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from planish.core.errors import BadInput
+from planish.data.cache import cache_path, load_pixels, save_pixels
+from planish.data.decode import Pixels, stack
+from planish.data.images import Images, numbered_classes
+from planish.data.listing import TOGETHER, Listing
+from planish.data.splits import WORDS, data_name, files_of_split
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "fine_label")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file: its image column, its labels (rows,), its class names and the rows of each row group."""
+
+    path: Path
+    image: str
+    labels: Tensor
+    classes: tuple[str, ...]
+    group_rows: tuple[int, ...]
+
+
+class Rows:
+    """The image column of shards, read a row group at a time and only when one of its rows is wanted."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._paths = [shard.path for shard in shards]
+        self._columns = [shard.image for shard in shards]
+        self._shard_starts = np.cumsum([0, *(len(shard.labels) for shard in shards)])
+        self._group_starts = np.cumsum([0, *(rows for shard in shards for rows in shard.group_rows)])
+        self._first_groups = np.cumsum([0, *(len(shard.group_rows) for shard in shards)])
+        self._at_hand: OrderedDict[int, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_at_hand": OrderedDict()}
+
+    def name(self, row: int) -> str:
+        """Return the file and the row in it."""
+        shard = _place(self._shard_starts, row)
+        return f"{self._paths[shard]} row {row - int(self._shard_starts[shard])}"
+
+    def encoded(self, row: int) -> bytes:
+        """Return the image's bytes. Raises BadInput."""
+        group = _place(self._group_starts, row)
+        data = self._group(group)[row - int(self._group_starts[group])].as_py()
+        if data is None:
+            raise BadInput(f"{self.name(row)}: no image bytes: embed the images in the file instead of paths to them")
+        return bytes(data)
+
+    def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row group of each row, counted over all shards."""
+        return np.searchsorted(self._group_starts, rows, side="right") - 1
+
+    def known(self, rows: NDArray[np.int64]) -> list[Pixels] | None:
+        """Return the decoded images from the cache; None if it lacks one."""
+        found: list[Pixels] = []
+        for shard, own in self._by_shard(rows):
+            count = int(self._shard_starts[shard + 1] - self._shard_starts[shard])
+            pixels = load_pixels(cache_path(self._paths[shard]), count)
+            if pixels is None:
+                return None
+            found += list(np.array(pixels[own]))
+        return found
+
+    def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
+        """Cache the decoded images of every shard that is complete."""
+        done = 0
+        for shard, own in self._by_shard(rows):
+            if len(own) == self._shard_starts[shard + 1] - self._shard_starts[shard]:
+                names = [self.name(int(row)) for row in rows[done : done + len(own)]]
+                save_pixels(cache_path(self._paths[shard]), stack(images[done : done + len(own)], names))
+            done += len(own)
+
+    def fingerprint(self) -> bytes:
+        """Return names, sizes in bytes and rows of the shards."""
+        return repr([(p.name, p.stat().st_size) for p in self._paths] + self._shard_starts.tolist()).encode()
+
+    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Yield each shard with its own of the rising rows, counted from its first."""
+        shards = np.searchsorted(self._shard_starts, rows, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            yield shard, rows[shards == shard] - self._shard_starts[shard]
+
+    def _group(self, group: int) -> Any:
+        """Return the encoded images of a row group; the oldest groups at hand make room for it."""
+        if group not in self._at_hand:
+            shard = _place(self._first_groups, group)
+            self._at_hand[group] = _image_bytes(
+                self._paths[shard], self._columns[shard], group - int(self._first_groups[shard])
+            )
+            room = TOGETHER + len(self._at_hand[group])
+            while sum(map(len, self._at_hand.values())) > room:
+                self._at_hand.popitem(last=False)
+        return self._at_hand[group]
+
+
+def list_parquet(path: Path | None, split: str, limit: int | None, tests: tuple[str, ...] = WORDS["test"]) -> Listing:
+    """Parquet in Hugging Face's image layout, PNG or JPEG with labels: a file, its shards or a folder.
+
+    limit: the first so many rows. tests: what files of the test split may be called. Images are read a row group at a
+    time; if whole files are decoded into memory, their pixels are cached under PLANISH_HOME. Raises BadInput if a file
+    is damaged or lacks the columns.
+    """
+    shards = [_shard(file) for file in files_of_split(path, split, ".parquet", tests)]
+    labels = torch.cat([shard.labels for shard in shards])
+    classes = max((shard.classes for shard in shards), key=len)
+    indices = torch.arange(len(labels))[:limit]
+    return Listing(Rows(shards), labels[:limit], classes, data_name(shards[0].path), indices)
+
+
+def read_parquet(path: Path | None, split: str, limit: int | None) -> Images:
+    """Return the images of `list_parquet`, decoded."""
+    return list_parquet(path, split, limit).images()
+
+
+def _shard(path: Path) -> Shard:
+    with _opened(path) as file:
+        names = file.schema_arrow.names
+        image, label = _column(path, names, IMAGE_COLUMNS), _column(path, names, LABEL_COLUMNS)
+        _check_images(path, file, image)
+        labels = _labels(path, file, label)
+        groups = tuple(file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
+        if not len(labels):
+            raise BadInput(f"{path}: no rows")
+        return Shard(path, image, labels, _class_names(file, label) or numbered_classes(labels), groups)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"{path}: not a readable Parquet file ({reason})") from None
+
+
+def _column(path: Path, names: Sequence[str], known: Sequence[str]) -> str:
+    for name in known:
+        if name in names:
+            return name
+    raise BadInput(f"{path}: no column '{known[0]}' or '{known[1]}'; its columns are {', '.join(names) or 'none'}")
+
+
+def _check_images(path: Path, file: Any, image: str) -> None:
+    import pyarrow as pa
+
+    kind = file.schema_arrow.field(image).type
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        raise BadInput(f"{path}: column '{image}' is {kind}, but must be a struct of bytes and path")
+
+
+def _labels(path: Path, file: Any, label: str) -> Tensor:
+    """Return all labels of the file, (rows,) int64."""
+    import pyarrow as pa
+
+    column = file.read(columns=[label]).column(0)
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise BadInput(f"{path}: '{label}' holds {column.type} or empty values: whole numbers are needed")
+    return torch.from_numpy(column.to_numpy().astype(np.int64))
+
+
+def _class_names(file: Any, label: str) -> tuple[str, ...]:
+    """Return the class names that Hugging Face's metadata gives for the label column; () if it gives none."""
+    metadata = file.schema_arrow.metadata or {}
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return ()
+    return tuple(str(name) for name in names)
+
+
+def _image_bytes(path: Path, column: str, group: int) -> Any:
+    """Return the encoded images of a row group, as an Arrow array."""
+    import pyarrow.compute as pc
+
+    with _opened(path) as file:
+        return pc.struct_field(file.read_row_group(group, columns=[column]).column(0), "bytes")
+
+
+def _place(starts: NDArray[np.int64], position: int) -> int:
+    """Return the last of the rising starts that is not behind the position."""
+    return int(np.searchsorted(starts, position, side="right")) - 1
+
+
+COMPONENTS = {"parquet": list_parquet}

@@ -1,0 +1,1 @@
+"""Attacks on a test set, and the distances of the nearest adversarial images."""

@@ -1,0 +1,98 @@
+"""What an evaluation leaves beside its record: a gallery, the adversarial images, and the progress of a killed one."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from planish.attacks import Adversarials, Progress
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.evaluation.evaluate import EvaluationStep
+from planish.storage.files import UNREADABLE, read_arrays, remove, write_arrays
+
+SHOWN = 8
+
+
+@dataclass
+class KeptProgress:
+    """A file with the progress of the attack at work, written at most twice a minute."""
+
+    path: Path
+    seconds: float = 30.0
+    written: float = field(default_factory=time.monotonic)
+
+    def load(self, key: str, device: torch.device) -> Progress | None:
+        """Return what the file holds, if it is of this key; a file that cannot be read counts as none."""
+        try:
+            arrays = read_arrays(self.path)
+            if str(arrays["key"]) != key:
+                return None
+            best = Adversarials(*(torch.from_numpy(arrays[name]).to(device) for name in Adversarials._fields))
+            return Progress(best, int(arrays["at"][0]), int(arrays["at"][1]))
+        except (*UNREADABLE, KeyError):
+            return None
+
+    def keep(self, key: str, progress: Progress) -> None:
+        """Write the progress, unless the last was written just now."""
+        if time.monotonic() - self.written < self.seconds:
+            return
+        arrays = {name: part.cpu().numpy() for name, part in progress.best._asdict().items()}
+        write_arrays(self.path, key=np.array(key), at=np.array([progress.component, progress.visited]), **arrays)
+        self.written = time.monotonic()
+
+    def forget(self) -> None:
+        """Remove the file: the attack has its column."""
+        remove(self.path)
+
+
+def save_images(judged: EvaluationStep, path: Path) -> None:
+    """Write the images (N, ...) float32 as the attacks left them, and their indices."""
+    write_arrays(path, x_adv=judged.x_adv.cpu().numpy(), indices=judged.evaluation.indices)
+
+
+def load_images(path: Path) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return what `save_images` wrote: images and indices. Raises BadInput."""
+    try:
+        arrays = read_arrays(path)
+        x_adv, indices = arrays["x_adv"], arrays["indices"]
+    except FileNotFoundError:
+        raise BadInput(f"there is no {path}; planish evaluate --keep-images writes one") from None
+    except (*UNREADABLE, KeyError) as error:
+        raise BadInput(f"{path} does not hold adversarial images, or it is cut short") from error
+    if x_adv.dtype != np.float32 or x_adv.ndim != 4 or indices.shape != x_adv.shape[:1]:
+        raise BadInput(f"{path} must hold x_adv (N, C, H, W) float32 and indices (N,)")
+    return torch.from_numpy(x_adv), indices
+
+
+def images_left(path: Path, batch: Batch) -> Tensor | None:
+    """Return the adversarial images of an earlier run where they were kept."""
+    if not path.exists():
+        return None
+    x_adv, indices = load_images(path)
+    return x_adv if np.array_equal(indices, batch.indices.cpu().numpy()) else None
+
+
+def save_gallery(judged: EvaluationStep, batch: Batch, path: Path) -> None:
+    """Keep the first images that were right and that this run has broken, with their adversarial twins."""
+    record = judged.evaluation
+    moved = (judged.x_adv != batch.x).flatten(1).any(1).cpu().numpy()
+    rows = np.flatnonzero(record.correct() & ~record.survivors() & moved)[:SHOWN]
+    if batch.x.shape[1] not in (1, 3) or not len(rows):
+        return
+    predicted = [column.predicted for column in record.columns]
+    final = [next(p[row] for p, c in zip(predicted, record.columns, strict=True) if c.broken[row]) for row in rows]
+    arrays: dict[str, NDArray[Any]] = {
+        "clean": batch.x[rows].cpu().numpy(),
+        "adversarial": judged.x_adv[rows].cpu().numpy(),
+        "labels": record.labels[rows],
+        "predicted_clean": record.clean_predicted[rows],
+        "predicted_adv": np.asarray(final, dtype=np.int64),
+        "indices": record.indices[rows],
+    }
+    write_arrays(path, **arrays)

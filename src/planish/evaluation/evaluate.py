@@ -1,0 +1,356 @@
+"""A test set against attacks: every adversarial image that counts is judged again by a fresh float32 forward."""
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from planish.attacks import CHUNK, Adversarials, Attack, Progress, Worst, components_of, run
+from planish.attacks.suites import Stage, Suite
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.modes import Precision, evaluating, full_precision
+from planish.core.pass_counter import Counted
+from planish.core.randomness import keyed, seeded
+from planish.core.threat import ThreatModel
+from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
+from planish.storage.provenance import provenance
+
+
+class Update(NamedTuple):
+    """How an evaluation stands after a chunk: the attack's name; of how many images how many were wrong from the start
+    and how many are broken so far; how many the running part of the attack has still to visit; and single-image passes
+    spent so far."""
+
+    attack: str
+    images: int
+    wrong: int
+    broken: int
+    left: int
+    passes: int
+
+
+OnChunk = Callable[[Update], None]
+
+
+class Unfinished(Protocol):
+    """Keeps the progress of a column that is at work, so that a killed evaluation goes on from its last chunk."""
+
+    def load(self, key: str, device: torch.device) -> Progress | None:
+        """Return what was kept last under this key, if that is what was kept last."""
+        ...
+
+    def keep(self, key: str, progress: Progress) -> None:
+        """Keep the progress, in place of any other."""
+        ...
+
+
+class EvaluationStep(NamedTuple):
+    """An evaluation as far as it has come, and the images (N, ...) as the attacks of this run left them.
+
+    An image stays as it was when it broke.
+    """
+
+    evaluation: Evaluation
+    x_adv: Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """How attacks are run: images at a time, arithmetic of the search, who is told of progress, and who keeps it."""
+
+    chunk: int = CHUNK
+    precision: Precision = "float32"
+    on_chunk: OnChunk | None = None
+    unfinished: Unfinished | None = None
+
+
+def evaluate(
+    model: nn.Module,
+    images: Batch,
+    threat: ThreatModel,
+    attacks: Mapping[str, Attack | Suite],
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    precision: Precision = "float32",
+    about: Mapping[str, Any] | None = None,
+    earlier: Evaluation | None = None,
+    x_adv: Tensor | None = None,
+    on_chunk: OnChunk | None = None,
+    unfinished: Unfinished | None = None,
+) -> Iterator[EvaluationStep]:
+    """Judge the model in evaluation mode: yield the record after the clean pass and after each attack.
+
+    images: the test set, x (N, C, H, W) in [0, 1], on the model's device. attacks: by name, in order; each is run on
+    the images that none before it has broken, but one that counts reached targets on all correct images. A suite is run
+    stage by stage, a column "suite/stage" each, and may choose the next by what the ones before found. The model's
+    modes, parameters and statistics stay as they are. precision: of the search; verdicts are always float32.
+    about: JSON-able facts for the record's meta. earlier: a record of the same model, data, threat and seed, whose
+    attacks are not run again; x_adv: (N, ...) the images that they left, where these were kept. unfinished: where the
+    attack at work keeps its progress.
+    Raises BadInput for images, labels, outputs or an earlier record that do not fit.
+    """
+    counted = Counted(model)
+    check_images(images, threat)
+    began = time.perf_counter()
+    images = images._replace(logits=check_logits(counted, images, chunk))
+    judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began)
+    if earlier is not None:
+        judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), attacks)
+    yield judged
+    search = Search(chunk, precision, on_chunk, unfinished)
+    for name, attack in attacks.items():
+        while (stage := _next(name, attack, judged.evaluation)) is not None:
+            judged = _attacked(counted, images, threat, stage, judged, search)
+            yield judged
+
+
+def _next(name: str, attack: Attack | Suite, record: Evaluation) -> Stage | None:
+    """Return what is to be run next for this name, as a stage with its column's name; None when it is done."""
+    if isinstance(attack, Suite):
+        own = {column.name[len(name) + 1 :]: column for column in record.columns if column.name.startswith(f"{name}/")}
+        stage = attack.following(own, len(record.labels))
+        return stage and stage._replace(name=f"{name}/{stage.name}")
+    if name in record.names:
+        return None
+    return Stage(name, attack, "correct" if _counts_targets(attack) else "survivors")
+
+
+def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
+    """Return the logits (N, K) in float32, evaluation mode, autocast off, without a graph."""
+    with evaluating(model), torch.no_grad(), full_precision(x):
+        parts = [model(part).float() for part in torch.split(x, chunk) if len(part)]
+    return torch.cat(parts) if parts else x.new_zeros(0, 2)
+
+
+def _clean(
+    counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], seconds: float
+) -> EvaluationStep:
+    logits = images.logits
+    assert logits is not None
+    left_in_training = any(module.training for module in counted.model.modules())
+    warnings = ["the model was left in training mode; it is judged in evaluation mode"] if left_in_training else []
+    meta = {
+        **about,
+        "schema_version": SCHEMA_VERSION,
+        "model": {**about.get("model", {}), "digest": model_digest(counted.model), "classes": logits.shape[1]},
+        "data": {**about.get("data", {}), "digest": data_digest(images)},
+        "threat": {"norm": threat.name, "radius": threat.radius},
+        "clean": {"forwards": counted.forwards, "seconds": seconds},
+        "warnings": warnings,
+        **provenance(images.x.device),
+    }
+    evaluation = Evaluation(
+        indices=images.indices.cpu().numpy(),
+        labels=images.labels.cpu().numpy(),
+        clean_margin=margin(logits, images.labels).cpu().numpy(),
+        clean_predicted=logits.argmax(1).cpu().numpy(),
+        columns=(),
+        meta=meta,
+    )
+    return EvaluationStep(evaluation, images.x.clone())
+
+
+def _continued(
+    fresh: EvaluationStep, earlier: Evaluation, x_adv: Tensor, attacks: Mapping[str, Attack | Suite]
+) -> EvaluationStep:
+    for key in ("model", "data", "threat", "seed"):
+        if earlier.meta.get(key) != fresh.evaluation.meta[key]:
+            raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
+    for column in earlier.columns:
+        wanted = attacks.get(column.name)
+        known = column.meta.get("attack")
+        if wanted is not None and not isinstance(wanted, Suite) and known != describe_attack(wanted):
+            raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
+    return EvaluationStep(replace(earlier, meta={**earlier.meta, **fresh.evaluation.meta}), x_adv)
+
+
+def _attacked(
+    counted: Counted, images: Batch, threat: ThreatModel, stage: Stage, judged: EvaluationStep, search: Search
+) -> EvaluationStep:
+    """Run one attack on the images it should face and enter its column."""
+    evaluation = judged.evaluation
+    rows = _facing(evaluation, stage).to(images.x.device)
+    forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
+    batch = images.select(rows)
+    found = run(
+        stage.attack,
+        counted,
+        batch,
+        threat,
+        generator=_generator(evaluation, stage.name),
+        chunk=search.chunk,
+        precision=search.precision,
+        report=search.on_chunk and partial(_update, search.on_chunk, counted, evaluation, stage.name),
+        **_kept(evaluation, stage, search, images.x.device),
+    )
+    logits = verified(counted, batch, found, threat, stage.name, search.chunk)
+    enter = partial(_filled, len(evaluation.labels), rows)
+    column = Column(
+        name=stage.name,
+        margin=enter(margin(logits, batch.labels), float("nan")).numpy(),
+        distance=enter(threat.norm(found.x_adv - batch.x), float("nan")).numpy(),
+        predicted=enter(logits.argmax(1), -1).numpy(),
+        target=enter(found.target, -1).numpy(),
+        component=enter(found.component, -1).numpy(),
+        step=enter(found.step, -1).numpy(),
+        passes=enter(found.passes, -1).numpy(),
+        forwards=counted.forwards - forwards,
+        backwards=counted.backwards - backwards,
+        seconds=time.perf_counter() - began,
+        meta={
+            "attack": describe_attack(stage.attack),
+            "precision": search.precision,
+            **({"sampled": True} if stage.sample is not None or stage.focus is not None else {}),
+            **({"because": list(stage.because)} if stage.because else {}),
+        },
+    )
+    standing = torch.from_numpy(evaluation.survivors()).to(rows.device)[rows]
+    x_adv = judged.x_adv.clone()
+    x_adv[rows[standing]] = found.x_adv[standing]
+    return EvaluationStep(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
+
+
+def _facing(evaluation: Evaluation, stage: Stage) -> Tensor:
+    """Return the rows of the images that a stage is run on.
+
+    A sample is drawn by the images' indices and the seed; a focus falls on those of the largest margins so far.
+    """
+    standing = evaluation.correct() if stage.facing == "correct" else evaluation.survivors()
+    rows = torch.from_numpy(standing).nonzero().squeeze(1)
+    if stage.focus is not None:
+        reached = np.fmax.reduce([evaluation.clean_margin, *(column.margin for column in evaluation.columns)])
+        nearest = torch.from_numpy(reached)[rows].argsort(descending=True, stable=True)
+        return rows[nearest[: math.ceil(stage.focus * len(rows))]].sort().values
+    if stage.sample is None or len(rows) <= stage.sample:
+        return rows
+    lots = keyed(torch.from_numpy(evaluation.indices)[rows], evaluation.meta["seed"], 1).squeeze(1)
+    return rows[lots.argsort()[: stage.sample]].sort().values
+
+
+def _update(on_chunk: OnChunk, counted: Counted, evaluation: Evaluation, name: str, broken: int, left: int) -> None:
+    """Tell how the whole evaluation stands."""
+    correct, standing = int(evaluation.correct().sum()), int(evaluation.survivors().sum())
+    images, passes = len(evaluation.labels), counted.forwards + counted.backwards
+    on_chunk(Update(name, images, images - correct, correct - standing + broken, left, passes))
+
+
+def _kept(evaluation: Evaluation, stage: Stage, search: Search, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of `run` that keep its progress and take it up again; the key says what is at work."""
+    if search.unfinished is None:
+        return {}
+    facts = [evaluation.meta[key] for key in ("model", "data", "threat", "seed")]
+    text = repr([facts, stage.name, describe_attack(stage.attack), evaluation.names, search.precision])
+    key = hashlib.sha256(text.encode()).hexdigest()
+    return {"earlier": search.unfinished.load(key, device), "keep": partial(search.unfinished.keep, key)}
+
+
+def _counts_targets(attack: Attack) -> bool:
+    return getattr(next(components_of(attack)), "aim", "misclassify") == "reach"
+
+
+def _generator(evaluation: Evaluation, name: str) -> torch.Generator:
+    """Return a generator that depends on the seed and the attack's name, not on the attacks before it."""
+    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]))
+
+
+def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:
+    whole = torch.full((count,), empty, dtype=values.dtype)
+    whole[rows.cpu()] = values.cpu()
+    return whole
+
+
+def verified(
+    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int = CHUNK
+) -> Tensor:
+    """Return fresh logits of what an attack returned, in batches cut otherwise than the attack's.
+
+    Raises RuntimeError if an image lies outside the ball or the box: an attack that cheats is an error, never clipped.
+    """
+    feasible = threat.feasible(found.x_adv, batch.x)
+    if not bool(feasible.all()):
+        worst = float(threat.norm(found.x_adv - batch.x).max())
+        raise RuntimeError(
+            f"{name} left the {threat.name} ball of radius {threat.radius:g} or the box on "
+            f"{int((~feasible).sum())} images (largest distance {worst:g})"
+        )
+    return logits_of(model, found.x_adv, max(1, chunk - 1))
+
+
+def check_images(images: Batch, threat: ThreatModel) -> None:
+    """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the box, each with a label and an index."""
+    x = images.x
+    if x.ndim != 4 or len(x) == 0:
+        raise BadInput(f"images must be (N, channels, height, width) with N > 0, got {tuple(x.shape)}")
+    for what, values in (("labels", images.labels), ("indices", images.indices)):
+        if values.shape != (len(x),) or values.dtype != torch.int64:
+            shape = tuple(values.shape)
+            raise BadInput(f"{what} must be int64 of shape ({len(x)},), got {values.dtype} of shape {shape}")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= threat.low and high <= threat.high):
+        raise BadInput(
+            f"pixels lie in [{low:g}, {high:g}], not in [{threat.low:g}, {threat.high:g}]; give raw images divided "
+            "by 255 and put any normalization inside the model"
+        )
+
+
+def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
+    """Return the clean logits. Raises BadInput unless they are finite logits (N, K) with K above every label."""
+    try:
+        logits = logits_of(model, images.x, chunk)
+    except BadInput:
+        raise
+    except Exception as error:
+        shape = tuple(images.x.shape[1:])
+        raise BadInput(f"the model raises {type(error).__name__} on images of shape {shape}: {error}") from error
+    if logits.ndim != 2 or len(logits) != len(images.x) or logits.shape[1] < 2:
+        raise BadInput(
+            f"the model must return logits (N, classes), got {tuple(logits.shape)} for {len(images.x)} images"
+        )
+    if not bool(logits.isfinite().all()):
+        raise BadInput(f"the model returns NaN or infinite logits on {int((~logits.isfinite()).any(1).sum())} images")
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise BadInput(
+            f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
+        )
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
+        raise BadInput("the model returns probabilities; give logits: leave its softmax out, it hides the gradients")
+    return logits
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of the model's parameters and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def data_digest(images: Batch) -> str:
+    """Return the SHA-256 of the images, labels and indices."""
+    digest = hashlib.sha256(repr(tuple(images.x.shape)).encode())
+    for value in images[:3]:
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_attack(attack: Attack) -> str:
+    """Return an attack's configuration as text: repeated leaves are counted, not repeated."""
+    if isinstance(attack, Worst):
+        parts = [describe_attack(part) for part in attack.attacks]
+        if len(set(parts)) == 1:
+            return f"{len(parts)} x {parts[0]}"
+        return f"Worst({', '.join(parts)})"
+    return re.sub(r"<(?:function )?(\S+)(?: object)? at 0x[0-9a-f]+>", r"\1", repr(attack))

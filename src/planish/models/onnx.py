@@ -1,0 +1,71 @@
+"""Models that answer and tell no more: ONNX files, through onnxruntime."""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from planish.core.errors import BadInput
+
+
+class Session(Protocol):
+    """What is used of an onnxruntime session."""
+
+    def get_inputs(self) -> list[Any]: ...
+    def run(self, outputs: list[str] | None, feed: dict[str, Any]) -> list[Any]: ...
+
+
+class BlackBox(nn.Module):
+    """An ONNX model as images (N, C, H, W) in [0, 1] -> logits; nothing leads back from the logits to the images.
+
+    fixed: the batch size that the file insists on, None = any; images are then padded to whole batches.
+    """
+
+    digest: Tensor
+
+    def __init__(self, session: Session, content: bytes) -> None:
+        super().__init__()
+        self.session = session
+        entry = session.get_inputs()[0]
+        self.entry, batch = str(entry.name), entry.shape[0] if entry.shape else None
+        self.fixed = batch if isinstance(batch, int) and batch > 0 else None
+        digest = torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8)
+        self.register_buffer("digest", digest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the file's first output, (N, K), as float32, on the device of the images."""
+        parts = [self._answered(part) for part in torch.split(x.detach().float().cpu(), self.fixed or max(len(x), 1))]
+        return torch.cat(parts).to(x.device)
+
+    def _answered(self, x: Tensor) -> Tensor:
+        missing = (self.fixed or len(x)) - len(x)
+        padded = torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x
+        output = self.session.run(None, {self.entry: padded.numpy()})[0]
+        return torch.as_tensor(output).float()[: len(x)]
+
+
+def is_onnx(spec: str) -> bool:
+    """Say whether a model's name is that of an ONNX file."""
+    return spec.endswith(".onnx")
+
+
+def load_onnx(path: Path) -> BlackBox:
+    """Return the model of an ONNX file. Raises BadInput if it cannot be read or onnxruntime is missing."""
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}")
+    try:
+        runtime: Any = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BadInput(
+            f"{path} needs onnxruntime, which cannot be imported ({error}); install it with: "
+            "pip install 'planish[onnx]'"
+        ) from error
+    content = path.read_bytes()
+    try:
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BadInput(f"{path} is not an ONNX model that onnxruntime reads: {error}") from error
+    return BlackBox(session, content)

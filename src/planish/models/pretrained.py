@@ -1,0 +1,172 @@
+"""Models of other libraries: "timm:NAME" and "hf:NAME", with the normalization that their own configuration states."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from planish.core.errors import BadInput, nearest
+
+
+class Borrowed(NamedTuple):
+    """A network, and what its images are normalised with: x in [0, 1] -> (x - mean) / std per channel."""
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def is_borrowed(name: str) -> bool:
+    """Say whether a model's name is "timm:..." or "hf:..."."""
+    return name.partition(":")[0] in LIBRARIES
+
+
+def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any]) -> Borrowed:
+    """Return a model of timm or of Hugging Face's transformers. Raises BadInput.
+
+    classes, channels: 0 leaves them as the model has them. options: `pretrained` (true: its published weights, else new
+    ones), and the library's own, as numbers, true, false or plain words. Weights are read from safetensors files alone;
+    code that a model brings along is never run.
+    """
+    for key, value in options.items():
+        if key in REFUSED or not _plain(value):
+            raise BadInput(f"model '{name}' takes numbers, true, false and plain words; not {key} = {value!r}")
+    library, _, own = name.partition(":")
+    pretrained = options.get("pretrained", True)
+    if not isinstance(pretrained, bool):
+        raise BadInput(f"pretrained must be true or false, got {pretrained!r}")
+    others = {key: value for key, value in options.items() if key != "pretrained"}
+    return LIBRARIES[library](own, classes, channels, pretrained, others)
+
+
+REFUSED = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+"""Options of timm.create_model that name files to read."""
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_plain(part) for part in value)
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and value.isidentifier())
+
+
+def _library(module: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BadInput(
+            f"models named {extra}:... need {module}, which cannot be imported ({error}); "
+            f"install it with: pip install 'planish[{extra}]'"
+        ) from error
+    except RuntimeError as error:
+        raise BadInput(
+            f"{module} cannot be imported: {_first_line(error)}; it needs a torchvision that fits this torch"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _timm(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> Borrowed:
+    timm = _library("timm", "timm")
+    if not timm.is_model(name):
+        raise BadInput(f"timm has no model '{name}'.{nearest(name, timm.list_models())}")
+    sizes = {"num_classes": classes, "in_chans": channels}
+    wanted: dict[str, Any] = {key: count for key, count in sizes.items() if count}
+    try:
+        if pretrained:
+            wanted["pretrained_cfg_overlay"] = _safe_source(timm, name)
+        network = timm.create_model(name, pretrained=pretrained, **wanted, **options)
+        known = network.pretrained_cfg
+    except (TypeError, BadInput):
+        raise
+    except Exception as error:
+        raise BadInput(f"timm cannot make '{name}': {type(error).__name__}: {_first_line(error)}") from error
+    if getattr(network, "num_classes", None) == 0:
+        raise BadInput(f"'timm:{name}' has no classes of its own; train it, or name one that was trained to classify")
+    return Borrowed(network, *(_per_channel(known[key], channels) for key in ("mean", "std")))
+
+
+def _safe_source(timm: ModuleType, name: str) -> dict[str, Any]:
+    """Return what makes timm read a safetensors file and nothing else. Raises BadInput if there are no weights."""
+    known = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        raise BadInput(
+            f"timm publishes no safetensors weights for '{name}'; name another, or set model.pretrained=false"
+        )
+    return {"hf_hub_filename": "model.safetensors", "url": "", "file": None, "custom_load": False}
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return a number per channel; their mean for each where the images have another number of channels."""
+    if channels in (0, len(values)):
+        return tuple(values)
+    return (sum(values) / len(values),) * channels
+
+
+def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> Borrowed:
+    transformers = _library("transformers", "hf")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        known, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+        _configure(config, name, channels, options)
+        if classes:
+            config.num_labels = classes
+        kind = transformers.AutoModelForImageClassification
+        network = _published(kind, name, config, bool(classes)) if pretrained else kind.from_config(config)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"cannot load 'hf:{name}': {type(error).__name__}: {_first_line(error)}") from error
+    return Borrowed(network.float(), *_normalization(name, known, getattr(config, "num_channels", 3)))
+
+
+def _configure(config: Any, name: str, channels: int, options: dict[str, Any]) -> None:
+    """Put the options into the model's configuration. Raises BadInput."""
+    known = config.to_dict()
+    for key, value in options.items():
+        if key not in known:
+            raise BadInput(f"'hf:{name}' has no option '{key}'.{nearest(key, known)}")
+        setattr(config, key, value)
+    own = getattr(config, "num_channels", 3)
+    if channels not in (0, own):
+        raise BadInput(f"'hf:{name}' reads images of {own} channels, these have {channels}")
+
+
+def _published(kind: Any, name: str, config: Any, new_head: bool) -> nn.Module:
+    """Return the classifier with its published weights; new_head: those of its last layer may be missing."""
+    network: nn.Module
+    network, info = kind.from_pretrained(
+        name,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=new_head,
+        output_loading_info=True,
+    )
+    missing = sorted(set(info["missing_keys"]) & {key for key, _ in network.named_parameters()})
+    if missing and not new_head:
+        raise BadInput(f"'hf:{name}' was not published as a classifier of images: it has no weights for {missing[0]}")
+    return network
+
+
+def _normalization(name: str, known: Mapping[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std for pixels of [0, 1] from an image processor's configuration. Raises BadInput."""
+    strange = [key for key in ("do_flip_channel_order", "rescale_offset") if known.get(key)]
+    if strange:
+        raise BadInput(f"'hf:{name}' wants its images prepared with {strange[0]}; wrap it in a function of your own")
+    scale = 255 * float(known.get("rescale_factor", 1 / 255)) if known.get("do_rescale", True) else 255.0
+    mean, std = (known.get(key) for key in ("image_mean", "image_std")) if known.get("do_normalize", True) else (0, 1)
+    if mean is None or std is None:
+        raise BadInput(f"'hf:{name}' does not state its image_mean and image_std; wrap it in a function of your own")
+    both = (list(part) if isinstance(part, list | tuple) else [part] * channels for part in (mean, std))
+    first, second = (tuple(float(value) / scale for value in part) for part in both)
+    return first, second
+
+
+Library = Callable[[str, int, int, bool, dict[str, Any]], Borrowed]
+"""(name, classes, channels, pretrained, options) -> the model."""
+
+LIBRARIES: dict[str, Library] = {"timm": _timm, "hf": _hf}

@@ -1,0 +1,352 @@
+"""What an evaluation found: the record, its accuracies with intervals, its .npz and JSON forms.
+
+A record stores one number per image and attack. Every accuracy is derived from those numbers, none is stored.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish.core.errors import BadInput, nearest
+from planish.records.statistics import Booleans, Estimate, counts
+from planish.storage.files import write_bytes
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+SCHEMA_VERSION = 2
+
+_COLUMN_ARRAYS = {"margin": np.float32, "distance": np.float32, "predicted": np.int64, "target": np.int64}
+_LEDGER = {"component": np.int64, "step": np.int64, "passes": np.int64}  # since version 2; unknown = -1 before
+_FORMER = {"component": "leaf"}
+"""What an array was called in files of an earlier planish."""
+_FACTS = ("name", "forwards", "backwards", "seconds", "meta")
+_MISFITS = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)  # raised by files of another kind
+_ARRAYS = {"indices": np.int64, "labels": np.int64, "clean_margin": np.float32, "clean_predicted": np.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One attack's outcome on a test set of N images; "not attempted" is NaN, NaN and -1 in the arrays.
+
+    ``margin`` (N,) float32, best wrong logit minus true logit of the adversarial image, >= 0 = broken;
+    ``distance`` (N,) float32, norm of the perturbation in pixels of [0,1]; ``predicted`` (N,) int64, class of
+    the adversarial image; ``target`` (N,) int64, class aimed at, -1 = none. Who found that image: ``component`` (N,)
+    int64, which of the attack's parts (restarts and targets, in order), -1 = none, it is the clean image; ``step`` (N,)
+    int64, at which iterate or query; ``passes`` (N,) int64, forwards and backwards that the search spent on the image.
+    ``forwards`` and ``backwards`` count all passes of single images; ``seconds`` is wall time; ``meta`` is JSON-able:
+    the attack's configuration and, true for a check of some survivors only, "sampled". BadInput when shapes or types
+    disagree or an attempted image has no margin.
+    """
+
+    name: str
+    margin: Floats
+    distance: Floats
+    predicted: Integers
+    target: Integers
+    component: Integers
+    step: Integers
+    passes: Integers
+    forwards: int
+    backwards: int
+    seconds: float
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise BadInput("An attack's column needs a name.")
+        for key, dtype in (_COLUMN_ARRAYS | _LEDGER).items():
+            _check(f"{key} of '{self.name}'", getattr(self, key), dtype, self.margin.shape)
+        strange = int(np.count_nonzero(np.isnan(self.margin) != (self.predicted < 0)))
+        if strange:
+            raise BadInput(
+                f"Attack '{self.name}': {strange} images have only one of margin and predicted class; an "
+                "attempted image needs both (a NaN margin means that the model's logits are not finite)."
+            )
+
+    @property
+    def attempted(self) -> Booleans:
+        """(N,) True where the attack was run."""
+        return ~np.isnan(self.margin)
+
+    @property
+    def broken(self) -> Booleans:
+        """(N,) True where the attack was run and the adversarial image is misclassified (a tie counts)."""
+        return self.margin >= 0
+
+    @property
+    def sampled(self) -> bool:
+        """True for a check of some of the survivors: it may break images, but says nothing of those left out."""
+        return bool(self.meta.get("sampled"))
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A model's outcome on N test images, clean and under attacks in the order in which they were run.
+
+    ``indices`` (N,) int64, the images' ids in their data set; ``labels`` (N,) int64; ``clean_margin`` (N,)
+    float32; ``clean_predicted`` (N,) int64. ``meta`` is JSON-able: ``schema_version`` 2, ``threat`` {"norm",
+    "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean``
+    {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. A tie is wrong:
+    correct = margin < 0. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
+    """
+
+    indices: Integers
+    labels: Integers
+    clean_margin: Floats
+    clean_predicted: Integers
+    columns: tuple[Column, ...]
+    meta: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        shape = (self.indices.size,)
+        for key, dtype in _ARRAYS.items():
+            _check(key, getattr(self, key), dtype, shape)
+        if self.indices.size == 0:
+            raise BadInput("An evaluation needs at least one image.")
+        if np.isnan(self.clean_margin).any():
+            raise BadInput("A clean margin is NaN: the model's logits on clean images are not finite.")
+        for column in self.columns:
+            _check(f"margin of '{column.name}'", column.margin, np.float32, shape)
+        if len(set(self.names)) != len(self.names):
+            raise BadInput(f"Each attack needs its own name, got {', '.join(self.names)}.")
+        _check_meta(self.meta)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attacks' names, in order."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
+        return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
+
+    @property
+    def norm(self) -> str:
+        """The threat's norm, such as "Linf"."""
+        return str(self.meta["threat"]["norm"])
+
+    @property
+    def radius(self) -> float:
+        """The threat's radius in pixels of [0,1]."""
+        return float(self.meta["threat"]["radius"])
+
+    def column(self, name: str) -> Column:
+        """Return an attack's column. BadInput when there is none of this name."""
+        return self.columns[self._position(name)]
+
+    def correct(self) -> Booleans:
+        """(N,) True where the clean image is classified correctly."""
+        return self.clean_margin < 0
+
+    def clean_accuracy(self) -> Estimate:
+        """Share of clean images classified correctly."""
+        return Estimate.of(self.correct())
+
+    def survivors(self) -> Booleans:
+        """(N,) True where the clean image is correct and no attack broke it; raises as ``accuracy_after``."""
+        return self._standing(len(self.columns))
+
+    def robust_accuracy(self) -> Estimate:
+        """Share of images that stand after every attack (the clean accuracy when there is none)."""
+        return Estimate.of(self.survivors())
+
+    def accuracy_after(self, name: str) -> Estimate:
+        """Share of images that neither the clean pass nor any attack up to and including ``name`` broke.
+
+        The name of a suite stands for its last stage. An image that a sampled check left out still stands.
+        ValueError when an image that stood was not attempted: it cannot be said to have survived.
+        """
+        return Estimate.of(self._standing(self._position(name) + 1))
+
+    def broken_by(self, name: str) -> Booleans:
+        """(N,) True where the image stood until ``name`` and fell to it."""
+        position = self._position(name)
+        return self._standing(position) & self.columns[position].broken
+
+    def accuracy_alone(self, name: str) -> Estimate:
+        """Robust accuracy under ``name`` alone. ValueError unless it attempted every correct clean image."""
+        column, correct = self.column(name), self.correct()
+        missing = int(np.count_nonzero(correct & ~column.attempted))
+        if missing:
+            raise ValueError(f"'{name}' alone is unknown: it left out {missing} correctly classified images.")
+        return Estimate.of(correct & ~column.broken)
+
+    def success_rate(self, name: str) -> Estimate:
+        """Share of attempted images that a targeted attack moved into their target class.
+
+        ValueError when the attack attempted none or aimed at no class on some of them.
+        """
+        column = self.column(name)
+        tried = column.attempted
+        if (column.target[tried] < 0).any():
+            raise ValueError(f"'{name}' has no success rate: it is not targeted on every image.")
+        return Estimate.of(column.predicted[tried] == column.target[tried])
+
+    def class_warnings(self) -> list[str]:
+        """One sentence for each class that has clean images here but is never predicted on one."""
+        classes = self.meta.get("data", {}).get("classes") or []
+        absent = np.setdiff1d(self.labels, self.clean_predicted)
+        return [
+            f"Class {classes[k] if k < len(classes) else k} is never predicted on clean images, "
+            f"though {np.count_nonzero(self.labels == k)} show it."
+            for k in absent.tolist()
+        ]
+
+    def remarks(self) -> list[str]:
+        """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""
+        remarks = [*self.meta.get("notes", []), *self.meta.get("warnings", []), *self.class_warnings()]
+        reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
+        for name, because in sorted(reasons):
+            if because:
+                remarks.append(f"{name} ran its long stages, because {'; '.join(because)}.")
+        return remarks
+
+    def _position(self, name: str) -> int:
+        places = [place for place, own in enumerate(self.names) if own == name or own.startswith(f"{name}/")]
+        if not places:
+            known = ", ".join(self.names) or "none"
+            raise BadInput(f"No attack '{name}' here; known: {known}.{nearest(name, self.names)}")
+        return places[-1]
+
+    def spent(self) -> list[tuple[float, float]]:
+        """Return (passes per image, accuracy) points: how accuracy falls as every image is granted more passes.
+
+        With a grant of b passes each image has cost the lesser of b and what it took, and counts as broken if what
+        broke it came within b. From the ledger of the searches; the clean forward is the first pass, fresh forwards
+        that judge what was found are not counted. Empty for records of schema version 1, which have no ledger.
+        """
+        if any((column.passes[column.attempted] < 0).any() for column in self.columns):
+            return []
+        total = np.ones(len(self.labels))
+        fell = np.where(self.correct(), np.inf, 0.0)
+        for column in self.columns:
+            total = total + np.where(column.attempted, column.passes, 0)
+            fell = np.where(column.broken & np.isinf(fell), total, fell)
+        grants = np.unique(np.concatenate([[1.0], fell[np.isfinite(fell) & (fell > 0)], total]))
+        return [(float(np.minimum(total, grant).mean()), float((fell > grant).mean())) for grant in grants]
+
+    def _standing(self, count: int) -> Booleans:
+        standing = self.correct()
+        for column in self.columns[:count]:
+            missing = int(np.count_nonzero(standing & ~column.attempted))
+            if missing and not column.sampled:
+                raise ValueError(f"'{column.name}' did not attempt {missing} images that still stood.")
+            standing = standing & ~column.broken
+        return standing
+
+
+def _check(what: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape or array.ndim != 1:
+        wanted = f"{np.dtype(dtype).name} of shape {shape if len(shape) == 1 else '(N,)'}"
+        raise BadInput(f"{what} must be {wanted}, got {array.dtype.name} of shape {array.shape}.")
+
+
+def _check_meta(meta: Mapping[str, Any]) -> None:
+    version = meta.get("schema_version")
+    if version not in (1, SCHEMA_VERSION):
+        raise BadInput(f"This evaluation has schema version {version}; planish reads {SCHEMA_VERSION}.")
+    threat = meta.get("threat")
+    if not isinstance(threat, dict) or not {"norm", "radius"} <= threat.keys():
+        raise BadInput('An evaluation\'s meta needs "threat": {"norm": ..., "radius": ...}.')
+
+
+def save(evaluation: Evaluation, path: str | Path) -> None:
+    """Write one .npz without pickle, whole or not at all."""
+    columns = [{key: getattr(column, key) for key in _FACTS} for column in evaluation.columns]
+    arrays: dict[str, Any] = {key: getattr(evaluation, key) for key in _ARRAYS}
+    for column in evaluation.columns:
+        arrays |= {f"{key}/{column.name}": getattr(column, key) for key in _COLUMN_ARRAYS | _LEDGER}
+    described = json.dumps({"evaluation": evaluation.meta, "columns": columns}, allow_nan=False)
+    buffer = BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays, meta=np.array(described))
+    write_bytes(buffer.getvalue(), path)
+
+
+def load(path: str | Path) -> Evaluation:
+    """Read what ``save`` wrote. BadInput when the file is missing, cut short or something else."""
+    try:
+        with zipfile.ZipFile(path) as checked, np.load(path, allow_pickle=False) as archive:
+            if checked.testzip() is not None:
+                raise zipfile.BadZipFile
+            return _unpack({key: archive[key] for key in archive.files})
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+    except FileNotFoundError:
+        raise BadInput(f"There is no evaluation at {path}.") from None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, *_MISFITS) as error:
+        raise BadInput(f"{path} is not a planish evaluation, or it is cut short; evaluate again.") from error
+
+
+def _unpack(arrays: dict[str, NDArray[Any]]) -> Evaluation:
+    described = json.loads(str(arrays["meta"]))
+    columns = []
+    for facts in described["columns"]:
+        facts |= {key: arrays[f"{key}/{facts['name']}"] for key in _COLUMN_ARRAYS}
+        unknown = np.full_like(facts["target"], -1)
+        facts |= {key: _ledger(arrays, key, facts["name"], unknown) for key in _LEDGER}
+        columns.append(Column(**facts))
+    parts: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
+    return Evaluation(**parts, columns=tuple(columns), meta=described["evaluation"])
+
+
+def _ledger(arrays: Mapping[str, NDArray[Any]], key: str, name: str, unknown: Integers) -> Integers:
+    found = arrays.get(f"{key}/{name}", arrays.get(f"{_FORMER.get(key)}/{name}"))
+    return unknown if found is None else found
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the evaluation's numbers as one JSON-able document.
+
+    RobustBench's keys (``name, dataset, threat_model, eps, clean_acc, reported``, accuracies in percent) are
+    beside ours (shares in [0,1]); each accuracy carries attack, norm, radius, number of images and interval.
+    """
+    meta = evaluation.meta
+    robust = evaluation.robust_accuracy()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": meta.get("model", {}).get("name"),
+        "dataset": meta.get("data", {}).get("name"),
+        "threat_model": evaluation.norm,
+        "eps": evaluation.radius,
+        "clean_acc": round(100 * evaluation.clean_accuracy().value, 2),
+        "reported": round(100 * robust.value, 2),
+        "clean": _accuracy(evaluation, "none", evaluation.clean_accuracy()),
+        "robust": _accuracy(evaluation, " + ".join(evaluation.names) or "none", robust),
+        "attacks": [_describe(evaluation, column) for column in evaluation.columns],
+        "warnings": evaluation.class_warnings(),
+        "meta": meta,
+    }
+
+
+def _accuracy(evaluation: Evaluation, attack: str, estimate: Estimate) -> dict[str, Any]:
+    radius = 0.0 if attack == "none" else evaluation.radius
+    claim = {"attack": attack, "norm": evaluation.norm, "radius": radius}
+    return claim | {"accuracy": estimate.value} | counts(estimate)
+
+
+def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
+    """One attack: its cumulative accuracy, its accuracy alone where that is known, its cost."""
+    document = _accuracy(evaluation, column.name, evaluation.accuracy_after(column.name))
+    tried = column.attempted
+    document |= {
+        "attempted": int(np.count_nonzero(tried)),
+        "broken": int(np.count_nonzero(evaluation.broken_by(column.name))),
+        **{key: getattr(column, key) for key in ("forwards", "backwards", "seconds")},
+        "configuration": column.meta,
+    }
+    if not (evaluation.correct() & ~tried).any():
+        document["alone"] = _accuracy(evaluation, column.name, evaluation.accuracy_alone(column.name))
+    if tried.any() and (column.target[tried] >= 0).all():
+        success = evaluation.success_rate(column.name)
+        document["targeted_success"] = {"rate": success.value} | counts(success)
+    return document

@@ -1,0 +1,243 @@
+"""An audit's geometry on the page: its figures, its pictures, its numbers in words, and what became of each image."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from planish.records.geometry import REACH, Array, Effort, Geometry, Linearity, Planes, Weights
+from planish.records.geometry import Bounds as Estimated
+from planish.records.statistics import Estimate
+from planish.report.audited import AuditSummary, Outcomes
+from planish.report.drawing import BLUE, MUTED, ReportFigure, blank, spots, styled
+from planish.report.entry import Images, class_name, percent, radius_text
+from planish.report.figures import percent_axis
+from planish.report.gallery import Shot, amplification, shots_of
+from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
+from planish.report.nearest import ROWS, SIMPLE
+from planish.report.tables import NOTHING, Cell, Table, table
+
+STANDS, FELL, WRONG = "stands", "fell", "wrong when clean"
+L_BOUND, C_BOUND, CERTIFICATE = "L-bound", "C-bound", "certificate"
+
+
+def geometry_figures(audit_summary: AuditSummary) -> list[ReportFigure]:
+    """Draw every figure for which the geometry holds the numbers."""
+    geometry = audit_summary.geometry
+    if geometry is None:
+        return []
+    parts: list[tuple[Any, Callable[[AuditSummary, Any], list[ReportFigure]]]] = [
+        (geometry.by_radius, lambda of, part: [_by_radius(of, part)]),
+        (geometry.planes, _surfaces),
+        (geometry.linearity, _gammas),
+        (geometry.bounds, _bounds),
+        (geometry.effort, _efforts),
+        (geometry.weights, _weights),
+    ]
+    return [plate for part, draw in parts if part is not None for plate in draw(audit_summary, part)]
+
+
+@styled()
+def _by_radius(audit_summary: AuditSummary, part: Any) -> ReportFigure:
+    """Accuracy under PGD at multiples of the radius, with its interval."""
+    shares = [Estimate.from_counts(int(left), part.images) for left in part.standing]
+    radii, values = part.radii.tolist(), [share.value for share in shares]
+    figure = blank(3.2)
+    axes = figure.add_subplot()
+    axes.fill_between(radii, [s.low for s in shares], [s.high for s in shares], color=BLUE, alpha=0.16, linewidth=0)
+    axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
+    axes.axvline(audit_summary.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xscale("symlog", base=2, linthresh=_least(radii))
+    axes.set_xticks(radii, [radius_text(float(f"{radius:.7g}")) for radius in radii])
+    axes.minorticks_off()
+    axes.set_xlim(left=0)
+    percent_axis(axes, "y")
+    axes.set_xlabel(f"{audit_summary.norm} radius, in pixels of [0, 1]; each step doubles it")
+    axes.set_ylabel("Accuracy")
+    words = [f"{percent(share)} at {radius:.4g}" for radius, share in zip(radii, shares, strict=True)]
+    caption = (
+        f"Accuracy under PGD of {part.steps} steps on {part.images:,} images as the radius grows, with 95% intervals;"
+        " the dashed line is this audit's radius. It must reach 0% where any image can become any other: a curve that"
+        " levels off or rises shows an attack that fails."
+    )
+    alt = f"Line plot of accuracy by radius. {'; '.join(words)}."
+    return ReportFigure("radius", "Accuracy by radius", caption, alt, figure, spots(axes, radii, values, words))
+
+
+def _least(radii: list[float]) -> float:
+    return min((radius for radius in radii if radius > 0), default=1.0)
+
+
+def _surfaces(audit_summary: AuditSummary, part: Planes) -> list[ReportFigure]:
+    """Draw the loss round one image that fell and one that stands."""
+    found = []
+    for row, along, across, loss in zip(part.rows.tolist(), part.along, part.across, part.loss, strict=True):
+        if not np.isfinite(loss).all():
+            continue
+        fate = _fate(audit_summary.outcomes, row)
+        name, reached = f"{_called(audit_summary, row)}, which {fate}", float(along[-1]) / REACH
+        plate = loss_surface(along, across, loss, quantity="Cross entropy", name=name, attacked=reached)
+        title = f"The loss round an image that {fate}"
+        found.append(replace(plate, slug=f"surface-{fate.replace(' ', '-')}", title=title))
+    return found
+
+
+def _gammas(audit_summary: AuditSummary, part: Linearity) -> list[ReportFigure]:
+    named = {"gamma, in the ball": part.gamma, "one full gradient step": part.error}
+    known = {name: values[np.isfinite(values)] for name, values in named.items()}
+    if any(values.size == 0 for values in known.values()):
+        return []
+    plate = gamma_histogram(known, quantity="Linearity error of the cross entropy")
+    caption = (
+        f"{plate.caption} On {part.gamma.size:,} images; gamma is sought by {part.steps} steps of ascent, an estimate"
+        " from below (LLR's measure), and the step's error is exact (SEAT's)."
+    )
+    return [replace(plate, caption=caption)]
+
+
+def _bounds(audit_summary: AuditSummary, part: Estimated) -> list[ReportFigure]:
+    """Draw the estimated bounds against the nearest images found, where there are any."""
+    assert audit_summary.geometry is not None
+    upper = np.where(np.isnan(audit_summary.geometry.nearest), np.inf, audit_summary.geometry.nearest)
+    named = {L_BOUND: part.by_lipschitz, C_BOUND: part.by_curvature, CERTIFICATE: part.certified}
+    drawn = {name: values for name, values in named.items() if (np.isfinite(values) & np.isfinite(upper)).any()}
+    if not drawn:
+        return []
+    plate = bounds(drawn, upper, norm=audit_summary.norm, radius=audit_summary.radius, kind="estimate")
+    if CERTIFICATE not in drawn:
+        return [plate]
+    return [replace(plate, caption=f"{plate.caption} The certificates are proven, not estimated ({part.proof}).")]
+
+
+def _efforts(audit_summary: AuditSummary, part: Effort) -> list[ReportFigure]:
+    plate = steps_restarts(part.steps.tolist(), part.restarts.tolist(), part.accuracy, images=part.images)
+    return [replace(plate, caption=f"{plate.caption} Of images that are classified correctly when clean.")]
+
+
+def _weights(audit_summary: AuditSummary, part: Weights) -> list[ReportFigure]:
+    if not (np.isfinite(part.clean).all() and np.isfinite(part.attacked).all()):
+        return []
+    lines = {f"under PGD of {part.steps} steps": part.attacked, "clean": part.clean}
+    plate = weight_landscape(part.shares, lines, quantity="Cross entropy")
+    return [replace(plate, caption=f"{plate.caption} Mean of {part.images:,} images, attacked anew at every point.")]
+
+
+def geometry_shots(audit_summary: AuditSummary) -> list[Shot]:
+    """Return the pictures of the geometry, those that fell first."""
+    images = _images(audit_summary)
+    return [] if images is None else shots_of(images, lambda number: class_name(audit_summary.classes, number))
+
+
+def geometry_caption(audit_summary: AuditSummary) -> str:
+    """Say what the pictures show, "" without any."""
+    images = _images(audit_summary)
+    if images is None:
+        return ""
+    return (
+        "Original, image after the attack, and their difference, scaled by"
+        f" {amplification(images):.3g} around grey. Under each, the class that the model gives it. Images that"
+        " stand are shown as near to a wrong class as an attack brought them."
+    )
+
+
+def _images(audit_summary: AuditSummary) -> Images | None:
+    geometry, outcomes = audit_summary.geometry, audit_summary.outcomes
+    if geometry is None or geometry.pictures is None or outcomes is None:
+        return None
+    part = geometry.pictures
+    order = np.argsort([_fate(outcomes, int(row)) == STANDS for row in part.rows], kind="stable")
+    rows = part.rows[order]
+    return {
+        "clean": part.clean[order],
+        "adversarial": part.adversarial[order],
+        "labels": outcomes.labels[rows],
+        "predicted_clean": part.predicted_clean[order],
+        "predicted_adv": part.predicted_adv[order],
+        "indices": outcomes.indices[rows],
+    }
+
+
+def _fate(outcomes: Outcomes | None, row: int) -> str:
+    breaker = "" if outcomes is None else outcomes.breakers[row]
+    return WRONG if breaker == SIMPLE else FELL if breaker else STANDS
+
+
+def _called(audit_summary: AuditSummary, row: int) -> str:
+    if audit_summary.outcomes is None:
+        return "one"
+    name = class_name(audit_summary.classes, int(audit_summary.outcomes.labels[row]))
+    return f"image {int(audit_summary.outcomes.indices[row])} of class {name}"
+
+
+def outcome_rows(audit_summary: AuditSummary, most: int = ROWS) -> Table | None:
+    """One row per image: the pictured, and the so many nearest to the clean boundary; None without images."""
+    outcomes, geometry = audit_summary.outcomes, audit_summary.geometry
+    if outcomes is None:
+        return None
+    pictured = set(geometry.pictures.rows.tolist() if geometry and geometry.pictures else [])
+    order = np.argsort(np.abs(outcomes.clean_margin), kind="stable")
+    nearest = [int(row) for place, row in enumerate(order) if place < most or int(row) in pictured]
+    chosen = sorted(nearest, key=lambda row: row not in pictured)
+    left_out = len(order) - len(chosen)
+    scope = f"All {len(chosen):,} images"
+    if left_out:
+        scope = f"The {len(chosen):,} images nearest to the decision boundary ({left_out:,} farther ones are left out)"
+    scope += ", those that are pictured first." if pictured else "."
+    caption = (
+        f"{scope} Clean margin: best wrong logit minus true logit; 0 or more is misclassified. Distance: of the nearest"
+        " misclassified image that is known, an upper bound; attacks in a ball stop at its rim."
+    )
+    distance = np.full(len(order), np.nan) if geometry is None else geometry.distance
+    headers = ("Image", "True class", "Outcome", "Broken by", "Clean margin", f"Distance, {audit_summary.norm}")
+    return table(caption, headers, [_row(audit_summary, outcomes, row, distance) for row in chosen])
+
+
+def _row(audit_summary: AuditSummary, outcomes: Outcomes, row: int, distance: Array) -> list[Cell]:
+    index, margin, away = int(outcomes.indices[row]), float(outcomes.clean_margin[row]), float(distance[row])
+    sign = "\N{MINUS SIGN}" if margin < 0 else "+"
+    breaker = "" if outcomes.breakers[row] == SIMPLE else outcomes.breakers[row]
+    return [
+        (f"{index}", index),
+        (class_name(audit_summary.classes, int(outcomes.labels[row])), None),
+        (_fate(outcomes, row), None),
+        (breaker or NOTHING, None),
+        (f"{sign}{abs(margin):.3g}", margin),
+        (f"{away:.3g}", away) if np.isfinite(away) else (NOTHING, None),
+    ]
+
+
+def told(geometry: Geometry) -> list[str]:
+    """Return the geometry's numbers as sentences, what is missing last."""
+    found = []
+    if geometry.linearity is not None:
+        gamma, error = geometry.linearity.gamma, geometry.linearity.error
+        found.append(
+            f"Linearity: gamma {_spread(gamma)} (estimate, from below); error at one full gradient step"
+            f" {_spread(error)}."
+        )
+    if geometry.bounds is not None:
+        part = geometry.bounds
+        found.append(
+            f"Distance: L-bound {_spread(part.by_lipschitz)} and C-bound {_spread(part.by_curvature)} (estimates, no"
+            f" certificates), nearest misclassified image found {_spread(geometry.nearest)} (upper bound). The L-bound"
+            f" is refuted on {part.l_refuted} of {part.compared} images, the C-bound on {part.c_refuted}."
+        )
+        if part.proof:
+            found.append(f"Certificates: {_spread(part.certified)} ({part.proof}).")
+    if geometry.effort is not None:
+        steps, accuracy = geometry.effort.steps, geometry.effort.accuracy
+        found.append(
+            f"Of {geometry.effort.images} images that are right when clean, PGD of {steps[0]} steps leaves"
+            f" {accuracy[0, 0]:.1%}, of {steps[-1]} steps {accuracy[0, -1]:.1%}, with {geometry.effort.restarts[-1]}"
+            f" starts {accuracy[-1, -1]:.1%}."
+        )
+    return [*found, *(f"Missing: {note}." for note in geometry.notes)]
+
+
+def _spread(values: Array) -> str:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return "unknown"
+    middle, most = np.percentile(known, [50, 95])
+    return f"{middle:.3g} in the median, 95% below {most:.3g}"

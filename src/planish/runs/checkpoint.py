@@ -1,0 +1,95 @@
+"""Files of a run: written whole or not at all, read without unpickling."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import nn
+
+from planish.core.errors import BadInput
+from planish.storage.files import write_bytes
+
+WEIGHTS, RESUME, METRICS, CONFIG, PROVENANCE = (
+    "model.safetensors",
+    "resume.pt",
+    "metrics.jsonl",
+    "config.toml",
+    "provenance.json",
+)
+SCHEMA_VERSION = 1
+
+
+def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write the model's parameters and buffers as safetensors, with the metadata as one JSON string."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata})
+    write_bytes(save(tensors, {"planish": text}), path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a weights file. Raises BadInput for anything but a whole planish file."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("planish")
+    except FileNotFoundError:
+        raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
+    try:
+        metadata: dict[str, Any] = json.loads(text or "")
+        newer = metadata["schema_version"] > SCHEMA_VERSION
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path} was not written by planish: it does not say which architecture it holds") from None
+    if newer:
+        raise BadInput(f"{path} was written by a newer planish (schema {metadata['schema_version']}); upgrade planish")
+    return metadata
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load parameters and buffers into the model. Raises BadInput if they belong to another architecture."""
+    read_metadata(path)
+    tensors = load_file(path)
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    if own != found:
+        wrong = next(name for name in sorted({*own, *found}) if own.get(name) != found.get(name))
+        raise BadInput(
+            f"{path} holds another architecture: '{wrong}' is {_shape(found.get(wrong))} there "
+            f"and {_shape(own.get(wrong))} in the model"
+        )
+    model.load_state_dict(tensors)
+
+
+def copy_run(run: Path, folder: Path) -> None:
+    """Copy a finished run's files, its weights last, so that a copy that is cut short is no finished run."""
+    for name in (CONFIG, METRICS, PROVENANCE, WEIGHTS):
+        write_bytes((run / name).read_bytes(), folder / name)
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "a scalar"
+
+
+def save_resume(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a run needs to go on: tensors, numbers, strings and plain containers."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    write_bytes(content.getvalue(), path)
+
+
+def load_resume(path: Path) -> dict[str, Any]:
+    """Read it back, with weights_only: code in the file is never run. Raises BadInput if it is not whole."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("torch.save writes zip files")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise BadInput(f"{path} is truncated or not a planish checkpoint; remove it to start over") from error
+    return state

@@ -1,0 +1,250 @@
+"""The one configuration tree: Experiment <-> TOML, coerced by annotations, unknown keys refused."""
+
+import inspect
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from planish.data.batches import Augmentation
+from planish.data.crops import check_resolutions, sides
+from planish.data.keeping import Stream
+from planish.core.errors import BadInput, at_least, nearest
+from planish.training.guard import OFF, Guard
+from planish.methods import Method
+from planish.registry import resolve
+from planish.core.threat import ThreatModel, parse_threat
+from planish.training.loop import Settings
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images. source: a registered name, or a path. limit: only the first so many training images.
+
+    validation: images held out from training, by seed. augmentation: crop (padding in pixels), flip, cutout
+    (side in pixels). size: pixels that image files are brought to, in training a random part, else the centre.
+    resolutions: (share of the training, pixels) from which on another size is trained at; validation and tests are
+    then at size, or at the last of them. stream: see `data.keeping.kept`. workers: processes that decode streamed
+    images. skip_corrupt: leave unreadable images out and name them in the run's record.
+    """
+
+    source: str = "digits"
+    limit: int | None = None
+    validation: int = 0
+    crop: int = 0
+    flip: bool = False
+    cutout: int = 0
+    size: int | None = None
+    resolutions: tuple[tuple[float, int], ...] = ()
+    stream: Stream = "auto"
+    workers: int | None = None
+    skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"data.size": self.size})
+        at_least(0, **{"data.workers": self.workers})
+        check_resolutions(self.resolutions)
+
+    @property
+    def final_size(self) -> int | None:
+        """The size of validation and test images; None = their own."""
+        return self.resolutions[-1][1] if self.resolutions and self.size is None else self.size
+
+    def sides(self, epochs: int) -> tuple[int, ...]:
+        """Return the size of each epoch's training images; none if it is their own. Raises BadInput."""
+        whole = () if self.size is None else ((0.0, self.size),)
+        return tuple(sides(self.resolutions or whole, epochs))
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to training images at random."""
+        return Augmentation(self.crop, self.flip, self.cutout)
+
+
+@dataclass(frozen=True)
+class ThreatOptions:
+    """norm: "Linf" or "L2". radius: in pixels of [0, 1], also as "8/255"."""
+
+    norm: str = "Linf"
+    radius: str | float = "8/255"
+
+    @property
+    def model(self) -> ThreatModel:
+        """The threat model."""
+        return parse_threat(self.norm, self.radius)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A component by name with its options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run, completely: the resolved TOML of a run folder is exactly this."""
+
+    data: DataOptions = DataOptions()
+    model: Named = Named("small-cnn")
+    method: Named = Named("planish")
+    threat: ThreatOptions = ThreatOptions()
+    settings: Settings = Settings()
+    guard: Guard = OFF
+    seed: int = 0
+
+    @cached_property
+    def training_method(self) -> Method:
+        """The method with its options. Raises BadInput."""
+        made: Method = make("methods", self.method.name, self.method.options)
+        return made
+
+
+SECTIONS: dict[str, type] = {"data": DataOptions, "threat": ThreatOptions, "settings": Settings, "guard": Guard}
+NAMED = ("model", "method")
+
+
+def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Return the component "name", or "name-2-10" with its first options as numbers. Raises BadInput."""
+    component, numbers = resolve(package, name)
+    return made(component, {**numbers, **options}, f"{package.rstrip('s')} '{name}'")
+
+
+def made(component: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
+    """Call the component with the options, coerced by its annotations.
+
+    Raises BadInput for unknown keys and bad values.
+    """
+    schema = _schema(component)
+    _refuse_unknown(options, schema.model_fields, what)
+    try:
+        checked = schema.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{what}: {where} = {first['input']!r} is wrong: {first['msg'].lower()}") from error
+    return component(**{name: getattr(checked, name) for name in checked.model_fields_set})
+
+
+@cache
+def _schema(component: Callable[..., Any]) -> type[BaseModel]:
+    """Return what checks and coerces the component's options."""
+    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    wanted: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(component).parameters.items()
+    }
+    return create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
+
+
+def _refuse_unknown(options: Iterable[str], known: Iterable[str], what: str) -> None:
+    known = list(known)
+    for name in options:
+        if name not in known:
+            raise BadInput(f"{what} has no key '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
+
+
+def experiment_from(tree: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a configuration tree. Raises BadInput."""
+    _refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration")
+    for name in (*SECTIONS, *NAMED):
+        if not isinstance(tree.get(name, {}), Mapping):
+            raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
+    sections: dict[str, Any] = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
+    named: dict[str, Any] = {name: _named(name, tree[name]) for name in NAMED if name in tree}
+    seed = tree.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise BadInput(f"seed = {seed!r} is wrong: give a whole number")
+    experiment = Experiment(**sections, **named, seed=seed)
+    _ = experiment.training_method, experiment.threat.model
+    return experiment
+
+
+def _named(section: str, table: Mapping[str, Any]) -> Named:
+    if not isinstance(table.get("name"), str):
+        raise BadInput(f'[{section}] needs a name, for instance name = "{getattr(Experiment(), section).name}"')
+    return Named(table["name"], {key: value for key, value in table.items() if key != "name"})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the configuration tree of a TOML file. Raises BadInput."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"no configuration file {path}") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not TOML: {error}") from error
+
+
+def overlaid(base: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base's configuration tree with another over it, table by table; a method replaces the whole method."""
+    whole = dict(base)
+    for key, value in tree.items():
+        under = whole.get(key)
+        whole[key] = {**under, **value} if isinstance(under, dict) and key != "method" else value
+    return whole
+
+
+def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+    """Return the tree with "a.b=c" applied; c is a TOML value, or else a text. Raises BadInput."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise BadInput(f"'{assignment}' is not an override; write key=value, for instance settings.epochs=10")
+    *tables, last = key.strip().split(".")
+    result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+    place: dict[str, Any] = result
+    for table in tables:
+        place = place.setdefault(table, {})
+        if not isinstance(place, dict):
+            raise BadInput(f"'{assignment}': '{table}' is a value, not a table")
+    place[last] = _value(text.strip())
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def experiment_of(config: Path | None, named: Mapping[str, Any], overrides: Iterable[str]) -> Experiment:
+    """Return the experiment of a TOML file, or the default one, with named values (None = not given) and overrides.
+
+    Raises BadInput.
+    """
+    tree: dict[str, Any] = {name: {"name": getattr(Experiment(), name).name} for name in NAMED}
+    tree |= read(config) if config else {}
+    for key, value in named.items():
+        if value is not None:
+            tree = override(tree, f"{key}={json.dumps(value)}")
+    for assignment in overrides:
+        tree = override(tree, assignment)
+    return experiment_from(tree)
+
+
+def to_toml(experiment: Experiment) -> str:
+    """Return the experiment as TOML, every default written out."""
+    lines = [f"seed = {experiment.seed}"]
+    for section in fields(experiment):
+        value = getattr(experiment, section.name)
+        if is_dataclass(value):
+            lines += ["", f"[{section.name}]", *_lines(value)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(value: Any) -> list[str]:
+    table = {item.name: getattr(value, item.name) for item in fields(value)}
+    table |= table.pop("options", {})
+    return [f"{key} = {_literal(entry)}" for key, entry in table.items() if entry is not None]
+
+
+def _literal(entry: Any) -> str:
+    """Return the entry in TOML, which is JSON without surrogate pairs and with DEL escaped."""
+    return json.dumps(entry, ensure_ascii=False).replace("\x7f", "\\u007f")

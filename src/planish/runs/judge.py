@@ -1,0 +1,384 @@
+"""Trained models judged into folders, and folders read back as the entries of a report."""
+
+import inspect
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+import torch
+from torch import nn
+
+from planish.evaluation import distances
+
+from planish.records import evaluation as results
+from planish.attacks import Attack, DistanceAttack, Within
+from planish.attacks.transfer import Surrogate, same_classes
+from planish.core.batch import Batch, per_image
+from planish.models.onnx import BlackBox, is_onnx, load_onnx
+from planish.runs.checkpoint import METRICS, PROVENANCE, WEIGHTS
+from planish.runs.config import make
+from planish.data import load
+from planish.evaluation.distances import Distances
+from planish.core.errors import BadInput, nearest
+from planish.records.statistics import Estimate, counts
+from planish.evaluation.evaluate import OnChunk, check_images, check_logits, evaluate, logits_of, model_digest
+from planish.runs.train import load_run
+from planish.evaluation.adversarials import KeptProgress, images_left, load_images, save_gallery, save_images
+from planish.models.pretrained import is_borrowed
+from planish.core.losses import margin
+from planish.models import build
+from planish.core.modes import Precision
+from planish.core.pass_counter import Counted
+from planish.registry import components, is_known, resolve
+from planish.report import Entry
+from planish.records.evaluation import Evaluation
+from planish.attacks.suites import Fixed, Suite
+from planish.core.threat import ThreatModel
+
+EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
+DISTANCES = "distances.npz"
+WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model to be judged: its name, what is known of it, and how it was trained if that is known."""
+
+    model: nn.Module
+    name: str
+    about: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images.
+
+    precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
+    adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
+    pixels that image files are brought to; None = what the model was trained for, if that is known.
+    """
+
+    data: str
+    threat: ThreatModel
+    attacks: tuple[str, ...]
+    limit: int | None = None
+    seed: int = 0
+    precision: Precision = "float32"
+    keep_images: bool = False
+    surrogates: tuple[str, ...] = ()
+    size: int | None = None
+
+
+def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> LoadedModel:
+    """Return the model of a run folder, of "module:function", "file.py:function", "timm:...", "hf:..." or an ONNX file.
+
+    built_by: for a run folder, as in `load_run`. Raises BadInput.
+    """
+    folder = Path(spec)
+    if (folder / WEIGHTS).exists():
+        model, about = load_run(folder, built_by)
+        return LoadedModel(model.to(device), about["method"]["name"], about, training_of(folder))
+    if is_onnx(spec):
+        return LoadedModel(load_onnx(folder).to(device), folder.stem)
+    if ":" in spec:
+        model = build(spec, classes=0, channels=0).to(device)
+        return LoadedModel(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2])
+    raise BadInput(
+        f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
+        "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
+    )
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """Return a run's cost and history: passes relative to standard training, seconds, a record per epoch."""
+    history = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    origin = json.loads((folder / PROVENANCE).read_text())
+    seconds = sum(entry["seconds"] for entry in history)
+    return {"passes": origin.get("training_cost"), "seconds": seconds, "history": history}
+
+
+def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch, dict[str, Any], list[str]]:
+    """Return the test batch, what is known of the data, and warnings. model: what is known of the model."""
+    images = load(task.data, "test", task.limit, model.get("size") if task.size is None else task.size)
+    images = images.in_channels(model.get("channels", 1))
+    about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
+    short = task.limit is not None and len(images) < task.limit
+    warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
+    return images.as_batch(), about, warnings
+
+
+def attacks_by_name(
+    names: Sequence[str], classes: int, *, norm: str = "Linf", surrogates: Sequence[Surrogate] = ()
+) -> dict[str, Attack | Suite]:
+    """Return the attacks and suites of these names for a data set of so many classes. Raises BadInput.
+
+    norm: "Linf" or "L2", for what differs by it; surrogates: for `transfer`. A distance attack is one in the ball: it
+    succeeds within the radius. "suite/stage" names one attack of a suite that has fixed stages.
+    """
+    known = {"classes": classes, "norm": norm, "surrogates": tuple(surrogates)}
+    made = {name: _made_or_stage(name, known) for name in names}
+    return {name: Within(part) if hasattr(part, "distances") else part for name, part in made.items()}
+
+
+def distance_attacks(names: Sequence[str], classes: int, *, norm: str = "Linf") -> dict[str, DistanceAttack]:
+    """Return the distance attacks of these names, as `attacks_by_name` does. Raises BadInput.
+
+    A suite of distance attacks stands for its stages, each as "suite/stage".
+    """
+    known = {"classes": classes, "norm": norm}
+    attacks: dict[str, DistanceAttack] = {}
+    for name in names:
+        found = _measuring(name, known)
+        if not found:
+            others = (own for package in ("attacks", "suites") for own in components(package) if _measuring(own, known))
+            raise BadInput(
+                f"'{name}' searches a ball of fixed radius; for distances use one of {', '.join(sorted(others))}"
+            )
+        attacks |= found
+    return attacks
+
+
+def _measuring(name: str, known: Mapping[str, Any]) -> dict[str, DistanceAttack]:
+    """Return the distance attacks that a name stands for; none if it stands for anything else."""
+    package = package_of(name)
+    component, _ = resolve(package, name)
+    if package == "attacks":
+        kind = get_type_hints(component).get("return", component)
+        return {name: _made(name, known)} if hasattr(kind, "distances") else {}
+    suite = _made(name, known)
+    stages = suite.stages if isinstance(suite, Fixed) else ()
+    found = {f"{name}/{stage.name}": stage.attack.attack for stage in stages if isinstance(stage.attack, Within)}
+    return found if len(found) == len(stages) else {}
+
+
+def _made_or_stage(name: str, known: Mapping[str, Any]) -> Any:
+    """Return what `_made` does, or of "suite/stage" that stage's attack. Raises BadInput."""
+    suite, slash, own = name.partition("/")
+    if not slash:
+        return _made(name, known)
+    made = _made(suite, known)
+    stages = {stage.name: stage.attack for stage in made.stages} if isinstance(made, Fixed) else {}
+    if own not in stages:
+        raise BadInput(f"'{suite}' has no stage '{own}'.{nearest(own, stages)} Known: {', '.join(stages) or 'none'}")
+    return stages[own]
+
+
+def _made(name: str, known: Mapping[str, Any]) -> Any:
+    """Return the component of that name with its numbers, told what it wants to know."""
+    wanted = _wanted(name)
+    return make(package_of(name), name, {key: value for key, value in known.items() if key in wanted})
+
+
+def _wanted(name: str) -> Mapping[str, Any]:
+    return inspect.signature(resolve(package_of(name), name)[0]).parameters
+
+
+def package_of(name: str) -> Literal["attacks", "suites"]:
+    """Return where the component of that name is registered. Raises BadInput that names the nearest of both."""
+    packages: tuple[Literal["suites"], Literal["attacks"]] = ("suites", "attacks")
+    for package in packages:
+        if is_known(package, name):
+            return package
+    known = sorted({*components("attacks"), *components("suites")})
+    meant = nearest(re.sub(r"(-\d+)+$", "", name), known)
+    raise BadInput(f"unknown attack '{name}'.{meant} Known: {', '.join(known)}")
+
+
+def evaluate_into(
+    judged: LoadedModel,
+    task: EvaluationConfig,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    on_chunk: OnChunk | None = None,
+    built_by: str | None = None,
+) -> Iterator[Evaluation]:
+    """Judge into a folder: yield the record after the clean pass and each attack, it and a gallery saved by then.
+
+    With resume, attacks that the folder's record already holds are not run again. built_by: of surrogates, as in
+    `subject`. Raises BadInput if the folder holds a record of another model, data, threat or seed, or of attacks with
+    other surrogates, or any without `resume`.
+    """
+    path = folder / EVALUATION
+    _refuse_gradients(judged, task)
+    if path.exists() and not resume:
+        raise BadInput(f"{folder} already holds an evaluation; add --resume to go on, or choose another folder")
+    batch, data, warnings = test_images(task, judged.about)
+    batch = Batch(*(part.to(device) for part in batch[:3]))
+    classes = len(judged.about.get("classes") or data["classes"])
+    if task.surrogates and not any("surrogates" in _wanted(name.partition("/")[0]) for name in task.attacks):
+        raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
+    others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
+    attacks = attacks_by_name(task.attacks, classes, norm=task.threat.name, surrogates=others)
+    about = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
+    kept = KeptProgress(folder / PROGRESS)
+    steps = evaluate(
+        judged.model,
+        batch,
+        task.threat,
+        attacks,
+        seed=task.seed,
+        precision=task.precision,
+        about=about,
+        earlier=results.load(path) if path.exists() else None,
+        x_adv=images_left(folder / IMAGES, batch) if resume else None,
+        on_chunk=on_chunk,
+        unfinished=kept,
+    )
+    for step in steps:
+        if task.keep_images:
+            save_images(step, folder / IMAGES)
+        save_gallery(step, batch, folder / GALLERY)
+        results.save(step.evaluation, path)
+        kept.forget()
+        yield step.evaluation
+
+
+def _refuse_gradients(judged: LoadedModel, task: EvaluationConfig) -> None:
+    """Raise BadInput if a black box is to be attacked by its gradients: none would find anything."""
+    for name in task.attacks if isinstance(judged.model, BlackBox) else ():
+        if not name.startswith(WITHOUT_GRADIENTS):
+            raise BadInput(f"{judged.name} is a black box and {name} asks for gradients; use noise, square or transfer")
+
+
+def surrogates_of(judged: LoadedModel, task: EvaluationConfig, image: Batch, built_by: str | None) -> list[Surrogate]:
+    """Return the models that the task names, each tried on one image. Raises BadInput if one does not fit."""
+    found = [load_model(spec, image.x.device, built_by) for spec in task.surrogates]
+    for spec, other in zip(task.surrogates, found, strict=True):
+        try:
+            lent = check_logits(Counted(other.model), image)
+        except BadInput as error:
+            raise BadInput(f"surrogate '{spec}': {error}") from error
+        same_classes(spec, lent, check_logits(Counted(judged.model), image))
+    return [Surrogate(other.name, model_digest(other.model), other.model) for other in found]
+
+
+def measure(
+    judged: LoadedModel, task: EvaluationConfig, folder: Path, *, device: torch.device | str = "cpu", resume: bool = False
+) -> Iterator[Distances]:
+    """Measure adversarial distances into a folder: yield the record after each attack, saved by then.
+
+    task.threat gives norm and box; with a radius above 0 an image is left alone once one within it is found. Raises
+    BadInput as `judge` does, and for attacks that search a ball of fixed radius.
+    """
+    path = folder / DISTANCES
+    if path.exists() and not resume:
+        raise BadInput(f"{folder} already holds distances; add --resume to go on, or choose another folder")
+    batch, data, warnings = test_images(task, judged.about)
+    classes = len(judged.about.get("classes") or data["classes"])
+    attacks = distance_attacks(task.attacks, classes, norm=task.threat.name)
+    steps = distances.measure(
+        judged.model,
+        Batch(*(part.to(device) for part in batch[:3])),
+        task.threat,
+        attacks,
+        seed=task.seed,
+        about={"model": {"name": judged.name}, "data": data, "notes": warnings},
+        earlier=distances.load(path) if path.exists() else None,
+    )
+    for step in steps:
+        distances.save(step, path)
+        yield step
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What saved images turned out to be: clean (N,), adversarial (N,) and feasible (N,) are boolean; largest distance.
+
+    An infeasible image breaks nothing.
+    """
+
+    clean: Estimate
+    robust: Estimate
+    infeasible: int
+    distance: float
+
+    def document(self) -> dict[str, Any]:
+        """Return it as one JSON-able document."""
+        shares = {"clean": self.clean, "robust": self.robust}
+        counts = {name: {"accuracy": share.value, **counts(share)} for name, share in shares.items()}
+        return counts | {"infeasible": self.infeasible, "largest_distance": self.distance}
+
+
+def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: torch.device | str = "cpu") -> Verified:
+    """Judge saved adversarial images afresh, trusting nothing but the model, the test set and the images.
+
+    Each is compared with the test image of its index. Raises BadInput if the test set lacks one or shapes differ.
+    """
+    x_adv, indices = load_images(path)
+    batch, _, _ = test_images(task, judged.about)
+    position = {int(index): row for row, index in enumerate(batch.indices)}
+    missing = [int(index) for index in indices if int(index) not in position]
+    if missing:
+        raise BadInput(f"{path} has image {missing[0]}, which {task.data} (limit {task.limit}) does not hold")
+    some = batch.select(torch.tensor([position[int(index)] for index in indices], dtype=torch.int64))
+    if some.x.shape != x_adv.shape:
+        raise BadInput(f"{path} holds images {tuple(x_adv.shape[1:])}, the test set {tuple(some.x.shape[1:])}")
+    some = Batch(*(part.to(device) for part in some[:3]))
+    x_adv = x_adv.to(device)
+    check_images(some, task.threat)
+    correct = margin(check_logits(judged.model, some), some.labels) < 0
+    feasible = task.threat.feasible(x_adv, some.x)
+    logits = logits_of(judged.model, torch.where(per_image(feasible, x_adv), x_adv, some.x))
+    standing = correct & (margin(logits, some.labels) < 0)
+    return Verified(
+        Estimate.of(correct.cpu().numpy()),
+        Estimate.of(standing.cpu().numpy()),
+        int((~feasible).sum()),
+        float(task.threat.norm(x_adv - some.x).max()),
+    )
+
+
+def entries(folders: Sequence[Path]) -> list[Entry]:
+    """Return a report's entries from evaluated folders, costs relative to the one named "standard". Raises BadInput.
+
+    Entries of one model are told apart by what it was judged by.
+    """
+    found = [_entry(folder) for folder in folders]
+    base = next((entry.training for entry in found if entry.name == "standard" and entry.training), None)
+    seconds = float(base["seconds"]) if base else 0.0
+    return _told_apart([_relative(entry, seconds) for entry in found])
+
+
+def _entry(folder: Path) -> Entry:
+    if not (folder / EVALUATION).exists():
+        raise BadInput(f"{folder} holds no {EVALUATION}; make one with: planish evaluate ... --out {folder}")
+    record = results.load(folder / EVALUATION)
+    images: Any = None
+    if (folder / GALLERY).exists():
+        with np.load(folder / GALLERY, allow_pickle=False) as arrays:
+            images = dict(arrays)
+    name = record.meta.get("model", {}).get("name", folder.name)
+    return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
+
+
+def _told_apart(found: list[Entry]) -> list[Entry]:
+    """Return the entries, those that share a name with their attacks added to it."""
+    shared = Counter(entry.name for entry in found)
+    return [
+        replace(entry, name=f"{entry.name}, {' + '.join(entry.evaluation.asked)}") if shared[entry.name] > 1 else entry
+        for entry in found
+    ]
+
+
+def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | None:
+    """Return accuracy by radius from the folder's distances, if they are of the same model, images and norm."""
+    if not (folder / DISTANCES).exists():
+        return None
+    found = distances.load(folder / DISTANCES)
+    same = all(found.meta[key].get("digest") == record.meta[key].get("digest") for key in ("model", "data"))
+    return found.curve() if same and found.meta["norm"] == record.norm else None
+
+
+def _relative(entry: Entry, seconds: float) -> Entry:
+    if entry.training is None or seconds <= 0:
+        return entry
+    training = {**entry.training, "relative_seconds": float(entry.training["seconds"]) / seconds}
+    return replace(entry, training=training)  # type: ignore[arg-type]

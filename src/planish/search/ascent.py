@@ -1,0 +1,193 @@
+"""The inner loops of everything: maximise an objective over a ball with a step rule.
+
+`ascend` is training's: the last iterate. `search` is evaluation's: the same steps, but every iterate is looked at, and
+an image leaves the batch with the first iterate that reaches its goal. `guess` asks for no gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planish.core.batch import Batch, per_image
+from planish.core.losses import margin
+from planish.core.threat import ThreatModel
+from planish.search.objectives import Objective
+from planish.search.step_rules import Point, StepRule
+
+Score = Callable[[Tensor], Tensor]
+"""Logits (N, K) -> (N,), 0 or more iff an attack has reached its goal."""
+Propose = Callable[[Batch, Tensor, int], Tensor]
+"""The images (n, ...) that are still searched, the best candidate of each so far, the query from 0 -> candidates."""
+Aim = Callable[[Tensor], tuple[Objective, Score]]
+"""The rows (n,) of a batch that are still searched -> what they ascend, and whether they have arrived."""
+LOOK = {"cpu": 1}
+"""Iterates between two looks for images that have arrived. Elsewhere `LOOK_ACCELERATED`: a look makes the host wait."""
+LOOK_ACCELERATED = 4
+
+
+class Searched(NamedTuple):
+    """What a search found; all (N, ...).
+
+    x_adv: the first iterate that reaches the goal, or the one of the largest score; without a graph. score: (N,) of
+    x_adv. step: (N,) int64, which iterate that was; 0 is the start, -1 = none, x_adv is the clean image that none beat.
+    passes: (N,) int64, forwards and backwards spent.
+    """
+
+    x_adv: Tensor
+    score: Tensor
+    step: Tensor
+    passes: Tensor
+
+
+def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values, logits and the gradient of the values' sum at x_adv, without a graph.
+
+    The gradient is 0 where the model cuts its output off from its input.
+    """
+    with torch.enable_grad():
+        leaf = x_adv.detach().requires_grad_()
+        values, logits = objective(leaf)
+        if not values.requires_grad:
+            return values, logits, torch.zeros_like(leaf)
+        (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values), materialize_grads=True)
+    return values.detach(), logits.detach(), gradient
+
+
+def ascend(
+    objective: Objective, x: Tensor, threat: ThreatModel, rule: StepRule, steps: int, *, start: Tensor | None = None
+) -> Tensor:
+    """Maximise the objective over the threat's ball round x and return the last iterate, without a graph.
+
+    x, start: (N, ...); the start is x unless given. Costs `steps` forwards and backwards. Each example goes its own
+    way: nothing is shared across the batch.
+    """
+    x_adv = x if start is None else start
+    state = rule.init(x, threat, steps)
+    for index in range(steps):
+        values, _, gradient = evaluated(objective, x_adv)
+        x_adv, state = rule.step(Point(index, steps, x, x_adv, values, gradient, threat), state)
+        x_adv = x_adv.detach()
+    return x_adv
+
+
+def search(
+    aim: Aim,
+    x: Tensor,
+    threat: ThreatModel,
+    rule: StepRule,
+    steps: int,
+    *,
+    start: Tensor | None = None,
+    clean: Tensor | None = None,
+) -> Searched:
+    """Ascend until the goal is reached: each image's first iterate of score 0 or more, or else its best.
+
+    The start and the last iterate count. An image that has arrived costs nothing more: the batch shrinks. Whether it
+    has is seen by the forward that the next gradient needs, so that `steps` steps are steps + 1 forwards and `steps`
+    backwards for an image that holds out. Where others arrive changes nothing for it.
+    clean: (N,) the score of x, where it is known: an iterate must beat it to be kept.
+    """
+    best = here = _initial(x, clean)
+    rows = torch.arange(len(x), device=x.device)
+    objective, score = aim(rows)
+    x_adv, state = x if start is None else start, rule.init(x, threat, steps)
+    first_known = start is None and clean is not None
+    for index in range(steps):
+        values, logits, gradient = evaluated(objective, x_adv)
+        if index == 0 and first_known:
+            here = here._replace(passes=here.passes + 2)
+        else:
+            here = _update_best(here, x_adv, score(logits), index, passes=2)
+        if _looks(x, index):
+            going = (here.score < 0).nonzero().squeeze(1)
+            if len(going) < len(rows):
+                best = _scatter(best, rows, here)
+                x, x_adv, values, gradient, state, rows, here = chosen(
+                    (x, x_adv, values, gradient, state, rows, here), going
+                )
+                objective, score = aim(rows)
+            if len(rows) == 0:
+                return best
+        x_adv, state = rule.step(Point(index, steps, x, x_adv, values, gradient, threat), state)
+        x_adv = x_adv.detach()
+    with torch.no_grad():
+        here = _update_best(here, x_adv, score(objective(x_adv)[1]), steps, passes=1)
+    return _scatter(best, rows, here)
+
+
+@torch.no_grad()
+def guess(propose: Propose, model: nn.Module, batch: Batch, queries: int) -> Searched:
+    """Ask the model about one candidate of each image after another: the first misclassified, or the best by margin.
+
+    A forward for each query of an image that stands, by batch.logits to begin with; steps count from 1. A candidate of
+    a smaller margin is forgotten; the first is the one to beat, and the clean image stays if it is as good as the best.
+    """
+    assert batch.logits is not None
+    best = clean = _initial(batch.x, margin(batch.logits, batch.labels))
+    rows = (clean.score < 0).nonzero().squeeze(1)
+    batch = Batch(batch.x.detach(), batch.labels, batch.indices.to(batch.x.device)).select(rows)
+    here = _initial(batch.x)
+    for query in range(queries if len(rows) else 0):
+        x_adv = propose(batch, here.x_adv, query)
+        here = _update_best(here, x_adv, margin(model(x_adv), batch.labels), query + 1, passes=1)
+        if _looks(batch.x, query):
+            going = (here.score < 0).nonzero().squeeze(1)
+            if len(going) < len(rows):
+                best = _scatter(best, rows, here)
+                batch, rows, here = batch.select(going), rows[going], chosen(here, going)
+            if len(rows) == 0:
+                break
+    return _better(clean, _scatter(best, rows, here))
+
+
+def chosen(values: Any, rows: Tensor) -> Any:
+    """Return the rows of every tensor in nested tuples; what holds none stays."""
+    if isinstance(values, Tensor):
+        return values[rows]
+    if isinstance(values, tuple):
+        parts = [chosen(value, rows) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else tuple(parts)
+    return values
+
+
+def _looks(x: Tensor, index: int) -> bool:
+    return index % LOOK.get(x.device.type, LOOK_ACCELERATED) == 0
+
+
+def _initial(x: Tensor, score: Tensor | None = None) -> Searched:
+    """Return the clean images as what a search begins with; anything beats a score that is not known."""
+    count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    if score is None:
+        score = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    return Searched(x.detach(), score, count - 1, count)
+
+
+def _update_best(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes: int) -> Searched:
+    """Return the best with an iterate entered where it is better and nothing has reached the goal yet."""
+    better = (score > best.score) & (best.score < 0)
+    return Searched(
+        torch.where(per_image(better, x_adv), x_adv, best.x_adv),
+        torch.where(better, score, best.score),
+        torch.where(better, step, best.step),
+        best.passes + passes,
+    )
+
+
+def _better(clean: Searched, found: Searched) -> Searched:
+    """Return what was found where it beats the clean image."""
+    better = found.score > clean.score
+    return Searched(
+        torch.where(per_image(better, clean.x_adv), found.x_adv, clean.x_adv),
+        torch.where(better, found.score, clean.score),
+        torch.where(better, found.step, -1),
+        found.passes,
+    )
+
+
+def _scatter(best: Searched, rows: Tensor, here: Searched) -> Searched:
+    """Return the best with these rows replaced."""
+    if len(rows) == len(best.score):
+        return here
+    return Searched(*(kept.index_put((rows,), new.to(kept.dtype)) for kept, new in zip(best, here, strict=True)))

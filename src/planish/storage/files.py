@@ -1,0 +1,81 @@
+"""Files written whole or not at all."""
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish.core.errors import BadInput
+
+UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What reading arrays from a file that is damaged or something else raises; FileNotFoundError is an OSError."""
+
+
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """Write a file beside the path, flush it to disk and move it there in one step; folders are made.
+
+    Raises BadInput where the folder cannot be written or is full; what stood there before then stands still.
+    """
+    path, temporary = Path(path), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.write_bytes(content)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise BadInput(
+            f"cannot write {path}: {error.strerror or error}; choose another folder or free space"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write UTF-8 text atomically. Raises BadInput."""
+    write_bytes(text.encode(), path)
+
+
+def write_json(document: Mapping[str, Any], path: str | Path) -> None:
+    """Write a JSON document atomically. ValueError when it holds NaN or infinity."""
+    write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", path)
+
+
+def open_for_a_lock(path: Path) -> int:
+    """Return a handle on a file whose content nobody reads; it is made, with its folders, if it is not there.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    path.unlink(missing_ok=True)
+
+
+def write_arrays(path: str | Path, **arrays: NDArray[Any]) -> None:
+    """Write one compressed .npz without pickle, as `write_bytes` does."""
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_bytes(content.getvalue(), path)
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of an .npz without pickle. Raises one of UNREADABLE."""
+    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}

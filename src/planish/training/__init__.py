@@ -1,0 +1,1 @@
+"""Training: `fit` yields a record per epoch."""

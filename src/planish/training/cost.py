@@ -1,0 +1,83 @@
+"""What a training step costs, counted and not timed: arithmetic relative to a standard step."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from planish.core.batch import Batch
+from planish.core.threat import ThreatModel
+from planish.methods import Method, StepContext
+from planish.methods.standard import Standard
+
+STATED = {
+    "standard": 1.0,
+    "free": 1.0,
+    "fgsm": 1.67,
+    "rs-fgsm": 1.67,
+    "n-fgsm": 1.67,
+    "sub-at": 1.67,
+    "planish": 1.67,
+    "fgsm-ep": 2.33,
+    "fgsm-mep": 2.33,
+    "gradient-penalty": 2.33,
+    "gat": 2.67,
+    "nuat": 2.67,
+    "qub": 2.67,
+    "ssat": 2.67,
+    "seat": 3.0,
+    "seat-fl": 3.0,
+    "seat-published": 3.0,
+    "grad-align": 3.71,
+    "cure": 4.08,
+    "llr": 4.37,
+    "elle": 4.67,
+    "elle-a": 4.67,
+    "pgd": 5.67,
+    "mart": 8.67,
+    "trades": 9.01,
+}
+"""Standard steps that a step of each registered method costs as it comes, on a residual network; a test counts them."""
+
+
+def training_cost(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> float:
+    """Return the floating point operations of one training step relative to a step of standard training.
+
+    Counts convolutions, matrix products and attention of every forward and backward, those of differentiated
+    gradients included; element-wise operations, batch norm and the optimizer are not counted. Works on a copy
+    in training mode: the model, its gradients and its statistics stay as they are. Times differ: a pass that
+    keeps a device busier takes less than its share. 0 for a model without any such operation.
+    """
+    standard = _operations(Standard(), model, batch, threat)
+    return _operations(method, model, batch, threat) / max(standard, 1)
+
+
+def _operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> int:
+    own = deepcopy(model).train()
+    generator = torch.Generator(batch.x.device).manual_seed(0)
+    counter = _Counter()
+    with counter:
+        loss = method(own, batch, threat, StepContext(generator, identities=int(batch.indices.max()) + 1))
+        loss.total.backward()  # type: ignore[no-untyped-call]
+    return counter.total
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up operations by PyTorch's formulas; its own FlopCounterMode fails inside torch.autograd.grad."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula: Callable[..., int] | None = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result

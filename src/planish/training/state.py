@@ -1,0 +1,113 @@
+"""What changes while training: weights, momentum, the average, what a method remembers, where the run stands."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from planish.core.errors import BadInput
+from planish.methods import Memory
+from planish.training.guard import MonitorState
+
+PLACE = ("epoch", "index", "step")
+FORMER = {"hardness": "escalations"}
+"""What is called otherwise in checkpoints of an earlier planish."""
+
+
+@dataclass
+class State:
+    """Everything that changes while training; what a checkpoint holds.
+
+    epoch, index: how many epochs, and steps of the present one, are done. step: all steps that count. sums: of the
+    present epoch's metrics, on the device. history: an entry per finished epoch. snapshots: `saved` states to go back
+    to, the latest last.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None
+    epoch: int = 0
+    index: int = 0
+    step: int = 0
+    memory: Memory = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    watch: MonitorState = field(default_factory=MonitorState)
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The model to evaluate and keep: the average if there is one."""
+        return self.model if self.average is None else self.average
+
+    def saved(self) -> dict[str, Any]:
+        """Return tensors, numbers and plain containers from which `restore` goes on; tensors are the state's own."""
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "moments": moments(self.optimizer),
+            "memory": self.memory,
+            "sums": self.sums,
+            "history": self.history,
+            "looks": self.watch.looks,
+            **{name: getattr(self, name) for name in PLACE},
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go back, or on, to a saved state; alarms and escalations stay."""
+        device = next(self.model.parameters()).device
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        restore_moments(self.optimizer, saved["moments"])
+        for name in ("memory", "sums"):
+            setattr(self, name, {key: value.to(device, copy=True) for key, value in saved[name].items()})
+        self.history = [dict(entry) for entry in saved["history"]]
+        self.watch.looks = [dict(seen) for seen in saved["looks"]]
+        for name in PLACE:
+            setattr(self, name, saved[name])
+
+    def snapshot(self, keep: int) -> None:
+        """Remember the state as it is now, and so many snapshots in all."""
+        self.snapshots = [*self.snapshots, deepcopy(self.saved())][-keep:]
+
+    def go_back(self) -> None:
+        """Return to the oldest snapshot and forget the others."""
+        self.snapshots = self.snapshots[:1]
+        self.restore(self.snapshots[0])
+
+
+def to_go_on(state: State) -> dict[str, Any]:
+    """Return everything that a run needs to go on after its end: the state, its watch and its snapshots."""
+    return {**state.saved(), "watch": asdict(state.watch), "snapshots": state.snapshots}
+
+
+def go_on(state: State, saved: Mapping[str, Any]) -> None:
+    """Put what `to_go_on` returned back. Raises BadInput if anything is not in it, and changes nothing then."""
+    if missing := to_go_on(state).keys() - saved.keys():
+        raise BadInput(
+            f"the checkpoint lacks '{min(missing)}': another version of planish saved it; resume with that version, or "
+            "train anew in another folder"
+        )
+    state.restore(saved)
+    watch = {FORMER.get(name, name): value for name, value in saved["watch"].items()}
+    state.watch, state.snapshots = MonitorState(**watch), list(saved["snapshots"])
+
+
+def moments(optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
+    """Return the momentum buffer of each of the optimizer's parameters; None where there is none (yet)."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None for p in parameters]
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, buffers: list[Tensor | None]) -> None:
+    """Put the momentum buffers back; a parameter that had none loses its own."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter, buffer in zip(parameters, buffers, strict=True):
+        if buffer is not None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        else:
+            optimizer.state[parameter].pop("momentum_buffer", None)
