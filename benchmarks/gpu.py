@@ -43,8 +43,8 @@ LOG_LINES = 60
 """Lines of a log's end that are kept in OUT."""
 LEAST = 5.0
 """Seconds under which no piece is begun."""
-GRACE = 0.15
-"""Share of a piece's time after which it begins nothing more, counted from the end, so that it ends by itself."""
+GRACE, MOST_GRACE = 15.0, 0.15
+"""Seconds before its limit at which a piece ends by itself, and the share of its time that they may be."""
 AGAIN = 3
 """Exit status of a piece that goes on in a new process: a CUDA error has poisoned this one."""
 
@@ -64,7 +64,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--commit", help="the commit of this copy, where it is no git checkout")
     parser.add_argument("--page", action="store_true", help="only write the section of docs/results.md")
     parser.add_argument("--piece", choices=PIECES, help="measure this one in this process")
-    parser.add_argument("--seconds", type=float, help="of --piece")
+    parser.add_argument("--until", type=float, help="when --piece is to end, on the monotonic clock")
     parser.add_argument("--call", help="of --piece")
     return parser
 
@@ -74,15 +74,15 @@ def wanted(given: Namespace) -> list[str]:
     names = list(PIECES) if given.only is None else [name.strip() for name in given.only.split(",")]
     if unknown := [name for name in names if name not in PIECES]:
         raise BadInput(f"no piece '{unknown[0]}'; known: {', '.join(PIECES)}")
+    for path in (given.out / f"{name}.json" for name in names):
+        if path.exists() and json.loads(path.read_text())["tiny"] != given.tiny:
+            raise BadInput(f"{path} is {'not ' if given.tiny else ''}tiny; choose another OUT")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("PyTorch sees no CUDA device; --device cpu --tiny shows that everything runs")
     if given.data is None and not given.tiny:
         raise BadInput("name the folder that holds train.npz and test.npz: --data FOLDER")
     if given.data is not None and not all((given.data / f"{split}.npz").is_file() for split in ("train", "test")):
         raise BadInput(f"{given.data} does not hold train.npz and test.npz")
-    for path in (given.out / f"{name}.json" for name in names):
-        if path.exists() and json.loads(path.read_text())["tiny"] != given.tiny:
-            raise BadInput(f"{path} is {'not ' if given.tiny else ''}tiny; choose another OUT")
     return names
 
 
@@ -90,12 +90,10 @@ def measured(given: Namespace) -> str:
     """Measure one piece in this process; return how it ended."""
     # The old switch, which PyTorch 2.11 and 2.13 both have: the newer one may not be mixed with it.
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = given.device == "cuda"
     if given.device == "cpu":
         torch.set_num_threads(1)
     device = torch.device(given.device)
-    deadline = time.monotonic() + given.seconds * (1 - GRACE)
-    job = Job(given.piece, given.out, given.work, device, given.tiny, given.data, deadline, given.call)
+    job = Job(given.piece, given.out, given.work, device, given.tiny, given.data, given.until, given.call)
     job.begin(given.commit)
     try:
         import_module(f"gpu_pieces.{given.piece}").measure(job)
@@ -152,9 +150,10 @@ def closed(given: Namespace, name: str, status: int | None, seconds: float, log:
 def piece(given: Namespace, name: str, seconds: float) -> str:
     """Measure a piece in a process of its own, anew after a CUDA error while there is time; return how it ended."""
     log, end = given.work / f"{name}.log", time.monotonic() + seconds
+    grace = min(GRACE, MOST_GRACE * seconds)
     while (left := end - time.monotonic()) > LEAST:
         log.write_bytes(b"")
-        arguments = [str(given.out), "--piece", name, "--seconds", str(left), "--call", given.call]
+        arguments = [str(given.out), "--piece", name, "--until", str(end - grace), "--call", given.call]
         arguments += ["--device", given.device, "--work", str(given.work), *(["--tiny"] if given.tiny else [])]
         arguments += [*(["--data", str(given.data)] if given.data else [])]
         arguments += [*(["--commit", given.commit] if given.commit else [])]
@@ -179,7 +178,6 @@ def main(arguments: list[str] | None = None) -> None:
     given = options().parse_args(arguments)
     given.out = given.out.resolve()
     given.work = (given.work or given.out.with_name(f"{given.out.name}-work")).resolve()
-    given.work.mkdir(parents=True, exist_ok=True) if not given.page else None
     if given.page:
         paste(section(given.out), PAGE, "gpu")
         return
@@ -187,9 +185,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(measured(given))
         return
     names, end = wanted(given), time.monotonic() + 60 * given.minutes
+    given.work.mkdir(parents=True, exist_ok=True)
     given.call = datetime.now(UTC).isoformat(timespec="seconds")
     for name in names:
-        left, limit = end - time.monotonic(), PIECES[name].seconds
+        left, limit = end - time.monotonic(), None if given.tiny else PIECES[name].seconds
         if state_of(given, name) == "done" or left < LEAST:
             continue
         state = piece(given, name, left if limit is None else min(left, limit))

@@ -1,6 +1,7 @@
 """What a piece is given, and its file: rows by name, written after every row, so that a kill loses one at most."""
 
 import json
+import math
 import subprocess
 import time
 import traceback
@@ -110,9 +111,9 @@ class Job:
         """Enter a row, or what is known of it so far, and write the file."""
         taken = round(time.monotonic() - began, 3)
         marks = {"taken": taken, "attempt": len(self.document["attempts"]) - 1, "call": self.call}
-        self.rows[key] = {**row, **marks}
+        self.rows[key] = {**plain(row), **marks}
         self.save()
-        print(f"{self.name}: {key}: {json.dumps(row)[:300]}", flush=True)
+        print(f"{self.name}: {key}: {json.dumps(plain(row))[:300]}", flush=True)
 
     def wait(self) -> None:
         """Wait until the device has done what it was told."""
@@ -123,6 +124,17 @@ class Job:
         """Return the seconds on the wall, the device having done what it was told."""
         self.wait()
         return time.perf_counter()
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON knows: numbers that are not finite become null, what is unknown becomes text."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def about(device: torch.device, call: str, commit: str | None) -> Row:

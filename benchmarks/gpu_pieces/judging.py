@@ -14,7 +14,7 @@ from timing import Problem, compare
 from torch import nn
 
 from gpu_pieces.job import Job, OutOfTime, Row
-from gpu_pieces.network import CLASSES, THREAT, component, images, judged, kept, network, record, verdict
+from gpu_pieces.network import CLASSES, THREAT, component, judged, kept, network, record, tested, verdict
 from planish.attacks import run
 from planish.estimates import paired_interval
 from planish.evaluation import logits_of
@@ -30,8 +30,7 @@ def problem(job: Job) -> tuple[Problem, bool]:
     """Return the speedrun's network and test images, and whether it is trained: without one its weights are random."""
     model = network(job, "gelu").eval()
     trained = kept(job, model)
-    some = images(job, "test").first(16 if job.tiny else 512).to(job.device).as_batch()
-    some = some._replace(x=some.x.contiguous(memory_format=torch.channels_last))
+    some = tested(job).select(slice(0, 16 if job.tiny else 512))
     return Problem(model, some._replace(logits=logits_of(model, some.x)), THREAT), trained
 
 

@@ -80,6 +80,12 @@ def batch_of(job: Job, count: int, side: int = 32, model: nn.Module | None = Non
     return some._replace(labels=logits.argmax(1), logits=logits)
 
 
+def tested(job: Job) -> Batch:
+    """Return the test images on the device, channels last."""
+    everything = images(job, "test").to(job.device).as_batch()
+    return everything._replace(x=everything.x.contiguous(memory_format=torch.channels_last))
+
+
 def component(package: str, name: str, **known: Any) -> Any:
     """Return an attack, method or suite by name, told what it wants to know.
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from gpu_pieces.job import Job, OutOfTime, Row
-from gpu_pieces.network import component, images, judged, network, planish_suite, verdict
+from gpu_pieces.network import component, images, judged, network, planish_suite, tested, verdict
 from gpu_pieces.run import Training
 from gpu_pieces.speedrun import affordable
 from planish.data.batches import Augmentation, Batches
@@ -25,12 +25,14 @@ OWN: dict[str, dict[str, Any]] = {
     "llr-2": {"method": {"name": "llr", "steps": 2}, "activation": "softplus", "learning_rate": 0.1},
 }
 """What the table does not have; LLR as benchmarks/cifar10_small.toml trains it."""
+WORTH_COMPILING = 200.0
+"""Seconds that must be left."""
 ORDER = ("seat", "seat-fl", "rs-fgsm", "n-fgsm", "llr-2")
 
 
 def recipe() -> dict[str, Any]:
     """Return the recipe's table."""
-    return tomllib.loads((files(planish_suite()) / "recipes" / RECIPE).read_text())
+    return tomllib.loads((files("planish") / "recipes" / RECIPE).read_text())
 
 
 def method_of(name: str) -> Method:
@@ -49,9 +51,9 @@ def settings_of(job: Job, name: str, compiled: bool) -> Settings:
 
 
 def compiles(job: Job, method: Method) -> bool:
-    """Say whether the speedrun, whose file lies beside this piece's, found that compiled kernels help."""
+    """Say whether there is time to compile and the speedrun, whose file lies beside, found that it helps."""
     path = job.out / "speedrun.json"
-    if method.second_order or job.device.type == "cpu" or not path.exists():
+    if method.second_order or job.device.type == "cpu" or job.left() < WORTH_COMPILING or not path.exists():
         return False
     planned = json.loads(path.read_text())["rows"].get("planned", {})
     return bool(planned.get("compile", False))
@@ -65,6 +67,8 @@ def row_of(job: Job, name: str, seen: Images) -> Row:
     batches = Batches(seen, settings.batch_size, Augmentation(data["crop"], data["flip"]), job.device)
     model = network(job, OWN.get(name, {}).get("activation", "relu"), seen)
     run = Training.new(model, method, batches, settings)
+    if settings.compile:
+        run.rate(job, compiled=True)  # compiles, before the clock of the epochs starts
     began = job.clock()
     path = job.work / f"papers-{name}.pt"
     for record in run.epochs(job, path, extra=5.0):
@@ -74,7 +78,7 @@ def row_of(job: Job, name: str, seen: Images) -> Row:
     if row["epochs_done"] < settings.epochs:
         job.left_out = True
         return {**row, "partial": True}
-    test = images(job, "test").to(job.device).as_batch()
+    test = tested(job)
     model.eval()
     count = min(len(test.x), affordable(job, model, test))
     try:

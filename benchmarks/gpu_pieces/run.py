@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gpu_pieces.job import Job
@@ -22,6 +24,17 @@ WARM, TIMED = 6, 24
 """Steps that compile what is to be compiled, and steps that are timed after them."""
 SAVED_EVERY = 20.0
 """Seconds between two checkpoints: one is 130 MB."""
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """cuDNN tries its kernels out, once for each shape: for training, not for attacks, whose batches shrink."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,9 @@ class Training:
         for count in (WARM, TIMED if not job.tiny else WARM):
             few = Few(self.batches, count)
             began = job.clock()
-            for _ in fit(self.state, self.method, THREAT, few, settings, seed=0):
-                pass
+            with fixed_shapes():
+                for _ in fit(self.state, self.method, THREAT, few, settings, seed=0):
+                    pass
             seconds.append(job.clock() - began)
             self.state.restore(before)
         step = seconds[1] / (2 * len(few) * self.method.replays)
@@ -94,16 +108,17 @@ class Training:
         if self.state.epoch >= self.settings.epochs:
             return
         saved = time.monotonic()
-        for record in fit(self.state, self.method, THREAT, self.batches, self.settings, seed=0):
-            self.state.history[-1]["seconds"] = record.seconds
-            last = record.epoch == self.settings.epochs
-            late = job.left() < 1.2 * record.seconds + extra
-            if last or late or time.monotonic() - saved > SAVED_EVERY:
-                save_resume(path, to_go_on(self.state))
-                saved = time.monotonic()
-            yield record
-            if late:
-                return
+        with fixed_shapes():
+            for record in fit(self.state, self.method, THREAT, self.batches, self.settings, seed=0):
+                self.state.history[-1]["seconds"] = record.seconds
+                last = record.epoch == self.settings.epochs
+                late = job.left() < 1.2 * record.seconds + extra
+                if last or late or time.monotonic() - saved > SAVED_EVERY:
+                    save_resume(path, to_go_on(self.state))
+                    saved = time.monotonic()
+                yield record
+                if late:
+                    return
 
     @property
     def seconds(self) -> float:

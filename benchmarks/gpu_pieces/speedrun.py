@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from gpu_pieces.job import Job, OutOfTime, Row
-from gpu_pieces.network import component, images, judged, keep, kept, network, planish_suite, verdict
+from gpu_pieces.network import component, images, judged, keep, kept, network, planish_suite, tested, verdict
 from gpu_pieces.run import Training
 from planish.batch import Batch
 from planish.data.batches import Augmentation, Batches
+from planish.modes import autocast
 from planish.training import Settings
 
 CONFIG = Path(__file__).parents[1] / "speedrun.toml"
@@ -120,20 +121,20 @@ class Speedrun:
         model = network(job, self.table["model"]["activation"]).eval()
         if not kept(job, model):
             raise RuntimeError("there is no trained network in OUT")
-        test = images(job, "test").to(job.device)
-        everything = test.as_batch()
-        count = min(len(test), affordable(job, model, everything))
+        everything = tested(job)
+        count = min(len(everything.x), affordable(job, model, everything))
         return verdict(judged(job, RECORD, model, everything.select(slice(0, count)), planish_suite()))
 
 
 def affordable(job: Job, model: nn.Module, some: Batch, passes: float = 80.0) -> int:
     """Return how many images can be judged in half of what is left, at so many passes an image."""
-    x = some.x[:1000].contiguous(memory_format=torch.channels_last)
+    x = some.x[:1000]
     seconds = 0.0
     for _ in range(2):  # the first warms up
         began = job.clock()
         leaf = x.detach().clone().requires_grad_()
-        torch.autograd.grad(model(leaf).sum(), leaf)
+        with autocast(leaf, "bf16"):
+            torch.autograd.grad(model(leaf).sum(), leaf)
         seconds = job.clock() - began
     each = passes / 2 * seconds / len(x)
     return max(100, 100 * int(0.5 * max(job.left(), 0.0) / each / 100))

@@ -13,6 +13,7 @@ from timing import Problem, compare
 
 from gpu_pieces.job import Job, Row
 from gpu_pieces.network import THREAT, batch_of, component, network
+from gpu_pieces.run import fixed_shapes
 from planish.costs import STATED, training_cost
 from planish.guard import EVERY, Guard, look, withstanding
 from planish.methods import Method
@@ -77,6 +78,12 @@ def guard_cost(job: Job, given: Problem) -> Row:
 
 
 def measure(job: Job) -> None:
+    """Measure with kernels chosen for these shapes."""
+    with fixed_shapes():
+        every_row(job)
+
+
+def every_row(job: Job) -> None:
     """Measure batch by batch, then what is compiled; hand-written standard training is the method itself."""
     sizes = (8, 16) if job.tiny else (128, 512)
     counts = cache(lambda name: counted(job, candidates()[name]))
