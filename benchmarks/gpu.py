@@ -130,7 +130,7 @@ def closed(given: Namespace, name: str, status: int | None, seconds: float, log:
     """Enter how an attempt ended, and the end of its log, into the piece's file; return what that holds."""
     path = given.out / f"{name}.json"
     document = json.loads(path.read_text()) if path.exists() else {}
-    empty = {"piece": name, "tiny": given.tiny, "state": "begun", "attempts": [], "rows": {}}
+    empty: dict[str, Any] = {"piece": name, "tiny": given.tiny, "state": "begun", "attempts": [], "rows": {}}
     document = {**empty, **document}
     if not document["attempts"] or "seconds" in document["attempts"][-1]:
         document["attempts"].append({"call": given.call})
@@ -168,7 +168,8 @@ def piece(given: Namespace, name: str, seconds: float) -> str:
 def state_of(given: Namespace, name: str) -> str:
     """Return how a piece stands in OUT; a failed row is missing."""
     path = given.out / f"{name}.json"
-    document = json.loads(path.read_text()) if path.exists() else {"state": "missing", "rows": {}}
+    missing: dict[str, Any] = {"state": "missing", "rows": {}}
+    document = json.loads(path.read_text()) if path.exists() else missing
     failed = any("error" in row for row in document["rows"].values())
     return "rows failed" if document["state"] == "done" and failed else str(document["state"])
 

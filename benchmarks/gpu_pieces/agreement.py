@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from gpu_pieces.job import Job, Row
-from gpu_pieces.network import CLASSES, component, drawn
+from gpu_pieces.network import CLASSES, THREAT, component, drawn
 from planish.attacks import Adversarials, Attack, Within, run
 from planish.attacks.transfer import Surrogate
 from planish.batch import Batch
 from planish.evaluation import evaluate, logits_of
 from planish.models import build
 from planish.randomness import seeded
-from planish.threat import Linf, ThreatModel
+from planish.threat import ThreatModel
 
 IMAGES = 16
 FEW = {"steps": 3, "restarts": 2, "targets": 2, "queries": 40, "samples": 5, "searches": 2}
@@ -111,11 +111,11 @@ def suite(job: Job, name: str, count: int) -> Row:
     attacks = {name: component("suites", name, classes=CLASSES, norm="Linf")}
     for device in (torch.device("cpu"), job.device):
         own = deepcopy(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        *_, last = evaluate(own, moved(batch, device), Linf("8/255"), attacks)
+        *_, last = evaluate(own, moved(batch, device), THREAT, attacks)
         record = last.evaluation
         reached = [torch.from_numpy(column.margin).nan_to_num(-torch.inf) for column in record.columns]
         margins.append(torch.stack([torch.from_numpy(record.clean_margin), *reached]).amax(0))
-    return compared(*margins, [])
+    return compared(margins[0], margins[1], [])
 
 
 def architecture(job: Job, name: str, options: dict[str, Any]) -> Row:

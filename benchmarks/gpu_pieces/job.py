@@ -50,7 +50,8 @@ class Job:
     @property
     def rows(self) -> dict[str, Row]:
         """What is measured."""
-        return self.document["rows"]
+        rows: dict[str, Row] = self.document["rows"]
+        return rows
 
     @property
     def path(self) -> Path:
@@ -59,8 +60,9 @@ class Job:
 
     def begin(self, commit: str | None) -> None:
         """Read what earlier attempts have measured, and enter this one."""
-        empty = {"piece": self.name, "tiny": self.tiny, "attempts": [], "rows": {}}
+        empty: dict[str, Any] = {"piece": self.name, "tiny": self.tiny, "attempts": [], "rows": {}}
         self.document = json.loads(self.path.read_text()) if self.path.exists() else empty
+        self.document.pop("at", None)
         self.document["attempts"].append(about(self.device, self.call, commit))
         self.end("begun")
 
@@ -101,7 +103,8 @@ class Job:
             self.left_out = True
         except Exception as error:
             lines = traceback.format_exc().strip().splitlines()[-SHOWN:]
-            self.add(key, {"error": f"{type(error).__name__}: {error}"[:500], "trace": lines}, began)
+            failed = {"error": f"{type(error).__name__}: {error}"[:500], "trace": lines, "partial": False}
+            self.add(key, {**self.rows.get(key, {}), **failed}, began)
             if "CUDA error" in str(error):
                 raise Broken(key) from error
         self.document.pop("at", None)
@@ -140,7 +143,7 @@ def plain(value: Any) -> Any:
 def about(device: torch.device, call: str, commit: str | None) -> Row:
     """Return where an attempt's rows come from."""
     found = provenance(device)
-    found["versions"]["cuda"], found["versions"]["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
+    found["versions"]["cuda"], found["versions"]["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     found["commit"] = found["commit"] or commit
     return {"call": call, "card": card() if device.type == "cuda" else None, **found}
 

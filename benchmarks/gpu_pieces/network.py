@@ -26,7 +26,7 @@ from planish.results import Evaluation
 from planish.suites import Suite
 from planish.threat import Linf
 
-THREAT = Linf("8/255")
+THREAT = Linf(8 / 255)
 CLASSES = 10
 RECORDS = "records.zip"
 WEIGHTS = ("network-1.safetensors", "network-2.safetensors")

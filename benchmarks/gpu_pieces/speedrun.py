@@ -69,7 +69,7 @@ class Speedrun:
     def helps(self) -> bool:
         """Whether compiled kernels are faster."""
         rows = self.job.rows
-        return rows["compiled"].get("images_per_second", 0.0) > rows["eager"].get("images_per_second", 0.0)
+        return bool(rows["compiled"].get("images_per_second", 0.0) > rows["eager"]["images_per_second"])
 
     def planned(self) -> int:
         """Return how many epochs fit: what an earlier attempt has planned, if it began to train."""

@@ -26,11 +26,17 @@ from planish.methods import Method, Moment
 from planish.modes import Precision, attacked
 from planish.objectives import loss_of, of
 from planish.randomness import seeded
-from planish.rules import GLIDE, Adam, AutoPGD, Momentum, Steepest
+from planish.rules import GLIDE, Adam, AutoPGD, Momentum, Steepest, StepRule
 from planish.state import State, go_on, to_go_on
 from planish.training import Bound, Settings, fit, start
 
-RULES = {"steepest": Steepest(0.25), "momentum": Momentum(0.1), "glide": GLIDE, "adam": Adam(0.1), "apgd": AutoPGD()}
+RULES: dict[str, StepRule] = {
+    "steepest": Steepest(0.25),
+    "momentum": Momentum(0.1),
+    "glide": GLIDE,
+    "adam": Adam(0.1),
+    "apgd": AutoPGD(),
+}
 NOT_STANDARD = ("gradient-penalty", "cure", "mart")
 """At radius 0 these are not standard training: their penalty or loss is another."""
 TWICE = ("llr",)

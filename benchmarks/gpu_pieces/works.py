@@ -13,10 +13,11 @@ import torch
 
 from gpu_pieces import agreement, training
 from gpu_pieces.job import Job, Row
+from gpu_pieces.network import THREAT
 from planish.registry import components
-from planish.threat import L2, Linf
+from planish.threat import L2
 
-BALLS = (Linf("8/255"), L2(0.5))
+BALLS = (THREAT, L2(0.5))
 ONLY = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
 """Attacks that know one norm only."""
 FIRST = ("planish", "pgd", "seat", "seat-fl", "rs-fgsm", "n-fgsm", "llr", "fgsm", "free", "trades")

@@ -19,6 +19,7 @@ from planish import results
 from planish.errors import BadInput
 from planish.registry import components
 
+pytestmark = pytest.mark.timeout(400)  # `run` trains and judges
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 PIECES = ("works", "speedrun", "steps", "judging", "papers")
@@ -105,6 +106,21 @@ def digest_of(out: Path, module: Callable[[str], Any]) -> str:
     model = module("gpu_pieces.network").network(job, "gelu")
     assert module("gpu_pieces.network").kept(job, model)
     return str(importlib.import_module("planish.evaluation").model_digest(model))
+
+
+def test_the_weights_of_the_papers_network_fit_into_two_files(job: Any, module: Callable[[str], Any]):
+    """What is judged is what is kept: the model gets the weights as they are written."""
+    network = module("gpu_pieces.network")
+    job.tiny = False
+    model = network.network(job, "gelu")
+    network.keep(job, model, {})
+    assert all(2**20 < (job.out / file).stat().st_size < LARGEST for file in network.WEIGHTS)
+    again = network.network(job, "gelu")
+    torch.nn.init.zeros_(again.mean)
+    assert network.kept(job, again)
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+    job.tiny = True
+    assert not network.kept(job, network.network(job, "gelu")), "of another width"
 
 
 def test_steps_of_every_method_and_by_hand_are_timed(run: tuple[Path, str]):
