@@ -6,9 +6,10 @@ generator of the other device. What is computed is what the CPU computes, so tha
 compared bit for bit. `Elsewhere.waits` lists the operations for which the host of an accelerator would wait.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -56,11 +57,15 @@ class Far(Tensor):
         with torch.no_grad():
             copy = self.clone()
         copy.requires_grad_(self.requires_grad)
+        copy._is_param = isinstance(self, nn.Parameter)  # type: ignore[attr-defined]
         memo[id(self)] = copy
         return copy
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
+
+    def new_tensor(self, data: Any, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
+        return torch.tensor(data, dtype=dtype or self.dtype, device=FAR)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -94,19 +99,17 @@ class Elsewhere(TorchDispatchMode):
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         wanted = (kwargs or {}).get("device")
         far = any(isinstance(leaf, Far) for leaf in tensors) if wanted is None else torch.device(wanted) == FAR
-        self._refuse(func, name, tensors, (kwargs or {}).get("generator"), far)
+        self._refuse(func, name, tensors)
         self._note(name, tensors, far)
         known = {id(leaf.near): leaf for leaf in tensors if isinstance(leaf, Far)}
         args, kwargs = tree_unflatten([_near(leaf) for leaf in leaves], form)
         out = func(*args, **kwargs)
         return tree_map(lambda value: known[id(value)] if id(value) in known else _placed(value, far), out)
 
-    def _refuse(self, func: Any, name: str, tensors: list[Tensor], generator: Any, far: bool) -> None:
+    def _refuse(self, func: Any, name: str, tensors: list[Tensor]) -> None:
         sides = {isinstance(leaf, Far) for leaf in tensors if isinstance(leaf, Far) or leaf.ndim > 0}
         if len(sides) > 1 and name not in ("copy_", "_to_copy"):
             raise AssertionError(f"{func}: tensors of both devices, {[tuple(leaf.shape) for leaf in tensors]}")
-        if generator is not None and (generator.device == FAR) != far:
-            raise AssertionError(f"{func}: a generator of the other device, {generator.device}")
 
     def _note(self, name: str, tensors: list[Tensor], far: bool) -> None:
         from_far = any(isinstance(leaf, Far) for leaf in tensors)
@@ -132,10 +135,27 @@ def elsewhere() -> Iterator[Elsewhere]:
     """Compute on the far device, its generators and autocast included; yields what the host waited for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "Generator", Generator)
+        for name in ("tensor", "as_tensor"):
+            patch.setattr(torch, name, partial(_tensor, getattr(torch, name)))
+        for name in ("rand", "randn", "randint", "randperm"):
+            patch.setattr(torch, name, partial(_drawn, getattr(torch, name)))
         patch.setattr(torch, "autocast", _autocast)
         patch.setattr(torch, "is_autocast_enabled", lambda device: False)
         with Elsewhere() as watched:
             yield watched
+
+
+def _drawn(draw: Callable[..., Tensor], *size: Any, generator: Any = None, device: Any = "cpu", **more: Any) -> Tensor:
+    """Draw as PyTorch does, which refuses a generator of another device; the dispatcher is not told of ours."""
+    claimed = torch.device("cpu") if generator is None else generator.device
+    assert claimed == torch.device(device), f"a generator on {claimed} cannot draw on {device}"
+    return draw(*size, generator=generator, device=device, **more)
+
+
+def _tensor(make: Callable[..., Tensor], data: Any, *, device: Any = None, **others: Any) -> Tensor:
+    """Make a tensor of numbers, which PyTorch does without asking the dispatcher."""
+    made = make(data, **others)
+    return made if device is None else made.to(device)
 
 
 def _autocast(device_type: str, *options: Any, enabled: bool = True, **others: Any) -> Any:
