@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from far import FAR, Far, elsewhere, near, sent, sent_model
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from planish import distances
@@ -16,10 +19,13 @@ from planish.attacks.closest import Closest
 from planish.attacks.gradient import apgd_t, pgd
 from planish.attacks.square import Square
 from planish.batch import Batch
+from planish.checkpoints import WEIGHTS
+from planish.configuration import DataOptions, Experiment, Named
 from planish.data.batches import Augmentation, Batches, in_order
 from planish.data.images import Images
 from planish.errors import BadInput
 from planish.evaluation import evaluate
+from planish.experiment import train
 from planish.guard import Guard
 from planish.losses import cross_entropy, margin
 from planish.methods import Memory, Moment, TrainingLoss
@@ -28,6 +34,7 @@ from planish.objectives import loss_of, of
 from planish.randomness import draws, seeded
 from planish.registry import components
 from planish.rules import GLIDE, Adam, AutoPGD, Momentum, Steepest, StepRule
+from planish.runs import IMAGES, Task, judge, subject, verify
 from planish.threat import L2, Linf, ThreatModel
 from planish.training import Settings, fit, start
 
@@ -66,7 +73,8 @@ MISTAKES: dict[str, Callable[[Tensor, Tensor], Any]] = {
 @pytest.mark.parametrize("mistake", sorted(MISTAKES))
 def test_the_far_device_sees_a_mistake(mistake: str, few: Batch):
     far = sent(few)
-    with elsewhere(), pytest.raises((AssertionError, TypeError, RuntimeError)):
+    told = "tensors of both devices|cannot draw on|the images are elsewhere|convert meta device type tensor to numpy"
+    with elsewhere(), pytest.raises((AssertionError, TypeError), match=told):
         MISTAKES[mistake](far.x, far.labels)
 
 
@@ -230,3 +238,30 @@ def test_the_default_device_does_not_matter(few: Batch, model: nn.Module):
         list(fit(state, method, Linf(0.1), Batches(images.first(4), 2), settings, seed=0, guard=guard))
         images.split(2, 0)
     assert judged.x_adv.device.type == "cpu" and near(found).x_adv.device.type == "cpu"
+
+
+@pytest.mark.parametrize("stream", ["always", "never"])
+def test_the_default_device_does_not_matter_to_a_run(stream: Literal["always", "never"], tmp_path: Path):
+    """From image files to weights, resumed in between, and to a record and its images, judged afresh."""
+    pixels = (torch.rand(12, 8, 8, 3, generator=seeded(0)) * 255).to(torch.uint8).numpy()
+    for number, image in enumerate(pixels):
+        for split in ("train", "val"):
+            folder = tmp_path / "pictures" / split / f"class{number % 4}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number}.png")
+    data = DataOptions(
+        source=f"folder:{tmp_path / 'pictures'}", flip=True, cutout=2, validation=4, stream=stream, workers=0
+    )
+    experiment = Experiment(
+        data, Named("small-cnn", {"width": 2}), Named("n-fgsm"), settings=Settings(epochs=2, batch_size=4)
+    )
+    list(train(experiment, tmp_path / "plain"))
+    with torch.device(FAR):
+        next(train(experiment, tmp_path / "run"))
+        list(train(experiment, tmp_path / "run", resume=True))
+    task, judged = Task(data.source, Linf("8/255"), ("pgd-2-1",), keep_images=True), subject(str(tmp_path / "run"))
+    with torch.device(FAR):
+        *_, record = judge(judged, task, tmp_path / "judged")
+        assert verify(judged, task, tmp_path / "judged" / IMAGES).robust.value == record.survivors().mean()
+    plain, run = (load_file(tmp_path / name / WEIGHTS) for name in ("plain", "run"))
+    assert all(torch.equal(plain[name], run[name]) for name in plain)

@@ -155,7 +155,9 @@ class Streamed:
 
     def _batches(self, rows: list[Tensor], requests: list[Request], seed: int) -> Iterator[Batch]:
         self._requests.now = requests
-        for own, read in zip(rows, self._loader, strict=True):
+        with torch.device("cpu"):  # where the generator is; torch draws a seed on the default device
+            reads = iter(self._loader)
+        for own, read in zip(rows, reads, strict=True):
             for failure in read.failures:
                 self.on_corrupt(failure)
             if not len(read.kept):
