@@ -29,7 +29,7 @@ from planish.files import write_json, write_text
 from planish.libraries import is_borrowed
 from planish.models import Normalized, build
 from planish.provenance import provenance
-from planish.randomness import seeded
+from planish.randomness import initialised, seeded
 from planish.state import State, go_on, to_go_on
 from planish.threat import ThreatModel
 from planish.training import EpochRecord, Epochs, fit, start
@@ -77,8 +77,7 @@ def training_images(
 
 def _new_model(experiment: Experiment, images: Images) -> nn.Module:
     """Build the model, its weights drawn from the experiment's seed, the global random state untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.seed)
+    with initialised(experiment.seed):
         model = architecture(experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1])
     if isinstance(model, Normalized) and ":" not in experiment.model.name:
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
