@@ -14,16 +14,15 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 import torchattacks
 from foolbox import attacks as fa
 from foolbox.models.pytorch import PyTorchModel
+from loops import hand_best, hand_last
 from timing import TIMES, Columns, Problem, Row, compare, operations, parser, problem, save, show
-from torch import Tensor, nn
+from torch import nn
 
 from planish.attacks import Attack, run
 from planish.attacks.gradient import apgd_ce, fgsm, mi_fgsm, pgd
-from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 
@@ -46,51 +45,6 @@ class Candidate(NamedTuple):
 
 
 Group = dict[str, Candidate]
-
-
-def ball(given: Problem) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest allowed image."""
-    x, radius = given.batch.x, given.threat.radius
-    return (x - radius).clamp(min=0.0), (x + radius).clamp(max=1.0)
-
-
-def steepest_step(model: nn.Module, x_adv: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits and the gradient of the summed cross entropy at x_adv."""
-    x_adv.requires_grad_()
-    logits = model(x_adv)
-    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), x_adv)
-    x_adv.requires_grad_(False)
-    return logits.detach(), gradient
-
-
-def hand_last(model: nn.Module, given: Problem, steps: int) -> Tensor:
-    """PGD as short as it gets: the last iterate, not judged."""
-    low, high = ball(given)
-    x_adv = low + (high - low) * torch.rand_like(low)
-    for _ in range(steps):
-        gradient = steepest_step(model, x_adv, given.batch.labels)[1]
-        x_adv = torch.clamp(x_adv.add_(gradient.sign_(), alpha=given.threat.radius / 4), low, high)
-    return x_adv
-
-
-def hand_best(model: nn.Module, given: Problem, steps: int, step: float = 0.25, noise: bool = True) -> Tensor:
-    """PGD that returns the best of the clean image and all iterates by margin. step: in radii."""
-    x, labels, logits = given.batch.x, given.batch.labels, given.batch.logits
-    assert logits is not None
-    low, high = ball(given)
-    best, score = x, margin(logits, labels)
-    x_adv = low + (high - low) * torch.rand_like(low) if noise else x.clone()
-    for _ in range(steps):
-        logits, gradient = steepest_step(model, x_adv, labels)
-        best, score = better(best, score, x_adv, margin(logits, labels))
-        x_adv = torch.clamp(torch.add(x_adv, gradient.sign_(), alpha=step * given.threat.radius), low, high)
-    with torch.no_grad():
-        return better(best, score, x_adv, margin(model(x_adv), labels))[0]
-
-
-def better(best: Tensor, score: Tensor, x_adv: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the images with the larger margin, and the margins."""
-    return torch.where((new > score).view(-1, 1, 1, 1), x_adv, best), torch.maximum(new, score)
 
 
 def ours(attack: Attack, given: Problem) -> Candidate:

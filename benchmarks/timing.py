@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -160,7 +157,11 @@ def paste(text: str, page: Path, name: str) -> None:
 
 
 def show(title: str, rows: list[Row], columns: Columns) -> None:
-    """Print the rows as a table; each column is a function of a row."""
+    """Print the rows as a table; each column is a function of a row. The one thing here that needs `rich`."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
     for name in columns:
         table.add_column(name, justify="right" if table.columns else "left", no_wrap=True)

@@ -7,62 +7,21 @@ planish's methods stand the loops that people write by hand or around an attack 
 softplus activations, because LLR differentiates a gradient.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 import torchattacks
 from foolbox import attacks as fa
 from foolbox.models.pytorch import PyTorchModel
-from timing import TIMES, Problem, Row, compare, operations, parser, problem, save, show
+from loops import STEPS, Loop, fgsm, pgd, step
+from timing import TIMES, Row, compare, operations, parser, problem, save, show
 from torch import Tensor, nn
 
-from planish.core.batch import Batch
-from planish.core.randomness import seeded
-from planish.core.threat import ThreatModel
-from planish.methods import Memory, Method, Plain, StepContext, TrainingLoss
+from planish.methods import Method
 from planish.methods.adversarial import pgd_at
 from planish.registry import components
 from planish.training.cost import training_cost
 
 BASE = "standard"
-STEPS = 7
-Perturb = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
-"""The model in training mode, images, labels and the radius -> perturbed images."""
-
-
-@dataclass(frozen=True)
-class Loop(Plain):
-    """The body of the usual training loop, as a method: perturb, then cross entropy."""
-
-    perturb: Perturb
-
-    def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return the mean cross entropy on the perturbed images."""
-        logits = model(self.perturb(model, batch.x, batch.labels, threat.radius))
-        return TrainingLoss(F.cross_entropy(logits, batch.labels), {}, logits.detach())
-
-
-def uphill(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Return the sign of the gradient of the loss at x."""
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(F.cross_entropy(model(x), labels), x)[0].sign()
-
-
-def fgsm(model: nn.Module, x: Tensor, labels: Tensor, radius: float) -> Tensor:
-    """FGSM by hand."""
-    return (x + radius * uphill(model, x, labels)).clamp(0, 1)
-
-
-def pgd(model: nn.Module, x: Tensor, labels: Tensor, radius: float) -> Tensor:
-    """PGD by hand."""
-    low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
-    x_adv = (x + torch.empty_like(x).uniform_(-radius, radius)).clamp(0, 1)
-    for _ in range(STEPS):
-        x_adv = torch.clamp(x_adv + radius / 4 * uphill(model, x_adv, labels), low, high)
-    return x_adv
 
 
 def torchattacks_pgd(model: nn.Module, x: Tensor, labels: Tensor, radius: float) -> Tensor:
@@ -91,20 +50,6 @@ def methods() -> dict[str, Method]:
         f"torchattacks PGD-{STEPS}": Loop(torchattacks_pgd),
         f"foolbox PGD-{STEPS}": Loop(foolbox_pgd),
     }
-
-
-def step(method: Method, given: Problem) -> Callable[[], None]:
-    """Return a training step of a method, in the middle of its training."""
-    model, batch, threat = given
-    generator, steps, memory = seeded(0, device=batch.x.device), count(), Memory()
-
-    def take() -> None:
-        context = StepContext(generator, 0.5, next(steps), memory, int(batch.indices.max()) + 1)
-        loss = method(model, batch, threat, context)
-        model.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
-
-    return take
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ class Sketch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         classes, size = len(self.scale), math.prod(x.shape[1:])
-        weights = torch.arange(1.0, classes * size + 1).sin().view(size, classes)
+        weights = torch.arange(1.0, classes * size + 1, device=x.device).sin().view(size, classes)
         return self.scale * torch.cat([image.flatten(1) @ weights for image in x.split(1)])
 
 

@@ -1,6 +1,8 @@
+import pytest
 import torch
+from torch import nn
 
-from planish.core.randomness import drawn_seed, draws, keyed_draws, seeded
+from planish.core.randomness import drawn_seed, draws, initialised, keyed_draws, reproducible, seeded
 from planish.core.threat import L2
 
 MASK = 2**64 - 1
@@ -67,3 +69,29 @@ def test_seeded_separates_keys():
     seeds = [drawn_seed(seeded(*key)) for key in keys]
     assert len(set(seeds)) == len(keys)
     assert seeds == [drawn_seed(seeded(*key)) for key in keys]
+
+
+def test_the_states_of_every_gpu_are_put_back_without_a_warning(monkeypatch: pytest.MonkeyPatch):
+    """PyTorch's own default warns where there are several."""
+    states, seeds = {0: torch.tensor([1]), 1: torch.tensor([2])}, list[int]()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    before = torch.get_rng_state()
+    with reproducible(3):
+        one = torch.rand(2)
+        states.update({0: torch.tensor([7]), 1: torch.tensor([7])})
+    assert states == {0: torch.tensor([1]), 1: torch.tensor([2])} and torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+
+
+def test_new_weights_touch_no_gpu_and_lie_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
+    before = torch.get_rng_state()
+    with torch.device("meta"), initialised(3):
+        one = nn.Linear(3, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    with initialised(3):
+        other = nn.Linear(3, 2)
+    assert one.weight.device.type == "cpu" and torch.equal(one.weight, other.weight)

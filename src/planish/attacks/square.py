@@ -195,8 +195,8 @@ def _bumps(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _bump(height: int, width: int) -> Tensor:
     """Return eq. 2, (height, width), of length 1: at d pixels from the middle (Chebyshev) sum_{j=d}^n 1 / (j + 1)^2."""
-    row, column = ((torch.arange(length) - length // 2).abs() for length in (height, width))
-    terms = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64) ** -2
+    row, column = ((torch.arange(length, device="cpu") - length // 2).abs() for length in (height, width))
+    terms = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64, device="cpu") ** -2
     layers = terms.flip(0).cumsum(0).flip(0)
     bump = layers[torch.maximum(row[:, None], column[None])]
     return bump / bump.square().sum().sqrt()

@@ -1,7 +1,6 @@
 """Runs the checks on a model, one after the other, each a finding."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted
+from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import OnChunk, check_images, check_logits, data_digest, logits_of, model_digest
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
@@ -86,13 +86,13 @@ def audit(
     Raises BadInput as `evaluate` does, but for probabilities, whose logarithms are attacked.
     """
     named = _chosen(only)
-    with _reproducible(seed):
+    with reproducible(seed):
         evidence = _evidence(model, images, threat, plan, seed, tuple(surrogates), black_box, suite, on_chunk)
         _ = evidence.judged
     meta = _meta(evidence, about or {}, len(named))
     findings: list[Finding] = []
     for name, check in named.items():
-        with _reproducible(seed):
+        with reproducible(seed):
             findings.append(check(name, evidence))
             done = len(findings) == len(named) and not only and plan.portrayed
             seen = geometry(evidence, findings) if done else None
@@ -105,14 +105,6 @@ def _chosen(only: Sequence[str]) -> dict[str, Check]:
         if name not in known:
             raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
     return {name: check for name, check in known.items() if not only or name in only}
-
-
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """The global random state starts from the seed, and is put back afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def _evidence(

@@ -176,10 +176,15 @@ class Evidence:
         """(N,) True where the clean image is classified correctly."""
         return margin(self.logits, self.images.labels) < 0
 
+    @property
+    def every(self) -> Tensor:
+        """The rows of all images, in order."""
+        return torch.arange(len(self.images.x), device=self.images.x.device)
+
     @cached_property
     def rows(self) -> Tensor:
         """Which images are the sample: drawn by their indices and the seed, in order."""
-        return self.drawn(torch.arange(len(self.images.x)), self.plan.sample)
+        return self.drawn(self.every, self.plan.sample)
 
     @cached_property
     def sample(self) -> Batch:
@@ -204,7 +209,6 @@ class Evidence:
 
     def drawn(self, rows: Tensor, count: int) -> Tensor:
         """Return at most so many of the rows, drawn by the images' indices and the seed."""
-        rows = rows.to(self.images.x.device)
         if len(rows) <= count:
             return rows
         lots = keyed(self.images.indices[rows], self.seed + _LOTS, 1).squeeze(1)
@@ -215,7 +219,7 @@ class Evidence:
         objective = objective_of(self.model, loss_of(loss, batch.labels))
         parts = []
         with attacked(self.given), full_precision(batch.x):
-            for rows in torch.split(torch.arange(len(batch.x)), 256):
+            for rows in torch.split(torch.arange(len(batch.x), device=batch.x.device), 256):
                 some = batch.select(rows)
                 parts.append(evaluated(objective_of(self.model, loss_of(loss, some.labels)), some.x))
         if not parts:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,8 +143,8 @@ def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> Effort:
         starts.append(again.margins)
     broken = torch.stack([torch.stack([(start[: count + 1] >= 0).any(0) for count in steps]) for start in starts])
     left = 1 - broken.int().cummax(0).values.float().mean(2)
-    restarts = torch.arange(1, len(starts) + 1)
-    return Effort(_array(torch.tensor(steps)), _array(restarts), _array(left), len(rows))
+    restarts = torch.arange(1, len(starts) + 1, device="cpu")
+    return Effort(np.array(steps), _array(restarts), _array(left), len(rows))
 
 
 def _reached(evidence: Evidence, rows: Tensor, x_adv: Tensor) -> Tensor:
@@ -206,9 +207,7 @@ def _by_radius(evidence: Evidence, findings: Sequence[Finding]) -> ByRadius | No
         return None
     radii = [0.0, *(evidence.threat.scaled(factor).radius for factor in seen["multiples"])]
     standing = [len(evidence.held_rows), *seen["standing"]]
-    return ByRadius(
-        _array(torch.tensor(radii)), _array(torch.tensor(standing)), int(seen["images"]), evidence.plan.curve_steps
-    )
+    return ByRadius(np.array(radii, np.float32), np.array(standing), int(seen["images"]), evidence.plan.curve_steps)
 
 
 def _twins(evidence: Evidence) -> Twins:
@@ -240,7 +239,7 @@ def _planes(evidence: Evidence, twins: Twins) -> Planes | None:
     some = [int(mask.nonzero()[0]) for mask in (moved & ~stands, moved & stands) if mask.any()]
     if not some:
         return None
-    chosen = torch.tensor(some)
+    chosen = torch.tensor(some, device=twins.rows.device)
     batch, first = evidence.images.select(twins.rows[chosen])._replace(logits=None), moves[chosen]
     second = rademacher(batch, evidence.threat, evidence.seed)
     shares = _spaced(REACH, evidence.plan.points)
@@ -300,7 +299,7 @@ def _moved_loss(evidence: Evidence, moved: Moved, batch: Batch) -> Tensor:
 def _spaced(reach: float, points: int) -> Tensor:
     """Return so many numbers, an odd count, from -reach to reach, the middle one exactly 0."""
     half = points // 2
-    return torch.arange(-half, half + 1) * (reach / half)
+    return torch.arange(-half, half + 1, device="cpu") * (reach / half)
 
 
 def _array(values: Tensor) -> Array:

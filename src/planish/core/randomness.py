@@ -6,6 +6,8 @@ attacking a batch equals attacking its halves, survivors can be refilled into fu
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -43,6 +45,22 @@ def seeded(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Ge
     """Return a generator that depends on the seed and the key (an epoch, a step, ...) alone."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7]))
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """The global random states, those of every GPU too, start from the seed, and are put back afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def initialised(seed: int) -> Iterator[None]:
+    """New modules lie on the CPU with weights drawn from the seed; the global random states stay as they are."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:

@@ -149,5 +149,5 @@ def parts(size: int, count: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
     """Return the rows of the rest and of `count` held-out images, both rising. Raises BadInput."""
     if not 0 < count < size:
         raise BadInput(f"cannot hold out {count} of {size} images of {name}: use 1 to {size - 1}")
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     return order[count:].sort().values, order[:count].sort().values

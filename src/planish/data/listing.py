@@ -153,7 +153,7 @@ class Listing:
         found = list(enumerate(known)) if known else list(self._decoded(size, on_corrupt))
         if not found:
             raise BadInput(f"{self.name}: none of {len(self)} images is readable")
-        pixels, kept = [image for _, image in found], torch.tensor([at for at, _ in found])
+        pixels, kept = [image for _, image in found], torch.tensor([at for at, _ in found], device="cpu")
         x = stack(pixels, [self.store.name(int(rows[at])) for at, _ in found])
         if size is None and not known and len(found) == len(self):
             self.store.keep(rows, pixels)
@@ -170,10 +170,10 @@ class Listing:
 
 
 def _spread(count: int, wanted: int) -> Tensor:
-    return torch.arange(wanted) * count // wanted
+    return torch.arange(wanted, device="cpu") * count // wanted
 
 
 def mixed(count: int, limit: int | None) -> Tensor:
     """Return a random but fixed choice of rows, rising, (min(count, limit),) int64: files are ordered by class."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(count, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     return order[:limit].sort().values

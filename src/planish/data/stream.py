@@ -64,7 +64,7 @@ class Reader(Dataset[Read]):
             except BadInput as error:
                 failures.append(str(error))
         x = in_channels(found, self.shape[0]) if found else np.empty((0, *self.shape), np.uint8)
-        return Read(torch.from_numpy(x), torch.tensor(kept, dtype=torch.int64), failures)
+        return Read(torch.from_numpy(x), torch.tensor(kept, dtype=torch.int64, device="cpu"), failures)
 
     def _image(self, row: int, side: int | None, uniform: Sequence[float]) -> Pixels:
         name = self.store.name(row)
@@ -155,7 +155,9 @@ class Streamed:
 
     def _batches(self, rows: list[Tensor], requests: list[Request], seed: int) -> Iterator[Batch]:
         self._requests.now = requests
-        for own, read in zip(rows, self._loader, strict=True):
+        with torch.device("cpu"):  # where the generator is; torch draws a seed on the default device
+            reads = iter(self._loader)
+        for own, read in zip(rows, reads, strict=True):
             for failure in read.failures:
                 self.on_corrupt(failure)
             if not len(read.kept):
@@ -186,7 +188,7 @@ class Streamed:
             persistent_workers=self.workers > 0,
             multiprocessing_context=_context() if self.workers else None,
             worker_init_fn=_end_with_parent,
-            generator=torch.Generator(),  # else torch draws a seed from the global random state
+            generator=torch.Generator("cpu"),  # else torch draws a seed from the global random state
             pin_memory=torch.device(self.device).type == "cuda",
         )
 
@@ -232,18 +234,18 @@ def shuffled(listing: Listing, generator: torch.Generator) -> Tensor:
     """
     groups = listing.store.groups(listing.indices.numpy())
     if groups is None:
-        return torch.randperm(len(listing), generator=generator)
+        return torch.randperm(len(listing), generator=generator, device="cpu")
     starts = torch.from_numpy(np.flatnonzero(np.diff(groups, prepend=-1)))
-    blocks = torch.arange(len(listing)).tensor_split(starts[1:])
+    blocks = torch.arange(len(listing), device="cpu").tensor_split(starts[1:])
     order: list[Tensor] = []
     together: list[Tensor] = []
-    for number in torch.randperm(len(blocks), generator=generator).tolist():
+    for number in torch.randperm(len(blocks), generator=generator, device="cpu").tolist():
         together.append(blocks[number])
         if sum(map(len, together)) >= TOGETHER:
             order.append(torch.cat(together))
             together = []
     order += [torch.cat(together)] if together else []
-    return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in order])
+    return torch.cat([part[torch.randperm(len(part), generator=generator, device="cpu")] for part in order])
 
 
 def choices(indices: Tensor, size: tuple[int, int], augmentation: Augmentation, seed: int) -> Draws:
@@ -251,5 +253,5 @@ def choices(indices: Tensor, size: tuple[int, int], augmentation: Augmentation, 
     uniform = keyed(indices, seed, CHOICES)
     offsets = (uniform[:, :2] * (2 * augmentation.crop + 1)).long() if augmentation.crop else None
     flips = uniform[:, 2] < 0.5 if augmentation.flip else None
-    centres = (uniform[:, 3:] * torch.tensor(size)).long() if augmentation.cutout else None
+    centres = (uniform[:, 3:] * torch.tensor(size, device=indices.device)).long() if augmentation.cutout else None
     return Draws(offsets, flips, centres)

@@ -265,7 +265,7 @@ def _generator(evaluation: Evaluation, name: str) -> torch.Generator:
 
 
 def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:
-    whole = torch.full((count,), empty, dtype=values.dtype)
+    whole = torch.full((count,), empty, dtype=values.dtype, device="cpu")
     whole[rows.cpu()] = values.cpu()
     return whole
 
@@ -288,7 +288,10 @@ def verified(
 
 
 def check_images(images: Batch, threat: ThreatModel) -> None:
-    """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the box, each with a label and an index."""
+    """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the box, each with a label and an index.
+
+    All three must be on one device.
+    """
     x = images.x
     if x.ndim != 4 or len(x) == 0:
         raise BadInput(f"images must be (N, channels, height, width) with N > 0, got {tuple(x.shape)}")
@@ -296,6 +299,8 @@ def check_images(images: Batch, threat: ThreatModel) -> None:
         if values.shape != (len(x),) or values.dtype != torch.int64:
             shape = tuple(values.shape)
             raise BadInput(f"{what} must be int64 of shape ({len(x)},), got {values.dtype} of shape {shape}")
+        if values.device != x.device:
+            raise BadInput(f"the images are on {x.device} and the {what} on {values.device}; move them to one device")
     low, high = float(x.min()), float(x.max())
     if not (low >= threat.low and high <= threat.high):
         raise BadInput(

@@ -44,7 +44,7 @@ class BlackBox(nn.Module):
         missing = (self.fixed or len(x)) - len(x)
         padded = torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x
         output = self.session.run(None, {self.entry: padded.numpy()})[0]
-        return torch.as_tensor(output).float()[: len(x)]
+        return torch.as_tensor(output, device="cpu").float()[: len(x)]
 
 
 def is_onnx(spec: str) -> bool:

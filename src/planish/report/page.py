@@ -43,8 +43,8 @@ def write_comparison(
     """Write what `write_report` does, and the entries compared two by two on the same images.
 
     summaries: audits to be shown side by side, beside the entries; without any entry, report.html and results.json
-    alone are written. BadInput as there, for fewer than two of both together, when the images of entries differ, and when the
-    audits' threats do.
+    alone are written. BadInput as there, for fewer than two of both together, when the images of entries differ, and
+    when the audits' threats do.
     """
     if len(entries) + len(summaries) < 2:
         raise BadInput("A comparison needs at least two evaluations or audits.")

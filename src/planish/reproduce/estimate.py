@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.modes import autocast
-from planish.core.randomness import seeded
+from planish.core.randomness import initialised, seeded
 from planish.data.source import find
 from planish.methods import StepContext
 from planish.report.tables import Table as Lines
@@ -106,8 +106,7 @@ def _step_cost(job: Job, row: str) -> float:
 
 
 def _model(experiment: Experiment, job: Job) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with initialised(0):
         return architecture(
             experiment.model.name, experiment.model.options, job.table.head.classes, job.table.head.shape[0]
         )
@@ -120,8 +119,9 @@ def _images(job: Job, experiment: Experiment, count: int | None = None) -> Batch
     height, width = (height, width) if side is None else (side, side)
     if count is None:
         count = next((images for largest, images in TIMED.items() if max(height, width) <= largest), 2)
-    x = torch.rand(count, channels, height, width, generator=seeded(0))
-    return Batch(x, torch.arange(count) % job.table.head.classes, torch.arange(count))
+    x = torch.rand(count, channels, height, width, generator=seeded(0), device="cpu")
+    indices = torch.arange(count, device="cpu")
+    return Batch(x, indices % job.table.head.classes, indices)
 
 
 def pass_seconds(job: Job, experiment: Experiment) -> float:

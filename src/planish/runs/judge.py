@@ -318,7 +318,7 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
     missing = [int(index) for index in indices if int(index) not in position]
     if missing:
         raise BadInput(f"{path} has image {missing[0]}, which {task.data} (limit {task.limit}) does not hold")
-    some = batch.select(torch.tensor([position[int(index)] for index in indices], dtype=torch.int64))
+    some = batch.select(torch.tensor([position[int(index)] for index in indices], dtype=torch.int64, device="cpu"))
     if some.x.shape != x_adv.shape:
         raise BadInput(f"{path} holds images {tuple(x_adv.shape[1:])}, the test set {tuple(some.x.shape[1:])}")
     some = Batch(*(part.to(device) for part in some[:3]))

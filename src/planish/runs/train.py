@@ -33,6 +33,11 @@ from planish.core.randomness import seeded
 from planish.training.state import State, go_on, to_go_on
 from planish.core.threat import ThreatModel
 from planish.training.loop import EpochRecord, Epochs, fit, start
+from planish.storage.provenance import provenance
+from planish.core.randomness import initialised, seeded
+from planish.training.state import State, go_on, to_go_on
+from planish.core.threat import ThreatModel
+from planish.training.loop import EpochRecord, Epochs, fit, start
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
@@ -77,8 +82,7 @@ def training_images(
 
 def _new_model(experiment: Experiment, images: Images) -> nn.Module:
     """Build the model, its weights drawn from the experiment's seed, the global random state untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.seed)
+    with initialised(experiment.seed):
         model = architecture(experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1])
     if isinstance(model, Normalized) and ":" not in experiment.model.name:
         pixels = images.float_pixels().transpose(0, 1).flatten(1)

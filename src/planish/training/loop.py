@@ -226,7 +226,8 @@ class _Run:
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the present epoch: one host sync."""
-        return {name: float(value) / self.steps for name, value in self.state.sums.items()}
+        sums = torch.stack([*self.state.sums.values()]).tolist()
+        return {name: value / self.steps for name, value in zip(self.state.sums, sums, strict=True)}
 
     def epoch(self) -> bool:
         """Train the rest of the present epoch; False if the model collapsed and the state has gone back."""

@@ -23,7 +23,7 @@ def sample_size(evidence: Evidence) -> Seen:
 @check((34,))
 def radius_and_classes(evidence: Evidence) -> Seen | Unknown:
     """How many images have one of another class within twice the radius."""
-    some = evidence.images.select(evidence.drawn(torch.arange(len(evidence.images.x)), COMPARED))
+    some = evidence.images.select(evidence.drawn(evidence.every, COMPARED))
     if bool((some.labels == some.labels[0]).all()):
         return Unknown("All images are of one class.", "Audit images of several classes.")
     nearest = []

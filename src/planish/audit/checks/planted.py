@@ -60,7 +60,7 @@ def planted(evidence: Evidence) -> Seen | Unknown:
         )
     binary, batch = Binary(evidence.model, linear[-1]), evidence.images
     found: list[bool] = []
-    for row in evidence.drawn(torch.arange(len(batch.x)), 2 * evidence.plan.planted).tolist():
+    for row in evidence.drawn(evidence.every, 2 * evidence.plan.planted).tolist():
         one = batch.select(slice(row, row + 1))
         reading = _plant(binary, one, evidence.threat, evidence.seed)
         if reading is None or len(found) == evidence.plan.planted:

@@ -12,7 +12,7 @@ from planish.audit.evidence import Evidence
 from planish.core.batch import per_image
 from planish.core.losses import margin
 from planish.core.modes import evaluating, fixed_statistics
-from planish.core.randomness import keyed_draws
+from planish.core.randomness import keyed_draws, reproducible
 from planish.evaluation.evaluate import logits_of
 
 REPEATS = 5
@@ -51,13 +51,11 @@ def evaluation_mode(evidence: Evidence) -> Seen | Unknown:
     x = evidence.setup.x
     if len(x) < 2:
         return Unknown("One image cannot be put into a batch with others.", "Audit with at least 2 images.")
-    with evaluating(evidence.given), torch.random.fork_rng():
-        torch.manual_seed(evidence.seed)
+    with evaluating(evidence.given), reproducible(evidence.seed):
         judged = _raw(evidence, x)
-    with fixed_statistics(evidence.given), torch.random.fork_rng():
-        torch.manual_seed(evidence.seed)
+    with fixed_statistics(evidence.given), reproducible(evidence.seed):
         handed_over = _raw(evidence, x)
-    with evaluating(evidence.given), torch.random.fork_rng():
+    with evaluating(evidence.given):
         alone = torch.cat([_seeded_raw(evidence, one) for one in torch.split(x[:8], 1)])
         together = _seeded_raw(evidence, x[:8])
     left = sum(module.training for module in evidence.given.modules())
@@ -211,8 +209,8 @@ def _raw(evidence: Evidence, x: Tensor) -> Tensor:
 
 
 def _seeded_raw(evidence: Evidence, x: Tensor) -> Tensor:
-    torch.manual_seed(evidence.seed)
-    return _raw(evidence, x)
+    with reproducible(evidence.seed):
+        return _raw(evidence, x)
 
 
 def _repeatable(evidence: Evidence) -> bool:

@@ -104,7 +104,7 @@ def _batch_statistics(module: nn.Module) -> bool:
 def _folded(stage: list[Part], point: Tensor) -> tuple[Affine, Tensor]:
     """Return a stage as one map, and a zero image of the shape that it puts out."""
     size = point.numel()
-    ends = torch.cat([torch.zeros(1, size), torch.eye(size)]).double().view(-1, *point.shape[1:])
+    ends = torch.cat([point.new_zeros(1, size), torch.eye(size, device="cpu")]).double().view(-1, *point.shape[1:])
     for part in stage:
         ends = part(ends)
     flat = ends.flatten(1)

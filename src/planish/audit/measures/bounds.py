@@ -87,7 +87,7 @@ def soft_top_margin(places: int) -> Loss:
 
 def l_bound(gap: Tensor, lipschitz: float | Tensor) -> Tensor:
     """Return gap / L, (N,), for gaps max(l_0 - l(x), 0); inf where L is 0 and there is a gap."""
-    return _shared(gap, torch.as_tensor(lipschitz).to(gap))
+    return _shared(gap, torch.as_tensor(lipschitz, dtype=gap.dtype, device=gap.device))
 
 
 def c_bound(gap: Tensor, gradient: Tensor, curvature: float | Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def c_bound(gap: Tensor, gradient: Tensor, curvature: float | Tensor) -> Tensor:
     Written as 2 gap / (g + sqrt(g^2 + 2 C gap)), which does not cancel and is gap / g where C is 0. Differs: for g = 0
     that is sqrt(2 gap / C), which the paper prints as sqrt(gap) / C.
     """
-    root = (gradient.square() + 2 * torch.as_tensor(curvature).to(gap) * gap).sqrt()
+    root = (gradient.square() + 2 * torch.as_tensor(curvature, dtype=gap.dtype, device=gap.device) * gap).sqrt()
     return _shared(2 * gap, gradient + root)
 
 
@@ -182,7 +182,7 @@ def violations(bound: Tensor, distances: Any) -> Violations:
     distances: a tensor or array; inf = none found, 0 = misclassified when clean. NaN bounds exceed nothing. An excess
     of 1e-5 of the distance is rounding.
     """
-    found = torch.as_tensor(distances).to(bound)
+    found = torch.as_tensor(distances, dtype=bound.dtype, device=bound.device)
     if found.shape != bound.shape:
         raise BadInput(f"there are {len(found)} distances for {len(bound)} bounds; give one for each image")
     wrong = bound > found * (1 + SLACK)
@@ -198,7 +198,7 @@ def _shared(top: Tensor, bottom: Tensor) -> Tensor:
 
 
 def _below_0(constant: float | Tensor) -> bool:
-    return not bool((torch.as_tensor(constant) >= 0).all())
+    return not bool((torch.as_tensor(constant, device="cpu") >= 0).all())
 
 
 def _need(logits: Tensor, places: int) -> None:

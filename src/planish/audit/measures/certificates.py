@@ -60,7 +60,7 @@ def linear_distance(model: nn.Module, batch: Batch, threat: ThreatModel) -> Line
         raise BadInput("this network is not affine: it has ReLUs; relu_distance takes small ones")
     x, labels = batch.x.detach().flatten(1).double().cpu(), batch.labels.cpu()
     logits = outputs(layers, x)
-    best, nearest, target = torch.full((len(x),), torch.inf).double(), x.clone(), labels.clone()
+    best, nearest, target = torch.full_like(x[:, 0], torch.inf), x.clone(), labels.clone()
     for other in range(logits.shape[1]):
         slope = layers[0].weight[other] - layers[0].weight[labels]
         gap = logits.gather(1, labels[:, None]).squeeze(1) - logits[:, other]
@@ -90,9 +90,9 @@ def relu_distance(
     optimize, layers = _optimize(), affine_layers(model, batch.x)
     x, labels = batch.x.detach().flatten(1).double().cpu(), batch.labels.cpu()
     logits = outputs(layers, x)
-    known = torch.full((len(x),), torch.inf) if found is None else found.detach().cpu()
-    lower, upper = torch.zeros(2, len(x), dtype=torch.float64)
-    proven, x_adv = torch.ones(len(x), dtype=torch.bool), x.clone()
+    known = torch.full_like(x[:, 0], torch.inf) if found is None else found.detach().cpu()
+    lower, upper = torch.zeros(2, len(x), dtype=torch.float64, device="cpu")
+    proven, x_adv = torch.ones_like(labels, dtype=torch.bool), x.clone()
     for row in (margin(logits, labels) < 0).nonzero().squeeze(1).tolist():
         search = _Search(optimize, layers, threat, x[row], int(labels[row]), time.monotonic() + seconds)
         order = logits[row].argsort(descending=True, stable=True).tolist()

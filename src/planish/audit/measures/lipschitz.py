@@ -109,7 +109,7 @@ def proven_lipschitz(model: nn.Module, batch: Batch, threat: ThreatModel) -> Pro
     last, found = layers[-1].weight, []
     within = reachable(layers, ball(batch.x, threat, threat.radius))
     for row, label in enumerate(batch.labels.tolist()):
-        steepest = torch.eye(layers[0].weight.shape[1], dtype=torch.float64)
+        steepest = torch.eye(layers[0].weight.shape[1], dtype=torch.float64, device="cpu")
         for layer, entering in zip(layers[:-1], within, strict=True):
             steepest = layer.weight.abs() @ steepest * (entering.high[row] > 0)[:, None]
         outputs = threat.dual_norm(last.abs() @ steepest).sum()

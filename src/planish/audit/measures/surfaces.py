@@ -106,7 +106,7 @@ def filter_normalised(model: nn.Module, seed: int) -> Direction:
     generator, found = seeded(seed), {}
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
-            step = torch.randn(weight.shape, generator=generator).to(weight).flatten(1)
+            step = torch.randn(weight.shape, generator=generator, device="cpu").to(weight).flatten(1)
             length = weight.detach().flatten(1).norm(dim=1, keepdim=True)
             step = step * length / step.norm(dim=1, keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)
             found[name] = step.view_as(weight)

@@ -30,8 +30,8 @@ def _all_digits() -> Images:
     except ImportError:
         raise BadInput("the digits need scikit-learn: pip install planish[digits]") from None
     bunch = load_digits()
-    x = torch.tensor(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    return Images.numbered(x, torch.tensor(bunch.target), [str(digit) for digit in range(10)], "digits")
+    x = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    return Images.numbered(x, torch.from_numpy(bunch.target), [str(digit) for digit in range(10)], "digits")
 
 
 COMPONENTS = {"digits": read_digits}

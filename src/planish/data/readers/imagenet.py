@@ -77,7 +77,7 @@ def _validation(root: Path, numbers: list[str], names: list[str], limit: int | N
     if strange is not None:
         raise BadInput(f"'{root}/val/val_annotations.txt' has a line of no known class: {' '.join(strange)[:80]}")
     chosen = mixed(len(rows), limit)
-    labels = torch.tensor([place[row[1]] for row in rows], dtype=torch.int64)[chosen]
+    labels = torch.tensor([place[row[1]] for row in rows], dtype=torch.int64, device="cpu")[chosen]
     store = Files.of(root / "val" / "images", [row[0] for row in rows])
     return Listing(store, labels, tuple(names), "tiny-imagenet", chosen)
 

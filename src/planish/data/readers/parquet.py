@@ -119,7 +119,7 @@ def list_parquet(path: Path | None, split: str, limit: int | None, tests: tuple[
     shards = [_shard(file) for file in files_of_split(path, split, ".parquet", tests)]
     labels = torch.cat([shard.labels for shard in shards])
     classes = max((shard.classes for shard in shards), key=len)
-    indices = torch.arange(len(labels))[:limit]
+    indices = torch.arange(len(labels), device="cpu")[:limit]
     return Listing(Rows(shards), labels[:limit], classes, data_name(shards[0].path), indices)
 
 
