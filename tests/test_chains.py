@@ -1,11 +1,12 @@
 """docs/architecture.md is true: its rooms and floors, and the way of a training batch, an evaluation and an audit."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from test_architecture import HOME, ORDER
-from tracing import PAGE, Trace, chains, traced, traced_command
+from tracing import PAGE, ROOT, Trace, chains, traced, traced_command
 
 from planish.core.threat import Linf
 
@@ -51,3 +52,19 @@ def test_rooms_and_floors_are_the_page_s():
     assert f"is {len(rooms)} rooms" in text
     for nested in re.findall(r"`(\w+/\w+)`", table):
         assert (HOME / nested).is_dir(), nested
+
+
+def test_new_names_in_the_changelog_are_there():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^  - `planish\.([\w.]+)`: (.*?)(?=^  - |^$)", text, re.MULTILINE | re.DOTALL)
+    assert len(rooms) > 10
+    for room, listed in rooms:
+        for new in re.findall(r"`(\w+)`(?:,|$)", " ".join(listed.split())):
+            place = HOME.joinpath(*room.split("."), new)
+            assert place.with_suffix(".py").is_file() or place.is_dir(), place
+    table = text.partition("| old name | new name |")[2].partition("\n\n")[0]
+    new_names = " ".join(row.split("|")[2] for row in table.splitlines() if row.startswith("  | `"))
+    names = re.findall(r"`planish\.([\w.]+)\.(\w+)`", new_names)
+    assert len(names) > 5
+    for module, name in names:
+        assert hasattr(import_module(f"planish.{module}"), name), f"{module}.{name}"
