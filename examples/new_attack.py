@@ -53,7 +53,7 @@ class CornerSearch:
 
 
 def main() -> None:
-    """Train a plain network, and see how far the search gets before a gradient attack takes the images that are still robust."""
+    """Train a plain network, search, and give the images that are still robust to a gradient attack."""
     torch.manual_seed(0)
     train, test = load("digits", "train").as_batch(), load("digits", "test").as_batch()
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
