@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from planish import Linf, evaluate
-from planish.attacks.gradient import apgd_ce, apgd_t
+from planish.attacks.gradient import APGD, APGDT
 from planish.data import load
 from planish.models import Normalized
 from planish.records.evaluation import save
@@ -39,13 +39,14 @@ def your_model() -> nn.Module:
 def main() -> None:
     """Print how many images are robust after each attack; keep the result of every image."""
     images = load("digits", "test").as_batch()
-    attacks = {"apgd-ce": apgd_ce(STEPS), "apgd-t": apgd_t(STEPS, classes=10)}
+    attacks = {"apgd-ce": APGD(STEPS), "apgd-t": APGDT(STEPS)}
     about = {"model": {"name": "mine"}, "data": {"name": "digits"}}
-    for evaluation, _ in evaluate(your_model(), images, THREAT, attacks, about=about):
-        share = evaluation.robust_accuracy()
-        attack = evaluation.names[-1] if evaluation.names else "no attack"
-        print(f"after {attack}: {share.value:.1%} [{share.low:.1%}, {share.high:.1%}] of {share.total} images")
-        save(evaluation, "runs/mine/evaluation.npz")
+    result = evaluate(your_model(), images.x, images.labels, THREAT, attacks, about=about)
+    print(f"clean: {result.clean_accuracy().value:.1%}")
+    for name in result.names:
+        share = result.accuracy_after(name)
+        print(f"after {name}: {share.value:.1%} [{share.low:.1%}, {share.high:.1%}] of {share.total} images")
+    save(result, "runs/mine/evaluation.npz")
     print("for the page: planish report runs/mine")
 
 

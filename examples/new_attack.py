@@ -1,4 +1,4 @@
-"""An attack of your own: one class with two methods, evaluated like the attacks that planish brings.
+"""An attack of your own: one class with one method, evaluated like the attacks that planish brings.
 
 python examples/new_attack.py
 """
@@ -6,33 +6,28 @@ python examples/new_attack.py
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from planish import Batch, Linf, evaluate
-from planish.attacks import Adversarials, untouched, with_logits
-from planish.attacks.gradient import apgd_ce
-from planish.core.losses import margin
+from planish.attacks import Attack, untouched
+from planish.attacks.gradient import APGD
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.data import load
-from planish.search.ascent import Score
+from planish.search.found import Adversarials, with_logits
 
 
 @dataclass(frozen=True)
-class CornerSearch:
+class CornerSearch(Attack):
     """Random search without gradients: move a share of the pixels to a random corner, keep what raises the margin."""
 
     queries: int = 50
     share: float = 0.2
 
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the score, 0 or more once the attack has won, and the class aimed at, -1 for any."""
-        return lambda logits: margin(logits, batch.labels), torch.full_like(batch.labels, -1)
-
     @torch.no_grad()
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the best point found, the clean image included. Noise is keyed by image, never by batch."""
@@ -62,8 +57,11 @@ def main() -> None:
         optimizer.zero_grad()
         cross_entropy(model(train.x), train.labels).backward()
         optimizer.step()
-    for evaluation, _ in evaluate(model, test, Linf(0.1), {"corner-search": CornerSearch(), "apgd-ce": apgd_ce(20)}):
-        print(f"{['clean', *evaluation.names][-1]}: {evaluation.robust_accuracy().value:.1%} robust")
+    attacks = {"corner-search": CornerSearch(), "apgd-ce": APGD(20)}
+    result = evaluate(model, test.x, test.labels, threat=Linf(0.1), attacks=attacks)
+    print(f"clean: {result.clean_accuracy().value:.1%}")
+    for name in result.names:
+        print(f"{name}: {result.accuracy_after(name).value:.1%} robust")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from copy import deepcopy
 import torch
 
 from planish import Batch, Linf, Settings, evaluate, fit
-from planish.attacks.gradient import multi_targeted, pgd
 from planish.data import load
 from planish.data.batches import Batches
 from planish.methods.adversarial import rs_fgsm
@@ -41,14 +40,13 @@ def main() -> None:
     model = state.deployed
     model.load_state_dict(weights)
     test = load("digits", "test", limit=200).as_batch()
-    *_, last = evaluate(model, test, THREAT, {"multi-targeted-10-1": multi_targeted(10, 1, classes=10)})
-    print(f"epoch {best_epoch} on the test set: {last.evaluation.robust_accuracy().value:.1%}")
+    result = evaluate(model, test, threat=THREAT, attacks="multi-targeted-10-1")
+    print(f"epoch {best_epoch} on the test set: {result.robust_accuracy().value:.1%}")
 
 
 def robust_accuracy(model: torch.nn.Module, images: Batch) -> float:
     """Return the accuracy under PGD-10 from one start: too weak to report, good enough to choose by."""
-    *_, last = evaluate(model, images, THREAT, {"pgd-10-1": pgd(10, 1)})
-    return last.evaluation.robust_accuracy().value
+    return evaluate(model, images, threat=THREAT, attacks="pgd-10-1").robust_accuracy().value
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from planish import Linf, Settings, evaluate, fit
-from planish.attacks.gradient import multi_targeted
 from planish.data import load
 from planish.data.batches import Batches
 from planish.methods import Method
@@ -41,9 +40,8 @@ def main() -> None:
     images = load("digits", "test", limit=200).as_batch()
     for method in (Standard(), SEAT()):
         print(type(method).__name__)
-        attacks = {"multi-targeted-10-1": multi_targeted(10, 1, classes=10)}
-        *_, last = evaluate(trained(method), images, THREAT, attacks)
-        clean, robust = last.evaluation.clean_accuracy(), last.evaluation.robust_accuracy()
+        result = evaluate(trained(method), images, threat=THREAT, attacks="multi-targeted-10-1")
+        clean, robust = result.clean_accuracy(), result.robust_accuracy()
         print(f"  clean {clean.value:.1%}, robust {robust.value:.1%} [{robust.low:.1%}, {robust.high:.1%}]")
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK
 from planish.attacks.noise import Noise
 from planish.attacks.square import Square
 from planish.attacks.suites import Fixed, Stage, Suite
@@ -19,16 +18,17 @@ from planish.audit.checks.setup import are_probabilities
 from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan
 from planish.audit.geometry import geometry
 from planish.core.batch import Batch
+from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import OnChunk, check_images, check_logits, data_digest, logits_of, model_digest
+from planish.evaluation.evaluate import OnChunk, data_digest, model_digest
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column
 from planish.records.geometry import Geometry
-from planish.registry import components
+from planish.registry import components, imported
 from planish.storage.provenance import provenance
 
 SUITE = "planish"
@@ -101,10 +101,13 @@ def audit(
 
 def _chosen(only: Sequence[str]) -> dict[str, Check]:
     known = checks()
+    own: dict[str, Any] = {name: imported(name, "check") for name in only if ":" in name}
     for name in only:
-        if name not in known:
+        if name not in {**known, **own}:
             raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
-    return {name: check for name, check in known.items() if not only or name in only}
+        if name in own and not isinstance(own[name], Check):
+            raise BadInput(f"'{name}' is no check; put @check(...) from planish.audit.check above the function")
+    return {name: check for name, check in {**known, **own}.items() if not only or name in only}
 
 
 def _evidence(
