@@ -125,16 +125,13 @@ def test_progress_is_reported(network: nn.Module, images: Batch, judge: Judge):
 
 
 @dataclass(frozen=True)
-class Forged:
+class Forged(Attack):
     """Returns the images moved by a number, and claims a score."""
 
     shift: float
     score: float
 
-    def goal(self, batch: Batch) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        return PGD(1, 1).goal(batch)
-
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         x_adv = batch.x + self.shift
