@@ -16,6 +16,7 @@ from planish.core.batch import Batch
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, Update, check_images, evaluate, logits_of
+from planish.records.identity import attack_text
 
 Judge = Callable[..., EvaluationStep]
 
@@ -70,7 +71,7 @@ def test_the_record_says_what_was_done(network: nn.Module, images: Batch, judge:
     assert meta["model"]["name"] == "small" and meta["model"]["classes"] == 4 and len(meta["model"]["digest"]) == 64
     assert meta["data"]["name"] == "noise" and len(meta["data"]["digest"]) == 64
     assert json.loads(json.dumps(meta)) == meta
-    text = [column.meta["attack"] for column in judged.evaluation.columns]
+    text = [attack_text(column.meta["attack"]) for column in judged.evaluation.columns]
     assert text[0].startswith("2 x Untargeted(rule=Steepest(step_in_radii=0.25), steps=3, loss=cross_entropy,")
     assert text[1].startswith("Worst(Targeted(") and "Ranked(rank=2)" in text[1]
     assert " at 0x" not in "".join(text)

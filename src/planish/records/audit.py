@@ -1,6 +1,5 @@
 """An audit: its findings, the robust accuracy that is left, its file and its JSON form."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +10,11 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.records import geometry as geometries
+from planish.records import store
 from planish.records.geometry import Geometry
 from planish.records.statistics import Booleans, Estimate, counts
-from planish.storage.files import UNREADABLE, read_arrays, write_arrays, write_json
+from planish.records.store import Kind, check_version
+from planish.storage.files import write_json
 
 Verdict = Literal["pass", "warn", "fail", "open"]
 """open: the check could not be made, for want of budget, classes or gradients; it says why."""
@@ -79,9 +80,7 @@ class Audit:
             raise BadInput("an image is broken by an attack that has no name")
         if self.geometry is not None and self.geometry.distance.shape != shape:
             raise BadInput(f"the geometry is of {len(self.geometry.distance)} images, the audit of {shape[0]}")
-        if self.meta.get("schema_version") != SCHEMA_VERSION:
-            version = self.meta.get("schema_version")
-            raise BadInput(f"this audit has schema version {version}; planish reads {SCHEMA_VERSION}")
+        check_version("this audit", self.meta, SCHEMA_VERSION)
 
     @property
     def verdict(self) -> Verdict:
@@ -135,7 +134,12 @@ class Audit:
 
 
 RECORD, DOCUMENT = "audit.npz", "audit.json"
-_MISFITS = (*UNREADABLE, AttributeError, KeyError, TypeError)
+FORMER = "portrait"
+"""What the geometry was called in the document of an audit of an earlier planish."""
+_KIND = Kind(
+    "there is no audit in {folder}; make one with: planish audit ... --out {folder}",
+    "{path} is not a planish audit, or it is cut short; audit again",
+)
 
 
 def to_json(audit: Audit) -> dict[str, Any]:
@@ -174,26 +178,20 @@ def save(audit: Audit, folder: Path) -> None:
     The geometry, if there is one, is written before them into geometry.npz.
     """
     document = to_json(audit)
-    arrays = {name: getattr(audit, name) for name in ARRAYS}
     if audit.geometry is not None:
         geometries.save(audit.geometry, folder)
-    write_arrays(folder / RECORD, **arrays, document=np.array(json.dumps(document, allow_nan=False)))
+    store.write(folder / RECORD, document, {name: getattr(audit, name) for name in ARRAYS})
     write_json(document, folder / DOCUMENT)
 
 
 def load(folder: Path) -> Audit:
     """Read what `save` wrote. Raises BadInput when it is missing, cut short or something else."""
-    path = folder / RECORD
-    try:
-        arrays = read_arrays(path)
-        document = json.loads(str(arrays["document"]))
-        return from_json(document, arrays, geometries.load(folder) if document.get("geometry") else None)
-    except FileNotFoundError:
-        raise BadInput(f"there is no audit in {folder}; make one with: planish audit ... --out {folder}") from None
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    except _MISFITS as error:
-        raise BadInput(f"{path} is not a planish audit, or it is cut short; audit again") from error
+
+    def build(document: dict[str, Any], arrays: store.Arrays) -> Audit:
+        has_geometry = document.get("geometry") or document.get(FORMER)
+        return from_json(document, arrays, geometries.load(folder) if has_geometry else None)
+
+    return _KIND.read(folder / RECORD, build)
 
 
 def _share(share: Estimate) -> dict[str, Any]:

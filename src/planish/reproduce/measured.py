@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.core.threat import parse_threat
-from planish.evaluation import distances
-from planish.evaluation.distances import Distances, improvement_ratio
+from planish.records import distances, numbers
 from planish.records import evaluation as results
+from planish.records.distances import Distances, improvement_ratio
 from planish.records.evaluation import Evaluation
-from planish.reproduce import numbers
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.running import Job, finished, provenance_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
@@ -51,7 +50,7 @@ def figure_of(job: Job, row: str, column: Column) -> Figure | str:
 
 
 def _of_numbers(job: Job, row: str, column: Column) -> Figure | str:
-    found = numbers.load(job.record(row, column) / numbers.FILE).of(column.statistic)
+    found = numbers.load(job.record(row, column) / numbers.FILE).numbers[column.statistic.numbers].astype(np.float64)
     if not np.isfinite(found).any():
         return "the network is not smooth" if np.isnan(found).all() else "no finite number"
     return mean(found) if column.statistic.over == "mean" else exact(float(np.nanmax(found)))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from planish.attacks.suites import Suite
 from planish.core.errors import BadInput
-from planish.evaluation import distances
-from planish.evaluation.distances import Distances
 from planish.evaluation.evaluate import OnChunk
+from planish.records import distances, numbers
 from planish.records import evaluation as results
+from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
-from planish.reproduce import numbers
-from planish.reproduce.numbers import Numbers
+from planish.records.numbers import Numbers
+from planish.reproduce.numbers import measure as measure_numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import Column, Row, Table
 from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
@@ -206,7 +206,7 @@ def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation
         if column.by_distance:
             yield from measure(model, task, place, device=job.device, resume=True)
         elif column.by_numbers:
-            yield numbers.measure(model, task, column, place, device=job.device)
+            yield measure_numbers(model, task, column, place, device=job.device)
         else:
             yield from evaluate_into(model, task, place, device=job.device, resume=True, on_chunk=on_chunk)
 
