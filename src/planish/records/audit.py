@@ -1,6 +1,6 @@
 """An audit: its findings, the robust accuracy that is left, its file and its JSON form."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ Budget = Literal["quick", "standard", "thorough"]
 SEVERITY: tuple[Verdict, ...] = ("pass", "open", "warn", "fail")
 """From best to worst."""
 SCHEMA_VERSION = 1
+KNOWN = ("budget", "seed", "model", "data", "versions", "device", "notes")
 ARRAYS = {"indices": np.int64, "labels": np.int64, "clean_margin": np.float32, "broken_by": np.int64}
 
 
@@ -46,6 +47,11 @@ class Finding:
     advice: str
     evidence: dict[str, Any] = field(default_factory=dict)
     passes: int = 0
+
+
+def worst(findings: Iterable[Finding]) -> Verdict:
+    """Return the gravest verdict of all; open without findings."""
+    return max((finding.verdict for finding in findings), key=SEVERITY.index, default="open")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +91,43 @@ class Audit:
     @property
     def verdict(self) -> Verdict:
         """The worst of the findings: fail, then warn, then open, then pass."""
-        return max((finding.verdict for finding in self.findings), key=SEVERITY.index, default="open")
+        return worst(self.findings)
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return str(self.meta.get("model", {}).get("name", "the model"))
+
+    @property
+    def norm(self) -> str:
+        """The threat's norm, such as "Linf"."""
+        return str(self.meta["threat"]["norm"])
+
+    @property
+    def radius(self) -> float:
+        """The threat's radius in pixels of [0,1]."""
+        return float(self.meta["threat"]["radius"])
+
+    @property
+    def dataset(self) -> str:
+        """What the images' data set is called, "" = unknown."""
+        return str(self.meta.get("data", {}).get("name", ""))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, as far as they are known."""
+        return tuple(map(str, self.meta.get("data", {}).get("classes", ())))
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """What was to break images: the suite's name, and "checks"."""
+        return self.meta["suite"], "checks"
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Where the audit comes from, for a reader: budget, seed, model, data without its classes, versions, notes."""
+        found = {key: self.meta[key] for key in KNOWN if self.meta.get(key)}
+        return found | {"data": {key: value for key, value in self.meta.get("data", {}).items() if key != "classes"}}
 
     @property
     def complete(self) -> bool:
@@ -127,10 +169,10 @@ class Audit:
 
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
-        threat, robust = self.meta["threat"], self.robust_accuracy()
+        robust = self.robust_accuracy()
         extra = sum(count for name, count in self.fell_to().items() if not name.startswith(f"{self.meta['suite']}/"))
         by = f"the suite {self.meta['suite']}" + (f" and {extra} images that only checks broke" if extra else "")
-        return f"robust accuracy {robust} ({threat['norm']}, radius {threat['radius']:.4g}, after {by})"
+        return f"robust accuracy {robust} ({self.norm}, radius {self.radius:.4g}, after {by})"
 
 
 RECORD, DOCUMENT = "audit.npz", "audit.json"

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts
-from planish.report.audited import VERDICTS, AuditSummary, overall, sentences
+from planish.report.audited import VERDICTS, sentences
 from planish.report.entry import Entry, percent, radius_text
 from planish.report.tables import markdown, markdown_text, table
 
@@ -52,13 +53,12 @@ def card(entries: Sequence[Entry]) -> str:
     return _card(claims(entries), "Robustness", [])
 
 
-def audit_card(audit_summary: AuditSummary) -> str:
+def audit_card(audit: Audit) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
-    attack = " + ".join(audit_summary.attacks) or "none"
-    data = audit_summary.dataset or "unknown"
-    claim = Claim(audit_summary.name, data, attack, audit_summary.norm, audit_summary.radius, audit_summary.headline)
-    verdict = f"Audit: {VERDICTS[overall(audit_summary.findings)].lower()}."
-    return _card([claim], f"Robustness of {audit_summary.name}", [verdict, *sentences(audit_summary.findings)])
+    terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius)
+    verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
+    remarks = [verdict, *sentences(audit.findings)]
+    return _card([Claim(audit.name, *terms, audit.robust_accuracy())], f"Robustness of {audit.name}", remarks)
 
 
 def _card(found: Sequence[Claim], title: str, remarks: Sequence[str]) -> str:
