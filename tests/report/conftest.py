@@ -9,9 +9,9 @@ import pytest
 
 from planish.records.audit import Audit, Finding, Verdict
 from planish.records.evaluation import Column, Evaluation
-from planish.records.geometry import Bounds, ByRadius, Effort, Geometry, Linearity, Pictures, Planes, Weights
+from planish.records.geometry import ByRadius, DistanceBounds, Effort, Geometry, Linearity, Pictures, Planes, Weights
 from planish.report import Entry
-from planish.report.entry import Images, Training
+from planish.report.entry import Gallery, Training
 
 Make = Callable[..., Entry]
 
@@ -57,10 +57,10 @@ def training() -> Training:
 
 
 @pytest.fixture(scope="session")
-def images() -> Callable[[int], Images]:
+def images() -> Callable[[int], Gallery]:
     """Three images with this many channels."""
 
-    def build(channels: int) -> Images:
+    def build(channels: int) -> Gallery:
         clean = np.random.default_rng(0).random((3, channels, 6, 6)).astype(np.float32)
         classes = np.arange(3)
         return {
@@ -79,7 +79,7 @@ HOSTILE = "<script>hacked=1</script><img src=x onerror=hacked=1>"
 
 
 @pytest.fixture(scope="session")
-def hostile(make: Make, training: Training, images: Callable[[int], Images]) -> list[Entry]:
+def hostile(make: Make, training: Training, images: Callable[[int], Gallery]) -> list[Entry]:
     """Two models with names that want to be code; the first has pictures."""
     names = {"classes": [HOSTILE, "'\"></svg><script>hacked=1</script>", "{{ 7*7 }}|`x`"]}
     after = {"fgsm": 35, "apgd": 30}
@@ -128,7 +128,7 @@ def drawn_portrait() -> Geometry:
         ("one thing",),
         99,
         Linearity(np.arange(5.0), np.arange(5.0) / 2, 50),
-        Bounds(
+        DistanceBounds(
             np.full(5, 0.05),
             np.full(5, 0.01),
             20.0,

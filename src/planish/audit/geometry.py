@@ -27,8 +27,8 @@ from planish.records.audit import Finding
 from planish.records.geometry import (
     REACH,
     Array,
-    Bounds,
     ByRadius,
+    DistanceBounds,
     Effort,
     Geometry,
     Linearity,
@@ -164,7 +164,9 @@ def _nearest(evidence: Evidence, batch: Batch, rows: Tensor) -> Tensor:
     return torch.where(distance.isfinite(), distance, torch.nan).float()
 
 
-def _bounds(evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, notes: list[str]) -> Bounds | None:
+def _bounds(
+    evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, notes: list[str]
+) -> DistanceBounds | None:
     """Return L- and C-bounds; curvature by finite differences over the radius, which see what ReLUs do."""
     try:
         found = estimated_bounds(
@@ -184,7 +186,7 @@ def _bounds(evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, n
     arrays = _array(found.by_lipschitz), _array(found.by_curvature)
     constants = float(found.lipschitz), float(found.curvature)
     refuted = by_l.refuted, by_c.refuted, by_l.compared
-    return Bounds(*arrays, *constants, *refuted, _array(proven.distance), proven.how)
+    return DistanceBounds(*arrays, *constants, *refuted, _array(proven.distance), proven.how)
 
 
 def _proven(evidence: Evidence, rows: Tensor, distance: Tensor, notes: list[str]) -> Proof:

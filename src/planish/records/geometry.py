@@ -31,7 +31,7 @@ class Linearity(NamedTuple):
     steps: int
 
 
-class Bounds(NamedTuple):
+class DistanceBounds(NamedTuple):
     """Estimated lower bounds of the M measured images' distances (Finlay and Oberman 2019): no certificates.
 
     by_lipschitz, by_curvature: (M,), NaN = not attempted. lipschitz, curvature: L and C, the largest met at the images.
@@ -124,7 +124,7 @@ class Geometry:
     notes: tuple[str, ...] = ()
     passes: int = 0
     linearity: Linearity | None = None
-    bounds: Bounds | None = None
+    bounds: DistanceBounds | None = None
     planes: Planes | None = None
     by_radius: ByRadius | None = None
     effort: Effort | None = None
@@ -139,7 +139,7 @@ class Geometry:
 
 PARTS: dict[str, type[Any]] = {
     "linearity": Linearity,
-    "bounds": Bounds,
+    "bounds": DistanceBounds,
     "planes": Planes,
     "by_radius": ByRadius,
     "effort": Effort,
@@ -167,7 +167,7 @@ def _of_linearity(part: Linearity) -> dict[str, Any]:
     return {"gamma": _spread(part.gamma), "one_step_error": _spread(part.error), "steps": part.steps}
 
 
-def _of_bounds(part: Bounds) -> dict[str, Any]:
+def _of_bounds(part: DistanceBounds) -> dict[str, Any]:
     return {
         "kind": "estimate",
         "lipschitz": _finite(part.lipschitz),

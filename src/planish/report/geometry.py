@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from planish.records.audit import Audit
-from planish.records.geometry import REACH, Array, Effort, Geometry, Linearity, Planes, Weights
-from planish.records.geometry import Bounds as Estimated
+from planish.records.geometry import REACH, Array, DistanceBounds, Effort, Geometry, Linearity, Planes, Weights
 from planish.records.statistics import Estimate
 from planish.report.drawing import BLUE, MUTED, ReportFigure, blank, spots, styled
-from planish.report.entry import Images, class_name, percent, radius_text
+from planish.report.entry import Gallery, class_name, percent, radius_text
 from planish.report.figures import percent_axis
 from planish.report.gallery import Shot, amplification, shots_of
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
@@ -97,7 +96,7 @@ def _gammas(audit: Audit, part: Linearity) -> list[ReportFigure]:
     return [replace(plate, caption=caption)]
 
 
-def _bounds(audit: Audit, part: Estimated) -> list[ReportFigure]:
+def _bounds(audit: Audit, part: DistanceBounds) -> list[ReportFigure]:
     """Draw the estimated bounds against the nearest images found, where there are any."""
     assert audit.geometry is not None
     upper = np.where(np.isnan(audit.geometry.nearest), np.inf, audit.geometry.nearest)
@@ -142,7 +141,7 @@ def geometry_caption(audit: Audit) -> str:
     )
 
 
-def _images(audit: Audit) -> Images | None:
+def _images(audit: Audit) -> Gallery | None:
     if audit.geometry is None or audit.geometry.pictures is None:
         return None
     part, fates = audit.geometry.pictures, _fates(audit)

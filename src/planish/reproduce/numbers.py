@@ -16,7 +16,7 @@ from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import check_images, check_logits
 from planish.records.numbers import FILE, SCHEMA_VERSION, Numbers, save
 from planish.records.origin import origin
-from planish.reproduce.tables import Column
+from planish.reproduce.tables import PaperColumn
 from planish.runs.judge import EvaluationConfig, LoadedModel, test_images
 
 STEPS = {"lipschitz": 20, "regularity": 20}
@@ -63,7 +63,12 @@ NUMBERINGS: dict[str, Numbering] = {"lipschitz": lipschitz, "regularity": regula
 
 
 def measure(
-    judged: LoadedModel, task: EvaluationConfig, column: Column, folder: Path, *, device: torch.device | str = "cpu"
+    judged: LoadedModel,
+    task: EvaluationConfig,
+    column: PaperColumn,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Numbers:
     """Measure every test image, correct or not, and write the record into the folder.
 
