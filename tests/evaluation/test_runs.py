@@ -14,8 +14,9 @@ import torch
 from planish.attacks.suites import Staged
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
-from planish.evaluation.evaluate import model_digest
 from planish.records.evaluation import load
+from planish.records.identity import attack_text
+from planish.records.origin import model_digest
 from planish.report import write_report
 from planish.runs import quickstart as quick
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
@@ -211,7 +212,7 @@ def test_surrogates_are_in_the_record_and_a_resume_needs_the_same(run_folder: Pa
     list(train(replace(TINY, method=Named("standard"), seed=1), other))
     lent = replace(LENT, surrogates=(str(run_folder), str(other)))
     *_, record = evaluate_into(judged, lent, out)
-    text = record.column("transfer-2").meta["attack"]
+    text = attack_text(record.column("transfer-2").meta["attack"])
     for folder, name in ((run_folder, "fgsm"), (other, "standard")):
         assert f"Surrogate(name='{name}', digest='{model_digest(load_model(str(folder)).model)}')" in text
     assert record.column("transfer-2").attempted.sum() > 0 and "Linear" not in text
