@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from planish.core.errors import BadInput
     from planish.core.threat import L2, Linf, parse_threat
     from planish.evaluation.evaluate import evaluate
-    from planish.runs.train import load_run
+    from planish.runs.run import load_run
     from planish.training.loop import Settings, fit
 
 __version__ = "0.1.0"
