@@ -90,7 +90,7 @@ class ELLE(Plain):
             with fixed_statistics(model):
                 if x_adv is None:
                     clean, gradient = tangent(loss_at, batch.x)
-                    x_adv = threat.project(batch.x + threat.radius * threat.steepest(gradient), batch.x)
+                    x_adv = threat.step(batch.x, batch.x, gradient)
                 else:
                     clean = loss_at(batch.x)
                 between = loss_at((batch.x + x_adv) / 2)

@@ -41,8 +41,7 @@ class Free(Plain):
         x_adv = threat.project(x + delta[: len(x)], x)
 
         def move(gradient: Tensor) -> None:
-            step = self.step_in_radii * threat.radius * threat.steepest(gradient)
-            delta[: len(x)] = threat.project(x_adv + step, x) - x
+            delta[: len(x)] = threat.step(x_adv, x, gradient, self.step_in_radii * threat.radius) - x
 
         leaf = x_adv.detach().requires_grad_()
         leaf.register_hook(move)  # type: ignore[no-untyped-call]

@@ -59,7 +59,7 @@ class GradAlign(Plain):
         there = self._gradient(model, batch, around, differentiable=True)
         x_adv = context.x_adv
         if x_adv is None:
-            x_adv = threat.project(batch.x + threat.radius * threat.steepest(here.detach()), batch.x)
+            x_adv = threat.step(batch.x, batch.x, here.detach())
         logits = model(x_adv)
         loss, turned = cross_entropy(logits, batch.labels).mean(), misalignment(here, there)
         terms = {"adversarial_cross_entropy": loss.detach(), "misalignment": turned.detach()}

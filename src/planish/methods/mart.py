@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.errors import at_least
-from planish.core.losses import MASKED, cross_entropy, divergence, wide
+from planish.core.losses import cross_entropy, divergence, masked, wide
 from planish.core.modes import attacked
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
@@ -57,8 +57,7 @@ class MART(Plain):
 def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log p_y - log(1 - max_{j != y} p_j) per example."""
     scores = wide(logits)
-    rival = scores.scatter(1, labels[:, None], MASKED).argmax(1, keepdim=True)
-    others = scores.scatter(1, rival, MASKED)
+    others = masked(scores, masked(scores, labels).argmax(1))
     return cross_entropy(scores, labels) + scores.logsumexp(1) - others.logsumexp(1)
 
 

@@ -66,7 +66,7 @@ class PriorGuided(Plain):
 
         gradient = tangent(loss_at, past.x_adv).gradient
         component, guide = seen
-        x_adv = _moved(past.x_adv, gradient, batch.x, threat)
+        x_adv = threat.step(past.x_adv, batch.x, gradient)
         logits = model(x_adv)
         value = self._loss(logits, batch.labels).mean()
         gap = F.mse_loss(wide(logits), wide(guide))
@@ -101,7 +101,7 @@ class PriorGuided(Plain):
             length = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
             momentum = self.decay * past.momentum + gradient / per_image(length, gradient)
             memory[MOMENTUM][rows] = momentum.to(torch.bfloat16)
-            x_adv = _moved(past.x_adv, momentum, batch.x, threat)
+            x_adv = threat.step(past.x_adv, batch.x, momentum)
         memory[DELTA][rows] = (x_adv - batch.x).to(torch.float16)
         memory[PERIOD][rows] = self._number(context)
 
@@ -122,10 +122,6 @@ class PriorGuided(Plain):
             if self.decay > 0:
                 memory[MOMENTUM] = torch.zeros(shape, dtype=torch.bfloat16, device=x.device)
         return memory
-
-
-def _moved(x_adv: Tensor, direction: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    return threat.project(x_adv + threat.radius * threat.steepest(direction), x)
 
 
 def fgsm_ep(consistency_weight: float = 10.0, label_smoothing: float = 0.4, period: float = 0.36) -> PriorGuided:

@@ -66,7 +66,7 @@ class SEAT(Plain):
         self, model: nn.Module, batch: Batch, threat: ThreatModel, local: Linearization, generator: torch.Generator
     ) -> Tensor:
         if self.direction == "clean":
-            return threat.project(batch.x + threat.radius * threat.steepest(local.gradient), batch.x)
+            return threat.step(batch.x, batch.x, local.gradient)
         value = local.value.detach()
         error = linearity_error(
             cross_entropy,

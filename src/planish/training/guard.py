@@ -128,7 +128,7 @@ def look(model: nn.Module, batch: Batch, threat: ThreatModel, x_adv: Tensor | No
     with attacked(model), full_precision(batch.x):
         value, _, gradient = evaluated(objective, batch.x)
         if x_adv is None:
-            x_adv = threat.project(batch.x + threat.radius * threat.steepest(gradient), batch.x)
+            x_adv = threat.step(batch.x, batch.x, gradient)
         value_adv, logits, gradient_adv = evaluated(objective, x_adv)
     error = (value_adv - value - inner(x_adv - batch.x, gradient)).abs()
     cosine = torch.cosine_similarity(gradient.flatten(1), gradient_adv.flatten(1))
