@@ -22,7 +22,7 @@ from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, experiment_from, read
 from planish.runs.train import load_run, train
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 CLASSES, TRAINING, TESTING = 200, 10, 1
 MODEL = Named("resnet-50", {"width": 4})

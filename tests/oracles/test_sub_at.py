@@ -15,7 +15,8 @@ from planish.core.threat import Linf
 from planish.methods import Memory, StepContext, TrainingLoss
 from planish.methods.adversarial import rs_fgsm
 from planish.methods.sub_at import BASIS, SNAPSHOTS, SubAT, principal_directions, within
-from planish.training.loop import Settings, fit, start
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 
 THREAT = Linf(0.05)
 PLAIN = Settings(epochs=2, batch_size=8, learning_rate=0.2, schedule="constant", momentum=0.0, weight_decay=0.0)

@@ -14,7 +14,8 @@ from planish.methods import Method, StepContext
 from planish.methods.adversarial import pgd_at
 from planish.methods.llr import LLR
 from planish.methods.seat import SEAT
-from planish.training.loop import Settings, fit, start
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 
 THREAT = Linf(0.1)
 

@@ -24,7 +24,7 @@ from planish.runs.config import (
     read,
     to_toml,
 )
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 
 def round_trip(experiment: Experiment) -> Experiment:

@@ -17,7 +17,8 @@ from planish.methods.seat import SEAT
 from planish.methods.standard import Standard
 from planish.methods.trades import TRADES
 from planish.models import corrupts_memory
-from planish.training.loop import EpochRecord, Settings, fit, learning_rate, start
+from planish.training.loop import EpochRecord, fit, start
+from planish.training.settings import Settings, learning_rate
 from planish.training.state import State
 
 THREAT = Linf(0.05)

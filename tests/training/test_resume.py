@@ -16,7 +16,7 @@ from planish.core.errors import BadInput
 from planish.runs import checkpoint as checkpoints
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.runs.train import load_run, train
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 SETTINGS = Settings(epochs=4, batch_size=8, learning_rate=0.1, ema=0.9)
 

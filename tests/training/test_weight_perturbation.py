@@ -19,7 +19,8 @@ from planish.methods import Method, StepContext
 from planish.methods.adversarial import pgd_at
 from planish.methods.llr import LLR
 from planish.methods.standard import Standard
-from planish.training.loop import Settings, fit, start
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 from planish.training.weight_perturbation import perturbable, perturbed_weights, steepest_weights
 
 THREAT = Linf(0.05)

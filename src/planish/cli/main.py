@@ -130,7 +130,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     guard: Annotated[
-        bool, typer.Option("--guard", help="MonitorState for catastrophic overfitting; go back and harden the method.")
+        bool, typer.Option("--guard", help="Watch for catastrophic overfitting; go back and strengthen the method.")
     ] = False,
     device: Device = "auto",
     resume: Resume = False,
@@ -140,7 +140,7 @@ def train(
     """Train a model into a run folder."""
     from planish.runs.config import experiment_of
     from planish.runs.train import train as run
-    from planish.training.guard import EVERY
+    from planish.training.collapse import EVERY
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     experiment = experiment_of(config, named, set_ or [])
