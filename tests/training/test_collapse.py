@@ -19,7 +19,7 @@ from planish.core.threat import L2, Linf, ThreatModel
 from planish.data import load
 from planish.data.batches import Batches
 from planish.methods import Method
-from planish.methods.adversarial import fgsm_at, n_fgsm, pgd_at, rs_fgsm
+from planish.methods.adversarial import FGSM, NFGSM, PGDAT, RSFGSM
 from planish.methods.standard import Standard
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
@@ -162,7 +162,7 @@ def test_what_is_a_jump():
 
 
 def test_without_an_alarm_training_is_as_without_a_guard(model: nn.Module, batch: Batch):
-    (guarded, records), (plain, _) = run(model, batch, pgd_at(2)), run(model, batch, pgd_at(2), Guard())
+    (guarded, records), (plain, _) = run(model, batch, PGDAT(2)), run(model, batch, PGDAT(2), Guard())
     assert same(guarded, plain) and not plain.snapshots and not plain.monitor.probes
     assert [probe["step"] for probe in guarded.monitor.probes] == [2, 4, 6, 8, 10, 12]
     assert [record.metrics["guard_gradient_cosine"] for record in records] == pytest.approx(
@@ -173,9 +173,9 @@ def test_without_an_alarm_training_is_as_without_a_guard(model: nn.Module, batch
 
 def test_going_back_over_an_epoch(monkeypatch: pytest.MonkeyPatch, model: nn.Module, batch: Batch):
     """An alarm at step 6, in the second epoch: snapshots are of steps 0 and 4, so all starts over, strengthened."""
-    plain, _ = run(model, batch, rs_fgsm().strengthened() or rs_fgsm(), Guard())
+    plain, _ = run(model, batch, RSFGSM().strengthened() or RSFGSM(), Guard())
     alarms_at(monkeypatch, 6)
-    state, records = run(model, batch, rs_fgsm())
+    state, records = run(model, batch, RSFGSM())
     assert [record.epoch for record in records] == [1, 1, 2, 3]
     assert same(state, plain) and state.step == 12 and state.monitor.escalations == 1
     assert [entry["epoch"] for entry in state.history] == [1, 2, 3]
@@ -188,12 +188,12 @@ def test_going_back_over_an_epoch(monkeypatch: pytest.MonkeyPatch, model: nn.Mod
 def test_going_back_within_a_run(monkeypatch: pytest.MonkeyPatch, model: nn.Module, batch: Batch):
     """By hand: RS-FGSM up to step 4, where the older of two snapshots is, and N-FGSM from there on."""
     alarms_at(monkeypatch, 10)
-    state, _ = run(model, batch, rs_fgsm())
+    state, _ = run(model, batch, RSFGSM())
     monkeypatch.undo()
     by_hand = start(deepcopy(model), PLAIN)
-    records = fit(by_hand, rs_fgsm(), THREAT, Fixed(batch), PLAIN, seed=0)
+    records = fit(by_hand, RSFGSM(), THREAT, Fixed(batch), PLAIN, seed=0)
     next(records)
-    *_, last = fit(by_hand, rs_fgsm().strengthened() or rs_fgsm(), THREAT, Fixed(batch), PLAIN, seed=0)
+    *_, last = fit(by_hand, RSFGSM().strengthened() or RSFGSM(), THREAT, Fixed(batch), PLAIN, seed=0)
     assert last.epoch == 3 and same(state, by_hand)
 
 
@@ -207,12 +207,12 @@ def test_a_method_that_has_nothing_to_strengthen_is_told_of_once(
 
 
 def test_strengthened_as_often_as_it_can_be():
-    assert strengthened(fgsm_at(), 2) == n_fgsm(2.0) and strengthened(pgd_at(), 3) == pgd_at()
+    assert strengthened(FGSM(), 2) == NFGSM(2.0) and strengthened(PGDAT(), 3) == PGDAT()
 
 
 def test_probes_wait_for_the_end_of_a_step(model: nn.Module, batch: Batch):
     settings = replace(PLAIN, accumulate=4)
-    state, _ = run(model, batch, rs_fgsm(), Guard(every=6), settings)
+    state, _ = run(model, batch, RSFGSM(), Guard(every=6), settings)
     assert [probe["step"] for probe in state.monitor.probes] == [8, 12]
 
 
@@ -242,7 +242,7 @@ def test_a_stopped_guarded_run_goes_on_bit_for_bit(
     assert '"alarms"' in (tmp_path / "stopped" / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("method", [Standard(), fgsm_at()], ids=["standard", "fgsm"])
+@pytest.mark.parametrize("method", [Standard(), FGSM()], ids=["standard", "fgsm"])
 def test_it_costs_less_than_three_hundredths(method: Method):
     """Passes over 100 steps of 128 images, a backward with parameter gradients counted twice."""
     spent = []
@@ -277,14 +277,12 @@ def test_a_collapse_is_seen_within_fifty_steps():
         torch.manual_seed(0)
         model = preact_resnet18(classes=10, channels=1, width=4)
     images = Batches(load("digits", "train", 512), 64)
-    records = list(
-        fit(start(model, settings), _Stubborn(1, 1.0, 0.0), Linf(0.5), images, settings, seed=0, guard=Guard(every=10))
-    )
+    records = list(fit(start(model, settings), _Stubborn(), Linf(0.5), images, settings, seed=0, guard=Guard(every=10)))
     alarm = next(alarm for record in records for alarm in record.alarms)
     assert alarm["step"] <= 50 and alarm["falling"] >= 0.2
 
 
-class _Stubborn(type(fgsm_at())):  # type: ignore[misc]
+class _Stubborn(FGSM):
     def strengthened(self) -> None:
         return None
 

@@ -361,12 +361,12 @@ def list_(
 ) -> None:
     """List the methods, attacks, suites, models, data sets or checks by name."""
     from planish.registry import PACKAGES, components, describe
-    from planish.training.cost import STATED
+    from planish.training.cost import stated_costs
 
     if what not in PACKAGES:
         raise BadInput(f"cannot list '{what}'.{nearest(what, PACKAGES)} Known: {', '.join(PACKAGES)}")
     lines = {name: describe(component) for name, component in sorted(components(what).items())}
-    print_json(lines) if json_ else print_lines(lines, STATED if what == "methods" else {})
+    print_json(lines) if json_ else print_lines(lines, stated_costs() if what == "methods" else {})
 
 
 def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None:
