@@ -11,7 +11,7 @@ from copy import deepcopy
 import torch
 
 from planish import Batch, Linf, Settings, evaluate, fit
-from planish.attacks.gradient import multi_targeted, pgd
+from planish.attacks.gradient import PGD, MultiTargeted
 from planish.data import load
 from planish.data.batches import Batches
 from planish.methods.adversarial import RSFGSM
@@ -41,13 +41,13 @@ def main() -> None:
     model = state.deployed
     model.load_state_dict(weights)
     test = load("digits", "test", limit=200).as_batch()
-    *_, judged = evaluate(model, test, THREAT, {"multi-targeted-10-1": multi_targeted(10, 1, classes=10)})
+    *_, judged = evaluate(model, test, THREAT, {"multi-targeted-10-1": MultiTargeted(10, 1)})
     print(f"epoch {best_epoch} on the test set: {judged.evaluation.robust_accuracy().value:.1%}")
 
 
 def robust_accuracy(model: torch.nn.Module, images: Batch) -> float:
     """Return the accuracy under PGD-10 from one start: too weak to report, good enough to choose by."""
-    *_, judged = evaluate(model, images, THREAT, {"pgd-10-1": pgd(10, 1)})
+    *_, judged = evaluate(model, images, THREAT, {"pgd-10-1": PGD(10, 1)})
     return judged.evaluation.robust_accuracy().value
 
 

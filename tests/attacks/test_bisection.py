@@ -12,7 +12,7 @@ from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel
-from planish.runs.config import make
+from planish.registry import make
 from planish.search.step_rules import Cosine, Steepest
 
 

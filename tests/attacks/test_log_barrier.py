@@ -113,7 +113,7 @@ def test_images_within_the_radius_are_left_alone(knowing: nn.Module, known: Batc
     free, bounded = (nearest(SHORT, knowing, known, Linf(radius)) for radius in (0.0, 0.15))
     assert (bounded.passes <= free.passes).all() and bounded.passes.sum() < free.passes.sum() / 2
     assert torch.equal(bounded.distance <= 0.15, free.distance <= 0.15)
-    found = Within(SHORT)(knowing, known, Linf(0.15), generator=seeded(0))
+    found = Within(SHORT).search(knowing, known, Linf(0.15), generator=seeded(0))
     assert torch.equal(found.score >= 0, free.distance <= 0.15) and (found.score >= 0).any()
 
 

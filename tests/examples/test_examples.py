@@ -25,6 +25,7 @@ from planish.core.batch import Batch
 from planish.core.threat import L2, Linf
 from planish.data import load
 from planish.evaluation.distances import DistanceColumn, Distances
+from planish.evaluation.naming import attacks_by_name, distance_attacks
 from planish.models import Normalized, build
 from planish.records.audit import Audit, Finding
 from planish.records.evaluation import load as load_record
@@ -32,7 +33,7 @@ from planish.records.statistics import Estimate
 from planish.registry import components
 from planish.report import Table
 from planish.runs.config import DataOptions, ThreatOptions, experiment_from, read
-from planish.runs.judge import LoadedModel, Verified, attacks_by_name, distance_attacks, entries
+from planish.runs.judge import LoadedModel, Verified, entries
 from planish.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +114,7 @@ def test_new_attack_treats_each_image_alone(threat: Linf | L2):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).train()
 
     def outcome(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        found = attack(model, batch, threat, generator=torch.Generator().manual_seed(1))
+        found = attack.search(model, batch, threat, generator=torch.Generator().manual_seed(1))
         return found.x_adv, found.score
 
     x_adv, score = outcome(images)

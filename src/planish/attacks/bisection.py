@@ -6,19 +6,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
 
 
 @dataclass(frozen=True)
-class PGDBisection:
+class PGDBisection(DistanceAttack):
     """PGD on the margin in a ball per image, its radius bisected (Madry et al. 2018). pgd-bisection-STEPS-ROUNDS.
 
     A round is one PGD from the image, x_adv <- project(x_adv + a radius steepest(g)), with a falling to 0 along half a

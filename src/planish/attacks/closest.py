@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import likely_classes, margin, toward
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.linearize import gap_gradients
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
@@ -24,7 +25,7 @@ FIRST_SHARE = 0.98
 
 
 @dataclass(frozen=True)
-class Closest:
+class Closest(DistanceAttack):
     """The nearest image of any wrong class, sought toward the nearest classes in turn. closest-STEPS-TARGETS.
 
     With h_c = z_c - z_y, a class is |h_c| / ||grad h_c||_dual away to first order (MALT, Melamed, Yehudai, Shamir 2024,

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import likely_classes, margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.linearize import logit_gradients
 
 
 @dataclass(frozen=True)
-class DeepFool:
+class DeepFool(DistanceAttack):
     """DeepFool: steps to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016). deepfool-STEPS-CANDIDATES.
 
     With the gap f_c = z_y - z_c and its slope w_c = grad (z_c - z_y) at x + r, the nearest class is

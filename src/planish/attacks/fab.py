@@ -8,13 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import DistanceAttack, Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.linearize import gap_gradients, target_order
 
 NORMS = ("Linf", "L2")
@@ -23,7 +24,7 @@ PAST = 0.02
 
 
 @dataclass(frozen=True)
-class FAB:
+class FAB(DistanceAttack):
     """FAB: steps to the nearest linearised boundary, pulled to the image (Croce, Hein 2020). fab-STEPS-RESTARTS.
 
     Each step projects the iterate and the image on the plane where z_c = z_y to first order, inside the box, mixes the
@@ -216,12 +217,27 @@ def _time(room: Tensor, pace: Tensor, weight: Tensor, need: Tensor) -> Tensor:
     return torch.where(first == at, time.clamp(min=0).minimum(stop), stop)
 
 
-def fab_t(steps: int = 100, targets: int = 9, restarts: int = 1, *, classes: int) -> DistanceAttack:
+@dataclass(frozen=True)
+class FABT(DistanceAttack):
     """FAB-T: FAB towards each of the most likely wrong classes (Croce, Hein 2020). fab-t-STEPS-TARGETS-RESTARTS.
 
     At most classes - 1 targets, the most likely first.
     """
-    return FAB(steps, restarts, targets=min(targets, classes - 1))
+
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, targets=self.targets, restarts=self.restarts)
+
+    def assembled(self, classes: int) -> FAB:
+        """Return FAB with its targets."""
+        return FAB(self.steps, self.restarts, targets=min(self.targets, classes - 1))
+
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+        """Return the nearest adversarial image found for each. Raises BadInput for a norm other than Linf and L2."""
+        return FAB(self.steps, self.restarts, targets=self.targets).distances(model, batch, threat, generator=generator)
 
 
-COMPONENTS = {"fab": FAB, "fab-t": fab_t}
+COMPONENTS = {"fab": FAB, "fab-t": FABT}

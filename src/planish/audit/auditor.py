@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK
 from planish.attacks.noise import Noise
 from planish.attacks.square import Square
 from planish.attacks.suites import Fixed, Stage, Suite
@@ -19,12 +18,13 @@ from planish.audit.checks.setup import are_probabilities
 from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan
 from planish.audit.geometry import geometry
 from planish.core.batch import Batch
+from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import OnChunk, check_images, check_logits, data_digest, logits_of, model_digest
+from planish.evaluation.evaluate import OnChunk, data_digest, model_digest
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column
 from planish.records.geometry import Geometry

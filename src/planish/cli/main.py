@@ -183,7 +183,7 @@ def evaluate(
 ) -> None:
     """Attack a model on a test set, and write a report."""
     from planish.core.threat import parse_threat
-    from planish.runs.config import made
+    from planish.registry import made
     from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
 
     names = names_in(attacks)
@@ -230,8 +230,8 @@ def audit(
     from planish.audit.auditor import checks
     from planish.core.threat import parse_threat
     from planish.records.audit import to_json
+    from planish.registry import made
     from planish.runs.audit import audit_into
-    from planish.runs.config import made
     from planish.runs.judge import EvaluationConfig, load_model
 
     options = {"data": data, "threat": parse_threat(norm, radius), "attacks": (), "limit": limit, "seed": seed}
@@ -273,8 +273,8 @@ def distances(
     """Measure how far away the nearest adversarial image is."""
     from planish.core.threat import parse_threat
     from planish.evaluation.distances import Distances, load
+    from planish.registry import made
     from planish.report.distances import distance_rows, to_json, write_distances
-    from planish.runs.config import made
     from planish.runs.judge import DISTANCES, EvaluationConfig, load_model, measure
 
     names = names_in(attacks)

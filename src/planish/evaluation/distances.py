@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK, DistanceAttack, Nearest
+from planish.attacks import DistanceAttack, searched
 from planish.core.batch import Batch
+from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
-from planish.core.modes import attacked
 from planish.core.pass_counter import Counted
-from planish.core.randomness import drawn_seed, seeded
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import check_images, check_logits, data_digest, logits_of, model_digest
+from planish.evaluation.evaluate import data_digest, model_digest
 from planish.records.evaluation import Floats, Integers
 from planish.records.statistics import Booleans, Estimate
+from planish.search.found import Nearest
 from planish.storage.files import UNREADABLE, read_arrays, write_arrays
 from planish.storage.provenance import provenance
 
@@ -214,19 +214,6 @@ def _measured(
         seconds=time.perf_counter() - began,
         meta={"attack": repr(attack)},
     )
-
-
-def searched(
-    attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel, *, seed: int = 0, chunk: int = CHUNK
-) -> Nearest:
-    """Run a distance attack on a batch of any size in chunks. The outcome does not depend on `chunk`."""
-    noise = drawn_seed(seeded(seed))
-    with attacked(model):
-        parts = [
-            attack.distances(model, batch.select(slice(at, at + chunk)), threat, generator=seeded(noise))
-            for at in range(0, max(len(batch.x), 1), chunk)
-        ]
-    return Nearest(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def checked(

@@ -105,6 +105,7 @@ class Evaluation:
     clean_predicted: Integers
     columns: tuple[Column, ...]
     meta: dict[str, Any]
+    x_adv: Floats | None = None
 
     def __post_init__(self) -> None:
         shape = (self.indices.size,)

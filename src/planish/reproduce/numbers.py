@@ -17,9 +17,10 @@ from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms
 from planish.audit.measures.lipschitz import empirical_lipschitz
 from planish.core.batch import Batch
+from planish.core.checks import check_images, check_logits
 from planish.core.errors import BadInput
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import check_images, check_logits, data_digest, model_digest
+from planish.evaluation.evaluate import data_digest, model_digest
 from planish.reproduce.tables import Column, Statistic
 from planish.runs.judge import EvaluationConfig, LoadedModel, test_images
 from planish.storage.files import UNREADABLE, read_arrays, write_arrays

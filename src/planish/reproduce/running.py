@@ -10,6 +10,7 @@ from planish.core.errors import BadInput
 from planish.evaluation import distances
 from planish.evaluation.distances import Distances
 from planish.evaluation.evaluate import OnChunk
+from planish.evaluation.naming import attacks_by_name, distance_attacks
 from planish.records import evaluation as results
 from planish.records.evaluation import Evaluation
 from planish.reproduce import numbers
@@ -22,8 +23,6 @@ from planish.runs.judge import (
     DISTANCES,
     EVALUATION,
     EvaluationConfig,
-    attacks_by_name,
-    distance_attacks,
     evaluate_into,
     load_model,
     measure,

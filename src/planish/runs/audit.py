@@ -40,7 +40,7 @@ def audit_into(
     plan = plan_of(budget)
     task = task if task.limit is not None else replace(task, limit=plan.images)
     batch, data, warnings = test_images(task, judged.about)
-    batch = Batch(*(part.to(device) for part in batch[:3]))
+    batch = batch.to(device)
     black_box = isinstance(judged.model, BlackBox)
     notes = [*warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
     steps = audit(

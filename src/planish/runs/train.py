@@ -13,7 +13,7 @@ from torch import nn
 
 from planish.runs import checkpoint as checkpoints
 from planish.attacks import run
-from planish.attacks.gradient import pgd
+from planish.attacks.gradient import PGD
 from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
 from planish.runs.config import Experiment, experiment_from, read, to_toml
 from planish.training.cost import training_cost
@@ -24,7 +24,7 @@ from planish.data.listing import Listing, OnCorrupt, refuse
 from planish.data.source import find
 from planish.data.stream import Streamed, default_workers
 from planish.core.errors import BadInput
-from planish.evaluation.evaluate import check_logits, logits_of
+from planish.core.checks import check_logits, logits_of
 from planish.storage.files import write_json, write_text
 from planish.models.pretrained import is_borrowed
 from planish.models import Normalized, build
@@ -209,7 +209,7 @@ def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, s
         return {}
     batch = held_out.to(next(model.parameters()).device).as_batch()
     logits = logits_of(model, batch.x)
-    found = run(pgd(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
+    found = run(PGD(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
     clean, robust = (logits.argmax(1) == batch.labels), found.score < 0
     return {
         "validation_accuracy": float(clean.float().mean()),

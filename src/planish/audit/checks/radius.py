@@ -8,9 +8,9 @@ from torch import Tensor
 
 from planish.audit.check import NOTHING_CORRECT, Seen, Unknown, check, count_text, share
 from planish.audit.evidence import Evidence
+from planish.core.checks import logits_of
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import logits_of
 
 SHORT_OF = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from planish.audit.check import NOTHING_CORRECT, Seen, Unknown, check, count_text, mean, share
 from planish.audit.evidence import Evidence
+from planish.core.checks import logits_of
 from planish.core.losses import margin
-from planish.evaluation.evaluate import logits_of
 from planish.search.objectives import inner
 from planish.training.collapse import NONLINEAR_COSINE
 
