@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
     from planish.core.threat import L2, Linf, parse_threat
-    from planish.evaluation.evaluate import evaluate, evaluate_steps
+    from planish.evaluation.evaluate import evaluate
     from planish.runs.train import load_run
     from planish.training.loop import fit
     from planish.training.settings import Settings

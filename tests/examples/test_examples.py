@@ -24,10 +24,10 @@ from planish.cli import main as cli
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf
 from planish.data import load
-from planish.evaluation.distances import DistanceColumn, Distances
 from planish.evaluation.naming import attacks_by_name, distance_attacks
 from planish.models import Normalized, build
 from planish.records.audit import Audit, Finding
+from planish.records.distances import DistanceColumn, Distances
 from planish.records.evaluation import load as load_record
 from planish.records.statistics import Estimate
 from planish.registry import components

@@ -272,7 +272,7 @@ def distances(
 ) -> None:
     """Measure how far away the nearest adversarial image is."""
     from planish.core.threat import parse_threat
-    from planish.evaluation.distances import Distances, load
+    from planish.records.distances import Distances, load
     from planish.registry import made
     from planish.report.distances import distance_rows, to_json, write_distances
     from planish.runs.judge import DISTANCES, EvaluationConfig, load_model, measure

@@ -3,12 +3,8 @@
 A record stores one number per image and attack. Every accuracy is derived from those numbers, none is stored.
 """
 
-import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
+from planish.records import store
+from planish.records.identity import attack_text
 from planish.records.statistics import Booleans, Estimate, counts
-from planish.storage.files import write_bytes
+from planish.records.store import Kind, check_version
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -29,7 +27,9 @@ _LEDGER = {"component": np.int64, "step": np.int64, "passes": np.int64}  # since
 _FORMER = {"component": "leaf"}
 """What an array was called in files of an earlier planish."""
 _FACTS = ("name", "forwards", "backwards", "seconds", "meta")
-_MISFITS = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)  # raised by files of another kind
+_KIND = Kind(
+    "There is no evaluation at {path}.", "{path} is not a planish evaluation, or it is cut short; evaluate again."
+)
 _ARRAYS = {"indices": np.int64, "labels": np.int64, "clean_margin": np.float32, "clean_predicted": np.int64}
 
 
@@ -253,9 +253,7 @@ def _check(what: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) 
 
 
 def _check_meta(meta: Mapping[str, Any]) -> None:
-    version = meta.get("schema_version")
-    if version not in (1, SCHEMA_VERSION):
-        raise BadInput(f"This evaluation has schema version {version}; planish reads {SCHEMA_VERSION}.")
+    check_version("This evaluation", meta, 1, SCHEMA_VERSION)
     threat = meta.get("threat")
     if not isinstance(threat, dict) or not {"norm", "radius"} <= threat.keys():
         raise BadInput('An evaluation\'s meta needs "threat": {"norm": ..., "radius": ...}.')
@@ -267,29 +265,15 @@ def save(evaluation: Evaluation, path: str | Path) -> None:
     arrays: dict[str, Any] = {key: getattr(evaluation, key) for key in _ARRAYS}
     for column in evaluation.columns:
         arrays |= {f"{key}/{column.name}": getattr(column, key) for key in _COLUMN_ARRAYS | _LEDGER}
-    described = json.dumps({"evaluation": evaluation.meta, "columns": columns}, allow_nan=False)
-    buffer = BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays, meta=np.array(described))
-    write_bytes(buffer.getvalue(), path)
+    store.write(path, {"evaluation": evaluation.meta, "columns": columns}, arrays)
 
 
 def load(path: str | Path) -> Evaluation:
     """Read what ``save`` wrote. BadInput when the file is missing, cut short or something else."""
-    try:
-        with zipfile.ZipFile(path) as checked, np.load(path, allow_pickle=False) as archive:
-            if checked.testzip() is not None:
-                raise zipfile.BadZipFile
-            return _unpack({key: archive[key] for key in archive.files})
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    except FileNotFoundError:
-        raise BadInput(f"There is no evaluation at {path}.") from None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, *_MISFITS) as error:
-        raise BadInput(f"{path} is not a planish evaluation, or it is cut short; evaluate again.") from error
+    return _KIND.read(path, _unpack)
 
 
-def _unpack(arrays: dict[str, NDArray[Any]]) -> Evaluation:
-    described = json.loads(str(arrays["meta"]))
+def _unpack(described: dict[str, Any], arrays: store.Arrays) -> Evaluation:
     columns = []
     for facts in described["columns"]:
         facts |= {key: arrays[f"{key}/{facts['name']}"] for key in _COLUMN_ARRAYS}
@@ -343,7 +327,8 @@ def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
         "attempted": int(np.count_nonzero(tried)),
         "broken": int(np.count_nonzero(evaluation.broken_by(column.name))),
         **{key: getattr(column, key) for key in ("forwards", "backwards", "seconds")},
-        "configuration": column.meta,
+        "configuration": column.meta
+        | {key: attack_text(column.meta[key]) for key in ("attack",) if key in column.meta},
     }
     if not (evaluation.correct() & ~tried).any():
         document["alone"] = _accuracy(evaluation, column.name, evaluation.accuracy_alone(column.name))

@@ -14,17 +14,20 @@ from torch import nn
 from planish.evaluation import distances
 
 from planish.records import evaluation as results
+from planish.records.adversarials import Verified
 from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.batch import Batch, per_image
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.runs.checkpoint import METRICS, PROVENANCE, WEIGHTS
 from planish.data import load
-from planish.evaluation.distances import Distances
 from planish.core.errors import BadInput
-from planish.records.statistics import Estimate, counts
 from planish.core.checks import check_images, check_logits, logits_of
-from planish.evaluation.evaluate import OnChunk, evaluate_steps, model_digest
+from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
+from planish.records import distances as distance_records
+from planish.records.distances import Distances
+from planish.records.origin import model_digest
+from planish.records.statistics import Estimate
 from planish.runs.train import load_run
 from planish.evaluation.adversarials import KeptProgress, images_left, load_images, save_gallery, save_images
 from planish.models.pretrained import is_borrowed
@@ -200,30 +203,11 @@ def measure(
         attacks,
         seed=task.seed,
         about={"model": {"name": judged.name}, "data": data, "notes": warnings},
-        earlier=distances.load(path) if path.exists() else None,
+        earlier=distance_records.load(path) if path.exists() else None,
     )
     for step in steps:
-        distances.save(step, path)
+        distance_records.save(step, path)
         yield step
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What saved images turned out to be: clean (N,), adversarial (N,) and feasible (N,) are boolean; largest distance.
-
-    An infeasible image breaks nothing.
-    """
-
-    clean: Estimate
-    robust: Estimate
-    infeasible: int
-    distance: float
-
-    def document(self) -> dict[str, Any]:
-        """Return it as one JSON-able document."""
-        shares = {"clean": self.clean, "robust": self.robust}
-        counts = {name: {"accuracy": share.value, **counts(share)} for name, share in shares.items()}
-        return counts | {"infeasible": self.infeasible, "largest_distance": self.distance}
 
 
 def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: torch.device | str = "cpu") -> Verified:
@@ -291,7 +275,7 @@ def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | 
     """Return accuracy by radius from the folder's distances, if they are of the same model, images and norm."""
     if not (folder / DISTANCES).exists():
         return None
-    found = distances.load(folder / DISTANCES)
+    found = distance_records.load(folder / DISTANCES)
     same = all(found.meta[key].get("digest") == record.meta[key].get("digest") for key in ("model", "data"))
     return found.curve() if same and found.meta["norm"] == record.norm else None
 
