@@ -35,8 +35,9 @@ from planish.runs.train import train_into
 from planish.search.ascent import LOOK, LOOK_ACCELERATED, ascend, search
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest, StepRule
-from planish.training.guard import Guard
-from planish.training.loop import Settings, fit, start
+from planish.training.collapse import Guard
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 
 BOTH = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=["Linf", "L2"])
 RULES = [Steepest(0.25), Momentum(0.25), COSINE_MOMENTUM, Adam(0.25), AutoPGD()]

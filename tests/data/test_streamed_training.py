@@ -23,7 +23,7 @@ from planish.core.errors import BadInput
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, experiment_from, read
 from planish.runs.run import load_run
 from planish.runs.train import train_into
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 CLASSES, TRAINING, TESTING = 200, 10, 1
 MODEL = Named("resnet-50", {"width": 4})
@@ -111,7 +111,7 @@ def test_a_streamed_run_is_killed_resumed_and_judged(experiment: Experiment, pic
     list(train_into(without, killed, resume=True))
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
     assert history(whole) == history(killed) and len(history(whole)) == 2
-    about = load_run(whole)[1]
+    about = load_run(whole).about
     assert about["size"] == 12 and len(about["classes"]) == CLASSES and about["data"] == "many"
 
     judge = ["--data", str(pictures), "--radius", "4/255", "--limit", "20", "--attacks", "fgsm", "--device", "cpu"]

@@ -31,7 +31,7 @@ from planish.runs.judge import (
 )
 from planish.runs.judge import test_images as images_of
 from planish.runs.train import train_into
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 TINY = Experiment(
     data=DataOptions("digits", limit=200),

@@ -34,7 +34,7 @@ from planish.registry import components
 from planish.report import Table
 from planish.runs.config import DataOptions, ThreatOptions, experiment_from, read
 from planish.runs.judge import LoadedModel, Verified, entries
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"

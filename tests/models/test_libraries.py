@@ -245,7 +245,8 @@ def test_a_run_of_a_borrowed_model_loads_without_its_published_weights(asked: li
     """Nor does anybody have to name it again: its code is the library's, not the folder's."""
     assert len(list(train_into(experiment("timm:tiny"), tmp_path / "run"))) == 1
     assert asked.pop()["pretrained"] is True and not asked
-    model, about = load_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    model, about = run.model, run.about
     assert asked[0]["pretrained"] is False and asked[0]["num_classes"] == 10
     assert about["model"] == {"name": "timm:tiny", "options": {}}
     check_normalized(model, (0.4,), (0.25,))

@@ -35,7 +35,8 @@ def built_by(tmp_path: Path) -> str:
 
 
 def test_a_run_of_an_own_model_loads_with_its_options(built_by: str, tmp_path: Path) -> None:
-    model, about = load_run(tmp_path / "run", built_by)
+    run = load_run(tmp_path / "run", built_by)
+    model, about = run.model, run.about
     assert about["model"]["options"] == {"width": 6}
     assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 

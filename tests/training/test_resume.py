@@ -17,7 +17,7 @@ from planish.runs import checkpoint as checkpoints
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.runs.run import load_run
 from planish.runs.train import train_into
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 SETTINGS = Settings(epochs=4, batch_size=8, learning_rate=0.1, ema=0.9)
 
@@ -183,7 +183,8 @@ def test_a_resume_file_of_an_older_planish_is_named(experiment: Experiment, tmp_
 
 def test_the_model_of_a_run_is_loaded_from_its_folder_alone(experiment: Experiment, tmp_path: Path):
     run(experiment, tmp_path / "run")
-    model, about = load_run(tmp_path / "run")
+    trained = load_run(tmp_path / "run")
+    model, about = trained.model, trained.about
     assert not model.training and about["method"]["name"] == "rs-fgsm" and about["epoch"] == 4
     assert about["classes"] == ["0", "1", "2"] and model(torch.rand(2, 1, 8, 8)).shape == (2, 3)
     saved = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)

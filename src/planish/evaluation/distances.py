@@ -81,7 +81,7 @@ def measure(
         record = replace(earlier, meta={**earlier.meta, **record.meta})
     for name, attack in attacks.items():
         if name not in record.names:
-            own = attack.assembled(images.logits.shape[1])
+            own = attack.assembled(int(record.meta["model"]["classes"]))
             column = _measured(counted, images, threat, name, own, seed, chunk)
             record = replace(record, columns=(*record.columns, column))
             yield record

@@ -10,7 +10,8 @@ from planish.runs.train import train_into
 from planish.records.evaluation import Evaluation
 from planish.runs.judge import LoadedModel, EvaluationConfig, evaluate_into, load_model
 from planish.core.threat import Linf
-from planish.training.loop import EpochRecord, Settings
+from planish.training.loop import EpochRecord
+from planish.training.settings import Settings
 
 RADIUS = 0.2
 EPOCHS = 15
