@@ -15,7 +15,7 @@ from timing import RESULTS
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
-from planish.evaluation.evaluate import data_digest, model_digest
+from planish.records.origin import data_digest, model_digest
 from planish.runs.judge import EvaluationConfig, LoadedModel, load_model, test_images
 from planish.storage.files import read_arrays, write_arrays
 from planish.storage.provenance import provenance

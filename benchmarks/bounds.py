@@ -28,7 +28,7 @@ from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms
 from planish.core.losses import margin, soft_margin
 from planish.core.threat import L2, parse_threat
-from planish.evaluation.distances import Distances, load
+from planish.records.distances import Distances, load
 from planish.report.drawing import to_png
 from planish.report.landscapes import lower_bounds
 from planish.runs.judge import DISTANCES, EvaluationConfig, measure

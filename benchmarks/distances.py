@@ -17,8 +17,8 @@ from timing import RESULTS, Columns, Row, show
 
 from planish.core.errors import BadInput
 from planish.core.threat import parse_radius, parse_threat
-from planish.evaluation.distances import Distances, load
 from planish.records import evaluation as results
+from planish.records.distances import Distances, load
 from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, load_model, measure
 from planish.storage.files import write_json
 from planish.storage.provenance import provenance

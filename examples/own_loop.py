@@ -13,7 +13,7 @@ import torch
 from planish import Batch, Linf, Settings, evaluate, fit
 from planish.data import load
 from planish.data.batches import Batches
-from planish.methods.adversarial import rs_fgsm
+from planish.methods.adversarial import RSFGSM
 from planish.models.small_cnn import small_cnn
 from planish.training.loop import start
 
@@ -29,7 +29,7 @@ def main() -> None:
     state = start(small_cnn(classes=10, channels=1, width=16, activation="gelu"), SETTINGS)
     best, best_epoch, weights = -1.0, 0, state.deployed.state_dict()
 
-    for record in fit(state, rs_fgsm(), THREAT, Batches(images, 64), SETTINGS, seed=0):
+    for record in fit(state, RSFGSM(), THREAT, Batches(images, 64), SETTINGS, seed=0):
         robust = robust_accuracy(state.deployed, held_out.as_batch())
         print(f"epoch {record.epoch}: loss {record.metrics['loss']:.3f}, held-out robust accuracy {robust:.1%}")
         if robust > best:

@@ -39,9 +39,9 @@ SHARED = {
     "models.pretrained",
 }  # what component files may import from their own package, besides its __init__
 WRITERS = {
-    "data.cache", "evaluation.adversarials", "evaluation.distances", "records.audit", "records.evaluation",
-    "records.geometry", "report.distances", "report.page", "reproduce.measured", "reproduce.numbers", "reproduce.pages",
-    "reproduce.running", "runs.checkpoint", "runs.train", "storage.folder_lock",
+    "data.cache", "evaluation.adversarials", "records.audit", "records.store", "report.distances", "report.page",
+    "reproduce.measured", "reproduce.pages", "reproduce.running", "runs.checkpoint", "runs.train",
+    "storage.folder_lock",
 }  # fmt: skip
 
 

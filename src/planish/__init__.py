@@ -7,9 +7,10 @@ if TYPE_CHECKING:
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
     from planish.core.threat import L2, Linf, parse_threat
-    from planish.evaluation.evaluate import evaluate, evaluate_steps
-    from planish.runs.train import load_run
-    from planish.training.loop import Settings, fit
+    from planish.evaluation.evaluate import evaluate
+    from planish.runs.run import load_run
+    from planish.training.loop import fit
+    from planish.training.settings import Settings
 
 __version__ = "0.1.0"
 __all__ = ["L2", "BadInput", "Batch", "Linf", "Settings", "evaluate", "fit", "load_run", "parse_threat"]
@@ -19,7 +20,7 @@ _HOME = {
     "Batch": "core.batch",
     "L2": "core.threat",
     "Linf": "core.threat",
-    "Settings": "training.loop",
+    "Settings": "training.settings",
     "evaluate": "evaluation.evaluate",
     "fit": "training.loop",
     "load_run": "runs.train",

@@ -93,9 +93,9 @@ def own_labels(model: nn.Module, batch: Batch, classes: int) -> Batch:
 @pytest.mark.parametrize(
     ("attack", "threat"),
     [
-        (MultiTargeted(20, 1), Linf(0.02)),
-        (APGDT(50), Linf(0.11)),
-        (APGDT(50), L2(0.88)),
+        (MultiTargeted(20, 1).assembled(5), Linf(0.02)),
+        (APGDT(50).assembled(3), Linf(0.11)),
+        (APGDT(50).assembled(3), L2(0.88)),
     ],
     ids=["multi-targeted-Linf", "apgd-t-Linf", "apgd-t-L2"],
 )
@@ -132,7 +132,7 @@ def test_untargeted_cross_entropy_can_miss_the_best_class(batch: Batch):
 
 def test_worst_is_the_best_of_its_parts_on_the_survivors(make_attack, knowing: nn.Module, images: Batch):
     parts = tuple(make_attack(name) for name in ("fgsm", "pgd-margin", "apgd-ce"))
-    parts = (parts[0], *parts[1].attacks, parts[2].attacks[0])
+    parts = (parts[0], *parts[1].assembled(4).attacks, parts[2].assembled(4).attacks[0])
     threat, network = Linf(0.1), knowing
     found = run(Worst(parts), network, images, threat, generator=seeded(4))
     generator = seeded(4)

@@ -76,6 +76,7 @@ def ours(
     rule: StepRule | None = None,
 ) -> list[Tensor]:
     """Return the iterates of an attack's recipe from a given start, the start and the last included."""
+    attack = attack.assembled(4)
     objective = objective_of(network, loss_of(loss_for(attack, network, batch), batch.labels))
     rule = rule or attack.rule
     last: list[Tensor] = []

@@ -83,7 +83,7 @@ def test_random_targets_depend_on_seed_and_index_alone():
 
 
 def test_every_restart_aims_at_the_same_random_class(network: nn.Module, images: Batch):
-    attack = RandomTargeted(2, 3)
+    attack = RandomTargeted(2, 3).assembled(4)
     assert isinstance(attack, Worst) and len(set(attack.attacks)) == 1
     aimed = []
     for part in components_of(attack):
@@ -120,11 +120,11 @@ def test_success_rate_of_a_targeted_attack(network: nn.Module, images: Batch):
 
 
 def test_every_wrong_class_is_tried_once_per_restart():
-    ranks = [part.targets.rank for part in components_of(MultiTargeted(3, 2))]
+    ranks = [part.targets.rank for part in components_of(MultiTargeted(3, 2).assembled(5))]
     assert ranks == [1, 2, 3, 4] * 2
-    assert [part.targets.rank for part in components_of(MultiTargeted(3, 1, classes=10, targets=2))] == [1, 2]
-    assert [part.targets.rank for part in components_of(APGDT(3))] == list(range(1, 10))
-    assert len(list(components_of(APGDT(3)))) == 2
+    assert [part.targets.rank for part in components_of(MultiTargeted(3, 1, targets=2).assembled(10))] == [1, 2]
+    assert [part.targets.rank for part in components_of(APGDT(3).assembled(10))] == list(range(1, 10))
+    assert len(list(components_of(APGDT(3).assembled(3)))) == 2
 
 
 @pytest.mark.parametrize(
@@ -140,16 +140,13 @@ def test_every_wrong_class_is_tried_once_per_restart():
     ],
 )
 def test_names_that_make_no_attack(name: str, message: str):
-    takes_classes = name.startswith(("apgd-t", "multi-targeted"))
     with pytest.raises(BadInput) as raised:
-        make("attacks", name, {"classes": 10} if takes_classes else {})
+        make("attacks", name, {})
     assert str(raised.value).startswith(message)
 
 
 def test_a_name_with_numbers_is_the_same_attack():
     assert make("attacks", "pgd-5-2", {}) == PGD(steps=5, restarts=2)
-    assert make("attacks", "multi-targeted-7-2", {"classes": 4, "targets": 1}) == MultiTargeted(
-        7, 2, classes=4, targets=1
-    )
+    assert make("attacks", "multi-targeted-7-2", {"targets": 1}) == MultiTargeted(7, 2, targets=1)
     with pytest.raises(BadInput, match="targets must be at least 1"):
-        MultiTargeted(7, classes=4, targets=0)
+        MultiTargeted(7, targets=0)

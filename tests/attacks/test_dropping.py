@@ -83,6 +83,7 @@ def slow_run(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel
     with torch.no_grad():
         batch = batch._replace(logits=model(batch.x))
     generator, zero = seeded(0), torch.zeros_like(batch.labels)
+    attack = attack.assembled(CLASSES)
     score, target = next(components_of(attack)).goal(batch)
     best = Adversarials(batch.x.clone(), score(batch.logits), target.clone(), zero - 1, zero.clone(), zero.clone())
     for number, leaf in enumerate(components_of(attack)):

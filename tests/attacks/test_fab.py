@@ -241,14 +241,14 @@ def test_bad_input(knowing: nn.Module, known: Batch):
     with pytest.raises(BadInput, match="restarts must be at least 1, got 0"):
         FAB(1, 0)
     with pytest.raises(BadInput, match="targets must be at least 1, got 0"):
-        make("attacks", "fab-t-5-0", {"classes": 4})
+        make("attacks", "fab-t-5-0", {})
     with pytest.raises(BadInput, match="Linf and L2, not L1"):
         nearest(FAB(), knowing, known, L1(0.1))
 
 
 def test_names_carry_the_numbers():
     assert make("attacks", "fab-7-2", {}) == FAB(7, 2)
-    assert make("attacks", "fab-t-7-20-2", {"classes": 4}) == FAB(7, 2, targets=3)
+    assert make("attacks", "fab-t-7-20-2", {}).assembled(4) == FAB(7, 2, targets=3)
 
 
 @by_norm

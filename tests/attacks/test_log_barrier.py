@@ -51,7 +51,7 @@ def test_from_noise_it_descends_to_the_edge_of_a_class(
     """Without its other start: the barrier alone goes all the way, though not always to the nearest class."""
     none = torch.zeros_like(batch.labels)
     nowhere = (batch.x, none.bool(), none)
-    monkeypatch.setattr("planish.attacks.log_barrier._steepest_step", lambda *arguments: nowhere)
+    monkeypatch.setattr("planish.attacks.log_barrier._climb", lambda *arguments: nowhere)
     model, images = greys(5, batch)
     found = nearest(LogBarrier(), model, images, threat)
     ratio = found.distance[:, None] / box_distances(model, images, threat)

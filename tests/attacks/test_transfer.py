@@ -17,7 +17,7 @@ from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.evaluation.evaluate import describe_attack
+from planish.records.identity import attack_text, describe_attack
 from planish.search.found import Adversarials
 from planish.search.step_rules import Steepest
 
@@ -153,7 +153,7 @@ def test_the_surrogate_stays_as_it_is(fails: bool, knowing: nn.Module, known: Ba
 
 def test_a_record_names_the_surrogates_and_prints_no_model():
     attack = transfer(20, 3, classes=10, surrogates=(lending(Sketch(10), "seat"), lending(Sketch(10), "standard")))
-    text = describe_attack(attack)
+    text = attack_text(describe_attack(attack))
     assert text.count("3 x ") == 2 and "Surrogate(name='seat', digest='ab12')" in text and "name='standard'" in text
     assert "Sketch" not in text and "Parameter" not in text
     assert isinstance(attack, Worst) and len(list(components_of(attack))) == 2 * 3 * 2

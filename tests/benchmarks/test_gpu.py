@@ -105,7 +105,7 @@ def digest_of(out: Path, module: Callable[[str], Any]) -> str:
     job = module("gpu_pieces.job").Job("judging", out, out, torch.device("cpu"), True, None, 0.0, "now")
     model = module("gpu_pieces.network").network(job, "gelu")
     assert module("gpu_pieces.network").kept(job, model)
-    return str(importlib.import_module("planish.evaluation.evaluate").model_digest(model))
+    return str(importlib.import_module("planish.records.origin").model_digest(model))
 
 
 def test_the_weights_of_the_papers_network_fit_into_two_files(job: Any, module: Callable[[str], Any]):

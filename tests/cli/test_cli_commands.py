@@ -13,12 +13,12 @@ from typer.testing import Result
 
 from planish.cli import terminal
 from planish.records.evaluation import load
+from planish.records.identity import attack_text
 from planish.registry import PACKAGES, components
 from planish.runs import quickstart
 from planish.runs import train as experiment
 from planish.runs.judge import entries
-from planish.training import loop as training
-from planish.training.guard import MonitorState
+from planish.training.collapse import CollapseMonitor, MonitorState
 
 Planish = Callable[..., Result]
 JUDGE = ("--data", "digits", "--radius", "0.1", "--limit", "30", "--attacks", "fgsm,pgd-2-1", "--device", "cpu")
@@ -48,19 +48,19 @@ def test_train_writes_what_it_was_told(planish: Planish, tiny: list[str], tmp_pa
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("probed", [{}, {"robust": 0.125}], ids=["bent", "probed"])
+@pytest.mark.parametrize("probed", [{}, {"robust": 0.125}], ids=["nonlinear", "probed"])
 def test_train_tells_of_alarms(
     probed: dict[str, float], planish: Planish, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """Once at the first look, whether or not PGD was asked; it was once a KeyError where it was not."""
+    """Once at the first probe, whether or not PGD was asked; it was once a KeyError where it was not."""
     seen = {"linearity_error": 0.5, "gradient_cosine": 0.21, "falling": 0.5, "one_step": 0.375, **probed}
 
-    def collapsed(guard: Any, watch: MonitorState, *given: Any) -> bool:
-        first = not watch.alarms
-        watch.looks.append({"step": 3, "epoch": 1, **seen})
+    def collapsed(monitor: CollapseMonitor, state: MonitorState, *given: Any) -> bool:
+        first = not state.alarms
+        state.probes.append({"step": 3, "epoch": 1, **seen})
         return first
 
-    monkeypatch.setattr(training, "inspected", collapsed)
+    monkeypatch.setattr(CollapseMonitor, "collapsed", collapsed)
     arguments = ("--method", "fgsm", "--data", "digits", "--guard", "--set", "guard.every=1", *tiny)
     result = planish("train", "--out", "run", *arguments)
     words = "alarm at step 3, epoch 1: the loss of 50 % falls under the attack, cosine 0.21;"
@@ -127,7 +127,7 @@ def test_evaluate_with_surrogates(planish: Planish, run_folder: Path):
     assert planish("evaluate", run_folder, *judge, "--surrogates", f" {run_folder}, {run_folder}").exit_code == 0
     record = load("judged/evaluation.npz")
     assert record.names == ("fgsm", "transfer-3")
-    assert record.column("transfer-3").meta["attack"].startswith("2 x Worst(Transfer(attack=Targeted(")
+    assert attack_text(record.column("transfer-3").meta["attack"]).startswith("2 x Worst(Transfer(attack=Targeted(")
 
 
 def test_distances_go_on_even_if_nothing_is_left(planish: Planish, run_folder: Path):

@@ -17,6 +17,7 @@ from planish.core.checks import check_images, logits_of
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, Update, evaluate_steps
+from planish.records.identity import attack_text
 from planish.search.found import Adversarials, with_logits
 
 Judge = Callable[..., EvaluationStep]
@@ -72,7 +73,7 @@ def test_the_record_says_what_was_done(network: nn.Module, images: Batch, judge:
     assert meta["model"]["name"] == "small" and meta["model"]["classes"] == 4 and len(meta["model"]["digest"]) == 64
     assert meta["data"]["name"] == "noise" and len(meta["data"]["digest"]) == 64
     assert json.loads(json.dumps(meta)) == meta
-    text = [column.meta["attack"] for column in judged.evaluation.columns]
+    text = [attack_text(column.meta["attack"]) for column in judged.evaluation.columns]
     assert text[0].startswith("2 x Untargeted(rule=Steepest(step_in_radii=0.25), steps=3, loss=cross_entropy,")
     assert text[1].startswith("Worst(Targeted(") and "Ranked(rank=2)" in text[1]
     assert " at 0x" not in "".join(text)
@@ -125,16 +126,13 @@ def test_progress_is_reported(network: nn.Module, images: Batch, judge: Judge):
 
 
 @dataclass(frozen=True)
-class Forged:
+class Forged(Attack):
     """Returns the images moved by a number, and claims a score."""
 
     shift: float
     score: float
 
-    def goal(self, batch: Batch) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        return PGD(1, 1).goal(batch)
-
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         x_adv = batch.x + self.shift

@@ -13,7 +13,7 @@ from planish.attacks.boundary import Boundary
 from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from planish.attacks.gradient import FGSM, PGD
 from planish.attacks.log_barrier import LogBarrier
-from planish.attacks.suites import Fixed, Stage, Suite, papers
+from planish.attacks.suites import Fixed, Stage, Staged, Suite, papers
 from planish.attacks.suites.autoattack import AutoAttack
 from planish.attacks.suites.cascade import Cascade
 from planish.core.batch import Batch
@@ -62,8 +62,8 @@ def judged(network: nn.Module, images: Batch, name: str, threat: ThreatModel, **
 def test_autoattack_is_the_published_four_with_their_budgets():
     stages = {stage.name: stage for stage in AutoAttack().stages}
     assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert [component.steps for component in components_of(stages["apgd-ce"].attack)] == [100]  # type: ignore[attr-defined]
-    targets = list(components_of(stages["apgd-t"].attack))
+    assert [component.steps for component in components_of(stages["apgd-ce"].attack.assembled(10))] == [100]  # type: ignore[attr-defined]
+    targets = list(components_of(stages["apgd-t"].attack.assembled(10)))
     assert [(component.steps, component.targets.rank) for component in targets] == [(100, k) for k in range(1, 10)]  # type: ignore[attr-defined]
     fab = stages["fab-t"].attack.attack  # type: ignore[attr-defined]
     assert (fab.steps, fab.targets, fab.restarts) == (100, 9, 1)
@@ -127,7 +127,7 @@ def test_finlay_s_four_are_those_by_name_in_a_ball_and_for_distances(norm: str, 
     names = [f"carlini-wagner{suffix}" if name == "carlini-wagner" else name for name in FINLAY]
     by_name = distance_attacks(names, 10)
     suite = attacks_by_name(["paper-finlay"], 10, norm=norm)["paper-finlay"]
-    assert isinstance(suite, Fixed) and {stage.name: stage.attack for stage in suite.stages} == {
+    assert isinstance(suite, Staged) and {stage.name: stage.attack for stage in suite.stages} == {
         name: Within(attack) for name, attack in by_name.items()
     }
     measuring = distance_attacks(["closest-10", "paper-finlay"], 10, norm=norm)

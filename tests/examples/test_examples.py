@@ -24,17 +24,17 @@ from planish.cli import main as cli
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf
 from planish.data import load
-from planish.evaluation.distances import DistanceColumn, Distances
 from planish.evaluation.naming import attacks_by_name, distance_attacks
 from planish.models import Normalized, build
 from planish.records.audit import Audit, Finding
+from planish.records.distances import DistanceColumn, Distances
 from planish.records.evaluation import load as load_record
 from planish.records.statistics import Estimate
 from planish.registry import components
 from planish.report import Table
 from planish.runs.config import DataOptions, ThreatOptions, experiment_from, read
 from planish.runs.judge import LoadedModel, Verified, entries
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
@@ -185,7 +185,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimate_rows", lambda job, rows: Table("", ("Row",), (), ()))
-    monkeypatch.setattr("planish.runs.train.train", lambda experiment, folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)

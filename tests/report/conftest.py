@@ -1,18 +1,17 @@
 """Entries with known numbers for the report's tests."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from planish.records.audit import Audit, Finding, Verdict
 from planish.records.evaluation import Column, Evaluation
-from planish.records.geometry import Bounds, ByRadius, Effort, Geometry, Linearity, Pictures, Planes, Weights
-from planish.records.statistics import Estimate
-from planish.report import AuditSummary, Entry, Outcomes
-from planish.report.audited import Verdict
-from planish.report.entry import Images, Training
+from planish.records.geometry import ByRadius, DistanceBounds, Effort, Geometry, Linearity, Pictures, Planes, Weights
+from planish.report import Entry
+from planish.report.entry import Gallery, Training
 
 Make = Callable[..., Entry]
 
@@ -58,10 +57,10 @@ def training() -> Training:
 
 
 @pytest.fixture(scope="session")
-def images() -> Callable[[int], Images]:
+def images() -> Callable[[int], Gallery]:
     """Three images with this many channels."""
 
-    def build(channels: int) -> Images:
+    def build(channels: int) -> Gallery:
         clean = np.random.default_rng(0).random((3, channels, 6, 6)).astype(np.float32)
         classes = np.arange(3)
         return {
@@ -80,7 +79,7 @@ HOSTILE = "<script>hacked=1</script><img src=x onerror=hacked=1>"
 
 
 @pytest.fixture(scope="session")
-def hostile(make: Make, training: Training, images: Callable[[int], Images]) -> list[Entry]:
+def hostile(make: Make, training: Training, images: Callable[[int], Gallery]) -> list[Entry]:
     """Two models with names that want to be code; the first has pictures."""
     names = {"classes": [HOSTILE, "'\"></svg><script>hacked=1</script>", "{{ 7*7 }}|`x`"]}
     after = {"fgsm": 35, "apgd": 30}
@@ -89,50 +88,47 @@ def hostile(make: Make, training: Training, images: Callable[[int], Images]) -> 
     return [first, make("https://example.org/a b", 38, after, training={"passes": 1.0, "seconds": 12.0}, **names)]
 
 
-@dataclass(frozen=True)
-class Check:
-    """A finding, as an audit makes them."""
+def finding(check: str, verdict: Verdict, statistic: float | None, *limits: float | None, **more: Any) -> Finding:
+    """A finding in percent, as an audit makes them; limits: where it warns and fails."""
+    return Finding(check, verdict, statistic, "%", *limits, **{"meaning": "It means this.", "advice": "", **more})
 
-    check: str
-    verdict: Verdict
-    statistic: float | None
-    warn_at: float | None = None
-    fail_at: float | None = None
-    unit: str = "%"
-    meaning: str = "It means this."
-    advice: str = ""
-    evidence: dict[str, Any] = field(default_factory=dict)
-    passes: int = 10
+
+BREAKERS = (HOSTILE, "suite/scout")
+MARGINS = [0.5, -0.3, -0.1, -2.0, -1.0, -0.2, *[0.6] * 4, *[-5.0] * 40]
+BROKEN_BY = [-1, 0, 1, -1, -1, -1, *[-1] * 4, *[1] * 13, *[-1] * 27]
 
 
 @pytest.fixture(scope="session")
-def audit_summary() -> AuditSummary:
-    """An audit with a finding of each verdict and hostile words."""
-    findings = [
-        Check("random-starts", "pass", 0.5, 2, 5),
-        Check("linearity", "open", None, 0.1, 0.3, advice="Give more passes."),
-        Check("gradients", "warn", 7.0, 5, 10, evidence={"zero": list(range(90)), "deep": {"share": 0.07}}),
-        Check(
+def audit() -> Audit:
+    """Fifty images, 45 right and 30 robust; a finding of each verdict and hostile words."""
+    findings = (
+        finding("random-starts", "pass", 0.5, 2, 5),
+        finding("linearity", "open", None, 0.1, 0.3, advice="Give more passes."),
+        finding("gradients", "warn", 7.0, 5, 10, evidence={"zero": list(range(90)), "deep": {"share": 0.07}}),
+        finding(
             HOSTILE, "fail", 60.0, None, 99, meaning=f"Read {HOSTILE} | and [this](https://example.org).", advice="|"
         ),
-    ]
-    provenance = {"seed": 3, "commands": ["planish audit runs/a", ["planish", "list"]], "note": HOSTILE}
-    return AuditSummary("a", Estimate.from_counts(30, 50), "Linf", 8 / 255, ("fgsm", "apgd"), findings, provenance, "d")
+    )
+    meta: dict[str, Any] = {"schema_version": 1, "suite": "suite", "checks": 4, "seed": 3, "notes": [HOSTILE]}
+    meta |= {"model": {"name": "a"}, "data": {"name": "d"}, "threat": {"norm": "Linf", "radius": 8 / 255}}
+    meta |= {"command": "planish audit runs/a"}
+    labels, margins = np.array([0, 0, 1, 2, 0, *[1] * 45]), np.array(MARGINS, np.float32)
+    return Audit(findings, np.arange(10, 60), labels, margins, np.array(BROKEN_BY), BREAKERS, meta)
 
 
 def drawn_portrait() -> Geometry:
-    """Numbers of six images, five of them measured: the first is wrong when clean, two fell, three stand."""
+    """Numbers of the first six images, five of them measured: the first is wrong when clean, two fell, three stand."""
     generator = np.random.default_rng(0)
     at = np.linspace(-0.15, 0.15, 5)
     clean = generator.random((4, 1, 6, 6)).astype(np.float32)
     rows = np.arange(1, 6)
     return Geometry(
-        np.array([0, 0.02, 0.03, 0.2, np.nan, 0.3], np.float32),
+        np.array([0, 0.02, 0.03, 0.2, np.nan, 0.3, *[np.nan] * 44], np.float32),
         rows,
         ("one thing",),
         99,
         Linearity(np.arange(5.0), np.arange(5.0) / 2, 50),
-        Bounds(
+        DistanceBounds(
             np.full(5, 0.05),
             np.full(5, 0.01),
             20.0,
@@ -152,15 +148,8 @@ def drawn_portrait() -> Geometry:
 
 
 @pytest.fixture(scope="session")
-def pictured(audit_summary: AuditSummary) -> AuditSummary:
+def pictured(audit: Audit) -> Audit:
     """The audit with a geometry, and with class names that want to be code."""
-    breakers = ("none (clean)", HOSTILE, "suite/scout", "", "", "")
-    margins = np.array([0.5, -0.3, -0.1, -2.0, -1.0, -0.2], np.float32)
-    outcomes = Outcomes(np.arange(10, 16), np.array([0, 0, 1, 2, 0, 1]), margins, breakers)
-    return replace(
-        audit_summary,
-        clean=Estimate.from_counts(45, 50),
-        classes=(HOSTILE, "'\"></svg><script>hacked=1</script>", "{{ 7*7 }}|`x`"),
-        outcomes=outcomes,
-        geometry=drawn_portrait(),
-    )
+    classes = [HOSTILE, "'\"></svg><script>hacked=1</script>", "{{ 7*7 }}|`x`"]
+    meta = {**audit.meta, "data": {"name": "d", "classes": classes}}
+    return replace(audit, meta=meta, geometry=drawn_portrait())

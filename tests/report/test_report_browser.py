@@ -1,14 +1,14 @@
 """The pages in a real browser: on a phone, dark and light, on paper, by keyboard, without scripts, under attack."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
 
-from planish.report import AuditSummary, Entry
+from planish.records.audit import Audit
+from planish.report import Entry
 from planish.report.figures import accuracies, spending
 from planish.report.geometry import geometry_figures
 from planish.report.pairs import paired_plate, pairs
@@ -56,7 +56,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pages(hostile: list[Entry], pictured: AuditSummary, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(hostile: list[Entry], pictured: Audit, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report, an audit and a comparison of audits with names that want to be code."""
     folder = tmp_path_factory.mktemp("pages")
     found, spent = pairs(hostile), spending(hostile)
@@ -66,7 +66,7 @@ def pages(hostile: list[Entry], pictured: AuditSummary, tmp_path_factory: pytest
     made = {
         "report": render(hostile, title, {"commands": ["a" * 300]}, drawn, found),
         "audit": render_audit(pictured, geometry_figures(pictured)),
-        "compared": render_compared([pictured, replace(pictured, name=title)], title, {}),
+        "compared": render_compared({"a": pictured, title: pictured}, title, {}),
     }
     for name, text in made.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")

@@ -14,11 +14,11 @@ from PIL import Image
 
 from planish.core.errors import BadInput
 from planish.report import Entry, summary_rows, write_report
-from planish.report.entry import Images, Training
+from planish.report.entry import Gallery, Training
 from planish.report.gallery import gallery, shots
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-Build = Callable[[int], Images]
+Build = Callable[[int], Gallery]
 Make = Callable[..., Entry]
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from planish.core.errors import BadInput
+from planish.records.audit import Audit
 from planish.records.geometry import Geometry
-from planish.report import AuditSummary, Entry, write_audit, write_comparison
+from planish.report import Entry, write_audit, write_comparison
 from planish.report.compared import audit_headline, headline_rows, side_by_side, told_apart
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
 from planish.report.rendering import render_audit, render_compared
@@ -18,7 +19,7 @@ from planish.report.rendering import render_audit, render_compared
 SLUGS = ["radius", "surface-fell", "surface-stands", "gamma", "bounds", "steps-restarts", "weights"]
 
 
-def test_every_part_has_its_figure(pictured: AuditSummary) -> None:
+def test_every_part_has_its_figure(pictured: Audit) -> None:
     plates = geometry_figures(pictured)
     assert [plate.slug for plate in plates] == SLUGS
     assert all(plate.alt.endswith(".") and plate.caption for plate in plates)
@@ -31,38 +32,37 @@ def test_every_part_has_its_figure(pictured: AuditSummary) -> None:
     assert "classified correctly when clean" in effort.caption
 
 
-def test_numbers_that_are_none_leave_figures_out(pictured: AuditSummary) -> None:
+def test_numbers_that_are_none_leave_figures_out(pictured: Audit) -> None:
     assert pictured.geometry is not None and pictured.geometry.planes is not None
-    empty = Geometry(np.full(6, np.nan, np.float32), np.zeros(0, np.int64), ("no gradient",))
+    empty = Geometry(np.full(50, np.nan, np.float32), np.zeros(0, np.int64), ("no gradient",))
     bare = replace(pictured, geometry=empty)
     assert geometry_figures(bare) == [] == geometry_shots(bare) and geometry_caption(bare) == ""
     assert "What is missing here: no gradient." in render_audit(bare)
     part = pictured.geometry.planes._replace(loss=np.full((2, 5, 5), np.nan))
-    broken = replace(pictured, geometry=replace(pictured.geometry, planes=part, distance=np.full(6, np.nan)))
+    broken = replace(pictured, geometry=replace(pictured.geometry, planes=part, distance=np.full(50, np.nan)))
     assert [plate.slug for plate in geometry_figures(broken)] == ["radius", "gamma", "steps-restarts", "weights"]
     assert geometry_figures(replace(pictured, geometry=None)) == []
 
 
-def test_the_pictures_that_fell_come_first(pictured: AuditSummary) -> None:
+def test_the_pictures_that_fell_come_first(pictured: Audit) -> None:
     shots = geometry_shots(pictured)
     assert [shot.index for shot in shots] == [11, 12, 13, 14]
     assert "scaled by 5 around grey" in geometry_caption(pictured)
 
 
-def test_each_image_has_its_row(pictured: AuditSummary) -> None:
+def test_each_image_has_its_row(pictured: Audit) -> None:
     table = outcome_rows(pictured)
-    assert table is not None and [row[0] for row in table.rows[:4]] == ["12", "11", "14", "13"]
+    assert [row[0] for row in table.rows[:4]] == ["12", "11", "14", "13"]
     every = {row[0]: row for row in table.rows}
-    assert len(every) == 6 and "All 6 images, those that are pictured first." in table.caption
+    assert len(every) == 50 and "All 50 images, those that are pictured first." in table.caption
     dash = "\N{EN DASH}"
     assert every["10"][2:] == ("wrong when clean", dash, "+0.5", "0") and every["14"][2:4] == ("stands", dash)
     assert every["12"][2:] == ("fell", "suite/scout", "\N{MINUS SIGN}0.1", "0.03") and every["14"][5] == dash
     some = outcome_rows(pictured, 1)
-    assert some is not None and len(some.rows) == 4 and "2 farther ones are left out" in some.caption
-    assert outcome_rows(replace(pictured, outcomes=None)) is None
+    assert len(some.rows) == 4 and "46 farther ones are left out" in some.caption
 
 
-def test_the_portrait_in_words(pictured: AuditSummary, tmp_path: Path) -> None:
+def test_the_portrait_in_words(pictured: Audit, tmp_path: Path) -> None:
     assert pictured.geometry is not None
     linear, distance, proven, effort, missing = told(pictured.geometry)
     assert proven.startswith("Certificates: 0.06 in the median") and proven.endswith("(as a test).")
@@ -74,7 +74,7 @@ def test_the_portrait_in_words(pictured: AuditSummary, tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(SLUGS)
 
 
-def test_the_page_shows_verdict_figures_findings_images_in_that_order(pictured: AuditSummary) -> None:
+def test_the_page_shows_verdict_figures_findings_images_in_that_order(pictured: Audit) -> None:
     page = render_audit(pictured, geometry_figures(pictured))
     places = [page.index(part) for part in ("badge fail", 'id="figures"', 'id="gallery"', 'id="group-fail"')]
     places += [page.index(part) for part in ('id="tables"', 'id="images"', 'id="reproduce"', 'id="provenance"')]
@@ -82,36 +82,34 @@ def test_the_page_shows_verdict_figures_findings_images_in_that_order(pictured: 
     assert 'href="#shot-1-12"' in page and 'id="shot-1-12"' in page and "clean 90.0%" in page
 
 
-def test_findings_side_by_side(pictured: AuditSummary, audit_summary: AuditSummary) -> None:
-    other = replace(
-        audit_summary, name="b", findings=[replace(audit_summary.findings[0], check="more", statistic=None)]
-    )
-    table = side_by_side([audit_summary, other])
+def test_findings_side_by_side(pictured: Audit, audit: Audit) -> None:
+    other = replace(audit, findings=(replace(audit.findings[0], check="more", statistic=None),))
+    table = side_by_side({"a": audit, "b": other})
     assert table.headers == ("Check", "a", "b")
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["gradients"] == ("! Warning, 7%", "\N{EN DASH}") and rows["more"][1] == "\N{CHECK MARK} Pass"
     assert [row[0] for row in table.rows][1:] == ["gradients", "linearity", "random-starts", "more"]
-    first = headline_rows([pictured, other]).rows[0]
+    first = headline_rows({"a": pictured, "b": other}).rows[0]
     assert first[1:4] == ("\N{MULTIPLICATION X} Fail", "60.0% [46.2, 72.4]", "90.0% [78.6, 95.7]")
-    assert "a: fail (1 fail, 1 warning, 1 open, 1 pass)" in audit_headline([pictured, other])[1]
-    page = render_compared([pictured, other], "t", {})
+    assert "a: fail (1 fail, 1 warning, 1 open, 1 pass)" in audit_headline({"a": pictured, "b": other})[1]
+    page = render_compared({"a": pictured, "b": other}, "t", {})
     assert 'class="fail"' in page and page.count("<script") == 1
 
 
-def test_audits_of_one_name_are_numbered_and_of_one_threat(audit_summary: AuditSummary) -> None:
-    assert [one.name for one in told_apart([audit_summary, audit_summary])] == ["a, audit 1", "a, audit 2"]
+def test_audits_of_one_name_are_numbered_and_of_one_threat(audit: Audit) -> None:
+    assert list(told_apart([audit, audit])) == ["a, audit 1", "a, audit 2"]
     with pytest.raises(BadInput, match=r"at one norm and radius, got Linf radius 8/255 and Linf radius 0.1"):
-        told_apart([audit_summary, replace(audit_summary, radius=0.1)])
+        told_apart([audit, replace(audit, meta={**audit.meta, "threat": {"norm": "Linf", "radius": 0.1}})])
 
 
-def test_comparisons_with_audits(make: Callable[..., Entry], audit_summary: AuditSummary, tmp_path: Path) -> None:
+def test_comparisons_with_audits(make: Callable[..., Entry], audit: Audit, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="at least two evaluations or audits"):
-        write_comparison([], tmp_path, "t", {}, [audit_summary])
-    write_comparison([], tmp_path, "t", {}, [audit_summary, replace(audit_summary, name="b")])
+        write_comparison([], tmp_path, "t", {}, [audit])
+    write_comparison([], tmp_path, "t", {}, [audit, replace(audit, meta={**audit.meta, "model": {"name": "b"}})])
     document = json.loads((tmp_path / "results.json").read_text())
     assert [one["verdict"] for one in document["audits"]] == ["fail", "fail"] and document["schema_version"] == 1
     entry = make("e", 40, {"x": 30}, radius=8 / 255)
-    page = write_comparison([entry], tmp_path, "t", {}, [audit_summary]).read_text(encoding="utf-8")
+    page = write_comparison([entry], tmp_path, "t", {}, [audit]).read_text(encoding="utf-8")
     assert 'id="audits"' in page and json.loads((tmp_path / "results.json").read_text())["audits"][0]["name"] == "a"
     with pytest.raises(BadInput, match=r"evaluations are at Linf radius 0.1, and the audit of a at Linf radius 8/255"):
-        write_comparison([make("e", 40, {"x": 30})], tmp_path, "t", {}, [audit_summary])
+        write_comparison([make("e", 40, {"x": 30})], tmp_path, "t", {}, [audit])

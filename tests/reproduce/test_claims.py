@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from planish.core.errors import BadInput
-from planish.evaluation.distances import DistanceColumn, Distances
+from planish.records.distances import DistanceColumn, Distances
 from planish.records.statistics import paired_interval
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.measured import _improvement

@@ -15,7 +15,8 @@ from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf
 from planish.data import load
-from planish.reproduce import Job, numbers, table
+from planish.records import numbers
+from planish.reproduce import Job, table
 from planish.reproduce.estimate import column_passes
 from planish.reproduce.numbers import NUMBERINGS, PASSES, regularity
 from planish.reproduce.tables import STATISTICS
@@ -80,7 +81,9 @@ def test_numbers_are_kept_for_each_image(finished: Job, tmp_path: Path):
     assert (record.meta["steps"], record.meta["norm"], record.meta["radius"]) == (20, "Linf", 0.1)
     assert record.labels.tolist() == images.labels.tolist()
     cells = json.loads((finished.out / "results.json").read_text())["rows"]["robust"]["figures"]
-    assert cells["upper"]["value"] == pytest.approx(record.of(upper.statistic).mean(), rel=1e-5)
+    assert cells["upper"]["value"] == pytest.approx(
+        record.numbers[upper.statistic.numbers].astype(np.float64).mean(), rel=1e-5
+    )
     steep = finished.table.columns["steep"]
     kept = numbers.load(finished.record("robust", steep) / numbers.FILE)
     assert cells["steep"]["value"] == pytest.approx(float(np.max(kept.numbers["gradient"])), rel=1e-5)

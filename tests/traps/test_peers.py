@@ -176,7 +176,7 @@ def test_every_attack_knows_few_classes(name: str, classes: int):
 def test_the_published_number_of_steps_is_what_runs(name: str):
     """torchattacks' and MAIR's AutoAttack never pass the steps on and run 10 where 100 are published."""
     steps, restarts, targets = PUBLISHED[name]
-    parts: list[Any] = list(components_of(attack_of(name, 10)))
+    parts: list[Any] = list(components_of(attack_of(name, 10).assembled(10)))
     assert [part.steps for part in parts] == [steps] * restarts * targets
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack
-from planish.core.batch import Batch, per_image
+from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
 from planish.core.modes import attacked
@@ -117,9 +117,8 @@ class _Walk(NamedTuple):
     gradient: Tensor
 
     def moved(self, step_in_radii: float, threat: ThreatModel) -> "_Walk":
-        size = per_image(step_in_radii * self.radius, self.x)
-        x_adv = threat.project(self.x_adv + size * threat.steepest(self.gradient), self.x, self.radius)
-        return self._replace(x_adv=x_adv)
+        length = step_in_radii * self.radius
+        return self._replace(x_adv=threat.step(self.x_adv, self.x, self.gradient, length, self.radius))
 
 
 def _opened(model: nn.Module, batch: Batch, rows: Tensor, threat: ThreatModel) -> _Bracket:

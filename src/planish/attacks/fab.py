@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import MASKED, margin, wide
+from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.search.linearize import gap_gradients
+from planish.search.linearize import gap_gradients, target_order
 
 NORMS = ("Linf", "L2")
 PAST = 0.02
@@ -73,7 +73,7 @@ class FAB(DistanceAttack):
 
     def _classes(self, batch: Batch) -> Iterator[Tensor]:
         """Yield, for each walk of a restart, the classes (N, R) whose planes it looks at."""
-        ranked = _ranked(batch)
+        ranked = target_order(batch)
         if self.targets is not None:
             yield from (ranked[:, rank : rank + 1] for rank in range(min(self.targets, ranked.shape[1])))
         elif ranked.shape[1]:
@@ -182,17 +182,6 @@ class _Search(NamedTuple):
         offer(self.found, rows, self.batch, x_adv, score >= 0, self.threat, step)
         nearer = self.found.distance[rows] < before
         self.height[rows] = torch.where(nearer, score.to(self.height.dtype), self.height[rows])
-
-
-def _ranked(batch: Batch) -> Tensor:
-    """Return the wrong classes (N, K - 1): by the batch's order as far as it goes, else by clean logit."""
-    assert batch.logits is not None
-    scores = wide(batch.logits).scatter(1, batch.labels[:, None], MASKED)
-    ranked = scores.argsort(dim=1, descending=True, stable=True)[:, :-1]
-    if batch.order is not None:
-        count = batch.order.shape[1]
-        ranked[:, :count] = torch.where(batch.order >= 0, batch.order, ranked[:, :count])
-    return ranked
 
 
 def to_plane(point: Tensor, normal: Tensor, need: Tensor, threat: ThreatModel) -> Tensor:

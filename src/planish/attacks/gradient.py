@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from planish.attacks import Attack, Recipe, Worst
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
+from planish.core.losses import Loss, cross_entropy, dlr, dlr_toward, margin, masked, toward, wide
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Score, ascend, search
 from planish.search.found import Adversarials, as_component, with_logits
+from planish.search.linearize import target_order
 from planish.search.objectives import Objective, loss_of, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Piecewise, Steepest, StepRule
 
@@ -51,10 +52,7 @@ class Ranked:
         classes = batch.logits.shape[1]
         if not 1 <= self.rank < classes:
             raise BadInput(f"target rank {self.rank} does not exist with {classes} classes")
-        if batch.order is not None and self.rank <= batch.order.shape[1]:
-            return batch.order[:, self.rank - 1]
-        scores = batch.logits.scatter(1, batch.labels[:, None], MASKED)
-        return scores.argsort(dim=1, descending=True, stable=True)[:, self.rank - 1]
+        return target_order(batch)[:, self.rank - 1]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class LeastLikely:
     def __call__(self, batch: Batch) -> Tensor:
         """Return the targets."""
         assert batch.logits is not None
-        return batch.logits.scatter(1, batch.labels[:, None], -MASKED).argmin(1)
+        return masked(-batch.logits, batch.labels).argmax(1)
 
 
 @dataclass(frozen=True)

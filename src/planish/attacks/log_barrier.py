@@ -159,13 +159,13 @@ def _start(model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, 
     noise = initial_adversarial(model, some, threat, seed)
     found.passes[rows] += noise.passes
     offer(found, rows, batch, noise.x_adv, noise.found, threat, 0)
-    x_adv, reached, passes = _steepest_step(model, some, threat)
+    x_adv, reached, passes = _climb(model, some, threat)
     rounds = torch.where(reached, BISECTIONS, 0)
     found.passes[rows] += passes + rounds
     offer(found, rows, batch, bisected(model, some, threat, x_adv, rounds), reached, threat, 0)
 
 
-def _steepest_step(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
+def _climb(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
     """Step after step to where the margin to the nearest class would vanish on a plane, 5 % further and then more.
 
     Returns where that ends, whether it is adversarial, and the passes.

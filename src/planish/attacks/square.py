@@ -113,8 +113,7 @@ class _Bumps(NamedTuple):
         delta = tiles.permute(0, 3, 1, 4, 2, 5).reshape(images, channels, rows * side, columns * side)
         top, left = (height - rows * side) // 2, (width - columns * side) // 2
         edges = (left, width - columns * side - left, top, height - rows * side - top)
-        delta = self.threat.radius * self.threat.steepest(F.pad(delta, edges))
-        return self.threat.project(batch.x + delta, batch.x)
+        return self.threat.step(batch.x, batch.x, F.pad(delta, edges))
 
     def candidate(self, batch: Batch, x_adv: Tensor, share: float, seed: int) -> Tensor:
         """Return the current images with new bumps in one window and nothing in the other."""

@@ -24,12 +24,12 @@ from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import OnChunk, data_digest, model_digest
+from planish.evaluation.evaluate import OnChunk
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column
 from planish.records.geometry import Geometry
+from planish.records.origin import origin
 from planish.registry import components, imported
-from planish.storage.provenance import provenance
 
 SUITE = "planish"
 
@@ -149,21 +149,19 @@ def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:
 
 
 def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str, Any]:
-    model = {"digest": model_digest(evidence.given), "classes": evidence.classes}
-    return {
-        **about,
-        "schema_version": SCHEMA_VERSION,
-        "budget": evidence.plan.level,
-        "suite": evidence.suite_name,
-        "seed": evidence.seed,
-        "black_box": evidence.black_box,
-        "checks": count,
-        "model": {**about.get("model", {}), **model},
-        "data": {**about.get("data", {}), "digest": data_digest(evidence.images)},
-        "threat": {"norm": evidence.threat.name, "radius": evidence.threat.radius},
-        "notes": list(about.get("notes", [])),
-        **provenance(evidence.images.x.device),
-    }
+    return origin(
+        evidence.given,
+        evidence.images,
+        about,
+        schema_version=SCHEMA_VERSION,
+        budget=evidence.plan.level,
+        suite=evidence.suite_name,
+        seed=evidence.seed,
+        black_box=evidence.black_box,
+        checks=count,
+        threat={"norm": evidence.threat.name, "radius": evidence.threat.radius},
+        notes=list(about.get("notes", [])),
+    )
 
 
 def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any], seen: Geometry | None) -> Audit:

@@ -44,7 +44,6 @@ class Unknown:
 
 
 Look = Callable[[Evidence], Seen | Unknown]
-NOTHING_CORRECT = Unknown("No image is classified correctly.", "Audit a model that is better than chance.")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ class Check:
     """One question to a model: `look` finds a number, and the thresholds judge it.
 
     rows: of the table in docs/audit.md. level: the smallest budget that it is part of. worse: which side of a threshold
-    is bad. classes: the fewest that it can be made with.
+    is bad. classes: the fewest that it can be made with. correct: whether it is made of images that are classified
+    correctly: needs any of them, or one in the sample.
     """
 
     look: Look
@@ -64,6 +64,7 @@ class Check:
     level: Budget = "quick"
     needs: Needs = "logits"
     classes: int = 2
+    correct: Literal["no", "any", "sampled"] = "no"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.look.__doc__)
@@ -128,6 +129,9 @@ class Check:
         if self.needs == "gradients" and not evidence.has_gradients:
             reason = "No image has a gradient that is of any use."
             return Unknown(reason, "See the checks gradient and zero-gradients, and audit again when they pass.")
+        right = {"no": evidence.every, "any": evidence.correct.nonzero(), "sampled": evidence.held_rows}[self.correct]
+        if not len(right):
+            return Unknown("No image is classified correctly.", "Audit a model that is better than chance.")
         return None
 
 

@@ -353,6 +353,6 @@ class Evidence:
         """Return a generator that depends on the seed and this name."""
         return seeded(self.seed, int.from_bytes(sha256(name.encode()).digest()[:6]))
 
-    def ids(self, mask: Tensor) -> list[int]:
-        """Return the indices, in their data set, of the images of a mask (N,)."""
-        return [int(index) for index in self.images.indices[mask].tolist()]
+    def ids(self, rows: Tensor) -> list[int]:
+        """Return the indices, in their data set, of the images of these rows, or of a mask (N,)."""
+        return [int(index) for index in self.images.indices[rows].tolist()]

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from planish.attacks import searched
 from planish.attacks.closest import Closest
@@ -15,7 +16,7 @@ from planish.audit.measures.bounds import estimated_bounds, violations
 from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.highest import highest
 from planish.audit.measures.linearity import local_linearity, one_step, random_point
-from planish.audit.measures.surfaces import Direction, Moved, filter_normalised, loss_plane, rademacher
+from planish.audit.measures.surfaces import along_weights, filter_normalised, loss_plane, rademacher
 from planish.audit.proof import Proof, proof
 from planish.core.batch import Batch
 from planish.core.checks import logits_of
@@ -27,8 +28,8 @@ from planish.records.audit import Finding
 from planish.records.geometry import (
     REACH,
     Array,
-    Bounds,
     ByRadius,
+    DistanceBounds,
     Effort,
     Geometry,
     Linearity,
@@ -164,7 +165,9 @@ def _nearest(evidence: Evidence, batch: Batch, rows: Tensor) -> Tensor:
     return torch.where(distance.isfinite(), distance, torch.nan).float()
 
 
-def _bounds(evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, notes: list[str]) -> Bounds | None:
+def _bounds(
+    evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, notes: list[str]
+) -> DistanceBounds | None:
     """Return L- and C-bounds; curvature by finite differences over the radius, which see what ReLUs do."""
     try:
         found = estimated_bounds(
@@ -184,7 +187,7 @@ def _bounds(evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, n
     arrays = _array(found.by_lipschitz), _array(found.by_curvature)
     constants = float(found.lipschitz), float(found.curvature)
     refuted = by_l.refuted, by_c.refuted, by_l.compared
-    return Bounds(*arrays, *constants, *refuted, _array(proven.distance), proven.how)
+    return DistanceBounds(*arrays, *constants, *refuted, _array(proven.distance), proven.how)
 
 
 def _proven(evidence: Evidence, rows: Tensor, distance: Tensor, notes: list[str]) -> Proof:
@@ -273,20 +276,15 @@ def _weights(evidence: Evidence, batch: Batch, notes: list[str]) -> Weights | No
         return None
     shares = _spaced(1.0, MOVES)
     try:
-        lines = torch.stack([_weight_line(evidence, way, shares, some) for way in directions])
+        loss = partial(_moved_loss, evidence, some)
+        lines = torch.stack([along_weights(evidence.model, way, shares.tolist(), loss) for way in directions])
     except RuntimeError as error:
         notes.append(f"the weights' landscape is not shown: {str(error).splitlines()[0]}")
         return None
-    return Weights(_array(shares), _array(lines[..., 0]), _array(lines[..., 1]), len(some.x), WEIGHT_STEPS)
+    return Weights(_array(shares), _array(lines[:, 0]), _array(lines[:, 1]), len(some.x), WEIGHT_STEPS)
 
 
-def _weight_line(evidence: Evidence, way: Direction, shares: Tensor, batch: Batch) -> Tensor:
-    """Return the mean loss, clean and under PGD, with the weights moved by each of the shares (A,) of a way: (A, 2)."""
-    moved = (Moved(evidence.model, (way,), (share,)) for share in shares.tolist())
-    return torch.stack([_moved_loss(evidence, one, batch) for one in moved])
-
-
-def _moved_loss(evidence: Evidence, moved: Moved, batch: Batch) -> Tensor:
+def _moved_loss(evidence: Evidence, batch: Batch, moved: nn.Module) -> Tensor:
     """Return the mean loss, clean and under PGD, of a model whose weights were moved: (2,)."""
     objective = objective_of(moved, loss_of(cross_entropy, batch.labels))
     start = random_point(batch, evidence.threat, evidence.seed)

@@ -84,7 +84,7 @@ def _run(job: "Job", rows: tuple[str, ...], quiet: bool) -> None:
 
 
 def _words(step: "Step") -> str:
-    from planish.evaluation.distances import Distances
+    from planish.records.distances import Distances
     from planish.records.evaluation import Evaluation
     from planish.training.loop import EpochRecord
 

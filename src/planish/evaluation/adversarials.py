@@ -12,8 +12,8 @@ from torch import Tensor
 
 from planish.attacks import Progress
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
 from planish.evaluation.evaluate import EvaluationStep
+from planish.records import adversarials
 from planish.search.found import Adversarials
 from planish.storage.files import UNREADABLE, read_arrays, remove, write_arrays
 
@@ -54,20 +54,12 @@ class KeptProgress:
 
 def save_images(judged: EvaluationStep, path: Path) -> None:
     """Write the images (N, ...) float32 as the attacks left them, and their indices."""
-    write_arrays(path, x_adv=judged.x_adv.cpu().numpy(), indices=judged.evaluation.indices)
+    adversarials.save(judged.x_adv.cpu().numpy(), judged.evaluation.indices, path)
 
 
 def load_images(path: Path) -> tuple[Tensor, NDArray[np.int64]]:
     """Return what `save_images` wrote: images and indices. Raises BadInput."""
-    try:
-        arrays = read_arrays(path)
-        x_adv, indices = arrays["x_adv"], arrays["indices"]
-    except FileNotFoundError:
-        raise BadInput(f"there is no {path}; planish evaluate --keep-images writes one") from None
-    except (*UNREADABLE, KeyError) as error:
-        raise BadInput(f"{path} does not hold adversarial images, or it is cut short") from error
-    if x_adv.dtype != np.float32 or x_adv.ndim != 4 or indices.shape != x_adv.shape[:1]:
-        raise BadInput(f"{path} must hold x_adv (N, C, H, W) float32 and indices (N,)")
+    x_adv, indices = adversarials.load(path)
     return torch.from_numpy(x_adv), indices
 
 
@@ -80,7 +72,7 @@ def images_left(path: Path, batch: Batch) -> Tensor | None:
 
 
 def save_gallery(judged: EvaluationStep, batch: Batch, path: Path) -> None:
-    """Keep the first images that were right and that this run has broken, with their adversarial twins."""
+    """Keep the first images that were right and that this run has broken, with their adversarial images."""
     record = judged.evaluation
     moved = (judged.x_adv != batch.x).flatten(1).any(1).cpu().numpy()
     rows = np.flatnonzero(record.correct() & ~record.survivors() & moved)[:SHOWN]

@@ -1,141 +1,56 @@
-"""How far away the nearest adversarial image is: distance attacks on a test set, and what follows from them.
+"""How far away the nearest adversarial image is: distance attacks on a test set."""
 
-A found distance is an upper bound of the true one: another attack may find a nearer image.
-"""
-
-import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack, searched
+from planish.core.arguments import Images, Labels, batch_of, model_of, seed_of, threat_of
 from planish.core.batch import Batch
 from planish.core.checks import CHUNK, check_images, check_logits, logits_of
-from planish.core.errors import BadInput, nearest
+from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import data_digest, model_digest
-from planish.records.evaluation import Floats, Integers
-from planish.records.statistics import Booleans, Estimate
+from planish.evaluation.naming import Attacks, distance_attacks_of
+from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
+from planish.records.identity import describe_attack
+from planish.records.origin import origin
 from planish.search.found import Nearest
-from planish.storage.files import UNREADABLE, read_arrays, write_arrays
-from planish.storage.provenance import provenance
 
-SCHEMA_VERSION = 1
 FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 """By how much of its distance an image may be moved away where a fresh forward finds it on the wrong side."""
-_FACTS = ("name", "fragile", "forwards", "backwards", "seconds", "meta")
 
 
-@dataclass(frozen=True, eq=False)
-class DistanceColumn:
-    """One attack's distances on N images, (N,) float32: 0 = misclassified when clean, inf = none found.
+def minimum_distance(
+    model: nn.Module,
+    x: Images,
+    labels: Labels | None,
+    norm: str | ThreatModel = "L2",
+    attack: Attacks = "closest",
+    *,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> Distances:
+    """Measure how far away the nearest adversarial image is that a distance attack finds.
 
-    passes: (N,) int64, forwards and backwards that the search spent. fragile: images whose adversarial image a fresh
-    forward classified correctly; moved away a little, they may count all the same. forwards, backwards: of single
-    images in all, the fresh forward included. meta: JSON-able.
+    model, x, labels: as for `planish.evaluate`.
+    norm: "L2" or "Linf"; a threat with a radius leaves an image alone once one within it is found.
+    attack: names with commas, attack objects, a list or a dict of them; see `planish.list("attacks")`.
+    Raises BadInput.
     """
-
-    name: str
-    distance: Floats
-    passes: Integers
-    fragile: int
-    forwards: int
-    backwards: int
-    seconds: float
-    meta: dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Distances:
-    """Distances of N test images under several attacks, each run on every correct image.
-
-    indices, labels: (N,) int64. clean_margin: (N,) float32, below 0 = correct. meta is JSON-able and has "norm".
-    All distances are norms of the perturbation in pixels of [0, 1], inside the box, and upper bounds.
-    """
-
-    indices: Integers
-    labels: Integers
-    clean_margin: Floats
-    columns: tuple[DistanceColumn, ...]
-    meta: dict[str, Any]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The attacks' names, in order."""
-        return tuple(column.name for column in self.columns)
-
-    def correct(self) -> Booleans:
-        """(N,) True where the clean image is classified correctly."""
-        return self.clean_margin < 0
-
-    def of(self, name: str | None = None) -> Floats:
-        """(N,) distances found by an attack; without a name, per image the least that any found. BadInput."""
-        if name is None:
-            start = np.where(self.correct(), np.inf, 0).astype(np.float32)
-            best: Floats = np.minimum.reduce([start, *(column.distance for column in self.columns)])
-            return best
-        for column in self.columns:
-            if column.name == name:
-                return column.distance
-        raise BadInput(f"No attack '{name}' here; known: {', '.join(self.names)}.{nearest(name, self.names)}")
-
-    def not_found(self, name: str | None = None) -> int:
-        """How many images have no adversarial image found."""
-        return int(np.count_nonzero(np.isinf(self.of(name))))
-
-    def mean(self, name: str | None = None) -> float:
-        """Mean over the correct images that have a distance; NaN if there is none. Report `not_found` beside it."""
-        return _mean(self.of(name)[self.correct()])
-
-    def mean_of_all(self, name: str | None = None) -> float:
-        """Mean over all images that have a distance, a misclassified one counting 0 (Finlay and Oberman 2019)."""
-        return _mean(self.of(name))
-
-    def median(self, name: str | None = None) -> float:
-        """Median over the correct images; inf if none was found for more than half of them, NaN if none is correct."""
-        found = np.sort(self.of(name)[self.correct()])
-        return float(found[(len(found) - 1) // 2]) if len(found) else float("nan")
-
-    def fooling_rate(self, name: str | None = None) -> Estimate:
-        """Share of the correct images for which an adversarial image was found. ValueError if none is correct."""
-        return Estimate.of(np.isfinite(self.of(name)[self.correct()]))
-
-    def accuracy_at(self, radius: float, name: str | None = None) -> Estimate:
-        """Robust accuracy at a radius: the share of all images whose found distance is larger."""
-        return Estimate.of(self.of(name) > radius)
-
-    def curve(self, name: str | None = None, points: int = 200) -> list[tuple[float, float]]:
-        """Return (radius, accuracy) from radius 0 to the largest found distance."""
-        found = self.of(name)
-        largest = float(np.max(found[np.isfinite(found)], initial=0.0))
-        return [(float(radius), float(np.mean(found > radius))) for radius in np.linspace(0, largest, points)]
-
-
-def improvement_ratio(robust: Distances, undefended: Distances) -> float:
-    """Return how much farther adversarial images are, for how many more errors (Finlay and Oberman 2019, section 4).
-
-    ((m - m0) / m0) / ((e - e0) / e0), with the mean distance m over all images and the clean error e. Larger is better;
-    NaN where the undefended model makes no error or both make equally many.
-    """
-    error, error_0 = (float(np.mean(~one.correct())) for one in (robust, undefended))
-    mean, mean_0 = robust.mean_of_all(), undefended.mean_of_all()
-    if not (error_0 > 0 and error != error_0 and mean_0 > 0):
-        return float("nan")
-    return ((mean - mean_0) / mean_0) / ((error - error_0) / error_0)
-
-
-def _mean(distances: Floats) -> float:
-    found = distances[np.isfinite(distances)].astype(np.float64)
-    return float(found.mean()) if len(found) else float("nan")
+    network, threat, batch = model_of(model), threat_of(norm, radius=0.0), batch_of(x, labels)
+    check_images(batch, threat)
+    classes = check_logits(network, batch.select(slice(0, 1))).shape[1]
+    attacks = distance_attacks_of(attack, classes, norm=threat.name)
+    if not attacks:
+        raise BadInput('no attack is named; give one such as "closest"')
+    *_, last = measure(network, batch, threat, attacks, seed=seed_of(seed), about=about)
+    return last
 
 
 def measure(
@@ -166,22 +81,16 @@ def measure(
         record = replace(earlier, meta={**earlier.meta, **record.meta})
     for name, attack in attacks.items():
         if name not in record.names:
-            column = _measured(counted, images, threat, name, attack, seed, chunk)
+            own = attack.assembled(int(record.meta["model"]["classes"]))
+            column = _measured(counted, images, threat, name, own, seed, chunk)
             record = replace(record, columns=(*record.columns, column))
             yield record
 
 
 def _begun(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any]) -> Distances:
     assert images.logits is not None
-    meta = {
-        **about,
-        "schema_version": SCHEMA_VERSION,
-        "model": {**about.get("model", {}), "digest": model_digest(counted.model), "classes": images.logits.shape[1]},
-        "data": {**about.get("data", {}), "digest": data_digest(images)},
-        "norm": threat.name,
-        "radius": threat.radius,
-        **provenance(images.x.device),
-    }
+    facts = {"schema_version": SCHEMA_VERSION, "norm": threat.name, "radius": threat.radius}
+    meta = origin(counted.model, images, about, **facts)
     clean = margin(images.logits, images.labels).cpu().numpy()
     return Distances(images.indices.cpu().numpy(), images.labels.cpu().numpy(), clean, (), meta)
 
@@ -212,7 +121,7 @@ def _measured(
         forwards=counted.forwards - forwards,
         backwards=counted.backwards - backwards,
         seconds=time.perf_counter() - began,
-        meta={"attack": repr(attack)},
+        meta={"attack": describe_attack(attack)},
     )
 
 
@@ -240,30 +149,3 @@ def checked(
         open_[rows[wrong]] = False
         fragile = fragile or int(open_.sum())
     return distance, fragile
-
-
-def save(distances: Distances, path: str | Path) -> None:
-    """Write one .npz without pickle, whole or not at all."""
-    columns = [{key: getattr(column, key) for key in _FACTS} for column in distances.columns]
-    arrays: dict[str, NDArray[Any]] = {key: getattr(distances, key) for key in ("indices", "labels", "clean_margin")}
-    for column in distances.columns:
-        arrays |= {f"distance/{column.name}": column.distance, f"passes/{column.name}": column.passes}
-    described = np.array(json.dumps({"distances": distances.meta, "columns": columns}, allow_nan=False))
-    write_arrays(path, **arrays, meta=described)
-
-
-def load(path: str | Path) -> Distances:
-    """Read what ``save`` wrote. BadInput when the file is missing, cut short or something else."""
-    try:
-        arrays = read_arrays(path)
-        described = json.loads(str(arrays["meta"]))
-        columns = []
-        for facts in described["columns"]:
-            own: dict[str, Any] = {key: arrays[f"{key}/{facts['name']}"] for key in ("distance", "passes")}
-            columns.append(DistanceColumn(**facts, **own))
-        clean = (arrays["indices"], arrays["labels"], arrays["clean_margin"])
-        return Distances(*clean, tuple(columns), described["distances"])
-    except FileNotFoundError:
-        raise BadInput(f"There are no distances at {path}.") from None
-    except (*UNREADABLE, KeyError, TypeError) as error:
-        raise BadInput(f"{path} does not hold planish's distances, or it is cut short; measure again.") from error

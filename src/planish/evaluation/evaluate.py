@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Attack, Progress, Worst, components_of, run
+from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import Images, Labels, batch_of, model_of, seed_of, threat_of
 from planish.core.batch import Batch
@@ -26,8 +25,9 @@ from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.naming import Attacks, attacks_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
+from planish.records.identity import describe_attack, same_attack
+from planish.records.origin import origin
 from planish.search.found import Adversarials
-from planish.storage.provenance import provenance
 
 
 class Update(NamedTuple):
@@ -177,16 +177,15 @@ def _clean(
     assert logits is not None
     left_in_training = any(module.training for module in counted.model.modules())
     warnings = ["the model was left in training mode; it is judged in evaluation mode"] if left_in_training else []
-    meta = {
-        **about,
-        "schema_version": SCHEMA_VERSION,
-        "model": {**about.get("model", {}), "digest": model_digest(counted.model), "classes": logits.shape[1]},
-        "data": {**about.get("data", {}), "digest": data_digest(images)},
-        "threat": {"norm": threat.name, "radius": threat.radius},
-        "clean": {"forwards": counted.forwards, "seconds": seconds},
-        "warnings": warnings,
-        **provenance(images.x.device),
-    }
+    meta = origin(
+        counted.model,
+        images,
+        about,
+        schema_version=SCHEMA_VERSION,
+        threat={"norm": threat.name, "radius": threat.radius},
+        clean={"forwards": counted.forwards, "seconds": seconds},
+        warnings=warnings,
+    )
     evaluation = Evaluation(
         indices=images.indices.cpu().numpy(),
         labels=images.labels.cpu().numpy(),
@@ -208,7 +207,9 @@ def _continued(
     for column in earlier.columns:
         wanted = attacks.get(column.name)
         known = column.meta.get("attack")
-        if wanted is not None and not isinstance(wanted, Suite) and known != describe_attack(wanted.assembled(classes)):
+        if wanted is None or isinstance(wanted, Suite):
+            continue
+        if not same_attack(known, wanted.assembled(classes), column.name):
             raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
     return EvaluationStep(replace(earlier, meta={**earlier.meta, **fresh.evaluation.meta}), x_adv)
 
@@ -323,30 +324,3 @@ def verified(
             f"{int((~feasible).sum())} images (largest distance {worst:g})"
         )
     return logits_of(model, found.x_adv, max(1, chunk - 1))
-
-
-def model_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of the model's parameters and buffers with their names."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def data_digest(images: Batch) -> str:
-    """Return the SHA-256 of the images, labels and indices."""
-    digest = hashlib.sha256(repr(tuple(images.x.shape)).encode())
-    for value in images[:3]:
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def describe_attack(attack: Attack) -> str:
-    """Return an attack's configuration as text: repeated parts are counted, not repeated."""
-    if isinstance(attack, Worst):
-        parts = [describe_attack(part) for part in attack.attacks]
-        if len(set(parts)) == 1:
-            return f"{len(parts)} x {parts[0]}"
-        return f"Worst({', '.join(parts)})"
-    return re.sub(r"<(?:function )?(\S+)(?: object)? at 0x[0-9a-f]+>", r"\1", repr(attack))

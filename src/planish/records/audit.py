@@ -1,7 +1,6 @@
 """An audit: its findings, the robust accuracy that is left, its file and its JSON form."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +10,12 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.records import geometry as geometries
+from planish.records import store
 from planish.records.geometry import Geometry
+from planish.records.show import Rows, Shown
 from planish.records.statistics import Booleans, Estimate, counts
-from planish.storage.files import UNREADABLE, read_arrays, write_arrays, write_json
+from planish.records.store import Kind, check_version
+from planish.storage.files import write_json
 
 Verdict = Literal["pass", "warn", "fail", "open"]
 """open: the check could not be made, for want of budget, classes or gradients; it says why."""
@@ -21,6 +23,7 @@ Budget = Literal["quick", "standard", "thorough"]
 SEVERITY: tuple[Verdict, ...] = ("pass", "open", "warn", "fail")
 """From best to worst."""
 SCHEMA_VERSION = 1
+KNOWN = ("budget", "seed", "model", "data", "versions", "device", "notes")
 ARRAYS = {"indices": np.int64, "labels": np.int64, "clean_margin": np.float32, "broken_by": np.int64}
 
 
@@ -47,8 +50,13 @@ class Finding:
     passes: int = 0
 
 
+def worst(findings: Iterable[Finding]) -> Verdict:
+    """Return the gravest verdict of all; open without findings."""
+    return max((finding.verdict for finding in findings), key=SEVERITY.index, default="open")
+
+
 @dataclass(frozen=True, eq=False)
-class Audit:
+class Audit(Shown):
     """The findings on one model, and the robust accuracy that is left when everything that broke an image counts.
 
     findings: one for each check so far, in order. Per image, (N,): indices int64, the images' ids in their data set;
@@ -79,14 +87,48 @@ class Audit:
             raise BadInput("an image is broken by an attack that has no name")
         if self.geometry is not None and self.geometry.distance.shape != shape:
             raise BadInput(f"the geometry is of {len(self.geometry.distance)} images, the audit of {shape[0]}")
-        if self.meta.get("schema_version") != SCHEMA_VERSION:
-            version = self.meta.get("schema_version")
-            raise BadInput(f"this audit has schema version {version}; planish reads {SCHEMA_VERSION}")
+        check_version("this audit", self.meta, SCHEMA_VERSION)
 
     @property
     def verdict(self) -> Verdict:
         """The worst of the findings: fail, then warn, then open, then pass."""
-        return max((finding.verdict for finding in self.findings), key=SEVERITY.index, default="open")
+        return worst(self.findings)
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return str(self.meta.get("model", {}).get("name", "the model"))
+
+    @property
+    def norm(self) -> str:
+        """The threat's norm, such as "Linf"."""
+        return str(self.meta["threat"]["norm"])
+
+    @property
+    def radius(self) -> float:
+        """The threat's radius in pixels of [0,1]."""
+        return float(self.meta["threat"]["radius"])
+
+    @property
+    def dataset(self) -> str:
+        """What the images' data set is called, "" = unknown."""
+        return str(self.meta.get("data", {}).get("name", ""))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, as far as they are known."""
+        return tuple(map(str, self.meta.get("data", {}).get("classes", ())))
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """What was to break images: the suite's name, and "checks"."""
+        return self.meta["suite"], "checks"
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Where the audit comes from, for a reader: budget, seed, model, data without its classes, versions, notes."""
+        found = {key: self.meta[key] for key in KNOWN if self.meta.get(key)}
+        return found | {"data": {key: value for key, value in self.meta.get("data", {}).items() if key != "classes"}}
 
     @property
     def complete(self) -> bool:
@@ -126,16 +168,29 @@ class Audit:
         """Return how many images each attack broke first."""
         return {name: int(np.count_nonzero(self.broken_by == place)) for place, name in enumerate(self.attacks)}
 
+    def rows(self) -> Rows:
+        """Return the findings, the worst first."""
+        found = sorted(self.findings, key=lambda finding: -SEVERITY.index(finding.verdict))
+        return [
+            {key: getattr(finding, key) for key in ("verdict", "check", "statistic", "unit", "meaning", "advice")}
+            for finding in found
+        ]
+
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
-        threat, robust = self.meta["threat"], self.robust_accuracy()
+        robust = self.robust_accuracy()
         extra = sum(count for name, count in self.fell_to().items() if not name.startswith(f"{self.meta['suite']}/"))
         by = f"the suite {self.meta['suite']}" + (f" and {extra} images that only checks broke" if extra else "")
-        return f"robust accuracy {robust} ({threat['norm']}, radius {threat['radius']:.4g}, after {by})"
+        return f"robust accuracy {robust} ({self.norm}, radius {self.radius:.4g}, after {by})"
 
 
 RECORD, DOCUMENT = "audit.npz", "audit.json"
-_MISFITS = (*UNREADABLE, AttributeError, KeyError, TypeError)
+FORMER = "portrait"
+"""What the geometry was called in the document of an audit of an earlier planish."""
+_KIND = Kind(
+    "there is no audit in {folder}; make one with: planish audit ... --out {folder}",
+    "{path} is not a planish audit, or it is cut short; audit again",
+)
 
 
 def to_json(audit: Audit) -> dict[str, Any]:
@@ -174,26 +229,20 @@ def save(audit: Audit, folder: Path) -> None:
     The geometry, if there is one, is written before them into geometry.npz.
     """
     document = to_json(audit)
-    arrays = {name: getattr(audit, name) for name in ARRAYS}
     if audit.geometry is not None:
         geometries.save(audit.geometry, folder)
-    write_arrays(folder / RECORD, **arrays, document=np.array(json.dumps(document, allow_nan=False)))
+    store.write(folder / RECORD, document, {name: getattr(audit, name) for name in ARRAYS})
     write_json(document, folder / DOCUMENT)
 
 
 def load(folder: Path) -> Audit:
     """Read what `save` wrote. Raises BadInput when it is missing, cut short or something else."""
-    path = folder / RECORD
-    try:
-        arrays = read_arrays(path)
-        document = json.loads(str(arrays["document"]))
-        return from_json(document, arrays, geometries.load(folder) if document.get("geometry") else None)
-    except FileNotFoundError:
-        raise BadInput(f"there is no audit in {folder}; make one with: planish audit ... --out {folder}") from None
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    except _MISFITS as error:
-        raise BadInput(f"{path} is not a planish audit, or it is cut short; audit again") from error
+
+    def build(document: dict[str, Any], arrays: store.Arrays) -> Audit:
+        has_geometry = document.get("geometry") or document.get(FORMER)
+        return from_json(document, arrays, geometries.load(folder) if has_geometry else None)
+
+    return _KIND.read(folder / RECORD, build)
 
 
 def _share(share: Estimate) -> dict[str, Any]:

@@ -3,21 +3,21 @@
 A record stores one number per image and attack. Every accuracy is derived from those numbers, none is stored.
 """
 
-import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planish.core.arguments import path_of
 from planish.core.errors import BadInput, nearest
+from planish.records import adversarials, store
+from planish.records.identity import attack_text
+from planish.records.show import Rows, Shown
 from planish.records.statistics import Booleans, Estimate, counts
-from planish.storage.files import write_bytes
+from planish.records.store import Kind, check_version
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -29,7 +29,9 @@ _LEDGER = {"component": np.int64, "step": np.int64, "passes": np.int64}  # since
 _FORMER = {"component": "leaf"}
 """What an array was called in files of an earlier planish."""
 _FACTS = ("name", "forwards", "backwards", "seconds", "meta")
-_MISFITS = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)  # raised by files of another kind
+_KIND = Kind(
+    "There is no evaluation at {path}.", "{path} is not a planish evaluation, or it is cut short; evaluate again."
+)
 _ARRAYS = {"indices": np.int64, "labels": np.int64, "clean_margin": np.float32, "clean_predicted": np.int64}
 
 
@@ -89,14 +91,15 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Shown):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
     ``indices`` (N,) int64, the images' ids in their data set; ``labels`` (N,) int64; ``clean_margin`` (N,)
     float32; ``clean_predicted`` (N,) int64. ``meta`` is JSON-able: ``schema_version`` 2, ``threat`` {"norm",
     "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean``
     {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. A tie is wrong:
-    correct = margin < 0. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
+    correct = margin < 0. ``x_adv`` (N, C, H, W): the images as the attacks left them, where the record came with them;
+    its own file does not hold them. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
     """
 
     indices: Integers
@@ -140,6 +143,34 @@ class Evaluation:
     def radius(self) -> float:
         """The threat's radius in pixels of [0,1]."""
         return float(self.meta["threat"]["radius"])
+
+    def headline(self) -> str:
+        """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
+        by = f"after {self.asked[-1]}" if self.columns else "before any attack"
+        return f"accuracy {self.robust_accuracy()} ({self.norm}, radius {self.radius:.4g}, {by})"
+
+    def rows(self) -> Rows:
+        """Return the accuracy when clean and after each attack, and what each one broke and cost."""
+        clean = {"attack": "none (clean)", "accuracy": self.clean_accuracy(), "broken": 0, "passes": 0, "seconds": 0.0}
+        return [
+            clean,
+            *(
+                {
+                    "attack": column.name,
+                    "accuracy": self.accuracy_after(column.name),
+                    "broken": int(self.broken_by(column.name).sum()),
+                    "passes": column.forwards + column.backwards,
+                    "seconds": column.seconds,
+                }
+                for column in self.columns
+            ),
+        ]
+
+    def save_adversarials(self, path: str | Path) -> None:
+        """Write the images as the attacks left them, for `planish.verify`. Raises BadInput where there are none."""
+        if self.x_adv is None:
+            raise BadInput("this record holds no images; planish.evaluate returns one that does")
+        adversarials.save(self.x_adv, self.indices, path_of(path))
 
     def column(self, name: str) -> Column:
         """Return an attack's column. BadInput when there is none of this name."""
@@ -253,9 +284,7 @@ def _check(what: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) 
 
 
 def _check_meta(meta: Mapping[str, Any]) -> None:
-    version = meta.get("schema_version")
-    if version not in (1, SCHEMA_VERSION):
-        raise BadInput(f"This evaluation has schema version {version}; planish reads {SCHEMA_VERSION}.")
+    check_version("This evaluation", meta, 1, SCHEMA_VERSION)
     threat = meta.get("threat")
     if not isinstance(threat, dict) or not {"norm", "radius"} <= threat.keys():
         raise BadInput('An evaluation\'s meta needs "threat": {"norm": ..., "radius": ...}.')
@@ -267,29 +296,15 @@ def save(evaluation: Evaluation, path: str | Path) -> None:
     arrays: dict[str, Any] = {key: getattr(evaluation, key) for key in _ARRAYS}
     for column in evaluation.columns:
         arrays |= {f"{key}/{column.name}": getattr(column, key) for key in _COLUMN_ARRAYS | _LEDGER}
-    described = json.dumps({"evaluation": evaluation.meta, "columns": columns}, allow_nan=False)
-    buffer = BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays, meta=np.array(described))
-    write_bytes(buffer.getvalue(), path)
+    store.write(path, {"evaluation": evaluation.meta, "columns": columns}, arrays)
 
 
 def load(path: str | Path) -> Evaluation:
     """Read what ``save`` wrote. BadInput when the file is missing, cut short or something else."""
-    try:
-        with zipfile.ZipFile(path) as checked, np.load(path, allow_pickle=False) as archive:
-            if checked.testzip() is not None:
-                raise zipfile.BadZipFile
-            return _unpack({key: archive[key] for key in archive.files})
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    except FileNotFoundError:
-        raise BadInput(f"There is no evaluation at {path}.") from None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, *_MISFITS) as error:
-        raise BadInput(f"{path} is not a planish evaluation, or it is cut short; evaluate again.") from error
+    return _KIND.read(path, _unpack)
 
 
-def _unpack(arrays: dict[str, NDArray[Any]]) -> Evaluation:
-    described = json.loads(str(arrays["meta"]))
+def _unpack(described: dict[str, Any], arrays: store.Arrays) -> Evaluation:
     columns = []
     for facts in described["columns"]:
         facts |= {key: arrays[f"{key}/{facts['name']}"] for key in _COLUMN_ARRAYS}
@@ -343,7 +358,8 @@ def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
         "attempted": int(np.count_nonzero(tried)),
         "broken": int(np.count_nonzero(evaluation.broken_by(column.name))),
         **{key: getattr(column, key) for key in ("forwards", "backwards", "seconds")},
-        "configuration": column.meta,
+        "configuration": column.meta
+        | {key: attack_text(column.meta[key]) for key in ("attack",) if key in column.meta},
     }
     if not (evaluation.correct() & ~tried).any():
         document["alone"] = _accuracy(evaluation, column.name, evaluation.accuracy_alone(column.name))

@@ -1,6 +1,5 @@
 """The geometry behind an audit as plain arrays: what was measured, its numbers in short, and its file."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -8,14 +7,16 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.core.errors import BadInput
-from planish.storage.files import UNREADABLE, read_arrays, write_arrays
+from planish.records import store
+from planish.records.store import Kind
 
-GEOMETRY = "geometry.npz"
+GEOMETRY, FORMER = "geometry.npz", "portrait.npz"
+"""What its file is called, and was in an earlier planish."""
 REACH = 1.5
 """In lengths of the attack's step: how far a loss surface goes."""
 Array = NDArray[Any]
-_MISFITS = (*UNREADABLE, KeyError, TypeError)
+_STRANGE = "{path} is not a geometry of planish, or it is cut short; audit again"
+_KIND = Kind(_STRANGE, _STRANGE)
 
 
 class Linearity(NamedTuple):
@@ -30,7 +31,7 @@ class Linearity(NamedTuple):
     steps: int
 
 
-class Bounds(NamedTuple):
+class DistanceBounds(NamedTuple):
     """Estimated lower bounds of the M measured images' distances (Finlay and Oberman 2019): no certificates.
 
     by_lipschitz, by_curvature: (M,), NaN = not attempted. lipschitz, curvature: L and C, the largest met at the images.
@@ -123,7 +124,7 @@ class Geometry:
     notes: tuple[str, ...] = ()
     passes: int = 0
     linearity: Linearity | None = None
-    bounds: Bounds | None = None
+    bounds: DistanceBounds | None = None
     planes: Planes | None = None
     by_radius: ByRadius | None = None
     effort: Effort | None = None
@@ -138,7 +139,7 @@ class Geometry:
 
 PARTS: dict[str, type[Any]] = {
     "linearity": Linearity,
-    "bounds": Bounds,
+    "bounds": DistanceBounds,
     "planes": Planes,
     "by_radius": ByRadius,
     "effort": Effort,
@@ -166,7 +167,7 @@ def _of_linearity(part: Linearity) -> dict[str, Any]:
     return {"gamma": _spread(part.gamma), "one_step_error": _spread(part.error), "steps": part.steps}
 
 
-def _of_bounds(part: Bounds) -> dict[str, Any]:
+def _of_bounds(part: DistanceBounds) -> dict[str, Any]:
     return {
         "kind": "estimate",
         "lipschitz": _finite(part.lipschitz),
@@ -234,22 +235,18 @@ def save(geometry: Geometry, folder: Path) -> None:
     for name in PARTS:
         part = getattr(geometry, name)
         arrays |= {} if part is None else {f"{name}/{key}": np.asarray(value) for key, value in part._asdict().items()}
-    document = json.dumps({"notes": geometry.notes, "passes": geometry.passes})
-    write_arrays(folder / GEOMETRY, document=np.array(document), **arrays)
+    store.write(folder / GEOMETRY, {"notes": geometry.notes, "passes": geometry.passes}, arrays)
 
 
 def load(folder: Path) -> Geometry | None:
     """Read what `save` wrote, None where nothing was. Raises BadInput when it is cut short or something else."""
-    path = folder / GEOMETRY
-    try:
-        arrays = read_arrays(path)
-        document = json.loads(str(arrays["document"]))
-        parts = {name: _part(kind, name, arrays) for name, kind in PARTS.items()}
-        return Geometry(arrays["distance"], arrays["rows"], tuple(document["notes"]), int(document["passes"]), **parts)
-    except FileNotFoundError:
-        return None
-    except _MISFITS as error:
-        raise BadInput(f"{path} is not a geometry of planish, or it is cut short; audit again") from error
+    found = [folder / name for name in (GEOMETRY, FORMER) if (folder / name).exists()]
+    return _KIND.read(found[0], _built) if found else None
+
+
+def _built(document: dict[str, Any], arrays: store.Arrays) -> Geometry:
+    parts = {name: _part(kind, name, arrays) for name, kind in PARTS.items()}
+    return Geometry(arrays["distance"], arrays["rows"], tuple(document["notes"]), int(document["passes"]), **parts)
 
 
 def _part(kind: type[Any], name: str, arrays: dict[str, Array]) -> Any:

@@ -1,6 +1,5 @@
 """Tables, figures and self-contained HTML pages from evaluations and audits; model cards."""
 
-from planish.report.audited import AuditSummary, Outcomes
 from planish.report.card import card
 from planish.report.entry import Entry
 from planish.report.page import write_audit, write_comparison, write_report
@@ -8,9 +7,7 @@ from planish.report.tables import Table, cost_rows, markdown, plain_text, summar
 from planish.report.verdict import verdict
 
 __all__ = [
-    "AuditSummary",
     "Entry",
-    "Outcomes",
     "Table",
     "card",
     "cost_rows",

@@ -1,97 +1,26 @@
 """An audit in words: its verdict, its findings in order of weight, their scales, and its JSON and Markdown forms."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from numpy.typing import NDArray
-
-from planish.records.geometry import Geometry
-from planish.records.statistics import Estimate
+from planish.records.audit import SEVERITY, Audit, Finding, Verdict, worst
 from planish.report.entry import percent, radius_text
 from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, table
 
-Verdict = Literal["pass", "warn", "fail", "open"]
-ORDER: tuple[Verdict, ...] = ("fail", "warn", "open", "pass")
+ORDER: tuple[Verdict, ...] = tuple(reversed(SEVERITY))
+"""The gravest first."""
 SYMBOLS = {"fail": "\N{MULTIPLICATION X}", "warn": "!", "open": "?", "pass": "\N{CHECK MARK}"}
 NAMES = {"fail": "Failed", "warn": "Warnings", "open": "Open", "pass": "Passed"}
 VERDICTS = {"fail": "Fail", "warn": "Warning", "open": "Open", "pass": "Pass"}
 
 
-class Finding(Protocol):
-    """What a page says of one check; `planish.audit.Finding` is one."""
-
-    @property
-    def check(self) -> str: ...
-    @property
-    def verdict(self) -> Verdict: ...
-    @property
-    def statistic(self) -> float | None: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def warn_at(self) -> float | None: ...
-    @property
-    def fail_at(self) -> float | None: ...
-    @property
-    def meaning(self) -> str: ...
-    @property
-    def advice(self) -> str: ...
-    @property
-    def evidence(self) -> Mapping[str, Any]: ...
-    @property
-    def passes(self) -> int: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Outcomes:
-    """What became of each of N images: indices and labels (N,) int64, clean_margin (N,), 0 or more = misclassified.
-
-    breakers: (N,) what broke it first, "" = it stands, "none (clean)" = it was wrong when clean.
-    """
-
-    indices: NDArray[Any]
-    labels: NDArray[Any]
-    clean_margin: NDArray[Any]
-    breakers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class AuditSummary:
-    """What an audit's page says of one model.
-
-    headline: the robust accuracy that was audited, after ``attacks`` at this norm and radius (pixels of [0,1]); clean:
-    on clean images. provenance: JSON-able; its key ``commands``, a list of command lines, becomes "How to reproduce".
-    classes: names of the classes, as far as they are known. geometry: of the same images as ``outcomes``.
-    """
-
-    name: str
-    headline: Estimate
-    norm: str
-    radius: float
-    attacks: tuple[str, ...]
-    findings: Sequence[Finding]
-    provenance: Mapping[str, Any]
-    dataset: str = ""
-    clean: Estimate | None = None
-    classes: tuple[str, ...] = ()
-    outcomes: Outcomes | None = None
-    geometry: Geometry | None = None
-
-    @property
-    def terms(self) -> str:
-        """The threat, the images and the attacks."""
-        data = f" of {self.dataset}" if self.dataset else ""
-        attacks = f"after {' + '.join(self.attacks)}" if self.attacks else "no attack"
-        return f"{self.norm} radius {radius_text(self.radius)} · {self.headline.total:,} images{data} · {attacks}"
-
-
-def overall(findings: Sequence[Finding]) -> Verdict:
-    """Return the gravest verdict of all; open without findings."""
-    given = {finding.verdict for finding in findings} or {"open"}
-    return next(verdict for verdict in ORDER if verdict in given)
+def terms(audit: Audit) -> str:
+    """Return the threat, the images and the attacks."""
+    data = f" of {audit.dataset}" if audit.dataset else ""
+    images = f"{len(audit.labels):,} images{data}"
+    return f"{audit.norm} radius {radius_text(audit.radius)} · {images} · after {' + '.join(audit.asked)}"
 
 
 def grouped(findings: Sequence[Finding]) -> list[tuple[Verdict, list[Finding]]]:
@@ -105,7 +34,7 @@ def sentences(findings: Sequence[Finding]) -> list[str]:
     if not findings:
         return ["No check was made, so nothing is known about whether this number is real."]
     groups = dict(grouped(findings))
-    total, verdict = len(findings), overall(findings)
+    total, verdict = len(findings), worst(findings)
     names = {key: ", ".join(one.check for one in found) for key, found in groups.items()}
     some = f"{len(groups[verdict])} of {total} checks"
     opening = {
@@ -235,17 +164,17 @@ def finding_rows(findings: Sequence[Finding]) -> Table:
     return table("Every check, the gravest first. Passes: forwards and backwards of single images.", headers, rows)
 
 
-def to_markdown(audit_summary: AuditSummary, geometry: Sequence[str] = ()) -> str:
+def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
     """Return the audit as Markdown: verdict, number, one table of the findings, what each means and advises.
 
     geometry: sentences of the geometry.
     """
-    ordered = [finding for _, found in grouped(audit_summary.findings) for finding in found]
-    lines = [f"# Audit of {markdown_text(audit_summary.name)}: {VERDICTS[overall(audit_summary.findings)]}", ""]
-    lines += [f"Robust accuracy {percent(audit_summary.headline)}; {markdown_text(audit_summary.terms)}.", ""]
-    lines += [line for sentence in sentences(audit_summary.findings) for line in (markdown_text(sentence), "")]
+    ordered = [finding for _, found in grouped(audit.findings) for finding in found]
+    lines = [f"# Audit of {markdown_text(audit.name)}: {VERDICTS[audit.verdict]}", ""]
+    lines += [f"Robust accuracy {percent(audit.robust_accuracy())}; {markdown_text(terms(audit))}.", ""]
+    lines += [line for sentence in sentences(audit.findings) for line in (markdown_text(sentence), "")]
     if ordered:
-        lines += [markdown(finding_rows(audit_summary.findings)), "## What it means", ""]
+        lines += [markdown(finding_rows(audit.findings)), "## What it means", ""]
     for one in ordered:
         told = " ".join(markdown_text(text) for text in (one.meaning, one.advice) if text)
         lines.append(f"- **{markdown_text(one.check)}** ({VERDICTS[one.verdict].lower()}): {told}")

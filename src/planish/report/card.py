@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts
-from planish.report.audited import VERDICTS, AuditSummary, overall, sentences
+from planish.report.audited import VERDICTS, sentences
 from planish.report.entry import Entry, percent, radius_text
 from planish.report.tables import markdown, markdown_text, table
 
@@ -16,7 +17,7 @@ _TASK = {"type": "image-classification", "name": "Image classification"}
 
 
 @dataclass(frozen=True)
-class Claim:
+class CardMetric:
     """An accuracy of one model and what it holds for; attack "none" and radius 0 for clean images."""
 
     model: str
@@ -34,35 +35,34 @@ class Claim:
         return f"Robust accuracy, {self.norm} radius {radius_text(self.radius)}, after {self.attack}"
 
 
-def claims(entries: Sequence[Entry]) -> list[Claim]:
+def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
     """Return the clean and the robust accuracy of each entry."""
     found = []
     for entry in entries:
         record = entry.evaluation
         data = str(record.meta.get("data", {}).get("name") or "unknown")
-        found.append(Claim(entry.name, data, "none", record.norm, 0.0, record.clean_accuracy()))
+        found.append(CardMetric(entry.name, data, "none", record.norm, 0.0, record.clean_accuracy()))
         if record.columns:
             attacks = " + ".join(record.asked)
-            found.append(Claim(entry.name, data, attacks, record.norm, record.radius, record.robust_accuracy()))
+            found.append(CardMetric(entry.name, data, attacks, record.norm, record.radius, record.robust_accuracy()))
     return found
 
 
 def card(entries: Sequence[Entry]) -> str:
     """Return the card of these models."""
-    return _card(claims(entries), "Robustness", [])
+    return _card(metrics_of(entries), "Robustness", [])
 
 
-def audit_card(audit_summary: AuditSummary) -> str:
+def audit_card(audit: Audit) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
-    attack = " + ".join(audit_summary.attacks) or "none"
-    data = audit_summary.dataset or "unknown"
-    claim = Claim(audit_summary.name, data, attack, audit_summary.norm, audit_summary.radius, audit_summary.headline)
-    verdict = f"Audit: {VERDICTS[overall(audit_summary.findings)].lower()}."
-    return _card([claim], f"Robustness of {audit_summary.name}", [verdict, *sentences(audit_summary.findings)])
+    terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius)
+    verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
+    remarks = [verdict, *sentences(audit.findings)]
+    return _card([CardMetric(audit.name, *terms, audit.robust_accuracy())], f"Robustness of {audit.name}", remarks)
 
 
-def _card(found: Sequence[Claim], title: str, remarks: Sequence[str]) -> str:
-    rows = [[(text, None) for text in _texts(claim)] for claim in found]
+def _card(found: Sequence[CardMetric], title: str, remarks: Sequence[str]) -> str:
+    rows = [[(text, None) for text in _texts(metric)] for metric in found]
     caption = "Shares of the images classified correctly, with 95% Wilson intervals."
     headers = ("Model", "Data", "Attack", "Threat", "Images", "Accuracy")
     text = [f"# {markdown_text(title)}", "", *(line for one in remarks for line in (markdown_text(one), ""))]
@@ -72,34 +72,34 @@ def _card(found: Sequence[Claim], title: str, remarks: Sequence[str]) -> str:
     return "\n".join(["---", yaml(metadata(found)), "---", "", *text]) + "\n"
 
 
-def _texts(claim: Claim) -> list[str]:
-    threat = "clean images" if claim.attack == "none" else f"{claim.norm} radius {radius_text(claim.radius)}"
-    return [claim.model, claim.dataset, claim.attack, threat, f"{claim.estimate.total:,}", percent(claim.estimate)]
+def _texts(metric: CardMetric) -> list[str]:
+    threat = "clean images" if metric.attack == "none" else f"{metric.norm} radius {radius_text(metric.radius)}"
+    return [metric.model, metric.dataset, metric.attack, threat, f"{metric.estimate.total:,}", percent(metric.estimate)]
 
 
-def metadata(found: Sequence[Claim]) -> dict[str, Any]:
+def metadata(found: Sequence[CardMetric]) -> dict[str, Any]:
     """Return a model card's metadata: "model-index" with a result for each model and data set."""
-    models = dict.fromkeys(claim.model for claim in found)
+    models = dict.fromkeys(metric.model for metric in found)
     index = [{"name": name, "results": _results([one for one in found if one.model == name])} for name in models]
     tags = ["robustness", "adversarial-robustness"]
     return {"pipeline_tag": "image-classification", "tags": tags, "model-index": index}
 
 
-def _results(found: Sequence[Claim]) -> list[dict[str, Any]]:
-    sets = dict.fromkeys(claim.dataset for claim in found)
+def _results(found: Sequence[CardMetric]) -> list[dict[str, Any]]:
+    sets = dict.fromkeys(metric.dataset for metric in found)
     return [
         {
             "task": _TASK,
             "dataset": {"name": name, "type": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"},
-            "metrics": [_metric(claim) for claim in found if claim.dataset == name],
+            "metrics": [_metric(metric) for metric in found if metric.dataset == name],
         }
         for name in sets
     ]
 
 
-def _metric(claim: Claim) -> dict[str, Any]:
-    args = {"attack": claim.attack, "norm": claim.norm, "radius": claim.radius, **counts(claim.estimate)}
-    return {"type": "accuracy", "name": claim.title, "value": claim.estimate.value, "args": args}
+def _metric(metric: CardMetric) -> dict[str, Any]:
+    args = {"attack": metric.attack, "norm": metric.norm, "radius": metric.radius, **counts(metric.estimate)}
+    return {"type": "accuracy", "name": metric.title, "value": metric.estimate.value, "args": args}
 
 
 def yaml(document: Mapping[str, Any]) -> str:

@@ -1,68 +1,71 @@
 """Audits side by side: what is left of each model, its verdict, and every finding in one table."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from planish.core.errors import BadInput
-from planish.report.audited import ORDER, SYMBOLS, VERDICTS, AuditSummary, Finding, number, overall
+from planish.records.audit import Audit, Finding, Verdict
+from planish.report.audited import ORDER, SYMBOLS, VERDICTS, number
 from planish.report.entry import percent, radius_text
 from planish.report.tables import NOTHING, Cell, Table, table
 
 
-def told_apart(summaries: Sequence[AuditSummary]) -> list[AuditSummary]:
-    """Return the audits, those of one name numbered. Raises BadInput unless all are of one norm and radius."""
-    threats = list(dict.fromkeys(f"{one.norm} radius {radius_text(one.radius)}" for one in summaries))
+def told_apart(audits: Sequence[Audit]) -> dict[str, Audit]:
+    """Return the audits by name, those of one name numbered. Raises BadInput unless all are of one norm and radius."""
+    threats = list(dict.fromkeys(f"{one.norm} radius {radius_text(one.radius)}" for one in audits))
     if len(threats) > 1:
         raise BadInput(f"audits are compared at one norm and radius, got {' and '.join(threats)}")
-    shared, seen, found = Counter(one.name for one in summaries), Counter[str](), []
-    for one in summaries:
+    shared, seen, found = Counter(one.name for one in audits), Counter[str](), {}
+    for one in audits:
         seen[one.name] += 1
-        found.append(replace(one, name=f"{one.name}, audit {seen[one.name]}") if shared[one.name] > 1 else one)
+        found[f"{one.name}, audit {seen[one.name]}" if shared[one.name] > 1 else one.name] = one
     return found
 
 
-def verdict_text(verdict: Any) -> str:
+def verdict_text(verdict: Verdict) -> str:
     """Write a verdict with its symbol, such as "! Warning"."""
     return f"{SYMBOLS[verdict]} {VERDICTS[verdict]}"
 
 
-def audit_headline(summaries: Sequence[AuditSummary]) -> list[str]:
+def audit_headline(audits: Mapping[str, Audit]) -> list[str]:
     """Return what the audits say together, a sentence for each."""
-    first = f"At {summaries[0].norm} radius {radius_text(summaries[0].radius)}, {len(summaries)} audits side by side."
-    return [first, *(f"{one.name}: {_said(one)}." for one in summaries)]
+    first = next(iter(audits.values()))
+    opening = f"At {first.norm} radius {radius_text(first.radius)}, {len(audits)} audits side by side."
+    return [opening, *(f"{name}: {_said(audit)}." for name, audit in audits.items())]
 
 
-def _said(audit_summary: AuditSummary) -> str:
-    counts = Counter(one.verdict for one in audit_summary.findings)
+def _said(audit: Audit) -> str:
+    counts = Counter(one.verdict for one in audit.findings)
     told = ", ".join(f"{counts[kind]} {VERDICTS[kind].lower()}" for kind in ORDER if counts[kind])
-    return f"{VERDICTS[overall(audit_summary.findings)].lower()} ({told}); {percent(audit_summary.headline)} stand"
+    return f"{VERDICTS[audit.verdict].lower()} ({told}); {percent(audit.robust_accuracy())} stand"
 
 
-def headline_rows(summaries: Sequence[AuditSummary]) -> Table:
-    """One row per audit: verdict, what stands, clean accuracy, images and attacks."""
-    rows: list[list[Cell]] = [
-        [
-            (one.name, None),
-            (verdict_text(overall(one.findings)), ORDER.index(overall(one.findings))),
-            (percent(one.headline), one.headline.value),
-            (NOTHING, None) if one.clean is None else (percent(one.clean), one.clean.value),
-            (f"{one.headline.total:,}{f' of {one.dataset}' if one.dataset else ''}", one.headline.total),
-            (" + ".join(one.attacks) or NOTHING, None),
-        ]
-        for one in summaries
-    ]
+def headline_rows(audits: Mapping[str, Audit]) -> Table:
+    """One row per audit: verdict, robust accuracy, clean accuracy, images and attacks."""
+    first = next(iter(audits.values()))
     caption = (
-        f"Robust accuracy at {summaries[0].norm} radius {radius_text(summaries[0].radius)} after all attacks and checks"
+        f"Robust accuracy at {first.norm} radius {radius_text(first.radius)} after all attacks and checks"
         " of each audit, with 95% Wilson intervals; an upper bound, and possibly far too high where a check fails."
     )
-    return table(caption, ("Model", "Verdict", "Robust", "Clean", "Images", "Attacks"), rows)
+    headers = ("Model", "Verdict", "Robust", "Clean", "Images", "Attacks")
+    return table(caption, headers, [_row(name, audit) for name, audit in audits.items()])
 
 
-def side_by_side(summaries: Sequence[AuditSummary]) -> Table:
+def _row(name: str, audit: Audit) -> list[Cell]:
+    shares = [audit.robust_accuracy(), audit.clean_accuracy()]
+    return [
+        (name, None),
+        (verdict_text(audit.verdict), ORDER.index(audit.verdict)),
+        *((percent(share), share.value) for share in shares),
+        (f"{len(audit.labels):,}{f' of {audit.dataset}' if audit.dataset else ''}", len(audit.labels)),
+        (" + ".join(audit.asked), None),
+    ]
+
+
+def side_by_side(audits: Mapping[str, Audit]) -> Table:
     """One row per check, one column per audit; the gravest first, and then in the audits' own order."""
-    found = [{one.check: one for one in audit_summary.findings} for audit_summary in summaries]
+    found = [{one.check: one for one in audit.findings} for audit in audits.values()]
     names = list(dict.fromkeys(name for one in found for name in one))
     gravest = {name: min(ORDER.index(one[name].verdict) for one in found if name in one) for name in names}
     rows = [
@@ -73,7 +76,7 @@ def side_by_side(summaries: Sequence[AuditSummary]) -> Table:
         "Every check: its verdict and the number that was judged, the gravest first."
         f" {', '.join(verdict_text(kind) for kind in ORDER)}. Open: it could not be made."
     )
-    return table(caption, ("Check", *(one.name for one in summaries)), rows)
+    return table(caption, ("Check", *audits), rows)
 
 
 def _cell(finding: Finding | None) -> Cell:
@@ -83,15 +86,15 @@ def _cell(finding: Finding | None) -> Cell:
     return f"{verdict_text(finding.verdict)}{value}", ORDER.index(finding.verdict)
 
 
-def audit_facts(audit_summary: AuditSummary) -> dict[str, Any]:
+def audit_facts(name: str, audit: Audit) -> dict[str, Any]:
     """Return an audit's numbers as one JSON-able document."""
-    share = audit_summary.headline
+    share = audit.robust_accuracy()
     return {
-        "name": audit_summary.name,
-        "verdict": overall(audit_summary.findings),
+        "name": name,
+        "verdict": audit.verdict,
         "robust": {"accuracy": share.value, "interval95": [share.low, share.high], "images": share.total},
-        "norm": audit_summary.norm,
-        "radius": audit_summary.radius,
-        "attacks": list(audit_summary.attacks),
-        "findings": {one.check: {"verdict": one.verdict, "statistic": one.statistic} for one in audit_summary.findings},
+        "norm": audit.norm,
+        "radius": audit.radius,
+        "attacks": list(audit.asked),
+        "findings": {one.check: {"verdict": one.verdict, "statistic": one.statistic} for one in audit.findings},
     }

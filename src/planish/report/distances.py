@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from planish.evaluation.distances import Distances
+from planish.records.distances import Distances
 from planish.records.statistics import counts
 from planish.report.drawing import MARKERS, PALETTE, ReportFigure, blank, legend, styled, to_png
 from planish.report.figures import percent_axis

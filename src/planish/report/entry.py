@@ -21,7 +21,7 @@ class Training(TypedDict):
     history: NotRequired[list[dict[str, Any]]]
 
 
-class Images(TypedDict):
+class Gallery(TypedDict):
     """A few images: ``clean`` and ``adversarial`` (M,C,H,W) in [0,1], C = 1 or 3; the rest (M,) integers."""
 
     clean: NDArray[Any]
@@ -39,7 +39,7 @@ class Entry:
     name: str
     evaluation: Evaluation
     training: Training | None = None
-    images: Images | None = None
+    images: Gallery | None = None
     accuracy_by_radius: list[tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:

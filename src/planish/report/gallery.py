@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from planish.report.drawing import ReportFigure, blank, hide, styled
-from planish.report.entry import Entry, Images, threat
+from planish.report.entry import Entry, Gallery, threat
 from planish.report.tables import TIMES
 
 SHOWN = 8  # images per method
@@ -41,7 +41,7 @@ def shots(entry: Entry) -> list[Shot]:
     return [] if entry.images is None else shots_of(entry.images, entry.class_name)[:SHOWN]
 
 
-def shots_of(images: Images, class_name: Callable[[int], str]) -> list[Shot]:
+def shots_of(images: Gallery, class_name: Callable[[int], str]) -> list[Shot]:
     """Return every image with its words; grey in a perturbation means unchanged."""
     deltas = amplification(images) * (images["adversarial"] - images["clean"]) + 0.5
     words = [
@@ -52,7 +52,7 @@ def shots_of(images: Images, class_name: Callable[[int], str]) -> list[Shot]:
     return [Shot(*parts) for parts in every]
 
 
-def amplification(images: Images) -> float:
+def amplification(images: Gallery) -> float:
     """The factor at which the largest change of a pixel becomes black or white."""
     largest = np.abs(images["adversarial"] - images["clean"]).max(initial=0.0)
     return 0.5 / float(largest) if largest > 0 else 1.0

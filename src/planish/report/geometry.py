@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from planish.records.geometry import REACH, Array, Effort, Geometry, Linearity, Planes, Weights
-from planish.records.geometry import Bounds as Estimated
+from planish.records.audit import Audit
+from planish.records.geometry import REACH, Array, DistanceBounds, Effort, Geometry, Linearity, Planes, Weights
 from planish.records.statistics import Estimate
-from planish.report.audited import AuditSummary, Outcomes
 from planish.report.drawing import BLUE, MUTED, ReportFigure, blank, spots, styled
-from planish.report.entry import Images, class_name, percent, radius_text
+from planish.report.entry import Gallery, class_name, percent, radius_text
 from planish.report.figures import percent_axis
 from planish.report.gallery import Shot, amplification, shots_of
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
@@ -19,15 +18,16 @@ from planish.report.nearest import ROWS, SIMPLE
 from planish.report.tables import NOTHING, Cell, Table, table
 
 STANDS, FELL, WRONG = "stands", "fell", "wrong when clean"
+MINUS = "\N{MINUS SIGN}"
 L_BOUND, C_BOUND, CERTIFICATE = "L-bound", "C-bound", "certificate"
 
 
-def geometry_figures(audit_summary: AuditSummary) -> list[ReportFigure]:
+def geometry_figures(audit: Audit) -> list[ReportFigure]:
     """Draw every figure for which the geometry holds the numbers."""
-    geometry = audit_summary.geometry
+    geometry = audit.geometry
     if geometry is None:
         return []
-    parts: list[tuple[Any, Callable[[AuditSummary, Any], list[ReportFigure]]]] = [
+    parts: list[tuple[Any, Callable[[Audit, Any], list[ReportFigure]]]] = [
         (geometry.by_radius, lambda of, part: [_by_radius(of, part)]),
         (geometry.planes, _surfaces),
         (geometry.linearity, _gammas),
@@ -35,11 +35,11 @@ def geometry_figures(audit_summary: AuditSummary) -> list[ReportFigure]:
         (geometry.effort, _efforts),
         (geometry.weights, _weights),
     ]
-    return [plate for part, draw in parts if part is not None for plate in draw(audit_summary, part)]
+    return [plate for part, draw in parts if part is not None for plate in draw(audit, part)]
 
 
 @styled()
-def _by_radius(audit_summary: AuditSummary, part: Any) -> ReportFigure:
+def _by_radius(audit: Audit, part: Any) -> ReportFigure:
     """Accuracy under PGD at multiples of the radius, with its interval."""
     shares = [Estimate.from_counts(int(left), part.images) for left in part.standing]
     radii, values = part.radii.tolist(), [share.value for share in shares]
@@ -47,13 +47,13 @@ def _by_radius(audit_summary: AuditSummary, part: Any) -> ReportFigure:
     axes = figure.add_subplot()
     axes.fill_between(radii, [s.low for s in shares], [s.high for s in shares], color=BLUE, alpha=0.16, linewidth=0)
     axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
-    axes.axvline(audit_summary.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axvline(audit.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("symlog", base=2, linthresh=_least(radii))
     axes.set_xticks(radii, [radius_text(float(f"{radius:.7g}")) for radius in radii])
     axes.minorticks_off()
     axes.set_xlim(left=0)
     percent_axis(axes, "y")
-    axes.set_xlabel(f"{audit_summary.norm} radius, in pixels of [0, 1]; each step doubles it")
+    axes.set_xlabel(f"{audit.norm} radius, in pixels of [0, 1]; each step doubles it")
     axes.set_ylabel("Accuracy")
     words = [f"{percent(share)} at {radius:.4g}" for radius, share in zip(radii, shares, strict=True)]
     caption = (
@@ -69,21 +69,21 @@ def _least(radii: list[float]) -> float:
     return min((radius for radius in radii if radius > 0), default=1.0)
 
 
-def _surfaces(audit_summary: AuditSummary, part: Planes) -> list[ReportFigure]:
+def _surfaces(audit: Audit, part: Planes) -> list[ReportFigure]:
     """Draw the loss round one image that fell and one that stands."""
-    found = []
+    found, fates = [], _fates(audit)
     for row, along, across, loss in zip(part.rows.tolist(), part.along, part.across, part.loss, strict=True):
         if not np.isfinite(loss).all():
             continue
-        fate = _fate(audit_summary.outcomes, row)
-        name, reached = f"{_called(audit_summary, row)}, which {fate}", float(along[-1]) / REACH
+        fate, label = fates[row], class_name(audit.classes, int(audit.labels[row]))
+        name, reached = f"image {int(audit.indices[row])} of class {label}, which {fate}", float(along[-1]) / REACH
         plate = loss_surface(along, across, loss, quantity="Cross entropy", name=name, attacked=reached)
         title = f"The loss round an image that {fate}"
         found.append(replace(plate, slug=f"surface-{fate.replace(' ', '-')}", title=title))
     return found
 
 
-def _gammas(audit_summary: AuditSummary, part: Linearity) -> list[ReportFigure]:
+def _gammas(audit: Audit, part: Linearity) -> list[ReportFigure]:
     named = {"gamma, in the ball": part.gamma, "one full gradient step": part.error}
     known = {name: values[np.isfinite(values)] for name, values in named.items()}
     if any(values.size == 0 for values in known.values()):
@@ -96,26 +96,26 @@ def _gammas(audit_summary: AuditSummary, part: Linearity) -> list[ReportFigure]:
     return [replace(plate, caption=caption)]
 
 
-def _bounds(audit_summary: AuditSummary, part: Estimated) -> list[ReportFigure]:
+def _bounds(audit: Audit, part: DistanceBounds) -> list[ReportFigure]:
     """Draw the estimated bounds against the nearest images found, where there are any."""
-    assert audit_summary.geometry is not None
-    upper = np.where(np.isnan(audit_summary.geometry.nearest), np.inf, audit_summary.geometry.nearest)
+    assert audit.geometry is not None
+    upper = np.where(np.isnan(audit.geometry.nearest), np.inf, audit.geometry.nearest)
     named = {L_BOUND: part.by_lipschitz, C_BOUND: part.by_curvature, CERTIFICATE: part.certified}
     drawn = {name: values for name, values in named.items() if (np.isfinite(values) & np.isfinite(upper)).any()}
     if not drawn:
         return []
-    plate = bounds(drawn, upper, norm=audit_summary.norm, radius=audit_summary.radius, kind="estimate")
+    plate = bounds(drawn, upper, norm=audit.norm, radius=audit.radius, kind="estimate")
     if CERTIFICATE not in drawn:
         return [plate]
     return [replace(plate, caption=f"{plate.caption} The certificates are proven, not estimated ({part.proof}).")]
 
 
-def _efforts(audit_summary: AuditSummary, part: Effort) -> list[ReportFigure]:
+def _efforts(audit: Audit, part: Effort) -> list[ReportFigure]:
     plate = steps_restarts(part.steps.tolist(), part.restarts.tolist(), part.accuracy, images=part.images)
     return [replace(plate, caption=f"{plate.caption} Of images that are classified correctly when clean.")]
 
 
-def _weights(audit_summary: AuditSummary, part: Weights) -> list[ReportFigure]:
+def _weights(audit: Audit, part: Weights) -> list[ReportFigure]:
     if not (np.isfinite(part.clean).all() and np.isfinite(part.attacked).all()):
         return []
     lines = {f"under PGD of {part.steps} steps": part.attacked, "clean": part.clean}
@@ -123,15 +123,15 @@ def _weights(audit_summary: AuditSummary, part: Weights) -> list[ReportFigure]:
     return [replace(plate, caption=f"{plate.caption} Mean of {part.images:,} images, attacked anew at every point.")]
 
 
-def geometry_shots(audit_summary: AuditSummary) -> list[Shot]:
+def geometry_shots(audit: Audit) -> list[Shot]:
     """Return the pictures of the geometry, those that fell first."""
-    images = _images(audit_summary)
-    return [] if images is None else shots_of(images, lambda number: class_name(audit_summary.classes, number))
+    images = _images(audit)
+    return [] if images is None else shots_of(images, lambda number: class_name(audit.classes, number))
 
 
-def geometry_caption(audit_summary: AuditSummary) -> str:
+def geometry_caption(audit: Audit) -> str:
     """Say what the pictures show, "" without any."""
-    images = _images(audit_summary)
+    images = _images(audit)
     if images is None:
         return ""
     return (
@@ -141,42 +141,32 @@ def geometry_caption(audit_summary: AuditSummary) -> str:
     )
 
 
-def _images(audit_summary: AuditSummary) -> Images | None:
-    geometry, outcomes = audit_summary.geometry, audit_summary.outcomes
-    if geometry is None or geometry.pictures is None or outcomes is None:
+def _images(audit: Audit) -> Gallery | None:
+    if audit.geometry is None or audit.geometry.pictures is None:
         return None
-    part = geometry.pictures
-    order = np.argsort([_fate(outcomes, int(row)) == STANDS for row in part.rows], kind="stable")
+    part, fates = audit.geometry.pictures, _fates(audit)
+    order = np.argsort([fates[row] == STANDS for row in part.rows], kind="stable")
     rows = part.rows[order]
     return {
         "clean": part.clean[order],
         "adversarial": part.adversarial[order],
-        "labels": outcomes.labels[rows],
+        "labels": audit.labels[rows],
         "predicted_clean": part.predicted_clean[order],
         "predicted_adv": part.predicted_adv[order],
-        "indices": outcomes.indices[rows],
+        "indices": audit.indices[rows],
     }
 
 
-def _fate(outcomes: Outcomes | None, row: int) -> str:
-    breaker = "" if outcomes is None else outcomes.breakers[row]
-    return WRONG if breaker == SIMPLE else FELL if breaker else STANDS
+def _fates(audit: Audit) -> list[str]:
+    """Say of each image what became of it."""
+    return [WRONG if breaker == SIMPLE else FELL if breaker else STANDS for breaker in audit.breakers()]
 
 
-def _called(audit_summary: AuditSummary, row: int) -> str:
-    if audit_summary.outcomes is None:
-        return "one"
-    name = class_name(audit_summary.classes, int(audit_summary.outcomes.labels[row]))
-    return f"image {int(audit_summary.outcomes.indices[row])} of class {name}"
-
-
-def outcome_rows(audit_summary: AuditSummary, most: int = ROWS) -> Table | None:
-    """One row per image: the pictured, and the so many nearest to the clean boundary; None without images."""
-    outcomes, geometry = audit_summary.outcomes, audit_summary.geometry
-    if outcomes is None:
-        return None
+def outcome_rows(audit: Audit, most: int = ROWS) -> Table:
+    """One row per image: the pictured, and the so many nearest to the clean boundary."""
+    geometry = audit.geometry
     pictured = set(geometry.pictures.rows.tolist() if geometry and geometry.pictures else [])
-    order = np.argsort(np.abs(outcomes.clean_margin), kind="stable")
+    order = np.argsort(np.abs(audit.clean_margin), kind="stable")
     nearest = [int(row) for place, row in enumerate(order) if place < most or int(row) in pictured]
     chosen = sorted(nearest, key=lambda row: row not in pictured)
     left_out = len(order) - len(chosen)
@@ -188,22 +178,25 @@ def outcome_rows(audit_summary: AuditSummary, most: int = ROWS) -> Table | None:
         f"{scope} Clean margin: best wrong logit minus true logit; 0 or more is misclassified. Distance: of the nearest"
         " misclassified image that is known, an upper bound; attacks in a ball stop at its rim."
     )
-    distance = np.full(len(order), np.nan) if geometry is None else geometry.distance
-    headers = ("Image", "True class", "Outcome", "Broken by", "Clean margin", f"Distance, {audit_summary.norm}")
-    return table(caption, headers, [_row(audit_summary, outcomes, row, distance) for row in chosen])
+    headers = ("Image", "True class", "Outcome", "Broken by", "Clean margin", f"Distance, {audit.norm}")
+    every = _rows(audit)
+    return table(caption, headers, [every[row] for row in chosen])
 
 
-def _row(audit_summary: AuditSummary, outcomes: Outcomes, row: int, distance: Array) -> list[Cell]:
-    index, margin, away = int(outcomes.indices[row]), float(outcomes.clean_margin[row]), float(distance[row])
-    sign = "\N{MINUS SIGN}" if margin < 0 else "+"
-    breaker = "" if outcomes.breakers[row] == SIMPLE else outcomes.breakers[row]
+def _rows(audit: Audit) -> list[list[Cell]]:
+    """Return a row for each image."""
+    distance = np.full(len(audit.labels), np.nan) if audit.geometry is None else audit.geometry.distance
+    parts = (audit.indices, audit.labels, _fates(audit), audit.breakers(), audit.clean_margin, distance)
     return [
-        (f"{index}", index),
-        (class_name(audit_summary.classes, int(outcomes.labels[row])), None),
-        (_fate(outcomes, row), None),
-        (breaker or NOTHING, None),
-        (f"{sign}{abs(margin):.3g}", margin),
-        (f"{away:.3g}", away) if np.isfinite(away) else (NOTHING, None),
+        [
+            (f"{index}", int(index)),
+            (class_name(audit.classes, int(label)), None),
+            (fate, None),
+            (NOTHING if breaker in ("", SIMPLE) else breaker, None),
+            (f"{MINUS if margin < 0 else '+'}{abs(margin):.3g}", float(margin)),
+            (f"{away:.3g}", float(away)) if np.isfinite(away) else (NOTHING, None),
+        ]
+        for index, label, fate, breaker, margin, away in zip(*parts, strict=True)
     ]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from planish.core.errors import BadInput
 from planish.records import evaluation as records
+from planish.records.audit import Audit
 from planish.report import audited
-from planish.report.audited import AuditSummary
 from planish.report.card import audit_card, card
 from planish.report.compared import audit_facts, told_apart
 from planish.report.drawing import ReportFigure, to_png
@@ -30,7 +30,7 @@ def write_report(entries: Sequence[Entry], folder: str | Path, title: str, prove
     last. BadInput when there is no entry, names repeat or the entries' threats differ.
     """
     check(entries)
-    return _write(entries, Path(folder), title, provenance, [])
+    return _write(entries, Path(folder), title, provenance, [], {})
 
 
 def write_comparison(
@@ -38,23 +38,23 @@ def write_comparison(
     folder: str | Path,
     title: str,
     provenance: Mapping[str, Any],
-    summaries: Sequence[AuditSummary] = (),
+    audits: Sequence[Audit] = (),
 ) -> Path:
     """Write what `write_report` does, and the entries compared two by two on the same images.
 
-    summaries: audits to be shown side by side, beside the entries; without any entry, report.html and results.json
+    audits: to be shown side by side, beside the entries; without any entry, report.html and results.json
     alone are written. BadInput as there, for fewer than two of both together, when the images of entries differ, and
     when the audits' threats do.
     """
-    if len(entries) + len(summaries) < 2:
+    if len(entries) + len(audits) < 2:
         raise BadInput("A comparison needs at least two evaluations or audits.")
-    folder, audits = Path(folder), told_apart(summaries)
+    folder, named = Path(folder), told_apart(audits)
     if entries:
-        return _write(entries, folder, title, provenance, pairs(entries) if len(entries) > 1 else [], audits)
-    document = {"schema_version": 1, "title": title, "audits": [audit_facts(one) for one in audits]}
+        return _write(entries, folder, title, provenance, pairs(entries) if len(entries) > 1 else [], named)
+    document = {"schema_version": 1, "title": title, "audits": [audit_facts(*one) for one in named.items()]}
     write_json(plain(document | {"provenance": provenance}), folder / "results.json")
     page = folder / "report.html"
-    write_text(render_compared(audits, title, provenance), page)
+    write_text(render_compared(named, title, provenance), page)
     return page
 
 
@@ -64,47 +64,44 @@ def _write(
     title: str,
     provenance: Mapping[str, Any],
     found: Sequence[Pair],
-    summaries: Sequence[AuditSummary] = (),
+    audits: Mapping[str, Audit],
 ) -> Path:
-    _one_threat(entries, summaries)
+    _one_threat(entries, audits)
     drawn = plates(entries)
     if found:
         drawn.insert(1, paired_plate(found))
     galleries = [gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)]
     _write_figures([*drawn, *(plate for plate in galleries if plate)], folder)
     paired = {"pairs": plain([pair_facts(pair) for pair in found])} if found else {}
-    audits = {"audits": plain([audit_facts(one) for one in summaries])} if summaries else {}
-    write_json(results(entries, title, provenance) | paired | audits, folder / "results.json")
+    audited_too = {"audits": plain([audit_facts(*one) for one in audits.items()])} if audits else {}
+    write_json(results(entries, title, provenance) | paired | audited_too, folder / "results.json")
     write_text(card(entries), folder / "card.md")
     page = folder / "report.html"
-    write_text(render(entries, title, provenance, drawn, found, summaries), page)
+    write_text(render(entries, title, provenance, drawn, found, audits), page)
     return page
 
 
-def _one_threat(entries: Sequence[Entry], summaries: Sequence[AuditSummary]) -> None:
+def _one_threat(entries: Sequence[Entry], audits: Mapping[str, Audit]) -> None:
     """BadInput where audits are of another norm or radius than the entries, which are of one."""
     check(entries)
     own = threat(entries[0].evaluation)
-    others = {one.name: f"{one.norm} radius {radius_text(one.radius)}" for one in summaries}
+    others = {name: f"{one.norm} radius {radius_text(one.radius)}" for name, one in audits.items()}
     for name, theirs in others.items():
         if theirs != own:
             raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
 
 
-def write_audit(audit_summary: AuditSummary, folder: str | Path, figures: Sequence[ReportFigure] = ()) -> Path:
+def write_audit(audit: Audit, folder: str | Path, figures: Sequence[ReportFigure] = ()) -> Path:
     """Write audit.html, audit.md, card.md and figures/*.png into the folder; return the page's path.
 
     figures: more than the geometry's. Each file is written whole or not at all, the page last.
     """
-    folder, drawn = Path(folder), [*geometry_figures(audit_summary), *figures]
+    folder, drawn = Path(folder), [*geometry_figures(audit), *figures]
     _write_figures(drawn, folder)
-    write_text(
-        audited.to_markdown(audit_summary, told(audit_summary.geometry) if audit_summary.geometry else []),
-        folder / "audit.md",
-    )
-    write_text(audit_card(audit_summary), folder / "card.md")
+    write_text(audited.to_markdown(audit, told(audit.geometry) if audit.geometry else []), folder / "audit.md")
+    write_text(audit_card(audit), folder / "card.md")
     page = folder / "audit.html"
-    write_text(render_audit(audit_summary, drawn), page)
+    write_text(render_audit(audit, drawn), page)
     return page
 
 

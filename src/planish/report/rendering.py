@@ -6,15 +6,16 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from planish.records.audit import Audit, Finding
 from planish.records.statistics import Estimate
 from planish.report import audited
-from planish.report.audited import AuditSummary, Finding
 from planish.report.compared import audit_headline, headline_rows, side_by_side
 from planish.report.drawing import ReportFigure, to_svg
 from planish.report.entry import Entry, images_text, threat
@@ -69,11 +70,11 @@ def render(
     provenance: Mapping[str, Any],
     drawn: Sequence[ReportFigure],
     pairs: Sequence[Pair] = (),
-    summaries: Sequence[AuditSummary] = (),
+    audits: Mapping[str, Audit] = MappingProxyType({}),
 ) -> str:
     """Return the report's page as one HTML document that asks the network for nothing.
 
-    summaries: of audits that are shown beside the entries.
+    audits: by name, shown beside the entries.
     """
     headline, *remarks = map(_unbroken, verdict(entries))
     most = rows_for(entries)
@@ -88,74 +89,68 @@ def render(
         attacked=any(entry.evaluation.columns for entry in entries),
         summary=summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
-        **_side_by_side(summaries),
+        **_side_by_side(audits),
         costs=cost_rows(entries),
         figures=_drawings(drawn),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
         images=[(entry.name, image_rows(entry, most)) for entry in entries],
         models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries]
-        + [(f"{one.name}, audited", _facts(one)) for one in summaries],
-        commands=_commands(entries, summaries, provenance),
+        + [(f"{name}, audited", flat(plain(audit.known))) for name, audit in audits.items()],
+        commands=_commands(provenance, *(entry.evaluation.meta for entry in entries), *_metas(audits)),
     )
 
 
-def render_compared(summaries: Sequence[AuditSummary], title: str, provenance: Mapping[str, Any]) -> str:
+def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping[str, Any]) -> str:
     """Return the page of audits side by side."""
-    headline, *remarks = audit_headline(summaries)
+    headline, *remarks = audit_headline(audits)
     return _page(
         "compared.html.j2",
         provenance,
         title=title,
         headline=headline,
         remarks=remarks,
-        terms="; ".join(dict.fromkeys(one.terms for one in summaries)),
-        scores=[Score.of(one.name, one.headline, one.clean) for one in summaries],
-        models=[(one.name, _facts(one)) for one in summaries],
-        commands=_lines([*provenance.get("commands", []), *(line for one in summaries for line in _own(one))]),
-        **_side_by_side(summaries),
+        terms="; ".join(dict.fromkeys(audited.terms(one) for one in audits.values())),
+        scores=[Score.of(name, one.robust_accuracy(), one.clean_accuracy()) for name, one in audits.items()],
+        models=[(name, flat(plain(one.known))) for name, one in audits.items()],
+        commands=_commands(provenance, *_metas(audits)),
+        **_side_by_side(audits),
     )
 
 
-def _side_by_side(summaries: Sequence[AuditSummary]) -> dict[str, Any]:
+def _side_by_side(audits: Mapping[str, Audit]) -> dict[str, Any]:
     """Return the tables of audits, None without any, and which symbol is whose."""
     marks = {symbol: kind for kind, symbol in audited.SYMBOLS.items()}
-    return {"audited": (headline_rows(summaries), side_by_side(summaries)) if summaries else None, "marks": marks}
+    return {"audited": (headline_rows(audits), side_by_side(audits)) if audits else None, "marks": marks}
 
 
-def _facts(audit_summary: AuditSummary) -> list[tuple[str, str]]:
-    """Return an audit's provenance but its commands."""
-    return flat({key: value for key, value in plain(audit_summary.provenance).items() if key != "commands"})
+def _metas(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
+    return [audit.meta for audit in audits.values()]
 
 
-def _own(audit_summary: AuditSummary) -> Sequence[Any]:
-    found: Sequence[Any] = audit_summary.provenance.get("commands", [])
-    return found
-
-
-def render_audit(audit_summary: AuditSummary, figures: Sequence[ReportFigure] = ()) -> str:
+def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
     """Return the audit's page as one HTML document that asks the network for nothing."""
-    headline, *remarks = audited.sentences(audit_summary.findings)
+    headline, *remarks = audited.sentences(audit.findings)
     return _page(
         "audit.html.j2",
-        audit_summary.provenance,
-        title=audit_summary.name,
-        verdict=audited.overall(audit_summary.findings),
+        audit.known,
+        title=audit.name,
+        verdict=audit.verdict,
         headline=headline,
         remarks=remarks,
-        terms=audit_summary.terms,
-        scores=[Score.of("Robust accuracy", audit_summary.headline, audit_summary.clean)],
-        groups=[(kind, [_shown(one) for one in found]) for kind, found in audited.grouped(audit_summary.findings)],
+        terms=audited.terms(audit),
+        scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
+        groups=[(kind, [_shown(one) for one in found]) for kind, found in audited.grouped(audit.findings)],
         symbols=audited.SYMBOLS,
         names=audited.NAMES,
         words=audited.VERDICTS,
-        rows=audited.finding_rows(audit_summary.findings),
+        rows=audited.finding_rows(audit.findings),
         figures=_drawings(figures),
-        notes=audit_summary.geometry.notes if audit_summary.geometry else (),
-        shots=geometry_shots(audit_summary),
-        shots_caption=geometry_caption(audit_summary),
-        outcomes=outcome_rows(audit_summary),
+        notes=audit.geometry.notes if audit.geometry else (),
+        shots=geometry_shots(audit),
+        shots_caption=geometry_caption(audit),
+        outcomes=outcome_rows(audit),
         models=[],
-        commands=_lines(_own(audit_summary)),
+        commands=_commands({}, audit.meta),
     )
 
 
@@ -229,14 +224,10 @@ def _line(command: Any) -> str:
     return command if isinstance(command, str) else " ".join(command)
 
 
-def _commands(entries: Sequence[Entry], summaries: Sequence[AuditSummary], provenance: Mapping[str, Any]) -> list[str]:
-    given = [*provenance.get("commands", []), *(entry.evaluation.meta.get("command") for entry in entries)]
-    return _lines([*given, *(line for one in summaries for line in _own(one))])
-
-
-def _lines(commands: Sequence[Any]) -> list[str]:
-    """Return each command once, as a line."""
-    return list(dict.fromkeys(_line(command) for command in commands if command))
+def _commands(provenance: Mapping[str, Any], *metas: Mapping[str, Any]) -> list[str]:
+    """Return each command once, as a line: those of the page and those that made its records."""
+    given = [*provenance.get("commands", []), *(meta.get("command") for meta in metas)]
+    return list(dict.fromkeys(_line(command) for command in given if command))
 
 
 def _unbroken(sentence: str) -> str:

@@ -28,7 +28,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """What became of a claim: the outcome, the measured sum or ratio with its 95 % interval, and a sentence."""
 
     outcome: Outcome
@@ -38,7 +38,7 @@ class Verdict:
     because: str
 
 
-def judged(claim: Claim, figures: Mapping[str, Figure], why_not: Mapping[str, str]) -> Verdict:
+def judged(claim: Claim, figures: Mapping[str, Figure], why_not: Mapping[str, str]) -> ClaimVerdict:
     """Judge a claim by figures named "row.column"; why_not: why others are not there.
 
     Confirmed if the whole interval lies where the claim puts the figure, refuted if none of it does, else open. The
@@ -47,12 +47,12 @@ def judged(claim: Claim, figures: Mapping[str, Figure], why_not: Mapping[str, st
     absent = [name for name in claim.names if name not in figures]
     if absent:
         reasons = dict.fromkeys(f"{name}: {why_not.get(name, 'not run')}" for name in absent)
-        return Verdict("not tested", None, None, None, "; ".join(reasons))
+        return ClaimVerdict("not tested", None, None, None, "; ".join(reasons))
     value, low, high = _interval(claim, figures)
     outcome = _outcome(claim, low, high)
     where = "on" if outcome == "confirmed" else "off" if outcome == "refuted" else "on both sides of"
     shown = f"{value:.3g}" if low == high else f"{value:.3g} [{low:.3g}, {high:.3g}]"
-    return Verdict(outcome, value, low, high, f"{shown} lies {where} the claimed side: {bound_words(claim)}")
+    return ClaimVerdict(outcome, value, low, high, f"{shown} lies {where} the claimed side: {bound_words(claim)}")
 
 
 def bound_words(claim: Claim) -> str:

@@ -13,12 +13,11 @@ from planish.core.modes import autocast
 from planish.core.randomness import initialised, seeded
 from planish.data.source import find
 from planish.methods import StepContext
-from planish.report.tables import Table as Lines
-from planish.report.tables import seconds_text, table
+from planish.report.tables import Table, seconds_text, table
 from planish.reproduce import numbers
 from planish.reproduce.running import Job, finished, trained, twin
 from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled
-from planish.reproduce.tables import Column
+from planish.reproduce.tables import PaperColumn
 from planish.runs.config import Experiment
 from planish.runs.train import architecture
 from planish.training.cost import training_cost
@@ -45,7 +44,7 @@ TIMED = {32: 64, 64: 32, 128: 8}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class WorkEstimate:
     """What is still to be done: passes of single images, and the seconds of all.
 
     Passes of training take longer than others where a gradient is differentiated or the arithmetic is float32.
@@ -56,7 +55,7 @@ class Estimate:
     seconds: float
 
 
-def estimate(job: Job, row: str) -> Estimate:
+def estimate(job: Job, row: str) -> WorkEstimate:
     """Estimate what is left to do of a row; judging as if every image held out, so at most that."""
     experiment = job.experiment(row)
     images = _count(job, row, "train", experiment.data.limit)
@@ -71,17 +70,17 @@ def estimate(job: Job, row: str) -> Estimate:
     }
     judging = tests * sum(left.values())
     seconds = seen * step_seconds(job, experiment) if untrained else 0.0
-    return Estimate(training, judging, seconds + (judging * pass_seconds(job, experiment) if judging else 0.0))
+    return WorkEstimate(training, judging, seconds + (judging * pass_seconds(job, experiment) if judging else 0.0))
 
 
-def column_passes(job: Job, column: Column) -> float:
+def column_passes(job: Job, column: PaperColumn) -> float:
     """Return the passes that an image costs at most under what measures the column."""
     if column.by_numbers:
         return float(numbers.PASSES[column.statistic.record])
     return attack_passes(attack_of(column, job.scale), job.table.head.classes)
 
 
-def _done(job: Job, row: str, column: Column) -> bool:
+def _done(job: Job, row: str, column: PaperColumn) -> bool:
     return job.record(row, column).exists() and finished(job, row, column)
 
 
@@ -187,7 +186,7 @@ def attack_passes(attack: str | None, classes: int) -> float:
     return 2.0 * (steps + 1) * restarts * times
 
 
-def estimate_rows(job: Job, rows: Sequence[str]) -> Lines:
+def estimate_rows(job: Job, rows: Sequence[str]) -> Table:
     """Return what is left to do of each row and of all, as a table."""
     found = [(run, estimate(job, run)) for row in rows for run in job.scale.runs(row)]
     lines = [

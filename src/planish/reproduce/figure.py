@@ -6,14 +6,14 @@ from matplotlib.axes import Axes
 
 from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, hide, legend, styled
 from planish.reproduce.measured import paper_number
-from planish.reproduce.tables import STATISTICS, Table
+from planish.reproduce.tables import STATISTICS, PaperTable
 
 COMPARED = ("clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", *STATISTICS)
 STEP = 0.3
 
 
 @styled()
-def plate(own: Table, whole: dict[str, Any]) -> ReportFigure | None:
+def plate(own: PaperTable, whole: dict[str, Any]) -> ReportFigure | None:
     """Draw a panel for each column that was measured: ours with its interval, the paper's, a line between the two."""
     keys = [key for key, column in own.columns.items() if column.measure in COMPARED and not column.note]
     pairs = {key: found for key in keys if (found := _pairs(own, whole, key))}
@@ -34,7 +34,7 @@ def plate(own: Table, whole: dict[str, Any]) -> ReportFigure | None:
 Pair = tuple[float, float, float, float | None]
 
 
-def _pairs(own: Table, whole: dict[str, Any], key: str) -> dict[str, Pair]:
+def _pairs(own: PaperTable, whole: dict[str, Any], key: str) -> dict[str, Pair]:
     """Return value, low, high and the paper's figure of every row that has a value."""
     found: dict[str, Pair] = {}
     for name, row in own.rows.items():

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.core.threat import parse_threat
-from planish.evaluation import distances
-from planish.evaluation.distances import Distances, improvement_ratio
+from planish.records import distances, numbers
 from planish.records import evaluation as results
+from planish.records.distances import Distances, improvement_ratio
 from planish.records.evaluation import Evaluation
-from planish.reproduce import numbers
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.running import Job, finished, provenance_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
-from planish.reproduce.tables import Column, Table
+from planish.reproduce.tables import PaperColumn, PaperTable
 from planish.runs.judge import DISTANCES, EVALUATION, training_of
 from planish.storage.files import write_json
 
@@ -30,7 +29,7 @@ INTERVAL = ((-math.inf, 0.025), (math.inf, 0.975))
 """What an undefined draw counts as, and the quantile, of the lower and the upper end."""
 
 
-def figure_of(job: Job, row: str, column: Column) -> Figure | str:
+def figure_of(job: Job, row: str, column: PaperColumn) -> Figure | str:
     """Return the measured figure, or why there is none."""
     if column.measure == "missing":
         return column.why
@@ -50,14 +49,14 @@ def figure_of(job: Job, row: str, column: Column) -> Figure | str:
     return _by_distance(job, row, column) if column.by_distance else _in_ball(job, row, column)
 
 
-def _of_numbers(job: Job, row: str, column: Column) -> Figure | str:
-    found = numbers.load(job.record(row, column) / numbers.FILE).of(column.statistic)
+def _of_numbers(job: Job, row: str, column: PaperColumn) -> Figure | str:
+    found = numbers.load(job.record(row, column) / numbers.FILE).numbers[column.statistic.numbers].astype(np.float64)
     if not np.isfinite(found).any():
         return "the network is not smooth" if np.isnan(found).all() else "no finite number"
     return mean(found) if column.statistic.over == "mean" else exact(float(np.nanmax(found)))
 
 
-def _in_ball(job: Job, row: str, column: Column) -> Figure:
+def _in_ball(job: Job, row: str, column: PaperColumn) -> Figure:
     record = results.load(job.record(row, column) / EVALUATION)
     if column.measure == "clean":
         return share(record.correct())
@@ -76,7 +75,7 @@ def _success(record: Evaluation, attack: str) -> Figure:
     return Figure(100 * rate.value, 100 * rate.low, 100 * rate.high)
 
 
-def _by_distance(job: Job, row: str, column: Column) -> Figure | str:
+def _by_distance(job: Job, row: str, column: PaperColumn) -> Figure | str:
     record = distances.load(job.record(row, column) / DISTANCES)
     if column.measure == "error":
         return share(record.of() <= parse_threat(job.table.head.norm, column.radius or 0).radius)
@@ -122,7 +121,7 @@ def paper_number(text: str) -> float:
     return float(text.rstrip("%"))
 
 
-def paper_numbers(table: Table) -> dict[str, float]:
+def paper_numbers(table: PaperTable) -> dict[str, float]:
     """Return the paper's figures by "row.column"."""
     return {f"{row}.{key}": paper_number(text) for row, own in table.rows.items() for key, text in own.paper.items()}
 

@@ -6,14 +6,13 @@ from typing import Any
 
 from planish.core.errors import BadInput
 from planish.report.drawing import to_png
-from planish.report.tables import NOTHING, Cell, markdown, table
-from planish.report.tables import Table as Lines
+from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words
 from planish.reproduce.figure import plate
 from planish.reproduce.measured import load_documents
 from planish.reproduce.running import Job, state
 from planish.reproduce.scales import SCALES
-from planish.reproduce.tables import HOME, Column, Table
+from planish.reproduce.tables import HOME, PaperColumn, PaperTable
 from planish.storage.files import write_bytes, write_text
 
 FIGURE = "figure.png"
@@ -21,7 +20,7 @@ INTRODUCTION = HOME / "introduction.md"
 SEEDS = "Intervals are 95 %, over test images alone: each row was trained once, and another seed is not in them."
 
 
-def list_rows(tables: Sequence[Table], out: Path) -> Lines:
+def list_rows(tables: Sequence[PaperTable], out: Path) -> Table:
     """Return a line for each table: what it is, how many rows, what has been run at each scale."""
     lines: list[list[Cell]] = []
     for own in tables:
@@ -34,7 +33,7 @@ def list_rows(tables: Sequence[Table], out: Path) -> Lines:
     return table("", ("Name", "Table", "What", "Rows to train", f"Finished in {out}"), lines)
 
 
-def _progress(own: Table, scale: str, out: Path) -> str:
+def _progress(own: PaperTable, scale: str, out: Path) -> str:
     job = Job.of(own, scale, out)
     if not job.out.exists():
         return ""
@@ -45,7 +44,7 @@ def _progress(own: Table, scale: str, out: Path) -> str:
     return f"{scale}: {finished} of {len(own.trainable)}"
 
 
-def results_rows(own: Table, whole: dict[str, Any]) -> Lines:
+def results_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     """Return the table, in each cell what was measured and, in brackets, what was printed."""
     keys = [key for key, column in own.columns.items() if column.measure != "given"]
     keys += [key for key in whole["attacks"] if key not in own.columns]
@@ -59,7 +58,7 @@ def results_rows(own: Table, whole: dict[str, Any]) -> Lines:
     return table(_caption(own, whole), headers, lines)
 
 
-def _header(column: Column) -> str:
+def _header(column: PaperColumn) -> str:
     if column.measure == "cost":
         return f"{column.printed}; measured: standard steps"
     return f"{column.printed} ({column.note})" if column.note else column.printed
@@ -79,7 +78,7 @@ def number_text(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 2 or value == 0 else f"{value:.3g}"
 
 
-def _caption(own: Table, whole: dict[str, Any]) -> str:
+def _caption(own: PaperTable, whole: dict[str, Any]) -> str:
     judged = [row["test_images"] for row in whole["rows"].values() if row.get("test_images")]
     tested = (
         "; ".join(sorted({f"{one['images']:,} test images of {one['name']}" for one in judged})) or "nothing judged yet"
@@ -89,7 +88,7 @@ def _caption(own: Table, whole: dict[str, Any]) -> str:
     return f"{own.name} at scale {whole['scale']} ({whole['words']}); {data}{tested}. {SEEDS}"
 
 
-def claims_rows(own: Table, whole: dict[str, Any]) -> Lines:
+def claims_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     """Return a line for each of the paper's claims, with its verdict."""
     lines: list[list[Cell]] = []
     for claim, found in zip(own.claims, whole["claims"], strict=True):
@@ -104,7 +103,7 @@ def _measured(found: dict[str, Any]) -> str:
     return str(found["because"]) if found["value"] is None else _cell(found, None)
 
 
-def write_plate(own: Table, whole: dict[str, Any], path: Path) -> Path | None:
+def write_plate(own: PaperTable, whole: dict[str, Any], path: Path) -> Path | None:
     """Draw ours against the paper's into a PNG; None where nothing can be compared."""
     drawn = plate(own, whole)
     if drawn is not None:
@@ -112,7 +111,7 @@ def write_plate(own: Table, whole: dict[str, Any], path: Path) -> Path | None:
     return None if drawn is None else path
 
 
-def write_page(root: Path, page: Path, tables: Sequence[Table]) -> Path:
+def write_page(root: Path, page: Path, tables: Sequence[PaperTable]) -> Path:
     """Write the page of every table and of all results below the folder, its figures into images/ beside it."""
     known = {own.name: own for own in tables}
     documents = [whole for whole in load_documents(root) if whole["table"] in known]
@@ -127,7 +126,7 @@ def figure_name(whole: dict[str, Any]) -> str:
     return f"reproduce-{whole['table']}-{whole['scale']}.png"
 
 
-def page_text(tables: Sequence[Table], documents: Sequence[dict[str, Any]]) -> str:
+def page_text(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]]) -> str:
     """Return the whole page as Markdown."""
     parts = [
         INTRODUCTION.read_text(encoding="utf-8"),
@@ -148,7 +147,7 @@ def _scale_line(name: str) -> str:
     return f"- `{name}`: {SCALES[name].words()}."
 
 
-def _table_part(own: Table) -> list[str]:
+def _table_part(own: PaperTable) -> list[str]:
     head = own.head
     missing = [f"- `{name}` ({row.printed}): missing, {row.missing}." for name, row in own.rows.items() if row.missing]
     unmeasured: dict[str, list[str]] = {}
@@ -173,7 +172,7 @@ def _table_part(own: Table) -> list[str]:
     return [*lines, *facts, *([""] if facts else [])]
 
 
-def _results_part(own: Table, whole: dict[str, Any]) -> str:
+def _results_part(own: PaperTable, whole: dict[str, Any]) -> str:
     rows = [f"- `{name}`: {row['setting']}; {row['state']}." for name, row in whole["rows"].items()]
     parts = [
         f"#### {own.name} at scale {whole['scale']}",

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from planish.attacks.suites import Suite
 from planish.core.errors import BadInput
-from planish.evaluation import distances
-from planish.evaluation.distances import Distances
 from planish.evaluation.evaluate import OnChunk
 from planish.evaluation.naming import attacks_by_name, distance_attacks
+from planish.records import distances, numbers
 from planish.records import evaluation as results
+from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
-from planish.reproduce import numbers
-from planish.reproduce.numbers import Numbers
+from planish.records.numbers import Numbers
+from planish.reproduce.numbers import measure as measure_numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
-from planish.reproduce.tables import Column, Row, Table
+from planish.reproduce.tables import PaperColumn, PaperTable, Row
 from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.runs.config import Experiment, experiment_from, read
 from planish.runs.judge import (
@@ -27,7 +27,7 @@ from planish.runs.judge import (
     load_model,
     measure,
 )
-from planish.runs.train import refuse_other_data, same_run, train, training_images
+from planish.runs.train import refuse_other_data, same_run, train_into, training_images
 from planish.storage.files import write_bytes
 from planish.training.loop import EpochRecord
 
@@ -38,7 +38,7 @@ SNAPSHOTS = "snapshots"
 class Job:
     """A table at a scale in a folder. train, test: the data; None = the table's own name for it, and train."""
 
-    table: Table
+    table: PaperTable
     scale: Scale
     out: Path
     train: str | None = None
@@ -46,7 +46,7 @@ class Job:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, table: Table, scale: str, out: Path, **options: str | None) -> "Job":
+    def of(cls, table: PaperTable, scale: str, out: Path, **options: str | None) -> "Job":
         """Return the job of a scale by its name; it goes to out/TABLE/SCALE. Raises BadInput."""
         chosen = scale_of(table, scale)
         return cls(table, chosen, out / table.name / chosen.name, **options)  # type: ignore[arg-type]
@@ -71,13 +71,13 @@ class Job:
         """Return the row that a training belongs to. Raises BadInput."""
         return self.table.row(run.partition(SEED)[0])
 
-    def columns(self) -> dict[str, Column]:
+    def columns(self) -> dict[str, PaperColumn]:
         """Return the table's columns, and planish's own suite where rows are judged in a ball."""
         if self.table.head.radius is None:
             return self.table.columns
-        return {**self.table.columns, "planish": Column("planish, not in the paper", "accuracy", "planish")}
+        return {**self.table.columns, "planish": PaperColumn("planish, not in the paper", "accuracy", "planish")}
 
-    def record(self, row: str, column: Column) -> Path:
+    def record(self, row: str, column: PaperColumn) -> Path:
         """Return the folder of the record that measures the column."""
         if column.by_numbers:
             places = "" if column.places == 1 else f"-{column.places}"
@@ -87,7 +87,7 @@ class Job:
         return self.folder(row) / "judged" / name
 
 
-def _carried(column: Column) -> bool:
+def _carried(column: PaperColumn) -> bool:
     return column.source is not None and column.measure == "accuracy"
 
 
@@ -99,7 +99,7 @@ class Step:
     event: EpochRecord | Evaluation | Distances | Numbers
 
 
-def chosen_rows(table: Table, rows: Sequence[str] | None, scale: Scale) -> tuple[str, ...]:
+def chosen_rows(table: PaperTable, rows: Sequence[str] | None, scale: Scale) -> tuple[str, ...]:
     """Return the rows to run: those named, or all that planish can train, in the scale's order.
 
     Raises BadInput if nothing is measured.
@@ -136,7 +136,7 @@ def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] 
 def _trained(job: Job, folder: Path, experiment: Experiment) -> Iterator[EpochRecord]:
     """Train, and keep the weights every so many epochs."""
     _snapshot(job, folder)
-    for record in train(experiment, folder, device=job.device, resume=True):
+    for record in train_into(experiment, folder, device=job.device, resume=True):
         _snapshot(job, folder)
         yield record
 
@@ -205,12 +205,12 @@ def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation
         if column.by_distance:
             yield from measure(model, task, place, device=job.device, resume=True)
         elif column.by_numbers:
-            yield numbers.measure(model, task, column, place, device=job.device)
+            yield measure_numbers(model, task, column, place, device=job.device)
         else:
             yield from evaluate_into(model, task, place, device=job.device, resume=True, on_chunk=on_chunk)
 
 
-def _task(job: Job, row: str, column: Column) -> EvaluationConfig:
+def _task(job: Job, row: str, column: PaperColumn) -> EvaluationConfig:
     head, attack = job.table.head, attack_of(column, job.scale)
     threat = head.threat(job.row(row).radius)
     return EvaluationConfig(
@@ -223,7 +223,7 @@ def _task(job: Job, row: str, column: Column) -> EvaluationConfig:
     )
 
 
-def finished(job: Job, row: str, column: Column) -> bool:
+def finished(job: Job, row: str, column: PaperColumn) -> bool:
     """Say whether the column's record is complete. Raises BadInput if it is of another ball or other images."""
     place, attack = job.record(row, column), attack_of(column, job.scale)
     threat = _task(job, row, column).threat

@@ -8,7 +8,7 @@ from typing import Any
 from planish.core.errors import BadInput, nearest
 from planish.core.modes import Precision
 from planish.registry import made
-from planish.reproduce.tables import Column, Table
+from planish.reproduce.tables import PaperColumn, PaperTable
 from planish.runs.config import Experiment, Named
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -128,7 +128,7 @@ SCALES = {
 }
 
 
-def scale_of(table: Table, name: str) -> Scale:
+def scale_of(table: PaperTable, name: str) -> Scale:
     """Return the scale of that name for the table, whose own numbers come first. Raises BadInput."""
     for known in (name, *table.scales):
         if known not in SCALES:
@@ -205,7 +205,7 @@ def scaled_attack(name: str, scale: Scale) -> str:
     return "-".join([family, *map(str, cut)])
 
 
-def attack_of(column: Column, scale: Scale) -> str | None:
+def attack_of(column: PaperColumn, scale: Scale) -> str | None:
     """Return the attack that measures the column at this scale; None if none does."""
     if column.attack is None or column.measure == "missing":
         return None
@@ -214,6 +214,6 @@ def attack_of(column: Column, scale: Scale) -> str | None:
     return scaled_attack(column.attack, scale)
 
 
-def images_judged(table: Table, scale: Scale) -> int | None:
+def images_judged(table: PaperTable, scale: Scale) -> int | None:
     """Return how many test images the rows are judged on; None = all."""
     return _least(scale.test_images, table.head.images)

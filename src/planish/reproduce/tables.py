@@ -43,7 +43,7 @@ STATISTICS: dict[str, Statistic] = {
 
 
 @dataclass(frozen=True)
-class Column:
+class PaperColumn:
     """A column: its printed head and how planish measures it.
 
     measure: "clean" and "accuracy" in percent; "gap", clean minus robust; "success" of a targeted attack; "error",
@@ -164,12 +164,12 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """One table of a paper. sources: networks that black-box images are made on. scales: what differs at a scale."""
 
     name: str
     head: Head
-    columns: dict[str, Column]
+    columns: dict[str, PaperColumn]
     rows: dict[str, Row]
     sources: dict[str, Experiment]
     claims: tuple[Claim, ...]
@@ -193,7 +193,7 @@ def table_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in HOME.glob("*.toml")))
 
 
-def table(name: str) -> Table:
+def table(name: str) -> PaperTable:
     """Return the table of that name, or of a TOML file of that form. Raises BadInput that names the nearest."""
     if name.endswith(".toml"):
         return _checked_table(Path(name))
@@ -202,22 +202,22 @@ def table(name: str) -> Table:
     return _checked_table(HOME / f"{name}.toml")
 
 
-def _checked_table(path: Path) -> Table:
+def _checked_table(path: Path) -> PaperTable:
     try:
         return _table(path.stem, read(path))
     except BadInput as error:
         raise error if str(path) in str(error) else BadInput(f"{path.name}: {error}") from error
 
 
-def _table(name: str, tree: dict[str, Any]) -> Table:
+def _table(name: str, tree: dict[str, Any]) -> PaperTable:
     own = {"columns", "base", "rows", "sources", "claims", "scales"}
     head = made(Head, {key: value for key, value in tree.items() if key not in own}, "the table")
-    columns = {key: made(Column, entry, f"column '{key}'") for key, entry in _part(tree, "columns").items()}
+    columns = {key: made(PaperColumn, entry, f"column '{key}'") for key, entry in _part(tree, "columns").items()}
     base = _part(tree, "base")
     rows = {key: _row(key, entry, base, tuple(columns)) for key, entry in _part(tree, "rows").items()}
     sources = {key: _experiment(f"source '{key}'", base, entry) for key, entry in _part(tree, "sources").items()}
     claims = tuple(made(Claim, entry, f"claim {place}") for place, entry in enumerate(tree.get("claims", []), 1))
-    found = Table(name, head, columns, rows, sources, claims, _part(tree, "scales"))
+    found = PaperTable(name, head, columns, rows, sources, claims, _part(tree, "scales"))
     _check_names(found)
     return found
 
@@ -257,7 +257,7 @@ def _experiment(what: str, base: Mapping[str, Any], tree: Mapping[str, Any]) -> 
         raise BadInput(f"{what}: {error}") from error
 
 
-def _check_names(found: Table) -> None:
+def _check_names(found: PaperTable) -> None:
     for claim in found.claims:
         for name in claim.names:
             row, _, column = name.rpartition(".")

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from planish.core.batch import Batch
 from planish.models.onnx import BlackBox
 from planish.core.errors import BadInput
 from planish.evaluation.evaluate import OnChunk
-from planish.report import AuditSummary, Outcomes, write_audit
+from planish.report import write_audit
 from planish.runs.judge import LoadedModel, EvaluationConfig, surrogates_of, test_images
 
 BLACK_BOX = "a black box: only checks and attacks that ask for no gradient were made"
@@ -63,27 +62,4 @@ def audit_into(
 
 def draw(folder: Path) -> Path:
     """Write the page of an audit from its record and geometry, and return its path. Raises BadInput."""
-    return write_audit(audit_summary(record.load(folder)), folder)
-
-
-def audit_summary(audit: Audit) -> AuditSummary:
-    """Return what the page says of an audit."""
-    meta = audit.meta
-    known: dict[str, Any] = {
-        key: meta[key] for key in ("budget", "seed", "model", "data", "versions", "device", "notes") if meta.get(key)
-    }
-    known["data"] = {key: value for key, value in meta["data"].items() if key != "classes"}
-    return AuditSummary(
-        name=meta["model"]["name"],
-        headline=audit.robust_accuracy(),
-        norm=meta["threat"]["norm"],
-        radius=meta["threat"]["radius"],
-        attacks=(meta["suite"], "checks"),
-        findings=audit.findings,
-        provenance={**known, "commands": [meta["command"]] if "command" in meta else []},
-        dataset=meta["data"].get("name", ""),
-        clean=audit.clean_accuracy(),
-        classes=tuple(map(str, meta["data"].get("classes", ()))),
-        outcomes=Outcomes(audit.indices, audit.labels, audit.clean_margin, audit.breakers()),
-        geometry=audit.geometry,
-    )
+    return write_audit(record.load(folder), folder)

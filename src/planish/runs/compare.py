@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from planish.records import audit as record
-from planish.runs.audit import audit_summary
 from planish.core.errors import BadInput
-from planish.report import AuditSummary, Entry, Table, write_comparison
+from planish.records.audit import Audit
+from planish.report import Entry, Table, write_comparison
 from planish.report.compared import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.runs.judge import EVALUATION, entries
@@ -16,18 +16,19 @@ from planish.runs.judge import EVALUATION, entries
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the folders hold: evaluations, and audits whose names differ."""
+    """What the folders hold: evaluations, and audits, all at one norm and radius."""
 
     entries: list[Entry]
-    summaries: list[AuditSummary]
+    audits: list[Audit]
 
     def write(self, out: Path, title: str, provenance: Mapping[str, Any]) -> Path:
         """Write the page and its numbers, and return the page's path. Raises BadInput."""
-        return write_comparison(self.entries, out, title, provenance, self.summaries)
+        return write_comparison(self.entries, out, title, provenance, self.audits)
 
     def tables(self) -> list[Table]:
         """Return the tables for the screen, beside the evaluations' own."""
-        audits = [headline_rows(self.summaries), side_by_side(self.summaries)] if self.summaries else []
+        named = told_apart(self.audits)
+        audits = [headline_rows(named), side_by_side(named)] if named else []
         return [*([paired_rows(pairs(self.entries))] if len(self.entries) > 1 else []), *audits]
 
 
@@ -45,4 +46,5 @@ def comparison(folders: Sequence[Path]) -> Comparison:
     for folder, audit in zip(audited, found, strict=True):
         if not audit.complete:
             raise BadInput(f"the audit in {folder} was cut short; audit again into that folder")
-    return Comparison(entries(judged), told_apart([audit_summary(audit) for audit in found]))
+    told_apart(found)
+    return Comparison(entries(judged), found)

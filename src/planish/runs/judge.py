@@ -14,18 +14,22 @@ from torch import nn
 from planish.evaluation import distances
 
 from planish.records import evaluation as results
+from planish.records.adversarials import Verified
 from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.batch import Batch, per_image
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.runs.checkpoint import METRICS, PROVENANCE, WEIGHTS
 from planish.data import load
-from planish.evaluation.distances import Distances
 from planish.core.errors import BadInput
-from planish.records.statistics import Estimate, counts
 from planish.core.checks import check_images, check_logits, logits_of
-from planish.evaluation.evaluate import OnChunk, evaluate_steps, model_digest
+from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
-from planish.runs.train import load_run
+from planish.evaluation.verify import verify as verify_images
+from planish.records import distances as distance_records
+from planish.records.distances import Distances
+from planish.records.origin import model_digest
+from planish.records.statistics import Estimate
+from planish.runs.run import load_run
 from planish.evaluation.adversarials import KeptProgress, images_left, load_images, save_gallery, save_images
 from planish.models.pretrained import is_borrowed
 from planish.core.losses import margin
@@ -78,8 +82,8 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     """
     folder = Path(spec)
     if (folder / WEIGHTS).exists():
-        model, about = load_run(folder, built_by)
-        return LoadedModel(model.to(device), about["method"]["name"], about, training_of(folder))
+        run = load_run(folder, built_by)
+        return LoadedModel(run.model.to(device), run.about["method"]["name"], run.about, training_of(folder))
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:
@@ -200,30 +204,11 @@ def measure(
         attacks,
         seed=task.seed,
         about={"model": {"name": judged.name}, "data": data, "notes": warnings},
-        earlier=distances.load(path) if path.exists() else None,
+        earlier=distance_records.load(path) if path.exists() else None,
     )
     for step in steps:
-        distances.save(step, path)
+        distance_records.save(step, path)
         yield step
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What saved images turned out to be: clean (N,), adversarial (N,) and feasible (N,) are boolean; largest distance.
-
-    An infeasible image breaks nothing.
-    """
-
-    clean: Estimate
-    robust: Estimate
-    infeasible: int
-    distance: float
-
-    def document(self) -> dict[str, Any]:
-        """Return it as one JSON-able document."""
-        shares = {"clean": self.clean, "robust": self.robust}
-        counts = {name: {"accuracy": share.value, **counts(share)} for name, share in shares.items()}
-        return counts | {"infeasible": self.infeasible, "largest_distance": self.distance}
 
 
 def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: torch.device | str = "cpu") -> Verified:
@@ -231,28 +216,9 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
 
     Each is compared with the test image of its index. Raises BadInput if the test set lacks one or shapes differ.
     """
-    x_adv, indices = load_images(path)
     batch, _, _ = test_images(task, judged.about)
-    position = {int(index): row for row, index in enumerate(batch.indices)}
-    missing = [int(index) for index in indices if int(index) not in position]
-    if missing:
-        raise BadInput(f"{path} has image {missing[0]}, which {task.data} (limit {task.limit}) does not hold")
-    some = batch.select(torch.tensor([position[int(index)] for index in indices], dtype=torch.int64, device="cpu"))
-    if some.x.shape != x_adv.shape:
-        raise BadInput(f"{path} holds images {tuple(x_adv.shape[1:])}, the test set {tuple(some.x.shape[1:])}")
-    some = some.to(device)
-    x_adv = x_adv.to(device)
-    check_images(some, task.threat)
-    correct = margin(check_logits(judged.model, some), some.labels) < 0
-    feasible = task.threat.feasible(x_adv, some.x)
-    logits = logits_of(judged.model, torch.where(per_image(feasible, x_adv), x_adv, some.x))
-    standing = correct & (margin(logits, some.labels) < 0)
-    return Verified(
-        Estimate.of(correct.cpu().numpy()),
-        Estimate.of(standing.cpu().numpy()),
-        int((~feasible).sum()),
-        float(task.threat.norm(x_adv - some.x).max()),
-    )
+    source = f"{task.data} (limit {task.limit})"
+    return verify_images(judged.model, batch.to(device), None, path, task.threat, source=source)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
@@ -291,7 +257,7 @@ def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | 
     """Return accuracy by radius from the folder's distances, if they are of the same model, images and norm."""
     if not (folder / DISTANCES).exists():
         return None
-    found = distances.load(folder / DISTANCES)
+    found = distance_records.load(folder / DISTANCES)
     same = all(found.meta[key].get("digest") == record.meta[key].get("digest") for key in ("model", "data"))
     return found.curve() if same and found.meta["norm"] == record.norm else None
 

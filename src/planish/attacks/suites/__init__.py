@@ -36,12 +36,9 @@ class Suite(ABC):
 
 
 class Staged(Suite):
-    """A suite whose stages are known beforehand."""
+    """A suite whose `stages` are known beforehand; they are run whatever they find."""
 
-    @property
-    @abstractmethod
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages, run whatever they find."""
+    stages: tuple[Stage, ...]
 
     def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
         """Return the first stage that has no column."""

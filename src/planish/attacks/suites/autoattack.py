@@ -19,15 +19,12 @@ class AutoAttack(Staged, Recipe):
     DLR loss is undefined, APGD-T ascends the margin.
     """
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The four attacks."""
-        return (
-            Stage("apgd-ce", APGD(100)),
-            Stage("apgd-t", APGDT(100, 9)),
-            Stage("fab-t", Within(FABT(100, 9))),
-            Stage("square", Square(5000)),
-        )
+    stages = (
+        Stage("apgd-ce", APGD(100)),
+        Stage("apgd-t", APGDT(100, 9)),
+        Stage("fab-t", Within(FABT(100, 9))),
+        Stage("square", Square(5000)),
+    )
 
     def parts(self, classes: int) -> Attack:
         """Return the four, one after the other."""

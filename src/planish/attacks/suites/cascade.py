@@ -107,7 +107,7 @@ class Cascade(Suite):
             Stage("sweep", Worst(sweep)),
             Stage("diverse", Worst((diverse,) * 5)),
             Stage("smoothed", Smoothed(50)),
-            *AutoAttack().stages,
+            *AutoAttack.stages,
         )
 
     def _towards(self, first: int, last: int, steps: int) -> tuple[Targeted, ...]:

@@ -25,18 +25,15 @@ class PaperLLR(Staged):
     20 restarts of 200 steps of Adam; "FGSM-20" is the paper's name for 20 steps of radius / 10 (appendix F.1).
     """
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The five attacks."""
-        return _each(
-            {
-                "fgsm-20": PGD(20, 1, 0.1),
-                "pgd-50-10": PGD(50, 10),
-                "untargeted": LLRUntargeted(200, 20),
-                "random-targeted": RandomTargeted(200, 20),
-                "multi-targeted": MultiTargeted(200, 20),
-            }
-        )
+    stages = _each(
+        {
+            "fgsm-20": PGD(20, 1, 0.1),
+            "pgd-50-10": PGD(50, 10),
+            "untargeted": LLRUntargeted(200, 20),
+            "random-targeted": RandomTargeted(200, 20),
+            "multi-targeted": MultiTargeted(200, 20),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,10 @@ class PaperSEAT(Staged):
     Differs: the paper does not say how C&W, which has no radius, was held to one; here it is PGD-50-10 on C&W's margin.
     """
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The four attacks and AutoAttack's."""
-        own = {"fgsm": FGSM(), "mi-fgsm": MIFGSM(), "pgd-50-10": PGD(50, 10), "carlini-wagner": PGDMargin(50, 10)}
-        return (*_each(own), *AutoAttack().stages)
+    stages = (
+        *_each({"fgsm": FGSM(), "mi-fgsm": MIFGSM(), "pgd-50-10": PGD(50, 10), "carlini-wagner": PGDMargin(50, 10)}),
+        *AutoAttack.stages,
+    )
 
 
 @dataclass(frozen=True)
@@ -65,14 +61,12 @@ class PaperFinlay(Staged):
     _: KW_ONLY
     norm: Literal["Linf", "L2"]
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The four attacks."""
+    def __post_init__(self) -> None:
         attacks: dict[str, DistanceAttack] = {"pgd-bisection": PGDBisection(), "log-barrier": LogBarrier()}
         linf = self.norm == "Linf"
         attacks |= {"carlini-wagner-linf": CarliniWagnerLinf()} if linf else {"carlini-wagner": CarliniWagner()}
         attacks |= {"boundary": Boundary()}
-        return tuple(Stage(name, Within(attack)) for name, attack in attacks.items())
+        object.__setattr__(self, "stages", tuple(Stage(name, Within(attack)) for name, attack in attacks.items()))
 
 
 COMPONENTS = {"paper-llr": PaperLLR, "paper-seat": PaperSEAT, "paper-finlay": PaperFinlay}

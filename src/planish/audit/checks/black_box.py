@@ -73,12 +73,10 @@ def _by_part(column: Column, part: int) -> Tensor:
     return torch.from_numpy(column.component == part)
 
 
-@check((25,), warn_at=0.0, level="thorough", needs="gradients")
-def hard_labels(evidence: Evidence) -> Seen | Unknown:
+@check((25,), warn_at=0.0, level="thorough", needs="gradients", correct="sampled")
+def hard_labels(evidence: Evidence) -> Seen:
     """An attack that sees labels alone finds no image much nearer than gradients do."""
     rows = evidence.drawn(evidence.held_rows, evidence.plan.walked)
-    if not len(rows):
-        return Unknown("No image is classified correctly.", "Audit a model that is better than chance.")
     batch, ball = evidence.images.select(rows), evidence.threat.scaled(0.0)
     white, black = (
         attack.distances(evidence.model, batch, ball, generator=evidence.generator("hard-labels"))
@@ -112,7 +110,7 @@ def transferred(evidence: Evidence) -> Seen | Unknown:
         total,
         f"Images made on {len(evidence.surrogates)} other models break {count_text(hits, total)} that the suite left.",
         "The model's own gradients mislead: make adversarial images on other models too, and count them.",
-        indices=evidence.ids(_at(evidence, rows[broken])),
+        indices=evidence.ids(rows[broken]),
     )
 
 
@@ -127,14 +125,8 @@ def smoothed_gradient(evidence: Evidence) -> Seen:
         total,
         f"Gradients averaged over noise break {count_text(hits, total)} that the suite left.",
         "Plain gradients are masked by something rough; attack with smoothed gradients or a smooth backward pass.",
-        indices=evidence.ids(_at(evidence, rows[broken])),
+        indices=evidence.ids(rows[broken]),
     )
-
-
-def _at(evidence: Evidence, rows: Tensor) -> Tensor:
-    mask = torch.zeros_like(evidence.correct)
-    mask[rows] = True
-    return mask
 
 
 def _finite(values: Tensor) -> list[float | None]:

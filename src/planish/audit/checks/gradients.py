@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from planish.attacks.gradient import Untargeted
-from planish.audit.check import NOTHING_CORRECT, Seen, Unknown, check, count_text, fact, mean, share
+from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.batch import per_image
 from planish.core.checks import logits_of
@@ -68,11 +68,9 @@ def _slopes(evidence: Evidence, exact: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(measured, 1), torch.stack(predicted, 1)
 
 
-@check((7,), warn_at=0.0, fail_at=1.0, needs="graph")
-def zero_gradients(evidence: Evidence) -> Seen | Unknown:
+@check((7,), warn_at=0.0, fail_at=1.0, needs="graph", correct="any")
+def zero_gradients(evidence: Evidence) -> Seen:
     """No image has a gradient that is exactly zero, by cross entropy or by margin."""
-    if not evidence.correct.any():
-        return NOTHING_CORRECT
     by_loss = [evidence.gradients(evidence.setup).gradient, evidence.setup_gradients.gradient]
     zero = [(value.flatten(1) == 0).all(1) for value in by_loss]
     hits = int((zero[0] | zero[1]).sum())
@@ -100,11 +98,9 @@ def tiny_gradients(evidence: Evidence) -> Seen:
     )
 
 
-@check((16,), unit="", warn_at=0.75, fail_at=0.3, worse="below", needs="gradients")
-def gradient_cosine(evidence: Evidence) -> Seen | Unknown:
+@check((16,), unit="", warn_at=0.75, fail_at=0.3, worse="below", needs="gradients", correct="sampled")
+def gradient_cosine(evidence: Evidence) -> Seen:
     """Gradients at an image, at noise round it and at its FGSM image point the same way."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     batch = evidence.held
     noisy = evidence.threat.sample(batch.x, keyed_draws(batch.x, batch.indices, evidence.seed))
     clean = evidence.held_gradients.gradient
@@ -122,11 +118,9 @@ def gradient_cosine(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((28,), unit="", warn_at=0.1, needs="logits")
-def loss_stability(evidence: Evidence) -> Seen | Unknown:
+@check((28,), unit="", warn_at=0.1, needs="logits", correct="sampled")
+def loss_stability(evidence: Evidence) -> Seen:
     """Small noise changes the margin by little."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     batch, near = evidence.held, evidence.threat.scaled(NEARBY)
     here = margin(evidence.logits[evidence.held_rows], batch.labels)
     changes = []

@@ -6,28 +6,25 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from planish.audit.check import NOTHING_CORRECT, Seen, Unknown, check, count_text, share
+from planish.audit.check import Seen, check, count_text, share
 from planish.audit.evidence import Evidence
+from planish.audit.measures.surfaces import INSIDE, is_distorted
 from planish.core.checks import logits_of
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
 
-SHORT_OF = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-@check((12,), warn_at=1.0, fail_at=5.0, needs="gradients")
-def boundary_distortion(evidence: Evidence) -> Seen | Unknown:
+@check((12,), warn_at=1.0, fail_at=5.0, needs="gradients", correct="sampled")
+def boundary_distortion(evidence: Evidence) -> Seen:
     """A full gradient step never fails where a shorter one along the same line succeeds."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
-    batch, fell = evidence.held, torch.zeros_like(evidence.fgsm_broken)
-    for factor in SHORT_OF:
+    batch, margins = evidence.held, [torch.where(evidence.fgsm_broken, 1.0, -1.0)]
+    for factor in INSIDE:
         x = evidence.stepped(evidence.threat.scaled(factor))
-        broken = margin(logits_of(evidence.model, x), batch.labels) >= 0
-        evidence.record("short-steps", evidence.held_rows[broken], x[broken])
-        fell |= broken
-    distorted = fell & ~evidence.fgsm_broken
+        margins.insert(-1, margin(logits_of(evidence.model, x), batch.labels))
+        evidence.record("short-steps", evidence.held_rows[margins[-2] >= 0], x[margins[-2] >= 0])
+    distorted = is_distorted(torch.stack(margins, 1))
     hits, total = int(distorted.sum()), len(evidence.rows)
     return share(
         hits,
@@ -35,15 +32,13 @@ def boundary_distortion(evidence: Evidence) -> Seen | Unknown:
         f"A full gradient step fails and a shorter one along the same line breaks {count_text(hits, total)}.",
         "The decision boundary is distorted along the gradient, as after training on single steps: train with several "
         "steps, and judge with small steps and many radii.",
-        indices=evidence.ids(_whole(evidence, distorted)),
+        indices=evidence.ids(evidence.held_rows[distorted]),
     )
 
 
-@check((21,), warn_at=0.0, fail_at=0.2, needs="gradients")
-def radius_curve(evidence: Evidence) -> Seen | Unknown:
+@check((21,), warn_at=0.0, fail_at=0.2, needs="gradients", correct="sampled")
+def radius_curve(evidence: Evidence) -> Seen:
     """Accuracy under PGD falls as the radius grows."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     total = len(evidence.rows)
     standing = [int((~_broken(evidence, evidence.threat.scaled(factor))).sum()) for factor in MULTIPLES]
     rises = [later - earlier for earlier, later in pairwise(standing)]
@@ -62,11 +57,9 @@ def radius_curve(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((22,), fail_at=1.0, needs="graph")
-def unbounded(evidence: Evidence) -> Seen | Unknown:
+@check((22,), fail_at=1.0, needs="graph", correct="sampled")
+def unbounded(evidence: Evidence) -> Seen:
     """In a ball in which every image can become grey nothing survives."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     grey = float(evidence.threat.norm(torch.full_like(evidence.images.x[:1], 0.5)))
     threat = replace(evidence.threat, radius=grey)
     standing = ~_broken(evidence, threat)
@@ -78,7 +71,7 @@ def unbounded(evidence: Evidence) -> Seen | Unknown:
         f"{count_text(hits, total)} still stand.",
         "No classifier can be right there: the attack fails for want of useful gradients, and its figures at smaller "
         "radii are too high as well.",
-        indices=evidence.ids(_whole(evidence, standing)),
+        indices=evidence.ids(evidence.held_rows[standing]),
     )
 
 
@@ -86,12 +79,6 @@ def _broken(evidence: Evidence, threat: ThreatModel) -> Tensor:
     """Return which held images PGD on the margin breaks at this radius, (n,)."""
     attack = evidence.margin_pgd(evidence.plan.curve_steps)
     return evidence.broken_by(f"pgd-margin at {threat.radius:.4g}", attack, evidence.held_rows, threat)
-
-
-def _whole(evidence: Evidence, mask: Tensor) -> Tensor:
-    whole = torch.zeros_like(evidence.correct)
-    whole[evidence.held_rows] = mask
-    return whole
 
 
 COMPONENTS = {"boundary-distortion": boundary_distortion, "radius-curve": radius_curve, "unbounded": unbounded}

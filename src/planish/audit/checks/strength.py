@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from planish.audit.check import NOTHING_CORRECT, Seen, Unknown, check, count_text, mean, share
+from planish.audit.check import Seen, Unknown, check, count_text, mean, share
 from planish.audit.evidence import Evidence
 from planish.core.checks import logits_of
 from planish.core.losses import margin
 from planish.search.objectives import inner
-from planish.training.guard import NONLINEAR_COSINE
+from planish.training.collapse import NONLINEAR_COSINE
 
 FEW_STEPS = 10
 LAST, RISING = 0.2, 0.05
@@ -21,11 +21,9 @@ AIMED = ("targets", "focus", "sweep", "apgd-t")
 """Stages of suites that aim at classes."""
 
 
-@check((11,), warn_at=0.1, fail_at=1.0, needs="gradients")
-def one_step(evidence: Evidence) -> Seen | Unknown:
+@check((11,), warn_at=0.1, fail_at=1.0, needs="gradients", correct="sampled")
+def one_step(evidence: Evidence) -> Seen:
     """One gradient step breaks nothing that many steps miss."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     many = evidence.trace.broken_by(evidence.plan.steps) | evidence.margin_broken
     missed = evidence.fgsm_broken & ~many
     return _of_sample(
@@ -37,11 +35,9 @@ def one_step(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((13,), warn_at=8.0, fail_at=12.0, needs="gradients")
-def weak_and_strong(evidence: Evidence) -> Seen | Unknown:
+@check((13,), warn_at=8.0, fail_at=12.0, needs="gradients", correct="sampled")
+def weak_and_strong(evidence: Evidence) -> Seen:
     """Ten steps of PGD come close to the whole suite."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     few = min(FEW_STEPS, evidence.plan.steps)
     left = ~evidence.trace.broken_by(few) & ~evidence.standing[evidence.held_rows]
     return _of_sample(
@@ -52,15 +48,13 @@ def weak_and_strong(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((14,), warn_at=8.0, fail_at=15.0, needs="gradients")
-def one_step_gap(evidence: Evidence) -> Seen | Unknown:
+@check((14,), warn_at=8.0, fail_at=15.0, needs="gradients", correct="sampled")
+def one_step_gap(evidence: Evidence) -> Seen:
     """One gradient step breaks about as much as many: no catastrophic overfitting.
 
     Differs: it fails only where the gradients before and after the step disagree too, as the guard of training has it:
     FGSM is a weak attack on any undefended model, whose gradients are honest.
     """
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     left = evidence.trace.broken_by(evidence.plan.steps) & ~evidence.fgsm_broken
     clean, stepped = (part.gradient.flatten(1) for part in (evidence.held_gradients, evidence.fgsm_gradients))
     cosine = float(torch.cosine_similarity(clean, stepped).nan_to_num().mean())
@@ -75,14 +69,12 @@ def one_step_gap(evidence: Evidence) -> Seen | Unknown:
     return seen if cosine < NONLINEAR_COSINE else replace(seen, sure=0.0)
 
 
-@check((15,), unit="", warn_at=0.4, fail_at=1.0, needs="gradients")
-def linearity(evidence: Evidence) -> Seen | Unknown:
+@check((15,), unit="", warn_at=0.4, fail_at=1.0, needs="gradients", correct="sampled")
+def linearity(evidence: Evidence) -> Seen:
     """The margin along a full gradient step is nearly linear, next to what PGD makes it rise.
 
     Differs: the margin in place of cross entropy, which bends by itself where a model is certain, linear or not.
     """
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     batch = evidence.held
     value, _, gradient = evidence.gradients(batch, margin)
     moved = margin(evidence.fgsm_gradients.logits, batch.labels)
@@ -99,11 +91,9 @@ def linearity(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((17,), warn_at=0.5, fail_at=1.0, needs="gradients")
-def more_steps(evidence: Evidence) -> Seen | Unknown:
+@check((17,), warn_at=0.5, fail_at=1.0, needs="gradients", correct="sampled")
+def more_steps(evidence: Evidence) -> Seen:
     """Twice the steps break hardly more."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     steps = evidence.plan.steps
     late = evidence.trace.broken_by(2 * steps) & ~evidence.trace.broken_by(steps)
     late &= ~evidence.margin_broken
@@ -115,11 +105,9 @@ def more_steps(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((18,), warn_at=0.3, needs="gradients", level="standard")
-def more_restarts(evidence: Evidence) -> Seen | Unknown:
+@check((18,), warn_at=0.3, needs="gradients", level="standard", correct="sampled")
+def more_restarts(evidence: Evidence) -> Seen:
     """A second start breaks hardly more."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     first = evidence.margin_broken | evidence.trace.broken_by(evidence.plan.steps)
     rows = evidence.held_rows[~first]
     again = torch.zeros_like(first)
@@ -132,11 +120,9 @@ def more_restarts(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((19,), unit="", warn_at=0.55, worse="below", needs="gradients")
-def ascending_steps(evidence: Evidence) -> Seen | Unknown:
+@check((19,), unit="", warn_at=0.55, worse="below", needs="gradients", correct="sampled")
+def ascending_steps(evidence: Evidence) -> Seen:
     """Steps along the gradient mostly raise the loss."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     few = min(FEW_STEPS, evidence.plan.steps)
     losses = evidence.trace.losses[: few + 1]
     rising = (losses.diff(dim=0) > 0).float().mean(0)
@@ -149,11 +135,9 @@ def ascending_steps(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((19,), warn_at=10.0, needs="gradients")
-def still_rising(evidence: Evidence) -> Seen | Unknown:
+@check((19,), warn_at=10.0, needs="gradients", correct="sampled")
+def still_rising(evidence: Evidence) -> Seen:
     """The best loss no longer rises when PGD ends."""
-    if not len(evidence.held_rows):
-        return NOTHING_CORRECT
     losses = evidence.trace.losses[: evidence.plan.steps + 1]
     best = losses.cummax(0).values
     late = best[-1] - best[-1 - max(1, round(LAST * evidence.plan.steps))]
@@ -237,10 +221,8 @@ def _reasons(evidence: Evidence) -> tuple[str, ...] | None:
 def _of_sample(evidence: Evidence, mask: Tensor, sentence: str, advice: str) -> Seen:
     """Return the share that the marked of the held images (n,) are of the whole sample."""
     hits, total = int(mask.sum()), len(evidence.rows)
-    whole = torch.zeros_like(evidence.correct)
-    whole[evidence.held_rows] = mask
     meaning = sentence.format(of=count_text(hits, total), steps=evidence.plan.steps) + "."
-    return share(hits, total, meaning, advice, indices=evidence.ids(whole))
+    return share(hits, total, meaning, advice, indices=evidence.ids(evidence.held_rows[mask]))
 
 
 COMPONENTS = {

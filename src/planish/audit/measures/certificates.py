@@ -94,14 +94,14 @@ def relu_distance(
     lower, upper = torch.zeros(2, len(x), dtype=torch.float64, device="cpu")
     proven, x_adv = torch.ones_like(labels, dtype=torch.bool), x.clone()
     for row in (margin(logits, labels) < 0).nonzero().squeeze(1).tolist():
-        search = _Search(optimize, layers, threat, x[row], int(labels[row]), time.monotonic() + seconds)
+        search = _ProofSearch(optimize, layers, threat, x[row], int(labels[row]), time.monotonic() + seconds)
         order = logits[row].argsort(descending=True, stable=True).tolist()
         lower[row], upper[row], proven[row], x_adv[row] = search.over(order, float(known[row]))
     found_ = (lower, upper, proven, x_adv.view(batch.x.shape))
     return ExactDistance(*(value.to(batch.x.device) for value in found_))
 
 
-class _Search:
+class _ProofSearch:
     """The nearest misclassified image of one image x (D,)."""
 
     def __init__(

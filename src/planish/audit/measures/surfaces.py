@@ -1,6 +1,6 @@
 """Numbers behind pictures: the loss over planes of pixels and of weights, and what attacks do along the radius."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -131,8 +131,14 @@ def weight_line(
     is. Evaluation mode; see `Moved` for batch norm. At share 0 it is the model's loss exactly. Costs A forwards and A
     attacks an image. Differs: the adversarial loss is an attack's, and so a lower bound of the worst.
     """
-    values = [_loss_at(Moved(model, (direction,), (share,)), batch, loss, attack, threat, seed) for share in shares]
-    return torch.stack(values, 1)
+    return along_weights(model, direction, shares, lambda moved: _loss_at(moved, batch, loss, attack, threat, seed))
+
+
+def along_weights(
+    model: nn.Module, direction: Direction, shares: Sequence[float], measure: Callable[[nn.Module], Tensor]
+) -> Tensor:
+    """Return what `measure` says, (N,), of the model with its weights moved by each share of a direction, (N, A)."""
+    return torch.stack([measure(Moved(model, (direction,), (share,))) for share in shares], 1)
 
 
 def weight_plane(
@@ -186,10 +192,16 @@ def boundary_distortion(model: nn.Module, batch: Batch, x_adv: Tensor, shares: S
     with torch.no_grad(), attacked(model), full_precision(batch.x):
         points = (torch.lerp(batch.x, x_adv, place) for place in places)
         margins = torch.stack([margin(model(point), batch.labels) for point in points], 1)
+    reached = torch.where(margins >= 0, margins.new_tensor(places), torch.inf).amin(1)
+    return Distortion(
+        is_distorted(margins) & (margins[:, 0] < 0), reached, margins, torch.full_like(batch.labels, len(places))
+    )
+
+
+def is_distorted(margins: Tensor) -> Tensor:
+    """Say of margins (N, S) along a segment whether it is wrong inside and right at its end, (N,)."""
     wrong = margins >= 0
-    reached = torch.where(wrong, margins.new_tensor(places), torch.inf).amin(1)
-    distorted = ~wrong[:, 0] & ~wrong[:, -1] & wrong.any(1)
-    return Distortion(distorted, reached, margins, torch.full_like(batch.labels, len(places)))
+    return wrong.any(1) & ~wrong[:, -1]
 
 
 def one_step_distortion(model: nn.Module, batch: Batch, threat: ThreatModel) -> Distortion:

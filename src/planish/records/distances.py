@@ -1,0 +1,170 @@
+"""Distances to the nearest adversarial images that were found: the record, what follows from it, and its file.
+
+A found distance is an upper bound of the true one: another attack may find a nearer image.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish.core.errors import BadInput, nearest
+from planish.records import store
+from planish.records.evaluation import Floats, Integers
+from planish.records.show import Rows, Shown
+from planish.records.statistics import Booleans, Estimate
+from planish.records.store import Kind, check_version
+
+SCHEMA_VERSION = 1
+_KIND = Kind(
+    "There are no distances at {path}.",
+    "{path} does not hold planish's distances, or it is cut short; measure again.",
+)
+_FACTS = ("name", "fragile", "forwards", "backwards", "seconds", "meta")
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceColumn:
+    """One attack's distances on N images, (N,) float32: 0 = misclassified when clean, inf = none found.
+
+    passes: (N,) int64, forwards and backwards that the search spent. fragile: images whose adversarial image a fresh
+    forward classified correctly; moved away a little, they may count all the same. forwards, backwards: of single
+    images in all, the fresh forward included. meta: JSON-able.
+    """
+
+    name: str
+    distance: Floats
+    passes: Integers
+    fragile: int
+    forwards: int
+    backwards: int
+    seconds: float
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Distances(Shown):
+    """Distances of N test images under several attacks, each run on every correct image.
+
+    indices, labels: (N,) int64. clean_margin: (N,) float32, below 0 = correct. meta is JSON-able and has "norm".
+    All distances are norms of the perturbation in pixels of [0, 1], inside the box, and upper bounds.
+    """
+
+    indices: Integers
+    labels: Integers
+    clean_margin: Floats
+    columns: tuple[DistanceColumn, ...]
+    meta: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attacks' names, in order."""
+        return tuple(column.name for column in self.columns)
+
+    def headline(self) -> str:
+        """Return what was measured, and of how many images."""
+        return f"distances in {self.meta['norm']} of {len(self.labels)} images, {int(self.correct().sum())} correct"
+
+    def rows(self) -> Rows:
+        """Return the mean and the median of each attack's distances over the correct images, and what they cost."""
+        return [
+            {
+                "attack": column.name,
+                "mean": self.mean(column.name),
+                "median": self.median(column.name),
+                "not_found": self.not_found(column.name),
+                "passes": column.forwards + column.backwards,
+                "seconds": column.seconds,
+            }
+            for column in self.columns
+        ]
+
+    def correct(self) -> Booleans:
+        """(N,) True where the clean image is classified correctly."""
+        return self.clean_margin < 0
+
+    def of(self, name: str | None = None) -> Floats:
+        """(N,) distances found by an attack; without a name, per image the least that any found. BadInput."""
+        if name is None:
+            start = np.where(self.correct(), np.inf, 0).astype(np.float32)
+            best: Floats = np.minimum.reduce([start, *(column.distance for column in self.columns)])
+            return best
+        for column in self.columns:
+            if column.name == name:
+                return column.distance
+        raise BadInput(f"No attack '{name}' here; known: {', '.join(self.names)}.{nearest(name, self.names)}")
+
+    def not_found(self, name: str | None = None) -> int:
+        """How many images have no adversarial image found."""
+        return int(np.count_nonzero(np.isinf(self.of(name))))
+
+    def mean(self, name: str | None = None) -> float:
+        """Mean over the correct images that have a distance; NaN if there is none. Report `not_found` beside it."""
+        return _mean(self.of(name)[self.correct()])
+
+    def mean_of_all(self, name: str | None = None) -> float:
+        """Mean over all images that have a distance, a misclassified one counting 0 (Finlay and Oberman 2019)."""
+        return _mean(self.of(name))
+
+    def median(self, name: str | None = None) -> float:
+        """Median over the correct images; inf if none was found for more than half of them, NaN if none is correct."""
+        found = np.sort(self.of(name)[self.correct()])
+        return float(found[(len(found) - 1) // 2]) if len(found) else float("nan")
+
+    def fooling_rate(self, name: str | None = None) -> Estimate:
+        """Share of the correct images for which an adversarial image was found. ValueError if none is correct."""
+        return Estimate.of(np.isfinite(self.of(name)[self.correct()]))
+
+    def accuracy_at(self, radius: float, name: str | None = None) -> Estimate:
+        """Robust accuracy at a radius: the share of all images whose found distance is larger."""
+        return Estimate.of(self.of(name) > radius)
+
+    def curve(self, name: str | None = None, points: int = 200) -> list[tuple[float, float]]:
+        """Return (radius, accuracy) from radius 0 to the largest found distance."""
+        found = self.of(name)
+        largest = float(np.max(found[np.isfinite(found)], initial=0.0))
+        return [(float(radius), float(np.mean(found > radius))) for radius in np.linspace(0, largest, points)]
+
+
+def improvement_ratio(robust: Distances, undefended: Distances) -> float:
+    """Return how much farther adversarial images are, for how many more errors (Finlay and Oberman 2019, section 4).
+
+    ((m - m0) / m0) / ((e - e0) / e0), with the mean distance m over all images and the clean error e. Larger is better;
+    NaN where the undefended model makes no error or both make equally many.
+    """
+    error, error_0 = (float(np.mean(~one.correct())) for one in (robust, undefended))
+    mean, mean_0 = robust.mean_of_all(), undefended.mean_of_all()
+    if not (error_0 > 0 and error != error_0 and mean_0 > 0):
+        return float("nan")
+    return ((mean - mean_0) / mean_0) / ((error - error_0) / error_0)
+
+
+def _mean(distances: Floats) -> float:
+    found = distances[np.isfinite(distances)].astype(np.float64)
+    return float(found.mean()) if len(found) else float("nan")
+
+
+def save(distances: Distances, path: str | Path) -> None:
+    """Write one .npz without pickle, whole or not at all."""
+    columns = [{key: getattr(column, key) for key in _FACTS} for column in distances.columns]
+    arrays: dict[str, NDArray[Any]] = {key: getattr(distances, key) for key in ("indices", "labels", "clean_margin")}
+    for column in distances.columns:
+        arrays |= {f"distance/{column.name}": column.distance, f"passes/{column.name}": column.passes}
+    store.write(path, {"distances": distances.meta, "columns": columns}, arrays)
+
+
+def load(path: str | Path) -> Distances:
+    """Read what ``save`` wrote. BadInput when the file is missing, cut short or something else."""
+    return _KIND.read(path, _built)
+
+
+def _built(described: dict[str, Any], arrays: store.Arrays) -> Distances:
+    check_version("this record of distances", described["distances"], SCHEMA_VERSION, unsaid=1)
+    columns = []
+    for facts in described["columns"]:
+        own: dict[str, Any] = {key: arrays[f"{key}/{facts['name']}"] for key in ("distance", "passes")}
+        columns.append(DistanceColumn(**facts, **own))
+    clean = (arrays["indices"], arrays["labels"], arrays["clean_margin"])
+    return Distances(*clean, tuple(columns), described["distances"])
