@@ -283,7 +283,7 @@ def test_text_stands_out_from_its_ground(scheme: int) -> None:
     """WCAG 2.2 AA in the light, the dark and the printed page's colours."""
     block = re.findall(r":root \{(.*?)\}", STYLE, flags=re.DOTALL)[scheme]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
-    pairs = [(text, ground) for text in ("ink", "muted", "accent", "fell") for ground in ("paper", "wash")]
+    pairs = [(text, ground) for text in ("ink", "muted", "accent", "broken") for ground in ("paper", "wash")]
     pairs += [(text, "paper") for text in ("ok", "warn", "bad")] + [("paper", "ink")]
     for text, ground in pairs:
         dark, light = sorted((luminance(colours[text]), luminance(colours[ground])))

@@ -129,8 +129,8 @@ class Check:
         if self.needs == "gradients" and not evidence.has_gradients:
             reason = "No image has a gradient that is of any use."
             return Unknown(reason, "See the checks gradient and zero-gradients, and audit again when they pass.")
-        right = {"no": evidence.every, "any": evidence.correct.nonzero(), "sampled": evidence.held_rows}[self.correct]
-        if not len(right):
+        rows = {"no": evidence.every, "any": evidence.correct.nonzero(), "sampled": evidence.correct_rows}
+        if not len(rows[self.correct]):
             return Unknown("No image is classified correctly.", "Audit a model that is better than chance.")
         return None
 

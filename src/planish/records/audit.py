@@ -155,11 +155,11 @@ class Audit(Shown):
         return Estimate.of(self.correct())
 
     def robust_accuracy(self) -> Estimate:
-        """The headline: share of images that stand after the suite and all checks, an upper bound."""
+        """The headline: share of images that are right after the suite and all checks, an upper bound."""
         return Estimate.of(self.survivors())
 
     def breakers(self) -> tuple[str, ...]:
-        """Return what broke each image first: "" = it stands, "none (clean)" = it was wrong when clean."""
+        """Return what broke each image first: "" = it is robust, "none (clean)" = it was wrong when clean."""
         names = [*self.attacks, ""]
         right = self.correct()
         return tuple(names[place] if right[row] else "none (clean)" for row, place in enumerate(self.broken_by))

@@ -186,24 +186,24 @@ class Evaluation(Shown):
 
     def survivors(self) -> Booleans:
         """(N,) True where the clean image is correct and no attack broke it; raises as ``accuracy_after``."""
-        return self._standing(len(self.columns))
+        return self._robust_after(len(self.columns))
 
     def robust_accuracy(self) -> Estimate:
-        """Share of images that stand after every attack (the clean accuracy when there is none)."""
+        """Share of images that are right after every attack (the clean accuracy when there is none)."""
         return Estimate.of(self.survivors())
 
     def accuracy_after(self, name: str) -> Estimate:
         """Share of images that neither the clean pass nor any attack up to and including ``name`` broke.
 
-        The name of a suite stands for its last stage. An image that a sampled check left out still stands.
-        ValueError when an image that stood was not attempted: it cannot be said to have survived.
+        The name of a suite stands for its last stage. An image that a sampled check left out counts as robust.
+        ValueError when a robust image was not attempted: it cannot be said to have survived.
         """
-        return Estimate.of(self._standing(self._position(name) + 1))
+        return Estimate.of(self._robust_after(self._position(name) + 1))
 
     def broken_by(self, name: str) -> Booleans:
-        """(N,) True where the image stood until ``name`` and fell to it."""
+        """(N,) True where the image was robust until ``name`` broke it."""
         position = self._position(name)
-        return self._standing(position) & self.columns[position].broken
+        return self._robust_after(position) & self.columns[position].broken
 
     def accuracy_alone(self, name: str) -> Estimate:
         """Robust accuracy under ``name`` alone. ValueError unless it attempted every correct clean image."""
@@ -260,21 +260,21 @@ class Evaluation(Shown):
         if any((column.passes[column.attempted] < 0).any() for column in self.columns):
             return []
         total = np.ones(len(self.labels))
-        fell = np.where(self.correct(), np.inf, 0.0)
+        broken_at = np.where(self.correct(), np.inf, 0.0)
         for column in self.columns:
             total = total + np.where(column.attempted, column.passes, 0)
-            fell = np.where(column.broken & np.isinf(fell), total, fell)
-        grants = np.unique(np.concatenate([[1.0], fell[np.isfinite(fell) & (fell > 0)], total]))
-        return [(float(np.minimum(total, grant).mean()), float((fell > grant).mean())) for grant in grants]
+            broken_at = np.where(column.broken & np.isinf(broken_at), total, broken_at)
+        grants = np.unique(np.concatenate([[1.0], broken_at[np.isfinite(broken_at) & (broken_at > 0)], total]))
+        return [(float(np.minimum(total, grant).mean()), float((broken_at > grant).mean())) for grant in grants]
 
-    def _standing(self, count: int) -> Booleans:
-        standing = self.correct()
+    def _robust_after(self, count: int) -> Booleans:
+        robust = self.correct()
         for column in self.columns[:count]:
-            missing = int(np.count_nonzero(standing & ~column.attempted))
+            missing = int(np.count_nonzero(robust & ~column.attempted))
             if missing and not column.sampled:
-                raise ValueError(f"'{column.name}' did not attempt {missing} images that still stood.")
-            standing = standing & ~column.broken
-        return standing
+                raise ValueError(f"'{column.name}' did not attempt {missing} images that were still robust.")
+            robust = robust & ~column.broken
+        return robust
 
 
 def _check(what: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:

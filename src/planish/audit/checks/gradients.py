@@ -101,9 +101,9 @@ def tiny_gradients(evidence: Evidence) -> Seen:
 @check((16,), unit="", warn_at=0.75, fail_at=0.3, worse="below", needs="gradients", correct="sampled")
 def gradient_cosine(evidence: Evidence) -> Seen:
     """Gradients at an image, at noise round it and at its FGSM image point the same way."""
-    batch = evidence.held
+    batch = evidence.correct_sample
     noisy = evidence.threat.sample(batch.x, keyed_draws(batch.x, batch.indices, evidence.seed))
-    clean = evidence.held_gradients.gradient
+    clean = evidence.clean_gradients.gradient
     around = [evidence.gradients(batch._replace(x=noisy)).gradient, evidence.fgsm_gradients.gradient]
     cosines = [torch.cosine_similarity(clean.flatten(1), other.flatten(1)).nan_to_num() for other in around]
     by_noise, by_step = (float(cosine.mean()) for cosine in cosines)
@@ -121,8 +121,8 @@ def gradient_cosine(evidence: Evidence) -> Seen:
 @check((28,), unit="", warn_at=0.1, needs="logits", correct="sampled")
 def loss_stability(evidence: Evidence) -> Seen:
     """Small noise changes the margin by little."""
-    batch, near = evidence.held, evidence.threat.scaled(NEARBY)
-    here = margin(evidence.logits[evidence.held_rows], batch.labels)
+    batch, near = evidence.correct_sample, evidence.threat.scaled(NEARBY)
+    here = margin(evidence.logits[evidence.correct_rows], batch.labels)
     changes = []
     for number in range(NEIGHBOURS):
         x = near.sample(batch.x, keyed_draws(batch.x, batch.indices, evidence.seed + number))
@@ -143,7 +143,7 @@ def logit_scale(evidence: Evidence) -> Seen:
     gap = float((top[:, 0] - top[:, 1]).mean())
     extreme = not SMALLEST_GAP <= gap <= LARGEST_GAP
     found: dict[str, int] = {}
-    if extreme and gap > 0 and not evidence.black_box and len(evidence.held_rows):
+    if extreme and gap > 0 and not evidence.black_box and len(evidence.correct_rows):
         found = {"broken_as_they_are": int(evidence.trace.broken_by(evidence.plan.steps).sum())}
         found["broken_rescaled"] = int(_rescaled(evidence, USUAL_GAP / gap).sum())
     judged = gap if gap >= SMALLEST_GAP else LARGEST_GAP / max(gap / SMALLEST_GAP, 1e-6)
@@ -159,11 +159,11 @@ def logit_scale(evidence: Evidence) -> Seen:
 
 
 def _rescaled(evidence: Evidence, factor: float) -> Tensor:
-    """Return which held images PGD breaks on cross entropy of rescaled logits."""
+    """Return which correct images PGD breaks on cross entropy of rescaled logits."""
     attack = Untargeted(
         Steepest(PGD_STEP), evidence.plan.steps, lambda logits, labels: cross_entropy(factor * logits, labels)
     )
-    return evidence.broken_by("pgd-rescaled", attack, evidence.held_rows)
+    return evidence.broken_by("pgd-rescaled", attack, evidence.correct_rows)
 
 
 COMPONENTS = {

@@ -39,7 +39,7 @@ def one_step(evidence: Evidence) -> Seen:
 def weak_and_strong(evidence: Evidence) -> Seen:
     """Ten steps of PGD come close to the whole suite."""
     few = min(FEW_STEPS, evidence.plan.steps)
-    left = ~evidence.trace.broken_by(few) & ~evidence.standing[evidence.held_rows]
+    left = ~evidence.trace.broken_by(few) & ~evidence.robust[evidence.correct_rows]
     return _of_sample(
         evidence,
         left,
@@ -56,7 +56,7 @@ def one_step_gap(evidence: Evidence) -> Seen:
     FGSM is a weak attack on any undefended model, whose gradients are honest.
     """
     left = evidence.trace.broken_by(evidence.plan.steps) & ~evidence.fgsm_broken
-    clean, stepped = (part.gradient.flatten(1) for part in (evidence.held_gradients, evidence.fgsm_gradients))
+    clean, stepped = (part.gradient.flatten(1) for part in (evidence.clean_gradients, evidence.fgsm_gradients))
     cosine = float(torch.cosine_similarity(clean, stepped).nan_to_num().mean())
     seen = _of_sample(
         evidence,
@@ -75,7 +75,7 @@ def linearity(evidence: Evidence) -> Seen:
 
     Differs: the margin in place of cross entropy, which bends by itself where a model is certain, linear or not.
     """
-    batch = evidence.held
+    batch = evidence.correct_sample
     value, _, gradient = evidence.gradients(batch, margin)
     moved = margin(evidence.fgsm_gradients.logits, batch.labels)
     error = (moved - value - inner(evidence.x_fgsm - batch.x, gradient)).abs()
@@ -109,7 +109,7 @@ def more_steps(evidence: Evidence) -> Seen:
 def more_restarts(evidence: Evidence) -> Seen:
     """A second start breaks hardly more."""
     first = evidence.margin_broken | evidence.trace.broken_by(evidence.plan.steps)
-    rows = evidence.held_rows[~first]
+    rows = evidence.correct_rows[~first]
     again = torch.zeros_like(first)
     again[~first] = evidence.broken_by("pgd-margin-restart", evidence.margin_pgd(), rows)
     return _of_sample(
@@ -158,7 +158,7 @@ def broken_stays_broken(evidence: Evidence) -> Seen:
     x_adv, labels = evidence.judged.x_adv[broken], evidence.images.labels[broken]
     lost = int((margin(logits_of(evidence.model, x_adv, 37), labels) < 0).sum()) if len(x_adv) else 0
     silent = 0
-    if not evidence.black_box and evidence.has_gradients and len(evidence.held_rows):
+    if not evidence.black_box and evidence.has_gradients and len(evidence.correct_rows):
         trace = evidence.trace
         silent = int((trace.broken_by(len(trace.margins)) & (trace.margins[-1] < 0)).sum())
     return share(
@@ -219,10 +219,10 @@ def _reasons(evidence: Evidence) -> tuple[str, ...] | None:
 
 
 def _of_sample(evidence: Evidence, mask: Tensor, sentence: str, advice: str) -> Seen:
-    """Return the share that the marked of the held images (n,) are of the whole sample."""
+    """Return the share that the marked of the correct images (n,) are of the whole sample."""
     hits, total = int(mask.sum()), len(evidence.rows)
     meaning = sentence.format(of=count_text(hits, total), steps=evidence.plan.steps) + "."
-    return share(hits, total, meaning, advice, indices=evidence.ids(evidence.held_rows[mask]))
+    return share(hits, total, meaning, advice, indices=evidence.ids(evidence.correct_rows[mask]))
 
 
 COMPONENTS = {
