@@ -75,17 +75,19 @@ def audit(
     suite: Suite | None = None,
     about: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
+    own: Sequence[str] = (),
     on_chunk: OnChunk | None = None,
 ) -> Iterator[Audit]:
     """Check the model: run the suite, then yield the audit after each finding, the last one complete.
 
     images: x (N, C, H, W) in [0, 1], on the model's device. black_box: it has no gradients by its nature. suite: what
     the headline rests on, planish's own unless given. about: JSON-able facts for the audit's meta. only: names of
-    checks, all unless given; with some alone, no geometry is made. The model's modes, parameters,
+    checks, all unless given; with some alone, no geometry is made. own: more checks, the user's, as "file.py:NAME" or
+    "package.module:NAME". The model's modes, parameters,
     statistics and the global random state stay as they are, and a random model is given the same draws every time.
     Raises BadInput as `evaluate` does, but for probabilities, whose logarithms are attacked.
     """
-    named = _chosen(only)
+    named = _chosen(only, own)
     with reproducible(seed):
         evidence = _evidence(model, images, threat, plan, seed, tuple(surrogates), black_box, suite, on_chunk)
         _ = evidence.judged
@@ -94,20 +96,26 @@ def audit(
     for name, check in named.items():
         with reproducible(seed):
             findings.append(check(name, evidence))
-            done = len(findings) == len(named) and not only and plan.measured
+            done = len(findings) == len(named) and not only and plan.portrayed
             seen = geometry(evidence, findings) if done else None
         yield _audited(evidence, tuple(findings), meta, seen)
 
 
-def _chosen(only: Sequence[str]) -> dict[str, Check]:
-    known = checks()
-    own: dict[str, Any] = {name: imported(name, "check") for name in only if ":" in name}
+def own_checks(names: Sequence[str]) -> dict[str, Check]:
+    """Return the user's checks of these names, "file.py:NAME" or "package.module:NAME". Raises BadInput."""
+    found = {name.rpartition(":")[2]: imported(name, "check") for name in names}
+    for name, check in found.items():
+        if not isinstance(check, Check):
+            raise BadInput(f"'{name}' is no check: decorate it with planish.audit.check.check")
+    return found  # type: ignore[return-value]
+
+
+def _chosen(only: Sequence[str], own: Sequence[str]) -> dict[str, Check]:
+    known = checks() | own_checks(own)
     for name in only:
-        if name not in {**known, **own}:
+        if name not in known:
             raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
-        if name in own and not isinstance(own[name], Check):
-            raise BadInput(f"'{name}' is no check; put @check(...) from planish.audit.check above the function")
-    return {name: check for name, check in {**known, **own}.items() if not only or name in only}
+    return {name: check for name, check in known.items() if not only or name in only}
 
 
 def _evidence(
@@ -166,10 +174,10 @@ def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str,
 
 def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any], seen: Geometry | None) -> Audit:
     """Return the audit so far: the suite first, then what checks broke beside it."""
-    images, broken = evidence.images, {**_by_suite(evidence), **evidence.broken}
+    images, fell = evidence.images, {**_by_suite(evidence), **evidence.fallen}
     broken_by = torch.full_like(images.labels, -1)
     names: list[str] = []
-    for name, mask in broken.items():
+    for name, mask in fell.items():
         fresh = mask & (broken_by < 0) & evidence.correct
         if fresh.any():
             broken_by[fresh] = len(names)
