@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput, nearest
 from planish.records import store
 from planish.records.identity import attack_text
+from planish.records.judged import Floats, Integers, JudgedImages
 from planish.records.statistics import Booleans, Estimate, counts
 from planish.records.store import Kind, check_version
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
 
 SCHEMA_VERSION = 2
 
@@ -89,14 +87,13 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(JudgedImages):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
-    ``indices`` (N,) int64, the images' ids in their data set; ``labels`` (N,) int64; ``clean_margin`` (N,)
-    float32; ``clean_predicted`` (N,) int64. ``meta`` is JSON-able: ``schema_version`` 2, ``threat`` {"norm",
-    "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean``
-    {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. A tie is wrong:
-    correct = margin < 0. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
+    ``clean_predicted`` (N,) int64, the class of the clean image. ``meta`` is JSON-able: ``schema_version`` 2,
+    ``threat`` {"norm", "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"},
+    ``clean`` {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. BadInput when
+    shapes or types disagree, names repeat, a margin is NaN or N = 0.
     """
 
     indices: Integers
@@ -130,27 +127,9 @@ class Evaluation:
         """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
         return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
 
-    @property
-    def norm(self) -> str:
-        """The threat's norm, such as "Linf"."""
-        return str(self.meta["threat"]["norm"])
-
-    @property
-    def radius(self) -> float:
-        """The threat's radius in pixels of [0,1]."""
-        return float(self.meta["threat"]["radius"])
-
     def column(self, name: str) -> Column:
         """Return an attack's column. BadInput when there is none of this name."""
         return self.columns[self._position(name)]
-
-    def correct(self) -> Booleans:
-        """(N,) True where the clean image is classified correctly."""
-        return self.clean_margin < 0
-
-    def clean_accuracy(self) -> Estimate:
-        """Share of clean images classified correctly."""
-        return Estimate.of(self.correct())
 
     def survivors(self) -> Booleans:
         """(N,) True where the clean image is correct and no attack broke it; raises as ``accuracy_after``."""
@@ -194,7 +173,7 @@ class Evaluation:
 
     def class_warnings(self) -> list[str]:
         """One sentence for each class that has clean images here but is never predicted on one."""
-        classes = self.meta.get("data", {}).get("classes") or []
+        classes = self.classes
         absent = np.setdiff1d(self.labels, self.clean_predicted)
         return [
             f"Class {classes[k] if k < len(classes) else k} is never predicted on clean images, "

@@ -232,7 +232,7 @@ def finished(job: Job, row: str, column: PaperColumn) -> bool:
         if not (place / DISTANCES).exists():
             return False
         measured = distances.load(place / DISTANCES)
-        _check_record(job, place, measured, (measured.meta["norm"], measured.meta["radius"]) == (threat.name, 0.0))
+        _check_record(job, place, measured, (measured.norm, measured.radius) == (threat.name, 0.0))
         known = int(measured.meta["model"]["classes"])
         return set(distance_attacks([str(attack)], known, norm=threat.name)) <= set(measured.names)
     if column.by_numbers:
