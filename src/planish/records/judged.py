@@ -11,16 +11,9 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 
-class JudgedImages:
-    """A record of N images of a test set. A tie is wrong: correct = margin < 0.
+class Recorded:
+    """A record with `meta`, JSON-able: see `planish.records.origin`. norm and radius lie in its "threat" or beside."""
 
-    indices: (N,) int64, the images' ids in their data set. labels: (N,) int64. clean_margin: (N,) float32. meta:
-    JSON-able, see `planish.records.origin`.
-    """
-
-    indices: Integers
-    labels: Integers
-    clean_margin: Floats
     meta: dict[str, Any]
 
     @property
@@ -42,6 +35,17 @@ class JudgedImages:
     def classes(self) -> tuple[str, ...]:
         """The classes' names, as far as they are known."""
         return tuple(map(str, self.meta.get("data", {}).get("classes") or ()))
+
+
+class JudgedImages(Recorded):
+    """A record of N images of a test set. A tie is wrong: correct = margin < 0.
+
+    indices: (N,) int64, the images' ids in their data set. labels: (N,) int64. clean_margin: (N,) float32.
+    """
+
+    indices: Integers
+    labels: Integers
+    clean_margin: Floats
 
     def correct(self) -> Booleans:
         """(N,) True where the clean image is classified correctly."""
