@@ -40,7 +40,7 @@ def _row(record: Distances, name: str | None) -> list[Cell]:
 
 
 @styled()
-def distance_plate(record: Distances) -> ReportFigure:
+def distance_figure(record: Distances) -> ReportFigure:
     """Accuracy as the radius grows, a line for each attack."""
     figure = blank(3.5)
     axes = figure.add_subplot()
@@ -89,5 +89,5 @@ def write_distances(record: Distances, folder: Path) -> Path:
     """Write distances.json and figures/distances.png into the folder; return the figure's path."""
     write_json(to_json(record), folder / "distances.json")
     path = folder / "figures" / "distances.png"
-    write_bytes(to_png(distance_plate(record).figure), path)
+    write_bytes(to_png(distance_figure(record).figure), path)
     return path
