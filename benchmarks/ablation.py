@@ -22,13 +22,14 @@ from timing import RESULTS, Columns, Row, markdown, paste, show
 
 from planish.core.errors import BadInput
 from planish.data import load as load_images
-from planish.evaluation.evaluate import evaluate
+from planish.evaluation.evaluate import evaluate_steps
+from planish.evaluation.naming import attacks_by_name
 from planish.records.evaluation import Evaluation, load, save
 from planish.report.drawing import BLUE, INK, MUTED, VERMILION, blank, legend, styled, to_png
 from planish.reproduce.running import trained
 from planish.runs.config import DataOptions, Experiment, experiment_from, overlaid, read
-from planish.runs.judge import attacks_by_name, load_model
-from planish.runs.train import prepare, train
+from planish.runs.judge import load_model
+from planish.runs.train import prepare, train_into
 from planish.storage.files import write_bytes, write_json
 from planish.storage.provenance import provenance
 from planish.training.cost import training_cost
@@ -118,7 +119,7 @@ def counted(experiment: Experiment) -> float:
 def run(plan: Plan) -> None:
     """Train and judge one run, as far as it is missing."""
     if not trained(plan.folder, plan.experiment):
-        for record in train(plan.experiment, plan.folder, resume=True):
+        for record in train_into(plan.experiment, plan.folder, resume=True):
             print(f"{plan.row} {plan.seed}: epoch {record.epoch}, {record.metrics}", flush=True)
     if not (plan.folder / RECORD).exists():
         record = held_out(plan)
@@ -133,11 +134,11 @@ def held_out(plan: Plan) -> Evaluation:
     images = load_images(data.source, "train", data.limit + plan.judged)
     batch = images.as_batch().select(slice(data.limit, None))
     attacks = attacks_by_name(["planish"], len(images.classes))
-    *_, judged = evaluate(
+    *_, judged = evaluate_steps(
         load_model(str(plan.folder)).model,
         batch,
-        plan.experiment.threat.model,
-        attacks,
+        threat=plan.experiment.threat.model,
+        attacks=attacks,
         precision="bf16",
         about={"model": {"name": plan.row}, "data": {"name": images.name, "split": f"train, from {data.limit}"}},
     )

@@ -22,7 +22,7 @@ from timing import TIMES, Columns, Problem, Row, compare, operations, parser, pr
 from torch import nn
 
 from planish.attacks import Attack, run
-from planish.attacks.gradient import apgd_ce, fgsm, mi_fgsm, pgd
+from planish.attacks.gradient import APGD, FGSM, MIFGSM, PGD
 from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 
@@ -89,20 +89,20 @@ def groups(intact: Problem, steps: int) -> dict[str, Group]:
     foolbox_pgd = fa.LinfPGD(rel_stepsize=0.25, steps=steps)
     return {
         "FGSM": {
-            BASE: ours(fgsm(), intact),
+            BASE: ours(FGSM(), intact),
             "hand-written, best": Candidate(lambda m: hand_best(m, intact, 1, 1.0, noise=False), frozen=True),
             "torchattacks": theirs(lambda m: torchattacks.FGSM(m, eps=radius), intact),
             "foolbox": foolboxes(fa.FGSM(), intact),
         },
         f"PGD-{steps}": {
-            BASE: ours(pgd(steps, 1), intact),
+            BASE: ours(PGD(steps, 1), intact),
             "hand-written, best": Candidate(lambda m: hand_best(m, intact, steps), frozen=True),
             "hand-written, last": Candidate(lambda m: hand_last(m, intact, steps), frozen=True),
             "torchattacks": theirs(torch_pgd(radius, steps), intact),
             "foolbox": foolboxes(foolbox_pgd, intact),
         },
         f"PGD-{steps}, {RESTARTS} starts, half broken": {
-            BASE: ours(pgd(steps, RESTARTS), broken),
+            BASE: ours(PGD(steps, RESTARTS), broken),
             "hand-written, best": Candidate(
                 lambda m: [hand_best(m, broken, steps) for _ in range(RESTARTS)], frozen=True
             ),
@@ -110,14 +110,14 @@ def groups(intact: Problem, steps: int) -> dict[str, Group]:
             "foolbox": foolboxes(foolbox_pgd.repeat(RESTARTS), broken),
         },
         f"MI-FGSM-{steps}": {
-            BASE: ours(mi_fgsm(steps), intact),
+            BASE: ours(MIFGSM(steps), intact),
             "torchattacks": theirs(
                 lambda m: torchattacks.MIFGSM(m, eps=radius, alpha=radius / steps, steps=steps), intact
             ),
             "foolbox": foolboxes(fa.MIFGSM(rel_stepsize=1 / steps, steps=steps), intact),
         },
         f"APGD-CE-{steps}": {
-            BASE: ours(apgd_ce(steps, 1), intact),
+            BASE: ours(APGD(steps, 1), intact),
             "torchattacks": theirs(lambda m: torchattacks.APGD(m, eps=radius, steps=steps), intact, judges=True),
         },
     }

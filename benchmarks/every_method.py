@@ -14,7 +14,7 @@ from timing import RESULTS, Columns, Row, show
 
 from planish.records.evaluation import load
 from planish.storage.files import write_json
-from planish.training.cost import STATED
+from planish.training.cost import stated_costs
 
 COLUMNS: Columns = {
     "method": lambda row: row["method"],
@@ -37,7 +37,7 @@ def row_of(run: Path) -> Row:
         "robust": str(evaluation.robust_accuracy()),
         "accuracy": evaluation.robust_accuracy().value,
         "cost": origin["training_cost"],
-        "stated": STATED[run.name],
+        "stated": stated_costs()[run.name],
         "seconds": sum(entry["seconds"] for entry in history),
         "images": len(evaluation.indices),
         "about": {key: origin[key] for key in ("versions", "device", "code_digest", "data_name") if key in origin},

@@ -30,12 +30,12 @@ from timing import RESULTS, Columns, Row, show
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
+from planish.core.checks import logits_of
 from planish.core.losses import margin
 from planish.core.modes import autocast
 from planish.core.pass_counter import Counted
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data import load
-from planish.evaluation.evaluate import logits_of
 from planish.records.statistics import Booleans, Estimate, paired_interval
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
 from planish.storage.files import read_arrays, write_arrays, write_json

@@ -17,7 +17,7 @@ from timing import TIMES, Row, compare, operations, parser, problem, save, show
 from torch import Tensor, nn
 
 from planish.methods import Method
-from planish.methods.adversarial import pgd_at
+from planish.methods.adversarial import PGDAT
 from planish.registry import components
 from planish.training.cost import training_cost
 
@@ -44,7 +44,7 @@ def methods() -> dict[str, Method]:
     return {
         BASE: registered.pop(BASE),
         **registered,
-        "pgd, eval batch norm": pgd_at(STEPS, batch_norm="eval"),
+        "pgd, eval batch norm": PGDAT(STEPS, batch_norm="eval"),
         "hand-written FGSM": Loop(fgsm),
         f"hand-written PGD-{STEPS}": Loop(pgd),
         f"torchattacks PGD-{STEPS}": Loop(torchattacks_pgd),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from planish import Linf, Settings, evaluate, fit
-from planish.attacks.gradient import multi_targeted
+from planish.attacks.gradient import MultiTargeted
 from planish.data import load
 from planish.data.batches import Batches
 from planish.methods import Method
@@ -41,7 +41,7 @@ def main() -> None:
     images = load("digits", "test", limit=200).as_batch()
     for method in (Standard(), SEAT()):
         print(type(method).__name__)
-        attacks = {"multi-targeted-10-1": multi_targeted(10, 1, classes=10)}
+        attacks = {"multi-targeted-10-1": MultiTargeted(10, 1)}
         *_, judged = evaluate(trained(method), images, THREAT, attacks)
         clean, robust = judged.evaluation.clean_accuracy(), judged.evaluation.robust_accuracy()
         print(f"  clean {clean.value:.1%}, robust {robust.value:.1%} [{robust.low:.1%}, {robust.high:.1%}]")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from planish import Linf, evaluate
-from planish.attacks.gradient import apgd_ce, apgd_t
+from planish.attacks.gradient import APGD, APGDT
 from planish.data import load
 from planish.models import Normalized
 from planish.records.evaluation import save
@@ -39,7 +39,7 @@ def your_model() -> nn.Module:
 def main() -> None:
     """Print what stands after each attack; keep the result of every image."""
     images = load("digits", "test").as_batch()
-    attacks = {"apgd-ce": apgd_ce(STEPS), "apgd-t": apgd_t(STEPS, classes=10)}
+    attacks = {"apgd-ce": APGD(STEPS), "apgd-t": APGDT(STEPS)}
     about = {"model": {"name": "mine"}, "data": {"name": "digits"}}
     for evaluation, _ in evaluate(your_model(), images, THREAT, attacks, about=about):
         share = evaluation.robust_accuracy()

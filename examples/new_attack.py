@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from planish import Batch, Linf, evaluate
-from planish.attacks import Adversarials, untouched, with_logits
-from planish.attacks.gradient import apgd_ce
+from planish.attacks import untouched
+from planish.attacks.gradient import APGD
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.data import load
 from planish.search.ascent import Score
+from planish.search.found import Adversarials, with_logits
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def main() -> None:
         optimizer.zero_grad()
         cross_entropy(model(train.x), train.labels).backward()
         optimizer.step()
-    for evaluation, _ in evaluate(model, test, Linf(0.1), {"corner-search": CornerSearch(), "apgd-ce": apgd_ce(20)}):
+    for evaluation, _ in evaluate(model, test, Linf(0.1), {"corner-search": CornerSearch(), "apgd-ce": APGD(20)}):
         print(f"{['clean', *evaluation.names][-1]}: {evaluation.robust_accuracy().value:.1%} stand")
 
 

@@ -11,10 +11,10 @@ from copy import deepcopy
 import torch
 
 from planish import Batch, Linf, Settings, evaluate, fit
-from planish.attacks.gradient import multi_targeted, pgd
+from planish.attacks.gradient import PGD, MultiTargeted
 from planish.data import load
 from planish.data.batches import Batches
-from planish.methods.adversarial import rs_fgsm
+from planish.methods.adversarial import RSFGSM
 from planish.models.small_cnn import small_cnn
 from planish.training.loop import start
 
@@ -30,7 +30,7 @@ def main() -> None:
     state = start(small_cnn(classes=10, channels=1, width=16, activation="gelu"), SETTINGS)
     best, best_epoch, weights = -1.0, 0, state.deployed.state_dict()
 
-    for record in fit(state, rs_fgsm(), THREAT, Batches(images, 64), SETTINGS, seed=0):
+    for record in fit(state, RSFGSM(), THREAT, Batches(images, 64), SETTINGS, seed=0):
         robust = robust_accuracy(state.deployed, held_out.as_batch())
         print(f"epoch {record.epoch}: loss {record.metrics['loss']:.3f}, held-out robust accuracy {robust:.1%}")
         if robust > best:
@@ -41,13 +41,13 @@ def main() -> None:
     model = state.deployed
     model.load_state_dict(weights)
     test = load("digits", "test", limit=200).as_batch()
-    *_, judged = evaluate(model, test, THREAT, {"multi-targeted-10-1": multi_targeted(10, 1, classes=10)})
+    *_, judged = evaluate(model, test, THREAT, {"multi-targeted-10-1": MultiTargeted(10, 1)})
     print(f"epoch {best_epoch} on the test set: {judged.evaluation.robust_accuracy().value:.1%}")
 
 
 def robust_accuracy(model: torch.nn.Module, images: Batch) -> float:
     """Return the accuracy under PGD-10 from one start: too weak to report, good enough to choose by."""
-    *_, judged = evaluate(model, images, THREAT, {"pgd-10-1": pgd(10, 1)})
+    *_, judged = evaluate(model, images, THREAT, {"pgd-10-1": PGD(10, 1)})
     return judged.evaluation.robust_accuracy().value
 
 

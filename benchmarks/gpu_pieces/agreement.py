@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from gpu_pieces.job import Job, Row
 from gpu_pieces.network import CLASSES, THREAT, component, drawn
-from planish.attacks import Adversarials, Attack, Within, run
+from planish.attacks import Attack, Within, run
 from planish.attacks.transfer import Surrogate
 from planish.core.batch import Batch
+from planish.core.checks import logits_of
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import evaluate, logits_of
+from planish.evaluation.evaluate import evaluate_steps
 from planish.models import build
+from planish.search.found import Adversarials
 
 IMAGES = 16
 FEW = {"steps": 3, "restarts": 2, "targets": 2, "queries": 40, "samples": 5, "searches": 2}
@@ -111,7 +113,7 @@ def suite(job: Job, name: str, count: int) -> Row:
     attacks = {name: component("suites", name, classes=CLASSES, norm="Linf")}
     for device in (torch.device("cpu"), job.device):
         own = deepcopy(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        *_, last = evaluate(own, moved(batch, device), THREAT, attacks)
+        *_, last = evaluate_steps(own, moved(batch, device), threat=THREAT, attacks=attacks)
         record = last.evaluation
         reached = [torch.from_numpy(column.margin).nan_to_num(-torch.inf) for column in record.columns]
         margins.append(torch.stack([torch.from_numpy(record.clean_margin), *reached]).amax(0))

@@ -19,7 +19,7 @@ from planish.core.threat import Linf
 from planish.data.images import Images
 from planish.data.readers.npz import read_npz
 from planish.evaluation.adversarials import KeptProgress
-from planish.evaluation.evaluate import Update, evaluate
+from planish.evaluation.evaluate import Update, evaluate_steps
 from planish.models import Normalized, build
 from planish.records import evaluation as results
 from planish.records.evaluation import Evaluation
@@ -141,11 +141,13 @@ def judged(job: Job, name: str, model: nn.Module, some: Batch, suites: Mapping[s
     options |= {"about": {"model": {"name": name}}, "on_chunk": watch}
     unfinished = KeptProgress(job.work / f"{name}.progress.npz")
     try:
-        steps = evaluate(model, some, THREAT, suites, earlier=record(job, name), unfinished=unfinished, **options)
+        steps = evaluate_steps(
+            model, some, threat=THREAT, attacks=suites, earlier=record(job, name), unfinished=unfinished, **options
+        )
         for step in steps:
             put(job, name, step.evaluation)
     except BadInput:  # the record is of another network: this call trained its own
-        for step in evaluate(model, some, THREAT, suites, **options):
+        for step in evaluate_steps(model, some, threat=THREAT, attacks=suites, **options):
             put(job, name, step.evaluation)
     unfinished.forget()
     return step.evaluation

@@ -17,7 +17,7 @@ from gpu_pieces.speedrun import affordable
 from planish.data.batches import Augmentation, Batches
 from planish.data.images import Images
 from planish.methods import Method
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 RECIPE = "seat-table-1.toml"
 OWN: dict[str, dict[str, Any]] = {

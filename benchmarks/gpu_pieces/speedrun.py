@@ -20,7 +20,7 @@ from gpu_pieces.run import Training
 from planish.core.batch import Batch
 from planish.core.modes import autocast
 from planish.data.batches import Augmentation, Batches
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 CONFIG = Path(__file__).parents[1] / "speedrun.toml"
 LEAST, MOST = 1, 60

@@ -17,8 +17,8 @@ from gpu_pieces.run import fixed_shapes
 from planish.core.randomness import seeded
 from planish.methods import Method
 from planish.registry import components
+from planish.training.collapse import EVERY, Guard, look, withstanding
 from planish.training.cost import STATED, training_cost
-from planish.training.guard import EVERY, Guard, look, withstanding
 
 BASE = "standard"
 WANTED = ("planish", "pgd", "fgsm", "rs-fgsm", "n-fgsm", "seat", "seat-fl", "gradient-penalty", "llr", "trades")

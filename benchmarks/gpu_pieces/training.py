@@ -27,7 +27,8 @@ from planish.runs.checkpoint import load_resume, save_resume
 from planish.search.ascent import ascend
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest, StepRule
-from planish.training.loop import Bound, Settings, fit, start
+from planish.training.loop import Bound, fit, start
+from planish.training.settings import Settings
 from planish.training.state import State, go_on, to_go_on
 
 RULES: dict[str, StepRule] = {

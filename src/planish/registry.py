@@ -1,14 +1,24 @@
-"""Names to components: a file in attacks/, methods/, models/ or data/ is found when it is asked for."""
+"""Names to components: a file in attacks/, methods/, models/ or data/ is found when it is asked for.
+
+One of the user's own has the name "file.py:NAME" or "package.module:NAME".
+"""
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from planish.core.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Component = Callable[..., Any]
 PACKAGES = ("methods", "attacks", "suites", "models", "data", "checks")
@@ -31,6 +41,16 @@ def components(package: str) -> dict[str, Component]:
     return found
 
 
+def listed(package: str) -> dict[str, str]:
+    """Return the names of a package's components, each with a line on what it is.
+
+    package: "methods", "attacks", "suites", "models", "data" or "checks". Raises BadInput.
+    """
+    if package not in PACKAGES:
+        raise BadInput(f"cannot list '{package}'.{nearest(str(package), PACKAGES)} Known: {', '.join(PACKAGES)}")
+    return {name: describe(component) for name, component in sorted(components(package).items())}
+
+
 def get(package: str, name: str) -> Component:
     """Return the component of that name. Raises BadInput that names the nearest."""
     known = components(package)
@@ -49,26 +69,107 @@ def is_known(package: str, name: str) -> bool:
 def resolve(package: str, name: str) -> tuple[Component, dict[str, int]]:
     """Return the component of "name" or "name-2-10", and the options that the numbers stand for, its first ones.
 
-    Raises BadInput for an unknown name, and for more numbers than the component takes.
+    name: a registered one, or "file.py:NAME" or "package.module:NAME" for one of the user's own. Raises BadInput for an
+    unknown name, and for more numbers than the component takes.
     """
+    if ":" in name:
+        own, digits = re.fullmatch(r"(.*?)((?:-\d+)*)", name).groups()  # type: ignore[union-attr]
+        return _with_numbers(imported(own, package.rstrip("s")), [int(part) for part in digits.split("-")[1:]], name)
     parts = name.split("-")
     for length in range(len(parts), 0, -1):
         own = "-".join(parts[:length])
         if own in components(package) and all(part.isdigit() for part in parts[length:]):
-            component = components(package)[own]
-            numbers = [int(part) for part in parts[length:]]
-            return component, dict(zip(_leading(component, len(numbers), name, package), numbers, strict=True))
+            return _with_numbers(components(package)[own], [int(part) for part in parts[length:]], name, package)
     return get(package, name), {}
 
 
-def _leading(component: Component, count: int, name: str, package: str) -> list[str]:
+def _with_numbers(
+    component: Component, numbers: list[int], name: str, package: str = ""
+) -> tuple[Component, dict[str, int]]:
     parameters = inspect.signature(component).parameters.values()
     leading = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
-    if len(leading) < count:
-        raise BadInput(f"'{name}' has more numbers than {package.rstrip('s')} '{name.split('-')[0]}' takes")
-    return leading[:count]
+    if len(leading) < len(numbers):
+        what = f"{package.rstrip('s')} '{name.split('-')[0]}'" if package else f"'{name.rpartition(':')[2]}'"
+        raise BadInput(f"'{name}' has more numbers than {what} takes")
+    return component, dict(zip(leading, numbers, strict=False))
+
+
+def imported(name: str, kind: str) -> Component:
+    """Return what "package.module:NAME" or "file.py:NAME" names; kind: what it should be. Raises BadInput."""
+    place, _, own = name.rpartition(":")
+    try:
+        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (ImportError, FileNotFoundError, ValueError) as error:
+        raise BadInput(f"cannot import '{place}' for {kind} '{name}': {error}") from error
+    except Exception as error:
+        raise BadInput(f"'{place}' raises {type(error).__name__} when it is imported: {error}") from error
+    found = getattr(module, own, None)
+    if not callable(found):
+        raise BadInput(f"'{place}' has no function or class '{own}'")
+    return found  # type: ignore[no-any-return]
+
+
+@cache
+def _loaded(path: Path, changed: int) -> ModuleType:
+    """Return the module of a file; the same file is the same module, so that its classes are equal to themselves."""
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[str(path)] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    return _loaded(path.resolve(), path.stat().st_mtime_ns)
 
 
 def describe(component: Component) -> str:
     """Return the first line of a component's docstring."""
     return (inspect.getdoc(component) or "").split("\n", 1)[0]
+
+
+def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Return the component "name", or "name-2-10" with its first options as numbers. Raises BadInput."""
+    component, numbers = resolve(package, name)
+    return made(component, {**numbers, **options}, f"{package.rstrip('s')} '{name}'")
+
+
+def made(component: Component, options: Mapping[str, Any], what: str) -> Any:
+    """Call the component with the options, coerced by its annotations.
+
+    Raises BadInput for unknown keys and bad values.
+    """
+    from pydantic import ValidationError
+
+    schema = _schema(component)
+    refuse_unknown(options, schema.model_fields, what)
+    try:
+        checked = schema.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{what}: {where} = {first['input']!r} is wrong: {first['msg'].lower()}") from error
+    return component(**{name: getattr(checked, name) for name in checked.model_fields_set})
+
+
+@cache
+def _schema(component: Component) -> "type[BaseModel]":
+    """Return what checks and coerces the component's options."""
+    from pydantic import ConfigDict, create_model
+
+    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    wanted: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if parameter.default is inspect.Parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(component).parameters.items()
+    }
+    return create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
+
+
+def refuse_unknown(options: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise BadInput that names the first option that is not known."""
+    known = list(known)
+    for name in options:
+        if name not in known:
+            raise BadInput(f"{what} has no key '{name}'.{nearest(name, known)} Known: {', '.join(known)}")

@@ -7,8 +7,7 @@ from sketch import sketches
 
 from planish.attacks import Attack, Within
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.registry import components
-from planish.runs.config import make
+from planish.registry import components, make
 
 CLASSES = 4
 KNOWN = {"classes": CLASSES, "surrogates": sketches(CLASSES)}

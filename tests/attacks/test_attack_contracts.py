@@ -9,18 +9,19 @@ from small_attacks import DEFINED, named
 from strange_models import Halved
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, Worst, run
+from planish.attacks import Attack, Worst, run
 from planish.core.batch import Batch
 from planish.core.modes import attacked, evaluating
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel
+from planish.search.found import Adversarials
 
 Make = Callable[..., Attack]
 pytestmark = pytest.mark.parametrize(("name", "threat"), DEFINED, ids=named)
 
 
 def direct(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:
-    return attack(model, batch, threat, generator=seeded(seed))
+    return attack.search(model, batch, threat, generator=seeded(seed))
 
 
 def chunked(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, chunk: int = 256) -> Adversarials:

@@ -13,4 +13,4 @@ from planish.core.threat import ThreatModel
 @pytest.mark.parametrize(("name", "threat"), UNDEFINED, ids=named)
 def test_an_undefined_norm_is_refused(name: str, threat: ThreatModel, knowing: nn.Module, known: Batch):
     with pytest.raises(BadInput, match=rf"(?=.*\b{ONLY[name]}\b)(?=.*\bnot {threat.name}\b)"):
-        small(name)(knowing, known, threat, generator=seeded(0))
+        small(name).search(knowing, known, threat, generator=seeded(0))

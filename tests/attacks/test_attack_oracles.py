@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from planish.attacks import Attack, Worst, run
 from planish.attacks.gradient import (
-    adam_pgd,
-    apgd_ce,
-    apgd_t,
-    fgsm,
-    mi_fgsm,
-    multi_targeted,
-    pgd,
-    pgd_margin,
-    untargeted,
+    APGD,
+    APGDT,
+    FGSM,
+    MIFGSM,
+    PGD,
+    AdamPGD,
+    LLRUntargeted,
+    MultiTargeted,
+    PGDMargin,
 )
 from planish.core.batch import Batch
 from planish.core.losses import margin
@@ -23,13 +23,13 @@ from planish.core.randomness import drawn_seed, seeded
 from planish.core.threat import L2, Linf, ThreatModel
 
 SIGNED = {
-    "fgsm": fgsm(),
-    "mi-fgsm": mi_fgsm(5),
-    "pgd": pgd(50, 1),
-    "pgd-margin": pgd_margin(50, 1),
-    "apgd-ce": apgd_ce(50),
+    "fgsm": FGSM(),
+    "mi-fgsm": MIFGSM(5),
+    "pgd": PGD(50, 1),
+    "pgd-margin": PGDMargin(50, 1),
+    "apgd-ce": APGD(50),
 }
-ADAM = {"adam-pgd": adam_pgd(20), "untargeted": untargeted(20, 1)}
+ADAM = {"adam-pgd": AdamPGD(20), "untargeted": LLRUntargeted(20, 1)}
 THREATS = [Linf(0.05), L2(0.4)]
 
 
@@ -58,7 +58,7 @@ def agree(found: Tensor, expected: Tensor, atol: float = 2e-4) -> None:
 
 
 def scores(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
-    return attack(model, batch, threat, generator=seeded(0)).score
+    return attack.search(model, batch, threat, generator=seeded(0)).score
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.name)
@@ -93,9 +93,9 @@ def own_labels(model: nn.Module, batch: Batch, classes: int) -> Batch:
 @pytest.mark.parametrize(
     ("attack", "threat"),
     [
-        (multi_targeted(20, 1, classes=5), Linf(0.02)),
-        (apgd_t(50, classes=3), Linf(0.11)),
-        (apgd_t(50, classes=3), L2(0.88)),
+        (MultiTargeted(20, 1).assembled(5), Linf(0.02)),
+        (APGDT(50).assembled(3), Linf(0.11)),
+        (APGDT(50).assembled(3), L2(0.88)),
     ],
     ids=["multi-targeted-Linf", "apgd-t-Linf", "apgd-t-L2"],
 )
@@ -105,7 +105,7 @@ def test_every_target_in_turn_finds_the_best_class(attack: Attack, threat: Threa
     model = linear(classes)
     images = own_labels(model, batch, classes)
     expected = worst_margins(model, images, threat).amax(1)
-    found = attack(model, images, threat, generator=seeded(0)).score
+    found = attack.search(model, images, threat, generator=seeded(0)).score
     agree(found, expected)
 
 
@@ -116,7 +116,7 @@ def test_adam_walks_along_signs_in_l2_too(batch: Batch):
     weight = model[1].weight.detach()
     slope = (weight[1] - weight[0]).abs().sum() / 8
     expected = margin(model(images.x).detach(), images.labels) + 0.4 * slope
-    found = scores(multi_targeted(50, 1, classes=2), model, images, threat)
+    found = scores(MultiTargeted(50, 1), model, images, threat)
     standing = expected < 0
     assert standing.sum() >= 2 and (expected < worst_margins(model, images, threat)[:, 0] - 0.01).all()
     torch.testing.assert_close(found[standing], expected[standing], atol=2e-3, rtol=0)
@@ -126,20 +126,20 @@ def test_untargeted_cross_entropy_can_miss_the_best_class(batch: Batch):
     """Why targets are tried in turn: one gradient mixes the classes. No attack beats the closed form."""
     model, images, threat = linear(5), middling(batch, 5), Linf(0.05)
     exact = worst_margins(model, images, threat).amax(1)
-    found = scores(fgsm(), model, images, threat)
+    found = scores(FGSM(), model, images, threat)
     assert (found <= exact + 1e-5).all() and (found < exact - 1e-3).any()
 
 
 def test_worst_is_the_best_of_its_parts_on_the_survivors(make_attack, knowing: nn.Module, images: Batch):
     parts = tuple(make_attack(name) for name in ("fgsm", "pgd-margin", "apgd-ce"))
-    parts = (parts[0], *parts[1].attacks, parts[2].attacks[0])
+    parts = (parts[0], *parts[1].assembled(4).attacks, parts[2].assembled(4).attacks[0])
     threat, network = Linf(0.1), knowing
     found = run(Worst(parts), network, images, threat, generator=seeded(4))
     generator = seeded(4)
     with torch.no_grad():
         best = margin(network.eval()(images.x), images.labels)
     for part in parts:
-        alone = part(network, images, threat, generator=seeded(drawn_seed(generator))).score
+        alone = part.search(network, images, threat, generator=seeded(drawn_seed(generator))).score
         best = torch.where(best >= 0, best, torch.maximum(best, alone))
     assert torch.equal(found.score, best)
     assert (found.score >= 0).any() and (found.score < 0).any()

@@ -14,8 +14,8 @@ import torch
 from observing import asked
 from torch import Tensor, nn
 
-from planish.attacks import Attack, with_logits
-from planish.attacks.gradient import LeastLikely, Ranked, Targeted, apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
+from planish.attacks import Attack
+from planish.attacks.gradient import APGD, APGDDLR, FGSM, MIFGSM, PGD, LeastLikely, Ranked, Targeted
 from planish.attacks.noise import Noise
 from planish.core.batch import Batch, per_image
 from planish.core.losses import Loss, cross_entropy, dlr_toward
@@ -23,6 +23,7 @@ from planish.core.randomness import drawn_seed, keyed_draws, seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import components
 from planish.search.ascent import ascend
+from planish.search.found import with_logits
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Adam, AutoPGD, Point, Steepest, StepRule
 
@@ -75,6 +76,7 @@ def ours(
     rule: StepRule | None = None,
 ) -> list[Tensor]:
     """Return the iterates of an attack's recipe from a given start, the start and the last included."""
+    attack = attack.assembled(4)
     objective = objective_of(network, loss_of(loss_for(attack, network, batch), batch.labels))
     rule = rule or attack.rule
     last: list[Tensor] = []
@@ -96,7 +98,7 @@ def torchattacks_iterates(attack: Any, network: nn.Module, batch: Batch) -> list
 
 def test_fgsm(torchattacks: Any, network: nn.Module, known: Batch):
     agree(
-        ours(fgsm(), network, known, Linf(0.1)),
+        ours(FGSM(), network, known, Linf(0.1)),
         torchattacks_iterates(torchattacks.FGSM(network, eps=0.1), network, known),
     )
 
@@ -105,14 +107,14 @@ def test_mi_fgsm(torchattacks: Any, network: nn.Module, known: Batch):
     """torchattacks divides the gradient by its mean absolute value, planish (as the paper) by its sum."""
     peer = torchattacks.MIFGSM(network, eps=0.1, alpha=0.1 / STEPS, steps=STEPS, decay=0.9)
     agree(
-        ours(mi_fgsm(STEPS, 0.9), network, known, Linf(0.1)),
+        ours(MIFGSM(STEPS, 0.9), network, known, Linf(0.1)),
         torchattacks_iterates(peer, network, known),
     )
 
 
 def test_pgd_from_the_image(torchattacks: Any, network: nn.Module, known: Batch):
     peer = torchattacks.PGD(network, eps=0.1, alpha=0.025, steps=STEPS, random_start=False)
-    agree(ours(pgd(STEPS, 1), network, known, Linf(0.1)), torchattacks_iterates(peer, network, known))
+    agree(ours(PGD(STEPS, 1), network, known, Linf(0.1)), torchattacks_iterates(peer, network, known))
 
 
 def test_pgd_from_a_random_start(torchattacks: Any, network: nn.Module, known: Batch):
@@ -120,12 +122,12 @@ def test_pgd_from_a_random_start(torchattacks: Any, network: nn.Module, known: B
     torch.manual_seed(5)
     start = (known.x + torch.empty_like(known.x).uniform_(-0.1, 0.1)).clamp(0, 1)
     torch.manual_seed(5)
-    agree(ours(pgd(STEPS, 1), network, known, Linf(0.1), start), torchattacks_iterates(peer, network, known))
+    agree(ours(PGD(STEPS, 1), network, known, Linf(0.1), start), torchattacks_iterates(peer, network, known))
 
 
 def test_pgd_in_l2(torchattacks: Any, network: nn.Module, known: Batch):
     peer = torchattacks.PGDL2(network, eps=0.6, alpha=0.15, steps=STEPS, random_start=False)
-    agree(ours(pgd(STEPS, 1), network, known, L2(0.6)), torchattacks_iterates(peer, network, known))
+    agree(ours(PGD(STEPS, 1), network, known, L2(0.6)), torchattacks_iterates(peer, network, known))
 
 
 class FromZero(AutoPGD):
@@ -159,10 +161,10 @@ def double(network: nn.Module, known: Batch) -> Iterator[tuple[nn.Module, Batch]
 @pytest.mark.parametrize(
     ("loss", "attack", "threat", "steps"),
     [
-        ("ce", apgd_ce, Linf(0.1), 40),
-        ("ce", apgd_ce, L2(0.6), 16),
-        ("dlr", apgd_dlr, Linf(0.1), 40),
-        ("dlr", apgd_dlr, L2(0.4), 16),
+        ("ce", APGD, Linf(0.1), 40),
+        ("ce", APGD, L2(0.6), 16),
+        ("dlr", APGDDLR, Linf(0.1), 40),
+        ("dlr", APGDDLR, L2(0.4), 16),
     ],
     ids=["ce-Linf", "ce-L2", "dlr-Linf", "dlr-L2"],
 )
@@ -247,7 +249,7 @@ def test_foolbox_pgd(
     monkeypatch.setattr(kind, "get_random_start", lambda self, x0, epsilon: type(x0)(start))
     peer = kind(rel_stepsize=0.25, steps=STEPS, random_start=from_noise)
     agree(
-        ours(pgd(STEPS, 1), network, known, threat, start),
+        ours(PGD(STEPS, 1), network, known, threat, start),
         foolbox_iterates(peer, foolbox, network, known, threat.radius),
     )
 
@@ -256,7 +258,7 @@ def test_foolbox_pgd(
 def test_foolbox_fgsm(threat: ThreatModel, foolbox: Any, network: nn.Module, known: Batch):
     peer = {"Linf": foolbox.attacks.LinfFastGradientAttack, "L2": foolbox.attacks.L2FastGradientAttack}[threat.name]()
     agree(
-        ours(fgsm(), network, known, threat),
+        ours(FGSM(), network, known, threat),
         foolbox_iterates(peer, foolbox, network, known, threat.radius),
     )
 
@@ -271,7 +273,7 @@ def test_foolbox_mi_fgsm(
     monkeypatch.setattr(kind, "normalize", lambda self, gradients, *, x, bounds: gradients / length(gradients))
     peer = kind(momentum=0.9, rel_stepsize=1 / STEPS, steps=STEPS)
     agree(
-        ours(mi_fgsm(STEPS, 0.9), network, known, threat),
+        ours(MIFGSM(STEPS, 0.9), network, known, threat),
         foolbox_iterates(peer, foolbox, network, known, threat.radius),
     )
 
@@ -289,7 +291,7 @@ def test_foolbox_adam_pgd(
     peer = kind(rel_stepsize=0.25, steps=STEPS, random_start=False, adam_epsilon=Adam(0.25).epsilon)
     known = known._replace(x=known.x.double())
     agree(
-        ours(pgd(STEPS, 1), network.double(), known, threat, rule=Adam(0.25)),
+        ours(PGD(STEPS, 1), network.double(), known, threat, rule=Adam(0.25)),
         foolbox_iterates(peer, foolbox, network, known, threat.radius),
     )
 
@@ -301,7 +303,7 @@ def test_foolbox_noise(foolbox: Any, network: nn.Module, known: Batch, monkeypat
     draws = iter([torch.erfinv(2 * keyed_draws(known.x, known.indices, seed + k)[:, 1:] - 1) for k in range(4)])
     monkeypatch.setattr(kind, "sample_noise", lambda self, x: type(x)(next(draws).reshape(x.shape)))
     *_, theirs = foolbox_iterates(kind(repeats=4), foolbox, network, known, threat.radius)
-    found = Noise(4)(network, known, threat, generator=seeded(0))
+    found = Noise(4).search(network, known, threat, generator=seeded(0))
     broken = found.score >= 0
     assert 1 <= broken.sum() < len(broken)
     torch.testing.assert_close(found.x_adv[broken], theirs[broken], atol=2e-6, rtol=0)

@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 from planish.attacks import Worst, components_of, run
 from planish.attacks.gradient import (
+    APGDT,
+    PGD,
     LeastLikely,
+    LeastLikelyTargeted,
+    MultiTargeted,
     RandomTarget,
+    RandomTargeted,
     Ranked,
     Targets,
-    apgd_t,
-    least_likely,
-    multi_targeted,
-    pgd,
-    random_targeted,
 )
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.randomness import seeded
 from planish.core.threat import Linf
-from planish.evaluation.evaluate import evaluate
-from planish.runs.config import make
+from planish.evaluation.evaluate import evaluate_steps
+from planish.registry import make
 
 
 def batch_of(logits: list[list[float]], labels: list[int]) -> Batch:
@@ -83,11 +83,11 @@ def test_random_targets_depend_on_seed_and_index_alone():
 
 
 def test_every_restart_aims_at_the_same_random_class(network: nn.Module, images: Batch):
-    attack = random_targeted(2, 3)
+    attack = RandomTargeted(2, 3).assembled(4)
     assert isinstance(attack, Worst) and len(set(attack.attacks)) == 1
     aimed = []
     for part in components_of(attack):
-        aimed.append(part(network, images, Linf(0.1), generator=seeded(len(aimed))).target)
+        aimed.append(part.search(network, images, Linf(0.1), generator=seeded(len(aimed))).target)
     assert all(torch.equal(target, aimed[0]) for target in aimed)
 
 
@@ -101,7 +101,7 @@ def predicted(network: nn.Module, x: Tensor) -> Tensor:
         return network.eval()(x).argmax(1)
 
 
-@pytest.mark.parametrize(("kind", "radius"), [(random_targeted, 0.13), (least_likely, 0.2)])
+@pytest.mark.parametrize(("kind", "radius"), [(RandomTargeted, 0.13), (LeastLikelyTargeted, 0.2)])
 def test_reaching_is_only_the_target(kind: Callable[..., Worst], radius: float, network: nn.Module, images: Batch):
     found = run(kind(15, 2), network, images, Linf(radius), generator=seeded(0))
     reached = predicted(network, found.x_adv) == found.target
@@ -110,7 +110,7 @@ def test_reaching_is_only_the_target(kind: Callable[..., Worst], radius: float, 
 
 
 def test_success_rate_of_a_targeted_attack(network: nn.Module, images: Batch):
-    *_, judged = evaluate(network, images, Linf(0.13), {"random-targeted": random_targeted(15, 2)})
+    *_, judged = evaluate_steps(network, images, threat=Linf(0.13), attacks={"random-targeted": RandomTargeted(15, 2)})
     record = judged.evaluation
     column, rate = record.columns[0], record.success_rate("random-targeted")
     tried = column.attempted
@@ -120,11 +120,11 @@ def test_success_rate_of_a_targeted_attack(network: nn.Module, images: Batch):
 
 
 def test_every_wrong_class_is_tried_once_per_restart():
-    ranks = [part.targets.rank for part in components_of(multi_targeted(3, 2, classes=5))]
+    ranks = [part.targets.rank for part in components_of(MultiTargeted(3, 2).assembled(5))]
     assert ranks == [1, 2, 3, 4] * 2
-    assert [part.targets.rank for part in components_of(multi_targeted(3, 1, classes=10, targets=2))] == [1, 2]
-    assert [part.targets.rank for part in components_of(apgd_t(3, classes=10))] == list(range(1, 10))
-    assert len(list(components_of(apgd_t(3, classes=3)))) == 2
+    assert [part.targets.rank for part in components_of(MultiTargeted(3, 1, targets=2).assembled(10))] == [1, 2]
+    assert [part.targets.rank for part in components_of(APGDT(3).assembled(10))] == list(range(1, 10))
+    assert len(list(components_of(APGDT(3).assembled(3)))) == 2
 
 
 @pytest.mark.parametrize(
@@ -140,16 +140,13 @@ def test_every_wrong_class_is_tried_once_per_restart():
     ],
 )
 def test_names_that_make_no_attack(name: str, message: str):
-    takes_classes = name.startswith(("apgd-t", "multi-targeted"))
     with pytest.raises(BadInput) as raised:
-        make("attacks", name, {"classes": 10} if takes_classes else {})
+        make("attacks", name, {})
     assert str(raised.value).startswith(message)
 
 
 def test_a_name_with_numbers_is_the_same_attack():
-    assert make("attacks", "pgd-5-2", {}) == pgd(steps=5, restarts=2)
-    assert make("attacks", "multi-targeted-7-2", {"classes": 4, "targets": 1}) == multi_targeted(
-        7, 2, classes=4, targets=1
-    )
+    assert make("attacks", "pgd-5-2", {}) == PGD(steps=5, restarts=2)
+    assert make("attacks", "multi-targeted-7-2", {"targets": 1}) == MultiTargeted(7, 2, targets=1)
     with pytest.raises(BadInput, match="targets must be at least 1"):
-        multi_targeted(7, classes=4, targets=0)
+        MultiTargeted(7, targets=0)

@@ -12,7 +12,7 @@ from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel
-from planish.runs.config import make
+from planish.registry import make
 from planish.search.step_rules import Cosine, Steepest
 
 
@@ -62,7 +62,7 @@ def test_it_is_pgd_at_one_radius_after_another(threat: ThreatModel, network: nn.
         (gradient,) = torch.autograd.grad(height.sum(), leaf)
         radius, below, best = float(-height.detach() / threat.dual_norm(gradient)), 0.0, float("inf")
         for _ in range(rounds):
-            hit = pgd(network, image, type(threat)(radius), generator=seeded(0))
+            hit = pgd.search(network, image, type(threat)(radius), generator=seeded(0))
             if hit.score >= 0:
                 best = float(threat.norm(hit.x_adv - image.x))
             else:

@@ -107,7 +107,7 @@ def test_images_within_the_radius_are_left_alone(knowing: nn.Module, known: Batc
     within = free.distance <= radius
     assert torch.equal(bounded.distance <= radius, within) and 3 <= within.sum() <= 5
     assert (bounded.passes[~within] == 150).all() and (bounded.passes[within] < 150).sum() >= 3
-    found = Within(Boundary(150))(knowing, known, L2(radius), generator=seeded(0))
+    found = Within(Boundary(150)).search(knowing, known, L2(radius), generator=seeded(0))
     assert torch.equal(found.score >= 0, within)
 
 

@@ -10,7 +10,7 @@ from known_distances import box_distances, free_distances, linear, right
 from observing import in_parts, left_alone, nearest, same
 from torch import Tensor, nn
 
-from planish.attacks import DistanceAttack, Nearest, Within, run
+from planish.attacks import DistanceAttack, Within, run
 from planish.attacks.bisection import PGDBisection
 from planish.attacks.closest import Closest
 from planish.attacks.ddn import DDN
@@ -21,7 +21,8 @@ from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.runs.config import make
+from planish.registry import make
+from planish.search.found import Nearest
 
 SEARCHES: list[tuple[DistanceAttack, ThreatModel]] = [
     (attack, threat)

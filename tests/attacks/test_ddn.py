@@ -12,7 +12,7 @@ from planish.attacks.ddn import DDN
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf
-from planish.runs.config import make
+from planish.registry import make
 
 STEPS = 40
 

@@ -8,40 +8,41 @@ from known_distances import right
 from observing import same
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, Worst, components_of, run
+from planish.attacks import Attack, Worst, components_of, run
 from planish.attacks.gradient import (
+    APGD,
+    APGDT,
+    FGSM,
+    MIFGSM,
+    ODIPGD,
+    PGD,
+    AdamPGD,
+    MultiTargeted,
+    RandomTargeted,
     Targeted,
     Untargeted,
-    adam_pgd,
-    apgd_ce,
-    apgd_t,
-    fgsm,
-    mi_fgsm,
-    multi_targeted,
-    odi_pgd,
-    pgd,
-    random_targeted,
 )
 from planish.core.batch import Batch
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
+from planish.search.found import Adversarials
 from planish.search.step_rules import Point
 
 Gradient = Untargeted | Targeted
 Teach = Callable[[Callable[[], nn.Module], Batch], nn.Module]
 CLASSES = 4
 ATTACKS: dict[str, Attack] = {
-    "pgd": pgd(5, 3),
-    "mi-fgsm": mi_fgsm(6),
-    "odi-pgd": odi_pgd(4, 2),
-    "adam-pgd": adam_pgd(6, 2),
-    "apgd-ce": apgd_ce(12, 2),
-    "apgd-t": apgd_t(9, classes=CLASSES),
-    "multi-targeted": multi_targeted(4, 2, classes=CLASSES),
-    "random-targeted": random_targeted(6, 3),
-    "mixed": Worst((pgd(2, 2), Worst((mi_fgsm(3), apgd_t(5, 2, classes=CLASSES))), fgsm())),
+    "pgd": PGD(5, 3),
+    "mi-fgsm": MIFGSM(6),
+    "odi-pgd": ODIPGD(4, 2),
+    "adam-pgd": AdamPGD(6, 2),
+    "apgd-ce": APGD(12, 2),
+    "apgd-t": APGDT(9),
+    "multi-targeted": MultiTargeted(4, 2),
+    "random-targeted": RandomTargeted(6, 3),
+    "mixed": Worst((PGD(2, 2), Worst((MIFGSM(3), APGDT(5, 2))), FGSM())),
 }
 
 
@@ -82,6 +83,7 @@ def slow_run(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel
     with torch.no_grad():
         batch = batch._replace(logits=model(batch.x))
     generator, zero = seeded(0), torch.zeros_like(batch.labels)
+    attack = attack.assembled(CLASSES)
     score, target = next(components_of(attack)).goal(batch)
     best = Adversarials(batch.x.clone(), score(batch.logits), target.clone(), zero - 1, zero.clone(), zero.clone())
     for number, leaf in enumerate(components_of(attack)):

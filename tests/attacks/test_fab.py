@@ -11,14 +11,14 @@ from strange_models import Flat
 from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack
-from planish.attacks.fab import FAB, fab_t, to_plane
+from planish.attacks.fab import FAB, FABT, to_plane
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.pass_counter import Counted
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.runs.config import make
+from planish.registry import make
 
-BOTH = {"fab": FAB(25), "fab-t": fab_t(25, classes=4)}
+BOTH = {"fab": FAB(25), "fab-t": FABT(25)}
 by_name = pytest.mark.parametrize("attack", BOTH.values(), ids=BOTH)
 
 
@@ -76,7 +76,7 @@ def test_linear_models_in_closed_form(box: str, classes: int, threat: ThreatMode
     expected = box_distances(model, images, threat).amin(1)
     edges = torch.stack([(images.x == threat.low).flatten(1).any(1), (images.x == threat.high).flatten(1).any(1)])
     assert edges.any(0).all() == (box == "tight")
-    for attack in (FAB(20), fab_t(20, classes=classes)):
+    for attack in (FAB(20), FABT(20)):
         found = nearest(attack, model, images, threat)
         torch.testing.assert_close(found.distance, expected, atol=0, rtol=5e-3)
         assert (found.distance > expected * (1 - 1e-4)).all()
@@ -118,7 +118,7 @@ def test_honest_and_in_the_box(attack: DistanceAttack, threat: ThreatModel, know
 
 
 @by_norm
-@pytest.mark.parametrize("attack", [FAB(4, 2), fab_t(4, 2, 2, classes=4)], ids=["fab", "fab-t"])
+@pytest.mark.parametrize("attack", [FAB(4, 2), FABT(4, 2, 2)], ids=["fab", "fab-t"])
 @pytest.mark.parametrize("radius", [0.0, 0.1])
 def test_a_batch_is_its_halves_and_a_seed_decides(
     radius: float, attack: DistanceAttack, threat: ThreatModel, knowing: nn.Module, images: Batch
@@ -129,7 +129,7 @@ def test_a_batch_is_its_halves_and_a_seed_decides(
 
 
 @by_norm
-@pytest.mark.parametrize("attack", [FAB(5, 2), fab_t(5, 2, 2, classes=4)], ids=["fab", "fab-t"])
+@pytest.mark.parametrize("attack", [FAB(5, 2), FABT(5, 2, 2)], ids=["fab", "fab-t"])
 @pytest.mark.parametrize("radius", [0.0, 0.1])
 def test_passes_are_counted(
     radius: float, attack: DistanceAttack, threat: ThreatModel, knowing: nn.Module, images: Batch
@@ -143,7 +143,7 @@ def test_passes_are_counted(
 
 @by_norm
 def test_a_step_is_three_passes_or_one_and_one_per_class(threat: ThreatModel, knowing: nn.Module, known: Batch):
-    one = nearest(fab_t(10, 3, classes=4), knowing, known, threat)
+    one = nearest(FABT(10, 3), knowing, known, threat)
     every = nearest(FAB(10), knowing, known, threat)
     assert (one.passes == 3 * 10 * 3 + 3).all() and (every.passes == 10 * (2 + 3) + 3).all()
 
@@ -164,7 +164,7 @@ def test_within_the_radius_is_near_enough(
 
 @by_norm
 def test_more_targets_are_never_worse(threat: ThreatModel, knowing: nn.Module, known: Batch):
-    few, more = (nearest(fab_t(6, count, classes=4), knowing, known, threat).distance for count in (1, 3))
+    few, more = (nearest(FABT(6, count), knowing, known, threat).distance for count in (1, 3))
     assert (more <= few).all() and (more < 0.99 * few).any()
 
 
@@ -190,9 +190,9 @@ def test_targets_follow_the_order_of_the_batch(threat: ThreatModel, knowing: nn.
     with torch.no_grad():
         scores = knowing.eval()(known.x).scatter(1, known.labels[:, None], -torch.inf)
     ranked = scores.argsort(dim=1, descending=True)[:, :3]
-    last = nearest(fab_t(8, 1, classes=4), knowing, known._replace(order=ranked.flip(1)), threat)
-    first = nearest(fab_t(8, 1, classes=4), knowing, known, threat)
-    none = nearest(fab_t(8, 1, classes=4), knowing, known._replace(order=torch.full_like(ranked, -1)), threat)
+    last = nearest(FABT(8, 1), knowing, known._replace(order=ranked.flip(1)), threat)
+    first = nearest(FABT(8, 1), knowing, known, threat)
+    none = nearest(FABT(8, 1), knowing, known._replace(order=torch.full_like(ranked, -1)), threat)
     assert torch.equal(none.distance, first.distance) and (last.distance > first.distance).sum() >= 4
 
 
@@ -241,14 +241,14 @@ def test_bad_input(knowing: nn.Module, known: Batch):
     with pytest.raises(BadInput, match="restarts must be at least 1, got 0"):
         FAB(1, 0)
     with pytest.raises(BadInput, match="targets must be at least 1, got 0"):
-        make("attacks", "fab-t-5-0", {"classes": 4})
+        make("attacks", "fab-t-5-0", {})
     with pytest.raises(BadInput, match="Linf and L2, not L1"):
         nearest(FAB(), knowing, known, L1(0.1))
 
 
 def test_names_carry_the_numbers():
     assert make("attacks", "fab-7-2", {}) == FAB(7, 2)
-    assert make("attacks", "fab-t-7-20-2", {"classes": 4}) == FAB(7, 2, targets=3)
+    assert make("attacks", "fab-t-7-20-2", {}).assembled(4) == FAB(7, 2, targets=3)
 
 
 @by_norm
@@ -271,7 +271,7 @@ def test_torchattacks_targeted_iterates(threat: ThreatModel, torchattacks: Any, 
     It asks for the clean logits twice before each target, once at the end of it, and once more before all.
     """
     peer = torchattacks.FAB(network, norm=threat.name, steps=8, n_classes=4, multi_targeted=True, eps=0.0)
-    clean, *ours = asked(network, lambda: nearest(fab_t(8, classes=4), network, known, threat))
+    clean, *ours = asked(network, lambda: nearest(FABT(8), network, known, threat))
     _, *theirs = asked(network, lambda: peer(known.x, known.labels))
     for rank in range(3):
         walk, others = ours[16 * rank :][:16], theirs[19 * rank :][:19]

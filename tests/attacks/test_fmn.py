@@ -13,7 +13,7 @@ from planish.attacks.fmn import FMN
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import ThreatModel
-from planish.runs.config import make
+from planish.registry import make
 
 
 def peer_of(foolbox: Any, threat: ThreatModel, **options: float) -> Any:

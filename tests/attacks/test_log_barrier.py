@@ -51,7 +51,7 @@ def test_from_noise_it_descends_to_the_edge_of_a_class(
     """Without its other start: the barrier alone goes all the way, though not always to the nearest class."""
     none = torch.zeros_like(batch.labels)
     nowhere = (batch.x, none.bool(), none)
-    monkeypatch.setattr("planish.attacks.log_barrier._steepest_step", lambda *arguments: nowhere)
+    monkeypatch.setattr("planish.attacks.log_barrier._climb", lambda *arguments: nowhere)
     model, images = greys(5, batch)
     found = nearest(LogBarrier(), model, images, threat)
     ratio = found.distance[:, None] / box_distances(model, images, threat)
@@ -113,7 +113,7 @@ def test_images_within_the_radius_are_left_alone(knowing: nn.Module, known: Batc
     free, bounded = (nearest(SHORT, knowing, known, Linf(radius)) for radius in (0.0, 0.15))
     assert (bounded.passes <= free.passes).all() and bounded.passes.sum() < free.passes.sum() / 2
     assert torch.equal(bounded.distance <= 0.15, free.distance <= 0.15)
-    found = Within(SHORT)(knowing, known, Linf(0.15), generator=seeded(0))
+    found = Within(SHORT).search(knowing, known, Linf(0.15), generator=seeded(0))
     assert torch.equal(found.score >= 0, free.distance <= 0.15) and (found.score >= 0).any()
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack
-from planish.attacks.gradient import pgd_margin
+from planish.attacks import Attack
+from planish.attacks.gradient import PGDMargin
 from planish.attacks.smoothed import Smoothed
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
@@ -13,6 +13,7 @@ from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
+from planish.search.found import Adversarials
 
 
 class Rippled(nn.Module):
@@ -43,13 +44,13 @@ def rippled(steepness: float) -> tuple[nn.Module, Batch]:
 
 
 def attack(found_by: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:
-    return found_by(model, batch, threat, generator=seeded(seed))
+    return found_by.search(model, batch, threat, generator=seeded(seed))
 
 
 def test_it_sees_past_shattered_gradients():
     """The gradient at a point is mostly ripple; its mean over noisy copies is mostly slope."""
     model, batch = rippled(8.0)
-    plain = attack(pgd_margin(40, 1), model, batch, Linf(0.1))
+    plain = attack(PGDMargin(40, 1), model, batch, Linf(0.1))
     smooth = attack(Smoothed(40, 16), model, batch, Linf(0.1))
     assert (smooth.score >= 0).all() and (plain.score < 0).all()
 

@@ -10,7 +10,6 @@ from observing import L1, in_parts, left_alone, same, wrong
 from strange_models import Flat
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials
 from planish.attacks.square import Square, _Bumps, _bumps, _Window
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
@@ -18,11 +17,12 @@ from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.runs.config import make
+from planish.registry import make
+from planish.search.found import Adversarials
 
 
 def attack(square: Square, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:
-    return square(model, batch, threat, generator=seeded(seed))
+    return square.search(model, batch, threat, generator=seeded(seed))
 
 
 def grey(images: int, channels: int, height: int, width: int) -> Batch:

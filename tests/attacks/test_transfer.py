@@ -8,8 +8,8 @@ import torch
 from sketch import Sketch, sketches
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, Worst, components_of, run
-from planish.attacks.gradient import Ranked, Targeted, Untargeted, odi_pgd, pgd_margin
+from planish.attacks import Attack, Worst, components_of, run
+from planish.attacks.gradient import ODIPGD, PGDMargin, Ranked, Targeted, Untargeted
 from planish.attacks.transfer import Surrogate, Transfer, transfer
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
@@ -18,11 +18,12 @@ from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.records.identity import attack_text, describe_attack
+from planish.search.found import Adversarials
 from planish.search.step_rules import Steepest
 
 
 def direct(attack: Attack, model: nn.Module, batch: Batch, threat: ThreatModel) -> Adversarials:
-    return attack(model, batch, threat, generator=seeded(0))
+    return attack.search(model, batch, threat, generator=seeded(0))
 
 
 def lending(model: nn.Module, name: str = "other") -> Surrogate:
@@ -58,7 +59,7 @@ def grey(count: int = 2) -> Batch:
     return Batch(torch.full((count, 1, 2, 2), 0.5), torch.zeros(count, dtype=torch.int64), torch.arange(count) + 3)
 
 
-ASCENTS = {"untargeted": pgd_margin(5, 1), "diverse": odi_pgd(5, 1), "targeted": Targeted(Steepest(0.5), 5, Ranked(2))}
+ASCENTS = {"untargeted": PGDMargin(5, 1), "diverse": ODIPGD(5, 1), "targeted": Targeted(Steepest(0.5), 5, Ranked(2))}
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=lambda threat: threat.name)
@@ -140,7 +141,7 @@ def test_the_surrogate_stays_as_it_is(fails: bool, knowing: nn.Module, known: Ba
 
     before, asked = condition(), []
     network.register_forward_pre_hook(lambda module, inputs: asked.append(1 / (3 - len(asked)) if fails else module))
-    attack = Transfer(pgd_margin(5, 1), lending(network))
+    attack = Transfer(PGDMargin(5, 1), lending(network))
     if fails:
         with pytest.raises(ZeroDivisionError):
             direct(attack, knowing, known, Linf(0.01))

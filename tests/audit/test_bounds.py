@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from planish.attacks import searched
 from planish.attacks.closest import Closest
 from planish.audit.measures.bounds import (
     bounds,
@@ -22,7 +23,6 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin, soft_margin
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.evaluation.distances import searched
 
 Plane = Callable[..., Batch]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from planish.attacks import searched
 from planish.attacks.closest import Closest
 from planish.audit.measures.affine import affine_layers, ball, outputs, reachable
 from planish.audit.measures.bounds import bounds
@@ -15,7 +16,6 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.evaluation.distances import searched
 from planish.models import Normalized
 
 Plane = Callable[..., Batch]

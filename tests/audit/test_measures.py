@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks.gradient import fgsm, pgd
+from planish.attacks.gradient import FGSM, PGD
 from planish.audit.measures.certificates import linear_distance, relu_distance
 from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms, local_constants
@@ -46,10 +46,10 @@ EVERY: dict[str, Measure] = {
         loss_plane(model, batch, rademacher(batch, THREAT), rademacher(batch, THREAT, 1), (0.0, 1.0), (0.5,)),
     ),
     "weights": lambda model, batch: (
-        weight_line(model, batch, filter_normalised(model, 2), (0.0, 0.2), attack=pgd(2, 1), threat=THREAT),
+        weight_line(model, batch, filter_normalised(model, 2), (0.0, 0.2), attack=PGD(2, 1), threat=THREAT),
     ),
-    "accuracy": lambda model, batch: accuracy_along(model, batch, THREAT, pgd(2, 2), (0.5, 1.0)),
-    "accuracy-fgsm": lambda model, batch: accuracy_along(model, batch, L2(0.5), fgsm(), (0.0, 2.0)),
+    "accuracy": lambda model, batch: accuracy_along(model, batch, THREAT, PGD(2, 2), (0.5, 1.0)),
+    "accuracy-fgsm": lambda model, batch: accuracy_along(model, batch, L2(0.5), FGSM(), (0.0, 2.0)),
     "distortion": lambda model, batch: boundary_distortion(model, batch, random_point(batch, THREAT, 2), (0.5,)),
     "one-step-distortion": lambda model, batch: one_step_distortion(model, batch, THREAT),
     "linear-distance": lambda model, batch: linear_distance(linear_part(), batch, THREAT),

@@ -19,11 +19,11 @@ from planish.audit.geometry import geometry
 from planish.audit.measures.certificates import relu_distance
 from planish.audit.proof import relu_units
 from planish.core.batch import Batch
+from planish.core.checks import logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.evaluation.evaluate import logits_of
 from planish.records import audit as record
 from planish.records.audit import Audit
 from planish.records.geometry import GEOMETRY, PARTS, Geometry, facts, load, save

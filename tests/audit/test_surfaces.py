@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks.gradient import fgsm, pgd
+from planish.attacks.gradient import FGSM, PGD
 from planish.audit.measures.surfaces import (
     Moved,
     accuracy_along,
@@ -98,14 +98,14 @@ def test_the_robust_line_attacks_the_moved_model(model: nn.Module, batch: Batch)
     direction, threat = filter_normalised(model, 0), Linf(0.1)
     before = state(model)
     clean = weight_line(model, batch, direction, (0.0, 0.5))
-    robust = weight_line(model, batch, direction, (0.0, 0.5), attack=fgsm(), threat=threat)
+    robust = weight_line(model, batch, direction, (0.0, 0.5), attack=FGSM(), threat=threat)
     assert (robust > clean).any(0).all()
     moved = Moved(model, (direction,), (0.5,)).eval()
-    x_adv = fgsm()(moved, batch, threat, generator=torch.Generator().manual_seed(0)).x_adv
+    x_adv = FGSM().search(moved, batch, threat, generator=torch.Generator().manual_seed(0)).x_adv
     torch.testing.assert_close(robust[:, 1], cross_entropy(moved(x_adv), batch.labels).detach())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     with pytest.raises(BadInput, match="both an attack and a threat"):
-        weight_line(model, batch, direction, (0.0,), attack=fgsm())
+        weight_line(model, batch, direction, (0.0,), attack=FGSM())
 
 
 def test_accuracy_falls_along_the_radius_of_a_linear_model(linear: nn.Module, batch: Batch):
@@ -116,7 +116,7 @@ def test_accuracy_falls_along_the_radius_of_a_linear_model(linear: nn.Module, ba
     reach = margin(model(wide.x), wide.labels).detach().abs() / (weight[0] - weight[1]).abs().sum()
     threat, factors = Linf(1.01 * float(reach.median())), (0.0, 0.5, 1.0, 3.0)
     expected = torch.stack([reach > threat.radius * factor for factor in factors], 1)
-    for attack in (fgsm(), pgd(20, 1)):
+    for attack in (FGSM(), PGD(20, 1)):
         found = accuracy_along(model, wide, threat, attack, factors)
         assert torch.equal(found.robust, expected)
         assert (found.robust.long().diff(dim=1) <= 0).all()

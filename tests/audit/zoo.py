@@ -23,9 +23,10 @@ from planish.data.batches import Batches
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
-from planish.runs.config import make
+from planish.registry import make
 from planish.search.step_rules import COSINE_MOMENTUM
-from planish.training.loop import Settings, fit, start
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 
 RADIUS = 0.1
 IMAGES = 104

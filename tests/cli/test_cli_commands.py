@@ -18,8 +18,7 @@ from planish.registry import PACKAGES, components
 from planish.runs import quickstart
 from planish.runs import train as experiment
 from planish.runs.judge import entries
-from planish.training import loop as training
-from planish.training.guard import MonitorState
+from planish.training.collapse import CollapseMonitor, MonitorState
 
 Planish = Callable[..., Result]
 JUDGE = ("--data", "digits", "--radius", "0.1", "--limit", "30", "--attacks", "fgsm,pgd-2-1", "--device", "cpu")
@@ -49,19 +48,19 @@ def test_train_writes_what_it_was_told(planish: Planish, tiny: list[str], tmp_pa
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("probed", [{}, {"robust": 0.125}], ids=["bent", "probed"])
+@pytest.mark.parametrize("probed", [{}, {"robust": 0.125}], ids=["nonlinear", "probed"])
 def test_train_tells_of_alarms(
     probed: dict[str, float], planish: Planish, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """Once at the first look, whether or not PGD was asked; it was once a KeyError where it was not."""
+    """Once at the first probe, whether or not PGD was asked; it was once a KeyError where it was not."""
     seen = {"linearity_error": 0.5, "gradient_cosine": 0.21, "falling": 0.5, "one_step": 0.375, **probed}
 
-    def collapsed(guard: Any, watch: MonitorState, *given: Any) -> bool:
-        first = not watch.alarms
-        watch.looks.append({"step": 3, "epoch": 1, **seen})
+    def collapsed(monitor: CollapseMonitor, state: MonitorState, *given: Any) -> bool:
+        first = not state.alarms
+        state.probes.append({"step": 3, "epoch": 1, **seen})
         return first
 
-    monkeypatch.setattr(training, "inspected", collapsed)
+    monkeypatch.setattr(CollapseMonitor, "collapsed", collapsed)
     arguments = ("--method", "fgsm", "--data", "digits", "--guard", "--set", "guard.every=1", *tiny)
     result = planish("train", "--out", "run", *arguments)
     words = "alarm at step 3, epoch 1: the loss of 50 % falls under the attack, cosine 0.21;"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from planish.attacks import ByDistance, Worst, run
 from planish.attacks.closest import Closest
-from planish.attacks.gradient import apgd_t, pgd
+from planish.attacks.gradient import APGDT, PGD
 from planish.attacks.square import Square
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
@@ -24,19 +24,20 @@ from planish.core.threat import L2, Linf, ThreatModel
 from planish.data.batches import Augmentation, Batches, in_order
 from planish.data.images import Images
 from planish.evaluation import distances
-from planish.evaluation.evaluate import evaluate
+from planish.evaluation.evaluate import evaluate_steps
 from planish.methods import Memory, StepContext, TrainingLoss
 from planish.models import build
 from planish.registry import components
 from planish.runs.checkpoint import WEIGHTS
 from planish.runs.config import DataOptions, Experiment, Named
 from planish.runs.judge import IMAGES, EvaluationConfig, evaluate_into, load_model, verify
-from planish.runs.train import train
+from planish.runs.train import train_into
 from planish.search.ascent import LOOK, LOOK_ACCELERATED, ascend, search
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest, StepRule
-from planish.training.guard import Guard
-from planish.training.loop import Settings, fit, start
+from planish.training.collapse import Guard
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 
 BOTH = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=["Linf", "L2"])
 RULES = [Steepest(0.25), Momentum(0.25), COSINE_MOMENTUM, Adam(0.25), AutoPGD()]
@@ -201,10 +202,10 @@ def test_training_stays_on_its_device(few: Batch, model: nn.Module):
 @BOTH
 def test_an_evaluation_stays_on_its_device(threat: ThreatModel, as_rarely: None, few: Batch, model: nn.Module):
     model.eval()
-    attacks = {"pgd": pgd(2, 2), "ordered": Worst((ByDistance(2), apgd_t(3, 2, classes=4))), "square": Square(6)}
+    attacks = {"pgd": PGD(2, 2), "ordered": Worst((ByDistance(2), APGDT(3, 2))), "square": Square(6)}
     with elsewhere():
-        *_, found = evaluate(sent_model(model), sent(few), threat, attacks)
-    *_, expected = evaluate(model, few, threat, attacks)
+        *_, found = evaluate_steps(sent_model(model), sent(few), threat=threat, attacks=attacks)
+    *_, expected = evaluate_steps(model, few, threat=threat, attacks=attacks)
     assert torch.equal(found.x_adv.near, expected.x_adv) and found.evaluation.names == expected.evaluation.names
     assert (found.evaluation.survivors() == expected.evaluation.survivors()).all()
     for one, other in zip(found.evaluation.columns, expected.evaluation.columns, strict=True):
@@ -222,7 +223,7 @@ def test_distances_stay_on_their_device(few: Batch, model: nn.Module):
 def test_a_batch_of_two_devices_is_refused(few: Batch, model: nn.Module):
     torn = sent(few)._replace(indices=few.indices)
     with elsewhere(), pytest.raises(BadInput, match="the images are on meta and the indices on cpu; move them to one"):
-        next(evaluate(sent_model(model), torn, Linf(0.1), {}))
+        next(evaluate_steps(sent_model(model), torn, threat=Linf(0.1), attacks={}))
 
 
 def test_the_default_device_does_not_matter(few: Batch, model: nn.Module):
@@ -231,8 +232,8 @@ def test_the_default_device_does_not_matter(few: Batch, model: nn.Module):
     settings = Settings(epochs=1, batch_size=2)
     with torch.device(FAR):
         for batch in in_order(images, 4):
-            *_, judged = evaluate(model, batch, Linf(0.1), {"pgd": pgd(2, 1), "square": Square(3)})
-            found = run(pgd(2, 1), model, batch, Linf(0.1), generator=seeded(0))
+            *_, judged = evaluate_steps(model, batch, threat=Linf(0.1), attacks={"pgd": PGD(2, 1), "square": Square(3)})
+            found = run(PGD(2, 1), model, batch, Linf(0.1), generator=seeded(0))
         state, method = start(model, settings), components("methods")["planish"]()
         guard = Guard(every=1, images=2, probe_images=2)
         list(fit(state, method, Linf(0.1), Batches(images.first(4), 2), settings, seed=0, guard=guard))
@@ -255,10 +256,10 @@ def test_the_default_device_does_not_matter_to_a_run(stream: Literal["always", "
     experiment = Experiment(
         data, Named("small-cnn", {"width": 2}), Named("n-fgsm"), settings=Settings(epochs=2, batch_size=4)
     )
-    list(train(experiment, tmp_path / "plain"))
+    list(train_into(experiment, tmp_path / "plain"))
     with torch.device(FAR):
-        next(train(experiment, tmp_path / "run"))
-        list(train(experiment, tmp_path / "run", resume=True))
+        next(train_into(experiment, tmp_path / "run"))
+        list(train_into(experiment, tmp_path / "run", resume=True))
     task, judged = (
         EvaluationConfig(data.source, Linf("8/255"), ("pgd-2-1",), keep_images=True),
         load_model(str(tmp_path / "run")),

@@ -132,3 +132,10 @@ def test_cross_entropies_are_torchs():
     torch.testing.assert_close(losses.smoothed_cross_entropy(0.3)(scores, LABELS), expected)
     smoothed = F.cross_entropy(scores, LABELS, label_smoothing=0.3)
     torch.testing.assert_close(losses.smoothed_cross_entropy(0.3)(scores, LABELS).mean(), smoothed)
+
+
+def test_wrong_classes_are_ranked_by_their_logits():
+    """The label never; of equals the smaller number first; the least logits last, however low."""
+    scores = torch.tensor([[1.0, 3.0, 3.0, -1e9], [2.0, 2.0, 5.0, 2.0]])
+    ranked = losses.likely_classes(scores, torch.tensor([0, 2]))
+    assert ranked.tolist() == [[1, 2, 3], [0, 1, 3]]

@@ -13,7 +13,7 @@ from planish.core.losses import cross_entropy
 from planish.core.modes import batch_norms
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import Memory, Method, StepContext, TrainingLoss
-from planish.methods.adversarial import Adversarial
+from planish.methods.adversarial import NFGSM, PGDAT, Adversarial
 from planish.methods.cure import CURE
 from planish.methods.elle import ELLE, ELLEA
 from planish.methods.free import Free
@@ -22,7 +22,7 @@ from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.guided import GAT, NuAT
 from planish.methods.llr import LLR
 from planish.methods.mart import MART
-from planish.methods.prior_guided import PriorGuided
+from planish.methods.prior_guided import FGSMEP
 from planish.methods.seat import SEAT
 from planish.methods.ssat import SSAT
 from planish.methods.standard import Standard
@@ -40,16 +40,8 @@ NOT_OF_RADIUS = {
 }
 NOT_STANDARD = {**NOT_OF_RADIUS, MART: "its classification loss is not cross entropy"}
 NOMINAL_WEIGHT = {LLR: 2.0}  # times cross entropy at radius 0; the others: 1
-UPDATES = {
-    GradientPenalty: 2,
-    MART: 2,
-    SEAT: 2,
-    TRADES: 2,
-    GAT: 2,
-    NuAT: 2,
-    PriorGuided: 2,
-}  # of batch norm's averages; others: 1
-NOT_HARDENED = (Standard, GradientPenalty, TRADES, MART, Free, SubAT)
+UPDATED_TWICE = (GradientPenalty, MART, SEAT, TRADES, GAT, NuAT, FGSMEP)  # batch norm's averages, in a step
+NEVER_STRONGER = (Standard, GradientPenalty, TRADES, MART, Free, SubAT)
 PENALTY_DRAWS = (GradAlign, ELLE, ELLEA)  # noise of their own, besides the search for x_adv
 # all that their loss needs of the search is x_adv
 SEARCH_APART = (
@@ -82,7 +74,8 @@ def call(
 
 def updates(method: Method) -> int:
     """Running averages are updated so often in a step."""
-    return 2 if isinstance(method, Adversarial) and method.outer == "qub" else UPDATES.get(type(method), 1)
+    bounded = isinstance(method, Adversarial) and method.outer == "qub"
+    return 2 if bounded or isinstance(method, UPDATED_TWICE) else 1
 
 
 def hard(method: Method) -> Method:
@@ -178,7 +171,7 @@ def test_running_statistics_of_the_clean_pass_alone(method: Method, model: nn.Mo
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_running_statistics_of_the_perturbed_pass_alone(mode: str, model: nn.Module, batch: Batch):
-    method, plain = Adversarial(steps=2, batch_norm=mode), deepcopy(model)  # type: ignore[arg-type]
+    method, plain = PGDAT(2, batch_norm=mode), deepcopy(model)  # type: ignore[arg-type]
     x_adv = method.attacked(deepcopy(model), batch, THREAT, torch.Generator().manual_seed(0))
     total = cross_entropy(plain(x_adv), batch.labels).mean()
     torch.testing.assert_close(call(method, model, batch).total, total)
@@ -294,20 +287,21 @@ def test_images_that_were_found_already_are_not_searched_again(name: str, model:
 
 
 @EVERY
-def test_hardened_is_more_of_the_same(name: str, model: nn.Module, batch: Batch):
+def test_strengthened_is_more_of_the_same(name: str, model: nn.Module, batch: Batch):
     method, more = METHODS[name], METHODS[name].strengthened()
-    if isinstance(method, NOT_HARDENED) or name == "pgd":
+    if isinstance(method, NEVER_STRONGER) or name == "pgd":
         assert more is None
     else:
-        assert more is not None and type(more) is type(method) and more != method and more.strengthened() != more
+        kind = NFGSM if isinstance(method, Adversarial) else type(method)
+        assert more is not None and type(more) is kind and more != method and more.strengthened() != more
         assert call(more, model, batch).total.isfinite()
 
 
-def test_one_step_training_hardens_into_n_fgsm_with_ever_more_noise():
+def test_one_step_training_turns_into_n_fgsm_with_ever_more_noise():
     noise = [1.0, 2.0, 3.0]
     method: Method | None = METHODS["fgsm"]
     for radii in noise:
         method = method.strengthened()  # type: ignore[union-attr]
-        assert method == Adversarial(1, 1.0, radii, radii + 1)
+        assert method == NFGSM(radii)
     assert METHODS["rs-fgsm"].strengthened() == METHODS["n-fgsm"]
     assert replace(LLR(), linearity_weight=0.0).strengthened() is None

@@ -136,3 +136,18 @@ def test_names_and_scaling():
         parse_threat("Linv", 0.1)
     assert Linf(0.1, low=-1.0).scaled(3) == Linf(0.1 * 3, low=-1.0) and Linf(0.6).scaled(3) == Linf(1.0)
     assert L2(2).scaled(0.5) == L2(1.0)
+
+
+@EVERY
+def test_a_step_goes_up_by_its_length_and_stays_in_the_ball(threat: ThreatModel):
+    """Each image by a length and in a ball of its own, and by the radius unless told."""
+    draw = torch.Generator().manual_seed(0)
+    x, direction = 0.5 + 0.02 * torch.randn(SHAPE, generator=draw), torch.randn(SHAPE, generator=draw)
+    kept = x.clone(), direction.clone()
+    way, lengths = threat.steepest(direction), torch.tensor([0.01, 0.02, 0.03])
+    check_feasible(threat, threat.step(x, x, direction), x)
+    assert torch.equal(threat.step(x, x, direction), threat.project(x + threat.radius * way, x))
+    moved = threat.step(x, x, direction, lengths, lengths / 2)
+    torch.testing.assert_close(length(threat, moved - x), (lengths / 2).double(), atol=1e-6, rtol=0)
+    assert torch.equal(threat.step(x, x, direction, 0.01, lengths), threat.project(x + 0.01 * way, x, lengths))
+    assert torch.equal(x, kept[0]) and torch.equal(direction, kept[1])

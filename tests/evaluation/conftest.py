@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.threat import Linf
-from planish.evaluation.evaluate import EvaluationStep, evaluate
+from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 
 LEVELS = [0.2, 0.43, 0.45, 0.56, 0.9, 0.3]
 """Brightness of six images: two far from the boundary 0.5, three near it, and one with a wrong label."""
@@ -84,7 +84,7 @@ def judge() -> Callable[..., EvaluationStep]:
     """judge(model, batch, attacks, radius=0.12, **options): the last record of an evaluation in Linf."""
 
     def run(model: nn.Module, batch: Batch, attacks: dict, radius: float = 0.12, **options: object) -> EvaluationStep:
-        *_, last = evaluate(model, batch, Linf(radius), attacks, **options)
+        *_, last = evaluate_steps(model, batch, threat=Linf(radius), attacks=attacks, **options)
         return last
 
     return run

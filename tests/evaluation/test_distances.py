@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from planish.attacks import Nearest, nothing_found, with_logits
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.evaluation.distances import measure
-from planish.evaluation.evaluate import evaluate
+from planish.evaluation.evaluate import evaluate_steps
+from planish.evaluation.naming import attacks_by_name, distance_attacks
 from planish.records.distances import DistanceColumn, Distances, improvement_ratio, load, save
-from planish.runs.judge import EvaluationConfig, LoadedModel, attacks_by_name, distance_attacks
+from planish.runs.judge import EvaluationConfig, LoadedModel
 from planish.runs.judge import measure as measure_into
+from planish.search.found import Nearest, nothing_found, with_logits
 
 SMALL = {"closest": "closest-10-2", "log-barrier": "log-barrier-8-40", "boundary": "boundary-300"}
 LEVELS_APART = [0.3, 0.07, 0.05, 0.06, 0.4, 0.0]
@@ -147,7 +148,7 @@ def test_distances_and_robust_accuracy_agree(network: nn.Module, images: Batch):
     """An attack in the ball breaks exactly what a distance attack finds within the radius, on this easy network."""
     record = measured(network, images, Linf(0), "closest")
     for radius in (0.005, 0.015, 0.03):
-        *_, last = evaluate(network, images, Linf(radius), attacks_by_name(["planish"], 4))
+        *_, last = evaluate_steps(network, images, threat=Linf(radius), attacks=attacks_by_name(["planish"], 4))
         assert abs(last.evaluation.robust_accuracy().hits - record.accuracy_at(radius).hits) <= 1
 
 

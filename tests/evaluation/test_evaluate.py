@@ -9,21 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, untouched, with_logits
-from planish.attacks.gradient import apgd_t, fgsm, pgd, pgd_margin, random_targeted
+from planish.attacks import Attack, untouched
+from planish.attacks.gradient import APGDT, FGSM, PGD, PGDMargin, RandomTargeted
 from planish.attacks.square import Square
 from planish.core.batch import Batch
+from planish.core.checks import check_images, logits_of
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.evaluation.evaluate import EvaluationStep, Update, check_images, evaluate, logits_of
+from planish.evaluation.evaluate import EvaluationStep, Update, evaluate_steps
 from planish.records.identity import attack_text
+from planish.search.found import Adversarials, with_logits
 
 Judge = Callable[..., EvaluationStep]
 
 
 def test_columns_by_hand(brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
     """Margins grow by 2 * 0.12; three images are broken by the first attack; the last was wrong from the start."""
-    record = judge(brightness(), levels, {"pgd": pgd(20, 2), "fgsm": fgsm()}).evaluation
+    record = judge(brightness(), levels, {"pgd": PGD(20, 2), "fgsm": FGSM()}).evaluation
     first, second = record.columns
     np.testing.assert_allclose(record.clean_margin, [-0.6, -0.14, -0.1, -0.12, -0.8, 0.4], atol=1e-6)
     assert record.clean_predicted.tolist() == [0, 0, 0, 1, 1, 0]
@@ -48,7 +50,7 @@ def test_passes_by_hand(brightness: Callable[..., nn.Module], levels: Batch, jud
     Each start of the two that stand: 5 forwards and backwards and a last forward. An image that falls at iterate k has
     had k + 1 of both, but no backward at the last. Then one forward of each image for the verdict.
     """
-    record = judge(brightness(), levels, {"pgd-5-2": pgd(5, 2)}).evaluation
+    record = judge(brightness(), levels, {"pgd-5-2": PGD(5, 2)}).evaluation
     column = record.columns[0]
     assert record.meta["clean"]["forwards"] == 6
     asked = [int(column.step[row]) + 1 for row in (1, 2, 3)]
@@ -65,7 +67,7 @@ def test_passes_by_hand(brightness: Callable[..., nn.Module], levels: Batch, jud
 
 def test_the_record_says_what_was_done(network: nn.Module, images: Batch, judge: Judge):
     about = {"model": {"name": "small"}, "data": {"name": "noise", "classes": ["a", "b", "c", "d"]}}
-    judged = judge(network.eval(), images, {"pgd": pgd(3, 2), "t": apgd_t(3, 2, classes=4)}, seed=7, about=about)
+    judged = judge(network.eval(), images, {"pgd": PGD(3, 2), "t": APGDT(3, 2)}, seed=7, about=about)
     meta = judged.evaluation.meta
     assert meta["threat"] == {"norm": "Linf", "radius": 0.12} and meta["seed"] == 7 and meta["warnings"] == []
     assert meta["model"]["name"] == "small" and meta["model"]["classes"] == 4 and len(meta["model"]["digest"]) == 64
@@ -79,7 +81,7 @@ def test_the_record_says_what_was_done(network: nn.Module, images: Batch, judge:
 
 def test_random_targets_are_tried_on_all_correct_images(network: nn.Module, images: Batch, judge: Judge):
     """Also on those that fell already; these keep the adversarial image that broke them."""
-    judged = judge(network, images, {"pgd": pgd(10, 1), "random": random_targeted(10, 1)}, radius=0.015)
+    judged = judge(network, images, {"pgd": PGD(10, 1), "random": RandomTargeted(10, 1)}, radius=0.015)
     record = judged.evaluation
     assert (record.columns[1].attempted == record.correct()).all()
     fallen = record.broken_by("pgd")
@@ -89,7 +91,7 @@ def test_random_targets_are_tried_on_all_correct_images(network: nn.Module, imag
 
 
 def test_each_attack_meets_the_survivors_of_those_before(network: nn.Module, images: Batch, judge: Judge):
-    attacks = {"fgsm": fgsm(), "pgd": pgd(5, 1), "margin": pgd_margin(10, 2)}
+    attacks = {"fgsm": FGSM(), "pgd": PGD(5, 1), "margin": PGDMargin(10, 2)}
     record = judge(network, images, attacks, radius=0.015).evaluation
     standing = record.correct()
     for column in record.columns:
@@ -101,7 +103,7 @@ def test_each_attack_meets_the_survivors_of_those_before(network: nn.Module, ima
 
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_the_chunk_changes_no_verdict(chunk: int, network: nn.Module, images: Batch, judge: Judge):
-    attacks = {"pgd": pgd(5, 2), "random": random_targeted(5, 1)}
+    attacks = {"pgd": PGD(5, 2), "random": RandomTargeted(5, 1)}
     whole, parts = (judge(network, images, attacks, radius=0.015, chunk=size).evaluation for size in (256, chunk))
     for one, other in zip(whole.columns, parts.columns, strict=True):
         np.testing.assert_allclose(one.margin, other.margin, atol=1e-4)
@@ -110,7 +112,7 @@ def test_the_chunk_changes_no_verdict(chunk: int, network: nn.Module, images: Ba
 
 def test_progress_is_reported(network: nn.Module, images: Batch, judge: Judge):
     told: list[Update] = []
-    attacks = {"pgd": pgd(3, 2), "fgsm": fgsm()}
+    attacks = {"pgd": PGD(3, 2), "fgsm": FGSM()}
     record = judge(network, images, attacks, radius=0.015, chunk=4, on_chunk=told.append).evaluation
     assert {update.attack for update in told} == {"pgd", "fgsm"} and {update.images for update in told} == {
         len(images.x)
@@ -124,16 +126,13 @@ def test_progress_is_reported(network: nn.Module, images: Batch, judge: Judge):
 
 
 @dataclass(frozen=True)
-class Forged:
+class Forged(Attack):
     """Returns the images moved by a number, and claims a score."""
 
     shift: float
     score: float
 
-    def goal(self, batch: Batch) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        return pgd(1, 1).goal(batch)
-
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         x_adv = batch.x + self.shift
@@ -147,7 +146,7 @@ class Forged:
 def test_an_attack_that_leaves_the_ball_or_the_box_is_an_error(
     threat: ThreatModel, shift: float, brightness: Callable[..., nn.Module], levels: Batch
 ):
-    steps = evaluate(brightness(), levels, threat, {"cheat": Forged(shift, 9.0)})
+    steps = evaluate_steps(brightness(), levels, threat=threat, attacks={"cheat": Forged(shift, 9.0)})
     clean = next(steps)
     with pytest.raises(RuntimeError, match=rf"cheat left the {threat.name} ball of radius .* on \d+ images"):
         next(steps)
@@ -171,17 +170,17 @@ class Demanding(nn.Module):
         return self.network(x.reshape(len(x), -1).view_as(x))
 
 
-@pytest.mark.parametrize("attack", [pgd(2, 2), random_targeted(2, 1), apgd_t(2, classes=4)])
+@pytest.mark.parametrize("attack", [PGD(2, 2), RandomTargeted(2, 1), APGDT(2)])
 def test_nothing_is_left_to_attack(attack: Attack, brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
     lost = levels._replace(labels=1 - brightness()(levels.x).argmax(1))
-    record = judge(Demanding(brightness()), lost, {"fgsm": fgsm(), "a": attack}).evaluation
+    record = judge(Demanding(brightness()), lost, {"fgsm": FGSM(), "a": attack}).evaluation
     assert record.clean_accuracy().hits == record.robust_accuracy().hits == 0
     assert not record.columns[1].attempted.any()
     assert [(column.forwards, column.backwards) for column in record.columns] == [(0, 0), (0, 0)]
 
 
 def test_bf16_searches_and_float32_judges(network: nn.Module, images: Batch, judge: Judge):
-    judged = judge(network, images, {"pgd": pgd(10, 1)}, radius=0.015, precision="bf16")
+    judged = judge(network, images, {"pgd": PGD(10, 1)}, radius=0.015, precision="bf16")
     column = judged.evaluation.columns[0]
     fresh = margin(logits_of(network, judged.x_adv), images.labels).numpy()
     np.testing.assert_allclose(column.margin[column.attempted], fresh[column.attempted], atol=1e-5)
@@ -202,7 +201,7 @@ class Offset(nn.Module):
         return self.sum(x.flatten(1))
 
 
-@pytest.mark.parametrize("attack", [pgd(5, 1), Square(300)], ids=["pgd", "square"])
+@pytest.mark.parametrize("attack", [PGD(5, 1), Square(300)], ids=["pgd", "square"])
 def test_images_that_rounding_decided_are_searched_again(attack: Attack, judge: Judge):
     """A bf16 search took its start for a success, and images that float32 breaks at once were counted as robust."""
     x = torch.linspace(0.3, 0.49, 12).reshape(12, 1, 1, 1).expand(12, 1, 8, 8).contiguous()
@@ -224,7 +223,7 @@ def test_images_are_not_changed_and_may_be_strided(network: nn.Module, images: B
     before = images.x.clone()
     strided = images._replace(x=torch.cat([images.x, images.x], dim=3)[..., :8])
     assert not strided.x.is_contiguous()
-    one, other = (judge(network, batch, {"pgd": pgd(3, 1)}, radius=0.015) for batch in (images, strided))
+    one, other = (judge(network, batch, {"pgd": PGD(3, 1)}, radius=0.015) for batch in (images, strided))
     assert one.evaluation.meta["data"] == other.evaluation.meta["data"]
     np.testing.assert_allclose(one.evaluation.columns[0].margin, other.evaluation.columns[0].margin, atol=1e-4)
     assert torch.equal(images.x, before) and check_images(images, Linf(0.1)) is None

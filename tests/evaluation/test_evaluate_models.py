@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.attacks.gradient import apgd_dlr, apgd_t, pgd
+from planish.attacks.gradient import APGDDLR, APGDT, PGD
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
-from planish.evaluation.evaluate import EvaluationStep, evaluate
+from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 
 Judge = Callable[..., EvaluationStep]
 
@@ -26,7 +26,7 @@ def test_a_model_left_in_training_mode(
     modes = [module.training for module in left.modules()]
     tensors = deepcopy(left.state_dict())
     assert any(modes) and not all(modes)
-    attacks = {"pgd": pgd(3, 2)}
+    attacks = {"pgd": PGD(3, 2)}
     found, expected = (judge(model, images, attacks, radius=0.015).evaluation for model in (left, proper))
     assert np.array_equal(found.columns[0].margin, expected.columns[0].margin, equal_nan=True)
     assert found.meta["warnings"] == ["the model was left in training mode; it is judged in evaluation mode"]
@@ -38,7 +38,7 @@ def test_a_model_left_in_training_mode(
 
 def test_between_attacks_the_model_is_as_its_owner_left_it(network: nn.Module, images: Batch):
     modes = [module.training for module in network.modules()]
-    for _ in evaluate(network, images, Linf(0.015), {"pgd": pgd(2, 1)}):
+    for _ in evaluate_steps(network, images, threat=Linf(0.015), attacks={"pgd": PGD(2, 1)}):
         assert [module.training for module in network.modules()] == modes
         assert all(p.requires_grad for p in network.parameters())
 
@@ -56,7 +56,7 @@ class Changed(nn.Module):
 
 def test_outputs_that_wrap_their_logits(network: nn.Module, images: Batch, judge: Judge):
     wrapped = Changed(network, lambda logits: SimpleNamespace(logits=logits, loss=None))
-    attacks = {"pgd": pgd(2, 1)}
+    attacks = {"pgd": PGD(2, 1)}
     one, other = (judge(model, images, attacks, radius=0.015).evaluation.columns[0] for model in (wrapped, network))
     assert np.array_equal(one.margin, other.margin, equal_nan=True) and one.backwards == other.backwards > 0
 
@@ -87,7 +87,7 @@ def test_outputs_that_cannot_be_judged(
     change: Callable[[Tensor], object], message: str, network: nn.Module, images: Batch
 ):
     with pytest.raises(BadInput) as raised:
-        next(evaluate(Changed(network, change), images, Linf(0.1), {}))
+        next(evaluate_steps(Changed(network, change), images, threat=Linf(0.1), attacks={}))
     assert str(raised.value).startswith(message)
 
 
@@ -115,7 +115,7 @@ def test_images_that_cannot_be_judged(
     change: Callable[[Batch], Batch], message: str, network: nn.Module, images: Batch
 ):
     with pytest.raises(BadInput) as raised:
-        next(evaluate(network, change(images), Linf(0.1), {}))
+        next(evaluate_steps(network, change(images), threat=Linf(0.1), attacks={}))
     assert str(raised.value).startswith(message), str(raised.value)
 
 
@@ -123,8 +123,8 @@ def test_images_that_cannot_be_judged(
 def test_few_classes(classes: int, brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
     """The DLR loss needs four classes: apgd-dlr says so and names the cure, apgd-t takes the margin by itself."""
     with pytest.raises(BadInput, match=rf"needs at least 4 classes and the model has {classes}; use a margin attack"):
-        judge(brightness(classes), levels, {"apgd-dlr": apgd_dlr(3)})
-    record = judge(brightness(classes), levels, {"apgd-t": apgd_t(10, classes=classes)}).evaluation
+        judge(brightness(classes), levels, {"apgd-dlr": APGDDLR(3)})
+    record = judge(brightness(classes), levels, {"apgd-t": APGDT(10)}).evaluation
     assert record.survivors().tolist() == [True, False, False, False, True, False]
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from planish.attacks.gradient import apgd_ce, fgsm, pgd, random_targeted
+from planish.attacks.gradient import APGD, FGSM, PGD, RandomTargeted
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf
-from planish.evaluation.evaluate import EvaluationStep, evaluate
+from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.records.evaluation import Evaluation, load, save
 
-ATTACKS = {"fgsm": fgsm(), "pgd-3-2": pgd(3, 2), "random-targeted-3-1": random_targeted(3, 1), "apgd": apgd_ce(4)}
+ATTACKS = {"fgsm": FGSM(), "pgd-3-2": PGD(3, 2), "random-targeted-3-1": RandomTargeted(3, 1), "apgd": APGD(4)}
 RADIUS = Linf(0.015)
 ABOUT = {"model": {"name": "small"}, "data": {"name": "noise", "classes": ["a", "b", "c", "d"]}}
 Make = Callable[[], nn.Module]
@@ -38,7 +38,7 @@ def same(one: Evaluation, other: Evaluation) -> bool:
 
 
 def steps(network: nn.Module, images: Batch, **options: Any) -> Iterator[EvaluationStep]:
-    return evaluate(network, images, RADIUS, ATTACKS, seed=3, about=ABOUT, **options)
+    return evaluate_steps(network, images, threat=RADIUS, attacks=ATTACKS, seed=3, about=ABOUT, **options)
 
 
 @pytest.mark.parametrize("finished", [0, 1, 3])
@@ -79,8 +79,8 @@ def test_an_attack_that_is_done_is_not_run_again(make_network: Make, images: Bat
 
 def test_an_attack_does_not_depend_on_those_before_it(make_network: Make, images: Batch):
     """Its noise is keyed by its name: on the images that it faces in both records, it finds the same."""
-    *_, after = evaluate(make_network(), images, RADIUS, {"fgsm": fgsm(), "pgd": pgd(3, 2)})
-    *_, alone = evaluate(make_network(), images, RADIUS, {"pgd": pgd(3, 2)})
+    *_, after = evaluate_steps(make_network(), images, threat=RADIUS, attacks={"fgsm": FGSM(), "pgd": PGD(3, 2)})
+    *_, alone = evaluate_steps(make_network(), images, threat=RADIUS, attacks={"pgd": PGD(3, 2)})
     both = after.evaluation.column("pgd").attempted
     one, other = (judged.evaluation.column("pgd").margin[both] for judged in (after, alone))
     np.testing.assert_allclose(one, other, atol=1e-4)
@@ -89,7 +89,7 @@ def test_an_attack_does_not_depend_on_those_before_it(make_network: Make, images
 
 @pytest.mark.parametrize("what", ["model", "data", "threat", "norm", "seed"])
 def test_a_record_of_something_else_is_refused(what: str, make_network: Make, images: Batch):
-    (clean,) = evaluate(make_network(), images, RADIUS, {}, seed=0)
+    (clean,) = evaluate_steps(make_network(), images, threat=RADIUS, attacks={}, seed=0)
     network, threat, seed = make_network(), RADIUS, 0
     if what == "model":
         next(network.parameters()).data[0] += 1e-6
@@ -102,21 +102,25 @@ def test_a_record_of_something_else_is_refused(what: str, make_network: Make, im
     else:
         seed = 1
     with pytest.raises(BadInput, match=f"the earlier evaluation is of another {what}; choose another folder"):
-        next(evaluate(network, images, threat, {}, seed=seed, earlier=clean.evaluation))
+        next(evaluate_steps(network, images, threat=threat, attacks={}, seed=seed, earlier=clean.evaluation))
 
 
 def test_another_attack_of_the_same_name_is_refused(make_network: Make, images: Batch):
     """Or a weaker one, done earlier, would pass for it."""
-    *_, weak = evaluate(make_network(), images, RADIUS, {"pgd": pgd(2, 1), "fgsm": fgsm()})
+    *_, weak = evaluate_steps(make_network(), images, threat=RADIUS, attacks={"pgd": PGD(2, 1), "fgsm": FGSM()})
     with pytest.raises(BadInput, match="the earlier evaluation ran another attack named 'pgd'"):
-        next(evaluate(make_network(), images, RADIUS, {"pgd": pgd(50, 10)}, earlier=weak.evaluation))
-    (same_one,) = evaluate(make_network(), images, RADIUS, {"pgd": pgd(2, 1)}, earlier=weak.evaluation)
+        next(
+            evaluate_steps(make_network(), images, threat=RADIUS, attacks={"pgd": PGD(50, 10)}, earlier=weak.evaluation)
+        )
+    (same_one,) = evaluate_steps(
+        make_network(), images, threat=RADIUS, attacks={"pgd": PGD(2, 1)}, earlier=weak.evaluation
+    )
     assert same_one.evaluation.names == ("pgd", "fgsm")
 
 
 def test_the_seed_decides(make_network: Make, images: Batch):
     found = []
     for seed in (0, 0, 1):
-        *_, judged = evaluate(make_network(), images, RADIUS, {"pgd": pgd(1, 1)}, seed=seed)
+        *_, judged = evaluate_steps(make_network(), images, threat=RADIUS, attacks={"pgd": PGD(1, 1)}, seed=seed)
         found.append(replace(judged.evaluation, meta={**judged.evaluation.meta, "seed": 0}))
     assert same(found[0], found[1]) and not same(found[0], found[2])

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from planish.attacks import Attack, Progress
-from planish.attacks.gradient import apgd_t, pgd_margin
+from planish.attacks.gradient import APGDT, PGDMargin
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.evaluation.adversarials import KeptProgress, load_images, save_images
-from planish.evaluation.evaluate import EvaluationStep, evaluate
+from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.records.evaluation import load
 from planish.runs.judge import EvaluationConfig, LoadedModel, verify
 
 Make = Callable[[], nn.Module]
-ATTACKS: dict[str, Attack] = {"pgd": pgd_margin(5, 3), "t": apgd_t(4, 2, classes=4)}
+ATTACKS: dict[str, Attack] = {"pgd": PGDMargin(5, 3), "t": APGDT(4, 2)}
 RADIUS = Linf(0.015)
 
 
@@ -47,7 +47,9 @@ class Fragile(KeptProgress):
 
 
 def judged(network: nn.Module, images: Batch, path: Path, chunks: int = -1) -> EvaluationStep:
-    *_, last = evaluate(network, images, RADIUS, ATTACKS, seed=3, chunk=4, unfinished=Fragile(path, chunks))
+    *_, last = evaluate_steps(
+        network, images, threat=RADIUS, attacks=ATTACKS, seed=3, chunk=4, unfinished=Fragile(path, chunks)
+    )
     return last
 
 
@@ -81,7 +83,7 @@ def test_progress_of_another_attack_or_a_broken_file_is_none(make_network: Make,
 
 def test_progress_is_written_seldom(tmp_path: Path, make_network: Make, images: Batch):
     kept = KeptProgress(tmp_path / "progress.npz", seconds=1e6)
-    list(evaluate(make_network(), images, RADIUS, ATTACKS, chunk=4, unfinished=kept))
+    list(evaluate_steps(make_network(), images, threat=RADIUS, attacks=ATTACKS, chunk=4, unfinished=kept))
     assert not kept.path.exists()
 
 
@@ -147,7 +149,7 @@ def attacked_digits(subject: LoadedModel, path: Path) -> tuple[EvaluationStep, E
     task = EvaluationConfig("digits", Linf(0.05), (), limit=60)
     batch = load_data("digits", "test", 60).as_batch()
     batch = batch._replace(labels=subject.model(batch.x).argmax(1))
-    *_, last = evaluate(subject.model, batch, task.threat, {"pgd": pgd_margin(10, 1)})
+    *_, last = evaluate_steps(subject.model, batch, threat=task.threat, attacks={"pgd": PGDMargin(10, 1)})
     save_images(last, path)
     return last, task
 

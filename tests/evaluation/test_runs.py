@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from planish.attacks.suites import Fixed
+from planish.attacks.suites import Staged
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.records.evaluation import load
@@ -30,8 +30,8 @@ from planish.runs.judge import (
     load_model,
 )
 from planish.runs.judge import test_images as images_of
-from planish.runs.train import train
-from planish.training.loop import Settings
+from planish.runs.train import train_into
+from planish.training.settings import Settings
 
 TINY = Experiment(
     data=DataOptions("digits", limit=200),
@@ -46,7 +46,7 @@ TASK = EvaluationConfig("digits", Linf(0.1), ("fgsm", "pgd-3-1"), limit=40)
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert len(list(train(TINY, folder))) == 3
+    assert len(list(train_into(TINY, folder))) == 3
     return folder
 
 
@@ -93,8 +93,8 @@ def test_a_function_is_a_subject(own_file: Path, monkeypatch: pytest.MonkeyPatch
         ("{folder}", "no model at '{folder}': give a run folder that holds model.safetensors"),
         ("{folder}/none.py:net", "cannot import '{folder}/none.py' for model '{folder}/none.py:net': no file"),
         ("planish_none:net", "cannot import 'planish_none' for model 'planish_none:net': No module named"),
-        ("{folder}/own.py:none", "'{folder}/own.py' has no function 'none'"),
-        ("{folder}/own.py:value", "'{folder}/own.py' has no function 'value'"),
+        ("{folder}/own.py:none", "'{folder}/own.py' has no function or class 'none'"),
+        ("{folder}/own.py:value", "'{folder}/own.py' has no function or class 'value'"),
         ("{folder}/own.py:number", "model '{folder}/own.py:number' returned int, not a torch.nn.Module"),
         ("{folder}/own.py:wants", "model '{folder}/own.py:wants' does not take these options"),
     ],
@@ -109,7 +109,7 @@ def test_what_is_no_subject(spec: str, message: str, own_file: Path):
 def test_attacks_by_name_know_the_number_of_classes():
     attacks = attacks_by_name(["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"], 3)
     assert list(attacks) == ["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"]
-    assert len(attacks["apgd-t-5"].attacks) == len(attacks["multi-targeted-5-1"].attacks) == 2
+    assert [len(attacks[name].assembled(3).attacks) for name in ("apgd-t-5", "multi-targeted-5-1")] == [2, 2]
     with pytest.raises(BadInput, match=r"unknown attack 'pdg-5'\. Did you mean 'pgd'\?"):
         attacks_by_name(["pdg-5"], 3)
 
@@ -117,7 +117,7 @@ def test_attacks_by_name_know_the_number_of_classes():
 def test_one_attack_of_a_suite_by_name():
     found = attacks_by_name(["paper-llr/fgsm-20", "autoattack/apgd-ce"], 10)
     stages = attacks_by_name(["paper-llr", "autoattack"], 10)
-    suites = [suite for suite in stages.values() if isinstance(suite, Fixed)]
+    suites = [suite for suite in stages.values() if isinstance(suite, Staged)]
     assert list(found.values()) == [suites[0].stages[0].attack, suites[1].stages[0].attack]
     with pytest.raises(BadInput, match=r"'paper-llr' has no stage 'fgsm'\. Did you mean 'fgsm-20'\?"):
         attacks_by_name(["paper-llr/fgsm"], 10)
@@ -209,7 +209,7 @@ LENT = replace(TASK, attacks=("fgsm", "transfer-2"))
 def test_surrogates_are_in_the_record_and_a_resume_needs_the_same(run_folder: Path, own_file: Path, tmp_path: Path):
     judged, out = load_model(str(run_folder)), tmp_path / "lent"
     other = tmp_path / "other"
-    list(train(replace(TINY, method=Named("standard"), seed=1), other))
+    list(train_into(replace(TINY, method=Named("standard"), seed=1), other))
     lent = replace(LENT, surrogates=(str(run_folder), str(other)))
     *_, record = evaluate_into(judged, lent, out)
     text = attack_text(record.column("transfer-2").meta["attack"])

@@ -11,19 +11,19 @@ from planish.attacks import Within, components_of
 from planish.attacks.bisection import PGDBisection
 from planish.attacks.boundary import Boundary
 from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
-from planish.attacks.gradient import fgsm, pgd
+from planish.attacks.gradient import FGSM, PGD
 from planish.attacks.log_barrier import LogBarrier
-from planish.attacks.suites import Fixed, Stage, Suite, papers
-from planish.attacks.suites.autoattack import autoattack
+from planish.attacks.suites import Fixed, Stage, Staged, Suite, papers
+from planish.attacks.suites.autoattack import AutoAttack
 from planish.attacks.suites.cascade import Cascade
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.evaluation.distances import measure
-from planish.evaluation.evaluate import evaluate
+from planish.evaluation.evaluate import evaluate_steps
+from planish.evaluation.naming import attacks_by_name, distance_attacks
 from planish.records.evaluation import Evaluation
 from planish.registry import components
-from planish.runs.judge import attacks_by_name, distance_attacks
 
 SHORT = ["planish/scout", "planish/targets", "planish/focus", "planish/check"]
 
@@ -53,15 +53,17 @@ class Misleading(nn.Module):
 
 def judged(network: nn.Module, images: Batch, name: str, threat: ThreatModel, **options: Any) -> Evaluation:
     classes = 4
-    *_, last = evaluate(network.eval(), images, threat, attacks_by_name([name], classes), **options)
+    *_, last = evaluate_steps(
+        network.eval(), images, threat=threat, attacks=attacks_by_name([name], classes), **options
+    )
     return last.evaluation
 
 
 def test_autoattack_is_the_published_four_with_their_budgets():
-    stages = {stage.name: stage for stage in autoattack(classes=10).stages}
+    stages = {stage.name: stage for stage in AutoAttack().stages}
     assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert [component.steps for component in components_of(stages["apgd-ce"].attack)] == [100]  # type: ignore[attr-defined]
-    targets = list(components_of(stages["apgd-t"].attack))
+    assert [component.steps for component in components_of(stages["apgd-ce"].attack.assembled(10))] == [100]  # type: ignore[attr-defined]
+    targets = list(components_of(stages["apgd-t"].attack.assembled(10)))
     assert [(component.steps, component.targets.rank) for component in targets] == [(100, k) for k in range(1, 10)]  # type: ignore[attr-defined]
     fab = stages["fab-t"].attack.attack  # type: ignore[attr-defined]
     assert (fab.steps, fab.targets, fab.restarts) == (100, 9, 1)
@@ -109,10 +111,10 @@ def test_a_resumed_suite_goes_on_with_its_next_stage(make_network: Callable[[], 
     whole = judged(make_network(), images, "planish", Linf(0.015))
     suite = attacks_by_name(["planish"], 4)
     for finished in range(1, 5):
-        steps = evaluate(make_network(), images, Linf(0.015), suite)
+        steps = evaluate_steps(make_network(), images, threat=Linf(0.015), attacks=suite)
         for _ in range(finished + 1):
             half = next(steps).evaluation
-        *_, last = evaluate(make_network(), images, Linf(0.015), suite, earlier=half)
+        *_, last = evaluate_steps(make_network(), images, threat=Linf(0.015), attacks=suite, earlier=half)
         for ours, theirs in zip(last.evaluation.columns, whole.columns, strict=True):
             np.testing.assert_allclose(ours.margin, theirs.margin, atol=1e-5)
 
@@ -125,7 +127,7 @@ def test_finlay_s_four_are_those_by_name_in_a_ball_and_for_distances(norm: str, 
     names = [f"carlini-wagner{suffix}" if name == "carlini-wagner" else name for name in FINLAY]
     by_name = distance_attacks(names, 10)
     suite = attacks_by_name(["paper-finlay"], 10, norm=norm)["paper-finlay"]
-    assert isinstance(suite, Fixed) and {stage.name: stage.attack for stage in suite.stages} == {
+    assert isinstance(suite, Staged) and {stage.name: stage.attack for stage in suite.stages} == {
         name: Within(attack) for name, attack in by_name.items()
     }
     measuring = distance_attacks(["closest-10", "paper-finlay"], 10, norm=norm)
@@ -155,7 +157,7 @@ def test_finlay_s_four_break_what_the_nearest_of_them_is_within(
         monkeypatch.setattr(papers, name, lambda attack=attack: attack)
     network.eval()
     asked = attacks_by_name(["paper-finlay"], 4, norm=threat.name)
-    *_, last = evaluate(network, images, threat(radius), asked)
+    *_, last = evaluate_steps(network, images, threat=threat(radius), attacks=asked)
     *_, found = measure(network, images, threat(0), distance_attacks(["paper-finlay"], 4, norm=threat.name))
     assert found.names == last.evaluation.names and len(found.names) == 4
     robust = last.evaluation.robust_accuracy().hits
@@ -163,8 +165,8 @@ def test_finlay_s_four_break_what_the_nearest_of_them_is_within(
 
 
 def test_stages_that_face_all_correct_images(network: nn.Module, images: Batch):
-    suite = Fixed((Stage("fgsm", fgsm(), "correct"), Stage("pgd", pgd(5, 1), "correct")))
-    *_, last = evaluate(network.eval(), images, Linf(0.02), {"both": suite})
+    suite = Fixed((Stage("fgsm", FGSM(), "correct"), Stage("pgd", PGD(5, 1), "correct")))
+    *_, last = evaluate_steps(network.eval(), images, threat=Linf(0.02), attacks={"both": suite})
     record = last.evaluation
     assert record.names == ("both/fgsm", "both/pgd")
     assert all((column.attempted == record.correct()).all() for column in record.columns)

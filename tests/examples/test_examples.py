@@ -24,6 +24,7 @@ from planish.cli import main as cli
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf
 from planish.data import load
+from planish.evaluation.naming import attacks_by_name, distance_attacks
 from planish.models import Normalized, build
 from planish.records.audit import Audit, Finding
 from planish.records.distances import DistanceColumn, Distances
@@ -32,8 +33,8 @@ from planish.records.statistics import Estimate
 from planish.registry import components
 from planish.report import Table
 from planish.runs.config import DataOptions, ThreatOptions, experiment_from, read
-from planish.runs.judge import LoadedModel, Verified, attacks_by_name, distance_attacks, entries
-from planish.training.loop import Settings
+from planish.runs.judge import LoadedModel, Verified, entries
+from planish.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
@@ -113,7 +114,7 @@ def test_new_attack_treats_each_image_alone(threat: Linf | L2):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).train()
 
     def outcome(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        found = attack(model, batch, threat, generator=torch.Generator().manual_seed(1))
+        found = attack.search(model, batch, threat, generator=torch.Generator().manual_seed(1))
         return found.x_adv, found.score
 
     x_adv, score = outcome(images)
@@ -176,7 +177,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimate_rows", lambda job, rows: Table("", ("Row",), (), ()))
-    monkeypatch.setattr("planish.runs.train.train", lambda experiment, folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)

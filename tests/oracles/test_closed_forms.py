@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy, divergence, margin, probability_margin
 from planish.core.threat import L2, Linf
-from planish.methods.adversarial import Adversarial, fgsm_at, n_fgsm, rs_fgsm
+from planish.methods.adversarial import FGSM, NFGSM, RSFGSM, Adversarial
 from planish.search.ascent import evaluated
 from planish.search.linearize import tangent
 from planish.search.objectives import divergence_from, inner, linearity_error, loss_of, objective_of, plus
@@ -86,15 +86,15 @@ def reach_of(method: Adversarial, linear: nn.Module, batch: Batch, radius: float
 @pytest.mark.parametrize("radius", [0.05, 0.1])
 def test_where_one_step_methods_end(linear: nn.Module, batch: Batch, radius: float):
     inside = batch._replace(x=torch.full_like(batch.x, 0.5))
-    fgsm = reach_of(fgsm_at(), linear, inside, radius)
+    fgsm = reach_of(FGSM(), linear, inside, radius)
     torch.testing.assert_close(fgsm.abs(), torch.full_like(fgsm, radius))
-    rs = reach_of(rs_fgsm(), linear, inside, radius)
+    rs = reach_of(RSFGSM(), linear, inside, radius)
     assert rs.abs().max() <= radius + 1e-6
     assert (rs.abs() < radius * 0.999).float().mean() == pytest.approx(3 / 8, abs=0.07)
-    n = reach_of(n_fgsm(), linear, inside, radius)
+    n = reach_of(NFGSM(), linear, inside, radius)
     assert radius * 2.5 < n.abs().max() <= radius * 3 + 1e-6
     torch.testing.assert_close(n.square().mean().sqrt().item(), radius * (1 + 4 / 3) ** 0.5, rtol=0.06, atol=0)
-    box = batch.x + reach_of(n_fgsm(), linear, batch, radius)
+    box = batch.x + reach_of(NFGSM(), linear, batch, radius)
     assert box.min() >= 0 and box.max() <= 1
 
 
@@ -109,7 +109,7 @@ def test_n_fgsm_is_noise_plus_a_full_step(linear: nn.Module, batch: Batch, radiu
     leaf = start.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(cross_entropy(linear(leaf), batch.labels).sum(), leaf)
     expected = (start + radius * gradient.sign()).clamp(0, 1)
-    torch.testing.assert_close(batch.x + reach_of(n_fgsm(), linear, batch, radius), expected)
+    torch.testing.assert_close(batch.x + reach_of(NFGSM(), linear, batch, radius), expected)
 
 
 @pytest.mark.parametrize("threat", [Linf(0.05), L2(0.3)], ids=["Linf", "L2"])
@@ -117,7 +117,7 @@ def test_fgsm_lowers_a_two_class_margin_by_radius_times_dual_norm(linear: nn.Mod
     two = nn.Sequential(linear, nn.Linear(4, 2))
     x = torch.full((6, 1, 8, 8), 0.5)
     batch = Batch(x, torch.tensor([0, 1, 0, 1, 0, 1]), torch.arange(6))
-    x_adv = fgsm_at().attacked(two, batch, threat, torch.Generator())
+    x_adv = FGSM().attacked(two, batch, threat, torch.Generator())
     weight = (two[1].weight[0] - two[1].weight[1]) @ linear[1].weight
     rise = margin(two(x_adv), batch.labels) - margin(two(x), batch.labels)
     expected = threat.radius * threat.dual_norm(weight[None])

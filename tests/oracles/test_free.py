@@ -15,7 +15,8 @@ from planish.core.pass_counter import Counted
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import Memory, StepContext
 from planish.methods.free import DELTA, Free
-from planish.training.loop import Settings, State, fit, start
+from planish.training.loop import State, fit, start
+from planish.training.settings import Settings
 
 RADIUS = 0.125
 PLAIN = Settings(epochs=1, batch_size=8, learning_rate=0.1, schedule="constant", momentum=0.0, weight_decay=0.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.threat import Linf
 from planish.methods import Method, StepContext
-from planish.methods.adversarial import pgd_at
+from planish.methods.adversarial import PGDAT
 from planish.methods.trades import TRADES
 
 RADIUS = 0.125
@@ -61,10 +61,10 @@ def test_pgd_at(mode: Literal["train", "eval"], warm: nn.Module, images: Batch):
         leaf = x_adv.clone().requires_grad_()
         (up,) = torch.autograd.grad(F.cross_entropy(inside(leaf), images.labels), leaf)
         x_adv = step(x_adv, images.x, up, 0.3 * RADIUS)
-    found = call(pgd_at(4, 0.3, mode), deepcopy(warm), images)
-    other = call(pgd_at(4, 0.3, "eval" if mode == "train" else "train"), deepcopy(warm), images)
+    found = call(PGDAT(4, 0.3, mode), deepcopy(warm), images)
+    other = call(PGDAT(4, 0.3, "eval" if mode == "train" else "train"), deepcopy(warm), images)
     assert not torch.isclose(found, other)
-    agree(warm, call(pgd_at(4, 0.3, mode), warm, images), F.cross_entropy(warm(x_adv), images.labels))
+    agree(warm, call(PGDAT(4, 0.3, mode), warm, images), F.cross_entropy(warm(x_adv), images.labels))
 
 
 def test_trades(warm: nn.Module, images: Batch):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import StepContext, TrainingLoss
-from planish.methods.adversarial import n_fgsm
+from planish.methods.adversarial import NFGSM
 from planish.methods.planish import Planish
 
 THREATS = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.6)], ids=["Linf", "L2"])
@@ -114,7 +114,7 @@ def test_the_radius_grows_over_the_warmup(threat: ThreatModel, normed: nn.Module
 def test_at_the_whole_radius_it_is_n_fgsm(threat: ThreatModel, normed: nn.Module, batch: Batch):
     x = batch.x.double() * 0.9 + 0.05
     context = StepContext(torch.Generator().manual_seed(3), progress=0.8)
-    theirs = n_fgsm()(deepcopy(normed).double(), batch._replace(x=x), threat, context).total
+    theirs = NFGSM()(deepcopy(normed).double(), batch._replace(x=x), threat, context).total
     ours = run(Planish(label_smoothing=0.0), normed.double(), batch._replace(x=x), threat).total
     torch.testing.assert_close(ours, theirs)
 

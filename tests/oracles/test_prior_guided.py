@@ -1,6 +1,7 @@
 """FGSM-EP and FGSM-MEP against a memory kept in a dictionary, image by image."""
 
 from copy import deepcopy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import Memory, StepContext
-from planish.methods.prior_guided import DELTA, MOMENTUM, PERIOD, PriorGuided, fgsm_ep
+from planish.methods.prior_guided import DELTA, FGSMEP, FGSMMEP, MOMENTUM, PERIOD
 
 BOTH = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.5)], ids=["Linf", "L2"])
 DECAYS = pytest.mark.parametrize("decay", [0.0, 0.3])
@@ -70,7 +71,7 @@ def slow(
 @DECAYS
 def test_three_epochs_of_other_batches_by_hand(threat: ThreatModel, decay: float, normed: nn.Module, images: Batch):
     """What is remembered is the image's, whichever batch it comes in; images of grey edges are clipped to the box."""
-    method, memory, remembered = PriorGuided(decay=decay), Memory(), Remembered()
+    method, memory, remembered = FGSMMEP(decay=decay), Memory(), Remembered()
     twin, seed = deepcopy(normed), 0
     for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 2, 5, 0, 1, 3, 6, 4], [3, 1, 4, 0, 5, 2, 6, 7]):
         for rows in torch.tensor(order).split(4):
@@ -92,7 +93,7 @@ def test_three_epochs_of_other_batches_by_hand(threat: ThreatModel, decay: float
     assert (MOMENTUM in memory) == (decay > 0) and (memory[PERIOD] == 0).sum() == len(remembered) == 8
 
 
-def step(method: PriorGuided, model: nn.Module, batch: Batch, memory: Memory, progress: float = 0.1) -> Tensor:
+def step(method: FGSMEP, model: nn.Module, batch: Batch, memory: Memory, progress: float = 0.1) -> Tensor:
     context = StepContext(torch.Generator().manual_seed(0), progress, memory=memory, identities=136)
     total = method(model, batch, Linf(0.125), context).total
     total.backward()
@@ -102,7 +103,7 @@ def step(method: PriorGuided, model: nn.Module, batch: Batch, memory: Memory, pr
 def test_all_is_forgotten_after_a_period(smooth: nn.Module, images: Batch):
     """The first step of a new period is the first of all; the second starts where the first ended."""
     memory: Memory = {}
-    totals = [step(fgsm_ep(period=0.3), smooth, images, memory, progress).item() for progress in (0.1, 0.29, 0.31, 0.9)]
+    totals = [step(FGSMEP(period=0.3), smooth, images, memory, progress).item() for progress in (0.1, 0.29, 0.31, 0.9)]
     assert totals[0] == totals[2] == totals[3] != totals[1]
 
 
@@ -110,7 +111,7 @@ def test_the_gradient_of_something_else_writes_nothing(smooth: nn.Module, images
     """Weight perturbation takes the gradient twice in a step: only the one of backward() counts."""
     memory: Memory = {}
     context = StepContext(torch.Generator().manual_seed(0), 0.1, memory=memory, identities=136)
-    total = PriorGuided()(smooth, images, Linf(0.125), context).total
+    total = FGSMMEP()(smooth, images, Linf(0.125), context).total
     torch.autograd.grad(total, list(smooth.parameters()), retain_graph=True)
     assert (memory[PERIOD] == -1).all() and not memory[DELTA].any()
     total.backward()
@@ -122,18 +123,20 @@ def test_images_of_another_shape_begin_anew(images: Batch):
         return nn.Sequential(nn.Flatten(), nn.Linear(side * side, 4))
 
     memory: Memory = {}
-    step(PriorGuided(), model(8).double(), images, memory)
-    step(PriorGuided(), model(6), images._replace(x=images.x[..., :6, :6].float()), memory)
+    step(FGSMMEP(), model(8).double(), images, memory)
+    step(FGSMMEP(), model(6), images._replace(x=images.x[..., :6, :6].float()), memory)
     assert memory[DELTA].shape == memory[MOMENTUM].shape == (136, 1, 6, 6)
     assert memory[DELTA].dtype == torch.float16 and memory[MOMENTUM].dtype == torch.bfloat16
 
 
 def test_bad_input(smooth: nn.Module, images: Batch):
     with pytest.raises(BadInput, match="remembers each image"):
-        PriorGuided()(smooth, images, Linf(0.125), StepContext(torch.Generator()))
+        FGSMMEP()(smooth, images, Linf(0.125), StepContext(torch.Generator()))
     with pytest.raises(BadInput, match="period must be above 0"):
-        PriorGuided(period=0.0)
+        FGSMMEP(period=0.0)
 
 
 def test_ep_is_mep_without_momentum():
-    assert fgsm_ep() == PriorGuided(decay=0.0) and fgsm_ep(3.0, 0.1, 1.0) == PriorGuided(0.0, 3.0, 0.1, 1.0)
+    for options in ({}, {"consistency_weight": 3.0, "label_smoothing": 0.1, "period": 1.0}):
+        assert asdict(FGSMMEP(decay=0.0, **options)) == {**asdict(FGSMEP(**options)), "decay": 0.0}
+        assert FGSMEP(**options).decay == 0

@@ -11,7 +11,7 @@ from planish.core.batch import Batch
 from planish.core.losses import quadratic_bound
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import StepContext
-from planish.methods.adversarial import n_fgsm, pgd_at
+from planish.methods.adversarial import NFGSM, PGDAT
 
 SMOOTHINGS = pytest.mark.parametrize("smoothing", [0.0, 0.4])
 
@@ -63,7 +63,7 @@ def test_no_smaller_curvature_would_do():
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=["Linf", "L2"])
-@pytest.mark.parametrize("make", [n_fgsm, pgd_at])
+@pytest.mark.parametrize("make", [NFGSM, PGDAT])
 def test_the_loss_of_a_step(make: type, threat: ThreatModel, normed: nn.Module, batch: Batch):
     """The images of the method without it, the bound between both passes; both teach the network."""
     batch = batch._replace(x=batch.x.double())

@@ -1,6 +1,7 @@
 """SEAT against the published procedure, written out on batch means as its code has it."""
 
 from copy import deepcopy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf
 from planish.methods import StepContext
-from planish.methods.seat import SEAT, seat_fl
+from planish.methods.seat import SEAT, SEATFL
 
 RADIUS = 0.125
 
@@ -124,12 +125,12 @@ def test_flooding_flips_the_gradient_below_the_flood(normed: nn.Module, images: 
         total = call(method, normed, images)
         return total.item(), list(torch.autograd.grad(total, parameters))
 
-    dry, up = total_and_gradients(seat_fl(flood=plain / 2, linearity_weight=0.0))
-    flooded, down = total_and_gradients(seat_fl(flood=plain * 2, linearity_weight=0.0))
+    dry, up = total_and_gradients(SEATFL(flood=plain / 2, linearity_weight=0.0))
+    flooded, down = total_and_gradients(SEATFL(flood=plain * 2, linearity_weight=0.0))
     assert dry == pytest.approx(plain) and flooded == pytest.approx(3 * plain)
     for one, other in zip(up, down, strict=True):
         torch.testing.assert_close(one, -other)
-    with_error = call(seat_fl(flood=plain * 2, linearity_weight=0.5), normed, images)
+    with_error = call(SEATFL(flood=plain * 2, linearity_weight=0.5), normed, images)
     without = call(SEAT(linearity_weight=0.5), normed, images)
     adversarial = SEAT(linearity_weight=0.5)(
         normed, images, Linf(RADIUS), StepContext(torch.Generator().manual_seed(0), 1.0)
@@ -138,4 +139,5 @@ def test_flooding_flips_the_gradient_below_the_flood(normed: nn.Module, images: 
 
 
 def test_seat_fl_is_seat_with_a_flood():
-    assert seat_fl() == SEAT(flood=0.9) and seat_fl(1.1, 0.6) == SEAT(linearity_weight=0.6, flood=1.1)
+    assert asdict(SEATFL()) == asdict(SEAT(flood=0.9))
+    assert asdict(SEATFL(flood=1.1, linearity_weight=0.6)) == asdict(SEAT(linearity_weight=0.6, flood=1.1))

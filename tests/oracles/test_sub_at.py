@@ -13,9 +13,10 @@ from planish.core.losses import cross_entropy
 from planish.core.pass_counter import Counted
 from planish.core.threat import Linf
 from planish.methods import Memory, StepContext, TrainingLoss
-from planish.methods.adversarial import rs_fgsm
+from planish.methods.adversarial import RSFGSM
 from planish.methods.sub_at import BASIS, SNAPSHOTS, SubAT, principal_directions, within
-from planish.training.loop import Settings, fit, start
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 
 THREAT = Linf(0.05)
 PLAIN = Settings(epochs=2, batch_size=8, learning_rate=0.2, schedule="constant", momentum=0.0, weight_decay=0.0)
@@ -108,7 +109,7 @@ def call(model: nn.Module, batch: Batch, memory: Memory, progress: float) -> Tra
 @pytest.mark.parametrize("progress", [0.0, 1.0])
 def test_without_two_snapshots_it_is_rs_fgsm(progress: float, model: nn.Module, batch: Batch):
     found = call(deepcopy(model), batch, {}, progress)
-    expected = rs_fgsm()(model, batch, THREAT, StepContext(torch.Generator().manual_seed(0)))
+    expected = RSFGSM()(model, batch, THREAT, StepContext(torch.Generator().manual_seed(0)))
     assert torch.equal(found.total, expected.total) and torch.equal(found.x_adv, expected.x_adv)  # type: ignore[arg-type]
 
 

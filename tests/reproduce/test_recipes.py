@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from planish.core.errors import BadInput
+from planish.evaluation.naming import attacks_by_name, distance_attacks, package_of
 from planish.registry import resolve
 from planish.reproduce import table, table_names
 from planish.reproduce.claims import holds
 from planish.reproduce.measured import paper_numbers
 from planish.reproduce.scales import SCALES, attack_of, scale_of, scaled
 from planish.reproduce.tables import HOME
-from planish.runs.judge import attacks_by_name, distance_attacks, package_of
 from planish.runs.train import architecture
 
 PRINTED = {

@@ -8,7 +8,7 @@ from planish.core.errors import BadInput
 from planish.reproduce import table
 from planish.reproduce.scales import SCALES, Scale, images_judged, scale_of, scaled, scaled_attack
 from planish.runs.config import DataOptions, Experiment, Named
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 CUT = Scale("cpu", images=100, epochs=5, batch_size=64, width_divisor=4, blocks_divisor=4, side=64, precision="bf16")
 

@@ -11,16 +11,17 @@ from planish.core.errors import BadInput
 from planish.core.randomness import seeded
 from planish.core.threat import Linf
 from planish.methods import Method, StepContext
-from planish.methods.adversarial import pgd_at
+from planish.methods.adversarial import PGDAT
 from planish.methods.llr import LLR
 from planish.methods.seat import SEAT
-from planish.training.loop import Settings, fit, start
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 
 THREAT = Linf(0.1)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("method", [pgd_at(2), SEAT()], ids=["pgd", "seat"])
+@pytest.mark.parametrize("method", [PGDAT(2), SEAT()], ids=["pgd", "seat"])
 def test_a_compiled_model_gives_the_same_loss_gradients_and_statistics(
     method: Method, model: nn.Module, batch: Batch
 ) -> None:

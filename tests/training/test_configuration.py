@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
-from planish.methods.adversarial import pgd_at
+from planish.methods.adversarial import PGDAT
 from planish.methods.llr import LLR
 from planish.registry import components
 from planish.runs.config import (
@@ -24,7 +24,7 @@ from planish.runs.config import (
     read,
     to_toml,
 )
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 
 def round_trip(experiment: Experiment) -> Experiment:
@@ -106,8 +106,8 @@ def test_bad_overrides(assignment: str):
     [
         ("llr-10", LLR(steps=10)),
         ("llr", LLR()),
-        ("pgd-7", pgd_at(7)),
-        ("pgd-20", pgd_at(20)),
+        ("pgd-7", PGDAT(7)),
+        ("pgd-20", PGDAT(20)),
         ("rs-fgsm", components("methods")["rs-fgsm"]()),
     ],
 )

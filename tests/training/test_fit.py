@@ -10,14 +10,15 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf, ThreatModel
 from planish.methods import Method, StepContext, TrainingLoss
-from planish.methods.adversarial import pgd_at, rs_fgsm
+from planish.methods.adversarial import PGDAT, RSFGSM
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
 from planish.methods.seat import SEAT
 from planish.methods.standard import Standard
 from planish.methods.trades import TRADES
 from planish.models import corrupts_memory
-from planish.training.loop import EpochRecord, Settings, fit, learning_rate, start
+from planish.training.loop import EpochRecord, fit, start
+from planish.training.settings import Settings, learning_rate
 from planish.training.state import State
 
 THREAT = Linf(0.05)
@@ -203,7 +204,7 @@ def test_noise_depends_on_seed_and_step_alone(linear: nn.Module, batch: Batch):
         model = deepcopy(linear)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(around)
-            train(model, batch, replace(PLAIN, epochs=2), method=rs_fgsm(), seed=seed)
+            train(model, batch, replace(PLAIN, epochs=2), method=RSFGSM(), seed=seed)
         return weights(model)
 
     assert torch.equal(trained(0, 1), trained(0, 2))
@@ -223,7 +224,7 @@ def test_progress_runs_from_0_to_nearly_1(linear: nn.Module, batch: Batch):
 
 
 @pytest.mark.parametrize(
-    "method", [Standard(), pgd_at(2), TRADES(steps=2), LLR(warmup=0.0), SEAT(), GradientPenalty()], ids=repr
+    "method", [Standard(), PGDAT(2), TRADES(steps=2), LLR(warmup=0.0), SEAT(), GradientPenalty()], ids=repr
 )
 def test_bf16_trains_every_method(model: nn.Module, batch: Batch, method: Method):
     twin = deepcopy(model)

@@ -16,10 +16,11 @@ from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import Linf
 from planish.methods import Method, StepContext
-from planish.methods.adversarial import pgd_at
+from planish.methods.adversarial import PGDAT
 from planish.methods.llr import LLR
 from planish.methods.standard import Standard
-from planish.training.loop import Settings, fit, start
+from planish.training.loop import fit, start
+from planish.training.settings import Settings
 from planish.training.weight_perturbation import perturbable, perturbed_weights, steepest_weights
 
 THREAT = Linf(0.05)
@@ -90,7 +91,7 @@ def test_weights_come_back_bit_for_bit_even_after_an_error(model: nn.Module):
 def test_one_step_by_hand(model: nn.Module, batch: Batch):
     """PGD at the weights as they are; then the gradient at the weights that are worst for those images."""
     slow = deepcopy(model)
-    method = pgd_at(2)
+    method = PGDAT(2)
     x_adv = method.attacked(slow, batch, THREAT, seeded(0, 0))
     probe = deepcopy(slow)
     gradients = torch.autograd.grad(mean_loss(probe, x_adv, batch.labels), perturbable(probe))
@@ -105,7 +106,7 @@ def test_one_step_by_hand(model: nn.Module, batch: Batch):
     assert all(norm.num_batches_tracked == 1 for norm in batch_norms(model))
 
 
-@pytest.mark.parametrize(("method", "forwards"), [(pgd_at(3), (4, 5)), (Standard(), (1, 2)), (LLR(), (4, 8))], ids=repr)
+@pytest.mark.parametrize(("method", "forwards"), [(PGDAT(3), (4, 5)), (Standard(), (1, 2)), (LLR(), (4, 8))], ids=repr)
 def test_what_it_costs(method: Method, forwards: tuple[int, int], model: nn.Module, batch: Batch):
     for settings, count in zip((replace(PLAIN, weight_perturbation=0.0), PLAIN), forwards, strict=True):
         counted = Counted(deepcopy(model))

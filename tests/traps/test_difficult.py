@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.evaluation.evaluate import evaluate
+from planish.evaluation.evaluate import evaluate_steps
+from planish.evaluation.naming import attacks_by_name
 from planish.records.evaluation import Evaluation
-from planish.registry import components
-from planish.runs.config import make
-from planish.runs.judge import attacks_by_name
+from planish.registry import components, make
 
 FEW = {"steps": 3, "restarts": 1, "targets": 2, "queries": 30, "samples": 4, "searches": 2, "rounds": 3, "outer": 2}
 FEW |= {"inner": 5, "scout_steps": 3, "target_steps": 3}
@@ -74,7 +73,7 @@ def small(name: str, classes: int) -> dict:
 
 
 def judged(model: nn.Module, images: Batch, name: str, threat: ThreatModel, classes: int = 5) -> Evaluation:
-    *_, last = evaluate(model, images, threat, small(name, classes))
+    *_, last = evaluate_steps(model, images, threat=threat, attacks=small(name, classes))
     return last.evaluation
 
 

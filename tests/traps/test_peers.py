@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from planish.attacks import Attack, Within, Worst, components_of, run
-from planish.attacks.gradient import Untargeted, pgd, pgd_margin
+from planish.attacks.gradient import PGD, PGDMargin, Untargeted
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf
-from planish.evaluation.evaluate import evaluate
-from planish.registry import components
-from planish.runs.config import make
+from planish.evaluation.evaluate import evaluate_steps
+from planish.registry import components, make
 from planish.search.ascent import ascend
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Steepest
@@ -177,7 +176,7 @@ def test_every_attack_knows_few_classes(name: str, classes: int):
 def test_the_published_number_of_steps_is_what_runs(name: str):
     """torchattacks' and MAIR's AutoAttack never pass the steps on and run 10 where 100 are published."""
     steps, restarts, targets = PUBLISHED[name]
-    parts: list[Any] = list(components_of(attack_of(name, 10)))
+    parts: list[Any] = list(components_of(attack_of(name, 10).assembled(10)))
     assert [part.steps for part in parts] == [steps] * restarts * targets
 
 
@@ -195,7 +194,7 @@ def test_all_images_and_classes_share_a_forward(name: str):
 
     def asked(batch: Batch) -> int:
         calls.clear()
-        attack(network, batch, threat, generator=seeded(0))
+        attack.search(network, batch, threat, generator=seeded(0))
         return len(calls)
 
     single = [asked(images.select(slice(row, row + 1))) for row in range(10)]
@@ -249,7 +248,7 @@ def test_an_iterate_that_succeeds_is_kept():
     visited: list[Tensor] = []
     wave = Wave()
     wave.register_forward_pre_hook(lambda module, inputs: visited.append(inputs[0].detach()))
-    found = attack(wave, images, Linf(0.09), generator=seeded(0))
+    found = attack.search(wave, images, Linf(0.09), generator=seeded(0))
     scores = [margin(wave(x).detach(), images.labels).item() for x in visited[1:3]]
     assert scores[0] < 0 <= scores[1] and found.step.item() == 1 and found.passes.item() == 4
     assert found.score.item() == pytest.approx(scores[1])
@@ -291,12 +290,12 @@ def test_survivors_are_refilled_into_full_batches():
     """auto-attack's APGD-T lets a batch shrink target after target and never refills it."""
     network = small_network(4)
     images = some_images(network)
-    after_one = run(pgd_margin(2, 1), network, images, Linf(0.3), generator=seeded(0)).score
+    after_one = run(PGDMargin(2, 1), network, images, Linf(0.3), generator=seeded(0)).score
     survivors = int((after_one < 0).sum())
     assert 4 < survivors < 10
     visits: list[tuple[int, int]] = []
     keep = lambda progress: visits.append((progress.component, progress.visited))  # noqa: E731
-    run(pgd_margin(2, 3), network, images, Linf(0.3), generator=seeded(0), chunk=4, keep=keep)
+    run(PGDMargin(2, 3), network, images, Linf(0.3), generator=seeded(0), chunk=4, keep=keep)
     assert visits[:5] == [(0, 4), (0, 8), (0, 10), (1, 4), (1, survivors)]
 
 
@@ -304,7 +303,7 @@ def test_nothing_stays_hooked_to_the_model():
     """adversarial-library counts passes with hooks that it never takes away, and needs CUDA events to do so."""
     network = small_network(4)
     images = some_images(network)
-    for _ in evaluate(network, images, Linf(0.1), {"pgd": pgd(2, 1)}):
+    for _ in evaluate_steps(network, images, threat=Linf(0.1), attacks={"pgd": PGD(2, 1)}):
         pass
     kinds = [name for name in vars(network) if name.endswith("hooks")]
     assert len(kinds) > 4
@@ -330,7 +329,7 @@ def test_the_loss_is_not_scaled_by_the_batch():
 
     attack = Untargeted(Noting(1.0), 1, start="image")
     for batch in (images, images.select(slice(0, 1))):
-        attack(network, batch, Linf(0.1), generator=seeded(0))
+        attack.search(network, batch, Linf(0.1), generator=seeded(0))
     torch.testing.assert_close(seen[10][:1], seen[1])
 
 

@@ -1,144 +1,221 @@
 """Attacks: each searches for an adversarial image, in a ball or as near as can be; `Worst` alone combines them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from planish.core.batch import Batch, per_image
+from planish.core.arguments import Images, Labels, judged_batch, seed_of, threat_of
+from planish.core.batch import Batch
+from planish.core.checks import CHUNK, logits_of
+from planish.core.lazy import lazy
 from planish.core.losses import margin
 from planish.core.modes import Precision, attacked, autocast
 from planish.core.randomness import drawn_seed, seeded
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Score, Searched, chosen
+from planish.search.ascent import Score
+from planish.search.found import (
+    Adversarials,
+    AttackResult,
+    DistanceResult,
+    Nearest,
+    enter,
+    owned,
+    with_logits,
+)
 from planish.search.linearize import nearest_classes
+
+if TYPE_CHECKING:
+    from planish.attacks.bisection import PGDBisection
+    from planish.attacks.boundary import Boundary
+    from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
+    from planish.attacks.closest import Closest
+    from planish.attacks.ddn import DDN
+    from planish.attacks.deepfool import DeepFool
+    from planish.attacks.fab import FAB, FABT
+    from planish.attacks.fmn import FMN
+    from planish.attacks.gradient import (
+        APGD,
+        APGDT,
+        FGSM,
+        MIFGSM,
+        ODIPGD,
+        PGD,
+        AdamPGD,
+        LeastLikelyTargeted,
+        LLRUntargeted,
+        MultiTargeted,
+        PGDMargin,
+        RandomTargeted,
+        Targeted,
+        Untargeted,
+    )
+    from planish.attacks.log_barrier import LogBarrier
+    from planish.attacks.noise import Noise
+    from planish.attacks.smoothed import Smoothed
+    from planish.attacks.square import Square
+    from planish.attacks.suites.autoattack import AutoAttack
+    from planish.attacks.suites.cascade import Cascade
+    from planish.attacks.transfer import Surrogate, Transfer
+
+__all__ = [
+    "APGD",
+    "APGDT",
+    "DDN",
+    "FAB",
+    "FABT",
+    "FGSM",
+    "FMN",
+    "MIFGSM",
+    "ODIPGD",
+    "PGD",
+    "AdamPGD",
+    "Attack",
+    "AutoAttack",
+    "Boundary",
+    "CarliniWagner",
+    "CarliniWagnerLinf",
+    "Cascade",
+    "Closest",
+    "DeepFool",
+    "DistanceAttack",
+    "LLRUntargeted",
+    "LeastLikelyTargeted",
+    "LogBarrier",
+    "MultiTargeted",
+    "Noise",
+    "PGDBisection",
+    "PGDMargin",
+    "RandomTargeted",
+    "Recipe",
+    "Smoothed",
+    "Square",
+    "Surrogate",
+    "Targeted",
+    "Transfer",
+    "Untargeted",
+    "Within",
+    "Worst",
+]
+_CLASSES = {
+    "bisection": "PGDBisection",
+    "boundary": "Boundary",
+    "carlini_wagner": "CarliniWagner CarliniWagnerLinf",
+    "closest": "Closest",
+    "ddn": "DDN",
+    "deepfool": "DeepFool",
+    "fab": "FAB FABT",
+    "fmn": "FMN",
+    "gradient": "APGD APGDT FGSM MIFGSM ODIPGD PGD AdamPGD LeastLikelyTargeted LLRUntargeted MultiTargeted PGDMargin "
+    "RandomTargeted Targeted Untargeted",
+    "log_barrier": "LogBarrier",
+    "noise": "Noise",
+    "smoothed": "Smoothed",
+    "square": "Square",
+    "suites.autoattack": "AutoAttack",
+    "suites.cascade": "Cascade",
+    "transfer": "Surrogate Transfer",
+}
+_HOMES = {name: f"{__name__}.{module}" for module, names in _CLASSES.items() for name in names.split()}
+__getattr__, __dir__ = lazy(__name__, _HOMES)
 
 Report = Callable[[int, int], None]
 """Told after each chunk: how many images are broken so far, and how many the running attack has still to visit."""
-CHUNK = 256
 CLOSE = 2.0**-7
 """A score this near to 0, relative to the largest logit, may be bfloat16's rounding: two units in its last place."""
 
 
-class Adversarials(NamedTuple):
-    """What a search in a ball found, and how.
-
-    x_adv: (N, ...), feasible. score: (N,), 0 or more iff the goal is reached; for an attack that wants any wrong
-    class it is the margin. target: (N,) int64, the class aimed at, or -1. component: (N,) int64, which attack
-    of a nested `Worst` found x_adv, from 0; -1 = none, it is the clean image. step: (N,) int64, at which of its
-    iterates. passes: (N,) int64, forwards and backwards spent on the image, the clean forward not counted.
-    """
-
-    x_adv: Tensor
-    score: Tensor
-    target: Tensor
-    component: Tensor
-    step: Tensor
-    passes: Tensor
-
-
-class Nearest(NamedTuple):
-    """What a search for the nearest adversarial image found.
-
-    x_adv: (N, ...) in the box; the clean image where none was found or where it is misclassified itself. distance:
-    (N,) its norm; 0 where the clean image is misclassified, inf where none was found. step and passes as in
-    `Adversarials`.
-    """
-
-    x_adv: Tensor
-    distance: Tensor
-    step: Tensor
-    passes: Tensor
-
-
-class Attack(Protocol):
+class Attack(ABC):
     """A frozen dataclass of hyper-parameters. Every image is attacked alone: a batch is the same as its halves.
 
     The model's parameters, gradients, buffers and modes and the global random state stay as they are; the noise of an
     image depends on the generator's next draw and on the image's index, never on its neighbours.
     """
 
-    def __call__(
+    @abstractmethod
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the best adversarial image of each, never worse than the clean one. batch.logits are used if given."""
-        ...
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the score and the targets (N,), -1 = none, for a batch with its clean logits."""
-        ...
+        """Return the score and the targets (N,), -1 = none, for a batch with its clean logits: here the margin."""
+        labels = batch.labels
+        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
+
+    def assembled(self, classes: int) -> "Attack":
+        """Return the attack as it is run against so many classes: attacks of others as their parts."""
+        return self
+
+    def __call__(
+        self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
+    ) -> AttackResult:
+        """Attack the images.
+
+        model: maps images in [0, 1] to logits; it is judged in evaluation mode and stays as it is.
+        x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or a Batch, with labels None.
+        labels: (N,) whole numbers from 0 to K - 1.
+        threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
+        seed: of the attack's random numbers. Raises BadInput.
+        """
+        threat, generator = threat_of(threat), seeded(seed_of(seed))
+        batch = judged_batch(model, x, labels, threat)
+        found = run(self, model, batch, threat, generator=generator)
+        logits = logits_of(model, found.x_adv)
+        score, _ = self.assembled(logits.shape[1]).goal(batch)
+        return AttackResult(found.x_adv, score(logits) >= 0, margin(logits, batch.labels), found.passes)
 
 
-class DistanceAttack(Protocol):
+class DistanceAttack(ABC):
     """Searches for the nearest adversarial image instead of one in a ball; in all else like an `Attack`."""
 
+    @abstractmethod
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the nearest adversarial image found for each.
 
         threat: its norm and its box; an image is left alone once one within threat.radius is found, so that with radius
         0 all are searched to the end. batch.logits are used if given. Raises BadInput for a norm it does not know.
         """
-        ...
 
+    def assembled(self, classes: int) -> "DistanceAttack":
+        """Return the attack as it is run against so many classes."""
+        return self
 
-def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
-    """Return the batch with its clean logits, all without a graph; they are computed only if it has none."""
-    batch = batch._replace(x=batch.x.detach())
-    if batch.logits is not None:
-        return batch._replace(logits=batch.logits.detach())
-    with torch.no_grad():
-        return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, chunk)]))
+    def __call__(
+        self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
+    ) -> DistanceResult:
+        """Search the nearest adversarial image of each.
 
-
-def nothing_found(batch: Batch) -> Nearest:
-    """Return the record with which a distance attack begins, from the batch's clean logits."""
-    assert batch.logits is not None
-    wrong = margin(batch.logits, batch.labels) >= 0
-    distance = torch.where(wrong, 0.0, torch.inf).to(batch.x.dtype)
-    count = torch.zeros_like(batch.labels)
-    return Nearest(batch.x.detach().clone(), distance, count, count.clone())
-
-
-def unfinished(found: Nearest, threat: ThreatModel) -> Tensor:
-    """Return the rows (n,) of the images that have no adversarial image within the threat's radius yet."""
-    return (found.distance > threat.radius).nonzero().squeeze(1)
-
-
-def offer(
-    found: Nearest, rows: Tensor, batch: Batch, x_adv: Tensor, adversarial: Tensor, threat: ThreatModel, step: int
-) -> None:
-    """Enter candidates (n, ...) for these rows of the batch where they are adversarial and nearer, in place."""
-    distance = threat.norm(x_adv - batch.x[rows])
-    nearer = adversarial & (distance < found.distance[rows])
-    found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), found.x_adv[rows])
-    found.distance[rows] = torch.where(nearer, distance.to(found.distance.dtype), found.distance[rows])
-    found.step[rows] = torch.where(nearer, step, found.step[rows])
-
-
-class Misclassifies:
-    """The goal of an attack that wants any wrong class."""
-
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the margin, and no targets."""
-        labels = batch.labels
-        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
+        threat: "Linf" or "L2" searches to the end; one with a radius, such as "L2:0.5", leaves an image alone once an
+        adversarial one within the radius is found. The rest as for an `Attack`. Raises BadInput.
+        """
+        threat, seed = threat_of(threat, radius=0.0), seed_of(seed)
+        batch = judged_batch(model, x, labels, threat)
+        found = searched(self, model, batch, threat, seed=seed)
+        reach = threat.radius if threat.radius > 0 else torch.finfo(found.distance.dtype).max
+        return DistanceResult(found.x_adv, found.distance, found.distance <= reach, found.passes)
 
 
 @dataclass(frozen=True)
-class Within(Misclassifies):
+class Within(Attack):
     """A distance attack as an attack in a ball: it succeeds where it finds an image within the radius."""
 
     attack: DistanceAttack
 
-    def __call__(
+    def assembled(self, classes: int) -> "Within":
+        """Return it with the distance attack as it is run."""
+        return Within(self.attack.assembled(classes))
+
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return what was found within the radius, and the clean image of the rest."""
         with attacked(model):
             batch = with_logits(model, batch)
-            best = _owned(untouched(self, batch))
+            best = owned(untouched(self, batch))
             found = self.attack.distances(model, batch, threat, generator=generator)
             best.passes.add_(found.passes)
             within = threat.feasible(found.x_adv, batch.x) & found.distance.isfinite() & (best.score < 0)
@@ -154,7 +231,7 @@ class Within(Misclassifies):
 
 
 @dataclass(frozen=True)
-class Worst:
+class Worst(Attack):
     """Each attack on the images that the ones before it have not broken; the largest score of each image is kept.
 
     Restarts, targets and whole suites are this one thing. All attacks must have the same goal.
@@ -162,7 +239,11 @@ class Worst:
 
     attacks: tuple[Attack, ...]
 
-    def __call__(
+    def assembled(self, classes: int) -> "Worst":
+        """Return it with each attack as it is run."""
+        return Worst(tuple(attack.assembled(classes) for attack in self.attacks))
+
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the best adversarial image of each."""
@@ -173,8 +254,34 @@ class Worst:
         return self.attacks[0].goal(batch)
 
 
+class Recipe(Attack):
+    """An attack that is made of others: a published name for what `parts` returns."""
+
+    @abstractmethod
+    def parts(self, classes: int) -> Attack:
+        """Return the attack that this is, against so many classes."""
+
+    def assembled(self, classes: int) -> Attack:
+        """Return the parts as they are run."""
+        return self.parts(classes).assembled(classes)
+
+    def search(
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
+    ) -> Adversarials:
+        """Return the best adversarial image of each."""
+        with attacked(model):
+            batch = with_logits(model, batch)
+            assert batch.logits is not None
+            return self.assembled(batch.logits.shape[1]).search(model, batch, threat, generator=generator)
+
+    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
+        """Return the goal of the parts."""
+        assert batch.logits is not None
+        return self.assembled(batch.logits.shape[1]).goal(batch)
+
+
 @dataclass(frozen=True)
-class ByDistance(Misclassifies):
+class ByDistance(Attack):
     """Not an attack but a stage of one: the targets of what follows come in order of their linearised distance.
 
     Melamed, Yehudai, Shamir: MALT powers up adversarial attacks (2024). candidates: at most so many classes, those of
@@ -183,11 +290,11 @@ class ByDistance(Misclassifies):
 
     candidates: int = 20
 
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the clean images: it moves none."""
-        return _owned(untouched(self, with_logits(model, batch)))
+        return owned(untouched(self, with_logits(model, batch)))
 
 
 @dataclass(frozen=True)
@@ -216,17 +323,6 @@ def untouched(attack: Attack, batch: Batch) -> Adversarials:
     return Adversarials(batch.x.detach(), score(batch.logits), target, count - 1, count, count)
 
 
-def _owned(found: Adversarials) -> Adversarials:
-    """Return a copy that may be written into."""
-    return Adversarials(*(part.clone() for part in found))
-
-
-def as_component(found: Searched, target: Tensor) -> Adversarials:
-    """Return what one attack's search found, with the classes that it aimed at, as the record of that attack."""
-    component, step = found.step.clamp(max=0), found.step.clamp(min=0)
-    return Adversarials(found.x_adv, found.score, target, component, step, found.passes)
-
-
 def run(
     attack: Attack,
     model: nn.Module,
@@ -249,7 +345,9 @@ def run(
     """
     with attacked(model):
         batch = with_logits(model, batch, chunk)
-        progress = earlier or Progress(_owned(untouched(attack, batch)))
+        assert batch.logits is not None
+        attack = attack.assembled(batch.logits.shape[1])
+        progress = earlier or Progress(owned(untouched(attack, batch)))
         best = progress.best
         for number, component in enumerate(components_of(attack)):
             seed = drawn_seed(generator)
@@ -263,15 +361,28 @@ def run(
                 part = rows[start : start + chunk]
                 some = batch if len(part) == len(batch.x) else batch.select(part)
                 with autocast(batch.x, precision):
-                    found = component(model, some, threat, generator=seeded(seed))
+                    found = component.search(model, some, threat, generator=seeded(seed))
                 if precision != "float32":
                     found = _settled(found, component, model, some, threat, seed)
-                _keep(best, part, found, number)
+                enter(best, part, found, number)
                 if report is not None:
                     report(int((best.score >= 0).sum()), len(rows) - start - len(part))
                 if keep is not None:
                     keep(Progress(best, number, start + len(part)))
     return best
+
+
+def searched(
+    attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel, *, seed: int = 0, chunk: int = CHUNK
+) -> Nearest:
+    """Run a distance attack on a batch of any size in chunks. The outcome does not depend on `chunk`."""
+    noise = drawn_seed(seeded(seed))
+    with attacked(model):
+        parts = [
+            attack.distances(model, batch.select(slice(at, at + chunk)), threat, generator=seeded(noise))
+            for at in range(0, max(len(batch.x), 1), chunk)
+        ]
+    return Nearest(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def _ordered(
@@ -303,21 +414,6 @@ def _settled(
     found = found._replace(score=exact, passes=found.passes + 1)
     rows = doubtful.nonzero().squeeze(1)
     if len(rows):
-        found = _owned(found)
-        _keep(found, rows, component(model, batch.select(rows), threat, generator=seeded(seed)), 0)
+        found = owned(found)
+        enter(found, rows, component.search(model, batch.select(rows), threat, generator=seeded(seed)), 0)
     return found
-
-
-def _keep(best: Adversarials, rows: Tensor, found: Adversarials, component: int) -> None:
-    """Enter what was found for these rows of the best where its score is larger, in place; passes add up."""
-    whole = len(rows) == len(best.score)
-    old = best if whole else chosen(best, rows)
-    better = found.score > old.score
-    new = found._replace(component=torch.full_like(found.component, component))
-    passes = old.passes + found.passes
-    for had, value in zip(old, new, strict=True):
-        torch.where(per_image(better, value), value.to(had.dtype), had, out=had)
-    old.passes.copy_(passes)
-    if not whole:
-        for kept, part in zip(best, old, strict=True):
-            kept.index_copy_(0, rows, part)

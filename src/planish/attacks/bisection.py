@@ -6,19 +6,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.core.batch import Batch, per_image
+from planish.attacks import DistanceAttack
+from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
 
 
 @dataclass(frozen=True)
-class PGDBisection:
+class PGDBisection(DistanceAttack):
     """PGD on the margin in a ball per image, its radius bisected (Madry et al. 2018). pgd-bisection-STEPS-ROUNDS.
 
     A round is one PGD from the image, x_adv <- project(x_adv + a radius steepest(g)), with a falling to 0 along half a
@@ -116,9 +117,8 @@ class _Walk(NamedTuple):
     gradient: Tensor
 
     def moved(self, step_in_radii: float, threat: ThreatModel) -> "_Walk":
-        size = per_image(step_in_radii * self.radius, self.x)
-        x_adv = threat.project(self.x_adv + size * threat.steepest(self.gradient), self.x, self.radius)
-        return self._replace(x_adv=x_adv)
+        length = step_in_radii * self.radius
+        return self._replace(x_adv=threat.step(self.x_adv, self.x, self.gradient, length, self.radius))
 
 
 def _opened(model: nn.Module, batch: Batch, rows: Tensor, threat: ThreatModel) -> _Bracket:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import at_least
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed
 from planish.core.threat import L2, SLACK, ThreatModel
 from planish.search.ascent import chosen
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.initial_adversarial import initial_adversarial, misclassified
 
 SPHERE_EVERY, BLOCK = 5, 25
@@ -37,7 +38,7 @@ class Walk(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Boundary:
+class Boundary(DistanceAttack):
     """Boundary attack: a walk along the decision boundary, forwards alone (Brendel et al. 2018). boundary-QUERIES.
 
     Brendel, Rauber, Bethge: Decision-based adversarial attacks (2018), algorithm 1 and figure 2. From an adversarial

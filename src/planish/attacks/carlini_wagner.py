@@ -11,13 +11,14 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import Loss, margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.objectives import loss_of, objective_of
 
 REACH = 1.05
@@ -152,7 +153,7 @@ class Bounds(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CarliniWagner:
+class CarliniWagner(DistanceAttack):
     """C&W in L2: Adam, the constant bisected per image (Carlini, Wagner 2017). carlini-wagner-STEPS-SEARCHES.
 
     Minimises ||delta||_2^2 + c max(z_y - max_{j != y} z_j + confidence, 0), section VI.A with f_6, untargeted, over w
@@ -200,7 +201,7 @@ class CarliniWagner:
 
 
 @dataclass(frozen=True)
-class CarliniWagnerLinf:
+class CarliniWagnerLinf(DistanceAttack):
     """C&W in Linf: a bound is lowered after each success (Carlini, Wagner 2017). carlini-wagner-linf-STEPS.
 
     Minimises c max(z_y - max_{j != y} z_j + confidence, 0) + sum_i (|delta_i| - tau)+, section VI.C with f_6,

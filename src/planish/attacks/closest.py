@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import MASKED, margin, toward, wide
+from planish.core.losses import likely_classes, margin, toward
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.linearize import gap_gradients
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
@@ -24,7 +25,7 @@ FIRST_SHARE = 0.98
 
 
 @dataclass(frozen=True)
-class Closest:
+class Closest(DistanceAttack):
     """The nearest image of any wrong class, sought toward the nearest classes in turn. closest-STEPS-TARGETS.
 
     With h_c = z_c - z_y, a class is |h_c| / ||grad h_c||_dual away to first order (MALT, Melamed, Yehudai, Shamir 2024,
@@ -114,8 +115,7 @@ class Closest:
         grown = torch.maximum(at.radius * (1 + gamma), torch.where(succeeded, 0.0, linearised))
         shrunk = torch.minimum(at.radius, length) * (1 - gamma)
         radius = torch.minimum(torch.where(adversarial, shrunk, grown), torch.minimum(best, at.reach))
-        size = per_image(Cosine(1.0)(share) * radius, at.x)
-        x_adv = threat.project(at.x_adv + size * threat.steepest(gradient), at.x, radius)
+        x_adv = threat.step(at.x_adv, at.x, gradient, Cosine(1.0)(share) * radius, radius)
         return at._replace(x_adv=x_adv, radius=radius, succeeded=succeeded)
 
     def _refine(self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest) -> None:
@@ -160,8 +160,9 @@ def _ranked(
 
     The points that are looked at on the way are entered where they are adversarial.
     """
-    classes = _likely(batch, rows, count)
+    assert batch.logits is not None
     labels = batch.labels[rows]
+    classes = likely_classes(batch.logits[rows], labels)[:, :count]
     gaps, slopes = gap_gradients(model, batch.x[rows], labels, classes)
     found.passes[rows] += 1 + count
     distances = batch.x.new_full(classes.shape, torch.inf)
@@ -189,19 +190,12 @@ def _seen_from_there(
     """Return each target's distance (n,), linearised after a step of the length `away` along `slope`."""
     x, labels = batch.x[rows].detach(), batch.labels[rows]
     radius = torch.minimum(away, threat.farthest(x))
-    x_adv = threat.project(x + per_image(radius, x) * threat.steepest(slope), x, radius)
+    x_adv = threat.step(x, x, slope, radius, radius)
     value, logits, gradient = evaluated(objective_of(model, loss_of(toward(target), labels)), x_adv)
     found.passes[rows] += 2
     offer(found, rows, batch, x_adv, margin(logits, labels) >= 0, threat, 1)
     seen = threat.norm(x_adv - x) - _first_order(value, gradient, threat)
     return torch.where(seen.isfinite(), seen, radius)
-
-
-def _likely(batch: Batch, rows: Tensor, count: int) -> Tensor:
-    """Return the wrong classes of the largest clean logits, (n, count)."""
-    assert batch.logits is not None
-    wrong = wide(batch.logits[rows]).scatter(1, batch.labels[rows, None], MASKED)
-    return wrong.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _first_order(value: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
 
@@ -21,7 +22,7 @@ STEP = Cosine(1.0, 0.01)
 
 
 @dataclass(frozen=True)
-class DDN:
+class DDN(DistanceAttack):
     """DDN: a radius per image, shrunk after a success and grown after a failure; L2 (Rony et al. 2019). ddn-STEPS.
 
     Algorithm 1: delta <- delta + a g / ||g||_2, with g the gradient of cross entropy and a from 1 to 0.01 pixels along

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import MASKED, margin, wide
+from planish.core.losses import likely_classes, margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.linearize import logit_gradients
 
 
 @dataclass(frozen=True)
-class DeepFool:
+class DeepFool(DistanceAttack):
     """DeepFool: steps to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016). deepfool-STEPS-CANDIDATES.
 
     With the gap f_c = z_y - z_c and its slope w_c = grad (z_c - z_y) at x + r, the nearest class is
@@ -78,9 +79,7 @@ def _offered(
 def _candidates(batch: Batch, count: int) -> Tensor:
     """Return the label and the wrong classes of the largest clean logits, (N, R); R = count, or all classes."""
     assert batch.logits is not None
-    wrong = wide(batch.logits).scatter(1, batch.labels[:, None], MASKED)
-    ranked = wrong.argsort(dim=1, descending=True, stable=True)
-    return torch.cat([batch.labels[:, None], ranked[:, : min(count, ranked.shape[1]) - 1]], 1)
+    return torch.cat([batch.labels[:, None], likely_classes(batch.logits, batch.labels)[:, : count - 1]], 1)
 
 
 def _to_boundary(model: nn.Module, x_adv: Tensor, classes: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:

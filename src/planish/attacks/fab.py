@@ -8,14 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import DistanceAttack, Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import MASKED, margin, wide
+from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.linearize import gap_gradients
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.linearize import gap_gradients, target_order
 
 NORMS = ("Linf", "L2")
 PAST = 0.02
@@ -23,7 +24,7 @@ PAST = 0.02
 
 
 @dataclass(frozen=True)
-class FAB:
+class FAB(DistanceAttack):
     """FAB: steps to the nearest linearised boundary, pulled to the image (Croce, Hein 2020). fab-STEPS-RESTARTS.
 
     Each step projects the iterate and the image on the plane where z_c = z_y to first order, inside the box, mixes the
@@ -72,7 +73,7 @@ class FAB:
 
     def _classes(self, batch: Batch) -> Iterator[Tensor]:
         """Yield, for each walk of a restart, the classes (N, R) whose planes it looks at."""
-        ranked = _ranked(batch)
+        ranked = target_order(batch)
         if self.targets is not None:
             yield from (ranked[:, rank : rank + 1] for rank in range(min(self.targets, ranked.shape[1])))
         elif ranked.shape[1]:
@@ -183,17 +184,6 @@ class _Search(NamedTuple):
         self.height[rows] = torch.where(nearer, score.to(self.height.dtype), self.height[rows])
 
 
-def _ranked(batch: Batch) -> Tensor:
-    """Return the wrong classes (N, K - 1): by the batch's order as far as it goes, else by clean logit."""
-    assert batch.logits is not None
-    scores = wide(batch.logits).scatter(1, batch.labels[:, None], MASKED)
-    ranked = scores.argsort(dim=1, descending=True, stable=True)[:, :-1]
-    if batch.order is not None:
-        count = batch.order.shape[1]
-        ranked[:, :count] = torch.where(batch.order >= 0, batch.order, ranked[:, :count])
-    return ranked
-
-
 def to_plane(point: Tensor, normal: Tensor, need: Tensor, threat: ThreatModel) -> Tensor:
     """Return the delta (N, D), shortest in the threat's norm, with <normal, delta> = need and point + delta in the box.
 
@@ -227,12 +217,27 @@ def _time(room: Tensor, pace: Tensor, weight: Tensor, need: Tensor) -> Tensor:
     return torch.where(first == at, time.clamp(min=0).minimum(stop), stop)
 
 
-def fab_t(steps: int = 100, targets: int = 9, restarts: int = 1, *, classes: int) -> DistanceAttack:
+@dataclass(frozen=True)
+class FABT(DistanceAttack):
     """FAB-T: FAB towards each of the most likely wrong classes (Croce, Hein 2020). fab-t-STEPS-TARGETS-RESTARTS.
 
     At most classes - 1 targets, the most likely first.
     """
-    return FAB(steps, restarts, targets=min(targets, classes - 1))
+
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, targets=self.targets, restarts=self.restarts)
+
+    def assembled(self, classes: int) -> FAB:
+        """Return FAB with its targets."""
+        return FAB(self.steps, self.restarts, targets=min(self.targets, classes - 1))
+
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+        """Return the nearest adversarial image found for each. Raises BadInput for a norm other than Linf and L2."""
+        return FAB(self.steps, self.restarts, targets=self.targets).distances(model, batch, threat, generator=generator)
 
 
-COMPONENTS = {"fab": FAB, "fab-t": fab_t}
+COMPONENTS = {"fab": FAB, "fab-t": FABT}

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import L2, ThreatModel
 from planish.search.ascent import chosen, evaluated
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
 
@@ -20,7 +21,7 @@ EUCLIDEAN = L2(0.0)
 
 
 @dataclass(frozen=True)
-class FMN:
+class FMN(DistanceAttack):
     """FMN: steps on the margin in a ball whose radius follows the boundary (Pintor et al. 2021). fmn-STEPS.
 
     Algorithm 1, with delta the perturbation, m the margin and g its gradient. The radius: ||delta|| + |m| / ||g||_dual,

@@ -1,25 +1,29 @@
 """Gradient attacks: recipes of the one ascent."""
 
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, Misclassifies, Worst, as_component, with_logits
+from planish.attacks import Attack, Recipe, Worst
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import MASKED, Loss, cross_entropy, dlr, dlr_toward, margin, toward, wide
+from planish.core.losses import Loss, cross_entropy, dlr, dlr_toward, margin, masked, toward, wide
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Score, ascend, search
+from planish.search.found import Adversarials, as_component, with_logits
+from planish.search.linearize import target_order
 from planish.search.objectives import Objective, loss_of, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Piecewise, Steepest, StepRule
 
 Start = Literal["image", "uniform", "diverse"]
 """The image; a random point of the ball; or that and two full steps along random logits (Tashiro et al. 2020)."""
+APGDLoss = Literal["ce", "dlr", "targeted"]
 DIVERSE_STEPS = 2
 START_PASSES: dict[Start, int] = {"image": 0, "uniform": 0, "diverse": 2 * DIVERSE_STEPS}
 PAPER_STEP = 0.1 * 255 / 8
@@ -48,10 +52,7 @@ class Ranked:
         classes = batch.logits.shape[1]
         if not 1 <= self.rank < classes:
             raise BadInput(f"target rank {self.rank} does not exist with {classes} classes")
-        if batch.order is not None and self.rank <= batch.order.shape[1]:
-            return batch.order[:, self.rank - 1]
-        scores = batch.logits.scatter(1, batch.labels[:, None], MASKED)
-        return scores.argsort(dim=1, descending=True, stable=True)[:, self.rank - 1]
+        return target_order(batch)[:, self.rank - 1]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class LeastLikely:
     def __call__(self, batch: Batch) -> Tensor:
         """Return the targets."""
         assert batch.logits is not None
-        return batch.logits.scatter(1, batch.labels[:, None], -MASKED).argmin(1)
+        return masked(-batch.logits, batch.labels).argmax(1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class RandomTarget:
 
 
 @dataclass(frozen=True)
-class Untargeted(Misclassifies):
+class Untargeted(Attack):
     """Ascend a loss of the true label until any other class wins."""
 
     rule: StepRule
@@ -92,7 +93,7 @@ class Untargeted(Misclassifies):
         """Return the margin."""
         return lambda logits: margin(logits, labels)
 
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the first adversarial iterate of each image, or else the best by margin."""
@@ -100,7 +101,7 @@ class Untargeted(Misclassifies):
 
 
 @dataclass(frozen=True)
-class Targeted:
+class Targeted(Attack):
     """Ascend a loss towards a chosen class. aim: "misclassify" counts any wrong class, "reach" only the target.
 
     Ascending towards every target in turn, with aim "misclassify", is the multi-targeted attack (Gowal et al. 2019).
@@ -124,7 +125,7 @@ class Targeted:
         target = self.targets(batch)
         return self.score(batch.labels, target), target
 
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the first iterate of each image that reaches the aim, or else the best by the aim's score."""
@@ -170,109 +171,226 @@ def _start(
     return ascend(along, batch.x, threat, Steepest(1.0), DIVERSE_STEPS, start=start)
 
 
-def restarted(attack: Attack, restarts: int) -> Attack:
-    """Return the attack repeated on the survivors, each time with other noise."""
-    at_least(1, restarts=restarts)
-    return attack if restarts == 1 else Worst((attack,) * restarts)
-
-
-def _checked(steps: int) -> int:
-    at_least(1, steps=steps)
-    return steps
-
-
-def _ranks(targets: int, classes: int) -> range:
-    at_least(1, targets=targets)
-    return range(1, min(targets, classes - 1) + 1)
-
-
-def fgsm() -> Attack:
+@dataclass(frozen=True)
+class FGSM(Recipe):
     """FGSM: one full step of cross entropy from the image (Goodfellow et al. 2015)."""
-    return Untargeted(Steepest(1.0), 1, start="image")
+
+    def parts(self, classes: int) -> Attack:
+        return Untargeted(Steepest(1.0), 1, start="image")
 
 
-def mi_fgsm(steps: int = 10, decay: float = 1.0) -> Attack:
+@dataclass(frozen=True)
+class MIFGSM(Recipe):
     """MI-FGSM: momentum on the l1-normalised gradient, steps of radius / steps (Dong et al. 2018). mi-fgsm-STEPS."""
-    return Untargeted(Momentum(1 / _checked(steps), decay), steps, start="image")
+
+    steps: int = 10
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps)
+
+    def parts(self, classes: int) -> Attack:
+        return Untargeted(Momentum(1 / self.steps, self.decay), self.steps, start="image")
 
 
-def pgd(steps: int = 50, restarts: int = 10, step_in_radii: float = 0.25) -> Attack:
+@dataclass(frozen=True)
+class Restarted(Recipe):
+    """An ascent that is repeated on the survivors, each time with other noise."""
+
+    steps: int
+    restarts: int
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, restarts=self.restarts)
+
+    @abstractmethod
+    def once(self, classes: int) -> Attack:
+        """Return one start of it."""
+
+    def parts(self, classes: int) -> Attack:
+        once = self.once(classes)
+        return once if self.restarts == 1 else Worst((once,) * self.restarts)
+
+
+@dataclass(frozen=True)
+class PGD(Restarted):
     """PGD: sign steps of cross entropy from random starts (Madry et al. 2018). pgd-STEPS-RESTARTS."""
-    return restarted(Untargeted(Steepest(step_in_radii), _checked(steps)), restarts)
+
+    steps: int = 50
+    restarts: int = 10
+    step_in_radii: float = 0.25
+
+    def once(self, classes: int) -> Attack:
+        return Untargeted(Steepest(self.step_in_radii), self.steps)
 
 
-def pgd_margin(steps: int = 50, restarts: int = 10, step_in_radii: float = 0.25) -> Attack:
+@dataclass(frozen=True)
+class PGDMargin(Restarted):
     """PGD on the margin of logits instead of cross entropy. pgd-margin-STEPS-RESTARTS."""
-    return restarted(Untargeted(Steepest(step_in_radii), _checked(steps), margin), restarts)
+
+    steps: int = 50
+    restarts: int = 10
+    step_in_radii: float = 0.25
+
+    def once(self, classes: int) -> Attack:
+        return Untargeted(Steepest(self.step_in_radii), self.steps, margin)
 
 
-def odi_pgd(steps: int = 50, restarts: int = 5) -> Attack:
+@dataclass(frozen=True)
+class ODIPGD(Restarted):
     """ODI-PGD: margin from starts along random logits, 2 full steps (Tashiro et al. 2020). odi-pgd-STEPS-RESTARTS."""
-    return restarted(Untargeted(COSINE_MOMENTUM, _checked(steps), margin, "diverse"), restarts)
+
+    steps: int = 50
+    restarts: int = 5
+
+    def once(self, classes: int) -> Attack:
+        return Untargeted(COSINE_MOMENTUM, self.steps, margin, "diverse")
 
 
-def adam_pgd(steps: int = 200, restarts: int = 1) -> Attack:
+@dataclass(frozen=True)
+class AdamPGD(Restarted):
     """PGD by Adam on cross entropy with the LLR paper's step schedule. adam-pgd-STEPS-RESTARTS."""
-    return restarted(Untargeted(Adam(PAPER_SCHEDULE), _checked(steps)), restarts)
+
+    steps: int = 200
+    restarts: int = 1
+
+    def once(self, classes: int) -> Attack:
+        return Untargeted(Adam(PAPER_SCHEDULE), self.steps)
 
 
-def untargeted(steps: int = 200, restarts: int = 20) -> Attack:
+@dataclass(frozen=True)
+class LLRUntargeted(Restarted):
     """LLR paper's Untargeted: margin by Adam, its schedule (Qin et al. 2019, Table 1). untargeted-STEPS-RESTARTS."""
-    return restarted(Untargeted(Adam(PAPER_SCHEDULE), _checked(steps), margin), restarts)
+
+    steps: int = 200
+    restarts: int = 20
+
+    def once(self, classes: int) -> Attack:
+        return Untargeted(Adam(PAPER_SCHEDULE), self.steps, margin)
 
 
-def random_targeted(steps: int = 200, restarts: int = 20, seed: int = 0) -> Attack:
+@dataclass(frozen=True)
+class RandomTargeted(Restarted):
     """LLR paper's Random-Targeted: counts images driven into one random class. random-targeted-STEPS-RESTARTS."""
-    return restarted(Targeted(Adam(PAPER_SCHEDULE), _checked(steps), RandomTarget(seed), aim="reach"), restarts)
+
+    steps: int = 200
+    restarts: int = 20
+    seed: int = 0
+
+    def once(self, classes: int) -> Attack:
+        return Targeted(Adam(PAPER_SCHEDULE), self.steps, RandomTarget(self.seed), aim="reach")
 
 
-def least_likely(steps: int = 200, restarts: int = 20) -> Attack:
+@dataclass(frozen=True)
+class LeastLikelyTargeted(Restarted):
     """Counts images driven into their least likely class. least-likely-STEPS-RESTARTS."""
-    return restarted(Targeted(Adam(PAPER_SCHEDULE), _checked(steps), LeastLikely(), aim="reach"), restarts)
+
+    steps: int = 200
+    restarts: int = 20
+
+    def once(self, classes: int) -> Attack:
+        return Targeted(Adam(PAPER_SCHEDULE), self.steps, LeastLikely(), aim="reach")
 
 
-def multi_targeted(steps: int = 200, restarts: int = 20, *, classes: int, targets: int | None = None) -> Attack:
+@dataclass(frozen=True)
+class MultiTargeted(Restarted):
     """LLR paper's Multi-Targeted: margin towards every wrong class in turn, Adam at 0.1. multi-targeted-STEPS-RESTARTS.
 
     Targets in order of their clean logit, the most likely first; `targets` limits their number.
     """
-    ranks = _ranks(classes if targets is None else targets, classes)
-    each = tuple(Targeted(Adam(PAPER_STEP), _checked(steps), Ranked(rank)) for rank in ranks)
-    return restarted(Worst(each), restarts)
+
+    steps: int = 200
+    restarts: int = 20
+    _: KW_ONLY
+    targets: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, targets=self.targets)
+
+    def once(self, classes: int) -> Attack:
+        ranks = _ranks(classes if self.targets is None else self.targets, classes)
+        return Worst(tuple(Targeted(Adam(PAPER_STEP), self.steps, Ranked(rank)) for rank in ranks))
 
 
-def apgd_ce(steps: int = 100, restarts: int = 1) -> Attack:
-    """APGD on cross entropy (Croce and Hein 2020). apgd-ce-STEPS-RESTARTS."""
-    return restarted(Untargeted(AutoPGD(), _checked(steps)), restarts)
+@dataclass(frozen=True)
+class APGD(Restarted):
+    """APGD: steps that halve where progress stops, from the best point so far (Croce and Hein 2020). apgd-ce.
+
+    loss: "ce" ascends cross entropy; "dlr" the difference-of-logits ratio, which needs four classes; "targeted" that
+    towards the most likely wrong classes in turn, at most `targets` of them: APGD-T. With fewer than four classes,
+    where the DLR loss is undefined, the margin towards the target takes its place there. apgd-ce-STEPS-RESTARTS.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    _: KW_ONLY
+    loss: APGDLoss = "ce"
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, targets=self.targets)
+        if self.loss not in get_args(APGDLoss):
+            raise BadInput(f"APGD knows the losses {', '.join(get_args(APGDLoss))}, not '{self.loss}'")
+
+    def once(self, classes: int) -> Attack:
+        if self.loss != "targeted":
+            return Untargeted(AutoPGD(), self.steps, cross_entropy if self.loss == "ce" else dlr)
+        toward_target = toward if classes < 4 else dlr_toward
+        ranks = _ranks(self.targets, classes)
+        return Worst(tuple(Targeted(AutoPGD(), self.steps, Ranked(rank), toward_target) for rank in ranks))
 
 
-def apgd_dlr(steps: int = 100, restarts: int = 1) -> Attack:
+@dataclass(frozen=True)
+class APGDDLR(Restarted):
     """APGD on the difference-of-logits ratio; needs four classes (Croce and Hein 2020). apgd-dlr-STEPS-RESTARTS."""
-    return restarted(Untargeted(AutoPGD(), _checked(steps), dlr), restarts)
+
+    steps: int = 100
+    restarts: int = 1
+
+    def once(self, classes: int) -> Attack:
+        return APGD(self.steps, loss="dlr").once(classes)
 
 
-def apgd_t(steps: int = 100, targets: int = 9, restarts: int = 1, *, classes: int) -> Attack:
+@dataclass(frozen=True)
+class APGDT(Recipe):
     """APGD-T: targeted DLR towards the most likely wrong classes (Croce and Hein 2020). apgd-t-STEPS-TARGETS-RESTARTS.
 
     With fewer than four classes, where the DLR loss is undefined, the margin towards the target takes its place.
     """
-    loss = toward if classes < 4 else dlr_toward
-    each = tuple(Targeted(AutoPGD(), _checked(steps), Ranked(rank), loss) for rank in _ranks(targets, classes))
-    return restarted(Worst(each), restarts)
+
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        _ = self._recipe
+
+    @property
+    def _recipe(self) -> APGD:
+        return APGD(self.steps, self.restarts, loss="targeted", targets=self.targets)
+
+    def parts(self, classes: int) -> Attack:
+        return self._recipe.parts(classes)
+
+
+def _ranks(targets: int, classes: int) -> range:
+    return range(1, min(targets, classes - 1) + 1)
 
 
 COMPONENTS = {
-    "fgsm": fgsm,
-    "mi-fgsm": mi_fgsm,
-    "pgd": pgd,
-    "pgd-margin": pgd_margin,
-    "odi-pgd": odi_pgd,
-    "adam-pgd": adam_pgd,
-    "untargeted": untargeted,
-    "random-targeted": random_targeted,
-    "least-likely": least_likely,
-    "multi-targeted": multi_targeted,
-    "apgd-ce": apgd_ce,
-    "apgd-dlr": apgd_dlr,
-    "apgd-t": apgd_t,
+    "fgsm": FGSM,
+    "mi-fgsm": MIFGSM,
+    "pgd": PGD,
+    "pgd-margin": PGDMargin,
+    "odi-pgd": ODIPGD,
+    "adam-pgd": AdamPGD,
+    "untargeted": LLRUntargeted,
+    "random-targeted": RandomTargeted,
+    "least-likely": LeastLikelyTargeted,
+    "multi-targeted": MultiTargeted,
+    "apgd-ce": APGD,
+    "apgd-dlr": APGDDLR,
+    "apgd-t": APGDT,
 }

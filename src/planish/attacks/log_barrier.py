@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.attacks import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin, toward
@@ -15,6 +15,7 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
+from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.initial_adversarial import BISECTIONS, bisected, initial_adversarial
 from planish.search.linearize import nearest_classes
 from planish.search.objectives import Objective, loss_of, objective_of
@@ -43,7 +44,7 @@ class Descent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LogBarrier:
+class LogBarrier(DistanceAttack):
     """LogBarrier: a barrier keeps adversarial what gets shorter (Finlay et al. 2019). log-barrier-OUTER-INNER.
 
     Finlay, Pooladian, Oberman: The LogBarrier adversarial attack (2019). Minimises ||u - x|| + w phi(u) with
@@ -158,13 +159,13 @@ def _start(model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, 
     noise = initial_adversarial(model, some, threat, seed)
     found.passes[rows] += noise.passes
     offer(found, rows, batch, noise.x_adv, noise.found, threat, 0)
-    x_adv, reached, passes = _steepest_step(model, some, threat)
+    x_adv, reached, passes = _climb(model, some, threat)
     rounds = torch.where(reached, BISECTIONS, 0)
     found.passes[rows] += passes + rounds
     offer(found, rows, batch, bisected(model, some, threat, x_adv, rounds), reached, threat, 0)
 
 
-def _steepest_step(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
+def _climb(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
     """Step after step to where the margin to the nearest class would vanish on a plane, 5 % further and then more.
 
     Returns where that ends, whether it is adversarial, and the passes.

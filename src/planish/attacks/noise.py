@@ -5,17 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Misclassifies, as_component, with_logits
+from planish.attacks import Attack
 from planish.core.batch import Batch
 from planish.core.errors import at_least
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import guess
+from planish.search.found import Adversarials, as_component, with_logits
 
 
 @dataclass(frozen=True)
-class Noise(Misclassifies):
+class Noise(Attack):
     """Random points on the surface of the ball, `samples` forwards an image: a check of other attacks. noise-SAMPLES.
 
     Corners for Linf (Athalye, Carlini, Wagner 2018: random search must not beat a gradient).
@@ -26,7 +27,7 @@ class Noise(Misclassifies):
     def __post_init__(self) -> None:
         at_least(1, samples=self.samples)
 
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the first adversarial sample of each image, or else the one of the largest margin."""

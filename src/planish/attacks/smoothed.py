@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Misclassifies, as_component, with_logits
+from planish.attacks import Attack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
@@ -14,12 +14,13 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Score, search
+from planish.search.found import Adversarials, as_component, with_logits
 from planish.search.objectives import Objective
 from planish.search.step_rules import COSINE_MOMENTUM
 
 
 @dataclass(frozen=True)
-class Smoothed(Misclassifies):
+class Smoothed(Attack):
     """The margin's mean over noisy copies is ascended: sees past shattered gradients. smoothed-STEPS-COPIES.
 
     Each image keeps its own `copies` noises, uniform in a ball of `spread` radii, through all steps, so that what is
@@ -37,7 +38,7 @@ class Smoothed(Misclassifies):
         if not 0 < self.spread < math.inf:
             raise BadInput(f"spread must be above 0, got {self.spread:g}")
 
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the first adversarial iterate of each image, or else the best by margin."""

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Misclassifies, as_component, with_logits
+from planish.attacks import Attack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed
 from planish.core.threat import ThreatModel
 from planish.search.ascent import guess
+from planish.search.found import Adversarials, as_component, with_logits
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Candidates after which the windows' area is halved once more (Andriushchenko et al. 2020, section 4)."""
@@ -24,7 +25,7 @@ TILES = 5
 
 
 @dataclass(frozen=True)
-class Square(Misclassifies):
+class Square(Attack):
     """Square: random square windows are repainted, improvements kept (Andriushchenko et al. 2020). square-QUERIES.
 
     Black box: it asks for logits alone. Algorithm 1 from vertical stripes with the updates of Algorithm 2 (Linf), or
@@ -50,7 +51,7 @@ class Square(Misclassifies):
         if not 0 < self.p_init <= 1:
             raise BadInput(f"p_init must be above 0 and at most 1, got {self.p_init}")
 
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the first misclassified candidate of each image, or else the best. Raises BadInput for other norms."""
@@ -112,8 +113,7 @@ class _Bumps(NamedTuple):
         delta = tiles.permute(0, 3, 1, 4, 2, 5).reshape(images, channels, rows * side, columns * side)
         top, left = (height - rows * side) // 2, (width - columns * side) // 2
         edges = (left, width - columns * side - left, top, height - rows * side - top)
-        delta = self.threat.radius * self.threat.steepest(F.pad(delta, edges))
-        return self.threat.project(batch.x + delta, batch.x)
+        return self.threat.step(batch.x, batch.x, F.pad(delta, edges))
 
     def candidate(self, batch: Batch, x_adv: Tensor, share: float, seed: int) -> Tensor:
         """Return the current images with new bumps in one window and nothing in the other."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Adversarials, Attack, Worst, with_logits
+from planish.attacks import Attack, Worst
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.modes import attacked
@@ -13,6 +13,7 @@ from planish.core.pass_counter import Counted
 from planish.core.threat import ThreatModel
 from planish.registry import get
 from planish.search.ascent import Score
+from planish.search.found import Adversarials, with_logits
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Borrowed(nn.Module):
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Attack):
     """An attack that goes where a surrogate's gradients point, and is judged on the model under attack alone.
 
     Images made on a substitute fool other models too (Papernot, McDaniel, Goodfellow 2016); where they break what the
@@ -79,13 +80,13 @@ class Transfer:
         """Return the attack's goal."""
         return self.attack.goal(batch)
 
-    def __call__(
+    def search(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
     ) -> Adversarials:
         """Return the first iterate of each image that reaches the attack's goal on the model, or else the best."""
         with attacked(model), attacked(self.surrogate.model):
             batch = with_logits(model, batch)
-            found = self.attack(Borrowed(model, self.surrogate), batch, threat, generator=generator)
+            found = self.attack.search(Borrowed(model, self.surrogate), batch, threat, generator=generator)
         return found._replace(passes=found.passes + found.passes // 2)
 
 
@@ -102,7 +103,7 @@ def transfer(
             "transfer makes its images on other models and none is given; name them with --surrogates, each a run "
             "folder, package.module:function or file.py:function"
         )
-    recipe: Attack = get("attacks", "multi-targeted")(steps, restarts, classes=classes, targets=targets)
+    recipe: Attack = get("attacks", "multi-targeted")(steps, restarts, targets=targets).assembled(classes)
     return Worst(tuple(_through(recipe, surrogate) for surrogate in surrogates))
 
 

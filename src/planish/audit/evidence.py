@@ -14,12 +14,13 @@ from planish.attacks.gradient import Untargeted
 from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
 from planish.core.batch import Batch, per_image
+from planish.core.checks import logits_of
 from planish.core.losses import Loss, cross_entropy, margin
 from planish.core.modes import attacked, full_precision
 from planish.core.pass_counter import Counted
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import EvaluationStep, OnChunk, evaluate, logits_of
+from planish.evaluation.evaluate import EvaluationStep, OnChunk, evaluate_steps
 from planish.records.audit import Budget
 from planish.search.ascent import evaluated
 from planish.search.objectives import loss_of, objective_of
@@ -324,11 +325,11 @@ class Evidence:
     @cached_property
     def judged(self) -> EvaluationStep:
         """The suite on all images."""
-        steps = evaluate(
+        steps = evaluate_steps(
             self.model,
             self.images,
-            self.threat,
-            {self.suite_name: self.suite},
+            threat=self.threat,
+            attacks={self.suite_name: self.suite},
             seed=self.seed,
             on_chunk=self.on_chunk,
         )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from planish.attacks import searched
 from planish.attacks.closest import Closest
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.audit.measures.bounds import estimated_bounds, violations
@@ -18,11 +19,11 @@ from planish.audit.measures.linearity import local_linearity, one_step, random_p
 from planish.audit.measures.surfaces import along_weights, filter_normalised, loss_plane, rademacher
 from planish.audit.proof import Proof, proof
 from planish.core.batch import Batch
+from planish.core.checks import logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked, full_precision
-from planish.evaluation.distances import checked, searched
-from planish.evaluation.evaluate import logits_of
+from planish.evaluation.distances import checked
 from planish.records.audit import Finding
 from planish.records.geometry import (
     REACH,

@@ -130,7 +130,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     guard: Annotated[
-        bool, typer.Option("--guard", help="MonitorState for catastrophic overfitting; go back and harden the method.")
+        bool, typer.Option("--guard", help="Watch for catastrophic overfitting; go back and strengthen the method.")
     ] = False,
     device: Device = "auto",
     resume: Resume = False,
@@ -139,8 +139,8 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs.config import experiment_of
-    from planish.runs.train import train as run
-    from planish.training.guard import EVERY
+    from planish.runs.train import train_into as run
+    from planish.training.collapse import EVERY
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     experiment = experiment_of(config, named, set_ or [])
@@ -183,7 +183,7 @@ def evaluate(
 ) -> None:
     """Attack a model on a test set, and write a report."""
     from planish.core.threat import parse_threat
-    from planish.runs.config import made
+    from planish.registry import made
     from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
 
     names = names_in(attacks)
@@ -230,8 +230,8 @@ def audit(
     from planish.audit.auditor import checks
     from planish.core.threat import parse_threat
     from planish.records.audit import to_json
+    from planish.registry import made
     from planish.runs.audit import audit_into
-    from planish.runs.config import made
     from planish.runs.judge import EvaluationConfig, load_model
 
     options = {"data": data, "threat": parse_threat(norm, radius), "attacks": (), "limit": limit, "seed": seed}
@@ -273,8 +273,8 @@ def distances(
     """Measure how far away the nearest adversarial image is."""
     from planish.core.threat import parse_threat
     from planish.records.distances import Distances, load
+    from planish.registry import made
     from planish.report.distances import distance_rows, to_json, write_distances
-    from planish.runs.config import made
     from planish.runs.judge import DISTANCES, EvaluationConfig, load_model, measure
 
     names = names_in(attacks)
@@ -361,12 +361,12 @@ def list_(
 ) -> None:
     """List the methods, attacks, suites, models, data sets or checks by name."""
     from planish.registry import PACKAGES, components, describe
-    from planish.training.cost import STATED
+    from planish.training.cost import stated_costs
 
     if what not in PACKAGES:
         raise BadInput(f"cannot list '{what}'.{nearest(what, PACKAGES)} Known: {', '.join(PACKAGES)}")
     lines = {name: describe(component) for name, component in sorted(components(what).items())}
-    print_json(lines) if json_ else print_lines(lines, STATED if what == "methods" else {})
+    print_json(lines) if json_ else print_lines(lines, stated_costs() if what == "methods" else {})
 
 
 def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None:

@@ -44,15 +44,24 @@ def scale_free_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(scores / (top[:, :1] - top[:, 1:]).clamp(min=torch.finfo(scores.dtype).eps), labels)
 
 
-def _true_and_others(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    index = labels[:, None]
-    return scores.gather(1, index).squeeze(1), scores.scatter(1, index, MASKED)
+def masked(scores: Tensor, classes: Tensor) -> Tensor:
+    """Return the scores (N, K) with that of one class each, (N,), far below every other."""
+    return scores.scatter(1, classes[:, None], MASKED)
+
+
+def likely_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the wrong classes, (N, K - 1) int64, that of the largest logit first; of equals, the smaller number."""
+    return masked(wide(logits), labels).argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
+def _of(scores: Tensor, labels: Tensor) -> Tensor:
+    return scores.gather(1, labels[:, None]).squeeze(1)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return max_{j != y} z_j - z_y: positive iff misclassified (0 is a tie)."""
-    true, others = _true_and_others(wide(logits), labels)
-    return others.amax(1) - true
+    scores = wide(logits)
+    return masked(scores, labels).amax(1) - _of(scores, labels)
 
 
 def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -65,8 +74,8 @@ def soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
     Finlay and Oberman 2019, Remark 2.2.
     """
-    true, others = _true_and_others(wide(logits), labels)
-    return others.logsumexp(1) - true
+    scores = wide(logits)
+    return masked(scores, labels).logsumexp(1) - _of(scores, labels)
 
 
 def _need_four(logits: Tensor) -> None:
@@ -91,7 +100,7 @@ def toward(target: Tensor) -> Loss:
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         scores = wide(logits)
-        return (scores.gather(1, target[:, None]) - scores.gather(1, labels[:, None])).squeeze(1)
+        return _of(scores, target) - _of(scores, labels)
 
     return loss
 

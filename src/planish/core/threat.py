@@ -75,6 +75,24 @@ class ThreatModel(ABC):
         """
         return self.project_(x_adv.clone(), x, radius)
 
+    def step(
+        self,
+        x_adv: Tensor,
+        x: Tensor,
+        direction: Tensor,
+        length: float | Tensor | None = None,
+        radius: Tensor | None = None,
+    ) -> Tensor:
+        """Return x_adv + length * steepest(direction), projected into the ball round x and into the box.
+
+        length: in pixels, a number or (N,); the radius unless given. radius: as for `project`.
+        """
+        way = self.steepest(direction)
+        if isinstance(length, Tensor):
+            length = per_image(length, way).to(way.dtype)
+        way.mul_(self.radius if length is None else length)
+        return self.project_(way.add_(x_adv), x, radius)
+
     def scaled(self, factor: float) -> Self:
         """Return the same threat with the radius times the factor."""
         return replace(self, radius=self.radius * factor)

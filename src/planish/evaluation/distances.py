@@ -8,21 +8,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK, DistanceAttack, Nearest
+from planish.attacks import DistanceAttack, searched
+from planish.core.arguments import Images, Labels, batch_of, model_of, seed_of, threat_of
 from planish.core.batch import Batch
+from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.modes import attacked
 from planish.core.pass_counter import Counted
-from planish.core.randomness import drawn_seed, seeded
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import check_images, check_logits, logits_of
+from planish.evaluation.naming import Attacks, distance_attacks_of
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
 from planish.records.identity import describe_attack
 from planish.records.origin import origin
+from planish.search.found import Nearest
 
 FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 """By how much of its distance an image may be moved away where a fresh forward finds it on the wrong side."""
+
+
+def minimum_distance(
+    model: nn.Module,
+    x: Images,
+    labels: Labels | None,
+    norm: str | ThreatModel = "L2",
+    attack: Attacks = "closest",
+    *,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> Distances:
+    """Measure how far away the nearest adversarial image is that a distance attack finds.
+
+    model, x, labels: as for `planish.evaluate`.
+    norm: "L2" or "Linf"; a threat with a radius leaves an image alone once one within it is found.
+    attack: names with commas, attack objects, a list or a dict of them; see `planish.list("attacks")`.
+    Raises BadInput.
+    """
+    network, threat, batch = model_of(model), threat_of(norm, radius=0.0), batch_of(x, labels)
+    check_images(batch, threat)
+    classes = check_logits(network, batch.select(slice(0, 1))).shape[1]
+    attacks = distance_attacks_of(attack, classes, norm=threat.name)
+    if not attacks:
+        raise BadInput('no attack is named; give one such as "closest"')
+    *_, last = measure(network, batch, threat, attacks, seed=seed_of(seed), about=about)
+    return last
 
 
 def measure(
@@ -53,7 +81,8 @@ def measure(
         record = replace(earlier, meta={**earlier.meta, **record.meta})
     for name, attack in attacks.items():
         if name not in record.names:
-            column = _measured(counted, images, threat, name, attack, seed, chunk)
+            own = attack.assembled(int(record.meta["model"]["classes"]))
+            column = _measured(counted, images, threat, name, own, seed, chunk)
             record = replace(record, columns=(*record.columns, column))
             yield record
 
@@ -94,19 +123,6 @@ def _measured(
         seconds=time.perf_counter() - began,
         meta={"attack": describe_attack(attack)},
     )
-
-
-def searched(
-    attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel, *, seed: int = 0, chunk: int = CHUNK
-) -> Nearest:
-    """Run a distance attack on a batch of any size in chunks. The outcome does not depend on `chunk`."""
-    noise = drawn_seed(seeded(seed))
-    with attacked(model):
-        parts = [
-            attack.distances(model, batch.select(slice(at, at + chunk)), threat, generator=seeded(noise))
-            for at in range(0, max(len(batch.x), 1), chunk)
-        ]
-    return Nearest(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def checked(

@@ -12,18 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK, Adversarials, Attack, Progress, components_of, run
+from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
+from planish.core.arguments import Images, Labels, batch_of, model_of, seed_of, threat_of
 from planish.core.batch import Batch
+from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.modes import Precision, evaluating, full_precision
+from planish.core.modes import Precision
 from planish.core.pass_counter import Counted
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
+from planish.evaluation.naming import Attacks, attacks_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.identity import describe_attack, same_attack
 from planish.records.origin import origin
+from planish.search.found import Adversarials
 
 
 class Update(NamedTuple):
@@ -76,9 +80,36 @@ class Search:
 
 def evaluate(
     model: nn.Module,
-    images: Batch,
-    threat: ThreatModel,
-    attacks: Mapping[str, Attack | Suite],
+    x: Images,
+    labels: Labels | None = None,
+    threat: ThreatModel | str | None = None,
+    attacks: Attacks = "autoattack",
+    *,
+    seed: int = 0,
+    precision: Precision = "float32",
+    about: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Judge a model under attacks, and return the record with its adversarial images.
+
+    model: maps images in [0, 1] to logits; it is judged in evaluation mode and stays as it is.
+    x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or a Batch, which brings its labels.
+    labels: (N,) whole numbers from 0 to K - 1.
+    threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
+    attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
+    seed: of everything random. precision: of the search; verdicts are always float32.
+    about: JSON-able facts for the record's meta, such as {"model": {"name": "mine"}}.
+    Raises BadInput.
+    """
+    *_, last = evaluate_steps(model, x, labels, threat, attacks, seed=seed, precision=precision, about=about)
+    return replace(last.evaluation, x_adv=last.x_adv.float().cpu().numpy())
+
+
+def evaluate_steps(
+    model: nn.Module,
+    x: Images,
+    labels: Labels | None = None,
+    threat: ThreatModel | str | None = None,
+    attacks: Attacks = "autoattack",
     *,
     seed: int = 0,
     chunk: int = CHUNK,
@@ -89,26 +120,37 @@ def evaluate(
     on_chunk: OnChunk | None = None,
     unfinished: Unfinished | None = None,
 ) -> Iterator[EvaluationStep]:
-    """Judge the model in evaluation mode: yield the record after the clean pass and after each attack.
+    """Judge as `evaluate` does, and yield the record after the clean pass and after each attack.
 
-    images: the test set, x (N, C, H, W) in [0, 1], on the model's device. attacks: by name, in order; each is run on
-    the images that none before it has broken, but one that counts reached targets on all correct images. A suite is run
-    stage by stage, a column "suite/stage" each, and may choose the next by what the ones before found. The model's
-    modes, parameters and statistics stay as they are. precision: of the search; verdicts are always float32.
-    about: JSON-able facts for the record's meta. earlier: a record of the same model, data, threat and seed, whose
-    attacks are not run again; x_adv: (N, ...) the images that they left, where these were kept. unfinished: where the
-    attack at work keeps its progress.
-    Raises BadInput for images, labels, outputs or an earlier record that do not fit.
+    attacks: by name, in order; each is run on the images that none before it has broken, but one that counts reached
+    targets on all correct images. A suite is run stage by stage, a column "suite/stage" each, and may choose the next
+    by what the ones before found. The model's modes, parameters and statistics stay as they are.
+    earlier: a record of the same model, data, threat and seed, whose attacks are not run again; x_adv: (N, ...) the
+    images that they left, where these were kept. unfinished: where the attack at work keeps its progress.
+    Raises BadInput at once for arguments, images, labels, outputs or an earlier record that do not fit.
     """
-    counted = Counted(model)
+    counted = Counted(model_of(model))
+    images, threat, seed = batch_of(x, labels), threat_of(threat), seed_of(seed)
     check_images(images, threat)
     began = time.perf_counter()
     images = images._replace(logits=check_logits(counted, images, chunk))
+    assert images.logits is not None
+    wanted = attacks_of(attacks, images.logits.shape[1], norm=threat.name)
     judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began)
     if earlier is not None:
-        judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), attacks)
+        judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), wanted)
+    return _steps(counted, images, threat, wanted, judged, Search(chunk, precision, on_chunk, unfinished))
+
+
+def _steps(
+    counted: Counted,
+    images: Batch,
+    threat: ThreatModel,
+    attacks: Mapping[str, Attack | Suite],
+    judged: EvaluationStep,
+    search: Search,
+) -> Iterator[EvaluationStep]:
     yield judged
-    search = Search(chunk, precision, on_chunk, unfinished)
     for name, attack in attacks.items():
         while (stage := _next(name, attack, judged.evaluation)) is not None:
             judged = _attacked(counted, images, threat, stage, judged, search)
@@ -117,20 +159,15 @@ def evaluate(
 
 def _next(name: str, attack: Attack | Suite, record: Evaluation) -> Stage | None:
     """Return what is to be run next for this name, as a stage with its column's name; None when it is done."""
+    classes = int(record.meta["model"]["classes"])
     if isinstance(attack, Suite):
         own = {column.name[len(name) + 1 :]: column for column in record.columns if column.name.startswith(f"{name}/")}
         stage = attack.following(own, len(record.labels))
-        return stage and stage._replace(name=f"{name}/{stage.name}")
+        return stage and stage._replace(name=f"{name}/{stage.name}", attack=stage.attack.assembled(classes))
     if name in record.names:
         return None
+    attack = attack.assembled(classes)
     return Stage(name, attack, "correct" if _counts_targets(attack) else "survivors")
-
-
-def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Return the logits (N, K) in float32, evaluation mode, autocast off, without a graph."""
-    with evaluating(model), torch.no_grad(), full_precision(x):
-        parts = [model(part).float() for part in torch.split(x, chunk) if len(part)]
-    return torch.cat(parts) if parts else x.new_zeros(0, 2)
 
 
 def _clean(
@@ -166,10 +203,13 @@ def _continued(
     for key in ("model", "data", "threat", "seed"):
         if earlier.meta.get(key) != fresh.evaluation.meta[key]:
             raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
+    classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:
         wanted = attacks.get(column.name)
         known = column.meta.get("attack")
-        if wanted is not None and not isinstance(wanted, Suite) and not same_attack(known, wanted, column.name):
+        if wanted is None or isinstance(wanted, Suite):
+            continue
+        if not same_attack(known, wanted.assembled(classes), column.name):
             raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
     return EvaluationStep(replace(earlier, meta={**earlier.meta, **fresh.evaluation.meta}), x_adv)
 
@@ -284,50 +324,3 @@ def verified(
             f"{int((~feasible).sum())} images (largest distance {worst:g})"
         )
     return logits_of(model, found.x_adv, max(1, chunk - 1))
-
-
-def check_images(images: Batch, threat: ThreatModel) -> None:
-    """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the box, each with a label and an index.
-
-    All three must be on one device.
-    """
-    x = images.x
-    if x.ndim != 4 or len(x) == 0:
-        raise BadInput(f"images must be (N, channels, height, width) with N > 0, got {tuple(x.shape)}")
-    for what, values in (("labels", images.labels), ("indices", images.indices)):
-        if values.shape != (len(x),) or values.dtype != torch.int64:
-            shape = tuple(values.shape)
-            raise BadInput(f"{what} must be int64 of shape ({len(x)},), got {values.dtype} of shape {shape}")
-        if values.device != x.device:
-            raise BadInput(f"the images are on {x.device} and the {what} on {values.device}; move them to one device")
-    low, high = float(x.min()), float(x.max())
-    if not (low >= threat.low and high <= threat.high):
-        raise BadInput(
-            f"pixels lie in [{low:g}, {high:g}], not in [{threat.low:g}, {threat.high:g}]; give raw images divided "
-            "by 255 and put any normalization inside the model"
-        )
-
-
-def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
-    """Return the clean logits. Raises BadInput unless they are finite logits (N, K) with K above every label."""
-    try:
-        logits = logits_of(model, images.x, chunk)
-    except BadInput:
-        raise
-    except Exception as error:
-        shape = tuple(images.x.shape[1:])
-        raise BadInput(f"the model raises {type(error).__name__} on images of shape {shape}: {error}") from error
-    if logits.ndim != 2 or len(logits) != len(images.x) or logits.shape[1] < 2:
-        raise BadInput(
-            f"the model must return logits (N, classes), got {tuple(logits.shape)} for {len(images.x)} images"
-        )
-    if not bool(logits.isfinite().all()):
-        raise BadInput(f"the model returns NaN or infinite logits on {int((~logits.isfinite()).any(1).sum())} images")
-    low, high = int(images.labels.min()), int(images.labels.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise BadInput(
-            f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
-        )
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
-        raise BadInput("the model returns probabilities; give logits: leave its softmax out, it hides the gradients")
-    return logits

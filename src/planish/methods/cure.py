@@ -1,7 +1,7 @@
 """CURE: pay for how much the gradient changes along its own direction, the curvature of the loss."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,20 @@ from planish.search.linearize import linearize
 class CURE(Plain):
     """CURE: CE(x) + lambda ||grad l(x + h z) - grad l(x)||_2 (Moosavi-Dezfooli et al. 2019).
 
+    weight: lambda, at least 0; 0.8 is the published 4 where a pixel is normalised by a deviation of 0.2.
+    length: h, in pixels; 0.6 is the published 3 in the same units.
+    warmup: share of the training over which h grows from 0.
+    power: 1 as in the authors' code, or 2 for the squared norm of the paper.
+
     z points along the threat's steepest direction, sign(grad l) for Linf, and has l2 length 1; no gradient flows
-    through it. x + h z may leave the box. length: h, in pixels; 0.6 is the published 3 where a pixel is normalised by a
-    deviation of 0.2. warmup: share of the training over which h grows from 0. weight: lambda; 0.8 is the published 4
-    in the same units. power: 1 as in the authors' code, 2 for the squared norm of the paper. Both gradients are
-    differentiated, in float32. Batch norm: batch statistics everywhere; running averages updated once, by x.
+    through it. x + h z may leave the box. Both gradients are differentiated, in float32.
+    Batch norm: batch statistics everywhere; running averages updated once, by x.
+
     Differs: the authors' code takes the penalty in evaluation mode, which costs a clean pass more, and fine-tunes an
-    ordinary network; sharing the clean pass needs one mode for both. Cost: 4.08.
+    ordinary network; sharing the clean pass needs one mode for both.
     """
 
+    cost: ClassVar[float] = 4.08
     weight: float = 0.8
     length: float = 0.6
     warmup: float = 0.25

@@ -32,12 +32,14 @@ class Outer(NamedTuple):
 class ELLE(Plain):
     """ELLE: CE(x_adv) + lambda (l(c) - (1 - a) l(p) - a l(q))^2, c = (1 - a) p + a q (Abad Rocamora et al. 2024).
 
-    x_adv is one step of a radius from the image. points: "random" draws p and q in the ball, which may leave the box,
-    and a in [0, 1), and asks for all three in one batch, as published; "midpoint" takes p = x, q = x_adv, a = 1/2,
-    of which two are at hand. weight: lambda; published with 1000, and up to 10000 for large radii. Linearity errors
-    are computed in float32. Batch norm: batch statistics everywhere; running averages updated once, by x_adv.
+    weight: lambda, at least 0; published with 1000, and up to 10000 for large radii.
+    points: "random" draws p and q in the ball, which may leave the box, and a in [0, 1), and asks for all three in one
+        batch, as published; "midpoint" takes p = x, q = x_adv and a = 1/2, of which two are at hand.
+
+    x_adv is one step of a radius from the image. Linearity errors are computed in float32.
+    Batch norm: batch statistics everywhere; running averages updated once, by x_adv.
+
     Differs: x_adv stays in the box; one optimizer step a batch, where the authors' code makes two.
-    Cost: 4.67; midpoint 3.33.
     """
 
     weight: float = 1000.0
@@ -45,6 +47,11 @@ class ELLE(Plain):
 
     def __post_init__(self) -> None:
         at_least(0, weight=self.weight)
+
+    @property
+    def cost(self) -> float:
+        """With the three random points in a batch of their own, or with the midpoint alone."""
+        return 4.67 if self.points == "random" else 3.33
 
     def strengthened(self) -> "ELLE":
         """Return it with twice the weight."""
@@ -90,7 +97,7 @@ class ELLE(Plain):
             with fixed_statistics(model):
                 if x_adv is None:
                     clean, gradient = tangent(loss_at, batch.x)
-                    x_adv = threat.project(batch.x + threat.radius * threat.steepest(gradient), batch.x)
+                    x_adv = threat.step(batch.x, batch.x, gradient)
                 else:
                     clean = loss_at(batch.x)
                 between = loss_at((batch.x + x_adv) / 2)
@@ -128,12 +135,15 @@ class History(NamedTuple):
 class ELLEA(ELLE):
     """ELLE-A: ELLE with a lambda that is 0 until the error is an outlier, and then decays (Abad Rocamora et al. 2024).
 
-    Lambda becomes `weight` when the batch's error is above the mean plus `sensitivity` standard deviations of the
-    errors before it, of which there must be three, and otherwise `decay` times what it was. Everything else is as in
-    ELLE. Between steps it remembers how many errors there were, their mean and variance, and lambda; a step that is
-    computed twice counts once.
+    weight: lambda after an outlier, at least 0.
+    decay: what lambda is multiplied by at every other step.
+    sensitivity: an outlier is above the mean plus so many standard deviations of the errors before it, of which there
+        must be three.
+
+    Everything else is as in ELLE. Between steps it remembers how many errors there were, their mean and variance, and
+    lambda; a step that is computed twice counts once.
+
     Differs: lambda rises for the very batch that is an outlier, in the authors' code from the next batch on.
-    Cost: 4.67; midpoint 3.33.
     """
 
     weight: float = 4000.0

@@ -1,6 +1,7 @@
 """Free adversarial training: the backward that trains the weights also moves the images."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,20 @@ DELTA = "free.delta"
 class Free(Plain):
     """Free: CE(x_adv), each batch replayed, one backward for weights and images (Shafahi et al. 2019, Algorithm 1).
 
-    The perturbation is 0 at first and makes a steepest step of step_in_radii when the loss's backward() runs, weights
-    and perturbation from the same gradient. It is remembered by place in the batch, not by image: every replay and
-    every new batch starts where the last one ended. replays: of every batch, with an update of the weights each, so
-    that E epochs pass over the data E * replays times: set epochs to the usual number over replays (and a learning
-    rate of 0.04, Wong, Rice and Kolter 2020). A smaller batch uses and moves the first places; new places start at 0.
+    replays: how often each batch is trained on, at least 1. E epochs pass over the data E * replays times: set epochs
+        to the usual number over replays (and a learning rate of 0.04, Wong, Rice and Kolter 2020).
+    step_in_radii: of the images in a replay, at least 0.
+
+    The perturbation is 0 at first. When the loss's backward() runs, it makes a steepest step from the gradient that the
+    weights get too. It is remembered by place in the batch, not by image: every replay and every new batch starts where
+    the last one ended. A smaller batch uses and moves the first places; new places start at 0.
     Batch norm: running averages updated once a replay.
+
     Differs: x_adv is in the box from the first replay on; public PyTorch code clips to it after the first step only.
-    Cost: 1.00 for each replay.
     """
 
+    cost: ClassVar[float] = 1.0
+    """Of each replay."""
     replays: int = 8
     step_in_radii: float = 1.0
 
@@ -41,8 +46,7 @@ class Free(Plain):
         x_adv = threat.project(x + delta[: len(x)], x)
 
         def move(gradient: Tensor) -> None:
-            step = self.step_in_radii * threat.radius * threat.steepest(gradient)
-            delta[: len(x)] = threat.project(x_adv + step, x) - x
+            delta[: len(x)] = threat.step(x_adv, x, gradient, self.step_in_radii * threat.radius) - x
 
         leaf = x_adv.detach().requires_grad_()
         leaf.register_hook(move)  # type: ignore[no-untyped-call]

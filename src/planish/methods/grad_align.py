@@ -26,14 +26,15 @@ LARGEST_FITTED = 16
 class GradAlign(Plain):
     """GradAlign: CE(x_adv) + lambda (1 - cos(grad l(x), grad l(x + eta))) (Andriushchenko, Flammarion 2020).
 
+    weight: lambda; None: 0.02 * 10^(255 radius / 8), fitted by the authors for up to 16/255, and its 2 there beyond.
+    factor: times lambda, at least 0.
+    backprop: "one-sided" differentiates the gradient at x + eta alone, as the authors' code does; "both" either one.
+
     x_adv is one step of a radius along grad l(x), the same gradient. eta is uniform in the ball and may leave the box,
-    as in the authors' code. Images whose gradient is 0 at either point are left out of the mean. weight: lambda;
-    None: 0.02 * 10^(255 radius / 8), fitted by the authors for up to 16/255, and its 2 there beyond.
-    factor: times lambda. backprop: "one-sided" differentiates the gradient at x + eta alone, as the authors' code
-    does; "both" either gradient. Gradients are computed in float32. Batch norm: batch statistics everywhere; running
-    averages updated once, by x_adv.
+    as in the authors' code. Images whose gradient is 0 at either point are left out of the mean. Gradients are computed
+    in float32. Batch norm: batch statistics everywhere; running averages updated once, by x_adv.
+
     Differs: published for Linf; in L2 the formula takes radius / sqrt(D), what the radius is for a pixel.
-    Cost: 3.71; both 5.08.
     """
 
     weight: float | None = None
@@ -48,6 +49,11 @@ class GradAlign(Plain):
         """The gradient at the random point is differentiated."""
         return True
 
+    @property
+    def cost(self) -> float:
+        """With one gradient that is differentiated, or two."""
+        return 3.71 if self.backprop == "one-sided" else 5.08
+
     def strengthened(self) -> "GradAlign":
         """Return it with twice the weight."""
         return replace(self, factor=2 * self.factor)
@@ -59,7 +65,7 @@ class GradAlign(Plain):
         there = self._gradient(model, batch, around, differentiable=True)
         x_adv = context.x_adv
         if x_adv is None:
-            x_adv = threat.project(batch.x + threat.radius * threat.steepest(here.detach()), batch.x)
+            x_adv = threat.step(batch.x, batch.x, here.detach())
         logits = model(x_adv)
         loss, turned = cross_entropy(logits, batch.labels).mean(), misalignment(here, there)
         terms = {"adversarial_cross_entropy": loss.detach(), "misalignment": turned.detach()}

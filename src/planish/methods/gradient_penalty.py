@@ -23,15 +23,18 @@ Scale = Literal["tulip", "exact"]
 class GradientPenalty(Plain):
     """Gradient penalty: CE + lambda/2 ||grad l||_*^2, dual norm (Finlay and Oberman 2019, eq. 8).
 
-    norm: "dual" to the threat, or "l1" / "l2" whatever the threat. weight: lambda. power: 2, or 1 for the
-    unsquared penalty lambda ||grad l||_* (Rodriguez-Munoz et al. 2024, with weight = a * radius). scale:
-    "tulip" measures the slope along a unit l2 direction as the authors' code does, so that the l1 norm is
-    divided by sqrt(D); "exact" does not. slope: "forward" difference, "central" difference, or
-    "double-backward" (exact). length: l2 length of the probe in pixels; None: 0.01 as published, or 0.5 under
-    bf16 autocast, whose rounding would drown a shorter one. Batch norm: every pass in its own batch's
-    statistics; running averages updated by each (2, 3 or 1 times).
-    Differs: the paper's Algorithm 1 prints lambda without the 1/2 of eq. 8. Cost: 2.33 forward, 3.33 central,
-    2.04 double.
+    weight: lambda, at least 0.
+    norm: "dual" to the threat's, or "l1" or "l2" whatever the threat.
+    scale: "tulip" measures the slope along a unit l2 direction as the authors' code does, so that the l1 norm is
+        divided by sqrt(D); "exact" does not.
+    power: 2, or 1 for lambda ||grad l||_* (Rodriguez-Munoz et al. 2024, with weight = a * radius).
+    slope: by a "forward" difference, a "central" difference, or "double-backward", which is exact.
+    length: l2 length of the probe in pixels; None: 0.01 as published, or 0.5 under bf16 autocast, whose rounding would
+        drown a shorter one.
+
+    Batch norm: every pass in its own batch's statistics; running averages updated by each (2, 3 or 1 times).
+
+    Differs: the paper's Algorithm 1 prints lambda without the 1/2 of eq. 8.
     """
 
     weight: float = 0.1
@@ -45,6 +48,11 @@ class GradientPenalty(Plain):
     def second_order(self) -> bool:
         """Whether a gradient is differentiated."""
         return self.slope == "double-backward"
+
+    @property
+    def cost(self) -> float:
+        """By how the slope is measured."""
+        return {"forward": 2.33, "central": 3.33, "double-backward": 2.04}[self.slope]
 
     def __post_init__(self) -> None:
         at_least(0, weight=self.weight)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Guided(Plain, ABC):
     consistency_weight: lambda at its base. Kinds of it say what D is, and how lambda changes over the training.
     """
 
+    cost: ClassVar[float] = 2.67
     consistency_weight: float
 
     def __post_init__(self) -> None:
@@ -69,13 +70,16 @@ class Guided(Plain, ABC):
 class GAT(Guided):
     """GAT: CE(x) + lambda ||p(x) - p(x_adv)||^2, the distance guiding every second search (Sriramanan et al. 2020).
 
+    consistency_weight: lambda, at least 0.
+    late_factor: lambda is so many times larger late in the training, as in the authors' code.
+    late_from: share of the training after which it is late (published: the last 15 of 100 epochs).
+
     x_adv: one step of a radius from a random corner of half the radius, up CE on even steps, up CE + lambda
-    ||p(x) - p(.)||^2 on odd ones. consistency_weight: lambda. late_factor: lambda is so many times larger after
-    late_from of the training, as in the authors' code (4 times in the last 15 of 100 epochs).
+    ||p(x) - p(.)||^2 on odd ones. In L2 the corner is a random point of the sphere.
     Batch norm: the running averages inside the search; they are updated by the clean and by the perturbed pass.
+
     Differs: the clean pass serves the search and the outer loss, which is the same arithmetic, so that the running
     averages are updated twice a step and not three times; odd and even are counted through, not anew in every epoch.
-    In L2 the corner is a random point of the sphere. Cost: 2.67.
     """
 
     consistency_weight: float = 10.0
@@ -99,14 +103,15 @@ class GAT(Guided):
 class NuAT(Guided):
     """NuAT: CE(x) + lambda ||f(x) - f(x_adv)||_nuclear / N, over the batch of N (Sriramanan et al. 2021).
 
+    consistency_weight: lambda once it has grown, at least 0.
+    ramp: share of the training over which lambda grows linearly from 0 (90 of 100 epochs in the authors' code).
+
     f are the logits, (N, K). x_adv: one step of a radius from a random corner of half the radius, up CE on even steps,
-    up CE + lambda / N times the nuclear norm on odd ones. consistency_weight: lambda, which grows linearly from 0 over
-    `ramp` of the training and stays (90 of 100 epochs in the authors' code).
+    up CE + lambda / N times the nuclear norm on odd ones. In L2 the corner is a random point of the sphere.
     Batch norm: the running averages inside the search; they are updated by the clean and by the perturbed pass.
-    Differs: the clean pass serves the search and the outer loss, which is the same arithmetic, so that the running
-    averages are updated twice a step and not three times; odd and even are counted through, not anew in every epoch;
-    lambda grows every step, not every epoch; the norm is divided by the batch's own size, also where that is smaller.
-    In L2 the corner is a random point of the sphere. Cost: 2.67.
+
+    Differs: as GAT does; lambda grows every step, not every epoch; the norm is divided by the batch's own size, also
+    where that is smaller.
     """
 
     consistency_weight: float = 4.5

@@ -32,14 +32,22 @@ class Nominal(NamedTuple):
 class LLR(Plain):
     """LLR, local linearity: w CE + lambda (gamma + s |<delta, grad l>|) (Qin et al. 2019, eq. 8).
 
-    gamma = |l(x + delta) - l(x) - <delta, grad l(x)>| at the delta that Adam finds to maximise it, `steps`
-    long, from a uniform start. The clean pass collects its batch statistics, every perturbed pass reuses
-    them, and running averages are updated once. What is minimised is computed in float32; under autocast only
-    the search for delta is not. slope_weight is s; give mu instead to set mu = lambda s, as in eq. 8. warmup:
-    share of the training over which the radius grows from 0. inner_gradient: "official" holds <delta, grad>
-    constant in the ascent, as the authors' code does; "exact" differentiates it.
-    Use a smooth activation (softplus, GELU): the curvature of a ReLU network is invisible to double backward.
-    Differs: running variances are unbiased, as everywhere in PyTorch. Cost: 4.37 for two steps, 9.71 for ten.
+    steps: of Adam, in the search for delta, at least 1.
+    linearity_weight: lambda, at least 0.
+    slope_weight: s.
+    mu: lambda s, given directly as in eq. 8; None: from slope_weight.
+    nominal_weight: w, at least 0.
+    step_in_radii: of Adam.
+    warmup: share of the training over which the radius grows from 0.
+    inner_gradient: "official" holds <delta, grad l> constant in the search, as the authors' code does; "exact"
+        differentiates it.
+
+    gamma = |l(x + delta) - l(x) - <delta, grad l(x)>| at the delta that the search finds to maximise it, from a uniform
+    start. What is minimised is computed in float32; under autocast only the search is not. Use a smooth activation
+    (softplus, GELU): the curvature of a ReLU network is invisible to double backward.
+    Batch norm: the clean pass collects its statistics, every perturbed pass reuses them; running averages updated once.
+
+    Differs: running variances are unbiased, as everywhere in PyTorch.
     """
 
     steps: int = 2
@@ -61,6 +69,11 @@ class LLR(Plain):
     def second_order(self) -> bool:
         """The gradient of the clean loss is differentiated."""
         return True
+
+    @property
+    def cost(self) -> float:
+        """A double backward, and a forward and a backward to the images for each step of the search."""
+        return 3.04 + 2 / 3 * self.steps
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the weighted mean of nominal loss, linearity error and slope."""

@@ -23,18 +23,20 @@ from planish.search.objectives import linearity_error
 class Planish(Plain):
     """planish's own: CE(x_adv), one step from noise, at a radius that grows; x_adv may be held against the noise.
 
-    l is the cross entropy of smoothed labels, in the search as in the loss. One pass at x_0 = x + noise serves the step
-    from x_0 to x_adv and, where asked for, stays in the graph, so that x_adv is held against it:
-    c MSE(f(x_adv), f(x_0)) over all N K logits (as in Jia et al. 2022) and
+    noise_in_radii: radius of the uniform noise, at least 0.
+    step: "full" goes a radius; "per-pixel" goes a share of two radii along each pixel, drawn anew for each.
+    label_smoothing: share of the label that all classes get alike, in [0, 1), in the search as in the loss.
+    consistency_weight: c, at least 0.
+    linearity_weight: lambda, at least 0; above 0 both passes are float32, also under autocast.
+    outer: "cross-entropy", or "qub" for its `quadratic_bound` round f(x_0), which has no weight to set (You and Lee
+        2025 bound it round f(x), a pass more).
+    warmup: share of the training over which the radius grows from 0, noise and step with it.
+
+    One pass at x_0 = x + noise serves the step from x_0 to x_adv and, where asked for, stays in the graph, so that
+    x_adv is held against it: c MSE(f(x_adv), f(x_0)) over all N K logits (as in Jia et al. 2022) and
     lambda |l(x_adv) - l(x_0) - <x_adv - x_0, grad l(x_0)>| (as in Li and Yu 2022, eq. 4), through whose gradient
     nothing flows. No step back to the ball: noise and step add up (as in de Jorge et al. 2022).
-    noise_in_radii: radius of the uniform noise. step: "full" goes a radius; "per-pixel" goes a share of two radii along
-    each pixel, the share drawn anew for each. label_smoothing: share of the label that all classes get alike, below 1.
-    consistency_weight: c. linearity_weight: lambda. outer: "cross-entropy", or "qub" for its `quadratic_bound` round
-    f(x_0), which has no weight to set (You and Lee 2025 bound it round f(x), a pass more). warmup: share of the
-    training over which the radius grows from 0, noise and step with it.
-    Batch norm: the batch's statistics in both passes; running averages updated by x_adv. Cost: 1.67; 2.33 where x_adv
-    is held against x_0. With linearity_weight above 0 both passes are float32, also under autocast.
+    Batch norm: the batch's statistics in both passes; running averages updated by x_adv.
     """
 
     noise_in_radii: float = 2.0
@@ -75,6 +77,11 @@ class Planish(Plain):
         if self.linearity_weight > 0:
             total = total + self.linearity_weight * error
         return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, logits.detach())
+
+    @property
+    def cost(self) -> float:
+        """One pass at x_0 and one at x_adv; the first has a backward to the weights where x_adv is held against it."""
+        return 2.33 if self._held else 1.67
 
     def strengthened(self) -> "Planish":
         """Return it with a radius more of noise and twice the weights."""

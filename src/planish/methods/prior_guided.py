@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,24 +27,25 @@ class Past(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PriorGuided(Plain):
-    """FGSM-MEP: CE(x_adv) + lambda MSE of logits at x_adv and at the remembered start (Jia et al. 2022).
+class FGSMEP(Plain):
+    """FGSM-EP: FGSM-MEP without momentum, each search starts where the image's last one ended (Jia et al. 2022).
 
-    x_adv: one step of a radius from the perturbation that is remembered for the image, up the smoothed CE. What is
-    remembered next moves from the same start along the momentum g <- decay g + gradient / ||gradient||_1; with decay 0
-    it is x_adv itself (FGSM-EP). The first pass is kept and is the other side of the mean squared error, over all N K
-    logits. consistency_weight: lambda. label_smoothing: share of the label that the other classes get together, so that
-    p_y = 1 - label_smoothing, in the search too. period: share of the training after which all is forgotten and begins
-    at a random corner (40 of 110 epochs as published).
-    Memory: for each image one float16 perturbation, and with decay > 0 one bfloat16 momentum, on the batch's device:
-    4 bytes a pixel value, 0.6 GB for CIFAR-10. Keyed by batch.indices and written when the loss's backward() runs.
-    Raises BadInput without context.identities.
+    consistency_weight: lambda of the mean squared error, over all N K logits, at least 0.
+    label_smoothing: share of the label that the other classes get together, so that p_y = 1 - label_smoothing, in the
+        search too.
+    period: share of the training after which all is forgotten and begins at a random corner, above 0 (40 of 110 epochs
+        as published).
+
+    x_adv: one step of a radius from the perturbation that is remembered for the image, up the smoothed CE. The first
+    pass is kept and is the other side of the mean squared error.
+    Memory: for each image one float16 perturbation on the batch's device, 0.3 GB for CIFAR-10. Keyed by batch.indices
+    and written when the loss's backward() runs. Raises BadInput without context.identities.
     Batch norm: the batch's statistics in both passes; running averages updated by both.
-    Differs: the start is clipped to the box; the gradient's l1 norm is taken over the image, not over the batch. As
-    published, a perturbation is not cropped or flipped with its image. Cost: 2.33.
+
+    Differs: the start is clipped to the box. As published, a perturbation is not cropped or flipped with its image.
     """
 
-    decay: float = 0.3
+    cost: ClassVar[float] = 2.33
     consistency_weight: float = 10.0
     label_smoothing: float = 0.4
     period: float = 0.36
@@ -53,6 +54,11 @@ class PriorGuided(Plain):
         at_least(0, decay=self.decay, consistency_weight=self.consistency_weight, label_smoothing=self.label_smoothing)
         if not self.period > 0:
             raise BadInput(f"period must be above 0, got {self.period}; 1 = nothing is ever forgotten")
+
+    @property
+    def decay(self) -> float:
+        """No momentum."""
+        return 0.0
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean smoothed CE + lambda * MSE of logits; its backward() writes the memory."""
@@ -66,7 +72,7 @@ class PriorGuided(Plain):
 
         gradient = tangent(loss_at, past.x_adv).gradient
         component, guide = seen
-        x_adv = _moved(past.x_adv, gradient, batch.x, threat)
+        x_adv = threat.step(past.x_adv, batch.x, gradient)
         logits = model(x_adv)
         value = self._loss(logits, batch.labels).mean()
         gap = F.mse_loss(wide(logits), wide(guide))
@@ -75,7 +81,7 @@ class PriorGuided(Plain):
         terms = {"adversarial_cross_entropy": value.detach(), "consistency": gap.detach()}
         return TrainingLoss(value + self.consistency_weight * gap, terms, logits.detach())
 
-    def strengthened(self) -> "PriorGuided | None":
+    def strengthened(self) -> Self | None:
         """Return the method with twice the weight on the consistency of logits."""
         return replace(self, consistency_weight=2 * self.consistency_weight) if self.consistency_weight > 0 else None
 
@@ -101,7 +107,7 @@ class PriorGuided(Plain):
             length = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
             momentum = self.decay * past.momentum + gradient / per_image(length, gradient)
             memory[MOMENTUM][rows] = momentum.to(torch.bfloat16)
-            x_adv = _moved(past.x_adv, momentum, batch.x, threat)
+            x_adv = threat.step(past.x_adv, batch.x, momentum)
         memory[DELTA][rows] = (x_adv - batch.x).to(torch.float16)
         memory[PERIOD][rows] = self._number(context)
 
@@ -124,13 +130,20 @@ class PriorGuided(Plain):
         return memory
 
 
-def _moved(x_adv: Tensor, direction: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    return threat.project(x_adv + threat.radius * threat.steepest(direction), x)
+@dataclass(frozen=True)
+class FGSMMEP(FGSMEP):
+    """FGSM-MEP: CE(x_adv) + lambda MSE of logits at x_adv and at the remembered start (Jia et al. 2022).
+
+    decay: of the momentum, at least 0. The rest as in FGSM-EP.
+
+    What is remembered next moves from the same start along the momentum g <- decay g + gradient / ||gradient||_1; with
+    decay 0 it is x_adv itself.
+    Memory: for each image also one bfloat16 momentum, 0.6 GB for CIFAR-10 in all.
+
+    Differs: as FGSM-EP does; the gradient's l1 norm is taken over the image, not over the batch.
+    """
+
+    decay: float = 0.3
 
 
-def fgsm_ep(consistency_weight: float = 10.0, label_smoothing: float = 0.4, period: float = 0.36) -> PriorGuided:
-    """FGSM-EP: FGSM-MEP without momentum, each search starts where the image's last one ended (Jia et al. 2022)."""
-    return PriorGuided(0.0, consistency_weight, label_smoothing, period)
-
-
-COMPONENTS = {"fgsm-ep": fgsm_ep, "fgsm-mep": PriorGuided}
+COMPONENTS = {"fgsm-ep": FGSMEP, "fgsm-mep": FGSMMEP}

@@ -1,7 +1,7 @@
 """SEAT and SEAT-FL: one-step training that also pays for, and seeks out, violated linearity."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,16 @@ from planish.search.step_rules import Steepest
 class SEAT(Plain):
     """SEAT: CE(x_adv) + lambda |linearity error|, x_adv up margin + lambda error (Li and Yu 2022, eqs. 8, 9).
 
-    The step is one radius from a random corner. No gradient flows through grad
-    l(x). The clean pass is shared by the inner and the outer problem, which is the same arithmetic.
-    linearity_weight: lambda, 0.5 in the paper, 0.6 in its code. flood: b of |CE - b| + b on the batch's mean
-    (SEAT-FL), 0 = off. abs_over: "example", or "batch" as published, where signed errors cancel across the
-    batch. direction: "corner" takes the published second pass at a random corner; "clean" follows the
-    gradient of the clean cross entropy, which is already there (cost 2.33). inner_gradient: "official" holds
-    <delta, grad l> constant in the ascent, as published; "exact" differentiates it.
-    Batch norm: batch statistics everywhere; running averages updated by the clean and by the perturbed outer
-    pass. The linearity error is computed in float32. Cost: 3.00.
+    linearity_weight: lambda, at least 0; 0.5 in the paper, 0.6 in its code.
+    flood: b of |CE - b| + b on the batch's mean (SEAT-FL), at least 0; 0 = off.
+    abs_over: "example", or "batch" as published, where signed errors cancel across the batch.
+    direction: "corner" takes the published second pass at a random corner; "clean" follows the gradient of the clean
+        cross entropy, which is already there.
+    inner_gradient: "official" holds <delta, grad l> constant in the ascent, as published; "exact" differentiates it.
+
+    The step is one radius from a random corner. No gradient flows through grad l(x). The clean pass is shared by the
+    inner and the outer problem, which is the same arithmetic. The linearity error is computed in float32.
+    Batch norm: batch statistics everywhere; running averages updated by the clean and by the perturbed outer pass.
     """
 
     linearity_weight: float = 0.5
@@ -42,6 +43,11 @@ class SEAT(Plain):
 
     def __post_init__(self) -> None:
         at_least(0, linearity_weight=self.linearity_weight, flood=self.flood)
+
+    @property
+    def cost(self) -> float:
+        """The clean pass, the pass at the corner where there is one, and the pass at x_adv."""
+        return 3.0 if self.direction == "corner" else 2.33
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the (flooded) mean adversarial cross entropy plus lambda times the mean linearity error."""
@@ -58,7 +64,7 @@ class SEAT(Plain):
         terms = {"adversarial_cross_entropy": value.detach(), "linearity_error": error.detach()}
         return TrainingLoss(flooded + self.linearity_weight * error, terms, logits.detach())
 
-    def strengthened(self) -> "SEAT | None":
+    def strengthened(self) -> Self | None:
         """Return the method with twice the weight on the linearity error."""
         return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
 
@@ -66,7 +72,7 @@ class SEAT(Plain):
         self, model: nn.Module, batch: Batch, threat: ThreatModel, local: Linearization, generator: torch.Generator
     ) -> Tensor:
         if self.direction == "clean":
-            return threat.project(batch.x + threat.radius * threat.steepest(local.gradient), batch.x)
+            return threat.step(batch.x, batch.x, local.gradient)
         value = local.value.detach()
         error = linearity_error(
             cross_entropy,
@@ -83,14 +89,19 @@ class SEAT(Plain):
             return ascend(objective, batch.x, threat, Steepest(1.0), 1, start=start)
 
 
-def seat_fl(flood: float = 0.9, linearity_weight: float = 0.5) -> SEAT:
+@dataclass(frozen=True)
+class SEATFL(SEAT):
     """SEAT-FL: SEAT with flooding, |CE - b| + b, on the adversarial loss (Li and Yu 2022, section 3.3.1)."""
-    return SEAT(linearity_weight=linearity_weight, flood=flood)
+
+    flood: float = 0.9
 
 
-def seat_published(flood: float = 0.0) -> SEAT:
+@dataclass(frozen=True)
+class SEATPublished(SEAT):
     """SEAT as its published code runs: lambda 0.6, the absolute value of the batch's mean error (Li and Yu 2022)."""
-    return SEAT(linearity_weight=0.6, flood=flood, abs_over="batch")
+
+    linearity_weight: float = 0.6
+    abs_over: AbsOver = "batch"
 
 
-COMPONENTS = {"seat": SEAT, "seat-fl": seat_fl, "seat-published": seat_published}
+COMPONENTS = {"seat": SEAT, "seat-fl": SEATFL, "seat-published": SEATPublished}

@@ -21,11 +21,15 @@ from planish.search.step_rules import Steepest
 class SSAT(Plain):
     """SSAT: CE(x + k/c d), d by RS-FGSM, with the smallest k that is misclassified (Kim, Lee and Lee 2021).
 
-    k is 0 where the image itself is misclassified, and c where no k below c is. checkpoints: c. step_in_radii: of
-    RS-FGSM. Checkpoints are classified in evaluation mode, all in one batch of c times the images. Batch norm: batch
-    statistics in the attack; running averages updated once, by the images trained on.
+    checkpoints: c, at least 1.
+    step_in_radii: of RS-FGSM.
+
+    k is 0 where the image itself is misclassified, and c where no k below c is. Checkpoints are classified in
+    evaluation mode, all in one batch of c times the images.
+    Batch norm: batch statistics in RS-FGSM; running averages updated once, by the images trained on.
+
     Differs: k = 0 is decided by the clean image in evaluation mode; the authors' code takes the logits of the random
-    start, in training mode. Cost: 1.67 + c / 3: 2.67.
+    start, in training mode.
     """
 
     checkpoints: int = 3
@@ -33,6 +37,11 @@ class SSAT(Plain):
 
     def __post_init__(self) -> None:
         at_least(1, checkpoints=self.checkpoints)
+
+    @property
+    def cost(self) -> float:
+        """RS-FGSM, and a forward for each checkpoint."""
+        return 1.67 + self.checkpoints / 3
 
     def strengthened(self) -> "SSAT":
         """Return it with twice the checkpoints: holes in the middle of a step are found more often."""

@@ -1,6 +1,7 @@
 """Ordinary training: cross entropy on clean images."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -14,9 +15,12 @@ from planish.methods import Plain, StepContext, TrainingLoss
 class Standard(Plain):
     """Ordinary training on clean images: the baseline, not robust.
 
-    label_smoothing: in [0, 1). Batch norm: running averages updated once. Cost: 1.00.
+    label_smoothing: share of the label that all classes get alike, in [0, 1).
+
+    Batch norm: running averages updated once.
     """
 
+    cost: ClassVar[float] = 1.0
     label_smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +26,23 @@ SNAPSHOTS, BASIS = "sub-at.snapshots", "sub-at.basis"
 class SubAT(Plain):
     """Sub-AT: RS-FGSM, from a share of the training on in the subspace of the weights so far (Li et al. 2022).
 
-    Up to `switch`, a share of the training, this is RS-FGSM with steps of step_in_radii, and `snapshots` copies of the
-    trained parameters are kept, evenly spaced from the first step on. Then their principal components, `dimensions` of
-    them, span a subspace, and gradients are projected onto it: the loss is what it was, its gradient is not. With
-    fewer than two copies RS-FGSM goes on.
+    step_in_radii: of RS-FGSM.
+    snapshots: copies of the trained parameters that are kept, evenly spaced up to the switch, at least 2.
+    dimensions: principal components of these copies that span the subspace, fewer than snapshots.
+    switch: share of the training after which gradients are projected onto the subspace: the loss is what it was, its
+        gradient is not. With fewer than two copies RS-FGSM goes on.
+
     Memory: snapshots times the parameters in float32 until the switch and three times that while it happens, dimensions
     times the parameters after it: 1.8 and 0.9 GB for 11 million parameters, also in the file for resuming.
-    Batch norm: the batch's statistics inside the search; running averages updated once, in the subspace too.
+    Batch norm: the batch's statistics inside RS-FGSM; running averages updated once, in the subspace too.
+
     Differs: it goes on from the weights at the switch, while the authors' code returns to the first snapshot; rate,
     momentum and weight decay stay the settings' (code: 1, 0.9 and none), so that decay and what momentum is left lead
     out of the subspace: set weight_decay to 0 for none of that. 40 snapshots and 20 dimensions in place of 131 and 80;
-    the radius stays, while the paper also doubles it. Cost: 1.67.
+    the radius stays, while the paper also doubles it.
     """
 
+    cost: ClassVar[float] = 1.67
     step_in_radii: float = 1.25
     snapshots: int = 40
     dimensions: int = 20

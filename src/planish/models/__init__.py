@@ -1,10 +1,5 @@
 """Architectures, one file each: NCHW images in [0, 1] -> logits, with the normalization inside."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,7 +7,7 @@ from torch import nn
 
 from planish.core.errors import BadInput
 from planish.models.pretrained import borrowed, is_borrowed
-from planish.registry import resolve
+from planish.registry import imported, resolve
 
 
 class Normalized(nn.Module):
@@ -75,7 +70,7 @@ def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Modul
         if is_borrowed(name):
             return Normalized(*borrowed(name, classes, channels, options))
         if ":" in name:
-            return _checked(own_function(name)(**options), name)
+            return _checked(imported(name, "model")(**options), name)
         component, numbers = resolve("models", name)
         return _checked(component(classes=classes, channels=channels, **{**numbers, **options}), name)
     except TypeError as error:
@@ -86,28 +81,3 @@ def _checked(model: object, name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise BadInput(f"model '{name}' returned {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def own_function(name: str) -> Callable[..., Any]:
-    """Return the function that "package.module:function" or "file.py:function" names. Raises BadInput."""
-    place, _, function = name.rpartition(":")
-    try:
-        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, FileNotFoundError) as error:
-        raise BadInput(f"cannot import '{place}' for model '{name}': {error}") from error
-    except Exception as error:
-        raise BadInput(f"'{place}' raises {type(error).__name__} when it is imported: {error}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise BadInput(f"'{place}' has no function '{function}'")
-    return found  # type: ignore[no-any-return]
-
-
-def _module_of_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -13,6 +13,7 @@ from planish.records import geometry as geometries
 from planish.records import store
 from planish.records.geometry import Geometry
 from planish.records.judged import JudgedImages
+from planish.records.show import Rows
 from planish.records.statistics import Booleans, Estimate, counts
 from planish.records.store import Kind, check_version
 from planish.storage.files import write_json
@@ -138,6 +139,14 @@ class Audit(JudgedImages):
     def fell_to(self) -> dict[str, int]:
         """Return how many images each attack broke first."""
         return {name: int(np.count_nonzero(self.broken_by == place)) for place, name in enumerate(self.attacks)}
+
+    def rows(self) -> Rows:
+        """Return the findings, the worst first."""
+        found = sorted(self.findings, key=lambda finding: -SEVERITY.index(finding.verdict))
+        return [
+            {key: getattr(finding, key) for key in ("verdict", "check", "statistic", "unit", "meaning", "advice")}
+            for finding in found
+        ]
 
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""

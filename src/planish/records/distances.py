@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput, nearest
 from planish.records import store
 from planish.records.judged import Floats, Integers, JudgedImages
+from planish.records.show import Rows
 from planish.records.statistics import Estimate
 from planish.records.store import Kind, check_version
 
@@ -61,6 +62,24 @@ class Distances(JudgedImages):
     def names(self) -> tuple[str, ...]:
         """The attacks' names, in order."""
         return tuple(column.name for column in self.columns)
+
+    def headline(self) -> str:
+        """Return what was measured, and of how many images."""
+        return f"distances in {self.norm} of {len(self.labels)} images, {int(self.correct().sum())} correct"
+
+    def rows(self) -> Rows:
+        """Return the mean and the median of each attack's distances over the correct images, and what they cost."""
+        return [
+            {
+                "attack": column.name,
+                "mean": self.mean(column.name),
+                "median": self.median(column.name),
+                "not_found": self.not_found(column.name),
+                "passes": column.forwards + column.backwards,
+                "seconds": column.seconds,
+            }
+            for column in self.columns
+        ]
 
     def of(self, name: str | None = None) -> Floats:
         """(N,) distances found by an attack; without a name, per image the least that any found. BadInput."""

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planish.core.arguments import path_of
 from planish.core.errors import BadInput, nearest
-from planish.records import store
+from planish.records import adversarials, store
 from planish.records.identity import attack_text
 from planish.records.judged import Floats, Integers, JudgedImages
+from planish.records.show import Rows
 from planish.records.statistics import Booleans, Estimate, counts
 from planish.records.store import Kind, check_version
 
@@ -92,8 +94,9 @@ class Evaluation(JudgedImages):
 
     ``clean_predicted`` (N,) int64, the class of the clean image. ``meta`` is JSON-able: ``schema_version`` 2,
     ``threat`` {"norm", "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"},
-    ``clean`` {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. BadInput when
-    shapes or types disagree, names repeat, a margin is NaN or N = 0.
+    ``clean`` {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. ``x_adv``
+    (N, C, H, W): the images as the attacks left them, where the record came with them; its own file does not hold them.
+    BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
     """
 
     indices: Integers
@@ -102,6 +105,7 @@ class Evaluation(JudgedImages):
     clean_predicted: Integers
     columns: tuple[Column, ...]
     meta: dict[str, Any]
+    x_adv: Floats | None = None
 
     def __post_init__(self) -> None:
         shape = (self.indices.size,)
@@ -126,6 +130,34 @@ class Evaluation(JudgedImages):
     def asked(self) -> tuple[str, ...]:
         """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
         return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
+
+    def headline(self) -> str:
+        """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
+        by = f"after {self.asked[-1]}" if self.columns else "before any attack"
+        return f"accuracy {self.robust_accuracy()} ({self.norm}, radius {self.radius:.4g}, {by})"
+
+    def rows(self) -> Rows:
+        """Return the accuracy when clean and after each attack, and what each one broke and cost."""
+        clean = {"attack": "none (clean)", "accuracy": self.clean_accuracy(), "broken": 0, "passes": 0, "seconds": 0.0}
+        return [
+            clean,
+            *(
+                {
+                    "attack": column.name,
+                    "accuracy": self.accuracy_after(column.name),
+                    "broken": int(self.broken_by(column.name).sum()),
+                    "passes": column.forwards + column.backwards,
+                    "seconds": column.seconds,
+                }
+                for column in self.columns
+            ),
+        ]
+
+    def save_adversarials(self, path: str | Path) -> None:
+        """Write the images as the attacks left them, for `planish.verify`. Raises BadInput where there are none."""
+        if self.x_adv is None:
+            raise BadInput("this record holds no images; planish.evaluate returns one that does")
+        adversarials.save(self.x_adv, self.indices, path_of(path))
 
     def column(self, name: str) -> Column:
         """Return an attack's column. BadInput when there is none of this name."""

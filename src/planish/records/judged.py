@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planish.records.show import Shown
 from planish.records.statistics import Booleans, Estimate
 
 Floats = NDArray[np.float32]
@@ -37,7 +38,7 @@ class Recorded:
         return tuple(map(str, self.meta.get("data", {}).get("classes") or ()))
 
 
-class JudgedImages(Recorded):
+class JudgedImages(Recorded, Shown):
     """A record of N images of a test set. A tie is wrong: correct = margin < 0.
 
     indices: (N,) int64, the images' ids in their data set. labels: (N,) int64. clean_margin: (N,) float32.

@@ -7,8 +7,9 @@ from typing import Any
 
 from planish.core.errors import BadInput, nearest
 from planish.core.modes import Precision
+from planish.registry import made
 from planish.reproduce.tables import PaperColumn, PaperTable
-from planish.runs.config import Experiment, Named, made
+from planish.runs.config import Experiment, Named
 
 DEPTHS = (18, 34, 50, 101, 152)
 

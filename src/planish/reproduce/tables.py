@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from planish.core.errors import BadInput, at_least, nearest
 from planish.core.threat import ThreatModel, parse_threat
-from planish.runs.config import Experiment, experiment_from, made, overlaid, read
+from planish.registry import made
+from planish.runs.config import Experiment, experiment_from, overlaid, read
 
 HOME = Path(__file__).parent / "recipes"
 SECTIONS = ("data", "model", "method", "threat", "settings", "guard", "seed")

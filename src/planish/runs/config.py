@@ -1,25 +1,22 @@
 """The one configuration tree: Experiment <-> TOML, coerced by annotations, unknown keys refused."""
 
-import inspect
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from typing import Any
 
 from planish.data.batches import Augmentation
 from planish.data.crops import check_resolutions, sides
 from planish.data.keeping import Stream
-from planish.core.errors import BadInput, at_least, nearest
-from planish.training.guard import OFF, Guard
+from planish.core.errors import BadInput, at_least
+from planish.training.collapse import OFF, Guard
 from planish.methods import Method
-from planish.registry import resolve
+from planish.registry import made, make, refuse_unknown
 from planish.core.threat import ThreatModel, parse_threat
-from planish.training.loop import Settings
+from planish.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -110,49 +107,9 @@ SECTIONS: dict[str, type] = {"data": DataOptions, "threat": ThreatOptions, "sett
 NAMED = ("model", "method")
 
 
-def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
-    """Return the component "name", or "name-2-10" with its first options as numbers. Raises BadInput."""
-    component, numbers = resolve(package, name)
-    return made(component, {**numbers, **options}, f"{package.rstrip('s')} '{name}'")
-
-
-def made(component: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
-    """Call the component with the options, coerced by its annotations.
-
-    Raises BadInput for unknown keys and bad values.
-    """
-    schema = _schema(component)
-    _refuse_unknown(options, schema.model_fields, what)
-    try:
-        checked = schema.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{what}: {where} = {first['input']!r} is wrong: {first['msg'].lower()}") from error
-    return component(**{name: getattr(checked, name) for name in checked.model_fields_set})
-
-
-@cache
-def _schema(component: Callable[..., Any]) -> type[BaseModel]:
-    """Return what checks and coerces the component's options."""
-    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
-    wanted: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
-        for name, parameter in inspect.signature(component).parameters.items()
-    }
-    return create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
-
-
-def _refuse_unknown(options: Iterable[str], known: Iterable[str], what: str) -> None:
-    known = list(known)
-    for name in options:
-        if name not in known:
-            raise BadInput(f"{what} has no key '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
-
-
 def experiment_from(tree: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a configuration tree. Raises BadInput."""
-    _refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration")
+    refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration")
     for name in (*SECTIONS, *NAMED):
         if not isinstance(tree.get(name, {}), Mapping):
             raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")

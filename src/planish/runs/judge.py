@@ -1,13 +1,11 @@
 """Trained models judged into folders, and folders read back as the entries of a report."""
 
-import inspect
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,30 +15,29 @@ from planish.evaluation import distances
 
 from planish.records import evaluation as results
 from planish.records.adversarials import Verified
-from planish.attacks import Attack, DistanceAttack, Within
 from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.batch import Batch, per_image
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.runs.checkpoint import METRICS, PROVENANCE, WEIGHTS
-from planish.runs.config import make
 from planish.data import load
+from planish.core.errors import BadInput
+from planish.core.checks import check_images, check_logits, logits_of
+from planish.evaluation.evaluate import OnChunk, evaluate_steps
+from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
+from planish.evaluation.verify import verify as verify_images
 from planish.records import distances as distance_records
 from planish.records.distances import Distances
-from planish.core.errors import BadInput, nearest
-from planish.records.statistics import Estimate
-from planish.evaluation.evaluate import OnChunk, check_images, check_logits, evaluate, logits_of
 from planish.records.origin import model_digest
-from planish.runs.train import load_run
+from planish.records.statistics import Estimate
+from planish.runs.run import load_run
 from planish.evaluation.adversarials import KeptProgress, images_left, load_images, save_gallery, save_images
 from planish.models.pretrained import is_borrowed
 from planish.core.losses import margin
 from planish.models import build
 from planish.core.modes import Precision
 from planish.core.pass_counter import Counted
-from planish.registry import components, is_known, resolve
 from planish.report import Entry
 from planish.records.evaluation import Evaluation
-from planish.attacks.suites import Fixed, Suite
 from planish.core.threat import ThreatModel
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
@@ -85,8 +82,8 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     """
     folder = Path(spec)
     if (folder / WEIGHTS).exists():
-        model, about = load_run(folder, built_by)
-        return LoadedModel(model.to(device), about["method"]["name"], about, training_of(folder))
+        run = load_run(folder, built_by)
+        return LoadedModel(run.model.to(device), run.about["method"]["name"], run.about, training_of(folder))
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:
@@ -116,83 +113,6 @@ def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch
     return images.as_batch(), about, warnings
 
 
-def attacks_by_name(
-    names: Sequence[str], classes: int, *, norm: str = "Linf", surrogates: Sequence[Surrogate] = ()
-) -> dict[str, Attack | Suite]:
-    """Return the attacks and suites of these names for a data set of so many classes. Raises BadInput.
-
-    norm: "Linf" or "L2", for what differs by it; surrogates: for `transfer`. A distance attack is one in the ball: it
-    succeeds within the radius. "suite/stage" names one attack of a suite that has fixed stages.
-    """
-    known = {"classes": classes, "norm": norm, "surrogates": tuple(surrogates)}
-    made = {name: _made_or_stage(name, known) for name in names}
-    return {name: Within(part) if hasattr(part, "distances") else part for name, part in made.items()}
-
-
-def distance_attacks(names: Sequence[str], classes: int, *, norm: str = "Linf") -> dict[str, DistanceAttack]:
-    """Return the distance attacks of these names, as `attacks_by_name` does. Raises BadInput.
-
-    A suite of distance attacks stands for its stages, each as "suite/stage".
-    """
-    known = {"classes": classes, "norm": norm}
-    attacks: dict[str, DistanceAttack] = {}
-    for name in names:
-        found = _measuring(name, known)
-        if not found:
-            others = (own for package in ("attacks", "suites") for own in components(package) if _measuring(own, known))
-            raise BadInput(
-                f"'{name}' searches a ball of fixed radius; for distances use one of {', '.join(sorted(others))}"
-            )
-        attacks |= found
-    return attacks
-
-
-def _measuring(name: str, known: Mapping[str, Any]) -> dict[str, DistanceAttack]:
-    """Return the distance attacks that a name stands for; none if it stands for anything else."""
-    package = package_of(name)
-    component, _ = resolve(package, name)
-    if package == "attacks":
-        kind = get_type_hints(component).get("return", component)
-        return {name: _made(name, known)} if hasattr(kind, "distances") else {}
-    suite = _made(name, known)
-    stages = suite.stages if isinstance(suite, Fixed) else ()
-    found = {f"{name}/{stage.name}": stage.attack.attack for stage in stages if isinstance(stage.attack, Within)}
-    return found if len(found) == len(stages) else {}
-
-
-def _made_or_stage(name: str, known: Mapping[str, Any]) -> Any:
-    """Return what `_made` does, or of "suite/stage" that stage's attack. Raises BadInput."""
-    suite, slash, own = name.partition("/")
-    if not slash:
-        return _made(name, known)
-    made = _made(suite, known)
-    stages = {stage.name: stage.attack for stage in made.stages} if isinstance(made, Fixed) else {}
-    if own not in stages:
-        raise BadInput(f"'{suite}' has no stage '{own}'.{nearest(own, stages)} Known: {', '.join(stages) or 'none'}")
-    return stages[own]
-
-
-def _made(name: str, known: Mapping[str, Any]) -> Any:
-    """Return the component of that name with its numbers, told what it wants to know."""
-    wanted = _wanted(name)
-    return make(package_of(name), name, {key: value for key, value in known.items() if key in wanted})
-
-
-def _wanted(name: str) -> Mapping[str, Any]:
-    return inspect.signature(resolve(package_of(name), name)[0]).parameters
-
-
-def package_of(name: str) -> Literal["attacks", "suites"]:
-    """Return where the component of that name is registered. Raises BadInput that names the nearest of both."""
-    packages: tuple[Literal["suites"], Literal["attacks"]] = ("suites", "attacks")
-    for package in packages:
-        if is_known(package, name):
-            return package
-    known = sorted({*components("attacks"), *components("suites")})
-    meant = nearest(re.sub(r"(-\d+)+$", "", name), known)
-    raise BadInput(f"unknown attack '{name}'.{meant} Known: {', '.join(known)}")
-
-
 def evaluate_into(
     judged: LoadedModel,
     task: EvaluationConfig,
@@ -214,19 +134,19 @@ def evaluate_into(
     if path.exists() and not resume:
         raise BadInput(f"{folder} already holds an evaluation; add --resume to go on, or choose another folder")
     batch, data, warnings = test_images(task, judged.about)
-    batch = Batch(*(part.to(device) for part in batch[:3]))
+    batch = batch.to(device)
     classes = len(judged.about.get("classes") or data["classes"])
-    if task.surrogates and not any("surrogates" in _wanted(name.partition("/")[0]) for name in task.attacks):
+    if task.surrogates and not any("surrogates" in wanted(name) for name in task.attacks):
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     attacks = attacks_by_name(task.attacks, classes, norm=task.threat.name, surrogates=others)
     about = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
     kept = KeptProgress(folder / PROGRESS)
-    steps = evaluate(
+    steps = evaluate_steps(
         judged.model,
         batch,
-        task.threat,
-        attacks,
+        threat=task.threat,
+        attacks=attacks,
         seed=task.seed,
         precision=task.precision,
         about=about,
@@ -247,7 +167,7 @@ def evaluate_into(
 def _refuse_gradients(judged: LoadedModel, task: EvaluationConfig) -> None:
     """Raise BadInput if a black box is to be attacked by its gradients: none would find anything."""
     for name in task.attacks if isinstance(judged.model, BlackBox) else ():
-        if not name.startswith(WITHOUT_GRADIENTS):
+        if ":" not in name and not name.startswith(WITHOUT_GRADIENTS):
             raise BadInput(f"{judged.name} is a black box and {name} asks for gradients; use noise, square or transfer")
 
 
@@ -279,7 +199,7 @@ def measure(
     attacks = distance_attacks(task.attacks, classes, norm=task.threat.name)
     steps = distances.measure(
         judged.model,
-        Batch(*(part.to(device) for part in batch[:3])),
+        batch.to(device),
         task.threat,
         attacks,
         seed=task.seed,
@@ -296,28 +216,9 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
 
     Each is compared with the test image of its index. Raises BadInput if the test set lacks one or shapes differ.
     """
-    x_adv, indices = load_images(path)
     batch, _, _ = test_images(task, judged.about)
-    position = {int(index): row for row, index in enumerate(batch.indices)}
-    missing = [int(index) for index in indices if int(index) not in position]
-    if missing:
-        raise BadInput(f"{path} has image {missing[0]}, which {task.data} (limit {task.limit}) does not hold")
-    some = batch.select(torch.tensor([position[int(index)] for index in indices], dtype=torch.int64, device="cpu"))
-    if some.x.shape != x_adv.shape:
-        raise BadInput(f"{path} holds images {tuple(x_adv.shape[1:])}, the test set {tuple(some.x.shape[1:])}")
-    some = Batch(*(part.to(device) for part in some[:3]))
-    x_adv = x_adv.to(device)
-    check_images(some, task.threat)
-    correct = margin(check_logits(judged.model, some), some.labels) < 0
-    feasible = task.threat.feasible(x_adv, some.x)
-    logits = logits_of(judged.model, torch.where(per_image(feasible, x_adv), x_adv, some.x))
-    standing = correct & (margin(logits, some.labels) < 0)
-    return Verified(
-        Estimate.of(correct.cpu().numpy()),
-        Estimate.of(standing.cpu().numpy()),
-        int((~feasible).sum()),
-        float(task.threat.norm(x_adv - some.x).max()),
-    )
+    source = f"{task.data} (limit {task.limit})"
+    return verify_images(judged.model, batch.to(device), None, path, task.threat, source=source)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from planish.core.batch import Batch, per_image
-from planish.core.losses import MASKED, Loss, wide
+from planish.core.losses import Loss, likely_classes, wide
 from planish.core.threat import ThreatModel
 from planish.search.objectives import inner
 
@@ -166,11 +166,20 @@ def nearest_classes(model: nn.Module, batch: Batch, threat: ThreatModel, candida
     vanishes is infinitely far; among equals the larger logit comes first.
     """
     assert batch.logits is not None
-    wrong = batch.logits.scatter(1, batch.labels[:, None], MASKED)
-    classes = wrong.argsort(dim=1, descending=True, stable=True)[:, :candidates]
+    classes = likely_classes(batch.logits, batch.labels)[:, :candidates]
     gaps, gradients = gap_gradients(model, batch.x, batch.labels, classes)
     steepness = threat.dual_norm(gradients.flatten(0, 1)).view(classes.shape)
     distances = gaps.gather(1, classes).abs() / steepness
     distances = torch.where((steepness > 0) & distances.isfinite(), distances, torch.inf)
     rank = distances.argsort(dim=1, stable=True)
     return NearestClasses(classes.gather(1, rank), distances.gather(1, rank))
+
+
+def target_order(batch: Batch) -> Tensor:
+    """Return the wrong classes, (N, K - 1) int64: by batch.order as far as it goes, else by clean logit."""
+    assert batch.logits is not None
+    classes = likely_classes(batch.logits, batch.labels)
+    if batch.order is not None:
+        count = batch.order.shape[1]
+        classes[:, :count] = torch.where(batch.order >= 0, batch.order, classes[:, :count])
+    return classes

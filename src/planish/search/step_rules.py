@@ -66,9 +66,8 @@ def step_size(step: float | Schedule, point: Point) -> float:
 
 
 def steepest_step(point: Point, direction: Tensor, step: float | Schedule) -> Tensor:
-    """Return the projection of a step along the threat's steepest way up the direction; its memory is reused."""
-    way = point.threat.steepest(direction).mul_(step_size(step, point))
-    return point.threat.project_(way.add_(point.x_adv), point.x)
+    """Return the point after a projected step along the threat's steepest way up the direction."""
+    return point.threat.step(point.x_adv, point.x, direction, step_size(step, point))
 
 
 @dataclass(frozen=True)
@@ -115,12 +114,12 @@ class HeavyBall:
         return x
 
     def step(self, point: Point, state: Tensor) -> tuple[Tensor, Tensor]:
-        x_adv, threat = point.x_adv, point.threat
-        z = threat.project_(x_adv + step_size(self.step_in_radii, point) * threat.steepest(point.gradient), point.x)
+        x_adv = point.x_adv
+        z = steepest_step(point, point.gradient, self.step_in_radii)
         if point.index == 0:
             return z, x_adv
         mixed = x_adv + self.weight * (z - x_adv) + (1 - self.weight) * (x_adv - state)
-        return threat.project_(mixed, point.x), x_adv
+        return point.threat.project_(mixed, point.x), x_adv
 
 
 COSINE_MOMENTUM = HeavyBall(Cosine(2.0, 0.02))
@@ -205,8 +204,7 @@ class AutoPGD:
                 torch.where(rows, state.best_x, x_adv),
                 torch.where(rows, state.best_gradient, gradient),
             )
-        size = per_image(state.step, x_adv).to(x_adv.dtype)
-        moved = point.threat.project_(x_adv + size * point.threat.steepest(gradient), point.x)
+        moved = point.threat.step(x_adv, point.x, gradient, state.step)
         share = 1.0 if point.index == 0 else self.momentum
         mixed = x_adv + share * (moved - x_adv) + (1 - share) * (x_adv - state.previous)
         return point.threat.project_(mixed, point.x), state._replace(previous=x_adv)

@@ -13,35 +13,12 @@ from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
 from planish.methods import Method, StepContext
 from planish.methods.standard import Standard
+from planish.registry import components
 
-STATED = {
-    "standard": 1.0,
-    "free": 1.0,
-    "fgsm": 1.67,
-    "rs-fgsm": 1.67,
-    "n-fgsm": 1.67,
-    "sub-at": 1.67,
-    "planish": 1.67,
-    "fgsm-ep": 2.33,
-    "fgsm-mep": 2.33,
-    "gradient-penalty": 2.33,
-    "gat": 2.67,
-    "nuat": 2.67,
-    "qub": 2.67,
-    "ssat": 2.67,
-    "seat": 3.0,
-    "seat-fl": 3.0,
-    "seat-published": 3.0,
-    "grad-align": 3.71,
-    "cure": 4.08,
-    "llr": 4.37,
-    "elle": 4.67,
-    "elle-a": 4.67,
-    "pgd": 5.67,
-    "mart": 8.67,
-    "trades": 9.01,
-}
-"""Standard steps that a step of each registered method costs as it comes, on a residual network; a test counts them."""
+
+def stated_costs() -> dict[str, float]:
+    """Return the standard steps that a step of each registered method costs as it comes, on a residual network."""
+    return {name: float(component().cost) for name, component in components("methods").items()}
 
 
 def training_cost(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> float:

@@ -6,71 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput
 from planish.core.modes import Precision, autocast, every_module, fixed_statistics
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel
 from planish.methods import Method, StepContext, TrainingLoss
 from planish.models import corrupts_memory
-from planish.training.guard import OFF, Guard, inspected
+from planish.training.collapse import OFF, CollapseMonitor, Guard
+from planish.training.settings import Settings, learning_rate
 from planish.training.state import State
 from planish.training.weight_perturbation import perturbable, perturbed_weights, steepest_weights
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How to optimise: SGD with Nesterov-free momentum.
-
-    learning_rate: the peak. schedule: "triangular" (0 -> peak at 40 % -> 0, per step), "onecycle" (cosine up
-    to 30 %, then down), "piecewise" (x 0.1 at 50 % and 75 %), "cosine" or "constant". weight_decay: on every
-    parameter, or with decay_norms False on matrices and kernels only. ema: decay of the weight average, 0 =
-    off; it warms up as min(ema, (1 + t) / (10 + t)) and covers buffers. weight_perturbation: gamma of AWP (Wu, Xia and
-    Wang 2020), 0 = off, 0.005 to 0.01 are usual: the loss is taken at weights moved against it, after
-    weight_perturbation_from of the training; costs one forward and backward more, or the whole step again for methods
-    whose search is not apart from their loss. accumulate: batches per step. clip:
-    largest gradient norm, 0 = off. precision: "bf16" runs forwards in bfloat16; losses and linearity errors
-    stay in float32. channels_last: the layout of images and kernels, but for models that it would make crash
-    (`models.corrupts_memory`). compile: torch.compile, for first-order methods.
-    """
-
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 0.2
-    schedule: Literal["triangular", "onecycle", "piecewise", "cosine", "constant"] = "triangular"
-    drops: tuple[float, ...] = (0.5, 0.75)
-    drop_factor: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    decay_norms: bool = True
-    ema: float = 0.0
-    weight_perturbation: float = 0.0
-    weight_perturbation_from: float = 0.05
-    accumulate: int = 1
-    clip: float = 0.0
-    precision: Precision = "float32"
-    channels_last: bool = True
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        for least, names in (
-            (1, "epochs batch_size accumulate"),
-            (0, "learning_rate drop_factor weight_decay weight_perturbation clip"),
-        ):
-            at_least(least, **{f"settings.{name}": getattr(self, name) for name in names.split()})
-        for name in ("ema", "momentum", "weight_perturbation_from"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BadInput(f"settings.{name} must be in [0, 1), got {getattr(self, name)}")
-
-
 MOST_ESCALATIONS = 6
 SNAPSHOTS, APART = 2, 2
-"""Healthy states to go back to, and how many looks lie between them: the older is at least so far from an alarm."""
+"""Healthy states to go back to, and how many probes lie between them: the older is at least so far from an alarm."""
 
 
 class EpochRecord(NamedTuple):
@@ -97,24 +52,6 @@ class Epochs(Protocol):
 
     def __len__(self) -> int: ...
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]: ...
-
-
-def learning_rate(settings: Settings, share: float) -> float:
-    """Return the learning rate after this share of the training."""
-    peak = settings.learning_rate
-    if settings.schedule == "triangular":
-        return peak * (share / 0.4 if share < 0.4 else (1 - share) / 0.6)
-    if settings.schedule == "onecycle":
-        if share < 0.3:
-            return _cosine(peak / 25, peak, share / 0.3)
-        return _cosine(peak, peak / 2.5e5, (share - 0.3) / 0.7)
-    if settings.schedule == "piecewise":
-        return peak * settings.drop_factor ** sum(share >= drop for drop in settings.drops)
-    return _cosine(peak, 0.0, share) if settings.schedule == "cosine" else peak
-
-
-def _cosine(first: float, last: float, share: float) -> float:
-    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
 class Bound(nn.Module):
@@ -165,15 +102,16 @@ def fit(
 ) -> Iterator[EpochRecord]:
     """Train from the state on, one record per finished epoch; the state is up to date at every yield.
 
-    guard: looks at the run every so many steps; when the model collapses, training goes back to a healthy state, which
-    may lie epochs back, and on with the method strengthened. Its probes take `held_out` images, if there are any.
+    guard: when the run is probed; when the model collapses, training goes back to a healthy state, which may lie epochs
+    back, and on with the method strengthened. PGD is tried on `held_out` images, if there are any.
     Deterministic on CPU: order, augmentation and noise of a step depend on the seed and the step alone.
     Raises BadInput if the method needs derivatives that a compiled or synchronised module has not, FloatingPointError
     if the loss is not finite.
     """
     _check_derivatives(state.model, method, settings)
     model = torch.compile(state.model) if settings.compile else state.model
-    run = _Run(state, method, model, threat, batches, settings, seed, guard, held_out)  # type: ignore[arg-type]
+    monitor = CollapseMonitor(guard, threat, seed, held_out)
+    run = _Run(state, method, model, threat, batches, settings, seed, monitor)  # type: ignore[arg-type]
     began = time.perf_counter()
     while state.epoch < settings.epochs:
         if not run.epoch():
@@ -184,8 +122,8 @@ def fit(
                 f"the loss became {metrics['loss']} in epoch {state.epoch + 1}; lower the learning rate"
             )
         state.epoch, state.index, state.sums = state.epoch + 1, 0, {}
-        metrics |= state.watch.seen_in(state.epoch)
-        alarms = tuple(alarm for alarm in state.watch.alarms if alarm["epoch"] == state.epoch)
+        metrics |= state.monitor.means_of(state.epoch)
+        alarms = tuple(alarm for alarm in state.monitor.alarms if alarm["epoch"] == state.epoch)
         state.history.append({"epoch": state.epoch, **metrics, **({"alarms": list(alarms)} if alarms else {})})
         rate = state.optimizer.param_groups[0]["lr"]
         yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began, alarms)
@@ -216,8 +154,7 @@ class _Run:
     batches: Epochs
     settings: Settings
     seed: int
-    guard: Guard
-    held_out: Batch | None
+    monitor: CollapseMonitor
 
     @property
     def steps(self) -> int:
@@ -233,20 +170,20 @@ class _Run:
         """Train the rest of the present epoch; False if the model collapsed and the state has gone back."""
         state, settings = self.state, self.settings
         state.model.train()
-        bound = Bound(self.model, strengthened(self.method, state.watch.escalations), self.threat, settings.precision)
-        if self.guard.every and not state.snapshots:
+        bound = Bound(self.model, strengthened(self.method, state.monitor.escalations), self.threat, settings.precision)
+        if self.monitor.guard.every and not state.snapshots:
             state.snapshot(SNAPSHOTS)
         for batch in self._rest():
             progress = (state.epoch + state.index / self.steps) / settings.epochs
             first = state.index - state.index % settings.accumulate
             together = min(settings.accumulate, self.steps - first)
-            loss = _backward(bound, batch, settings, self._moment(batch, progress), together)
+            loss = _backward(bound, batch, settings, self._context(batch, progress), together)
             state.step, state.index = state.step + 1, state.index + 1
             _add(state.sums, loss, batch)
             if state.index < first + together:
                 continue
             _update(state, settings, progress)
-            if self.guard.every and state.step % self.guard.every < together and not self._healthy(batch, loss):
+            if self.monitor.due(state.step, together) and not self._healthy(batch, loss):
                 return False
         return True
 
@@ -259,32 +196,26 @@ class _Run:
                 yield batch
             done = 0
 
-    def _moment(self, batch: Batch, progress: float) -> StepContext:
+    def _context(self, batch: Batch, progress: float) -> StepContext:
         state, generator = self.state, seeded(self.seed, self.state.step, device=batch.x.device)
         return StepContext(generator, progress, state.step, state.memory, self.batches.identities)
 
     def _healthy(self, batch: Batch, loss: TrainingLoss) -> bool:
-        """Look at the model; if it has collapsed, go back and harden the method, where it can be."""
-        state, watch = self.state, self.state.watch
+        """Probe the model; if it has collapsed, go back and strengthen the method, where it can be."""
+        state, seen = self.state, self.state.monitor
         place = {"step": state.step, "epoch": state.epoch + 1}
-        classes = loss.logits.shape[1]
-        if not inspected(
-            self.guard, watch, state.model, batch, loss.x_adv, self.held_out, self.threat, place, self.seed, classes
-        ):
-            if not watch.bent and state.step - state.snapshots[-1]["step"] >= APART * self.guard.every:
+        if not self.monitor.collapsed(seen, state.model, batch, loss, place):
+            if not seen.nonlinear and state.step - state.snapshots[-1]["step"] >= APART * self.monitor.guard.every:
                 state.snapshot(SNAPSHOTS)
             return True
-        harder = (
-            strengthened(self.method, watch.escalations).strengthened()
-            if watch.escalations < MOST_ESCALATIONS
-            else None
-        )
-        if harder is None and watch.alarms and not watch.alarms[-1]["went_back"]:
+        method = strengthened(self.method, seen.escalations)
+        stronger = method.strengthened() if seen.escalations < MOST_ESCALATIONS else None
+        if stronger is None and seen.alarms and not seen.alarms[-1]["went_back"]:
             return True
-        watch.alarms.append({**watch.looks[-1], "went_back": float(harder is not None)})
-        if harder is None:
+        seen.alarms.append({**seen.probes[-1], "went_back": float(stronger is not None)})
+        if stronger is None:
             return True
-        watch.escalations += 1
+        seen.escalations += 1
         state.go_back()
         return False
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from planish.core.errors import BadInput
 from planish.methods import Memory
-from planish.training.guard import MonitorState
+from planish.training.collapse import MonitorState
 
 PLACE = ("epoch", "index", "step")
-FORMER = {"hardness": "escalations"}
-"""What is called otherwise in checkpoints of an earlier planish."""
+STORED = {"looks": "probes", "hardness": "escalations"}
+"""What the monitor's state is called in checkpoints, and in those of an earlier planish, where that is not its name."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class State:
     memory: Memory = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    watch: MonitorState = field(default_factory=MonitorState)
+    monitor: MonitorState = field(default_factory=MonitorState)
     snapshots: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -52,7 +52,7 @@ class State:
             "memory": self.memory,
             "sums": self.sums,
             "history": self.history,
-            "looks": self.watch.looks,
+            "looks": self.monitor.probes,
             **{name: getattr(self, name) for name in PLACE},
         }
 
@@ -66,7 +66,7 @@ class State:
         for name in ("memory", "sums"):
             setattr(self, name, {key: value.to(device, copy=True) for key, value in saved[name].items()})
         self.history = [dict(entry) for entry in saved["history"]]
-        self.watch.looks = [dict(seen) for seen in saved["looks"]]
+        self.monitor.probes = [dict(seen) for seen in saved["looks"]]
         for name in PLACE:
             setattr(self, name, saved[name])
 
@@ -81,8 +81,10 @@ class State:
 
 
 def to_go_on(state: State) -> dict[str, Any]:
-    """Return everything that a run needs to go on after its end: the state, its watch and its snapshots."""
-    return {**state.saved(), "watch": asdict(state.watch), "snapshots": state.snapshots}
+    """Return everything that a run needs to go on after its end: the state, its monitor's and its snapshots."""
+    seen = state.monitor
+    watch = {"looks": seen.probes, "alarms": seen.alarms, "escalations": seen.escalations}
+    return {**state.saved(), "watch": watch, "snapshots": state.snapshots}
 
 
 def go_on(state: State, saved: Mapping[str, Any]) -> None:
@@ -93,8 +95,8 @@ def go_on(state: State, saved: Mapping[str, Any]) -> None:
             "train anew in another folder"
         )
     state.restore(saved)
-    watch = {FORMER.get(name, name): value for name, value in saved["watch"].items()}
-    state.watch, state.snapshots = MonitorState(**watch), list(saved["snapshots"])
+    watch = {STORED.get(name, name): value for name, value in saved["watch"].items()}
+    state.monitor, state.snapshots = MonitorState(**watch), list(saved["snapshots"])
 
 
 def moments(optimizer: torch.optim.Optimizer) -> list[Tensor | None]:

@@ -35,12 +35,18 @@ class Suite(ABC):
         """
 
 
-@dataclass(frozen=True)
-class Fixed(Suite):
-    """These stages, whatever they find."""
+class Staged(Suite):
+    """A suite whose `stages` are known beforehand; they are run whatever they find."""
 
     stages: tuple[Stage, ...]
 
     def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
         """Return the first stage that has no column."""
         return next((stage for stage in self.stages if stage.name not in done), None)
+
+
+@dataclass(frozen=True)
+class Fixed(Staged):
+    """These stages."""
+
+    stages: tuple[Stage, ...]

@@ -1,13 +1,16 @@
 """AutoAttack's standard version: the yardstick."""
 
-from planish.attacks import Within
-from planish.attacks.fab import fab_t
-from planish.attacks.gradient import apgd_ce, apgd_t
+from dataclasses import dataclass
+
+from planish.attacks import Attack, Recipe, Within, Worst
+from planish.attacks.fab import FABT
+from planish.attacks.gradient import APGD, APGDT
 from planish.attacks.square import Square
-from planish.attacks.suites import Fixed, Stage
+from planish.attacks.suites import Stage, Staged
 
 
-def autoattack(*, classes: int) -> Fixed:
+@dataclass(frozen=True)
+class AutoAttack(Staged, Recipe):
     """AutoAttack, standard: APGD-CE, APGD-T, FAB-T and Square on what still stands (Croce and Hein 2020). autoattack.
 
     The budgets are the public code's: 100 steps, 9 targets, 5000 queries; fewer classes have fewer targets.
@@ -15,14 +18,17 @@ def autoattack(*, classes: int) -> Fixed:
     its batch, so that the outcome does not depend on how batches are cut; with fewer than four classes, where the
     DLR loss is undefined, APGD-T ascends the margin.
     """
-    return Fixed(
-        (
-            Stage("apgd-ce", apgd_ce(100)),
-            Stage("apgd-t", apgd_t(100, 9, classes=classes)),
-            Stage("fab-t", Within(fab_t(100, 9, classes=classes))),
-            Stage("square", Square(5000)),
-        )
+
+    stages = (
+        Stage("apgd-ce", APGD(100)),
+        Stage("apgd-t", APGDT(100, 9)),
+        Stage("fab-t", Within(FABT(100, 9))),
+        Stage("square", Square(5000)),
     )
 
+    def parts(self, classes: int) -> Attack:
+        """Return the four, one after the other."""
+        return Worst(tuple(stage.attack for stage in self.stages))
 
-COMPONENTS = {"autoattack": autoattack}
+
+COMPONENTS = {"autoattack": AutoAttack}

@@ -17,7 +17,7 @@ from planish.attacks.noise import Noise
 from planish.attacks.smoothed import Smoothed
 from planish.attacks.square import Square
 from planish.attacks.suites import Stage, Suite
-from planish.attacks.suites.autoattack import autoattack
+from planish.attacks.suites.autoattack import AutoAttack
 from planish.core.errors import at_least
 from planish.core.losses import margin, scale_free_cross_entropy
 from planish.records.evaluation import Column
@@ -107,7 +107,7 @@ class Cascade(Suite):
             Stage("sweep", Worst(sweep)),
             Stage("diverse", Worst((diverse,) * 5)),
             Stage("smoothed", Smoothed(50)),
-            *autoattack(classes=self.classes).stages,
+            *AutoAttack.stages,
         )
 
     def _towards(self, first: int, last: int, steps: int) -> tuple[Targeted, ...]:

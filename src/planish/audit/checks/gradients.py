@@ -7,10 +7,10 @@ from planish.attacks.gradient import Untargeted
 from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.batch import per_image
+from planish.core.checks import logits_of
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked
 from planish.core.randomness import keyed_draws
-from planish.evaluation.evaluate import logits_of
 from planish.search.linearize import probe_length
 from planish.search.objectives import inner
 from planish.search.step_rules import Steepest

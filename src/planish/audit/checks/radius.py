@@ -9,9 +9,9 @@ from torch import Tensor
 from planish.audit.check import Seen, check, of_sample, share
 from planish.audit.evidence import Evidence
 from planish.audit.measures.surfaces import INSIDE, is_distorted
+from planish.core.checks import logits_of
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import logits_of
 
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 

@@ -7,10 +7,10 @@ import torch
 
 from planish.audit.check import Seen, Unknown, check, mean, of_sample, share
 from planish.audit.evidence import Evidence
+from planish.core.checks import logits_of
 from planish.core.losses import margin
-from planish.evaluation.evaluate import logits_of
 from planish.search.objectives import inner
-from planish.training.guard import NONLINEAR_COSINE
+from planish.training.collapse import NONLINEAR_COSINE
 
 FEW_STEPS = 10
 LAST, RISING = 0.2, 0.05

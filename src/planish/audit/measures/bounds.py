@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import CHUNK
 from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import Way, curvature, gradient_norms
 from planish.core.batch import Batch
+from planish.core.checks import CHUNK
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import MASKED, Loss, margin, soft_margin, wide
 from planish.core.threat import Linf, ThreatModel

@@ -175,7 +175,7 @@ def accuracy_along(
     """
     robust, passes = [], torch.zeros_like(batch.labels)
     for factor in factors:
-        found = attack(model, batch, threat.scaled(factor), generator=seeded(seed))
+        found = attack.search(model, batch, threat.scaled(factor), generator=seeded(seed))
         robust.append(found.score < 0)
         passes = passes + found.passes + (batch.logits is None)
     return Along(torch.stack(robust, 1), passes)
@@ -218,6 +218,6 @@ def _loss_at(
     x = batch.x
     with attacked(model), full_precision(x):
         if attack is not None and threat is not None:
-            x = attack(model, batch._replace(logits=None), threat, generator=seeded(seed)).x_adv
+            x = attack.search(model, batch._replace(logits=None), threat, generator=seeded(seed)).x_adv
         with torch.no_grad():
             return loss(model(x), batch.labels)

@@ -19,23 +19,23 @@ from planish.core.threat import L2, Linf, ThreatModel
 from planish.data import load
 from planish.data.batches import Batches
 from planish.methods import Method
-from planish.methods.adversarial import fgsm_at, n_fgsm, pgd_at, rs_fgsm
+from planish.methods.adversarial import FGSM, NFGSM, PGDAT, RSFGSM
 from planish.methods.standard import Standard
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
 from planish.registry import components
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
-from planish.runs.train import train
-from planish.training import loop as training
-from planish.training.guard import Guard, MonitorState, look, withstanding
-from planish.training.loop import EpochRecord, Settings, fit, start, strengthened
+from planish.runs.train import train_into
+from planish.training.collapse import CollapseMonitor, Guard, MonitorState, probe, withstanding
+from planish.training.loop import EpochRecord, fit, start, strengthened
+from planish.training.settings import Settings
 from planish.training.state import State
 
 PLAIN = Settings(epochs=3, batch_size=2, learning_rate=0.05, schedule="constant", momentum=0.9, ema=0.9)
 GUARD = Guard(every=2, images=4, probe_every=4, probe_images=4, probe_steps=2)
 THREAT = Linf(0.05)
 CALM = {"linearity_error": 0.1, "gradient_cosine": 0.9, "falling": 0.0, "one_step": 0.5}
-BENT = {"linearity_error": 0.5, "gradient_cosine": 0.2, "falling": 0.4, "one_step": 0.5}
+NONLINEAR = {"linearity_error": 0.5, "gradient_cosine": 0.2, "falling": 0.4, "one_step": 0.5}
 
 
 @dataclass
@@ -61,15 +61,15 @@ def run(
 
 
 def alarms_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Let the guard call at these looks, once each, whatever it sees."""
-    due, own = list(steps), training.inspected
+    """Let the guard call at these probes, once each, whatever it sees."""
+    due, own = list(steps), CollapseMonitor.collapsed
 
     def called(*given: Any) -> bool:
-        place = given[7]
+        place = given[-1]
         own(*given)
         return bool(due) and place["step"] == due[0] and bool(due.pop(0))
 
-    monkeypatch.setattr(training, "inspected", called)
+    monkeypatch.setattr(CollapseMonitor, "collapsed", called)
 
 
 def same(one: State, other: State) -> bool:
@@ -78,7 +78,7 @@ def same(one: State, other: State) -> bool:
 
 
 @pytest.mark.parametrize("threat", [Linf(0.05), L2(0.5)], ids=["Linf", "L2"])
-def test_a_look_by_hand(threat: ThreatModel, model: nn.Module, batch: Batch):
+def test_a_probe_by_hand(threat: ThreatModel, model: nn.Module, batch: Batch):
     model.eval()
 
     def at(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def test_a_look_by_hand(threat: ThreatModel, model: nn.Module, batch: Batch):
     value, gradient = at(batch.x)
     x_adv = threat.project(batch.x + threat.radius * threat.steepest(gradient), batch.x)
     there, turned = at(x_adv)
-    seen = look(model, batch, threat)
+    seen = probe(model, batch, threat)
     error = [abs(there[i] - value[i] - ((x_adv[i] - batch.x[i]) * gradient[i]).sum()) for i in range(8)]
     cosine = [nn.functional.cosine_similarity(gradient[i].flatten(), turned[i].flatten(), 0) for i in range(8)]
     torch.testing.assert_close(seen.linearity_error, torch.stack(error).mean())
@@ -98,18 +98,18 @@ def test_a_look_by_hand(threat: ThreatModel, model: nn.Module, batch: Batch):
     assert seen.one_step == (margin(model(x_adv), batch.labels) < 0).float().mean()
 
 
-def test_a_look_at_what_the_method_made(model: nn.Module, batch: Batch):
+def test_a_probe_at_what_the_method_made(model: nn.Module, batch: Batch):
     """Images from downhill: their loss falls."""
     model.eval()
     x = batch.x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(cross_entropy(model(x), batch.labels).sum(), x)
-    assert look(model, batch, THREAT, batch.x - 1e-3 * gradient.sign()).falling == 1
-    assert look(model, batch, THREAT, batch.x + 1e-3 * gradient.sign()).falling == 0
+    assert probe(model, batch, THREAT, batch.x - 1e-3 * gradient.sign()).falling == 1
+    assert probe(model, batch, THREAT, batch.x + 1e-3 * gradient.sign()).falling == 0
 
 
-def test_a_look_changes_nothing(model: nn.Module, batch: Batch):
+def test_a_probe_changes_nothing(model: nn.Module, batch: Batch):
     before = deepcopy(model.state_dict())
-    look(model, batch, THREAT)
+    probe(model, batch, THREAT)
     withstanding(model, batch, THREAT, 2, seeded(0))
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -130,46 +130,56 @@ def test_who_withstands_pgd_on_two_linear_classes():
     ("before", "seen", "alarm"),
     [
         ([CALM], CALM, False),
-        ([CALM], BENT, False),
-        ([BENT], BENT, True),
-        ([BENT, CALM], BENT, False),
-        ([], BENT, False),
+        ([CALM], NONLINEAR, False),
+        ([NONLINEAR], NONLINEAR, True),
+        ([NONLINEAR, CALM], NONLINEAR, False),
+        ([], NONLINEAR, False),
         ([{**CALM, "robust": 0.4}], {**CALM, "robust": 0.15}, True),
         ([{**CALM, "robust": 0.4}], {**CALM, "robust": 0.25}, False),
         ([{**CALM, "robust": 0.4}, CALM], {**CALM, "robust": 0.05, "one_step": 0.25}, False),
         ([{**CALM, "robust": 0.12}], {**CALM, "robust": 0.0}, False),
     ],
-    ids=["calm", "bent once", "bent twice", "not in a row", "first", "lost", "not half", "a weak step", "never had"],
+    ids=[
+        "calm",
+        "nonlinear once",
+        "nonlinear twice",
+        "not in a row",
+        "first",
+        "lost",
+        "not half",
+        "a weak step",
+        "never had",
+    ],
 )
 def test_what_is_a_collapse(before: list[dict[str, float]], seen: dict[str, float], alarm: bool):
-    assert MonitorState(looks=before).collapsed(seen, gap=0.25, classes=10) is alarm
+    assert MonitorState(probes=before).collapsed(seen, gap=0.25, classes=10) is alarm
 
 
 def test_what_is_a_jump():
-    watch = MonitorState(looks=[CALM] * 3)
-    assert watch.jumped(BENT) and watch.jumped({**CALM, "gradient_cosine": 0.44})
-    assert not watch.jumped({**CALM, "gradient_cosine": 0.46}) and not MonitorState().jumped(BENT)
+    state = MonitorState(probes=[CALM] * 3)
+    assert state.jumped(NONLINEAR) and state.jumped({**CALM, "gradient_cosine": 0.44})
+    assert not state.jumped({**CALM, "gradient_cosine": 0.46}) and not MonitorState().jumped(NONLINEAR)
 
 
 def test_without_an_alarm_training_is_as_without_a_guard(model: nn.Module, batch: Batch):
-    (guarded, records), (plain, _) = run(model, batch, pgd_at(2)), run(model, batch, pgd_at(2), Guard())
-    assert same(guarded, plain) and not plain.snapshots and not plain.watch.looks
-    assert [look["step"] for look in guarded.watch.looks] == [2, 4, 6, 8, 10, 12]
+    (guarded, records), (plain, _) = run(model, batch, PGDAT(2)), run(model, batch, PGDAT(2), Guard())
+    assert same(guarded, plain) and not plain.snapshots and not plain.monitor.probes
+    assert [probe["step"] for probe in guarded.monitor.probes] == [2, 4, 6, 8, 10, 12]
     assert [record.metrics["guard_gradient_cosine"] for record in records] == pytest.approx(
-        [sum(guarded.watch.looks[i]["gradient_cosine"] for i in (2 * e, 2 * e + 1)) / 2 for e in range(3)]
+        [sum(guarded.monitor.probes[i]["gradient_cosine"] for i in (2 * e, 2 * e + 1)) / 2 for e in range(3)]
     )
     assert [record.epoch for record in records] == [1, 2, 3] and not any(record.alarms for record in records)
 
 
 def test_going_back_over_an_epoch(monkeypatch: pytest.MonkeyPatch, model: nn.Module, batch: Batch):
     """An alarm at step 6, in the second epoch: snapshots are of steps 0 and 4, so all starts over, strengthened."""
-    plain, _ = run(model, batch, rs_fgsm().strengthened() or rs_fgsm(), Guard())
+    plain, _ = run(model, batch, RSFGSM().strengthened() or RSFGSM(), Guard())
     alarms_at(monkeypatch, 6)
-    state, records = run(model, batch, rs_fgsm())
+    state, records = run(model, batch, RSFGSM())
     assert [record.epoch for record in records] == [1, 1, 2, 3]
-    assert same(state, plain) and state.step == 12 and state.watch.escalations == 1
+    assert same(state, plain) and state.step == 12 and state.monitor.escalations == 1
     assert [entry["epoch"] for entry in state.history] == [1, 2, 3]
-    (alarm,) = state.watch.alarms
+    (alarm,) = state.monitor.alarms
     assert (alarm["step"], alarm["epoch"], alarm["went_back"]) == (6, 2, 1.0)
     assert state.history[1]["alarms"] == [alarm] and "alarms" not in state.history[0]
     assert [record.alarms for record in records] == [(), (), (alarm,), ()]
@@ -178,32 +188,32 @@ def test_going_back_over_an_epoch(monkeypatch: pytest.MonkeyPatch, model: nn.Mod
 def test_going_back_within_a_run(monkeypatch: pytest.MonkeyPatch, model: nn.Module, batch: Batch):
     """By hand: RS-FGSM up to step 4, where the older of two snapshots is, and N-FGSM from there on."""
     alarms_at(monkeypatch, 10)
-    state, _ = run(model, batch, rs_fgsm())
+    state, _ = run(model, batch, RSFGSM())
     monkeypatch.undo()
     by_hand = start(deepcopy(model), PLAIN)
-    records = fit(by_hand, rs_fgsm(), THREAT, Fixed(batch), PLAIN, seed=0)
+    records = fit(by_hand, RSFGSM(), THREAT, Fixed(batch), PLAIN, seed=0)
     next(records)
-    *_, last = fit(by_hand, rs_fgsm().strengthened() or rs_fgsm(), THREAT, Fixed(batch), PLAIN, seed=0)
+    *_, last = fit(by_hand, RSFGSM().strengthened() or RSFGSM(), THREAT, Fixed(batch), PLAIN, seed=0)
     assert last.epoch == 3 and same(state, by_hand)
 
 
-def test_a_method_that_has_nothing_to_harden_is_told_of_once(
+def test_a_method_that_has_nothing_to_strengthen_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch, model: nn.Module, batch: Batch
 ):
     alarms_at(monkeypatch, 4, 6, 8)
     state, _ = run(model, batch, Standard())
-    assert [(alarm["step"], alarm["went_back"]) for alarm in state.watch.alarms] == [(4, 0.0)]
+    assert [(alarm["step"], alarm["went_back"]) for alarm in state.monitor.alarms] == [(4, 0.0)]
     assert same(state, run(model, batch, Standard(), Guard())[0])
 
 
-def test_hardened_as_often_as_it_can_be():
-    assert strengthened(fgsm_at(), 2) == n_fgsm(2.0) and strengthened(pgd_at(), 3) == pgd_at()
+def test_strengthened_as_often_as_it_can_be():
+    assert strengthened(FGSM(), 2) == NFGSM(2.0) and strengthened(PGDAT(), 3) == PGDAT()
 
 
-def test_looks_wait_for_the_end_of_a_step(model: nn.Module, batch: Batch):
+def test_probes_wait_for_the_end_of_a_step(model: nn.Module, batch: Batch):
     settings = replace(PLAIN, accumulate=4)
-    state, _ = run(model, batch, rs_fgsm(), Guard(every=6), settings)
-    assert [look["step"] for look in state.watch.looks] == [8, 12]
+    state, _ = run(model, batch, RSFGSM(), Guard(every=6), settings)
+    assert [probe["step"] for probe in state.monitor.probes] == [8, 12]
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -221,18 +231,18 @@ def test_a_stopped_guarded_run_goes_on_bit_for_bit(
     )
     for name in ("whole", "stopped"):
         alarms_at(monkeypatch, 10)
-        for record in train(experiment, tmp_path / name):
+        for record in train_into(experiment, tmp_path / name):
             if name == "stopped" and record.epoch == after:
                 break
         if name == "stopped":
-            list(train(experiment, tmp_path / name, resume=True))
+            list(train_into(experiment, tmp_path / name, resume=True))
         monkeypatch.undo()
     whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped
     assert '"alarms"' in (tmp_path / "stopped" / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("method", [Standard(), fgsm_at()], ids=["standard", "fgsm"])
+@pytest.mark.parametrize("method", [Standard(), FGSM()], ids=["standard", "fgsm"])
 def test_it_costs_less_than_three_hundredths(method: Method):
     """Passes over 100 steps of 128 images, a backward with parameter gradients counted twice."""
     spent = []
@@ -267,14 +277,12 @@ def test_a_collapse_is_seen_within_fifty_steps():
         torch.manual_seed(0)
         model = preact_resnet18(classes=10, channels=1, width=4)
     images = Batches(load("digits", "train", 512), 64)
-    records = list(
-        fit(start(model, settings), _Stubborn(1, 1.0, 0.0), Linf(0.5), images, settings, seed=0, guard=Guard(every=10))
-    )
+    records = list(fit(start(model, settings), _Stubborn(), Linf(0.5), images, settings, seed=0, guard=Guard(every=10)))
     alarm = next(alarm for record in records for alarm in record.alarms)
     assert alarm["step"] <= 50 and alarm["falling"] >= 0.2
 
 
-class _Stubborn(type(fgsm_at())):  # type: ignore[misc]
+class _Stubborn(FGSM):
     def strengthened(self) -> None:
         return None
 

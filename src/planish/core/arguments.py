@@ -1,0 +1,103 @@
+"""What public calls take: each argument is checked at once; BadInput says what would be right."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from planish.core.batch import Batch
+from planish.core.checks import check_images, check_logits
+from planish.core.errors import BadInput
+from planish.core.threat import THREATS, ThreatModel, parse_threat
+
+Images = Tensor | NDArray[Any] | Batch
+"""(N, C, H, W) in [0, 1]; a Batch brings its labels and indices along."""
+Labels = Tensor | NDArray[Any] | Sequence[int]
+"""(N,) whole numbers."""
+
+
+def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
+    """Return the threat model of an object, of a text such as "Linf:8/255", or of a pair such as ("L2", 0.5).
+
+    radius: of a norm that comes without one; None = it must have one. Raises BadInput.
+    """
+    if isinstance(threat, ThreatModel):
+        return threat
+    if isinstance(threat, str):
+        norm, _, text = threat.partition(":")
+        if not text and radius is None:
+            known = " or ".join(f"{name}:8/255" for name in THREATS)
+            raise BadInput(f"threat '{threat}' has no radius; write a norm and a radius in pixels of [0, 1]: {known}")
+        return parse_threat(norm, text or radius or 0.0)
+    if isinstance(threat, tuple) and len(threat) == 2 and isinstance(threat[0], str):
+        return parse_threat(*threat)
+    raise BadInput(f'a threat is planish.Linf("8/255"), planish.L2(0.5) or a text "Linf:8/255", not {shown(threat)}')
+
+
+def seed_of(seed: object) -> int:
+    """Return a seed. Raises BadInput for anything but a whole number."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise BadInput(f"seed must be a whole number, not {shown(seed)}")
+    return int(seed)
+
+
+def path_of(path: object) -> Path:
+    """Return a path. Raises BadInput for anything but a path or a text."""
+    if not isinstance(path, str | Path):
+        raise BadInput(f"a path is a text or a pathlib.Path, not {shown(path)}")
+    return Path(path)
+
+
+def model_of(model: object) -> nn.Module:
+    """Return a model. Raises BadInput for anything but a torch.nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"the model must be a torch.nn.Module from images in [0, 1] to logits, not {shown(model)}")
+    return model
+
+
+def batch_of(x: object, labels: object = None) -> Batch:
+    """Return images and labels as one Batch on the images' device; a Batch with labels None stays. Raises BadInput.
+
+    NumPy arrays become tensors, of float64 images float32 ones; labels of any whole-number type become int64.
+    """
+    if isinstance(x, Batch):
+        if labels is not None:
+            raise BadInput("a Batch holds its labels already: give None for the labels")
+        return x
+    images = _tensor(x, "images x")
+    if not images.is_floating_point():
+        raise BadInput(f"images x are {images.dtype}; give floats in [0, 1]: divide by 255")
+    if labels is None:
+        raise BadInput("labels are missing: give one whole number for each image")
+    numbers = _tensor(labels, "labels")
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise BadInput(f"labels must be whole numbers (N,), not {numbers.dtype} of shape {tuple(numbers.shape)}")
+    return Batch(images, numbers.to(images.device, torch.int64))
+
+
+def judged_batch(model: object, x: object, labels: object, threat: ThreatModel) -> Batch:
+    """Return the batch with its clean logits, everything checked. Raises BadInput."""
+    network, batch = model_of(model), batch_of(x, labels)
+    check_images(batch, threat)
+    return batch._replace(logits=check_logits(network, batch))
+
+
+def shown(value: object) -> str:
+    """Word a wrong value: a short one as it is, else its type."""
+    text = repr(value)
+    return text if len(text) <= 40 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def _tensor(values: object, what: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        array = np.asarray(values)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    except (TypeError, ValueError):
+        raise BadInput(f"{what} must be a tensor or a NumPy array, not {shown(values)}") from None
+    return tensor.float() if tensor.dtype == torch.float64 else tensor

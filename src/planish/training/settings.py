@@ -1,0 +1,71 @@
+"""How a training run is optimised, and its learning rate from start to end."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from planish.core.errors import BadInput, at_least
+from planish.core.modes import Precision
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to optimise: SGD with Nesterov-free momentum.
+
+    learning_rate: the peak. schedule: "triangular" (0 -> peak at 40 % -> 0, per step), "onecycle" (cosine up
+    to 30 %, then down), "piecewise" (x 0.1 at 50 % and 75 %), "cosine" or "constant". weight_decay: on every
+    parameter, or with decay_norms False on matrices and kernels only. ema: decay of the weight average, 0 =
+    off; it warms up as min(ema, (1 + t) / (10 + t)) and covers buffers. weight_perturbation: gamma of AWP (Wu, Xia and
+    Wang 2020), 0 = off, 0.005 to 0.01 are usual: the loss is taken at weights moved against it, after
+    weight_perturbation_from of the training; costs one forward and backward more, or the whole step again for methods
+    whose search is not apart from their loss. accumulate: batches per step. clip:
+    largest gradient norm, 0 = off. precision: "bf16" runs forwards in bfloat16; losses and linearity errors
+    stay in float32. channels_last: the layout of images and kernels, but for models that it would make crash
+    (`models.corrupts_memory`). compile: torch.compile, for first-order methods.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    schedule: Literal["triangular", "onecycle", "piecewise", "cosine", "constant"] = "triangular"
+    drops: tuple[float, ...] = (0.5, 0.75)
+    drop_factor: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_norms: bool = True
+    ema: float = 0.0
+    weight_perturbation: float = 0.0
+    weight_perturbation_from: float = 0.05
+    accumulate: int = 1
+    clip: float = 0.0
+    precision: Precision = "float32"
+    channels_last: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for least, names in (
+            (1, "epochs batch_size accumulate"),
+            (0, "learning_rate drop_factor weight_decay weight_perturbation clip"),
+        ):
+            at_least(least, **{f"settings.{name}": getattr(self, name) for name in names.split()})
+        for name in ("ema", "momentum", "weight_perturbation_from"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"settings.{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+def learning_rate(settings: Settings, share: float) -> float:
+    """Return the learning rate after this share of the training."""
+    peak = settings.learning_rate
+    if settings.schedule == "triangular":
+        return peak * (share / 0.4 if share < 0.4 else (1 - share) / 0.6)
+    if settings.schedule == "onecycle":
+        if share < 0.3:
+            return _cosine(peak / 25, peak, share / 0.3)
+        return _cosine(peak, peak / 2.5e5, (share - 0.3) / 0.7)
+    if settings.schedule == "piecewise":
+        return peak * settings.drop_factor ** sum(share >= drop for drop in settings.drops)
+    return _cosine(peak, 0.0, share) if settings.schedule == "cosine" else peak
+
+
+def _cosine(first: float, last: float, share: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
