@@ -21,7 +21,7 @@ GROWTH = 1.5
 ROUND = L2(0.0)
 
 
-class Walk(NamedTuple):
+class BoundaryWalk(NamedTuple):
     """Where the walks stand that are not finished; all (n,) or (n, ...).
 
     rows: which images of the batch. here: adversarial. delta, epsilon: step sizes in units of the distance to the clean
@@ -80,7 +80,7 @@ class Boundary(DistanceAttack):
         return found
 
     def _walk(self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, seed: int) -> None:
-        """Walk on from what was found, and enter what is nearer, in place."""
+        """BoundaryWalk on from what was found, and enter what is nearer, in place."""
         walk = self._begun(batch, found)
         for step in range(1, self.queries + 1):
             going = (found.passes[walk.rows] < self.queries) & (found.distance[walk.rows] > threat.radius)
@@ -96,13 +96,13 @@ class Boundary(DistanceAttack):
             if step % BLOCK == 0:
                 walk = _adapted(walk)
 
-    def _begun(self, batch: Batch, found: Nearest) -> Walk:
+    def _begun(self, batch: Batch, found: Nearest) -> BoundaryWalk:
         rows = (found.distance.isfinite() & (found.distance > 0)).nonzero().squeeze(1)
         one = torch.ones_like(found.distance[rows])
-        return Walk(rows, batch.x[rows], found.x_adv[rows], one * self.delta, one * self.epsilon, one * 0, one * 0)
+        return BoundaryWalk(rows, batch.x[rows], found.x_adv[rows], one * self.delta, one * self.epsilon, one * 0, one * 0)
 
 
-def _proposed(walk: Walk, uniform: Tensor, threat: ThreatModel, on_sphere: bool) -> Tensor:
+def _proposed(walk: BoundaryWalk, uniform: Tensor, threat: ThreatModel, on_sphere: bool) -> Tensor:
     """Return the points beside the walk, on the spheres or a step nearer, clipped to the box."""
     away = walk.here - walk.x
     length, outward = ROUND.norm(away), ROUND.steepest(away)
@@ -113,7 +113,7 @@ def _proposed(walk: Walk, uniform: Tensor, threat: ThreatModel, on_sphere: bool)
     return sphere if on_sphere else ROUND.project(sphere, walk.x, length * (1 - walk.epsilon))
 
 
-def _moved(walk: Walk, x_adv: Tensor, hit: Tensor, on_sphere: bool) -> Walk:
+def _moved(walk: BoundaryWalk, x_adv: Tensor, hit: Tensor, on_sphere: bool) -> BoundaryWalk:
     """Return the walk after its query: at the point if it is adversarial and, but for the sphere's, nearer."""
     nearer = ROUND.norm(x_adv - walk.x) < ROUND.norm(walk.here - walk.x)
     here = torch.where(per_image(hit if on_sphere else hit & nearer, x_adv), x_adv, walk.here)
@@ -122,7 +122,7 @@ def _moved(walk: Walk, x_adv: Tensor, hit: Tensor, on_sphere: bool) -> Walk:
     return walk._replace(here=here, nearer=walk.nearer + hit)
 
 
-def _adapted(walk: Walk) -> Walk:
+def _adapted(walk: BoundaryWalk) -> BoundaryWalk:
     """Return the walk with other step sizes where too many or too few points of the block were adversarial."""
     asked = BLOCK // SPHERE_EVERY
     bend = _factor(walk.on_sphere / asked, 0.2, 0.5)

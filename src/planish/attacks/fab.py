@@ -63,7 +63,7 @@ class FAB(DistanceAttack):
         with attacked(model):
             batch = with_logits(model, batch)
             assert batch.logits is not None
-            search = _Search(model, batch, threat, nothing_found(batch), margin(batch.logits, batch.labels))
+            search = _PlaneSearch(model, batch, threat, nothing_found(batch), margin(batch.logits, batch.labels))
             walks = [(restart, classes) for restart in range(self.restarts) for classes in self._classes(batch)]
             for number, (restart, classes) in enumerate(walks):
                 noise = None if restart == 0 else seed + number
@@ -79,7 +79,7 @@ class FAB(DistanceAttack):
         elif ranked.shape[1]:
             yield ranked[:, : self.candidates]
 
-    def _walk(self, search: "_Search", classes: Tensor, noise: int | None, taken: int) -> None:
+    def _walk(self, search: "_PlaneSearch", classes: Tensor, noise: int | None, taken: int) -> None:
         """Take the steps with the images that are not finished, from the image or from a random point."""
         rows = unfinished(search.found, search.threat)
         point = search.start(rows, noise)
@@ -113,7 +113,7 @@ class Plane(NamedTuple):
     normal: Tensor
 
 
-class _Search(NamedTuple):
+class _PlaneSearch(NamedTuple):
     """What is known during a search; `found` and `height` (N,), the margins of found.x_adv, are updated in place."""
 
     model: nn.Module

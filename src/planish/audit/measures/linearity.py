@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks.gradient import PAPER_STEP
+from planish.attacks.ascents import PAPER_STEP
 from planish.audit.measures.highest import Highest, highest
 from planish.core.batch import Batch
 from planish.core.errors import at_least
