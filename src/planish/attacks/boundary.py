@@ -99,7 +99,9 @@ class Boundary(DistanceAttack):
     def _begun(self, batch: Batch, found: Nearest) -> BoundaryWalk:
         rows = (found.distance.isfinite() & (found.distance > 0)).nonzero().squeeze(1)
         one = torch.ones_like(found.distance[rows])
-        return BoundaryWalk(rows, batch.x[rows], found.x_adv[rows], one * self.delta, one * self.epsilon, one * 0, one * 0)
+        return BoundaryWalk(
+            rows, batch.x[rows], found.x_adv[rows], one * self.delta, one * self.epsilon, one * 0, one * 0
+        )
 
 
 def _proposed(walk: BoundaryWalk, uniform: Tensor, threat: ThreatModel, on_sphere: bool) -> Tensor:

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import likely_classes, margin
+from planish.core.losses import likely_classes
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.found import Nearest
 from planish.search.linearize import logit_gradients
+from planish.search.nearest import NearestSearch
 
 
 @dataclass(frozen=True)
@@ -47,33 +48,21 @@ class DeepFool(DistanceAttack):
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the first adversarial image on each one's way, in L2 or Linf; nothing is drawn from the generator."""
         with attacked(model):
-            batch = with_logits(model, batch)
-            found = nothing_found(batch)
-            rows = unfinished(found, threat)
+            search = NearestSearch.begun(model, batch, threat)
+            batch, rows = search.batch, search.unfinished()
             classes, reached = _candidates(batch, self.candidates), batch.x.clone()
             for step in range(1, self.steps + 1):
                 if len(rows) == 0:
                     break
                 move, moves = _to_boundary(model, reached[rows], classes[rows], threat)
-                found.passes[rows] += 1 + classes.shape[1]
+                search.found.passes[rows] += 1 + classes.shape[1]
                 rows, move = rows[moves], move[moves]
+                if len(rows) == 0:
+                    break
                 reached[rows] = (reached[rows] + move).clamp(threat.low, threat.high)
                 x_adv = reached[rows] + self.overshoot * (reached[rows] - batch.x[rows])
-                rows = rows[~_offered(model, batch, threat, found, rows, x_adv.clamp(threat.low, threat.high), step)]
-        return found
-
-
-def _offered(
-    model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, rows: Tensor, x_adv: Tensor, step: int
-) -> Tensor:
-    """Enter the candidates of these rows where they are misclassified; return where they are, (n,)."""
-    if len(rows) == 0:
-        return torch.zeros_like(rows, dtype=torch.bool)
-    with torch.no_grad():
-        adversarial = margin(model(x_adv), batch.labels[rows]) >= 0
-    found.passes[rows] += 1
-    offer(found, rows, batch, x_adv, adversarial, threat, step)
-    return adversarial
+                rows = rows[~search.tried(rows, x_adv.clamp(threat.low, threat.high), step)]
+        return search.found
 
 
 def _candidates(batch: Batch, count: int) -> Tensor:
