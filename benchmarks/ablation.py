@@ -29,7 +29,7 @@ from planish.report.drawing import BLUE, INK, MUTED, VERMILION, blank, legend, s
 from planish.reproduce.running import trained
 from planish.runs.config import DataOptions, Experiment, experiment_from, overlaid, read
 from planish.runs.judge import load_model
-from planish.runs.train import prepare, train
+from planish.runs.train import prepare, train_into
 from planish.storage.files import write_bytes, write_json
 from planish.storage.provenance import provenance
 from planish.training.cost import training_cost
@@ -119,7 +119,7 @@ def counted(experiment: Experiment) -> float:
 def run(plan: Plan) -> None:
     """Train and judge one run, as far as it is missing."""
     if not trained(plan.folder, plan.experiment):
-        for record in train(plan.experiment, plan.folder, resume=True):
+        for record in train_into(plan.experiment, plan.folder, resume=True):
             print(f"{plan.row} {plan.seed}: epoch {record.epoch}, {record.metrics}", flush=True)
     if not (plan.folder / RECORD).exists():
         record = held_out(plan)

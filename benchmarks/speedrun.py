@@ -22,7 +22,7 @@ from timing import RESULTS, Columns, Row, show
 from planish.records.evaluation import Evaluation
 from planish.runs.config import Experiment, experiment_of
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
-from planish.runs.train import train, training_images
+from planish.runs.train import train_into, training_images
 from planish.storage.files import write_json
 from planish.storage.provenance import provenance
 
@@ -72,13 +72,13 @@ def warmed(run: Experiment, device: str) -> None:
     """Train an epoch that is thrown away: it compiles what is to be compiled."""
     short = replace(run, settings=replace(run.settings, epochs=1))
     with TemporaryDirectory() as folder:
-        for _ in train(short, Path(folder), device=device):
+        for _ in train_into(short, Path(folder), device=device):
             pass
 
 
 def trained(run: Experiment, folder: Path, device: str) -> float:
     """Train into the folder, or go on there; return the seconds that all its epochs took."""
-    for record in train(run, folder, device=device, resume=True):
+    for record in train_into(run, folder, device=device, resume=True):
         print(f"epoch {record.epoch}: {record.seconds:.1f} s, loss {record.metrics['loss']:.3f}", flush=True)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return sum(float(json.loads(line)["seconds"]) for line in lines)

@@ -1,41 +1,88 @@
 """planish: adversarial robustness by local linearity: train, attack, audit."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from planish.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from planish import attacks, data, methods, models
+    from planish.audit.measures import calls as measures
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
     from planish.core.threat import L2, Linf, parse_threat
-    from planish.evaluation.evaluate import evaluate
-    from planish.runs.train import load_run
+    from planish.evaluation.distances import minimum_distance
+    from planish.evaluation.evaluate import evaluate, evaluate_steps
+    from planish.evaluation.verify import verify
+    from planish.registry import listed as list
+    from planish.report import plot
+    from planish.runs.audit import audit, audit_steps
+    from planish.runs.run import Run, load_run, train
     from planish.training.loop import fit
     from planish.training.settings import Settings
 
 __version__ = "0.1.0"
-__all__ = ["L2", "BadInput", "Batch", "Linf", "Settings", "evaluate", "fit", "load_run", "parse_threat"]
+__all__ = [
+    "L2",
+    "BadInput",
+    "Batch",
+    "Linf",
+    "Run",
+    "Settings",
+    "attacks",
+    "audit",
+    "audit_steps",
+    "data",
+    "evaluate",
+    "evaluate_steps",
+    "fit",
+    "list",
+    "load_run",
+    "measures",
+    "methods",
+    "minimum_distance",
+    "models",
+    "parse_threat",
+    "plot",
+    "train",
+    "verify",
+]
 
-_HOME = {
-    "BadInput": "core.errors",
-    "Batch": "core.batch",
-    "L2": "core.threat",
-    "Linf": "core.threat",
-    "Settings": "training.settings",
-    "evaluate": "evaluation.evaluate",
-    "fit": "training.loop",
-    "load_run": "runs.train",
-    "parse_threat": "core.threat",
+_HOMES = {
+    "BadInput": "planish.core.errors",
+    "Batch": "planish.core.batch",
+    "L2": "planish.core.threat",
+    "Linf": "planish.core.threat",
+    "Run": "planish.runs.run",
+    "Settings": "planish.training.settings",
+    "attacks": "planish.attacks:",
+    "audit": "planish.runs.audit",
+    "audit_steps": "planish.runs.audit",
+    "data": "planish.data:",
+    "evaluate": "planish.evaluation.evaluate",
+    "evaluate_steps": "planish.evaluation.evaluate",
+    "fit": "planish.training.loop",
+    "list": "planish.registry:listed",
+    "load_run": "planish.runs.run",
+    "measures": "planish.audit.measures.calls:",
+    "methods": "planish.methods:",
+    "minimum_distance": "planish.evaluation.distances",
+    "models": "planish.models:",
+    "parse_threat": "planish.core.threat",
+    "plot": "planish.report.plot:",
+    "train": "planish.runs.run",
+    "verify": "planish.evaluation.verify",
 }
+__getattr__, __dir__ = lazy(__name__, _HOMES)
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first used, so that `import planish` does not import torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'planish' has no attribute '{name}'")
-    value: object = getattr(import_module(f"planish.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+class _Front(ModuleType):
+    """Keeps `planish.audit` the call: importing the room of that name would put the room in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "audit" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+sys.modules[__name__].__class__ = _Front

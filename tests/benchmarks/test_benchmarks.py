@@ -14,7 +14,7 @@ from planish.core.threat import Linf
 from planish.registry import components
 from planish.runs.config import experiment_from
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
-from planish.runs.train import train
+from planish.runs.train import train_into
 from planish.storage.files import read_arrays
 
 pytest.importorskip("torchattacks", reason="a peer that the benchmarks compare with")
@@ -102,7 +102,7 @@ def test_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
     """Two suites on a small run: a second call does nothing again; pairs list the images on which they disagree."""
     monkeypatch.syspath_prepend(SCRIPTS)
     experiment = experiment_from({"data": {"limit": 200}, "settings": {"epochs": 2}, "model": {"name": "small-cnn"}})
-    list(train(experiment, tmp_path / "tiny"))
+    list(train_into(experiment, tmp_path / "tiny"))
     options = ["--data", "digits", "--images", "8", "--radius", "0.1", "--reference", "planish", "--chunk", "5"]
     options += ["--suites", "planish,foolbox PGD-50-10"]
     main = importlib.import_module("suite").main
@@ -123,7 +123,7 @@ def test_distances(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     """Ratios are to the best of all; where a suite has judged the same images, both must agree at the radius."""
     monkeypatch.syspath_prepend(SCRIPTS)
     experiment = experiment_from({"data": {"limit": 200}, "settings": {"epochs": 2}, "model": {"name": "small-cnn"}})
-    list(train(experiment, tmp_path / "tiny"))
+    list(train_into(experiment, tmp_path / "tiny"))
     shared = [str(tmp_path / "tiny"), "--data", "digits", "--images", "8", "--radius", "0.1"]
     suite = ["--suites", "planish", "--reference", "planish", "--out", str(tmp_path / "suite")]
     importlib.import_module("suite").main([*shared, *suite])
@@ -144,7 +144,7 @@ def tiny_run(folder: Path, **model: Any) -> str:
     """A run of four epochs on a few digits."""
     model = {"name": "small-cnn", "width": 4, **model}
     list(
-        train(
+        train_into(
             experiment_from({"data": {"limit": 200}, "settings": {"epochs": 4, "batch_size": 16}, "model": model}),
             folder,
         )
@@ -245,7 +245,7 @@ def test_tables_of_runs(script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
             "settings": {"epochs": 1, "batch_size": 16},
             "guard": guard,
         }
-        *_, _ = train(experiment_from(tree), run)
+        *_, _ = train_into(experiment_from(tree), run)
         task = EvaluationConfig("digits", Linf(0.1), ("fgsm", "pgd-2-1"), 20)
         *_, _ = evaluate_into(load_model(str(run), "cpu"), task, run, device="cpu", resume=False)
     out, figure = tmp_path / "out", tmp_path / "figure.png"

@@ -31,7 +31,7 @@ from planish.registry import components
 from planish.runs.checkpoint import WEIGHTS
 from planish.runs.config import DataOptions, Experiment, Named
 from planish.runs.judge import IMAGES, EvaluationConfig, evaluate_into, load_model, verify
-from planish.runs.train import train
+from planish.runs.train import train_into
 from planish.search.ascent import LOOK, LOOK_ACCELERATED, ascend, search
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest, StepRule
@@ -256,10 +256,10 @@ def test_the_default_device_does_not_matter_to_a_run(stream: Literal["always", "
     experiment = Experiment(
         data, Named("small-cnn", {"width": 2}), Named("n-fgsm"), settings=Settings(epochs=2, batch_size=4)
     )
-    list(train(experiment, tmp_path / "plain"))
+    list(train_into(experiment, tmp_path / "plain"))
     with torch.device(FAR):
-        next(train(experiment, tmp_path / "run"))
-        list(train(experiment, tmp_path / "run", resume=True))
+        next(train_into(experiment, tmp_path / "run"))
+        list(train_into(experiment, tmp_path / "run", resume=True))
     task, judged = (
         EvaluationConfig(data.source, Linf("8/255"), ("pgd-2-1",), keep_images=True),
         load_model(str(tmp_path / "run")),

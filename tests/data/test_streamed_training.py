@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, experiment_from, read
-from planish.runs.train import load_run, train
+from planish.runs.run import load_run
+from planish.runs.train import train_into
 from planish.training.settings import Settings
 
 CLASSES, TRAINING, TESTING = 200, 10, 1
@@ -62,10 +63,10 @@ CHILD = """
 import sys, time, torch
 from pathlib import Path
 from planish.runs.config import experiment_from, read
-from planish.runs.train import train
+from planish.runs.train import train_into
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for record in train(experiment_from(read(Path(sys.argv[1]))), Path(sys.argv[2])):
+    for record in train_into(experiment_from(read(Path(sys.argv[1]))), Path(sys.argv[2])):
         time.sleep(600)
 """
 
@@ -88,7 +89,7 @@ def running(group: int) -> set[int]:
 @pytest.mark.timeout(600)  # seconds on a clock; a fraction of it in work, but machines may be busy
 def test_a_streamed_run_is_killed_resumed_and_judged(experiment: Experiment, pictures: Path, tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    list(train(experiment, whole))
+    list(train_into(experiment, whole))
     assert not multiprocessing.active_children()
     script = tmp_path / "child.py"
     script.write_text(CHILD)
@@ -107,10 +108,10 @@ def test_a_streamed_run_is_killed_resumed_and_judged(experiment: Experiment, pic
     assert not left, "workers outlive their run"
     assert len(others) >= 2 or not Path("/proc").is_dir()
     without = replace(experiment, data=replace(experiment.data, workers=0))
-    list(train(without, killed, resume=True))
+    list(train_into(without, killed, resume=True))
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
     assert history(whole) == history(killed) and len(history(whole)) == 2
-    about = load_run(whole)[1]
+    about = load_run(whole).about
     assert about["size"] == 12 and len(about["classes"]) == CLASSES and about["data"] == "many"
 
     judge = ["--data", str(pictures), "--radius", "4/255", "--limit", "20", "--attacks", "fgsm", "--device", "cpu"]
@@ -156,16 +157,16 @@ def test_corrupt_images_are_named_in_the_record(experiment: Experiment, tmp_path
     bad = tmp_path / "few" / "a" / "04.png"
     bad.write_bytes(bad.read_bytes()[:50])
     with pytest.raises(BadInput, match=r"a/04\.png: not a readable image"):
-        list(train(small(experiment, tmp_path / "few"), tmp_path / "refused"))
+        list(train_into(small(experiment, tmp_path / "few"), tmp_path / "refused"))
     assert not (tmp_path / "refused").exists()
     for stream in ("auto", "never"):
         folder = tmp_path / stream
         skipping = small(experiment, tmp_path / "few", skip_corrupt=True, stream=stream)
-        assert [record.metrics["corrupt_images"] for record in train(skipping, folder)] == [1, 1]
+        assert [record.metrics["corrupt_images"] for record in train_into(skipping, folder)] == [1, 1]
         for _ in range(2):
             (message,) = json.loads((folder / "provenance.json").read_text())["corrupt_images"]
             assert message.startswith(f"{bad}: not a readable image")
-            assert list(train(skipping, folder, resume=True)) == []
+            assert list(train_into(skipping, folder, resume=True)) == []
         assert [entry["corrupt_images"] for entry in history(folder)] == [1, 1]
 
 
@@ -180,12 +181,12 @@ def test_what_a_set_cannot_have_is_refused_before_anything_is_written(experiment
     ]
     for wrong, message in cases:
         with pytest.raises(BadInput, match=message):
-            list(train(wrong, tmp_path / "run"))
+            list(train_into(wrong, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_resolutions_come_back_from_toml(experiment: Experiment, tmp_path: Path):
-    list(train(small(experiment, _few(tmp_path)), tmp_path / "run"))
+    list(train_into(small(experiment, _few(tmp_path)), tmp_path / "run"))
     text = (tmp_path / "run" / "config.toml").read_text()
     assert "size = 8\nresolutions = []\n" in text
     (tmp_path / "x.toml").write_text("[data]\nresolutions = [[0, 128], [0.5, 224]]\n")

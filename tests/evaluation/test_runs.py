@@ -30,7 +30,7 @@ from planish.runs.judge import (
     load_model,
 )
 from planish.runs.judge import test_images as images_of
-from planish.runs.train import train
+from planish.runs.train import train_into
 from planish.training.settings import Settings
 
 TINY = Experiment(
@@ -46,7 +46,7 @@ TASK = EvaluationConfig("digits", Linf(0.1), ("fgsm", "pgd-3-1"), limit=40)
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert len(list(train(TINY, folder))) == 3
+    assert len(list(train_into(TINY, folder))) == 3
     return folder
 
 
@@ -209,7 +209,7 @@ LENT = replace(TASK, attacks=("fgsm", "transfer-2"))
 def test_surrogates_are_in_the_record_and_a_resume_needs_the_same(run_folder: Path, own_file: Path, tmp_path: Path):
     judged, out = load_model(str(run_folder)), tmp_path / "lent"
     other = tmp_path / "other"
-    list(train(replace(TINY, method=Named("standard"), seed=1), other))
+    list(train_into(replace(TINY, method=Named("standard"), seed=1), other))
     lent = replace(LENT, surrogates=(str(run_folder), str(other)))
     *_, record = evaluate_into(judged, lent, out)
     text = attack_text(record.column("transfer-2").meta["attack"])

@@ -177,7 +177,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimate_rows", lambda job, rows: Table("", ("Row",), (), ()))
-    monkeypatch.setattr("planish.runs.train.train", lambda experiment, folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)

@@ -18,7 +18,8 @@ from planish.methods.llr import LLR
 from planish.models import Normalized, build
 from planish.runs.config import experiment_from
 from planish.runs.judge import load_model
-from planish.runs.train import load_run, train
+from planish.runs.run import load_run
+from planish.runs.train import train_into
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -242,9 +243,10 @@ def experiment(name: str, **options: Any) -> Any:
 
 def test_a_run_of_a_borrowed_model_loads_without_its_published_weights(asked: list[dict[str, Any]], tmp_path: Path):
     """Nor does anybody have to name it again: its code is the library's, not the folder's."""
-    assert len(list(train(experiment("timm:tiny"), tmp_path / "run"))) == 1
+    assert len(list(train_into(experiment("timm:tiny"), tmp_path / "run"))) == 1
     assert asked.pop()["pretrained"] is True and not asked
-    model, about = load_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    model, about = run.model, run.about
     assert asked[0]["pretrained"] is False and asked[0]["num_classes"] == 10
     assert about["model"] == {"name": "timm:tiny", "options": {}}
     check_normalized(model, (0.4,), (0.25,))
@@ -254,7 +256,7 @@ def test_a_run_of_a_borrowed_model_loads_without_its_published_weights(asked: li
 @pytest.mark.usefixtures("asked")
 def test_a_model_for_another_size_of_images_is_bad_input(tmp_path: Path):
     with pytest.raises(BadInput, match=r"images of shape \(1, 8, 8\): Input height \(8\) doesn't match model \(32\)"):
-        next(train(experiment("timm:tiny", img_size=32), tmp_path / "run"))
+        next(train_into(experiment("timm:tiny", img_size=32), tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
 from planish.registry import components
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
-from planish.runs.train import train
+from planish.runs.train import train_into
 from planish.training.collapse import CollapseMonitor, Guard, MonitorState, probe, withstanding
 from planish.training.loop import EpochRecord, fit, start, strengthened
 from planish.training.settings import Settings
@@ -231,11 +231,11 @@ def test_a_stopped_guarded_run_goes_on_bit_for_bit(
     )
     for name in ("whole", "stopped"):
         alarms_at(monkeypatch, 10)
-        for record in train(experiment, tmp_path / name):
+        for record in train_into(experiment, tmp_path / name):
             if name == "stopped" and record.epoch == after:
                 break
         if name == "stopped":
-            list(train(experiment, tmp_path / name, resume=True))
+            list(train_into(experiment, tmp_path / name, resume=True))
         monkeypatch.undo()
     whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped

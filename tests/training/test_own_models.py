@@ -8,7 +8,8 @@ import torch
 from planish.core.errors import BadInput
 from planish.models import build
 from planish.runs.config import experiment_from
-from planish.runs.train import load_run, train
+from planish.runs.run import load_run
+from planish.runs.train import train_into
 
 CODE = """
 from pathlib import Path
@@ -28,13 +29,14 @@ def built_by(tmp_path: Path) -> str:
         "method": {"name": "standard"},
         "settings": {"epochs": 1, "batch_size": 64},
     }
-    assert len(list(train(experiment_from(tree), tmp_path / "run"))) == 1
+    assert len(list(train_into(experiment_from(tree), tmp_path / "run"))) == 1
     (tmp_path / "called").unlink()
     return f"{tmp_path}/mine.py:build"
 
 
 def test_a_run_of_an_own_model_loads_with_its_options(built_by: str, tmp_path: Path) -> None:
-    model, about = load_run(tmp_path / "run", built_by)
+    run = load_run(tmp_path / "run", built_by)
+    model, about = run.model, run.about
     assert about["model"]["options"] == {"width": 6}
     assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
@@ -51,7 +53,7 @@ def test_a_folder_with_a_half_written_file_alone_is_new(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".config.toml.x1y2.part").write_text("seed")
     tree = {"method": {"name": "standard"}, "settings": {"epochs": 1, "batch_size": 256}}
-    assert len(list(train(experiment_from(tree), tmp_path / "run"))) == 1
+    assert len(list(train_into(experiment_from(tree), tmp_path / "run"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import torch
 from planish.core.errors import BadInput
 from planish.runs import checkpoint as checkpoints
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
-from planish.runs.train import load_run, train
+from planish.runs.run import load_run
+from planish.runs.train import train_into
 from planish.training.settings import Settings
 
 SETTINGS = Settings(epochs=4, batch_size=8, learning_rate=0.1, ema=0.9)
@@ -44,7 +45,7 @@ def experiment(data: Path) -> Experiment:
 
 
 def run(experiment: Experiment, folder: Path, stop_after: int | None = None, resume: bool = False) -> None:
-    records = train(experiment, folder, resume=resume)
+    records = train_into(experiment, folder, resume=resume)
     for record in records:
         if record.epoch == stop_after:
             records.close()  # type: ignore[attr-defined]
@@ -89,7 +90,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 def test_a_finished_run_resumes_to_itself(experiment: Experiment, tmp_path: Path):
     run(experiment, tmp_path / "run")
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    assert list(train(experiment, tmp_path / "run", resume=True)) == []
+    assert list(train_into(experiment, tmp_path / "run", resume=True)) == []
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
@@ -97,9 +98,9 @@ CHILD = """
 import sys, time, torch
 from pathlib import Path
 from planish.runs.config import experiment_from, read
-from planish.runs.train import train
+from planish.runs.train import train_into
 torch.set_num_threads(1)
-for record in train(experiment_from(read(Path(sys.argv[1]))), Path(sys.argv[2])):
+for record in train_into(experiment_from(read(Path(sys.argv[1]))), Path(sys.argv[2])):
     if record.epoch == 30:
         time.sleep(600)
 """
@@ -182,7 +183,8 @@ def test_a_resume_file_of_an_older_planish_is_named(experiment: Experiment, tmp_
 
 def test_the_model_of_a_run_is_loaded_from_its_folder_alone(experiment: Experiment, tmp_path: Path):
     run(experiment, tmp_path / "run")
-    model, about = load_run(tmp_path / "run")
+    trained = load_run(tmp_path / "run")
+    model, about = trained.model, trained.about
     assert not model.training and about["method"]["name"] == "rs-fgsm" and about["epoch"] == 4
     assert about["classes"] == ["0", "1", "2"] and model(torch.rand(2, 1, 8, 8)).shape == (2, 3)
     saved = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)

@@ -29,7 +29,7 @@ from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column
 from planish.records.geometry import Geometry
 from planish.records.origin import origin
-from planish.registry import components
+from planish.registry import components, imported
 
 SUITE = "planish"
 
@@ -75,17 +75,19 @@ def audit(
     suite: Suite | None = None,
     about: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
+    own: Sequence[str] = (),
     on_chunk: OnChunk | None = None,
 ) -> Iterator[Audit]:
     """Check the model: run the suite, then yield the audit after each finding, the last one complete.
 
     images: x (N, C, H, W) in [0, 1], on the model's device. black_box: it has no gradients by its nature. suite: what
     the headline rests on, planish's own unless given. about: JSON-able facts for the audit's meta. only: names of
-    checks, all unless given; with some alone, no geometry is made. The model's modes, parameters,
+    checks, all unless given; with some alone, no geometry is made. own: more checks, the user's, as "file.py:NAME" or
+    "package.module:NAME". The model's modes, parameters,
     statistics and the global random state stay as they are, and a random model is given the same draws every time.
     Raises BadInput as `evaluate` does, but for probabilities, whose logarithms are attacked.
     """
-    named = _chosen(only)
+    named = _chosen(only, own)
     with reproducible(seed):
         evidence = _evidence(model, images, threat, plan, seed, tuple(surrogates), black_box, suite, on_chunk)
         _ = evidence.judged
@@ -99,8 +101,17 @@ def audit(
         yield _audited(evidence, tuple(findings), meta, seen)
 
 
-def _chosen(only: Sequence[str]) -> dict[str, Check]:
-    known = checks()
+def own_checks(names: Sequence[str]) -> dict[str, Check]:
+    """Return the user's checks of these names, "file.py:NAME" or "package.module:NAME". Raises BadInput."""
+    found = {name.rpartition(":")[2]: imported(name, "check") for name in names}
+    for name, check in found.items():
+        if not isinstance(check, Check):
+            raise BadInput(f"'{name}' is no check: decorate it with planish.audit.check.check")
+    return found  # type: ignore[return-value]
+
+
+def _chosen(only: Sequence[str], own: Sequence[str]) -> dict[str, Check]:
+    known = checks() | own_checks(own)
     for name in only:
         if name not in known:
             raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")

@@ -139,7 +139,7 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs.config import experiment_of
-    from planish.runs.train import train as run
+    from planish.runs.train import train_into as run
     from planish.training.collapse import EVERY
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}

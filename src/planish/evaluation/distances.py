@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack, searched
+from planish.core.arguments import Images, Labels, batch_of, model_of, seed_of, threat_of
 from planish.core.batch import Batch
 from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.threat import ThreatModel
+from planish.evaluation.naming import Attacks, distance_attacks_of
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
 from planish.records.identity import describe_attack
 from planish.records.origin import origin
@@ -22,6 +24,33 @@ from planish.search.found import Nearest
 
 FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 """By how much of its distance an image may be moved away where a fresh forward finds it on the wrong side."""
+
+
+def minimum_distance(
+    model: nn.Module,
+    x: Images,
+    labels: Labels | None,
+    norm: str | ThreatModel = "L2",
+    attack: Attacks = "closest",
+    *,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> Distances:
+    """Measure how far away the nearest adversarial image is that a distance attack finds.
+
+    model, x, labels: as for `planish.evaluate`.
+    norm: "L2" or "Linf"; a threat with a radius leaves an image alone once one within it is found.
+    attack: names with commas, attack objects, a list or a dict of them; see `planish.list("attacks")`.
+    Raises BadInput.
+    """
+    network, threat, batch = model_of(model), threat_of(norm, radius=0.0), batch_of(x, labels)
+    check_images(batch, threat)
+    classes = check_logits(network, batch.select(slice(0, 1))).shape[1]
+    attacks = distance_attacks_of(attack, classes, norm=threat.name)
+    if not attacks:
+        raise BadInput('no attack is named; give one such as "closest"')
+    *_, last = measure(network, batch, threat, attacks, seed=seed_of(seed), about=about)
+    return last
 
 
 def measure(
@@ -52,7 +81,8 @@ def measure(
         record = replace(earlier, meta={**earlier.meta, **record.meta})
     for name, attack in attacks.items():
         if name not in record.names:
-            column = _measured(counted, images, threat, name, attack, seed, chunk)
+            own = attack.assembled(int(record.meta["model"]["classes"]))
+            column = _measured(counted, images, threat, name, own, seed, chunk)
             record = replace(record, columns=(*record.columns, column))
             yield record
 

@@ -1,13 +1,84 @@
 """Training methods, one file each: a method turns a model and a batch into a loss to be minimised."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
+from planish.core.lazy import lazy
 from planish.core.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from planish.methods.adversarial import FGSM, NFGSM, PGDAT, QUB, RSFGSM
+    from planish.methods.cure import CURE
+    from planish.methods.elle import ELLE, ELLEA
+    from planish.methods.free import Free
+    from planish.methods.grad_align import GradAlign
+    from planish.methods.gradient_penalty import GradientPenalty
+    from planish.methods.guided import GAT, NuAT
+    from planish.methods.llr import LLR
+    from planish.methods.mart import MART
+    from planish.methods.planish import Planish
+    from planish.methods.prior_guided import FGSMEP, FGSMMEP
+    from planish.methods.seat import SEAT, SEATFL, SEATPublished
+    from planish.methods.ssat import SSAT
+    from planish.methods.standard import Standard
+    from planish.methods.sub_at import SubAT
+    from planish.methods.trades import TRADES
+
+__all__ = [
+    "CURE",
+    "ELLE",
+    "ELLEA",
+    "FGSM",
+    "FGSMEP",
+    "FGSMMEP",
+    "GAT",
+    "LLR",
+    "MART",
+    "NFGSM",
+    "PGDAT",
+    "QUB",
+    "RSFGSM",
+    "SEAT",
+    "SEATFL",
+    "SSAT",
+    "TRADES",
+    "Free",
+    "GradAlign",
+    "GradientPenalty",
+    "Method",
+    "NuAT",
+    "Plain",
+    "Planish",
+    "SEATPublished",
+    "Standard",
+    "StepContext",
+    "SubAT",
+    "TrainingLoss",
+]
+_CLASSES = {
+    "adversarial": "FGSM NFGSM PGDAT QUB RSFGSM",
+    "cure": "CURE",
+    "elle": "ELLE ELLEA",
+    "free": "Free",
+    "grad_align": "GradAlign",
+    "gradient_penalty": "GradientPenalty",
+    "guided": "GAT NuAT",
+    "llr": "LLR",
+    "mart": "MART",
+    "planish": "Planish",
+    "prior_guided": "FGSMEP FGSMMEP",
+    "seat": "SEAT SEATFL SEATPublished",
+    "ssat": "SSAT",
+    "standard": "Standard",
+    "sub_at": "SubAT",
+    "trades": "TRADES",
+}
+_HOMES = {name: f"{__name__}.{module}" for module, names in _CLASSES.items() for name in names.split()}
+__getattr__, __dir__ = lazy(__name__, _HOMES)
 
 Memory = dict[str, Tensor]
 """What a method remembers from step to step, by name. Checkpoints hold it."""

@@ -12,6 +12,7 @@ from planish.core.errors import BadInput
 from planish.records import geometry as geometries
 from planish.records import store
 from planish.records.geometry import Geometry
+from planish.records.show import Rows, Shown
 from planish.records.statistics import Booleans, Estimate, counts
 from planish.records.store import Kind, check_version
 from planish.storage.files import write_json
@@ -55,7 +56,7 @@ def worst(findings: Iterable[Finding]) -> Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class Audit:
+class Audit(Shown):
     """The findings on one model, and the robust accuracy that is left when everything that broke an image counts.
 
     findings: one for each check so far, in order. Per image, (N,): indices int64, the images' ids in their data set;
@@ -166,6 +167,14 @@ class Audit:
     def fell_to(self) -> dict[str, int]:
         """Return how many images each attack broke first."""
         return {name: int(np.count_nonzero(self.broken_by == place)) for place, name in enumerate(self.attacks)}
+
+    def rows(self) -> Rows:
+        """Return the findings, the worst first."""
+        found = sorted(self.findings, key=lambda finding: -SEVERITY.index(finding.verdict))
+        return [
+            {key: getattr(finding, key) for key in ("verdict", "check", "statistic", "unit", "meaning", "advice")}
+            for finding in found
+        ]
 
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""

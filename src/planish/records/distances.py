@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput, nearest
 from planish.records import store
 from planish.records.evaluation import Floats, Integers
+from planish.records.show import Rows, Shown
 from planish.records.statistics import Booleans, Estimate
 from planish.records.store import Kind, check_version
 
@@ -44,7 +45,7 @@ class DistanceColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class Distances:
+class Distances(Shown):
     """Distances of N test images under several attacks, each run on every correct image.
 
     indices, labels: (N,) int64. clean_margin: (N,) float32, below 0 = correct. meta is JSON-able and has "norm".
@@ -61,6 +62,24 @@ class Distances:
     def names(self) -> tuple[str, ...]:
         """The attacks' names, in order."""
         return tuple(column.name for column in self.columns)
+
+    def headline(self) -> str:
+        """Return what was measured, and of how many images."""
+        return f"distances in {self.meta['norm']} of {len(self.labels)} images, {int(self.correct().sum())} correct"
+
+    def rows(self) -> Rows:
+        """Return the mean and the median of each attack's distances over the correct images, and what they cost."""
+        return [
+            {
+                "attack": column.name,
+                "mean": self.mean(column.name),
+                "median": self.median(column.name),
+                "not_found": self.not_found(column.name),
+                "passes": column.forwards + column.backwards,
+                "seconds": column.seconds,
+            }
+            for column in self.columns
+        ]
 
     def correct(self) -> Booleans:
         """(N,) True where the clean image is classified correctly."""

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planish.core.arguments import path_of
 from planish.core.errors import BadInput, nearest
-from planish.records import store
+from planish.records import adversarials, store
 from planish.records.identity import attack_text
+from planish.records.show import Rows, Shown
 from planish.records.statistics import Booleans, Estimate, counts
 from planish.records.store import Kind, check_version
 
@@ -89,14 +91,15 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Shown):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
     ``indices`` (N,) int64, the images' ids in their data set; ``labels`` (N,) int64; ``clean_margin`` (N,)
     float32; ``clean_predicted`` (N,) int64. ``meta`` is JSON-able: ``schema_version`` 2, ``threat`` {"norm",
     "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean``
     {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. A tie is wrong:
-    correct = margin < 0. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
+    correct = margin < 0. ``x_adv`` (N, C, H, W): the images as the attacks left them, where the record came with them;
+    its own file does not hold them. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
     """
 
     indices: Integers
@@ -140,6 +143,34 @@ class Evaluation:
     def radius(self) -> float:
         """The threat's radius in pixels of [0,1]."""
         return float(self.meta["threat"]["radius"])
+
+    def headline(self) -> str:
+        """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
+        by = f"after {self.asked[-1]}" if self.columns else "before any attack"
+        return f"accuracy {self.robust_accuracy()} ({self.norm}, radius {self.radius:.4g}, {by})"
+
+    def rows(self) -> Rows:
+        """Return the accuracy when clean and after each attack, and what each one broke and cost."""
+        clean = {"attack": "none (clean)", "accuracy": self.clean_accuracy(), "broken": 0, "passes": 0, "seconds": 0.0}
+        return [
+            clean,
+            *(
+                {
+                    "attack": column.name,
+                    "accuracy": self.accuracy_after(column.name),
+                    "broken": int(self.broken_by(column.name).sum()),
+                    "passes": column.forwards + column.backwards,
+                    "seconds": column.seconds,
+                }
+                for column in self.columns
+            ),
+        ]
+
+    def save_adversarials(self, path: str | Path) -> None:
+        """Write the images as the attacks left them, for `planish.verify`. Raises BadInput where there are none."""
+        if self.x_adv is None:
+            raise BadInput("this record holds no images; planish.evaluate returns one that does")
+        adversarials.save(self.x_adv, self.indices, path_of(path))
 
     def column(self, name: str) -> Column:
         """Return an attack's column. BadInput when there is none of this name."""

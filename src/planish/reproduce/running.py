@@ -27,7 +27,7 @@ from planish.runs.judge import (
     load_model,
     measure,
 )
-from planish.runs.train import refuse_other_data, same_run, train, training_images
+from planish.runs.train import refuse_other_data, same_run, train_into, training_images
 from planish.storage.files import write_bytes
 from planish.training.loop import EpochRecord
 
@@ -136,7 +136,7 @@ def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] 
 def _trained(job: Job, folder: Path, experiment: Experiment) -> Iterator[EpochRecord]:
     """Train, and keep the weights every so many epochs."""
     _snapshot(job, folder)
-    for record in train(experiment, folder, device=job.device, resume=True):
+    for record in train_into(experiment, folder, device=job.device, resume=True):
         _snapshot(job, folder)
         yield record
 

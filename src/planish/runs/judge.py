@@ -24,11 +24,12 @@ from planish.core.errors import BadInput
 from planish.core.checks import check_images, check_logits, logits_of
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
+from planish.evaluation.verify import verify as verify_images
 from planish.records import distances as distance_records
 from planish.records.distances import Distances
 from planish.records.origin import model_digest
 from planish.records.statistics import Estimate
-from planish.runs.train import load_run
+from planish.runs.run import load_run
 from planish.evaluation.adversarials import KeptProgress, images_left, load_images, save_gallery, save_images
 from planish.models.pretrained import is_borrowed
 from planish.core.losses import margin
@@ -81,8 +82,8 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     """
     folder = Path(spec)
     if (folder / WEIGHTS).exists():
-        model, about = load_run(folder, built_by)
-        return LoadedModel(model.to(device), about["method"]["name"], about, training_of(folder))
+        run = load_run(folder, built_by)
+        return LoadedModel(run.model.to(device), run.about["method"]["name"], run.about, training_of(folder))
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:
@@ -215,28 +216,9 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
 
     Each is compared with the test image of its index. Raises BadInput if the test set lacks one or shapes differ.
     """
-    x_adv, indices = load_images(path)
     batch, _, _ = test_images(task, judged.about)
-    position = {int(index): row for row, index in enumerate(batch.indices)}
-    missing = [int(index) for index in indices if int(index) not in position]
-    if missing:
-        raise BadInput(f"{path} has image {missing[0]}, which {task.data} (limit {task.limit}) does not hold")
-    some = batch.select(torch.tensor([position[int(index)] for index in indices], dtype=torch.int64, device="cpu"))
-    if some.x.shape != x_adv.shape:
-        raise BadInput(f"{path} holds images {tuple(x_adv.shape[1:])}, the test set {tuple(some.x.shape[1:])}")
-    some = some.to(device)
-    x_adv = x_adv.to(device)
-    check_images(some, task.threat)
-    correct = margin(check_logits(judged.model, some), some.labels) < 0
-    feasible = task.threat.feasible(x_adv, some.x)
-    logits = logits_of(judged.model, torch.where(per_image(feasible, x_adv), x_adv, some.x))
-    standing = correct & (margin(logits, some.labels) < 0)
-    return Verified(
-        Estimate.of(correct.cpu().numpy()),
-        Estimate.of(standing.cpu().numpy()),
-        int((~feasible).sum()),
-        float(task.threat.norm(x_adv - some.x).max()),
-    )
+    source = f"{task.data} (limit {task.limit})"
+    return verify_images(judged.model, batch.to(device), None, path, task.threat, source=source)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:

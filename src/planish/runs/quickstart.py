@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.evaluation.evaluate import OnChunk
-from planish.runs.train import train
+from planish.runs.train import train_into
 from planish.records.evaluation import Evaluation
 from planish.runs.judge import LoadedModel, EvaluationConfig, evaluate_into, load_model
 from planish.core.threat import Linf
@@ -46,7 +46,7 @@ def quickstart(
     task = EvaluationConfig("digits", Linf(RADIUS), ATTACKS, seed=seed)
     for name, method in METHODS.items():
         place = folder / name.replace(" ", "-")
-        for record in train(experiment(method, seed), place, resume=resume):
+        for record in train_into(experiment(method, seed), place, resume=resume):
             yield Stage(name, record)
         model: LoadedModel = replace(load_model(str(place)), name=name)
         report = None if on_chunk is None else on_chunk(name)

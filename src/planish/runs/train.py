@@ -15,7 +15,7 @@ from planish.runs import checkpoint as checkpoints
 from planish.attacks import run
 from planish.attacks.gradient import PGD
 from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
-from planish.runs.config import Experiment, experiment_from, read, to_toml
+from planish.runs.config import Experiment, Named, experiment_from, read, to_toml
 from planish.training.cost import training_cost
 from planish.data.batches import Batches
 from planish.data.images import Images
@@ -65,7 +65,7 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
         sample = sample.sample(SAMPLED).images(size, on_corrupt)
     if isinstance(held_out, Listing):
         held_out = held_out.images(size, on_corrupt).in_channels(sample.x.shape[1])
-    model = _new_model(experiment, sample).to(device)
+    model = new_model(experiment.model, sample, experiment.seed).to(device)
     check_logits(model, sample.first(2).to(device).as_batch())
     return Prepared(images, sample, held_out, model)
 
@@ -80,15 +80,15 @@ def training_images(
     return images.split(data.validation, experiment.seed) if data.validation else (images, None)
 
 
-def _new_model(experiment: Experiment, images: Images) -> nn.Module:
-    """Build the model, its weights drawn from the experiment's seed, the global random state untouched."""
-    with initialised(experiment.seed):
-        model = architecture(experiment.model.name, experiment.model.options, len(images.classes), images.x.shape[1])
-    if isinstance(model, Normalized) and ":" not in experiment.model.name:
+def new_model(model: Named, images: Images, seed: int) -> nn.Module:
+    """Build the model, its weights drawn from the seed, the global random state untouched."""
+    with initialised(seed):
+        network = architecture(model.name, model.options, len(images.classes), images.x.shape[1])
+    if isinstance(network, Normalized) and ":" not in model.name:
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
-        model.mean.copy_(pixels.mean(1).view_as(model.mean))
-        model.std.copy_(pixels.std(1).clamp(min=1e-3).view_as(model.std))
-    return model
+        network.mean.copy_(pixels.mean(1).view_as(network.mean))
+        network.std.copy_(pixels.std(1).clamp(min=1e-3).view_as(network.std))
+    return network
 
 
 def architecture(name: str, options: dict[str, Any], classes: int, channels: int) -> nn.Module:
@@ -97,7 +97,7 @@ def architecture(name: str, options: dict[str, Any], classes: int, channels: int
     return network if ":" in name else Normalized(network, (0.0,) * channels, (1.0,) * channels)
 
 
-def train(
+def train_into(
     experiment: Experiment, folder: Path, *, device: torch.device | str = "cpu", resume: bool = False
 ) -> Iterator[EpochRecord]:
     """Train into a run folder, one record per finished epoch, everything saved by then.
@@ -235,26 +235,3 @@ def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
     write_text("".join(json.dumps(entry) + "\n" for entry in state.history), folder / METRICS)
     checkpoints.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
     checkpoints.save_resume(folder / RESUME, to_go_on(state))
-
-
-def load_run(folder: Path, built_by: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the trained model of a run folder, in evaluation mode, and its metadata. Raises BadInput.
-
-    built_by: the user's own function that built the model, if one did. A weights file only names it; it is imported
-    and called if the caller names it too, so that a folder from elsewhere never runs code of its choosing.
-    Weights are laid out channels last, which convolutions run faster in, and pass on to what they compute.
-    """
-    about = checkpoints.read_metadata(folder / WEIGHTS)
-    try:
-        name, options = about["model"]["name"], about["model"]["options"]
-        classes, channels = len(about["classes"]), int(about["channels"])
-    except (KeyError, TypeError, ValueError):
-        raise BadInput(f"{folder / WEIGHTS} does not say which architecture it holds") from None
-    if is_borrowed(name):
-        options = {**options, "pretrained": False}  # the weights are in the folder
-    elif ":" in name and name != built_by:
-        raise BadInput(f"the model in {folder} was built by '{name}'; if you trust that code, add --built-by {name}")
-    model = architecture(name, options, classes, channels)
-    checkpoints.load_weights(folder / WEIGHTS, model)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval(), about

@@ -1,0 +1,76 @@
+"""The report's figures one by one, as `planish.plot` shows them: each a matplotlib Figure, to show or to save."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from planish.core.arguments import shown
+from planish.core.errors import BadInput
+from planish.records.distances import Distances
+from planish.records.evaluation import Evaluation
+from planish.records.geometry import Planes
+from planish.report import figures, landscapes
+from planish.report.distances import distance_plate
+from planish.report.drawing import ReportFigure
+from planish.report.entry import Entry, check
+
+Evaluations = Evaluation | Mapping[str, Evaluation]
+"""One record, or several by the names of their models."""
+
+
+def loss_surface(planes: Planes, image: int = 0) -> Figure:
+    """Draw the loss over a plane through an image, as `planish.measures.loss_plane` measured it.
+
+    image: which of the planes, from 0. Raises BadInput.
+    """
+    if not isinstance(planes, Planes):
+        raise BadInput(f"loss_surface draws what planish.measures.loss_plane returns, not {shown(planes)}")
+    if not 0 <= image < len(planes.rows):
+        raise BadInput(f"there is no plane {image}; give 0 to {len(planes.rows) - 1}")
+    along, across, loss = (np.asarray(part[image]) for part in (planes.along, planes.across, planes.loss))
+    return landscapes.loss_surface(along, across, loss, name=f"image {int(planes.rows[image])}").figure
+
+
+def accuracies(evaluations: Evaluations) -> Figure:
+    """Draw clean and robust accuracy with intervals, after each attack. Raises BadInput."""
+    return figures.accuracies(_entries(evaluations)).figure
+
+
+def margins(evaluations: Evaluations) -> Figure:
+    """Draw the histogram of the final margins of each model. Raises BadInput without attacks."""
+    return _drawn(figures.margins(_entries(evaluations)), "there are no margins: no attack was run")
+
+
+def passes(evaluations: Evaluations) -> Figure:
+    """Draw how accuracy falls with the passes that attacks spend. Raises BadInput without attacks."""
+    return _drawn(figures.spending(_entries(evaluations)), "there are no passes: no attack was run")
+
+
+def distances(record: Distances) -> Figure:
+    """Draw accuracy by radius from the distances of adversarial images. Raises BadInput."""
+    if not isinstance(record, Distances):
+        raise BadInput(f"distances draws what planish.minimum_distance returns, not {shown(record)}")
+    return distance_plate(record).figure
+
+
+def gammas(values: Mapping[str, Any]) -> Figure:
+    """Draw the histogram of each model's local linearity measure: its name -> gamma (N,). Raises BadInput."""
+    return landscapes.gamma_histogram({name: np.asarray(part) for name, part in values.items()}).figure
+
+
+def _entries(evaluations: object) -> list[Entry]:
+    if isinstance(evaluations, Evaluation):
+        evaluations = {evaluations.meta.get("model", {}).get("name", "model"): evaluations}
+    if not isinstance(evaluations, Mapping) or not all(isinstance(each, Evaluation) for each in evaluations.values()):
+        raise BadInput(f"give an Evaluation or a dict from names to Evaluations, not {shown(evaluations)}")
+    entries = [Entry(str(name), evaluation) for name, evaluation in evaluations.items()]
+    check(entries)
+    return entries
+
+
+def _drawn(figure: ReportFigure | None, why: str) -> Figure:
+    if figure is None:
+        raise BadInput(why)
+    return figure.figure
