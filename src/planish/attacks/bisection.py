@@ -23,13 +23,15 @@ from planish.search.step_rules import Cosine
 class PGDBisection(DistanceAttack):
     """PGD on the margin in a ball per image, its radius bisected (Madry et al. 2018). pgd-bisection-STEPS-ROUNDS.
 
+    steps: of a round, at least 1; 2 * steps - 1 passes, since the gradient at the image is computed once for all.
+    rounds: at least 1.
+    step_in_radii: the first a, above 0.
+
     A round is one PGD from the image, x_adv <- project(x_adv + a radius steepest(g)), with a falling to 0 along half a
     cosine. An image leaves the round with its first adversarial iterate. Its first radius is the linearised distance
     |m| / ||g||_dual of the margin m; that doubles, up to the farthest corner of the box, until a round succeeds, and
     from then on the radius is the middle between the largest that has failed and the best distance.
 
-    steps: of a round, 2 * steps - 1 passes: the gradient at the image is computed once for all rounds. step_in_radii:
-    the first a.
     Differs: no random starts, and nothing is drawn. A success nearer than a radius that has failed makes the bracket
     begin at 0 again.
     """

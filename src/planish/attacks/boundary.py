@@ -41,20 +41,22 @@ class BoundaryWalk(NamedTuple):
 class Boundary(DistanceAttack):
     """Boundary attack: a walk along the decision boundary, forwards alone (Brendel et al. 2018). boundary-QUERIES.
 
-    Brendel, Rauber, Bethge: Decision-based adversarial attacks (2018), algorithm 1 and figure 2. From an adversarial
-    image: a random step orthogonal to the way to the clean image, on the sphere round it, of `delta` times the
-    distance, then a step of `epsilon` times the distance towards it; kept where still adversarial and nearer. Both
-    sizes grow where more than half of the points on the sphere are adversarial, and epsilon follows the share of
-    adversarial steps. Gradients are not used: a distance below that of a gradient attack reveals masking.
-
-    queries: forwards for each image at most, those that find the start included. delta, epsilon: the first step sizes.
+    queries: forwards for each image at most, those that find the start included, at least 1.
+    delta, epsilon: the first step sizes, in units of the distance to the image.
     converged: a walk ends when its epsilon is smaller.
+
+    From an adversarial image: a random step orthogonal to the way to the clean image, on the sphere round it, of
+    `delta` times the distance, then a step of `epsilon` times the distance towards it; kept where still adversarial and
+    nearer. Both sizes grow where more than half of the points on the sphere are adversarial, and epsilon follows the
+    share of adversarial steps. Gradients are not used: a distance below that of a gradient attack reveals masking.
+    Brendel, Rauber, Bethge: Decision-based adversarial attacks (2018), algorithm 1 and figure 2.
+
     Differs: one query a step. Four of five ask about both moves at once, as foolbox does, the fifth about the point on
-    the sphere, and where it is adversarial the walk moves there. Shares are taken over blocks of 25 queries, not of
-    the last 100 sphere points and 30 steps, so that step sizes follow within a thousand queries; thresholds of 0.2
-    and 0.5 on the sphere, 0.1 and 0.25 for both moves, and the factor 1.5 are foolbox's; the first sizes are ten times
-    its. The start is bisected to the boundary.
-    Differs: in Linf too the walk is this one, in Euclidean length; of all adversarial points it met, the nearest in
+    the sphere, and where it is adversarial the walk moves there. Shares are taken over blocks of 25 queries, not of the
+    last 100 sphere points and 30 steps, so that step sizes follow within a thousand queries; thresholds of 0.2 and 0.5
+    on the sphere, 0.1 and 0.25 for both moves, and the factor 1.5 are foolbox's; the first sizes are ten times its. The
+    start is bisected to the boundary.
+    Differs, in Linf: the walk is this one too, in Euclidean length; of all adversarial points it met, the nearest in
     Linf is returned. Its distance is an upper bound, as always, but a loose one.
     """
 

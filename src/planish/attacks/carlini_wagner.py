@@ -156,13 +156,16 @@ class TauPlan(NamedTuple):
 class CarliniWagner(DistanceAttack):
     """C&W in L2: Adam, the constant bisected per image (Carlini, Wagner 2017). carlini-wagner-STEPS-SEARCHES.
 
-    Minimises ||delta||_2^2 + c max(z_y - max_{j != y} z_j + confidence, 0), section VI.A with f_6, untargeted, over w
-    with x + delta = tanh(w). Every search begins at the image; c begins at `constant`, is multiplied by 10 until a
-    search succeeds, then bisected. The nearest success of all iterates is returned.
+    steps: of Adam for each search at most, at least 1; a forward and a backward each. A search whose loss has not
+        fallen for a tenth of them, and at least 25, ends.
+    searches: values of c, at least 1.
+    step_size: of Adam, in w, above 0.
+    constant: the first c, above 0.
+    confidence: in logits, at least 0; only iterates misclassified by at least as much count.
 
-    steps: at most so many Adam steps of `step_size` in w for each search, a forward and a backward each; a search whose
-    loss has not fallen for a tenth of them, and at least 25, ends. searches: so many values of c. confidence: in
-    logits; only iterates misclassified by at least as much count.
+    Minimises ||delta||_2^2 + c max(z_y - max_{j != y} z_j + confidence, 0), section VI.A with f_6, untargeted, over w
+    with x + delta = tanh(w). Every search begins at the image; c is multiplied by 10 until a search succeeds, then
+    bisected. The nearest success of all iterates is returned.
 
     Differs: the tanh reaches 2.5 % beyond each end of the box, with w held where the image is inside, so that every
     image starts at itself and pixels at 0 and 1 can move: in the paper their slope vanishes. Each image ends its
@@ -204,18 +207,22 @@ class CarliniWagner(DistanceAttack):
 class CarliniWagnerLinf(DistanceAttack):
     """C&W in Linf: a bound is lowered after each success (Carlini, Wagner 2017). carlini-wagner-linf-STEPS.
 
+    steps: of Adam for each search at most, at least 1; a forward and a backward each. A search whose loss has not
+        fallen for a tenth of them ends.
+    step_size: of Adam, in w, as a share of tau, above 0.
+    constant: the first c, above 0.
+    largest: the largest c, at least constant.
+    confidence: in logits, at least 0; only iterates misclassified by at least as much count.
+    decrease: the next tau over the norm of a success, in (0, 1).
+
     Minimises c max(z_y - max_{j != y} z_j + confidence, 0) + sum_i (|delta_i| - tau)+, section VI.C with f_6,
     untargeted, over w with x + delta = tanh(w). tau begins at the width of the box. After a success within tau it
     becomes `decrease` times the success's norm, and the next search begins at the success, with the same c. After a
     search without one c is doubled, up to `largest`. The nearest success of all iterates is returned.
 
-    steps: at most so many Adam steps for each search, a forward and a backward each; a search whose loss has not fallen
-    for a tenth of them ends. step_size: in w, as a share of tau. constant: the first c. confidence: in logits; only
-    iterates misclassified by at least as much count.
-
     Differs: the paper stops at the first tau for which no c succeeds; here `decrease` then becomes its square root, so
-    that tau goes back up towards the nearest success, until it would be within 1 %. The step is a share of tau (in the
-    authors' code 0.005 throughout, as large as the answer where models are fragile), and c begins at 0.01 instead of
+    that tau goes back up towards the nearest success, until it would be within 1 %. The step is a share of tau: the
+    authors' code has 0.005 throughout, as large as the answer where models are fragile. c begins at 0.01 instead of
     1e-5: the smallest cost searches and found nothing nearer. The tanh is that of `carlini-wagner`, and each image ends
     its searches alone.
     """

@@ -30,19 +30,21 @@ FIRST_SHARE = 0.98
 class Closest(DistanceAttack):
     """The nearest image of any wrong class, sought toward the nearest classes in turn. closest-STEPS-TARGETS.
 
-    With h_c = z_c - z_y, a class is |h_c| / ||grad h_c||_dual away to first order (MALT, Melamed, Yehudai, Shamir 2024,
-    eq. 3). The image goes that far along steepest(grad h_c), to where h_c would be 0; classes are ranked by the
-    distance as seen from that point, its length - h_c / ||grad h_c||_dual. Toward each of the first `targets` of them
-    the image then makes `steps` steps, x_adv <- project(x_adv + a r steepest(grad h_c)), with a falling from 1 to 0
-    along half a cosine, in a ball of its own radius r (controlled as in Rony et al. 2019 and Pintor et al. 2021). r
-    begins at the linearised distance. Where the iterate is misclassified, as whatever class, r becomes 1 - gamma times
-    its length; else it grows by 1 + gamma and, before the class's first success, to the linearised distance at least;
-    never beyond the best distance so far. gamma falls exponentially. At the end the segment from the image to the best
-    is bisected.
+    steps: for each class, at least 1; a forward and a backward each, and one more forward.
+    targets: classes that are gone toward, at least 1; no more than there are wrong classes.
+    candidates: classes that are ranked, those of the largest clean logits; costs 1 + 3 * candidates passes.
+    refine: forwards of the bisection at the end, at least 0.
+    gamma: the first and the last, in (0, 1).
 
-    steps: for each class, a forward and a backward each; and one more forward. targets: no more than there are wrong
-    classes. candidates: how many classes are ranked, those of the largest clean logits; costs 1 + 3 * candidates
-    passes. refine: forwards of the bisection. gamma: the first and the last, in (0, 1).
+    Ranking: with h_c = z_c - z_y, a class is |h_c| / ||grad h_c||_dual away to first order (MALT, Melamed, Yehudai,
+    Shamir 2024, eq. 3). The image goes that far along steepest(grad h_c), to where h_c would be 0; classes are ranked
+    by the distance as seen from that point, its length - h_c / ||grad h_c||_dual.
+    Search: toward each of the first `targets` classes the image makes `steps` steps,
+    x_adv <- project(x_adv + a r steepest(grad h_c)), with a falling from 1 to 0 along half a cosine, in a ball of its
+    own radius r (controlled as in Rony et al. 2019 and Pintor et al. 2021). r begins at the linearised distance. Where
+    the iterate is misclassified, as whatever class, r becomes 1 - gamma times its length; else it grows by 1 + gamma
+    and, before the class's first success, to the linearised distance at least; never beyond the best distance so far.
+    gamma falls exponentially. At the end the segment from the image to the best is bisected.
     A class whose gradient vanishes at the image, or that is ranked at more than three times the best distance so far,
     is passed over. closest-300-9 is a reference for ten classes.
     """

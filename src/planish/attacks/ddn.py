@@ -24,12 +24,14 @@ STEP = Cosine(1.0, 0.01)
 class DDN(DistanceAttack):
     """DDN: a radius per image, shrunk after a success and grown after a failure; L2 (Rony et al. 2019). ddn-STEPS.
 
+    steps: at least 1; a forward and a backward each, and one more forward that judges the last iterate.
+    gamma: in (0, 1).
+    first_radius: in pixels, above 0.
+
     Algorithm 1: delta <- delta + a g / ||g||_2, with g the gradient of cross entropy and a from 1 to 0.01 pixels along
     half a cosine; the radius is multiplied by 1 - gamma where the iterate is adversarial, else by 1 + gamma; the next
     iterate is x + radius delta / ||delta||_2, clipped to the box.
 
-    steps: a forward and a backward each; one more forward judges the last iterate. gamma: in (0, 1). first_radius: in
-    pixels, above 0.
     Differs: iterates are not rounded to 256 levels; the radius ends at the farthest corner of the box; delta goes on
     from the rescaled and clipped iterate, as in the authors' code.
     """

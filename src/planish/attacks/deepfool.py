@@ -20,14 +20,15 @@ from planish.search.nearest import NearestSearch
 class DeepFool(DistanceAttack):
     """DeepFool: steps to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016). deepfool-STEPS-CANDIDATES.
 
+    steps: at most so many, at least 1. A step costs an image `candidates` backwards and two forwards: the second one
+        judges what would be returned and spares the images that have arrived their backwards.
+    candidates: classes that are looked at, those of the largest clean logits with the true one among them, at least 2.
+    overshoot: how much farther than the boundary the returned image lies, as a share of the way, at least 0.
+
     With the gap f_c = z_y - z_c and its slope w_c = grad (z_c - z_y) at x + r, the nearest class is
     argmin_c f_c / ||w_c||_dual (eq. 8 and 11), and the step to its boundary that distance times the steepest unit step
     along w_c (eq. 9 and 12). Steps add up to r; an image stops at its first misclassified x + (1 + overshoot) r. A fast
     upper bound of the distance, not the nearest point of the boundary.
-
-    steps: at most so many. candidates: how many classes are looked at, those of the largest clean logits with the true
-    one among them. A step costs an image `candidates` backwards and two forwards: the second one judges what would be
-    returned and spares the images that have arrived their backwards.
 
     Differs: the paper overshoots after x + r itself is misclassified; here it may be before, and never later. The
     authors' code steps on from x + (1 + overshoot) r and makes each step longer by 1e-4. Both ignore the box; here

@@ -23,14 +23,16 @@ EUCLIDEAN = L2(0.0)
 class FMN(DistanceAttack):
     """FMN: steps on the margin in a ball whose radius follows the boundary (Pintor et al. 2021). fmn-STEPS.
 
+    steps: at least 1; a forward and a backward each, and one more forward that judges the last iterate.
+    step_size: a, in pixels, the first and the last, above 0.
+    gamma: the first and the last, in (0, 1).
+
     Algorithm 1, with delta the perturbation, m the margin and g its gradient. The radius: ||delta|| + |m| / ||g||_dual,
     the linearised distance, until an image has its first success; then the radius times 1 + gamma where the iterate is
     not adversarial, and where it is the smaller of the radius times 1 - gamma and the best distance. Then
     delta <- delta + a g / ||g||_2, in every norm, projected on the ball and on the box. gamma and a fall along half a
     cosine.
 
-    steps: a forward and a backward each; one more forward judges the last iterate. step_size: a, in pixels, the first
-    and the last. gamma: the first and the last, in (0, 1).
     Differs: before the first success the radius grows by 1 + gamma at least, and it ends at the farthest corner of the
     box. Clipping shortens delta, so that in L2 the paper's radius can converge to a point short of the boundary: on
     linear models with an active box it finds nothing at all.

@@ -60,15 +60,17 @@ class LentGradients(nn.Module):
 class Transfer(Attack):
     """An attack that goes where a surrogate's gradients point, and is judged on the model under attack alone.
 
+    attack: an ascent, every forward but its last with a backward. Its loss sees the logits of the model under attack:
+        take a margin, whose gradient does not fade where that model is certain.
+    surrogate: whose gradients it follows.
+
     Images made on a substitute fool other models too (Papernot, McDaniel, Goodfellow 2016); where they break what the
     model's own gradients do not, these mislead. Success on the surrogate stops nothing: the attack goes on along the
     surrogate's gradient until the model under attack is wrong. Every iterate is judged, and classes are those that the
     model under attack finds most likely.
-
-    attack: an ascent, every forward but its last with a backward. Its loss sees the logits of the model under attack:
-    take a margin, whose gradient does not fade where that model is certain.
     `passes` are those of both models: a forward of each and a backward of the surrogate for an iterate, a forward of
     the model under attack for the last. A column's `forwards` and `backwards` count the model under attack alone.
+
     Differs: usually the surrogate's own loss is climbed and its last iterate handed over. That breaks fewer images than
     aiming by the model under attack; judging every iterate costs half as much again, and broken images leave at once.
     """
