@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from planish.attacks.gradient import Untargeted
+from planish.attacks.ascents import Untargeted
 from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.batch import per_image
