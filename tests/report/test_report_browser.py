@@ -11,7 +11,7 @@ from planish.records.audit import Audit
 from planish.report import Entry
 from planish.report.figures import accuracies, spending
 from planish.report.geometry import geometry_figures
-from planish.report.pairs import paired_plate, pairs
+from planish.report.pairs import paired_figure, pairs
 from planish.report.rendering import render, render_audit, render_compared
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open pages in")
@@ -61,7 +61,7 @@ def pages(hostile: list[Entry], pictured: Audit, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("pages")
     found, spent = pairs(hostile), spending(hostile)
     assert spent
-    drawn = [accuracies(hostile), spent, paired_plate(found)]
+    drawn = [accuracies(hostile), spent, paired_figure(found)]
     title = "A </title><script>hacked=1</script>"
     made = {
         "report": render(hostile, title, {"commands": ["a" * 300]}, drawn, found),

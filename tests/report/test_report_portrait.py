@@ -20,10 +20,10 @@ SLUGS = ["radius", "surface-broken", "surface-robust", "gamma", "bounds", "steps
 
 
 def test_every_part_has_its_figure(pictured: Audit) -> None:
-    plates = geometry_figures(pictured)
-    assert [plate.slug for plate in plates] == SLUGS
-    assert all(plate.alt.endswith(".") and plate.caption for plate in plates)
-    radius, broken, _, gamma, bounds, effort, _ = plates
+    drawings = geometry_figures(pictured)
+    assert [drawing.slug for drawing in drawings] == SLUGS
+    assert all(drawing.alt.endswith(".") and drawing.caption for drawing in drawings)
+    radius, broken, _, gamma, bounds, effort, _ = drawings
     assert "100.0% [61.0, 100.0] at 0;" in radius.alt and len(radius.spots) == 4
     assert "image 12 of class" in broken.caption and "which is broken" in broken.caption
     assert "median 2, 95% below 3.8" in gamma.alt and "estimate from below" in gamma.caption
@@ -40,7 +40,7 @@ def test_numbers_that_are_none_leave_figures_out(pictured: Audit) -> None:
     assert "What is missing here: no gradient." in render_audit(bare)
     part = pictured.geometry.planes._replace(loss=np.full((2, 5, 5), np.nan))
     broken = replace(pictured, geometry=replace(pictured.geometry, planes=part, distance=np.full(50, np.nan)))
-    assert [plate.slug for plate in geometry_figures(broken)] == ["radius", "gamma", "steps-restarts", "weights"]
+    assert [drawing.slug for drawing in geometry_figures(broken)] == ["radius", "gamma", "steps-restarts", "weights"]
     assert geometry_figures(replace(pictured, geometry=None)) == []
 
 

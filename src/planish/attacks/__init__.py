@@ -29,6 +29,7 @@ from planish.search.found import (
 from planish.search.linearize import nearest_classes
 
 if TYPE_CHECKING:
+    from planish.attacks.ascents import Targeted, Untargeted
     from planish.attacks.bisection import PGDBisection
     from planish.attacks.boundary import Boundary
     from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
         MultiTargeted,
         PGDMargin,
         RandomTargeted,
-        Targeted,
-        Untargeted,
     )
     from planish.attacks.log_barrier import LogBarrier
     from planish.attacks.noise import Noise
@@ -101,6 +100,7 @@ __all__ = [
     "Worst",
 ]
 _CLASSES = {
+    "ascents": "Targeted Untargeted",
     "bisection": "PGDBisection",
     "boundary": "Boundary",
     "carlini_wagner": "CarliniWagner CarliniWagnerLinf",
@@ -110,7 +110,7 @@ _CLASSES = {
     "fab": "FAB FABT",
     "fmn": "FMN",
     "gradient": "APGD APGDT FGSM MIFGSM ODIPGD PGD AdamPGD LeastLikelyTargeted LLRUntargeted MultiTargeted PGDMargin "
-    "RandomTargeted Targeted Untargeted",
+    "RandomTargeted",
     "log_barrier": "LogBarrier",
     "noise": "Noise",
     "smoothed": "Smoothed",

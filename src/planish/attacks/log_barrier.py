@@ -47,22 +47,26 @@ class Descent(NamedTuple):
 class LogBarrier(DistanceAttack):
     """LogBarrier: a barrier keeps adversarial what gets shorter (Finlay et al. 2019). log-barrier-OUTER-INNER.
 
-    Finlay, Pooladian, Oberman: The LogBarrier adversarial attack (2019). Minimises ||u - x|| + w phi(u) with
-    phi(u) = -log(max_{c != y} z_c(u) - z_y(u)) over the box by gradient descent that goes back where u is not
-    adversarial, with smaller and smaller w. outer: number of weights w. inner: steps for each at most.
-    weight: the first w, in units of the distance found so far. shrink: of w from one to the next. tolerance: a weight
-    is done when a step is no longer than this part of the distance.
-    One step is one forward and one backward; an image leaves when its own weights are done, mostly after a few hundred
-    passes in all. Norms: L2 and Linf.
+    outer: number of weights w, at least 1.
+    inner: steps for each weight at most, at least 1; a forward and a backward each.
+    weight: the first w, in units of the distance found so far.
+    shrink: of w from one to the next.
+    tolerance: a weight is done when a step is no longer than this part of the distance.
 
-    Differs: phi is taken of logits, not of probabilities, so that their scale does not matter, and w is relative to the
-    distance, so that it means the same in both norms. Steps have no fixed length: one that does not lower the objective
-    is halved from where it came, the next after a good one is 1.2 times as long; the norm itself is minimised in L2,
-    the published code has half its square. In Linf the smooth maximum of that code gives way to the exact proximal step
-    of the norm, which cuts the largest entries to one length.
-    Differs: the start is the nearer of two points on the boundary, one towards noise, as published, and one by steps to
-    the class that is nearest by the gradient. Noise alone ends in whatever class it met. At the end 8 bisections of the
-    segment from the image to the best point close the gap that the barrier has left.
+    Minimises ||u - x|| + w phi(u) with phi(u) = -log(max_{c != y} z_c(u) - z_y(u)) over the box, in L2 or Linf, by
+    gradient descent that goes back where u is not adversarial, with smaller and smaller w. An image leaves when its own
+    weights are done, mostly after a few hundred passes in all.
+    Finlay, Pooladian, Oberman: The LogBarrier adversarial attack (2019).
+
+    Differs, in what is minimised: phi is taken of logits, not of probabilities, so that their scale does not matter; w
+    is relative to the distance, so that it means the same in both norms; in L2 it is the norm itself, where the
+    published code has half its square; in Linf the smooth maximum of that code gives way to the exact proximal step of
+    the norm, which cuts the largest entries to one length.
+    Differs, in the steps: they have no fixed length. One that does not lower the objective is halved from where it
+    came; the next after a good one is 1.2 times as long.
+    Differs, at both ends: the start is the nearer of two points on the boundary, one towards noise, as published, which
+    ends in whatever class it meets, and one by steps to the class that is nearest by the gradient. At the end 8
+    bisections of the segment from the image to the best point close the gap that the barrier has left.
     """
 
     outer: int = 15

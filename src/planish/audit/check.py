@@ -145,10 +145,20 @@ def fact(value: float, meaning: str, advice: str = "", **evidence: Any) -> Seen:
     return Seen(value, value, meaning, advice, evidence)
 
 
-def share(hits: int, total: int, meaning: str, advice: str = "", **evidence: Any) -> Seen:
-    """Return a share of images in percent with its exact one-sided bound; `total` must not be 0."""
-    bound = 100 * share_at_least(hits, total)
+def share(marked: Tensor | int, total: int, meaning: str, advice: str = "", **evidence: Any) -> Seen:
+    """Return a share of images in percent with its exact one-sided bound; `total` must not be 0.
+
+    marked: a mask of images, or how many. meaning: with "{of}" where the count is to be worded.
+    """
+    hits = marked if isinstance(marked, int) else int(marked.sum())
+    bound, meaning = 100 * share_at_least(hits, total), meaning.replace("{of}", count_text(hits, total))
     return Seen(100 * hits / total, bound, meaning, advice, {"hits": hits, "images": total, **evidence}, total, hits)
+
+
+def of_sample(evidence: Evidence, marked: Tensor, meaning: str, advice: str) -> Seen:
+    """Return the share that the marked of the correct images (n,) are of the whole sample, and which they are."""
+    indices = evidence.ids(evidence.correct_rows[marked])
+    return share(marked, len(evidence.rows), meaning, advice, indices=indices)
 
 
 def mean(values: Tensor, meaning: str, advice: str = "", worse: int = 1, **evidence: Any) -> Seen:

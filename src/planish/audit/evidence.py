@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import Attack, run
-from planish.attacks.gradient import Untargeted
+from planish.attacks.ascents import Untargeted
 from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
 from planish.core.batch import Batch, per_image

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput, nearest
 from planish.records import adversarials, store
 from planish.records.identity import attack_text
-from planish.records.show import Rows, Shown
+from planish.records.judged import Floats, Integers, JudgedImages
+from planish.records.show import Rows
 from planish.records.statistics import Booleans, Estimate, counts
 from planish.records.store import Kind, check_version
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
 
 SCHEMA_VERSION = 2
 
@@ -90,15 +88,14 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation(Shown):
+class Evaluation(JudgedImages):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
-    ``indices`` (N,) int64, the images' ids in their data set; ``labels`` (N,) int64; ``clean_margin`` (N,)
-    float32; ``clean_predicted`` (N,) int64. ``meta`` is JSON-able: ``schema_version`` 2, ``threat`` {"norm",
-    "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean``
-    {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. A tie is wrong:
-    correct = margin < 0. ``x_adv`` (N, C, H, W): the images as the attacks left them, where the record came with them;
-    its own file does not hold them. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
+    ``clean_predicted`` (N,) int64, the class of the clean image. ``meta`` is JSON-able: ``schema_version`` 2,
+    ``threat`` {"norm", "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"},
+    ``clean`` {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. ``x_adv``
+    (N, C, H, W): the images as the attacks left them, where the record came with them; its own file does not hold them.
+    BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
     """
 
     indices: Integers
@@ -133,16 +130,6 @@ class Evaluation(Shown):
         """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
         return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
 
-    @property
-    def norm(self) -> str:
-        """The threat's norm, such as "Linf"."""
-        return str(self.meta["threat"]["norm"])
-
-    @property
-    def radius(self) -> float:
-        """The threat's radius in pixels of [0,1]."""
-        return float(self.meta["threat"]["radius"])
-
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
         by = f"after {self.asked[-1]}" if self.columns else "before any attack"
@@ -174,14 +161,6 @@ class Evaluation(Shown):
     def column(self, name: str) -> Column:
         """Return an attack's column. BadInput when there is none of this name."""
         return self.columns[self._position(name)]
-
-    def correct(self) -> Booleans:
-        """(N,) True where the clean image is classified correctly."""
-        return self.clean_margin < 0
-
-    def clean_accuracy(self) -> Estimate:
-        """Share of clean images classified correctly."""
-        return Estimate.of(self.correct())
 
     def survivors(self) -> Booleans:
         """(N,) True where the clean image is correct and no attack broke it; raises as ``accuracy_after``."""
@@ -225,7 +204,7 @@ class Evaluation(Shown):
 
     def class_warnings(self) -> list[str]:
         """One sentence for each class that has clean images here but is never predicted on one."""
-        classes = self.meta.get("data", {}).get("classes") or []
+        classes = self.classes
         absent = np.setdiff1d(self.labels, self.clean_predicted)
         return [
             f"Class {classes[k] if k < len(classes) else k} is never predicted on clean images, "

@@ -35,7 +35,7 @@ def geometry_figures(audit: Audit) -> list[ReportFigure]:
         (geometry.effort, _efforts),
         (geometry.weights, _weights),
     ]
-    return [plate for part, draw in parts if part is not None for plate in draw(audit, part)]
+    return [drawing for part, draw in parts if part is not None for drawing in draw(audit, part)]
 
 
 @styled()
@@ -78,9 +78,9 @@ def _surfaces(audit: Audit, part: Planes) -> list[ReportFigure]:
         outcome, label = outcomes[row], class_name(audit.classes, int(audit.labels[row]))
         name = f"image {int(audit.indices[row])} of class {label}, which is {outcome}"
         reached = float(along[-1]) / REACH
-        plate = loss_surface(along, across, loss, quantity="Cross entropy", name=name, attacked=reached)
+        drawing = loss_surface(along, across, loss, quantity="Cross entropy", name=name, attacked=reached)
         title = f"The loss round an image that is {outcome}"
-        found.append(replace(plate, slug=f"surface-{outcome.replace(' ', '-')}", title=title))
+        found.append(replace(drawing, slug=f"surface-{outcome.replace(' ', '-')}", title=title))
     return found
 
 
@@ -89,12 +89,12 @@ def _gammas(audit: Audit, part: Linearity) -> list[ReportFigure]:
     known = {name: values[np.isfinite(values)] for name, values in named.items()}
     if any(values.size == 0 for values in known.values()):
         return []
-    plate = gamma_histogram(known, quantity="Linearity error of the cross entropy")
+    drawing = gamma_histogram(known, quantity="Linearity error of the cross entropy")
     caption = (
-        f"{plate.caption} On {part.gamma.size:,} images; gamma is sought by {part.steps} steps of ascent, an estimate"
+        f"{drawing.caption} On {part.gamma.size:,} images; gamma is sought by {part.steps} steps of ascent, an estimate"
         " from below (LLR's measure), and the step's error is exact (SEAT's)."
     )
-    return [replace(plate, caption=caption)]
+    return [replace(drawing, caption=caption)]
 
 
 def _bounds(audit: Audit, part: DistanceBounds) -> list[ReportFigure]:
@@ -105,23 +105,25 @@ def _bounds(audit: Audit, part: DistanceBounds) -> list[ReportFigure]:
     drawn = {name: values for name, values in named.items() if (np.isfinite(values) & np.isfinite(upper)).any()}
     if not drawn:
         return []
-    plate = bounds(drawn, upper, norm=audit.norm, radius=audit.radius, kind="estimate")
+    drawing = bounds(drawn, upper, norm=audit.norm, radius=audit.radius, kind="estimate")
     if CERTIFICATE not in drawn:
-        return [plate]
-    return [replace(plate, caption=f"{plate.caption} The certificates are proven, not estimated ({part.proof}).")]
+        return [drawing]
+    return [replace(drawing, caption=f"{drawing.caption} The certificates are proven, not estimated ({part.proof}).")]
 
 
 def _efforts(audit: Audit, part: Effort) -> list[ReportFigure]:
-    plate = steps_restarts(part.steps.tolist(), part.restarts.tolist(), part.accuracy, images=part.images)
-    return [replace(plate, caption=f"{plate.caption} Of images that are classified correctly when clean.")]
+    drawing = steps_restarts(part.steps.tolist(), part.restarts.tolist(), part.accuracy, images=part.images)
+    return [replace(drawing, caption=f"{drawing.caption} Of images that are classified correctly when clean.")]
 
 
 def _weights(audit: Audit, part: Weights) -> list[ReportFigure]:
     if not (np.isfinite(part.clean).all() and np.isfinite(part.attacked).all()):
         return []
     lines = {f"under PGD of {part.steps} steps": part.attacked, "clean": part.clean}
-    plate = weight_landscape(part.shares, lines, quantity="Cross entropy")
-    return [replace(plate, caption=f"{plate.caption} Mean of {part.images:,} images, attacked anew at every point.")]
+    drawing = weight_landscape(part.shares, lines, quantity="Cross entropy")
+    return [
+        replace(drawing, caption=f"{drawing.caption} Mean of {part.images:,} images, attacked anew at every point.")
+    ]
 
 
 def geometry_shots(audit: Audit) -> list[Shot]:

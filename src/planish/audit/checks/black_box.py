@@ -10,7 +10,7 @@ from planish.attacks.noise import Noise
 from planish.attacks.smoothed import Smoothed
 from planish.attacks.square import Square
 from planish.attacks.transfer import transfer
-from planish.audit.check import Seen, Unknown, check, count_text, share
+from planish.audit.check import Seen, Unknown, check, share
 from planish.audit.evidence import Evidence
 from planish.records.evaluation import Column
 
@@ -40,12 +40,11 @@ def _blind(evidence: Evidence, name: str, attack: Attack, by_suite: Tensor, most
     rows = evidence.drawn(evidence.robust.nonzero().squeeze(1), most)
     found = torch.zeros_like(by_suite)
     found[rows] = evidence.broken_by(name, attack, rows)
-    hits, total = int((found | by_suite).sum()), len(found)
     tried = f"{len(rows)} robust images were tried" if len(rows) else NOTHING_ROBUST
     return share(
-        hits,
-        total,
-        f"{name.capitalize()} breaks {count_text(hits, total)} that gradients had not broken; {tried}.",
+        found | by_suite,
+        len(found),
+        f"{name.capitalize()} breaks {{of}} that gradients had not broken; {tried}.",
         "Gradients are masked: a search that knows nothing must not beat one that knows the gradient; the figure is "
         "too high, run a long black-box attack.",
         indices=evidence.ids(found | by_suite),
@@ -85,11 +84,10 @@ def hard_labels(evidence: Evidence) -> Seen:
     nearer = black.distance < NEARER * white.distance
     within = nearer & (black.distance <= evidence.threat.radius)
     evidence.record("boundary", rows[within], black.x_adv[within])
-    hits = int(nearer.sum())
     return share(
-        hits,
+        nearer,
         len(rows),
-        f"The boundary attack finds {count_text(hits, len(rows))} more than 5 % nearer than gradients do.",
+        "The boundary attack finds {of} more than 5 % nearer than gradients do.",
         "Distances by gradients are too large for this model; measure them with boundary, and distrust its gradients.",
         white=_finite(white.distance),
         black=_finite(black.distance),
@@ -104,11 +102,10 @@ def transferred(evidence: Evidence) -> Seen | Unknown:
     attack = transfer(evidence.plan.curve_steps, classes=evidence.classes, surrogates=tuple(evidence.surrogates))
     rows = evidence.robust.nonzero().squeeze(1)
     broken = evidence.broken_by("transfer", attack, rows)
-    hits, total = int(broken.sum()), len(evidence.images.x)
     return share(
-        hits,
-        total,
-        f"Images made on {len(evidence.surrogates)} other models break {count_text(hits, total)} that the suite left.",
+        broken,
+        len(evidence.images.x),
+        f"Images made on {len(evidence.surrogates)} other models break {{of}} that the suite left.",
         "The model's own gradients mislead: make adversarial images on other models too, and count them.",
         indices=evidence.ids(rows[broken]),
     )
@@ -119,11 +116,10 @@ def smoothed_gradient(evidence: Evidence) -> Seen:
     """Gradients averaged over noise break nothing that the plain ones missed."""
     rows = evidence.robust.nonzero().squeeze(1)
     broken = evidence.broken_by("smoothed", Smoothed(evidence.plan.steps), rows)
-    hits, total = int(broken.sum()), len(evidence.images.x)
     return share(
-        hits,
-        total,
-        f"Gradients averaged over noise break {count_text(hits, total)} that the suite left.",
+        broken,
+        len(evidence.images.x),
+        "Gradients averaged over noise break {of} that the suite left.",
         "Plain gradients are masked by something rough; attack with smoothed gradients or a smooth backward pass.",
         indices=evidence.ids(rows[broken]),
     )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from planish.attacks.gradient import Untargeted
+from planish.attacks.ascents import Untargeted
 from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.batch import per_image
@@ -73,11 +73,10 @@ def zero_gradients(evidence: Evidence) -> Seen:
     """No image has a gradient that is exactly zero, by cross entropy or by margin."""
     by_loss = [evidence.gradients(evidence.setup).gradient, evidence.setup_gradients.gradient]
     zero = [(value.flatten(1) == 0).all(1) for value in by_loss]
-    hits = int((zero[0] | zero[1]).sum())
     return share(
-        hits,
+        zero[0] | zero[1],
         len(zero[0]),
-        f"The gradient of {count_text(hits, len(zero[0]))} is exactly 0.",
+        "The gradient of {of} is exactly 0.",
         "Gradients say nothing there; use scale-free losses, gradients smoothed over noise, and black-box attacks.",
         by_cross_entropy=int(zero[0].sum()),
         by_margin=int(zero[1].sum()),
@@ -89,11 +88,10 @@ def tiny_gradients(evidence: Evidence) -> Seen:
     """Gradients of cross entropy are not lost to rounding where those of the margin are fine."""
     of_loss, of_margin = evidence.gradients(evidence.setup).gradient, evidence.setup_gradients.gradient
     tiny = (of_loss.flatten(1).abs().amax(1) < SMALLEST) & (of_margin.flatten(1).abs().amax(1) > 0)
-    hits = int(tiny.sum())
     return share(
-        hits,
+        tiny,
         len(tiny),
-        f"The gradient of cross entropy is below {SMALLEST:g} on {count_text(hits, len(tiny))}.",
+        f"The gradient of cross entropy is below {SMALLEST:g} on {{of}}.",
         "Attack the margin or a scale-free loss; figures of attacks on cross entropy are too high for this model.",
     )
 

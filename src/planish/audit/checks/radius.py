@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from planish.audit.check import Seen, check, count_text, share
+from planish.audit.check import Seen, check, of_sample, share
 from planish.audit.evidence import Evidence
 from planish.audit.measures.surfaces import INSIDE, is_distorted
 from planish.core.checks import logits_of
@@ -24,15 +24,12 @@ def boundary_distortion(evidence: Evidence) -> Seen:
         x = evidence.stepped(evidence.threat.scaled(factor))
         margins.insert(-1, margin(logits_of(evidence.model, x), batch.labels))
         evidence.record("short-steps", evidence.correct_rows[margins[-2] >= 0], x[margins[-2] >= 0])
-    distorted = is_distorted(torch.stack(margins, 1))
-    hits, total = int(distorted.sum()), len(evidence.rows)
-    return share(
-        hits,
-        total,
-        f"A full gradient step fails and a shorter one along the same line breaks {count_text(hits, total)}.",
+    return of_sample(
+        evidence,
+        is_distorted(torch.stack(margins, 1)),
+        "A full gradient step fails and a shorter one along the same line breaks {of}.",
         "The decision boundary is distorted along the gradient, as after training on single steps: train with several "
         "steps, and judge with small steps and many radii.",
-        indices=evidence.ids(evidence.correct_rows[distorted]),
     )
 
 
@@ -42,14 +39,13 @@ def radius_curve(evidence: Evidence) -> Seen:
     total = len(evidence.rows)
     robust = [int((~_broken(evidence, evidence.threat.scaled(factor))).sum()) for factor in MULTIPLES]
     rises = [later - earlier for earlier, later in pairwise(robust)]
-    hits = max(0, *rises)
     curve = ", ".join(
         f"{100 * left / total:.1f} % at {factor:g}" for factor, left in zip(MULTIPLES, robust, strict=True)
     )
     return share(
-        hits,
+        max(0, *rises),
         total,
-        f"Under PGD accuracy is {curve} radii; its largest rise is of {count_text(hits, total)}.",
+        f"Under PGD accuracy is {curve} radii; its largest rise is of {{of}}.",
         "A larger ball holds the smaller one, so the attack fails in it: its gradients mislead; use more steps, and "
         "trust black-box attacks more.",
         multiples=list(MULTIPLES),
@@ -62,16 +58,13 @@ def unbounded(evidence: Evidence) -> Seen:
     """In a ball in which every image can become grey nothing survives."""
     grey = float(evidence.threat.norm(torch.full_like(evidence.images.x[:1], 0.5)))
     threat = replace(evidence.threat, radius=grey)
-    robust = ~_broken(evidence, threat)
-    hits, total = int(robust.sum()), len(evidence.rows)
-    return share(
-        hits,
-        total,
+    return of_sample(
+        evidence,
+        ~_broken(evidence, threat),
         f"Under PGD in the {threat.name} ball of radius {threat.radius:.3g}, where every image can become grey, "
-        f"{count_text(hits, total)} are still classified correctly.",
+        "{of} are still classified correctly.",
         "No classifier can be right there: the attack fails for want of useful gradients, and its figures at smaller "
         "radii are too high as well.",
-        indices=evidence.ids(evidence.correct_rows[robust]),
     )
 
 
