@@ -45,7 +45,7 @@ from planish.cli.terminal import (
     record_words,
     update_words,
 )
-from planish.core.errors import BadInput, nearest
+from planish.core.errors import BadInput
 from planish.storage.folder_lock import alone
 
 if TYPE_CHECKING:
@@ -220,6 +220,7 @@ def audit(
         int | None, typer.Option(help="Only the first so many test images; the budget's by default.")
     ] = None,
     size: Size = None,
+    checks: Annotated[str, typer.Option(help="More checks, your own, with commas: file.py:NAME.")] = "",
     out: Out = Path("runs/audit"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -227,25 +228,26 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Look for reasons why a model's robustness is not real. Exit code 1 where a check fails."""
-    from planish.audit.auditor import checks
+    from planish.audit.auditor import checks as registered
     from planish.core.threat import parse_threat
     from planish.records.audit import to_json
     from planish.registry import made
     from planish.runs.audit import audit_into
     from planish.runs.judge import EvaluationConfig, load_model
 
-    options = {"data": data, "threat": parse_threat(norm, radius), "attacks": (), "limit": limit, "seed": seed}
-    task = made(EvaluationConfig, options | {"surrogates": names_in(surrogates), "size": size}, "audit")
-    device = chosen_device(device)
+    asked = {"data": data, "threat": parse_threat(norm, radius), "attacks": (), "limit": limit, "seed": seed}
+    task = made(EvaluationConfig, asked | {"surrogates": names_in(surrogates), "size": size}, "audit")
+    device, own = chosen_device(device), names_in(checks)
     judged = load_model(model, device, built_by)
     judged = replace(judged, name=name or judged.name)
     with alone(out), progress_bars(quiet) as bars:
-        bar = bars.add_task(judged.name, total=len(checks()), note="clean")
+        bar = bars.add_task(judged.name, total=len(registered()) + len(own), note="clean")
 
         def on_chunk(update: "Update") -> None:
             bars.update(bar, note=update_words(update))
 
-        for found in audit_into(judged, task, out, budget, device=device, on_chunk=on_chunk, built_by=built_by):
+        options: dict[str, Any] = {"device": device, "on_chunk": on_chunk, "built_by": built_by, "checks": own}
+        for found in audit_into(judged, task, out, budget, **options):
             bars.update(
                 bar, completed=len(found.findings), note=f"{found.findings[-1].check}: {found.findings[-1].verdict}"
             )
@@ -360,12 +362,10 @@ def list_(
     json_: Json = False,
 ) -> None:
     """List the methods, attacks, suites, models, data sets or checks by name."""
-    from planish.registry import PACKAGES, components, describe
+    from planish.registry import listed
     from planish.training.cost import stated_costs
 
-    if what not in PACKAGES:
-        raise BadInput(f"cannot list '{what}'.{nearest(what, PACKAGES)} Known: {', '.join(PACKAGES)}")
-    lines = {name: describe(component) for name, component in sorted(components(what).items())}
+    lines = listed(what)
     print_json(lines) if json_ else print_lines(lines, stated_costs() if what == "methods" else {})
 
 

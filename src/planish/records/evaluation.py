@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.core.arguments import path_of
 from planish.core.errors import BadInput, nearest
 from planish.records import adversarials, store
 from planish.records.identity import attack_text
@@ -170,7 +169,7 @@ class Evaluation(Shown):
         """Write the images as the attacks left them, for `planish.verify`. Raises BadInput where there are none."""
         if self.x_adv is None:
             raise BadInput("this record holds no images; planish.evaluate returns one that does")
-        adversarials.save(self.x_adv, self.indices, path_of(path))
+        adversarials.save(self.x_adv, self.indices, Path(path))
 
     def column(self, name: str) -> Column:
         """Return an attack's column. BadInput when there is none of this name."""

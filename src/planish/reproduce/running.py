@@ -18,7 +18,7 @@ from planish.reproduce.numbers import measure as measure_numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import PaperColumn, PaperTable, Row
 from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
-from planish.runs.config import Experiment, experiment_from, read
+from planish.runs.config import Experiment, parsed, read
 from planish.runs.judge import (
     DISTANCES,
     EVALUATION,
@@ -170,7 +170,7 @@ def _check_all(runs: dict[str, tuple[Path, Experiment]], *, other_data: bool) ->
 
 def check(folder: Path, experiment: Experiment) -> None:
     """Raise BadInput if the folder holds a run of another configuration."""
-    if (folder / CONFIG).exists() and not same_run(experiment_from(read(folder / CONFIG)), experiment):
+    if (folder / CONFIG).exists() and not same_run(parsed(read(folder / CONFIG)), experiment):
         raise BadInput(
             f"{folder} was made by another version of this recipe or scale (see its {CONFIG}); nothing was changed: "
             "choose another --out, or move it away"
@@ -180,7 +180,7 @@ def check(folder: Path, experiment: Experiment) -> None:
 def twin(job: Job, experiment: Experiment) -> Path | None:
     """Return the folder of a finished training of the same experiment on the same images, of any table, or None."""
     for config in sorted(job.out.parent.parent.glob(f"*/{job.scale.name}/*/{CONFIG}")):
-        if same_run(experiment_from(read(config)), experiment) and trained(config.parent, experiment):
+        if same_run(parsed(read(config)), experiment) and trained(config.parent, experiment):
             digest = json.loads((config.parent / PROVENANCE).read_text())["data_digest"]
             return config.parent if digest == training_images(experiment)[0].digest() else None
     return None

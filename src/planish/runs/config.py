@@ -108,7 +108,14 @@ NAMED = ("model", "method")
 
 
 def experiment_from(tree: Mapping[str, Any]) -> Experiment:
-    """Return the experiment of a configuration tree. Raises BadInput."""
+    """Return the experiment of a configuration tree, its method and threat tried. Raises BadInput."""
+    experiment = parsed(tree)
+    _ = experiment.training_method, experiment.threat.model
+    return experiment
+
+
+def parsed(tree: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a configuration tree; no code that it may name is run. Raises BadInput."""
     refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration")
     for name in (*SECTIONS, *NAMED):
         if not isinstance(tree.get(name, {}), Mapping):
@@ -118,9 +125,7 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
     seed = tree.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise BadInput(f"seed = {seed!r} is wrong: give a whole number")
-    experiment = Experiment(**sections, **named, seed=seed)
-    _ = experiment.training_method, experiment.threat.model
-    return experiment
+    return Experiment(**sections, **named, seed=seed)
 
 
 def _named(section: str, table: Mapping[str, Any]) -> Named:

@@ -15,7 +15,7 @@ from planish.runs import checkpoint as checkpoints
 from planish.attacks import run
 from planish.attacks.gradient import PGD
 from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
-from planish.runs.config import Experiment, Named, experiment_from, read, to_toml
+from planish.runs.config import Experiment, Named, parsed, read, to_toml
 from planish.training.cost import training_cost
 from planish.data.batches import Batches
 from planish.data.images import Images
@@ -179,7 +179,7 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
     if (folder / CONFIG).exists():
-        if not same_run(experiment_from(read(folder / CONFIG)), experiment):
+        if not same_run(parsed(read(folder / CONFIG)), experiment):
             raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
         if not resume and (folder / RESUME).exists():
             raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")

@@ -50,7 +50,7 @@ def on_images(
     named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("model", "x", "labels")]
     call.__name__, call.__doc__ = measure.__name__, measure.__doc__
     call.__signature__ = own.replace(parameters=[*named, *list(own.parameters.values())[2:]])  # type: ignore[attr-defined]
-    return call
+    return call  # type: ignore[return-value]
 
 
 local_linearity = on_images(_linearity.local_linearity)
