@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from planish.audit.auditor import own_checks
 from planish.cli.main import app
 from planish.core.errors import BadInput
+from planish.records.evaluation import load
 from planish.registry import make
 from planish.runs.config import experiment_from, parsed
 
@@ -95,7 +96,7 @@ def test_on_the_command_line(own: str, tmp_path: Path):
     assert f'name = "{own}:Train"' in (tmp_path / "run" / "config.toml").read_text()
     judge = ("--data", "digits", "--limit", "20", "--device", "cpu", "--quiet", "--json")
     code, text = command("evaluate", out, "--radius", "0.1", "--attacks", f"{own}:Mine-2-2,fgsm", *judge, "--out", out)
-    assert code == 0 and [a["attack"] for a in json.loads(text)["models"][0]["attacks"]] == ["Mine-2-2", "fgsm"]
+    assert code == 0 and load(tmp_path / "run" / "evaluation.npz").names == ("Mine-2-2", "fgsm")
     code, text = command("distances", out, "--attacks", f"{own}:Far", *judge, "--out", out)
     assert code == 0 and "Far" in text
     code, text = command("audit", out, "--radius", "0.1", "--checks", f"{own}:counted", *judge, "--out", f"{out}-audit")

@@ -1,32 +1,22 @@
-"""Attacks: each searches for an adversarial image, in a ball or as near as can be; `Worst` alone combines them."""
+"""Attacks: each searches for an adversarial image, in a ball or as near as can be."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from planish.core.arguments import Images, Labels, judged_batch, seed_of, threat_of
-from planish.core.batch import Batch
-from planish.core.checks import CHUNK, logits_of
-from planish.core.lazy import lazy
-from planish.core.losses import margin
-from planish.core.modes import Precision, attacked, autocast
-from planish.core.randomness import drawn_seed, seeded
-from planish.core.threat import ThreatModel
-from planish.search.ascent import Score
-from planish.search.found import (
-    Adversarials,
-    AttackResult,
-    DistanceResult,
-    Nearest,
-    enter,
-    owned,
-    with_logits,
+from planish.attacks.base import (
+    Attack,
+    ByDistance,
+    DistanceAttack,
+    Progress,
+    Recipe,
+    Report,
+    Within,
+    Worst,
+    components_of,
+    run,
+    searched,
+    untouched,
 )
-from planish.search.linearize import nearest_classes
+from planish.core.lazy import lazy
 
 if TYPE_CHECKING:
     from planish.attacks.ascents import Targeted, Untargeted
@@ -75,6 +65,7 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "Boundary",
+    "ByDistance",
     "CarliniWagner",
     "CarliniWagnerLinf",
     "Cascade",
@@ -88,8 +79,10 @@ __all__ = [
     "Noise",
     "PGDBisection",
     "PGDMargin",
+    "Progress",
     "RandomTargeted",
     "Recipe",
+    "Report",
     "Smoothed",
     "Square",
     "Surrogate",
@@ -98,6 +91,10 @@ __all__ = [
     "Untargeted",
     "Within",
     "Worst",
+    "components_of",
+    "run",
+    "searched",
+    "untouched",
 ]
 _CLASSES = {
     "ascents": "Targeted Untargeted",
@@ -121,299 +118,3 @@ _CLASSES = {
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _CLASSES.items() for name in names.split()}
 __getattr__, __dir__ = lazy(__name__, _HOMES)
-
-Report = Callable[[int, int], None]
-"""Told after each chunk: how many images are broken so far, and how many the running attack has still to visit."""
-CLOSE = 2.0**-7
-"""A score this near to 0, relative to the largest logit, may be bfloat16's rounding: two units in its last place."""
-
-
-class Attack(ABC):
-    """A frozen dataclass of hyper-parameters. Every image is attacked alone: a batch is the same as its halves.
-
-    The model's parameters, gradients, buffers and modes and the global random state stay as they are; the noise of an
-    image depends on the generator's next draw and on the image's index, never on its neighbours.
-    """
-
-    @abstractmethod
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
-        """Return the best adversarial image of each, never worse than the clean one. batch.logits are used if given."""
-
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the score and the targets (N,), -1 = none, for a batch with its clean logits: here the margin."""
-        labels = batch.labels
-        return lambda logits: margin(logits, labels), torch.full_like(labels, -1)
-
-    def assembled(self, classes: int) -> "Attack":
-        """Return the attack as it is run against so many classes: attacks of others as their parts."""
-        return self
-
-    def __call__(
-        self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
-    ) -> AttackResult:
-        """Attack the images.
-
-        model: maps images in [0, 1] to logits; it is judged in evaluation mode and stays as it is.
-        x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or a Batch, with labels None.
-        labels: (N,) whole numbers from 0 to K - 1.
-        threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
-        seed: of the attack's random numbers. Raises BadInput.
-        """
-        threat, generator = threat_of(threat), seeded(seed_of(seed))
-        batch = judged_batch(model, x, labels, threat)
-        found = run(self, model, batch, threat, generator=generator)
-        logits = logits_of(model, found.x_adv)
-        score, _ = self.assembled(logits.shape[1]).goal(batch)
-        return AttackResult(found.x_adv, score(logits) >= 0, margin(logits, batch.labels), found.passes)
-
-
-class DistanceAttack(ABC):
-    """Searches for the nearest adversarial image instead of one in a ball; in all else like an `Attack`."""
-
-    @abstractmethod
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
-        """Return the nearest adversarial image found for each.
-
-        threat: its norm and its box; an image is left alone once one within threat.radius is found, so that with radius
-        0 all are searched to the end. batch.logits are used if given. Raises BadInput for a norm it does not know.
-        """
-
-    def assembled(self, classes: int) -> "DistanceAttack":
-        """Return the attack as it is run against so many classes."""
-        return self
-
-    def __call__(
-        self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
-    ) -> DistanceResult:
-        """Search the nearest adversarial image of each.
-
-        threat: "Linf" or "L2" searches to the end; one with a radius, such as "L2:0.5", leaves an image alone once an
-        adversarial one within the radius is found. The rest as for an `Attack`. Raises BadInput.
-        """
-        threat, seed = threat_of(threat, radius=0.0), seed_of(seed)
-        batch = judged_batch(model, x, labels, threat)
-        found = searched(self, model, batch, threat, seed=seed)
-        reach = threat.radius if threat.radius > 0 else torch.finfo(found.distance.dtype).max
-        return DistanceResult(found.x_adv, found.distance, found.distance <= reach, found.passes)
-
-
-@dataclass(frozen=True)
-class Within(Attack):
-    """A distance attack as an attack in a ball: it succeeds where it finds an image within the radius."""
-
-    attack: DistanceAttack
-
-    def assembled(self, classes: int) -> "Within":
-        """Return it with the distance attack as it is run."""
-        return Within(self.attack.assembled(classes))
-
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
-        """Return what was found within the radius, and the clean image of the rest."""
-        with attacked(model):
-            batch = with_logits(model, batch)
-            best = owned(untouched(self, batch))
-            found = self.attack.distances(model, batch, threat, generator=generator)
-            best.passes.add_(found.passes)
-            within = threat.feasible(found.x_adv, batch.x) & found.distance.isfinite() & (best.score < 0)
-            rows = within.nonzero().squeeze(1)
-            if len(rows):
-                with torch.no_grad():
-                    score = margin(model(found.x_adv[rows]), batch.labels[rows])
-                best.passes[rows] += 1
-                hit, score = rows[score > best.score[rows]], score[score > best.score[rows]]
-                best.x_adv[hit], best.score[hit] = found.x_adv[hit], score.to(best.score.dtype)
-                best.component[hit], best.step[hit] = 0, found.step[hit]
-        return best
-
-
-@dataclass(frozen=True)
-class Worst(Attack):
-    """Each attack on the images that the ones before it have not broken; the largest score of each image is kept.
-
-    Restarts, targets and whole suites are this one thing. All attacks must have the same goal.
-    """
-
-    attacks: tuple[Attack, ...]
-
-    def assembled(self, classes: int) -> "Worst":
-        """Return it with each attack as it is run."""
-        return Worst(tuple(attack.assembled(classes) for attack in self.attacks))
-
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
-        """Return the best adversarial image of each."""
-        return run(self, model, batch, threat, generator=generator)
-
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the goal of the attacks."""
-        return self.attacks[0].goal(batch)
-
-
-class Recipe(Attack):
-    """An attack that is made of others: a published name for what `parts` returns."""
-
-    @abstractmethod
-    def parts(self, classes: int) -> Attack:
-        """Return the attack that this is, against so many classes."""
-
-    def assembled(self, classes: int) -> Attack:
-        """Return the parts as they are run."""
-        return self.parts(classes).assembled(classes)
-
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
-        """Return the best adversarial image of each."""
-        with attacked(model):
-            batch = with_logits(model, batch)
-            assert batch.logits is not None
-            return self.assembled(batch.logits.shape[1]).search(model, batch, threat, generator=generator)
-
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the goal of the parts."""
-        assert batch.logits is not None
-        return self.assembled(batch.logits.shape[1]).goal(batch)
-
-
-@dataclass(frozen=True)
-class ByDistance(Attack):
-    """Not an attack but a stage of one: the targets of what follows come in order of their linearised distance.
-
-    Melamed, Yehudai, Shamir: MALT powers up adversarial attacks (2024). candidates: at most so many classes, those of
-    the largest clean logits, are looked at: one backward each, and one forward.
-    """
-
-    candidates: int = 20
-
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
-        """Return the clean images: it moves none."""
-        return owned(untouched(self, with_logits(model, batch)))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come: the best so far, which component is at work, how many of its images it has visited."""
-
-    best: Adversarials
-    component: int = 0
-    visited: int = 0
-
-
-def components_of(attack: Attack) -> Iterator[Attack]:
-    """Yield the attacks that a nested `Worst` holds, in order; any other attack is its own component."""
-    if isinstance(attack, Worst):
-        for part in attack.attacks:
-            yield from components_of(part)
-    else:
-        yield attack
-
-
-def untouched(attack: Attack, batch: Batch) -> Adversarials:
-    """Return the clean images as what an attack begins with, from the batch's clean logits. Not to be written into."""
-    assert batch.logits is not None
-    score, target = attack.goal(batch)
-    count = torch.zeros_like(batch.labels)
-    return Adversarials(batch.x.detach(), score(batch.logits), target, count - 1, count, count)
-
-
-def run(
-    attack: Attack,
-    model: nn.Module,
-    batch: Batch,
-    threat: ThreatModel,
-    *,
-    generator: torch.Generator,
-    chunk: int = CHUNK,
-    precision: Precision = "float32",
-    report: Report | None = None,
-    earlier: Progress | None = None,
-    keep: Callable[[Progress], None] | None = None,
-) -> Adversarials:
-    """Attack a batch of any size in chunks, component by component, survivors refilled into full chunks before each.
-
-    Images whose goal is reached, already at the clean image, are not attacked. The outcome does not depend on `chunk`.
-    precision: "bf16" searches under autocast and scores what was found in float32 before anything is decided; images
-    on which rounding may have decided are searched again in float32.
-    keep: told after each chunk how far it has come; earlier: that, to go on from there with the same outcome.
-    """
-    with attacked(model):
-        batch = with_logits(model, batch, chunk)
-        assert batch.logits is not None
-        attack = attack.assembled(batch.logits.shape[1])
-        progress = earlier or Progress(owned(untouched(attack, batch)))
-        best = progress.best
-        for number, component in enumerate(components_of(attack)):
-            seed = drawn_seed(generator)
-            if isinstance(component, ByDistance):
-                batch = _ordered(model, batch, threat, best, component, chunk)
-                continue
-            if number < progress.component:
-                continue
-            rows = ((best.score < 0) | (best.component == number)).nonzero().squeeze(1)
-            for start in range(progress.visited if number == progress.component else 0, len(rows), chunk):
-                part = rows[start : start + chunk]
-                some = batch if len(part) == len(batch.x) else batch.select(part)
-                with autocast(batch.x, precision):
-                    found = component.search(model, some, threat, generator=seeded(seed))
-                if precision != "float32":
-                    found = _settled(found, component, model, some, threat, seed)
-                enter(best, part, found, number)
-                if report is not None:
-                    report(int((best.score >= 0).sum()), len(rows) - start - len(part))
-                if keep is not None:
-                    keep(Progress(best, number, start + len(part)))
-    return best
-
-
-def searched(
-    attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel, *, seed: int = 0, chunk: int = CHUNK
-) -> Nearest:
-    """Run a distance attack on a batch of any size in chunks. The outcome does not depend on `chunk`."""
-    noise = drawn_seed(seeded(seed))
-    with attacked(model):
-        parts = [
-            attack.distances(model, batch.select(slice(at, at + chunk)), threat, generator=seeded(noise))
-            for at in range(0, max(len(batch.x), 1), chunk)
-        ]
-    return Nearest(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
-def _ordered(
-    model: nn.Module, batch: Batch, threat: ThreatModel, best: Adversarials, component: ByDistance, chunk: int
-) -> Batch:
-    """Return the batch with the targets of the images that still stand in order of distance, and count the passes."""
-    assert batch.logits is not None
-    count = min(component.candidates, batch.logits.shape[1] - 1)
-    order = batch.labels.new_full((len(batch.x), count), -1)
-    for rows in torch.split((best.score < 0).nonzero().squeeze(1), chunk):
-        some = batch.select(rows)
-        order[rows] = nearest_classes(model, some, threat, count).classes
-        best.passes[rows] += 1 + count
-    return batch._replace(order=order)
-
-
-def _settled(
-    found: Adversarials, component: Attack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int
-) -> Adversarials:
-    """Return what a fast search found with its score in float32, and close calls as a search in float32 has them.
-
-    A fast search ends at what it takes for a success, and looks past what it takes for a failure.
-    """
-    score, _ = component.goal(batch)
-    with torch.no_grad():
-        logits = model(found.x_adv)
-    exact = score(logits).to(found.score.dtype)
-    doubtful = (exact < 0) & ((found.score >= 0) | (exact > -CLOSE * logits.abs().amax(1)))
-    found = found._replace(score=exact, passes=found.passes + 1)
-    rows = doubtful.nonzero().squeeze(1)
-    if len(rows):
-        found = owned(found)
-        enter(found, rows, component.search(model, batch.select(rows), threat, generator=seeded(seed)), 0)
-    return found

@@ -4,7 +4,7 @@ Each is the function of the same name in this package, which says what it measur
 """
 
 from collections.abc import Callable
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -49,7 +49,8 @@ def on_images(
 
     named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("model", "x", "labels")]
     call.__name__, call.__doc__ = measure.__name__, measure.__doc__
-    call.__signature__ = own.replace(parameters=[*named, *list(own.parameters.values())[2:]])  # type: ignore[attr-defined]
+    rest = [*own.parameters.values()][2:]
+    call.__signature__ = Signature([*named, *rest])  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 
