@@ -1,4 +1,4 @@
-"""An attack of your own: one class with two methods, judged like the attacks that planish brings.
+"""An attack of your own: one class with two methods, evaluated like the attacks that planish brings.
 
 python examples/new_attack.py
 """
@@ -54,7 +54,7 @@ class CornerSearch:
 
 
 def main() -> None:
-    """Train a plain network, and see how far the search gets before a gradient attack takes the survivors."""
+    """Train a plain network, search, and give the images that are still robust to a gradient attack."""
     torch.manual_seed(0)
     train, test = load("digits", "train").as_batch(), load("digits", "test").as_batch()
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -64,7 +64,7 @@ def main() -> None:
         cross_entropy(model(train.x), train.labels).backward()
         optimizer.step()
     for evaluation, _ in evaluate(model, test, Linf(0.1), {"corner-search": CornerSearch(), "apgd-ce": APGD(20)}):
-        print(f"{['clean', *evaluation.names][-1]}: {evaluation.robust_accuracy().value:.1%} stand")
+        print(f"{['clean', *evaluation.names][-1]}: {evaluation.robust_accuracy().value:.1%} robust")
 
 
 if __name__ == "__main__":

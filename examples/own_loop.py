@@ -24,7 +24,7 @@ PATIENCE = 2  # epochs without a better held-out robust accuracy before we stop
 
 
 def main() -> None:
-    """Train, choose by held-out robust accuracy, and judge the choice once on the test set."""
+    """Train, choose by held-out robust accuracy, and evaluate the choice once on the test set."""
     images, held_out = load("digits", "train").split(200, seed=0)
     torch.manual_seed(0)
     state = start(small_cnn(classes=10, channels=1, width=16, activation="gelu"), SETTINGS)
@@ -41,14 +41,14 @@ def main() -> None:
     model = state.deployed
     model.load_state_dict(weights)
     test = load("digits", "test", limit=200).as_batch()
-    *_, judged = evaluate(model, test, THREAT, {"multi-targeted-10-1": MultiTargeted(10, 1)})
-    print(f"epoch {best_epoch} on the test set: {judged.evaluation.robust_accuracy().value:.1%}")
+    *_, last = evaluate(model, test, THREAT, {"multi-targeted-10-1": MultiTargeted(10, 1)})
+    print(f"epoch {best_epoch} on the test set: {last.evaluation.robust_accuracy().value:.1%}")
 
 
 def robust_accuracy(model: torch.nn.Module, images: Batch) -> float:
     """Return the accuracy under PGD-10 from one start: too weak to report, good enough to choose by."""
-    *_, judged = evaluate(model, images, THREAT, {"pgd-10-1": PGD(10, 1)})
-    return judged.evaluation.robust_accuracy().value
+    *_, last = evaluate(model, images, THREAT, {"pgd-10-1": PGD(10, 1)})
+    return last.evaluation.robust_accuracy().value
 
 
 if __name__ == "__main__":

@@ -7,17 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import Worst, components_of, run
-from planish.attacks.gradient import (
-    APGDT,
-    PGD,
-    LeastLikely,
-    LeastLikelyTargeted,
-    MultiTargeted,
-    RandomTarget,
-    RandomTargeted,
-    Ranked,
-    Targets,
-)
+from planish.attacks.ascents import LeastLikely, RandomTarget, Ranked, Targets
+from planish.attacks.gradient import APGDT, PGD, LeastLikelyTargeted, MultiTargeted, RandomTargeted
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.randomness import seeded

@@ -5,8 +5,8 @@ import torch
 from observing import by_norm, nearest
 from torch import Tensor, nn
 
+from planish.attacks.ascents import Untargeted
 from planish.attacks.bisection import PGDBisection
-from planish.attacks.gradient import Untargeted
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin

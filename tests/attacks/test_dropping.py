@@ -9,19 +9,8 @@ from observing import same
 from torch import Tensor, nn
 
 from planish.attacks import Attack, Worst, components_of, run
-from planish.attacks.gradient import (
-    APGD,
-    APGDT,
-    FGSM,
-    MIFGSM,
-    ODIPGD,
-    PGD,
-    AdamPGD,
-    MultiTargeted,
-    RandomTargeted,
-    Targeted,
-    Untargeted,
-)
+from planish.attacks.ascents import Targeted, Untargeted
+from planish.attacks.gradient import APGD, APGDT, FGSM, MIFGSM, ODIPGD, PGD, AdamPGD, MultiTargeted, RandomTargeted
 from planish.core.batch import Batch
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import L2, Linf, ThreatModel

@@ -9,7 +9,8 @@ from sketch import Sketch, sketches
 from torch import Tensor, nn
 
 from planish.attacks import Attack, Worst, components_of, run
-from planish.attacks.gradient import ODIPGD, PGDMargin, Ranked, Targeted, Untargeted
+from planish.attacks.ascents import Ranked, Targeted, Untargeted
+from planish.attacks.gradient import ODIPGD, PGDMargin
 from planish.attacks.transfer import Surrogate, Transfer, transfer
 from planish.core.batch import Batch
 from planish.core.errors import BadInput

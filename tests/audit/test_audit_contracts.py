@@ -11,7 +11,7 @@ import torch
 from sketch import sketches
 from torch import Tensor, nn
 
-from planish.attacks.gradient import Untargeted
+from planish.attacks.ascents import Untargeted
 from planish.attacks.noise import Noise
 from planish.attacks.suites import Fixed, Stage
 from planish.audit.auditor import audit, checks

@@ -20,7 +20,7 @@ from planish.core.threat import Linf
 from planish.records.audit import Audit
 from planish.search.ascent import LOOK, LOOK_ACCELERATED
 
-PLAN = replace(TINY, setup=3, sample=4, portrayed=3, pictured=1, points=3, restarts=2, moved=2, walk=3)
+PLAN = replace(TINY, setup=3, sample=4, measured=3, pictured=1, points=3, restarts=2, moved=2, walk=3)
 
 
 def audited(model: nn.Module, batch: Batch, lender: nn.Module) -> Audit:

@@ -8,7 +8,7 @@ import strange
 import torch
 from torch import Tensor, nn
 
-from planish.attacks.gradient import Untargeted
+from planish.attacks.ascents import Untargeted
 from planish.attacks.noise import Noise
 from planish.attacks.suites import Fixed, Stage
 from planish.attacks.suites.cascade import Cascade

@@ -10,7 +10,7 @@ import strange
 import torch
 from torch import nn
 
-from planish.attacks.gradient import Untargeted
+from planish.attacks.ascents import Untargeted
 from planish.attacks.noise import Noise
 from planish.attacks.suites import Fixed, Stage
 from planish.audit.auditor import audit
@@ -30,7 +30,7 @@ from planish.records.geometry import GEOMETRY, PARTS, Geometry, facts, load, sav
 from planish.search.step_rules import Steepest
 
 PLAN = Plan(
-    "quick", None, setup=6, sample=8, steps=4, noise=2, queries=4, survivors=4, curve_steps=5, portrayed=6, pictured=2,
+    "quick", None, setup=6, sample=8, steps=4, noise=2, queries=4, survivors=4, curve_steps=5, measured=6, pictured=2,
     points=5, restarts=2, moved=4,
 )  # fmt: skip
 SUITE = Fixed((Stage("first", Untargeted(Steepest(0.5), 3, margin)), Stage("noise", Noise(2))))
@@ -41,7 +41,7 @@ def audited(model: nn.Module, batch: Batch, threat: ThreatModel, plan: Plan = PL
     return last
 
 
-def portrayed(model: nn.Module, batch: Batch, threat: ThreatModel, **how: bool) -> Geometry:
+def geometry_of(model: nn.Module, batch: Batch, threat: ThreatModel, **how: bool) -> Geometry:
     """The geometry alone, without the checks before it."""
     with torch.no_grad():
         images = batch._replace(logits=logits_of(model, batch.x))
@@ -74,7 +74,7 @@ def arrays(geometry: Geometry) -> list[np.ndarray]:
 @pytest.mark.parametrize("threat", [Linf(0.02), L2(0.1)], ids=["Linf", "L2"])
 def test_the_l_bound_of_a_linear_margin_is_its_distance(threat: ThreatModel, batch: Batch):
     model = two_classes()
-    found = portrayed(model, inner(batch, model), threat)
+    found = geometry_of(model, inner(batch, model), threat)
     assert found.bounds is not None
     exact = model(inner(batch, model).x)[:, 1].abs().detach() / threat.dual_norm(model[1].weight[1:2].detach())
     rows = torch.from_numpy(found.rows)
@@ -97,7 +97,7 @@ def small(width: int) -> nn.Module:
 def test_distances_of_a_small_relu_network_are_proven(batch: Batch):
     pytest.importorskip("scipy", reason="solves the integer programs")
     images = inner(batch, small(6))
-    whole = portrayed(small(6), images, Linf(0.02))
+    whole = geometry_of(small(6), images, Linf(0.02))
     found = whole.bounds
     assert found is not None and found.proof == "integer programs of at most 5 s, 6 of 6 finished and so exact"
     exact = relu_distance(small(6), images.select(torch.from_numpy(whole.rows)), Linf(1.0)).upper
@@ -109,7 +109,7 @@ def test_distances_of_a_small_relu_network_are_proven(batch: Batch):
 
 @pytest.mark.parametrize(("width", "threat"), [(200, Linf(0.02)), (6, L2(0.1))], ids=["large", "L2"])
 def test_what_cannot_be_proven_is_not(width: int, threat: ThreatModel, batch: Batch):
-    found = portrayed(small(width), inner(batch, small(width)), threat).bounds
+    found = geometry_of(small(width), inner(batch, small(width)), threat).bounds
     assert found is not None and found.proof == "" and np.isnan(found.certified).all()
 
 
@@ -122,12 +122,12 @@ def test_the_relus_of_other_networks_are_not_counted(batch: Batch):
 def test_gamma_of_a_linear_loss_is_nothing(batch: Batch):
     """Logits so far apart that cross entropy is flat in the ball; where they are near, it bends."""
     model = two_classes()
-    near = portrayed(model, inner(batch, model), Linf(0.02)).linearity
+    near = geometry_of(model, inner(batch, model), Linf(0.02)).linearity
     with torch.no_grad():
         model[1].weight *= 1e5
         model[1].bias *= 1e5
     images = inner(batch, model)
-    far = portrayed(model, images.select(model(images.x).detach()[:, 1].abs() > 1000), Linf(1e-5)).linearity
+    far = geometry_of(model, images.select(model(images.x).detach()[:, 1].abs() > 1000), Linf(1e-5)).linearity
     assert near is not None and far is not None and len(far.gamma) > 2
     assert far.gamma.max() == 0 and near.gamma.min() > 1e-5
     assert (near.gamma >= near.error).all()
@@ -136,7 +136,7 @@ def test_gamma_of_a_linear_loss_is_nothing(batch: Batch):
 def test_nothing_is_measured_round_wrong_images(batch: Batch):
     model = two_classes()
     right = inner(batch, model)
-    found = portrayed(model, right._replace(labels=1 - right.labels), Linf(0.02))
+    found = geometry_of(model, right._replace(labels=1 - right.labels), Linf(0.02))
     assert found.distance.tolist() == [0.0] * 8 and "no image is classified correctly" in found.notes[0]
     assert all(getattr(found, name) is None for name in PARTS)
 
@@ -179,7 +179,7 @@ def _rest(model: nn.Module, batch: Batch) -> int:
 def test_it_is_the_same_again_and_changes_nothing(model: nn.Module, batch: Batch):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images, mode = inner(batch, model.eval()), model.training
-    first, second = (portrayed(model, images, Linf(0.05)) for _ in range(2))
+    first, second = (geometry_of(model, images, Linf(0.05)) for _ in range(2))
     for one, other in zip(arrays(first), arrays(second), strict=True):
         assert np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
     assert (first.notes, first.passes) == (second.notes, second.passes) and model.training == mode
@@ -191,7 +191,7 @@ def test_it_is_the_same_again_and_changes_nothing(model: nn.Module, batch: Batch
 @pytest.mark.parametrize("name", ["Constant", "Detached", "Undefined", "linear"])
 def test_any_model_has_one_that_can_be_kept(name: str, threat: ThreatModel, batch: Batch, tmp_path: Path):
     model = getattr(strange, name)()
-    found = portrayed(model, inner(batch, model), threat)
+    found = geometry_of(model, inner(batch, model), threat)
     assert (found.linearity is None) == (name != "linear") == any("gradient" in note for note in found.notes)
     save(found, tmp_path)
     again = load(tmp_path)
@@ -204,7 +204,7 @@ def test_any_model_has_one_that_can_be_kept(name: str, threat: ThreatModel, batc
 def test_a_black_box_gets_what_needs_no_gradient(batch: Batch):
     model = strange.linear()
     images = inner(batch, model)
-    found = portrayed(model, images, Linf(0.3), black_box=True)
+    found = geometry_of(model, images, Linf(0.3), black_box=True)
     assert found.planes is not None and found.pictures is not None
     missing = ("linearity", "bounds", "by_radius", "effort", "weights")
     assert all(getattr(found, name) is None for name in missing) and len(found.rows) == 0
@@ -217,7 +217,7 @@ def test_pictures_of_other_channels_and_models_without_weights(batch: Batch):
             bright = 10 * (x.flatten(1).mean(1) - 0.5)
             return torch.stack([bright, -bright], 1)
 
-    found = portrayed(Fixed(), inner(batch._replace(x=batch.x.repeat(1, 2, 1, 1)), Fixed()), Linf(0.05))
+    found = geometry_of(Fixed(), inner(batch._replace(x=batch.x.repeat(1, 2, 1, 1)), Fixed()), Linf(0.05))
     assert found.pictures is None and found.weights is None and found.bounds is not None
     assert any("2 channels" in note for note in found.notes) and any(
         "no weights to move" in note for note in found.notes
@@ -233,7 +233,7 @@ def test_bad_files(batch: Batch, tmp_path: Path):
         with pytest.raises(BadInput, match="is not a geometry of planish, or it is cut short"):
             load(tmp_path)
     model = strange.linear()
-    found = audited(model, inner(batch, model), Linf(0.1), replace(PLAN, portrayed=0))
+    found = audited(model, inner(batch, model), Linf(0.1), replace(PLAN, measured=0))
     assert found.geometry is None
     with pytest.raises(BadInput, match="the geometry is of 3 images, the audit of 8"):
         replace(found, geometry=Geometry(np.zeros(3, np.float32), np.zeros(0, np.int64)))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from planish.attacks import ByDistance, Worst
-from planish.attacks.gradient import Ranked, Targeted, Untargeted
+from planish.attacks.ascents import Ranked, Targeted, Untargeted
 from planish.attacks.suites import Fixed, Stage
 from planish.audit.evidence import Plan
 from planish.core.batch import Batch

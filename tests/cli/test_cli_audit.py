@@ -40,7 +40,7 @@ def rounding():
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quick budget that is a matter of a second."""
     small = replace(PLANS["quick"], steps=3, noise=2, queries=3, survivors=3, curve_steps=2, setup=8)
-    small = replace(small, portrayed=3, points=3, pictured=1, restarts=2)
+    small = replace(small, measured=3, points=3, pictured=1, restarts=2)
     monkeypatch.setitem(PLANS, "quick", small)
 
 

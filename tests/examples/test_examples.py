@@ -65,8 +65,8 @@ def percentages(line: str) -> list[float]:
 
 
 @PATIENT
-def test_judge_your_model(run_example: Callable[[str], list[str]]):
-    *lines, hint = run_example("judge_your_model")
+def test_evaluate_your_model(run_example: Callable[[str], list[str]]):
+    *lines, hint = run_example("evaluate_your_model")
     clean, after_ce, after_t = (percentages(line)[0] for line in lines)
     assert clean > 90 > after_ce >= after_t > 0
     record = load_record("runs/mine/evaluation.npz")
@@ -76,15 +76,15 @@ def test_judge_your_model(run_example: Callable[[str], list[str]]):
 
 
 @PATIENT
-def test_judge_your_model_names_its_model_for_the_command_line():
+def test_evaluate_your_model_names_its_model_for_the_command_line():
     with torch.random.fork_rng(devices=[]):
-        model = build(f"{EXAMPLES / 'judge_your_model.py'}:your_model", classes=0, channels=0)
+        model = build(f"{EXAMPLES / 'evaluate_your_model.py'}:your_model", classes=0, channels=0)
     assert isinstance(model, Normalized) and model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 @PATIENT
-def test_harden_your_model(run_example: Callable[[str], list[str]]):
-    lines = run_example("harden_your_model")
+def test_train_your_model(run_example: Callable[[str], list[str]]):
+    lines = run_example("train_your_model")
     assert [line for line in lines if not line.startswith(" ")] == ["Standard", "SEAT"]
     (plain_clean, plain, *_), (hard_clean, strengthened, *_) = (percentages(line) for line in lines if "robust" in line)
     assert plain_clean > 90 and hard_clean > 90 and strengthened > plain + 5
@@ -132,6 +132,14 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
     for language, text in BLOCK.findall(page.read_text()):
         if language in languages:
             yield text
+
+
+def write_listings(page: Path, folder: Path) -> None:
+    """Write the page's files into a folder: blocks whose first line is a comment of a file's name alone."""
+    for text in blocks(page, "toml", "python"):
+        name = re.match(r"# ([\w-]+\.(?:toml|py))\n", text)
+        if name:
+            (folder / name[1]).write_text(text)
 
 
 def command_lines(page: Path) -> Iterator[str]:
@@ -200,9 +208,8 @@ def from_root(word: str) -> str:
 @pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_command_lines(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Configuration files are the page's TOML blocks, by the name in their first line, or the project's."""
-    for text in blocks(page, "toml"):
-        (tmp_path / text.split("\n", 1)[0].removeprefix("# ")).write_text(text)
+    """Files that the commands name are the page's listings, by the name in their first line, or the project's."""
+    write_listings(page, tmp_path)
     (tmp_path / RUN).mkdir(parents=True)
     (tmp_path / RUN / "config.toml").write_text("seed = 0\n")
     monkeypatch.chdir(tmp_path)
@@ -212,10 +219,11 @@ def test_command_lines(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
-def test_configurations_in_the_documents_are_valid(tmp_path: Path):
-    texts = [text for page in PAGES for text in blocks(page, "toml")]
-    assert texts
-    for text in texts:
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "toml"))], ids=lambda page: page.name)
+def test_configurations_in_the_documents_are_valid(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_listings(page, tmp_path)
+    for text in blocks(page, "toml"):
         (tmp_path / "some.toml").write_text(text)
         experiment_from(read(tmp_path / "some.toml"))
 
@@ -224,6 +232,7 @@ def test_configurations_in_the_documents_are_valid(tmp_path: Path):
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python"))], ids=lambda page: page.name)
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    write_listings(page, tmp_path)
     space: dict[str, Any] = {"__name__": page.stem}
     with torch.random.fork_rng(devices=[]):
         for number, text in enumerate(blocks(page, "python"), 1):

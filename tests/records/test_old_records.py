@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from planish.attacks.gradient import fgsm, pgd
+from planish.attacks.gradient import FGSM, PGD
 from planish.core.batch import Batch
 from planish.core.threat import Linf
-from planish.evaluation.evaluate import evaluate
+from planish.evaluation.evaluate import evaluate_steps
 from planish.records import adversarials, audit, distances, evaluation, numbers
 from planish.records.evaluation import to_json
 from planish.runs.audit import draw
@@ -88,8 +88,8 @@ def test_an_old_evaluation_is_gone_on_with():
     assert isinstance(record.column("pgd-5-2").meta["attack"], str)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
     images = Batch(torch.rand(6, 1, 4, 4), torch.from_numpy(record.labels), torch.from_numpy(record.indices))
-    fresh = next(evaluate(network, images, Linf(0.06), {})).evaluation
+    fresh = next(evaluate_steps(network, images, threat=Linf(0.06), attacks={})).evaluation
     earlier = replace(record, meta={**record.meta, **{key: fresh.meta[key] for key in ("model", "data")}})
-    attacks = {"fgsm": fgsm(), "pgd-5-2": pgd(5, 2), "pgd-3": pgd(3)}
-    *_, last = evaluate(network, images, Linf(0.06), attacks, earlier=earlier)
+    attacks = {"fgsm": FGSM(), "pgd-5-2": PGD(5, 2), "pgd-3": PGD(3)}
+    *_, last = evaluate_steps(network, images, threat=Linf(0.06), attacks=attacks, earlier=earlier)
     assert last.evaluation.names == (*record.names, "pgd-3")

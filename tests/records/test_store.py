@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planish.attacks.gradient import apgd_t, pgd
+from planish.attacks import Worst
+from planish.attacks.gradient import APGDT, PGD
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
 from planish.records import store
@@ -73,14 +74,14 @@ def renamed(one: Own) -> Any:
 
 
 def test_an_attacks_identity_is_json_and_reads_well():
-    for attack in (pgd(3, 2), apgd_t(3, 2, classes=4), Own(), partial(Own)):
+    for attack in (PGD(3, 2), APGDT(3, 2), Own(), partial(Own)):
         assert json.loads(json.dumps(describe_attack(attack), allow_nan=False)) == describe_attack(attack)
     assert describe_attack(Own()) == {
         "name": "Own",
         "parameters": {"loss": {"name": "cross_entropy"}, "steps": 3, "reach": {"name": "inf"}},
     }
     assert attack_text(describe_attack(Own())) == "Own(loss=cross_entropy, steps=3, reach=inf)"
-    assert attack_text(describe_attack(pgd(3, 2))).startswith("2 x ")
+    assert attack_text(describe_attack(Worst((Own(), Own())))) == "2 x Own(loss=cross_entropy, steps=3, reach=inf)"
     assert " at 0x" not in attack_text(describe_attack(lambda _: None))
 
 
@@ -89,7 +90,7 @@ def test_a_class_may_be_renamed():
     known = describe_attack(Own())
     assert same_attack(known, Own(), "mine") and same_attack(known, renamed(Own()), "pgd-3-2")
     assert not same_attack(known, renamed(Own()), "mine"), "a name that anything may have"
-    assert not same_attack(known, Own(steps=4), "pgd-3-2") and not same_attack(known, Own(loss=pgd), "pgd-3-2")
+    assert not same_attack(known, Own(steps=4), "pgd-3-2") and not same_attack(known, Own(loss=max), "pgd-3-2")
 
 
 def test_texts_of_an_earlier_planish():

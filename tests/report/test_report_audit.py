@@ -229,16 +229,16 @@ def surfaces() -> list[ReportFigure]:
 
 
 def test_figures_of_an_audit_are_drawn_and_told() -> None:
-    plates = surfaces()
-    assert len({plate.slug for plate in plates}) == 6
-    for plate in plates:
-        assert plate.alt.endswith(".") and plate.caption and to_svg(plate).startswith("<svg viewBox=")
-    assert to_png(plates[1].figure).startswith(b"\x89PNG")
-    surface, _, heat, _, scatter, panels = plates
+    drawings = surfaces()
+    assert len({drawing.slug for drawing in drawings}) == 6
+    for drawing in drawings:
+        assert drawing.alt.endswith(".") and drawing.caption and to_svg(drawing).startswith("<svg viewBox=")
+    assert to_png(drawings[1].figure).startswith(b"\x89PNG")
+    surface, _, heat, _, scatter, panels = drawings
     assert len(surface.spots) == 13 * 13 and surface.spots[0].words == "Loss 20 at -1, 1"
     assert surface.spots[0].left < surface.spots[12].left and surface.spots[0].top < surface.spots[-1].top
     wide = gamma_histogram({"a": np.arange(50.0), "b": np.full(3, 0.1)}).figure
-    assert [plate.axes[-1].get_xscale() for plate in (plates[1].figure, wide)] == ["linear", "log"]
+    assert [drawing.axes[-1].get_xscale() for drawing in (drawings[1].figure, wide)] == ["linear", "log"]
     assert "from 100.0% down to 0.0%" in heat.alt
     assert "L 1 of 2 images" in scatter.caption and "Not drawn: 1 images" in scatter.caption
     assert "a: L above the distance on 0 of 2; b: L above the distance on 2 of 2, C above the" in panels.alt
@@ -283,7 +283,7 @@ def test_text_stands_out_from_its_ground(scheme: int) -> None:
     """WCAG 2.2 AA in the light, the dark and the printed page's colours."""
     block = re.findall(r":root \{(.*?)\}", STYLE, flags=re.DOTALL)[scheme]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
-    pairs = [(text, ground) for text in ("ink", "muted", "accent", "fell") for ground in ("paper", "wash")]
+    pairs = [(text, ground) for text in ("ink", "muted", "accent", "broken") for ground in ("paper", "wash")]
     pairs += [(text, "paper") for text in ("ok", "warn", "bad")] + [("paper", "ink")]
     for text, ground in pairs:
         dark, light = sorted((luminance(colours[text]), luminance(colours[ground])))

@@ -11,7 +11,7 @@ from planish.records.audit import Audit
 from planish.report import Entry
 from planish.report.figures import accuracies, spending
 from planish.report.geometry import geometry_figures
-from planish.report.pairs import paired_plate, pairs
+from planish.report.pairs import paired_figure, pairs
 from planish.report.rendering import render, render_audit, render_compared
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open pages in")
@@ -61,7 +61,7 @@ def pages(hostile: list[Entry], pictured: Audit, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("pages")
     found, spent = pairs(hostile), spending(hostile)
     assert spent
-    drawn = [accuracies(hostile), spent, paired_plate(found)]
+    drawn = [accuracies(hostile), spent, paired_figure(found)]
     title = "A </title><script>hacked=1</script>"
     made = {
         "report": render(hostile, title, {"commands": ["a" * 300]}, drawn, found),
@@ -123,16 +123,16 @@ def test_a_header_sorts_by_mouse_and_keyboard(browser: Browser, pages: dict[str,
 
 
 @pytest.mark.parametrize("name", ["report", "audit"])
-def test_an_image_opens_beside_its_twin(browser: Browser, pages: dict[str, Path], name: str) -> None:
+def test_an_image_opens_beside_its_adversarial_image(browser: Browser, pages: dict[str, Path], name: str) -> None:
     browser.open(pages[name])
-    browser.run("document.querySelector('a.twin').click()")
-    index = browser.run("document.querySelector('a.twin').textContent")
-    assert browser.run("[twin.open, twin.querySelectorAll('img').length]") == [True, 3]
-    assert browser.run("twin.textContent").split(" · ")[2].startswith(f"image {index}")
+    browser.run("document.querySelector('a.pair').click()")
+    index = browser.run("document.querySelector('a.pair').textContent")
+    assert browser.run("[pair.open, pair.querySelectorAll('img').length]") == [True, 3]
+    assert browser.run("pair.textContent").split(" · ")[2].startswith(f"image {index}")
     browser.press("ArrowRight", 39)
-    assert f"image {index}" not in browser.run("twin.textContent")
+    assert f"image {index}" not in browser.run("pair.textContent")
     browser.press("Escape", 27)
-    assert browser.run("twin.open") is False
+    assert browser.run("pair.open") is False
 
 
 @pytest.mark.parametrize("name", ["report", "audit"])
@@ -170,7 +170,7 @@ def test_structure_for_a_screen_reader(browser: Browser, pages: dict[str, Path],
     assert browser.run(landmarks) == [1, 1, 1, 1]
     tables = "[...document.querySelectorAll('table')].every((one) => one.caption && one.querySelector('th[scope=row]'))"
     assert browser.run(tables)
-    assert browser.run("[...document.querySelectorAll('nav a, a.twin')].every((a) => document.querySelector(a.hash))")
+    assert browser.run("[...document.querySelectorAll('nav a, a.pair')].every((a) => document.querySelector(a.hash))")
 
 
 @pytest.mark.parametrize("name", DRAWN)

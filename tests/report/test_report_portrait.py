@@ -16,16 +16,16 @@ from planish.report.compared import audit_headline, headline_rows, side_by_side,
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
 from planish.report.rendering import render_audit, render_compared
 
-SLUGS = ["radius", "surface-fell", "surface-stands", "gamma", "bounds", "steps-restarts", "weights"]
+SLUGS = ["radius", "surface-broken", "surface-robust", "gamma", "bounds", "steps-restarts", "weights"]
 
 
 def test_every_part_has_its_figure(pictured: Audit) -> None:
-    plates = geometry_figures(pictured)
-    assert [plate.slug for plate in plates] == SLUGS
-    assert all(plate.alt.endswith(".") and plate.caption for plate in plates)
-    radius, fell, _, gamma, bounds, effort, _ = plates
+    drawings = geometry_figures(pictured)
+    assert [drawing.slug for drawing in drawings] == SLUGS
+    assert all(drawing.alt.endswith(".") and drawing.caption for drawing in drawings)
+    radius, broken, _, gamma, bounds, effort, _ = drawings
     assert "100.0% [61.0, 100.0] at 0;" in radius.alt and len(radius.spots) == 4
-    assert "image 12 of class" in fell.caption and "which fell" in fell.caption
+    assert "image 12 of class" in broken.caption and "which is broken" in broken.caption
     assert "median 2, 95% below 3.8" in gamma.alt and "estimate from below" in gamma.caption
     assert "The certificates are proven, not estimated (as a test)" in bounds.caption
     assert "estimates, no certificates" in bounds.caption and "L-bound 2 of 4, C-bound 0 of 4" in bounds.caption
@@ -40,11 +40,11 @@ def test_numbers_that_are_none_leave_figures_out(pictured: Audit) -> None:
     assert "What is missing here: no gradient." in render_audit(bare)
     part = pictured.geometry.planes._replace(loss=np.full((2, 5, 5), np.nan))
     broken = replace(pictured, geometry=replace(pictured.geometry, planes=part, distance=np.full(50, np.nan)))
-    assert [plate.slug for plate in geometry_figures(broken)] == ["radius", "gamma", "steps-restarts", "weights"]
+    assert [drawing.slug for drawing in geometry_figures(broken)] == ["radius", "gamma", "steps-restarts", "weights"]
     assert geometry_figures(replace(pictured, geometry=None)) == []
 
 
-def test_the_pictures_that_fell_come_first(pictured: Audit) -> None:
+def test_the_broken_pictures_come_first(pictured: Audit) -> None:
     shots = geometry_shots(pictured)
     assert [shot.index for shot in shots] == [11, 12, 13, 14]
     assert "scaled by 5 around grey" in geometry_caption(pictured)
@@ -56,8 +56,8 @@ def test_each_image_has_its_row(pictured: Audit) -> None:
     every = {row[0]: row for row in table.rows}
     assert len(every) == 50 and "All 50 images, those that are pictured first." in table.caption
     dash = "\N{EN DASH}"
-    assert every["10"][2:] == ("wrong when clean", dash, "+0.5", "0") and every["14"][2:4] == ("stands", dash)
-    assert every["12"][2:] == ("fell", "suite/scout", "\N{MINUS SIGN}0.1", "0.03") and every["14"][5] == dash
+    assert every["10"][2:] == ("wrong when clean", dash, "+0.5", "0") and every["14"][2:4] == ("robust", dash)
+    assert every["12"][2:] == ("broken", "suite/scout", "\N{MINUS SIGN}0.1", "0.03") and every["14"][5] == dash
     some = outcome_rows(pictured, 1)
     assert len(some.rows) == 4 and "46 farther ones are left out" in some.caption
 

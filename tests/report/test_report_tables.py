@@ -127,9 +127,9 @@ def test_alarms_of_the_guard_are_told_and_drawn(make: Make) -> None:
     )
     history[1]["alarms"] = [alarm, {**alarm, "step": 175.0, "went_back": 0.0}]
     assert "at step 75 and step 175" in " ".join(verdict([guarded]))
-    plate, plain = curves([guarded, calm]), curves([calm])
-    assert plate is not None and plain is not None
-    assert "an alarm of the guard" in plate.caption and "an alarm of the guard" not in plain.caption
-    shown = [axes.get_title(loc="left") for axes in plate.figure.axes if axes.get_visible()]
+    drawing, plain = curves([guarded, calm]), curves([calm])
+    assert drawing is not None and plain is not None
+    assert "an alarm of the guard" in drawing.caption and "an alarm of the guard" not in plain.caption
+    shown = [axes.get_title(loc="left") for axes in drawing.figure.axes if axes.get_visible()]
     assert shown == ["Loss", "A", "B", "C", "Guard falling"]
-    assert len(plate.figure.axes[0].lines) == 2 + 2
+    assert len(drawing.figure.axes[0].lines) == 2 + 2

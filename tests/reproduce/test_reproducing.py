@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.reproduce import Job, chosen_rows, estimate_rows, reproduce
-from planish.reproduce.pages import claims_rows, page_text, results_rows, write_page, write_plate
+from planish.reproduce.pages import claims_rows, page_text, results_rows, write_figure, write_page
 from planish.reproduce.running import state
 from planish.runs import train as training
 from planish.training.loop import EpochRecord
@@ -144,7 +144,7 @@ def test_tables_figure_and_page(finished: Job, tmp_path: Path):
     assert "(paper: 99.0)" in shown.rows[0][1] and shown.rows[2][1].startswith("\N{EN DASH}")
     assert "24 test images of squares" in shown.caption
     assert claims_rows(finished.table, whole).rows[2][:2] == ("not tested", "Lost is worse than robust")
-    path = write_plate(finished.table, whole, tmp_path / "figure.png")
+    path = write_figure(finished.table, whole, tmp_path / "figure.png")
     assert path is not None and path.read_bytes().startswith(b"\x89PNG")
     nothing = {
         **whole,
@@ -153,7 +153,7 @@ def test_tables_figure_and_page(finished: Job, tmp_path: Path):
             for name, row in whole["rows"].items()
         },
     }
-    assert write_plate(finished.table, nothing, tmp_path / "none.png") is None
+    assert write_figure(finished.table, nothing, tmp_path / "none.png") is None
     page = write_page(finished.out.parent.parent, tmp_path / "page.md", [finished.table])
     text = page.read_text()
     assert "#### table-0 at scale cpu" in text and (tmp_path / "images/reproduce-table-0-cpu.png").exists()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from planish.attacks import Attack, Within, Worst, components_of, run
-from planish.attacks.gradient import PGD, PGDMargin, Untargeted
+from planish.attacks.ascents import Untargeted
+from planish.attacks.gradient import PGD, PGDMargin
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin

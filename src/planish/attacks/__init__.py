@@ -19,6 +19,7 @@ from planish.attacks.base import (
 from planish.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from planish.attacks.ascents import Targeted, Untargeted
     from planish.attacks.bisection import PGDBisection
     from planish.attacks.boundary import Boundary
     from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
         MultiTargeted,
         PGDMargin,
         RandomTargeted,
-        Targeted,
-        Untargeted,
     )
     from planish.attacks.log_barrier import LogBarrier
     from planish.attacks.noise import Noise
@@ -98,6 +97,7 @@ __all__ = [
     "untouched",
 ]
 _CLASSES = {
+    "ascents": "Targeted Untargeted",
     "bisection": "PGDBisection",
     "boundary": "Boundary",
     "carlini_wagner": "CarliniWagner CarliniWagnerLinf",
@@ -107,7 +107,7 @@ _CLASSES = {
     "fab": "FAB FABT",
     "fmn": "FMN",
     "gradient": "APGD APGDT FGSM MIFGSM ODIPGD PGD AdamPGD LeastLikelyTargeted LLRUntargeted MultiTargeted PGDMargin "
-    "RandomTargeted Targeted Untargeted",
+    "RandomTargeted",
     "log_barrier": "LogBarrier",
     "noise": "Noise",
     "smoothed": "Smoothed",

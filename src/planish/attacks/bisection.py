@@ -13,7 +13,8 @@ from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.found import Nearest
+from planish.search.nearest import NearestSearch, Seen, Walk
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
 
@@ -22,13 +23,15 @@ from planish.search.step_rules import Cosine
 class PGDBisection(DistanceAttack):
     """PGD on the margin in a ball per image, its radius bisected (Madry et al. 2018). pgd-bisection-STEPS-ROUNDS.
 
+    steps: of a round, at least 1; 2 * steps - 1 passes, since the gradient at the image is computed once for all.
+    rounds: at least 1.
+    step_in_radii: the first a, above 0.
+
     A round is one PGD from the image, x_adv <- project(x_adv + a radius steepest(g)), with a falling to 0 along half a
     cosine. An image leaves the round with its first adversarial iterate. Its first radius is the linearised distance
     |m| / ||g||_dual of the margin m; that doubles, up to the farthest corner of the box, until a round succeeds, and
     from then on the radius is the middle between the largest that has failed and the best distance.
 
-    steps: of a round, 2 * steps - 1 passes: the gradient at the image is computed once for all rounds. step_in_radii:
-    the first a.
     Differs: no random starts, and nothing is drawn. A success nearer than a radius that has failed makes the bracket
     begin at 0 again.
     """
@@ -45,16 +48,14 @@ class PGDBisection(DistanceAttack):
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the nearest adversarial iterate of each image, in any norm; nothing is drawn."""
         with attacked(model):
-            batch = with_logits(model, batch)
-            found = nothing_found(batch)
-            rows = unfinished(found, threat)
+            search = NearestSearch.begun(model, batch, threat)
+            found, rows = search.found, search.unfinished()
             if len(rows) == 0:
                 return found
-            bracket = _opened(model, batch, rows, threat)
-            found.passes[rows] += 2
+            bracket = _opened(search, rows)
             for number in range(self.rounds):
                 before = found.distance[bracket.rows]
-                self._round(model, batch, bracket, threat, found, number * self.steps)
+                self._round(search, bracket, number * self.steps)
                 best = found.distance[bracket.rows]
                 bracket = bracket.narrowed(best, best < before)
                 going = (best > threat.radius) & (bracket.below < bracket.reach)
@@ -63,25 +64,20 @@ class PGDBisection(DistanceAttack):
                     break
         return found
 
-    def _round(
-        self, model: nn.Module, batch: Batch, bracket: "_Bracket", threat: ThreatModel, found: Nearest, taken: int
-    ) -> None:
+    def _round(self, search: NearestSearch, bracket: "_Bracket", taken: int) -> None:
         """Search the ball of each image and enter its first adversarial iterate; `taken` steps came before."""
         size = Cosine(self.step_in_radii)
-        at = _Walk(bracket.rows, bracket.x, bracket.labels, bracket.x, bracket.radius, bracket.gradient)
-        for step in range(self.steps - 1):
-            at = at.moved(size(step / self.steps), threat)
-            height, _, gradient = evaluated(objective_of(model, loss_of(margin, at.labels)), at.x_adv)
-            found.passes[at.rows] += 2
-            offer(found, at.rows, batch, at.x_adv, height >= 0, threat, taken + step + 1)
-            at = chosen(at._replace(gradient=gradient), (height < 0).nonzero().squeeze(1))
-            if len(at.rows) == 0:
-                return
-        at = at.moved(size(1 - 1 / self.steps), threat)
-        with torch.no_grad():
-            height = margin(model(at.x_adv), at.labels)
-        found.passes[at.rows] += 1
-        offer(found, at.rows, batch, at.x_adv, height >= 0, threat, taken + self.steps)
+
+        def moved(at: Walk, gradient: Tensor, step: int) -> Walk:
+            length = size(step / self.steps) * at.radius
+            return at._replace(x_adv=search.threat.step(at.x_adv, at.x, gradient, length, at.radius))
+
+        def move(at: Walk, seen: Seen, step: int) -> Walk:
+            at, gradient = chosen((at, seen.gradient), (~seen.adversarial).nonzero().squeeze(1))
+            return moved(at, gradient, step + 1)
+
+        at = moved(search.start(bracket.rows, bracket.radius), bracket.gradient, 0)
+        search.walk(at, lambda at: margin, move, self.steps - 1, taken + 1)
 
 
 class _Bracket(NamedTuple):
@@ -91,8 +87,6 @@ class _Bracket(NamedTuple):
     """
 
     rows: Tensor
-    x: Tensor
-    labels: Tensor
     gradient: Tensor
     below: Tensor
     radius: Tensor
@@ -106,29 +100,14 @@ class _Bracket(NamedTuple):
         return self._replace(below=below, radius=radius)
 
 
-class _Walk(NamedTuple):
-    """Where the images (n,) of a round stand, and the gradients there."""
-
-    rows: Tensor
-    x: Tensor
-    labels: Tensor
-    x_adv: Tensor
-    radius: Tensor
-    gradient: Tensor
-
-    def moved(self, step_in_radii: float, threat: ThreatModel) -> "_Walk":
-        length = step_in_radii * self.radius
-        return self._replace(x_adv=threat.step(self.x_adv, self.x, self.gradient, length, self.radius))
-
-
-def _opened(model: nn.Module, batch: Batch, rows: Tensor, threat: ThreatModel) -> _Bracket:
+def _opened(search: NearestSearch, rows: Tensor) -> _Bracket:
     """Return the brackets before the first round: nothing has failed, and the radius is the linearised distance."""
-    x, labels = batch.x[rows].detach(), batch.labels[rows]
-    height, _, gradient = evaluated(objective_of(model, loss_of(margin, labels)), x)
-    reach = threat.farthest(x)
-    steepness = threat.dual_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+    at = search.start(rows)
+    height, _, gradient = evaluated(objective_of(search.model, loss_of(margin, at.labels)), at.x)
+    search.found.passes[rows] += 2
+    steepness = search.threat.dual_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
     linearised = height.abs().to(steepness.dtype) / steepness
-    return _Bracket(rows, x, labels, gradient, torch.zeros_like(reach), torch.minimum(linearised, reach), reach)
+    return _Bracket(rows, gradient, torch.zeros_like(at.reach), torch.minimum(linearised, at.reach), at.reach)
 
 
 COMPONENTS = {"pgd-bisection": PGDBisection}

@@ -13,15 +13,16 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed
 from planish.core.threat import L2, SLACK, ThreatModel
 from planish.search.ascent import chosen
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.search.initial_adversarial import initial_adversarial, misclassified
+from planish.search.found import Nearest
+from planish.search.initial_adversarial import initial_adversarial
+from planish.search.nearest import NearestSearch
 
 SPHERE_EVERY, BLOCK = 5, 25
 GROWTH = 1.5
 ROUND = L2(0.0)
 
 
-class Walk(NamedTuple):
+class BoundaryWalk(NamedTuple):
     """Where the walks stand that are not finished; all (n,) or (n, ...).
 
     rows: which images of the batch. here: adversarial. delta, epsilon: step sizes in units of the distance to the clean
@@ -41,20 +42,22 @@ class Walk(NamedTuple):
 class Boundary(DistanceAttack):
     """Boundary attack: a walk along the decision boundary, forwards alone (Brendel et al. 2018). boundary-QUERIES.
 
-    Brendel, Rauber, Bethge: Decision-based adversarial attacks (2018), algorithm 1 and figure 2. From an adversarial
-    image: a random step orthogonal to the way to the clean image, on the sphere round it, of `delta` times the
-    distance, then a step of `epsilon` times the distance towards it; kept where still adversarial and nearer. Both
-    sizes grow where more than half of the points on the sphere are adversarial, and epsilon follows the share of
-    adversarial steps. Gradients are not used: a distance below that of a gradient attack reveals masking.
-
-    queries: forwards for each image at most, those that find the start included. delta, epsilon: the first step sizes.
+    queries: forwards for each image at most, those that find the start included, at least 1.
+    delta, epsilon: the first step sizes, in units of the distance to the image.
     converged: a walk ends when its epsilon is smaller.
+
+    From an adversarial image: a random step orthogonal to the way to the clean image, on the sphere round it, of
+    `delta` times the distance, then a step of `epsilon` times the distance towards it; kept where still adversarial and
+    nearer. Both sizes grow where more than half of the points on the sphere are adversarial, and epsilon follows the
+    share of adversarial steps. Gradients are not used: a distance below that of a gradient attack reveals masking.
+    Brendel, Rauber, Bethge: Decision-based adversarial attacks (2018), algorithm 1 and figure 2.
+
     Differs: one query a step. Four of five ask about both moves at once, as foolbox does, the fifth about the point on
-    the sphere, and where it is adversarial the walk moves there. Shares are taken over blocks of 25 queries, not of
-    the last 100 sphere points and 30 steps, so that step sizes follow within a thousand queries; thresholds of 0.2
-    and 0.5 on the sphere, 0.1 and 0.25 for both moves, and the factor 1.5 are foolbox's; the first sizes are ten times
-    its. The start is bisected to the boundary.
-    Differs: in Linf too the walk is this one, in Euclidean length; of all adversarial points it met, the nearest in
+    the sphere, and where it is adversarial the walk moves there. Shares are taken over blocks of 25 queries, not of the
+    last 100 sphere points and 30 steps, so that step sizes follow within a thousand queries; thresholds of 0.2 and 0.5
+    on the sphere, 0.1 and 0.25 for both moves, and the factor 1.5 are foolbox's; the first sizes are ten times its. The
+    start is bisected to the boundary.
+    Differs, in Linf: the walk is this one too, in Euclidean length; of all adversarial points it met, the nearest in
     Linf is returned. Its distance is an upper bound, as always, but a loose one.
     """
 
@@ -70,17 +73,17 @@ class Boundary(DistanceAttack):
         """Return the nearest adversarial image that the walk of each met."""
         first, second = drawn_seed(generator), drawn_seed(generator)
         with attacked(model), torch.no_grad():
-            batch = with_logits(model, batch)
-            found = nothing_found(batch)
-            rows = unfinished(found, threat)
-            start = initial_adversarial(model, batch.select(rows), threat, first, self.queries)
-            found.passes[rows] = start.passes
-            offer(found, rows, batch, start.x_adv, start.found, threat, 0)
-            self._walk(model, batch, threat, found, second)
-        return found
+            search = NearestSearch.begun(model, batch, threat)
+            rows = search.unfinished()
+            start = initial_adversarial(model, search.batch.select(rows), threat, first, self.queries)
+            search.found.passes[rows] = start.passes
+            search.offer(rows, start.x_adv, start.found, 0)
+            self._walk(search, second)
+        return search.found
 
-    def _walk(self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, seed: int) -> None:
+    def _walk(self, search: NearestSearch, seed: int) -> None:
         """Walk on from what was found, and enter what is nearer, in place."""
+        _, batch, threat, found = search
         walk = self._begun(batch, found)
         for step in range(1, self.queries + 1):
             going = (found.passes[walk.rows] < self.queries) & (found.distance[walk.rows] > threat.radius)
@@ -89,20 +92,20 @@ class Boundary(DistanceAttack):
                 return
             on_sphere = step % SPHERE_EVERY == 0
             x_adv = _proposed(walk, keyed(batch.indices[walk.rows], seed + step, walk.x[0].numel()), threat, on_sphere)
-            hit = misclassified(model, x_adv, batch.labels[walk.rows])
-            found.passes[walk.rows] += 1
-            offer(found, walk.rows, batch, x_adv, hit, threat, step)
+            hit = search.tried(walk.rows, x_adv, step)
             walk = _moved(walk, x_adv, hit, on_sphere)
             if step % BLOCK == 0:
                 walk = _adapted(walk)
 
-    def _begun(self, batch: Batch, found: Nearest) -> Walk:
+    def _begun(self, batch: Batch, found: Nearest) -> BoundaryWalk:
         rows = (found.distance.isfinite() & (found.distance > 0)).nonzero().squeeze(1)
         one = torch.ones_like(found.distance[rows])
-        return Walk(rows, batch.x[rows], found.x_adv[rows], one * self.delta, one * self.epsilon, one * 0, one * 0)
+        return BoundaryWalk(
+            rows, batch.x[rows], found.x_adv[rows], one * self.delta, one * self.epsilon, one * 0, one * 0
+        )
 
 
-def _proposed(walk: Walk, uniform: Tensor, threat: ThreatModel, on_sphere: bool) -> Tensor:
+def _proposed(walk: BoundaryWalk, uniform: Tensor, threat: ThreatModel, on_sphere: bool) -> Tensor:
     """Return the points beside the walk, on the spheres or a step nearer, clipped to the box."""
     away = walk.here - walk.x
     length, outward = ROUND.norm(away), ROUND.steepest(away)
@@ -113,7 +116,7 @@ def _proposed(walk: Walk, uniform: Tensor, threat: ThreatModel, on_sphere: bool)
     return sphere if on_sphere else ROUND.project(sphere, walk.x, length * (1 - walk.epsilon))
 
 
-def _moved(walk: Walk, x_adv: Tensor, hit: Tensor, on_sphere: bool) -> Walk:
+def _moved(walk: BoundaryWalk, x_adv: Tensor, hit: Tensor, on_sphere: bool) -> BoundaryWalk:
     """Return the walk after its query: at the point if it is adversarial and, but for the sphere's, nearer."""
     nearer = ROUND.norm(x_adv - walk.x) < ROUND.norm(walk.here - walk.x)
     here = torch.where(per_image(hit if on_sphere else hit & nearer, x_adv), x_adv, walk.here)
@@ -122,7 +125,7 @@ def _moved(walk: Walk, x_adv: Tensor, hit: Tensor, on_sphere: bool) -> Walk:
     return walk._replace(here=here, nearer=walk.nearer + hit)
 
 
-def _adapted(walk: Walk) -> Walk:
+def _adapted(walk: BoundaryWalk) -> BoundaryWalk:
     """Return the walk with other step sizes where too many or too few points of the block were adversarial."""
     asked = BLOCK // SPHERE_EVERY
     bend = _factor(walk.on_sphere / asked, 0.2, 0.5)

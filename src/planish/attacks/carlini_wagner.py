@@ -18,7 +18,8 @@ from planish.core.losses import Loss, margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.found import Nearest
+from planish.search.nearest import NearestSearch
 from planish.search.objectives import loss_of, objective_of
 
 REACH = 1.05
@@ -35,7 +36,7 @@ FINEST = 0.99
 """A bound tau is not lowered by less than one percent."""
 
 
-class Judged(NamedTuple):
+class Iterate(NamedTuple):
     """The iterate of each image: (n, ...) and (n,).
 
     w: the iterate as tanh sees it. adversarial: whether it counts. distance: its norm. ended: whether its search is
@@ -48,7 +49,7 @@ class Judged(NamedTuple):
     ended: Tensor
 
 
-class Plan(Protocol):
+class SearchPlan(Protocol):
     """What the searches of some images aim at, (n, ...), and what follows a search. A NamedTuple."""
 
     @property
@@ -70,12 +71,12 @@ class Plan(Protocol):
         """Return the penalty of the perturbations, (n,), and its gradient, (n, ...)."""
         ...
 
-    def after(self, judged: Judged) -> tuple[Self, Tensor, Tensor]:
+    def after(self, iterate: Iterate) -> tuple[Self, Tensor, Tensor]:
         """Return the plan after an iterate, which images begin a new search, and which are finished, both (n,)."""
         ...
 
 
-class Brackets(NamedTuple):
+class ConstantPlan(NamedTuple):
     """L2: the constant of each image, by growth and then bisection; every search begins at the image.
 
     lower and upper: the largest constant that failed and the smallest that did not. succeeded: whether the current
@@ -94,19 +95,19 @@ class Brackets(NamedTuple):
         """Return ||delta||_2^2 and its gradient."""
         return delta.square().flatten(1).sum(1), 2 * delta
 
-    def after(self, judged: Judged) -> tuple["Brackets", Tensor, Tensor]:
+    def after(self, iterate: Iterate) -> tuple["ConstantPlan", Tensor, Tensor]:
         """Return a smaller constant after a search with a success, a larger one after another."""
-        succeeded = self.succeeded | judged.adversarial
-        upper = torch.where(judged.ended & succeeded, self.constant, self.upper)
-        lower = torch.where(judged.ended & ~succeeded, self.constant, self.lower)
+        succeeded = self.succeeded | iterate.adversarial
+        upper = torch.where(iterate.ended & succeeded, self.constant, self.upper)
+        lower = torch.where(iterate.ended & ~succeeded, self.constant, self.lower)
         between = torch.where(upper.isfinite(), (lower + upper) / 2, self.constant * GROWTH)
-        constant = torch.where(judged.ended, between, self.constant)
-        left = self.left - judged.ended.long()
-        plan = Brackets(self.start, constant, self.rate, lower, upper, succeeded & ~judged.ended, left)
-        return plan, judged.ended, left == 0
+        constant = torch.where(iterate.ended, between, self.constant)
+        left = self.left - iterate.ended.long()
+        plan = ConstantPlan(self.start, constant, self.rate, lower, upper, succeeded & ~iterate.ended, left)
+        return plan, iterate.ended, left == 0
 
 
-class Bounds(NamedTuple):
+class TauPlan(NamedTuple):
     """Linf: the bound tau of each image, lowered below each success; a search begins at the nearest success.
 
     best: the smallest norm of a success. decrease: tau over best after a success; nearer to 1 where no constant
@@ -132,17 +133,17 @@ class Bounds(NamedTuple):
         over = delta.abs() - per_image(self.tau, delta)
         return over.clamp(min=0).flatten(1).sum(1), delta.sign() * (over > 0)
 
-    def after(self, judged: Judged) -> tuple["Bounds", Tensor, Tensor]:
+    def after(self, iterate: Iterate) -> tuple["TauPlan", Tensor, Tensor]:
         """Return a smaller tau after a success within it, else a doubled constant when the search has ended."""
-        solved = judged.adversarial & (judged.distance <= self.tau)
-        failed = judged.ended & ~solved
+        solved = iterate.adversarial & (iterate.distance <= self.tau)
+        failed = iterate.ended & ~solved
         constant = torch.where(failed, 2 * self.constant, self.constant)
         exhausted = failed & (constant > self.largest)
         decrease = torch.where(exhausted, self.decrease.sqrt(), self.decrease)
-        nearer = judged.adversarial & (judged.distance < self.best)
-        best = torch.where(nearer, judged.distance, self.best)
+        nearer = iterate.adversarial & (iterate.distance < self.best)
+        best = torch.where(nearer, iterate.distance, self.best)
         plan = self._replace(
-            start=torch.where(per_image(nearer, judged.w), judged.w, self.start),
+            start=torch.where(per_image(nearer, iterate.w), iterate.w, self.start),
             constant=torch.where(exhausted, self.first, constant),
             tau=torch.where(solved | exhausted, best * decrease, self.tau),
             best=best,
@@ -156,13 +157,16 @@ class Bounds(NamedTuple):
 class CarliniWagner(DistanceAttack):
     """C&W in L2: Adam, the constant bisected per image (Carlini, Wagner 2017). carlini-wagner-STEPS-SEARCHES.
 
-    Minimises ||delta||_2^2 + c max(z_y - max_{j != y} z_j + confidence, 0), section VI.A with f_6, untargeted, over w
-    with x + delta = tanh(w). Every search begins at the image; c begins at `constant`, is multiplied by 10 until a
-    search succeeds, then bisected. The nearest success of all iterates is returned.
+    steps: of Adam for each search at most, at least 1; a forward and a backward each. A search whose loss has not
+        fallen for a tenth of them, and at least 25, ends.
+    searches: values of c, at least 1.
+    step_size: of Adam, in w, above 0.
+    constant: the first c, above 0.
+    confidence: in logits, at least 0; only iterates misclassified by at least as much count.
 
-    steps: at most so many Adam steps of `step_size` in w for each search, a forward and a backward each; a search whose
-    loss has not fallen for a tenth of them, and at least 25, ends. searches: so many values of c. confidence: in
-    logits; only iterates misclassified by at least as much count.
+    Minimises ||delta||_2^2 + c max(z_y - max_{j != y} z_j + confidence, 0), section VI.A with f_6, untargeted, over w
+    with x + delta = tanh(w). Every search begins at the image; c is multiplied by 10 until a search succeeds, then
+    bisected. The nearest success of all iterates is returned.
 
     Differs: the tanh reaches 2.5 % beyond each end of the box, with w held where the image is inside, so that every
     image starts at itself and pixels at 0 and 1 can move: in the paper their slope vanishes. Each image ends its
@@ -190,32 +194,36 @@ class CarliniWagner(DistanceAttack):
         """Return after how many iterates without progress a search ends."""
         return max(math.ceil(self.steps / 10), PATIENCE)
 
-    def plan(self, start: Tensor, threat: ThreatModel) -> Brackets:
+    def plan(self, start: Tensor, threat: ThreatModel) -> ConstantPlan:
         """Return the plan of the first search."""
         constant = start.new_full((len(start),), self.constant)
         never = torch.zeros_like(constant, dtype=torch.bool)
         left = torch.full_like(constant, self.searches, dtype=torch.int64)
         unbounded = torch.full_like(constant, torch.inf)
         rate = torch.full_like(constant, self.step_size)
-        return Brackets(start, constant, rate, torch.zeros_like(constant), unbounded, never, left)
+        return ConstantPlan(start, constant, rate, torch.zeros_like(constant), unbounded, never, left)
 
 
 @dataclass(frozen=True)
 class CarliniWagnerLinf(DistanceAttack):
     """C&W in Linf: a bound is lowered after each success (Carlini, Wagner 2017). carlini-wagner-linf-STEPS.
 
+    steps: of Adam for each search at most, at least 1; a forward and a backward each. A search whose loss has not
+        fallen for a tenth of them ends.
+    step_size: of Adam, in w, as a share of tau, above 0.
+    constant: the first c, above 0.
+    largest: the largest c, at least constant.
+    confidence: in logits, at least 0; only iterates misclassified by at least as much count.
+    decrease: the next tau over the norm of a success, in (0, 1).
+
     Minimises c max(z_y - max_{j != y} z_j + confidence, 0) + sum_i (|delta_i| - tau)+, section VI.C with f_6,
     untargeted, over w with x + delta = tanh(w). tau begins at the width of the box. After a success within tau it
     becomes `decrease` times the success's norm, and the next search begins at the success, with the same c. After a
     search without one c is doubled, up to `largest`. The nearest success of all iterates is returned.
 
-    steps: at most so many Adam steps for each search, a forward and a backward each; a search whose loss has not fallen
-    for a tenth of them ends. step_size: in w, as a share of tau. constant: the first c. confidence: in logits; only
-    iterates misclassified by at least as much count.
-
     Differs: the paper stops at the first tau for which no c succeeds; here `decrease` then becomes its square root, so
-    that tau goes back up towards the nearest success, until it would be within 1 %. The step is a share of tau (in the
-    authors' code 0.005 throughout, as large as the answer where models are fragile), and c begins at 0.01 instead of
+    that tau goes back up towards the nearest success, until it would be within 1 %. The step is a share of tau: the
+    authors' code has 0.005 throughout, as large as the answer where models are fragile. c begins at 0.01 instead of
     1e-5: the smallest cost searches and found nothing nearer. The tanh is that of `carlini-wagner`, and each image ends
     its searches alone.
     """
@@ -245,16 +253,16 @@ class CarliniWagnerLinf(DistanceAttack):
         """Return after how many iterates without progress a search ends."""
         return math.ceil(self.steps / 10)
 
-    def plan(self, start: Tensor, threat: ThreatModel) -> Bounds:
+    def plan(self, start: Tensor, threat: ThreatModel) -> TauPlan:
         """Return the plan of the first search."""
         constant = start.new_full((len(start),), self.constant)
         tau = torch.full_like(constant, threat.high - threat.low)
         decrease = torch.full_like(constant, self.decrease)
         best = torch.full_like(tau, torch.inf)
-        return Bounds(start, constant, tau, best, decrease, constant, self.largest, self.step_size)
+        return TauPlan(start, constant, tau, best, decrease, constant, self.largest, self.step_size)
 
 
-class Walk(NamedTuple):
+class AdamWalk(NamedTuple):
     """Where the current search of each image stands; all (n, ...).
 
     w: the iterate as tanh sees it. mean and square: Adam's moments. age: (n,) int64, steps made. lowest: (n,) the
@@ -272,24 +280,23 @@ class Walk(NamedTuple):
 def _descend(attack: CarliniWagner | CarliniWagnerLinf, model: nn.Module, batch: Batch, threat: ThreatModel) -> Nearest:
     """Run every image's searches one after the other; an image whose plan is finished leaves the batch."""
     with attacked(model):
-        batch = with_logits(model, batch)
-        found = nothing_found(batch)
-        rows, index = unfinished(found, threat), 0
+        search = NearestSearch.begun(model, batch, threat)
+        batch, found, rows, index = search.batch, search.found, search.unfinished(), 0
         start = _squashed(batch.x[rows], threat)
-        plan: Plan = attack.plan(start, threat)
+        plan: SearchPlan = attack.plan(start, threat)
         walk, loss = _begun(start), _hinge(attack.confidence)
         while len(rows):
             x_adv = _image(walk.w, threat)
             hinge, _, gradient = evaluated(objective_of(model, loss_of(loss, batch.labels[rows])), x_adv)
             found.passes[rows] += 2
-            offer(found, rows, batch, x_adv, hinge == 0, threat, index)
+            search.offer(rows, x_adv, hinge == 0, index)
             delta = x_adv - batch.x[rows]
             penalty, slope = plan.penalty(delta)
             slope = slope + per_image(plan.constant, x_adv) * gradient.nan_to_num(0, 0, 0)
             walk = _noted(walk, penalty + plan.constant * hinge)
             ended = (walk.age + 1 >= attack.steps) | (walk.stale >= attack.patience)
             moved = _moved(walk, slope * _bend(walk.w, threat), plan.rate)
-            plan, again, finished = plan.after(Judged(walk.w, hinge == 0, threat.norm(delta), ended))
+            plan, again, finished = plan.after(Iterate(walk.w, hinge == 0, threat.norm(delta), ended))
             walk = _restarted(moved, plan.start, again)
             going = (~finished & (found.distance[rows] > threat.radius)).nonzero().squeeze(1)
             if len(going) < len(rows):
@@ -303,13 +310,13 @@ def _hinge(confidence: float) -> Loss:
     return lambda logits, labels: (confidence - margin(logits, labels)).clamp(min=0)
 
 
-def _begun(start: Tensor) -> Walk:
+def _begun(start: Tensor) -> AdamWalk:
     count = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     lowest = torch.full_like(count, torch.inf, dtype=start.dtype)
-    return Walk(start, torch.zeros_like(start), torch.zeros_like(start), count, lowest, count)
+    return AdamWalk(start, torch.zeros_like(start), torch.zeros_like(start), count, lowest, count)
 
 
-def _noted(walk: Walk, loss: Tensor) -> Walk:
+def _noted(walk: AdamWalk, loss: Tensor) -> AdamWalk:
     """Return the walk with the loss of its iterate entered."""
     better = loss < PROGRESS * walk.lowest
     return walk._replace(
@@ -318,7 +325,7 @@ def _noted(walk: Walk, loss: Tensor) -> Walk:
     )
 
 
-def _moved(walk: Walk, gradient: Tensor, rate: Tensor) -> Walk:
+def _moved(walk: AdamWalk, gradient: Tensor, rate: Tensor) -> AdamWalk:
     """Return the walk after a step of Adam (Kingma and Ba 2015) down the gradient in w."""
     age = walk.age + 1
     mean = torch.lerp(gradient, walk.mean, BETA1)
@@ -330,10 +337,10 @@ def _moved(walk: Walk, gradient: Tensor, rate: Tensor) -> Walk:
     return walk._replace(w=w.clamp(-edge, edge), mean=mean, square=square, age=age)
 
 
-def _restarted(walk: Walk, start: Tensor, again: Tensor) -> Walk:
+def _restarted(walk: AdamWalk, start: Tensor, again: Tensor) -> AdamWalk:
     """Return the walk with these images at the start of a new search."""
     begun = _begun(start)
-    return Walk(*(torch.where(per_image(again, old), new, old) for new, old in zip(begun, walk, strict=True)))
+    return AdamWalk(*(torch.where(per_image(again, old), new, old) for new, old in zip(begun, walk, strict=True)))
 
 
 def _squashed(x: Tensor, threat: ThreatModel) -> Tensor:

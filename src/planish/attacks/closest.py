@@ -1,6 +1,7 @@
 """Planish's own distance attack: toward the nearest classes in turn, each in a ball that follows the boundary."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from planish.core.losses import likely_classes, margin, toward
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.found import Nearest
 from planish.search.linearize import gap_gradients
+from planish.search.nearest import NearestSearch, Seen, Walk
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
 
@@ -28,19 +30,21 @@ FIRST_SHARE = 0.98
 class Closest(DistanceAttack):
     """The nearest image of any wrong class, sought toward the nearest classes in turn. closest-STEPS-TARGETS.
 
-    With h_c = z_c - z_y, a class is |h_c| / ||grad h_c||_dual away to first order (MALT, Melamed, Yehudai, Shamir 2024,
-    eq. 3). The image goes that far along steepest(grad h_c), to where h_c would be 0; classes are ranked by the
-    distance as seen from that point, its length - h_c / ||grad h_c||_dual. Toward each of the first `targets` of them
-    the image then makes `steps` steps, x_adv <- project(x_adv + a r steepest(grad h_c)), with a falling from 1 to 0
-    along half a cosine, in a ball of its own radius r (controlled as in Rony et al. 2019 and Pintor et al. 2021). r
-    begins at the linearised distance. Where the iterate is misclassified, as whatever class, r becomes 1 - gamma times
-    its length; else it grows by 1 + gamma and, before the class's first success, to the linearised distance at least;
-    never beyond the best distance so far. gamma falls exponentially. At the end the segment from the image to the best
-    is bisected.
+    steps: for each class, at least 1; a forward and a backward each, and one more forward.
+    targets: classes that are gone toward, at least 1; no more than there are wrong classes.
+    candidates: classes that are ranked, those of the largest clean logits; costs 1 + 3 * candidates passes.
+    refine: forwards of the bisection at the end, at least 0.
+    gamma: the first and the last, in (0, 1).
 
-    steps: for each class, a forward and a backward each; and one more forward. targets: no more than there are wrong
-    classes. candidates: how many classes are ranked, those of the largest clean logits; costs 1 + 3 * candidates
-    passes. refine: forwards of the bisection. gamma: the first and the last, in (0, 1).
+    Ranking: with h_c = z_c - z_y, a class is |h_c| / ||grad h_c||_dual away to first order (MALT, Melamed, Yehudai,
+    Shamir 2024, eq. 3). The image goes that far along steepest(grad h_c), to where h_c would be 0; classes are ranked
+    by the distance as seen from that point, its length - h_c / ||grad h_c||_dual.
+    Search: toward each of the first `targets` classes the image makes `steps` steps,
+    x_adv <- project(x_adv + a r steepest(grad h_c)), with a falling from 1 to 0 along half a cosine, in a ball of its
+    own radius r (controlled as in Rony et al. 2019 and Pintor et al. 2021). r begins at the linearised distance. Where
+    the iterate is misclassified, as whatever class, r becomes 1 - gamma times its length; else it grows by 1 + gamma
+    and, before the class's first success, to the linearised distance at least; never beyond the best distance so far.
+    gamma falls exponentially. At the end the segment from the image to the best is bisected.
     A class whose gradient vanishes at the image, or that is ranked at more than three times the best distance so far,
     is passed over. closest-300-9 is a reference for ten classes.
     """
@@ -61,140 +65,94 @@ class Closest(DistanceAttack):
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the nearest adversarial image found for each, in any norm; nothing is drawn."""
         with attacked(model):
-            batch = with_logits(model, batch)
-            assert batch.logits is not None
-            found = nothing_found(batch)
-            rows = unfinished(found, threat)
-            count = min(max(self.candidates, self.targets), batch.logits.shape[1] - 1)
-            if len(rows) == 0 or count == 0:
+            search = NearestSearch.begun(model, batch, threat)
+            found, rows = search.found, search.unfinished()
+            classes = _classes(search.batch, rows, max(self.candidates, self.targets))
+            if classes.numel() == 0:
                 return found
-            classes, distances = _ranked(model, batch, threat, found, rows, count)
-            for rank in range(min(self.targets, count)):
+            classes, distances = _ranked(search, rows, classes)
+            for rank in range(min(self.targets, classes.shape[1])):
                 best, far = found.distance[rows], distances[:, rank]
                 aimed = (best > threat.radius) & far.isfinite() & (far <= FAR * best)
-                at = _start(batch, rows[aimed], classes[aimed, rank], threat)
-                self._approach(model, batch, threat, found, at, rank * self.steps)
-            self._refine(model, batch, threat, found)
+                own = _Aim(classes[aimed, rank], torch.zeros_like(rows[aimed], dtype=torch.bool))
+                at = search.start(rows[aimed], own=own)
+                move = partial(self._moved, threat=threat)
+                search.walk(at, lambda at: toward(at.own.target), move, self.steps, rank * self.steps)
+            self._refine(search)
         return found
 
-    def _approach(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, at: "_Walk", taken: int
-    ) -> None:
-        """Walk from the image toward one class and enter what is found; `taken` steps came before."""
-        for step in range(self.steps):
-            if len(at.rows) == 0:
-                return
-            value, logits, gradient = evaluated(objective_of(model, loss_of(toward(at.target), at.labels)), at.x_adv)
-            found.passes[at.rows] += 2
-            adversarial = margin(logits, at.labels) >= 0
-            offer(found, at.rows, batch, at.x_adv, adversarial, threat, taken + step)
-            at = self._moved(at, value, adversarial, gradient, found.distance[at.rows], step / self.steps, threat)
-            at = chosen(at, (found.distance[at.rows] > threat.radius).nonzero().squeeze(1))
-        if len(at.rows):
-            with torch.no_grad():
-                adversarial = margin(model(at.x_adv), at.labels) >= 0
-            found.passes[at.rows] += 1
-            offer(found, at.rows, batch, at.x_adv, adversarial, threat, taken + self.steps)
-
-    def _moved(
-        self,
-        at: "_Walk",
-        value: Tensor,
-        adversarial: Tensor,
-        gradient: Tensor,
-        best: Tensor,
-        share: float,
-        threat: ThreatModel,
-    ) -> "_Walk":
-        """Return the walk with its next radii and iterates; best (n,) are the images' best distances so far."""
-        first, last = self.gamma
+    def _moved(self, at: Walk, seen: Seen, step: int, threat: ThreatModel) -> Walk:
+        """Return the walk with its next radii and iterates."""
+        (first, last), share = self.gamma, step / self.steps
         gamma = first * (last / first) ** share
         length = threat.norm(at.x_adv - at.x)
-        linearised = length + _first_order(value, gradient, threat).abs()
-        succeeded = at.succeeded | adversarial
+        linearised = length + _first_order(seen.value, seen.gradient, threat).abs()
+        succeeded = at.own.succeeded | seen.adversarial
         grown = torch.maximum(at.radius * (1 + gamma), torch.where(succeeded, 0.0, linearised))
         shrunk = torch.minimum(at.radius, length) * (1 - gamma)
-        radius = torch.minimum(torch.where(adversarial, shrunk, grown), torch.minimum(best, at.reach))
-        x_adv = threat.step(at.x_adv, at.x, gradient, Cosine(1.0)(share) * radius, radius)
-        return at._replace(x_adv=x_adv, radius=radius, succeeded=succeeded)
+        radius = torch.minimum(torch.where(seen.adversarial, shrunk, grown), torch.minimum(seen.best, at.reach))
+        x_adv = threat.step(at.x_adv, at.x, seen.gradient, Cosine(1.0)(share) * radius, radius)
+        return at._replace(x_adv=x_adv, radius=radius, own=at.own._replace(succeeded=succeeded))
 
-    def _refine(self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest) -> None:
+    def _refine(self, search: NearestSearch) -> None:
         """Bisect the segment from each image to its best: whatever is misclassified on it counts."""
-        rows = (found.distance.isfinite() & (found.distance > threat.radius)).nonzero().squeeze(1)
-        if len(rows) == 0:
-            return
-        end = found.x_adv[rows]
+        rows = search.improvable()
+        end = search.found.x_adv[rows]
         below = end.new_zeros(len(rows))
         above = torch.ones_like(below)
         for step in range(self.refine):
-            middle = (below + above) / 2 if step else torch.full_like(below, FIRST_SHARE)
-            x_adv = torch.lerp(batch.x[rows], end, per_image(middle, end))
-            with torch.no_grad():
-                adversarial = margin(model(x_adv), batch.labels[rows]) >= 0
-            found.passes[rows] += 1
-            offer(found, rows, batch, x_adv, adversarial, threat, self.targets * self.steps + step + 1)
-            below, above = torch.where(adversarial, below, middle), torch.where(adversarial, middle, above)
-            going = (found.distance[rows] > threat.radius).nonzero().squeeze(1)
-            rows, end, below, above = chosen((rows, end, below, above), going)
             if len(rows) == 0:
                 return
+            middle = (below + above) / 2 if step else torch.full_like(below, FIRST_SHARE)
+            x_adv = torch.lerp(search.batch.x[rows], end, per_image(middle, end))
+            adversarial = search.tried(rows, x_adv, self.targets * self.steps + step + 1)
+            below, above = torch.where(adversarial, below, middle), torch.where(adversarial, middle, above)
+            going = (search.found.distance[rows] > search.threat.radius).nonzero().squeeze(1)
+            rows, end, below, above = chosen((rows, end, below, above), going)
 
 
-class _Walk(NamedTuple):
-    """Where the images (n,) that go toward one class stand. reach: the distance to the farthest corner of the box."""
+class _Aim(NamedTuple):
+    """The class that each image goes toward, and whether it has met an adversarial image on this way; (n,)."""
 
-    rows: Tensor
-    x: Tensor
-    labels: Tensor
     target: Tensor
-    x_adv: Tensor
-    radius: Tensor
-    reach: Tensor
     succeeded: Tensor
 
 
-def _ranked(
-    model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, rows: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Return wrong classes of these rows, the nearest first, and their distances, both (n, count); inf = unreachable.
+def _classes(batch: Batch, rows: Tensor, count: int) -> Tensor:
+    """Return the wrong classes of the largest clean logits, (n, R): at most so many, all if there are no more."""
+    assert batch.logits is not None
+    return likely_classes(batch.logits[rows], batch.labels[rows])[:, :count]
+
+
+def _ranked(search: NearestSearch, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return these classes (n, R) with the nearest first, and their distances, (n, R); inf = unreachable.
 
     The points that are looked at on the way are entered where they are adversarial.
     """
-    assert batch.logits is not None
-    labels = batch.labels[rows]
-    classes = likely_classes(batch.logits[rows], labels)[:, :count]
-    gaps, slopes = gap_gradients(model, batch.x[rows], labels, classes)
-    found.passes[rows] += 1 + count
-    distances = batch.x.new_full(classes.shape, torch.inf)
+    labels, found, threat = search.batch.labels[rows], search.found, search.threat
+    gaps, slopes = gap_gradients(search.model, search.batch.x[rows], labels, classes)
+    found.passes[rows] += 1 + classes.shape[1]
+    distances = search.batch.x.new_full(classes.shape, torch.inf)
     for column, target in enumerate(classes.T):
         height, slope = toward(target)(gaps, labels), slopes[:, column]
         away = _first_order(height, slope, threat).abs()
         going = ((found.distance[rows] > threat.radius) & away.isfinite()).nonzero().squeeze(1)
         if len(going):
-            seen = _seen_from_there(model, batch, threat, found, rows[going], target[going], away[going], slope[going])
+            seen = _seen_from_there(search, rows[going], target[going], away[going], slope[going])
             distances[going, column] = seen.to(distances.dtype)
     rank = distances.argsort(dim=1, stable=True)
     return classes.gather(1, rank), distances.gather(1, rank)
 
 
-def _seen_from_there(
-    model: nn.Module,
-    batch: Batch,
-    threat: ThreatModel,
-    found: Nearest,
-    rows: Tensor,
-    target: Tensor,
-    away: Tensor,
-    slope: Tensor,
-) -> Tensor:
+def _seen_from_there(search: NearestSearch, rows: Tensor, target: Tensor, away: Tensor, slope: Tensor) -> Tensor:
     """Return each target's distance (n,), linearised after a step of the length `away` along `slope`."""
-    x, labels = batch.x[rows].detach(), batch.labels[rows]
-    radius = torch.minimum(away, threat.farthest(x))
-    x_adv = threat.step(x, x, slope, radius, radius)
-    value, logits, gradient = evaluated(objective_of(model, loss_of(toward(target), labels)), x_adv)
-    found.passes[rows] += 2
-    offer(found, rows, batch, x_adv, margin(logits, labels) >= 0, threat, 1)
-    seen = threat.norm(x_adv - x) - _first_order(value, gradient, threat)
+    at, threat = search.start(rows), search.threat
+    radius = torch.minimum(away, at.reach)
+    x_adv = threat.step(at.x, at.x, slope, radius, radius)
+    value, logits, gradient = evaluated(objective_of(search.model, loss_of(toward(target), at.labels)), x_adv)
+    search.found.passes[rows] += 2
+    search.offer(rows, x_adv, margin(logits, at.labels) >= 0, 1)
+    seen = threat.norm(x_adv - at.x) - _first_order(value, gradient, threat)
     return torch.where(seen.isfinite(), seen, radius)
 
 
@@ -202,14 +160,6 @@ def _first_order(value: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor
     """Return value / ||gradient||_dual, (n,); infinite where the gradient vanishes."""
     steepness = threat.dual_norm(gradient)
     return torch.where(steepness > 0, value.to(steepness.dtype) / steepness, torch.inf * value.sign())
-
-
-def _start(batch: Batch, rows: Tensor, target: Tensor, threat: ThreatModel) -> _Walk:
-    """Return the walk at the image, with radius 0: the first step takes the linearised distance instead."""
-    x = batch.x[rows].detach()
-    reach = threat.farthest(x)
-    never = torch.zeros_like(rows, dtype=torch.bool)
-    return _Walk(rows, x, batch.labels[rows], target, x, torch.zeros_like(reach), reach, never)
 
 
 COMPONENTS = {"closest": Closest}

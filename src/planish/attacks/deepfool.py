@@ -8,25 +8,27 @@ from torch import Tensor, nn
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import likely_classes, margin
+from planish.core.losses import likely_classes
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.found import Nearest
 from planish.search.linearize import logit_gradients
+from planish.search.nearest import NearestSearch
 
 
 @dataclass(frozen=True)
 class DeepFool(DistanceAttack):
     """DeepFool: steps to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016). deepfool-STEPS-CANDIDATES.
 
+    steps: at most so many, at least 1. A step costs an image `candidates` backwards and two forwards: the second one
+        judges what would be returned and spares the images that have arrived their backwards.
+    candidates: classes that are looked at, those of the largest clean logits with the true one among them, at least 2.
+    overshoot: how much farther than the boundary the returned image lies, as a share of the way, at least 0.
+
     With the gap f_c = z_y - z_c and its slope w_c = grad (z_c - z_y) at x + r, the nearest class is
     argmin_c f_c / ||w_c||_dual (eq. 8 and 11), and the step to its boundary that distance times the steepest unit step
     along w_c (eq. 9 and 12). Steps add up to r; an image stops at its first misclassified x + (1 + overshoot) r. A fast
     upper bound of the distance, not the nearest point of the boundary.
-
-    steps: at most so many. candidates: how many classes are looked at, those of the largest clean logits with the true
-    one among them. A step costs an image `candidates` backwards and two forwards: the second one judges what would be
-    returned and spares the images that have arrived their backwards.
 
     Differs: the paper overshoots after x + r itself is misclassified; here it may be before, and never later. The
     authors' code steps on from x + (1 + overshoot) r and makes each step longer by 1e-4. Both ignore the box; here
@@ -47,33 +49,21 @@ class DeepFool(DistanceAttack):
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the first adversarial image on each one's way, in L2 or Linf; nothing is drawn from the generator."""
         with attacked(model):
-            batch = with_logits(model, batch)
-            found = nothing_found(batch)
-            rows = unfinished(found, threat)
+            search = NearestSearch.begun(model, batch, threat)
+            batch, rows = search.batch, search.unfinished()
             classes, reached = _candidates(batch, self.candidates), batch.x.clone()
             for step in range(1, self.steps + 1):
                 if len(rows) == 0:
                     break
                 move, moves = _to_boundary(model, reached[rows], classes[rows], threat)
-                found.passes[rows] += 1 + classes.shape[1]
+                search.found.passes[rows] += 1 + classes.shape[1]
                 rows, move = rows[moves], move[moves]
+                if len(rows) == 0:
+                    break
                 reached[rows] = (reached[rows] + move).clamp(threat.low, threat.high)
                 x_adv = reached[rows] + self.overshoot * (reached[rows] - batch.x[rows])
-                rows = rows[~_offered(model, batch, threat, found, rows, x_adv.clamp(threat.low, threat.high), step)]
-        return found
-
-
-def _offered(
-    model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, rows: Tensor, x_adv: Tensor, step: int
-) -> Tensor:
-    """Enter the candidates of these rows where they are misclassified; return where they are, (n,)."""
-    if len(rows) == 0:
-        return torch.zeros_like(rows, dtype=torch.bool)
-    with torch.no_grad():
-        adversarial = margin(model(x_adv), batch.labels[rows]) >= 0
-    found.passes[rows] += 1
-    offer(found, rows, batch, x_adv, adversarial, threat, step)
-    return adversarial
+                rows = rows[~search.tried(rows, x_adv.clamp(threat.low, threat.high), step)]
+        return search.found
 
 
 def _candidates(batch: Batch, count: int) -> Tensor:

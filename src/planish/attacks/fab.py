@@ -27,17 +27,23 @@ PAST = 0.02
 class FAB(DistanceAttack):
     """FAB: steps to the nearest linearised boundary, pulled to the image (Croce, Hein 2020). fab-STEPS-RESTARTS.
 
-    Each step projects the iterate and the image on the plane where z_c = z_y to first order, inside the box, mixes the
-    two (Algorithm 1, eq. 9) and, where the outcome is adversarial, goes back towards the image. c is the class with
-    the nearest plane among the `candidates` of the largest clean logits, or, with `targets`, one class at a time in
-    order of the clean logits (or of batch.order), each for `steps` steps: FAB-T. The first start is the image, those of
-    the other restarts are random points of the ball of half the best distance so far, at most of half the radius.
-    mixing: the most that the image's projection counts. overshoot: how far beyond the planes, in their distances.
-    backward: the share of the perturbation that is kept after a success. final: forwards of the final search.
+    steps: of a restart, and of each target, at least 1. A step is one forward with a backward per class looked at, and
+        one more forward to test its outcome: 3 passes of FAB-T.
+    restarts: at least 1. The first starts at the image, the others at random points of the ball of half the best
+        distance so far, at most of half the radius.
+    targets: classes that are aimed at, one at a time in order of the clean logits (or of batch.order): FAB-T. None: the
+        class with the nearest plane.
+    candidates: classes whose planes are looked at where there are no targets, those of the largest clean logits.
+    mixing: the most that the image's projection counts.
+    overshoot: how far beyond the planes a step goes, in their distances.
+    backward: share of the perturbation that is kept after a success.
+    final: forwards of the final search.
 
-    A step is one forward with a backward per class looked at (one more forward to test its outcome): 3 passes of FAB-T.
-    The two forwards cannot be one: nine in ten steps end adversarial, and then the next plane is taken elsewhere. The
-    first of them tests its own point too, which costs nothing.
+    Each step projects the iterate and the image on the plane where z_c = z_y to first order, inside the box, mixes the
+    two (Algorithm 1, eq. 9) and, where the outcome is adversarial, goes back towards the image.
+    The two forwards of a step cannot be one: nine in ten steps end adversarial, and then the next plane is taken
+    elsewhere. The first of them tests its own point too, which costs nothing.
+
     Differs: points at which planes are taken count as found. A finished image leaves at once. The final search (eq. 12)
     is on the margin, once at the end, and aims a little past the crossing.
     """
@@ -63,7 +69,7 @@ class FAB(DistanceAttack):
         with attacked(model):
             batch = with_logits(model, batch)
             assert batch.logits is not None
-            search = _Search(model, batch, threat, nothing_found(batch), margin(batch.logits, batch.labels))
+            search = _PlaneSearch(model, batch, threat, nothing_found(batch), margin(batch.logits, batch.labels))
             walks = [(restart, classes) for restart in range(self.restarts) for classes in self._classes(batch)]
             for number, (restart, classes) in enumerate(walks):
                 noise = None if restart == 0 else seed + number
@@ -79,7 +85,7 @@ class FAB(DistanceAttack):
         elif ranked.shape[1]:
             yield ranked[:, : self.candidates]
 
-    def _walk(self, search: "_Search", classes: Tensor, noise: int | None, taken: int) -> None:
+    def _walk(self, search: "_PlaneSearch", classes: Tensor, noise: int | None, taken: int) -> None:
         """Take the steps with the images that are not finished, from the image or from a random point."""
         rows = unfinished(search.found, search.threat)
         point = search.start(rows, noise)
@@ -113,7 +119,7 @@ class Plane(NamedTuple):
     normal: Tensor
 
 
-class _Search(NamedTuple):
+class _PlaneSearch(NamedTuple):
     """What is known during a search; `found` and `height` (N,), the margins of found.x_adv, are updated in place."""
 
     model: nn.Module

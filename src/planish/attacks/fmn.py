@@ -1,7 +1,7 @@
 """FMN: projected ascent of the margin in a ball that shrinks and grows round the boundary."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,8 @@ from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import L2, ThreatModel
-from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.search.objectives import loss_of, objective_of
+from planish.search.found import Nearest
+from planish.search.nearest import NearestSearch, Seen, Walk
 from planish.search.step_rules import Cosine
 
 EUCLIDEAN = L2(0.0)
@@ -24,14 +23,16 @@ EUCLIDEAN = L2(0.0)
 class FMN(DistanceAttack):
     """FMN: steps on the margin in a ball whose radius follows the boundary (Pintor et al. 2021). fmn-STEPS.
 
+    steps: at least 1; a forward and a backward each, and one more forward that judges the last iterate.
+    step_size: a, in pixels, the first and the last, above 0.
+    gamma: the first and the last, in (0, 1).
+
     Algorithm 1, with delta the perturbation, m the margin and g its gradient. The radius: ||delta|| + |m| / ||g||_dual,
     the linearised distance, until an image has its first success; then the radius times 1 + gamma where the iterate is
     not adversarial, and where it is the smaller of the radius times 1 - gamma and the best distance. Then
     delta <- delta + a g / ||g||_2, in every norm, projected on the ball and on the box. gamma and a fall along half a
     cosine.
 
-    steps: a forward and a backward each; one more forward judges the last iterate. step_size: a, in pixels, the first
-    and the last. gamma: the first and the last, in (0, 1).
     Differs: before the first success the radius grows by 1 + gamma at least, and it ends at the farthest corner of the
     box. Clipping shortens delta, so that in L2 the paper's radius can converge to a point short of the boundary: on
     linear models with an active box it finds nothing at all.
@@ -51,53 +52,24 @@ class FMN(DistanceAttack):
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
         """Return the nearest adversarial iterate of each image, in any norm; nothing is drawn."""
         with attacked(model):
-            batch = with_logits(model, batch)
-            found = nothing_found(batch)
-            at = _start(batch, unfinished(found, threat), threat)
-            for step in range(self.steps):
-                if len(at.rows) == 0:
-                    return found
-                height, _, gradient = evaluated(objective_of(model, loss_of(margin, at.labels)), at.x_adv)
-                found.passes[at.rows] += 2
-                offer(found, at.rows, batch, at.x_adv, height >= 0, threat, step)
-                radius = self._radius(at, height, gradient, found.distance[at.rows], step / self.steps, threat)
-                moved = at.x_adv + Cosine(*self.step_size)(step / self.steps) * EUCLIDEAN.steepest(gradient)
-                at = at._replace(x_adv=threat.project(moved, at.x, radius), radius=radius)
-                at = chosen(at, (found.distance[at.rows] > threat.radius).nonzero().squeeze(1))
-            if len(at.rows):
-                with torch.no_grad():
-                    height = margin(model(at.x_adv), at.labels)
-                found.passes[at.rows] += 1
-                offer(found, at.rows, batch, at.x_adv, height >= 0, threat, self.steps)
-        return found
+            search = NearestSearch.begun(model, batch, threat)
+            at = search.start(search.unfinished())
+            search.walk(at, lambda at: margin, partial(self._moved, threat=threat), self.steps)
+        return search.found
 
-    def _radius(
-        self, at: "_Walk", height: Tensor, gradient: Tensor, best: Tensor, share: float, threat: ThreatModel
-    ) -> Tensor:
-        """Return the next radius of each image; the best distance is infinite before its first success."""
+    def _moved(self, at: Walk, seen: Seen, step: int, threat: ThreatModel) -> Walk:
+        radius = self._radius(at, seen, step / self.steps, threat)
+        moved = at.x_adv + Cosine(*self.step_size)(step / self.steps) * EUCLIDEAN.steepest(seen.gradient)
+        return at._replace(x_adv=threat.project_(moved, at.x, radius), radius=radius)
+
+    def _radius(self, at: Walk, seen: Seen, share: float, threat: ThreatModel) -> Tensor:
+        """Return the next radius of each image."""
         gamma = Cosine(*self.gamma)(share)
-        steepness = threat.dual_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
-        linearised = threat.norm(at.x_adv - at.x) + height.abs().to(steepness.dtype) / steepness
-        grown = torch.maximum(at.radius * (1 + gamma), torch.where(best.isfinite(), 0.0, linearised))
-        shrunk = torch.minimum(at.radius * (1 - gamma), best)
-        return torch.minimum(torch.where(height >= 0, shrunk, grown), at.reach)
-
-
-class _Walk(NamedTuple):
-    """Where the unfinished images (n,) of the batch stand. reach: the distance to the farthest corner of the box."""
-
-    rows: Tensor
-    x: Tensor
-    labels: Tensor
-    x_adv: Tensor
-    radius: Tensor
-    reach: Tensor
-
-
-def _start(batch: Batch, rows: Tensor, threat: ThreatModel) -> _Walk:
-    x = batch.x[rows].detach()
-    reach = threat.farthest(x)
-    return _Walk(rows, x, batch.labels[rows], x, torch.zeros_like(reach), reach)
+        steepness = threat.dual_norm(seen.gradient).clamp(min=torch.finfo(seen.gradient.dtype).tiny)
+        linearised = threat.norm(at.x_adv - at.x) + seen.value.abs().to(steepness.dtype) / steepness
+        grown = torch.maximum(at.radius * (1 + gamma), torch.where(seen.best.isfinite(), 0.0, linearised))
+        shrunk = torch.minimum(at.radius * (1 - gamma), seen.best)
+        return torch.minimum(torch.where(seen.adversarial, shrunk, grown), at.reach)
 
 
 COMPONENTS = {"fmn": FMN}

@@ -1,174 +1,26 @@
 """Gradient attacks: recipes of the one ascent."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, Protocol, get_args
-
-import torch
-from torch import Tensor, nn
+from typing import Literal, get_args
 
 from planish.attacks import Attack, Recipe, Worst
-from planish.core.batch import Batch
+from planish.attacks.ascents import (
+    PAPER_SCHEDULE,
+    LeastLikely,
+    RandomTarget,
+    Ranked,
+    Targeted,
+    Untargeted,
+    ranks,
+    restarted,
+    towards_likely,
+)
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import Loss, cross_entropy, dlr, dlr_toward, margin, masked, toward, wide
-from planish.core.modes import attacked
-from planish.core.randomness import drawn_seed, keyed, keyed_draws
-from planish.core.threat import ThreatModel
-from planish.search.ascent import Score, ascend, search
-from planish.search.found import Adversarials, as_component, with_logits
-from planish.search.linearize import target_order
-from planish.search.objectives import Objective, loss_of, objective_of
-from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Piecewise, Steepest, StepRule
+from planish.core.losses import cross_entropy, dlr, dlr_toward, margin, toward
+from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest
 
-Start = Literal["image", "uniform", "diverse"]
-"""The image; a random point of the ball; or that and two full steps along random logits (Tashiro et al. 2020)."""
 APGDLoss = Literal["ce", "dlr", "targeted"]
-DIVERSE_STEPS = 2
-START_PASSES: dict[Start, int] = {"image": 0, "uniform": 0, "diverse": 2 * DIVERSE_STEPS}
-PAPER_STEP = 0.1 * 255 / 8
-"""The LLR paper's Adam step of 0.1 pixels, in radii of 8/255."""
-PAPER_SCHEDULE = Piecewise((0.0, 0.5, 0.75), (PAPER_STEP, PAPER_STEP / 10, PAPER_STEP / 100))
-"""0.1, then 0.01 from half of the steps on, then 0.001 for the last quarter (Qin et al. 2019, appendix F.1)."""
-
-
-class Targets(Protocol):
-    """Chooses a wrong class for each image from the clean logits."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return the target classes, (N,) int64, of a batch with logits."""
-        ...
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """The wrong class of the `rank`-th place, from 1: by the batch's order if it has one, else by clean logit."""
-
-    rank: int = 1
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return the targets. Raises BadInput if there are not so many wrong classes."""
-        assert batch.logits is not None
-        classes = batch.logits.shape[1]
-        if not 1 <= self.rank < classes:
-            raise BadInput(f"target rank {self.rank} does not exist with {classes} classes")
-        return target_order(batch)[:, self.rank - 1]
-
-
-@dataclass(frozen=True)
-class LeastLikely:
-    """The wrong class with the smallest clean logit."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return the targets."""
-        assert batch.logits is not None
-        return masked(-batch.logits, batch.labels).argmax(1)
-
-
-@dataclass(frozen=True)
-class RandomTarget:
-    """A random wrong class, the same in every restart: it depends on the seed and the image's index."""
-
-    seed: int = 0
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return the targets."""
-        assert batch.logits is not None
-        wrong = batch.logits.shape[1] - 1
-        uniform = keyed_draws(batch.x[:, :1, :1, :1], batch.indices, self.seed)[:, 0]
-        offset = (uniform * wrong).long().clamp(max=wrong - 1)
-        return (batch.labels + 1 + offset) % (wrong + 1)
-
-
-@dataclass(frozen=True)
-class Untargeted(Attack):
-    """Ascend a loss of the true label until any other class wins."""
-
-    rule: StepRule
-    steps: int
-    loss: Loss = cross_entropy
-    start: Start = "uniform"
-
-    def score(self, labels: Tensor, target: Tensor) -> Score:
-        """Return the margin."""
-        return lambda logits: margin(logits, labels)
-
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
-        """Return the first adversarial iterate of each image, or else the best by margin."""
-        return _searched(self, lambda target: self.loss, model, batch, threat, generator)
-
-
-@dataclass(frozen=True)
-class Targeted(Attack):
-    """Ascend a loss towards a chosen class. aim: "misclassify" counts any wrong class, "reach" only the target.
-
-    Ascending towards every target in turn, with aim "misclassify", is the multi-targeted attack (Gowal et al. 2019).
-    """
-
-    rule: StepRule
-    steps: int
-    targets: Targets
-    loss: Callable[[Tensor], Loss] = toward
-    start: Start = "uniform"
-    aim: Literal["misclassify", "reach"] = "misclassify"
-
-    def score(self, labels: Tensor, target: Tensor) -> Score:
-        """Return the margin of any wrong class, or of the target over every other class."""
-        if self.aim == "misclassify":
-            return lambda logits: margin(logits, labels)
-        return lambda logits: -margin(logits, target)
-
-    def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the aim's score, and the targets."""
-        target = self.targets(batch)
-        return self.score(batch.labels, target), target
-
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
-        """Return the first iterate of each image that reaches the aim, or else the best by the aim's score."""
-        return _searched(self, self.loss, model, batch, threat, generator)
-
-
-def _searched(
-    attack: Untargeted | Targeted,
-    loss: Callable[[Tensor], Loss],
-    model: nn.Module,
-    batch: Batch,
-    threat: ThreatModel,
-    generator: torch.Generator,
-) -> Adversarials:
-    """Search the ball from the attack's start; the clean image stays where no iterate is worse for the model."""
-    with attacked(model):
-        batch = with_logits(model, batch)
-        assert batch.logits is not None
-        score, targets = attack.goal(batch)
-        start = _start(attack.start, model, batch, threat, generator)
-
-        def aim(rows: Tensor) -> tuple[Objective, Score]:
-            labels, target = batch.labels[rows], targets[rows]
-            return objective_of(model, loss_of(loss(target), labels)), attack.score(labels, target)
-
-        clean = score(batch.logits)
-        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=clean)
-    return as_component(found._replace(passes=found.passes + START_PASSES[attack.start]), targets)
-
-
-def _start(
-    kind: Start, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator
-) -> Tensor | None:
-    if kind == "image":
-        return None
-    seed = drawn_seed(generator)
-    start = threat.sample(batch.x, keyed_draws(batch.x, batch.indices, seed))
-    if kind == "uniform":
-        return start
-    assert batch.logits is not None
-    direction = 2 * keyed(batch.indices, seed + 1, batch.logits.shape[1]).to(batch.x.device) - 1
-    along = objective_of(model, lambda x_adv, logits: (wide(logits) * direction).sum(1))
-    return ascend(along, batch.x, threat, Steepest(1.0), DIVERSE_STEPS, start=start)
 
 
 @dataclass(frozen=True)
@@ -208,8 +60,7 @@ class Restarted(Recipe):
         """Return one start of it."""
 
     def parts(self, classes: int) -> Attack:
-        once = self.once(classes)
-        return once if self.restarts == 1 else Worst((once,) * self.restarts)
+        return restarted(self.once(classes), self.restarts)
 
 
 @dataclass(frozen=True)
@@ -309,8 +160,7 @@ class MultiTargeted(Restarted):
         at_least(1, targets=self.targets)
 
     def once(self, classes: int) -> Attack:
-        ranks = _ranks(classes if self.targets is None else self.targets, classes)
-        return Worst(tuple(Targeted(Adam(PAPER_STEP), self.steps, Ranked(rank)) for rank in ranks))
+        return Worst(towards_likely(self.steps, classes if self.targets is None else self.targets, classes))
 
 
 @dataclass(frozen=True)
@@ -338,8 +188,8 @@ class APGD(Restarted):
         if self.loss != "targeted":
             return Untargeted(AutoPGD(), self.steps, cross_entropy if self.loss == "ce" else dlr)
         toward_target = toward if classes < 4 else dlr_toward
-        ranks = _ranks(self.targets, classes)
-        return Worst(tuple(Targeted(AutoPGD(), self.steps, Ranked(rank), toward_target) for rank in ranks))
+        chosen = ranks(self.targets, classes)
+        return Worst(tuple(Targeted(AutoPGD(), self.steps, Ranked(rank), toward_target) for rank in chosen))
 
 
 @dataclass(frozen=True)
@@ -373,10 +223,6 @@ class APGDT(Recipe):
 
     def parts(self, classes: int) -> Attack:
         return self._recipe.parts(classes)
-
-
-def _ranks(targets: int, classes: int) -> range:
-    return range(1, min(targets, classes - 1) + 1)
 
 
 COMPONENTS = {

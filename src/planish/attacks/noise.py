@@ -19,6 +19,8 @@ from planish.search.found import Adversarials, as_component, with_logits
 class Noise(Attack):
     """Random points on the surface of the ball, `samples` forwards an image: a check of other attacks. noise-SAMPLES.
 
+    samples: at least 1.
+
     Corners for Linf (Athalye, Carlini, Wagner 2018: random search must not beat a gradient).
     """
 

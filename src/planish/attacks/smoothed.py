@@ -23,10 +23,13 @@ from planish.search.step_rules import COSINE_MOMENTUM
 class Smoothed(Attack):
     """The margin's mean over noisy copies is ascended: sees past shattered gradients. smoothed-STEPS-COPIES.
 
+    steps: at least 1; copies + 1 forwards and `copies` backwards each.
+    copies: at least 1.
+    spread: of the noise, in radii, above 0.
+
     Each image keeps its own `copies` noises, uniform in a ball of `spread` radii, through all steps, so that what is
-    ascended is one smooth function; the iterate itself is judged. A step is copies + 1 forwards and `copies` backwards.
-    Averaging over noise against gradients that are exact but useless: Athalye, Carlini, Wagner (2018, section 4), for
-    randomised models there.
+    ascended is one smooth function; the iterate itself is judged. Averaging over noise against gradients that are exact
+    but useless: Athalye, Carlini, Wagner (2018, section 4), for randomised models there.
     """
 
     steps: int = 20

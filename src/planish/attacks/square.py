@@ -28,13 +28,16 @@ TILES = 5
 class Square(Attack):
     """Square: random square windows are repainted, improvements kept (Andriushchenko et al. 2020). square-QUERIES.
 
+    queries: forwards of an image that holds out, at least 1; the start is the first. `step` is the number of the query
+        that found x_adv, from 1.
+    p_init: share of the image that the first windows cover, in (0, 1]; it is halved after 10, 50, 200, 500, 1000, 2000,
+        4000, 6000 and 8000 candidates.
+    rescaled: it is halved after the same shares of `queries` instead, these being of 10000.
+
     Black box: it asks for logits alone. Algorithm 1 from vertical stripes with the updates of Algorithm 2 (Linf), or
-    from a tiling of bumps with those of Algorithm 3 and eq. 2 (L2). queries: forwards of an image that holds out, the
-    start is the first; `step` is the number of the query that found x_adv, from 1. A candidate is kept where it raises
-    the margin; an image leaves with its first misclassified one. p_init: the share of the image that
-    the first windows cover; it is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 candidates, or, with
-    `rescaled`, after the same shares of `queries`, these being of 10000. On oblong images a window's side is at most
-    the shorter side of the image; in L2 it is odd and at least 3, where there is room.
+    from a tiling of bumps with those of Algorithm 3 and eq. 2 (L2). A candidate is kept where it raises the margin; an
+    image leaves with its first misclassified one. On oblong images a window's side is at most the shorter side of the
+    image; in L2 it is odd and at least 3, where there is room.
 
     Differs: in L2 the two bumps of a window have the same length, as in public code and not in eq. 2. From public code:
     each image draws its own windows, at any place (there the last is never drawn, so that an edge of the image keeps

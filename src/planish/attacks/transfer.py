@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import Attack, Worst
+from planish.attacks.ascents import restarted, towards_likely
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, at_least
 from planish.core.modes import attacked
 from planish.core.pass_counter import Counted
 from planish.core.threat import ThreatModel
-from planish.registry import get
 from planish.search.ascent import Score
 from planish.search.found import Adversarials, with_logits
 
@@ -34,7 +34,7 @@ def same_classes(name: str, lent: Tensor, logits: Tensor) -> None:
         )
 
 
-class Borrowed(nn.Module):
+class LentGradients(nn.Module):
     """The logits of the model under attack with the gradients of a surrogate's, class by class.
 
     A forward is one of the model under attack and, where a gradient will be asked for, one of the surrogate; a backward
@@ -60,15 +60,17 @@ class Borrowed(nn.Module):
 class Transfer(Attack):
     """An attack that goes where a surrogate's gradients point, and is judged on the model under attack alone.
 
+    attack: an ascent, every forward but its last with a backward. Its loss sees the logits of the model under attack:
+        take a margin, whose gradient does not fade where that model is certain.
+    surrogate: whose gradients it follows.
+
     Images made on a substitute fool other models too (Papernot, McDaniel, Goodfellow 2016); where they break what the
     model's own gradients do not, these mislead. Success on the surrogate stops nothing: the attack goes on along the
     surrogate's gradient until the model under attack is wrong. Every iterate is judged, and classes are those that the
     model under attack finds most likely.
-
-    attack: an ascent, every forward but its last with a backward. Its loss sees the logits of the model under attack:
-    take a margin, whose gradient does not fade where that model is certain.
     `passes` are those of both models: a forward of each and a backward of the surrogate for an iterate, a forward of
     the model under attack for the last. A column's `forwards` and `backwards` count the model under attack alone.
+
     Differs: usually the surrogate's own loss is climbed and its last iterate handed over. That breaks fewer images than
     aiming by the model under attack; judging every iterate costs half as much again, and broken images leave at once.
     """
@@ -86,7 +88,7 @@ class Transfer(Attack):
         """Return the first iterate of each image that reaches the attack's goal on the model, or else the best."""
         with attacked(model), attacked(self.surrogate.model):
             batch = with_logits(model, batch)
-            found = self.attack.search(Borrowed(model, self.surrogate), batch, threat, generator=generator)
+            found = self.attack.search(LentGradients(model, self.surrogate), batch, threat, generator=generator)
         return found._replace(passes=found.passes + found.passes // 2)
 
 
@@ -103,15 +105,10 @@ def transfer(
             "transfer makes its images on other models and none is given; name them with --surrogates, each a run "
             "folder, package.module:function or file.py:function"
         )
-    recipe: Attack = get("attacks", "multi-targeted")(steps, restarts, targets=targets).assembled(classes)
-    return Worst(tuple(_through(recipe, surrogate) for surrogate in surrogates))
-
-
-def _through(attack: Attack, surrogate: Surrogate) -> Attack:
-    """Return the attack with this surrogate's gradients, part by part."""
-    if isinstance(attack, Worst):
-        return Worst(tuple(_through(part, surrogate) for part in attack.attacks))
-    return Transfer(attack, surrogate)
+    at_least(1, steps=steps, restarts=restarts, targets=targets)
+    each = towards_likely(steps, targets, classes)
+    lent = (Worst(tuple(Transfer(attack, surrogate) for attack in each)) for surrogate in surrogates)
+    return Worst(tuple(restarted(attack, restarts) for attack in lent))
 
 
 COMPONENTS = {"transfer": transfer}

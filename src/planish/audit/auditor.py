@@ -96,7 +96,7 @@ def audit(
     for name, check in named.items():
         with reproducible(seed):
             findings.append(check(name, evidence))
-            done = len(findings) == len(named) and not only and plan.portrayed
+            done = len(findings) == len(named) and not only and plan.measured
             seen = geometry(evidence, findings) if done else None
         yield _audited(evidence, tuple(findings), meta, seen)
 
@@ -174,10 +174,10 @@ def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str,
 
 def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any], seen: Geometry | None) -> Audit:
     """Return the audit so far: the suite first, then what checks broke beside it."""
-    images, fell = evidence.images, {**_by_suite(evidence), **evidence.fallen}
+    images, broken = evidence.images, {**_by_suite(evidence), **evidence.broken}
     broken_by = torch.full_like(images.labels, -1)
     names: list[str] = []
-    for name, mask in fell.items():
+    for name, mask in broken.items():
         fresh = mask & (broken_by < 0) & evidence.correct
         if fresh.any():
             broken_by[fresh] = len(names)

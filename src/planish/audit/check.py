@@ -129,8 +129,8 @@ class Check:
         if self.needs == "gradients" and not evidence.has_gradients:
             reason = "No image has a gradient that is of any use."
             return Unknown(reason, "See the checks gradient and zero-gradients, and audit again when they pass.")
-        right = {"no": evidence.every, "any": evidence.correct.nonzero(), "sampled": evidence.held_rows}[self.correct]
-        if not len(right):
+        rows = {"no": evidence.every, "any": evidence.correct.nonzero(), "sampled": evidence.correct_rows}
+        if not len(rows[self.correct]):
             return Unknown("No image is classified correctly.", "Audit a model that is better than chance.")
         return None
 
@@ -145,10 +145,20 @@ def fact(value: float, meaning: str, advice: str = "", **evidence: Any) -> Seen:
     return Seen(value, value, meaning, advice, evidence)
 
 
-def share(hits: int, total: int, meaning: str, advice: str = "", **evidence: Any) -> Seen:
-    """Return a share of images in percent with its exact one-sided bound; `total` must not be 0."""
-    bound = 100 * share_at_least(hits, total)
+def share(marked: Tensor | int, total: int, meaning: str, advice: str = "", **evidence: Any) -> Seen:
+    """Return a share of images in percent with its exact one-sided bound; `total` must not be 0.
+
+    marked: a mask of images, or how many. meaning: with "{of}" where the count is to be worded.
+    """
+    hits = marked if isinstance(marked, int) else int(marked.sum())
+    bound, meaning = 100 * share_at_least(hits, total), meaning.replace("{of}", count_text(hits, total))
     return Seen(100 * hits / total, bound, meaning, advice, {"hits": hits, "images": total, **evidence}, total, hits)
+
+
+def of_sample(evidence: Evidence, marked: Tensor, meaning: str, advice: str) -> Seen:
+    """Return the share that the marked of the correct images (n,) are of the whole sample, and which they are."""
+    indices = evidence.ids(evidence.correct_rows[marked])
+    return share(marked, len(evidence.rows), meaning, advice, indices=indices)
 
 
 def mean(values: Tensor, meaning: str, advice: str = "", worse: int = 1, **evidence: Any) -> Seen:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import Attack, run
-from planish.attacks.gradient import Untargeted
+from planish.attacks.ascents import Untargeted
 from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
 from planish.core.batch import Batch, per_image
@@ -42,8 +42,8 @@ class Plan:
     of attacks. steps: of PGD; some checks make twice as many. noise: random points an image. queries: of Square, for so
     many `survivors`. curve_steps: of PGD at other radii. planted: images of the binarization test. walked: images of
     the boundary attack, `walk` queries each. long: whether the suite may run the long stages that it asks for. Of the
-    geometry: portrayed: images that are measured, 0 = none is made; pictured: images shown that fell, and as many that
-    stand; points: of a loss surface, along each side, odd; restarts: of PGD; moved: images for moved weights, 0 = none.
+    geometry: measured: images that are measured, 0 = none is made; pictured: broken images shown, and as many robust
+    ones; points: of a loss surface, along each side, odd; restarts: of PGD; moved: images for moved weights, 0 = none.
     """
 
     level: Budget
@@ -59,7 +59,7 @@ class Plan:
     walked: int = 20
     walk: int = 5000
     long: bool = True
-    portrayed: int = 0
+    measured: int = 0
     pictured: int = 4
     points: int = 21
     restarts: int = 3
@@ -67,7 +67,7 @@ class Plan:
 
 
 PLANS = {
-    "quick": Plan("quick", images=500, long=False, portrayed=64, points=17),
+    "quick": Plan("quick", images=500, long=False, measured=64, points=17),
     "standard": Plan(
         "standard",
         images=1000,
@@ -75,7 +75,7 @@ PLANS = {
         noise=100,
         queries=1000,
         survivors=200,
-        portrayed=128,
+        measured=128,
         pictured=6,
         points=31,
         restarts=5,
@@ -88,7 +88,7 @@ PLANS = {
         noise=200,
         queries=2000,
         survivors=300,
-        portrayed=256,
+        measured=256,
         pictured=8,
         points=41,
         restarts=10,
@@ -138,8 +138,8 @@ class Trace(NamedTuple):
 class Evidence:
     """A model, its images (with clean logits, on the model's device) and what has been found out so far.
 
-    model: what is attacked: counted, and with logits in any case. given: the model as it was handed over. fallen: by
-    attack, which of the images (N,) a check broke. twins: by row, the image with which one first did.
+    model: what is attacked: counted, and with logits in any case. given: the model as it was handed over. broken: by
+    attack, which of the images (N,) a check broke. adversarial: by row, the image with which one first did.
     """
 
     model: Counted
@@ -153,8 +153,8 @@ class Evidence:
     surrogates: Sequence[Surrogate] = ()
     black_box: bool = False
     on_chunk: OnChunk | None = None
-    fallen: dict[str, Tensor] = field(default_factory=dict)
-    twins: dict[int, Tensor] = field(default_factory=dict)
+    broken: dict[str, Tensor] = field(default_factory=dict)
+    adversarial: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def passes(self) -> int:
@@ -193,12 +193,12 @@ class Evidence:
         return self.images.select(self.rows)
 
     @cached_property
-    def held(self) -> Batch:
+    def correct_sample(self) -> Batch:
         """The correctly classified images of the sample."""
-        return self.images.select(self.held_rows)
+        return self.images.select(self.correct_rows)
 
     @cached_property
-    def held_rows(self) -> Tensor:
+    def correct_rows(self) -> Tensor:
         """Which of the images these are."""
         return self.rows[self.correct[self.rows]]
 
@@ -239,38 +239,38 @@ class Evidence:
         return bool((gradient.isfinite().all(1) & (gradient != 0).any(1)).any())
 
     @cached_property
-    def held_gradients(self) -> Gradients:
-        """Cross entropy and its gradient at the held images."""
-        return self.gradients(self.held)
+    def clean_gradients(self) -> Gradients:
+        """Cross entropy and its gradient at the correct images."""
+        return self.gradients(self.correct_sample)
 
     @cached_property
     def x_fgsm(self) -> Tensor:
-        """The held images after one full gradient step."""
+        """The correct images after one full gradient step."""
         return self.stepped(self.threat)
 
     def stepped(self, threat: ThreatModel) -> Tensor:
-        """Return the held images after one full gradient step of this threat's radius."""
-        direction = self.threat.steepest(self.held_gradients.gradient.nan_to_num())
-        return threat.project(self.held.x + threat.radius * direction, self.held.x)
+        """Return the correct images after one full gradient step of this threat's radius."""
+        direction = self.threat.steepest(self.clean_gradients.gradient.nan_to_num())
+        return threat.project(self.correct_sample.x + threat.radius * direction, self.correct_sample.x)
 
     @cached_property
     def fgsm_gradients(self) -> Gradients:
         """Cross entropy and its gradient there."""
-        return self.gradients(self.held._replace(x=self.x_fgsm))
+        return self.gradients(self.correct_sample._replace(x=self.x_fgsm))
 
     @cached_property
     def fgsm_broken(self) -> Tensor:
-        """Which held images FGSM breaks, (n,)."""
-        broken = margin(self.fgsm_gradients.logits, self.held.labels) >= 0
-        self.record("fgsm", self.held_rows[broken], self.x_fgsm[broken])
+        """Which correct images FGSM breaks, (n,)."""
+        broken = margin(self.fgsm_gradients.logits, self.correct_sample.labels) >= 0
+        self.record("fgsm", self.correct_rows[broken], self.x_fgsm[broken])
         return broken
 
     @cached_property
     def trace(self) -> Trace:
-        """PGD on cross entropy on the held images, twice plan.steps."""
-        found = self.traced(self.held, 2 * self.plan.steps)
+        """PGD on cross entropy on the correct images, twice plan.steps."""
+        found = self.traced(self.correct_sample, 2 * self.plan.steps)
         broken = found.margins.amax(0) >= 0
-        self.record("pgd", self.held_rows[broken], found.x_adv[broken])
+        self.record("pgd", self.correct_rows[broken], found.x_adv[broken])
         return found
 
     def traced(self, batch: Batch, steps: int, name: str = "trace") -> Trace:
@@ -291,8 +291,8 @@ class Evidence:
 
     @cached_property
     def margin_broken(self) -> Tensor:
-        """Which held images PGD on the margin breaks, (n,)."""
-        return self.broken_by("pgd-margin", self.margin_pgd(), self.held_rows)
+        """Which correct images PGD on the margin breaks, (n,)."""
+        return self.broken_by("pgd-margin", self.margin_pgd(), self.correct_rows)
 
     def margin_pgd(self, steps: int | None = None) -> Attack:
         """Return PGD on the margin, of plan.steps unless given."""
@@ -318,8 +318,8 @@ class Evidence:
             broken = wrong & self.threat.feasible(x_adv, some.x) & self.correct[rows]
             mask[rows] = broken
             for row, image in zip(rows[broken].tolist(), x_adv[broken], strict=True):
-                self.twins.setdefault(row, image)
-        self.fallen[name] = self.fallen.get(name, torch.zeros_like(mask)) | mask
+                self.adversarial.setdefault(row, image)
+        self.broken[name] = self.broken.get(name, torch.zeros_like(mask)) | mask
         return mask
 
     @cached_property
@@ -337,17 +337,17 @@ class Evidence:
         return last
 
     @property
-    def suite_standing(self) -> Tensor:
+    def suite_robust(self) -> Tensor:
         """(N,) True where the suite has broken nothing."""
         return torch.from_numpy(self.judged.evaluation.survivors()).to(self.correct.device)
 
     @property
-    def standing(self) -> Tensor:
+    def robust(self) -> Tensor:
         """(N,) True where neither the suite nor any check so far has broken the image."""
-        standing = self.suite_standing
-        for mask in self.fallen.values():
-            standing = standing & ~mask
-        return standing
+        robust = self.suite_robust
+        for mask in self.broken.values():
+            robust = robust & ~mask
+        return robust
 
     def generator(self, name: str) -> torch.Generator:
         """Return a generator that depends on the seed and this name."""

@@ -55,7 +55,7 @@ WEIGHT_STEPS = 10
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 
 
-class Twins(NamedTuple):
+class AdversarialPairs(NamedTuple):
     """Images (Q,) by their rows, and what was made of them, (Q, ...): adversarial, or as near to it as attacks came."""
 
     rows: Tensor
@@ -71,9 +71,9 @@ def geometry(evidence: Evidence, findings: Sequence[Finding]) -> Geometry:
     seen = not evidence.black_box and evidence.has_gradients
     if not seen:
         notes.append(f"{BLIND if evidence.black_box else FLAT}: {WITHOUT}")
-    elif not len(evidence.held_rows):
+    elif not len(evidence.correct_rows):
         notes.append("no image is classified correctly: nothing is measured round any")
-    rows = evidence.drawn(evidence.held_rows, evidence.plan.portrayed if seen else 0)
+    rows = evidence.drawn(evidence.correct_rows, evidence.plan.measured if seen else 0)
     measured = _searched(evidence, rows) if len(rows) else {}
     distance = _known(evidence)
     if len(rows):
@@ -81,13 +81,13 @@ def geometry(evidence: Evidence, findings: Sequence[Finding]) -> Geometry:
         proven = _proven(evidence, rows, distance[rows], notes)
         distance[rows] = torch.fmin(distance[rows], _reached(evidence, rows, proven.x_adv))
         measured |= _described(evidence, rows, distance[rows], proven, notes)
-    twins = _twins(evidence)
+    pairs = _adversarial_pairs(evidence)
     return Geometry(
         distance.cpu().numpy(),
         rows.cpu().numpy(),
         by_radius=_by_radius(evidence, findings),
-        planes=_planes(evidence, twins),
-        pictures=_pictures(evidence, twins, notes),
+        planes=_planes(evidence, pairs),
+        pictures=_pictures(evidence, pairs, notes),
         notes=tuple(notes),
         passes=evidence.passes - before,
         **measured,
@@ -97,10 +97,10 @@ def geometry(evidence: Evidence, findings: Sequence[Finding]) -> Geometry:
 def _known(evidence: Evidence) -> Tensor:
     """Return the distance of each image (N,) that the audit broke, 0 where it was wrong when clean, else NaN."""
     images, record = evidence.images, evidence.judged.evaluation
-    fell = torch.from_numpy(record.correct() & ~record.survivors()).to(evidence.correct.device)
+    broken = torch.from_numpy(record.correct() & ~record.survivors()).to(evidence.correct.device)
     away = evidence.threat.norm(evidence.judged.x_adv - images.x).float()
-    distance = torch.where(evidence.correct, torch.where(fell, away, torch.nan), 0.0)
-    for row, x_adv in evidence.twins.items():
+    distance = torch.where(evidence.correct, torch.where(broken, away, torch.nan), 0.0)
+    for row, x_adv in evidence.adversarial.items():
         own = evidence.threat.norm((x_adv - images.x[row])[None]).float()
         distance[row] = torch.fmin(distance[row], own[0])
     return distance
@@ -137,7 +137,7 @@ def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> Effort:
     """Return what PGD leaves after each of the steps and restarts; its first start was traced already."""
     most = evidence.plan.curve_steps
     steps = [count for count in STEPS if count <= most]
-    places = torch.searchsorted(evidence.held_rows, rows)
+    places = torch.searchsorted(evidence.correct_rows, rows)
     starts = [evidence.trace.margins[:, places]]
     for restart in range(1, evidence.plan.restarts):
         again = evidence.traced(batch, most, f"trace-{restart}")
@@ -210,58 +210,58 @@ def _by_radius(evidence: Evidence, findings: Sequence[Finding]) -> ByRadius | No
     if "multiples" not in seen:
         return None
     radii = [0.0, *(evidence.threat.scaled(factor).radius for factor in seen["multiples"])]
-    standing = [len(evidence.held_rows), *seen["standing"]]
+    standing = [len(evidence.correct_rows), *seen["standing"]]
     return ByRadius(np.array(radii, np.float32), np.array(standing), int(seen["images"]), evidence.plan.curve_steps)
 
 
-def _twins(evidence: Evidence) -> Twins:
-    """Return a few images that fell and a few that stand, drawn by their indices, and what attacks made of them."""
-    standing, most = evidence.standing & evidence.correct, evidence.plan.pictured
-    fell = evidence.correct & ~standing
-    rows = torch.cat([evidence.drawn(mask.nonzero().squeeze(1), most) for mask in (fell, standing)]).sort().values
-    return Twins(
-        rows, torch.stack([_twin(evidence, row) for row in rows.tolist()]) if len(rows) else evidence.images.x[:0]
+def _adversarial_pairs(evidence: Evidence) -> AdversarialPairs:
+    """Return a few broken and robust images, drawn by their indices, and what attacks made of them."""
+    robust, most = evidence.robust & evidence.correct, evidence.plan.pictured
+    broken = evidence.correct & ~robust
+    rows = torch.cat([evidence.drawn(mask.nonzero().squeeze(1), most) for mask in (broken, robust)]).sort().values
+    return AdversarialPairs(
+        rows, torch.stack([_attacked(evidence, row) for row in rows.tolist()]) if len(rows) else evidence.images.x[:0]
     )
 
 
-def _twin(evidence: Evidence, row: int) -> Tensor:
-    """Return what broke an image; of one that stands, PGD's best iterate, or what the suite left."""
-    if row in evidence.twins:
-        return evidence.twins[row]
-    place = (evidence.held_rows == row).nonzero()
-    stands = bool(evidence.suite_standing[row])
-    if stands and len(place) and not evidence.black_box and evidence.has_gradients:
+def _attacked(evidence: Evidence, row: int) -> Tensor:
+    """Return what broke an image; of a robust one, PGD's best iterate, or what the suite left."""
+    if row in evidence.adversarial:
+        return evidence.adversarial[row]
+    place = (evidence.correct_rows == row).nonzero()
+    robust = bool(evidence.suite_robust[row])
+    if robust and len(place) and not evidence.black_box and evidence.has_gradients:
         return evidence.trace.x_adv[int(place)]
     return evidence.judged.x_adv[row]
 
 
-def _planes(evidence: Evidence, twins: Twins) -> Planes | None:
-    """Return the loss round one image that fell and one that stands, as far as attacks moved them."""
-    moves = twins.x_adv - evidence.images.x[twins.rows]
+def _planes(evidence: Evidence, pairs: AdversarialPairs) -> Planes | None:
+    """Return the loss round one broken and one robust image, as far as attacks moved them."""
+    moves = pairs.x_adv - evidence.images.x[pairs.rows]
     moved = evidence.threat.norm(moves) > 0
-    stands = evidence.standing[twins.rows]
-    some = [int(mask.nonzero()[0]) for mask in (moved & ~stands, moved & stands) if mask.any()]
+    robust = evidence.robust[pairs.rows]
+    some = [int(mask.nonzero()[0]) for mask in (moved & ~robust, moved & robust) if mask.any()]
     if not some:
         return None
-    chosen = torch.tensor(some, device=twins.rows.device)
-    batch, first = evidence.images.select(twins.rows[chosen])._replace(logits=None), moves[chosen]
+    chosen = torch.tensor(some, device=pairs.rows.device)
+    batch, first = evidence.images.select(pairs.rows[chosen])._replace(logits=None), moves[chosen]
     second = rademacher(batch, evidence.threat, evidence.seed)
     shares = _spaced(REACH, evidence.plan.points)
     loss = loss_plane(evidence.model, batch, first, second, shares.tolist(), shares.tolist())
     lengths = [evidence.threat.norm(move).float().cpu()[:, None] * shares for move in (first, second)]
-    return Planes(_array(twins.rows[chosen]), *(_array(part) for part in (*lengths, loss.transpose(1, 2))))
+    return Planes(_array(pairs.rows[chosen]), *(_array(part) for part in (*lengths, loss.transpose(1, 2))))
 
 
-def _pictures(evidence: Evidence, twins: Twins, notes: list[str]) -> Pictures | None:
-    x = evidence.images.x[twins.rows]
+def _pictures(evidence: Evidence, pairs: AdversarialPairs, notes: list[str]) -> Pictures | None:
+    x = evidence.images.x[pairs.rows]
     if x.shape[1] not in (1, 3):
         notes.append(f"images of {x.shape[1]} channels are not shown: a page shows 1 or 3")
         return None
     if not len(x):
         return None
-    predicted = (evidence.logits[twins.rows], logits_of(evidence.model, twins.x_adv))
+    predicted = (evidence.logits[pairs.rows], logits_of(evidence.model, pairs.x_adv))
     return Pictures(
-        _array(twins.rows), _array(x), _array(twins.x_adv), *(_array(logits.argmax(1)) for logits in predicted)
+        _array(pairs.rows), _array(x), _array(pairs.x_adv), *(_array(logits.argmax(1)) for logits in predicted)
     )
 
 

@@ -96,11 +96,11 @@ def _words(step: "Step") -> str:
 
 
 def _show(job: "Job", json_: bool) -> None:
-    from planish.reproduce import save, write_plate
+    from planish.reproduce import save, write_figure
     from planish.reproduce.pages import FIGURE, claims_rows, results_rows
 
     whole: dict[str, Any] = save(job)
-    figure = write_plate(job.table, whole, job.out / FIGURE)
+    figure = write_figure(job.table, whole, job.out / FIGURE)
     if json_:
         print_json(whole)
         return

@@ -10,7 +10,7 @@ from torch import nn
 from planish.core.errors import BadInput, nearest
 
 
-class Borrowed(NamedTuple):
+class LibraryNetwork(NamedTuple):
     """A network, and what its images are normalised with: x in [0, 1] -> (x - mean) / std per channel."""
 
     network: nn.Module
@@ -23,7 +23,7 @@ def is_borrowed(name: str) -> bool:
     return name.partition(":")[0] in LIBRARIES
 
 
-def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any]) -> Borrowed:
+def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any]) -> LibraryNetwork:
     """Return a model of timm or of Hugging Face's transformers. Raises BadInput.
 
     classes, channels: 0 leaves them as the model has them. options: `pretrained` (true: its published weights, else new
@@ -69,7 +69,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _timm(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> Borrowed:
+def _timm(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> LibraryNetwork:
     timm = _library("timm", "timm")
     if not timm.is_model(name):
         raise BadInput(f"timm has no model '{name}'.{nearest(name, timm.list_models())}")
@@ -86,7 +86,7 @@ def _timm(name: str, classes: int, channels: int, pretrained: bool, options: dic
         raise BadInput(f"timm cannot make '{name}': {type(error).__name__}: {_first_line(error)}") from error
     if getattr(network, "num_classes", None) == 0:
         raise BadInput(f"'timm:{name}' has no classes of its own; train it, or name one that was trained to classify")
-    return Borrowed(network, *(_per_channel(known[key], channels) for key in ("mean", "std")))
+    return LibraryNetwork(network, *(_per_channel(known[key], channels) for key in ("mean", "std")))
 
 
 def _safe_source(timm: ModuleType, name: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return (sum(values) / len(values),) * channels
 
 
-def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> Borrowed:
+def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> LibraryNetwork:
     transformers = _library("transformers", "hf")
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -120,7 +120,7 @@ def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[
         raise
     except Exception as error:
         raise BadInput(f"cannot load 'hf:{name}': {type(error).__name__}: {_first_line(error)}") from error
-    return Borrowed(network.float(), *_normalization(name, known, getattr(config, "num_channels", 3)))
+    return LibraryNetwork(network.float(), *_normalization(name, known, getattr(config, "num_channels", 3)))
 
 
 def _configure(config: Any, name: str, channels: int, options: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ def _normalization(name: str, known: Mapping[str, Any], channels: int) -> tuple[
     return first, second
 
 
-Library = Callable[[str, int, int, bool, dict[str, Any]], Borrowed]
+Library = Callable[[str, int, int, bool, dict[str, Any]], LibraryNetwork]
 """(name, classes, channels, pretrained, options) -> the model."""
 
 LIBRARIES: dict[str, Library] = {"timm": _timm, "hf": _hf}

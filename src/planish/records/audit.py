@@ -12,7 +12,8 @@ from planish.core.errors import BadInput
 from planish.records import geometry as geometries
 from planish.records import store
 from planish.records.geometry import Geometry
-from planish.records.show import Rows, Shown
+from planish.records.judged import JudgedImages
+from planish.records.show import Rows
 from planish.records.statistics import Booleans, Estimate, counts
 from planish.records.store import Kind, check_version
 from planish.storage.files import write_json
@@ -56,12 +57,11 @@ def worst(findings: Iterable[Finding]) -> Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class Audit(Shown):
+class Audit(JudgedImages):
     """The findings on one model, and the robust accuracy that is left when everything that broke an image counts.
 
-    findings: one for each check so far, in order. Per image, (N,): indices int64, the images' ids in their data set;
-    labels int64; clean_margin float32, 0 or more = misclassified; broken_by int64, which of `attacks` broke the image
-    first, -1 = none. attacks: the names of those that broke any; the suite's stages are "suite/stage", others are
+    findings: one for each check so far, in order. broken_by: (N,) int64, which of `attacks` broke the image first, -1 =
+    none. attacks: the names of those that broke any; the suite's stages are "suite/stage", others are
     checks. meta is JSON-able: ``schema_version``, ``budget``, ``suite`` (its name), ``seed``, ``model`` {"name",
     "digest", "classes"}, ``data`` {"name", "digest"}, ``threat`` {"norm", "radius"}, ``notes``, ``passes``, ``checks``
     (how many there will be), versions, code, device and command. geometry: the geometry beside the checks, None where
@@ -100,26 +100,6 @@ class Audit(Shown):
         return str(self.meta.get("model", {}).get("name", "the model"))
 
     @property
-    def norm(self) -> str:
-        """The threat's norm, such as "Linf"."""
-        return str(self.meta["threat"]["norm"])
-
-    @property
-    def radius(self) -> float:
-        """The threat's radius in pixels of [0,1]."""
-        return float(self.meta["threat"]["radius"])
-
-    @property
-    def dataset(self) -> str:
-        """What the images' data set is called, "" = unknown."""
-        return str(self.meta.get("data", {}).get("name", ""))
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes' names, as far as they are known."""
-        return tuple(map(str, self.meta.get("data", {}).get("classes", ())))
-
-    @property
     def asked(self) -> tuple[str, str]:
         """What was to break images: the suite's name, and "checks"."""
         return self.meta["suite"], "checks"
@@ -142,24 +122,16 @@ class Audit(Shown):
                 return finding
         raise BadInput(f"this audit has no finding '{check}'; it has {', '.join(f.check for f in self.findings)}")
 
-    def correct(self) -> Booleans:
-        """(N,) True where the clean image is classified correctly."""
-        return self.clean_margin < 0
-
     def survivors(self) -> Booleans:
         """(N,) True where the clean image is correct and nothing in the audit broke it."""
         return self.correct() & (self.broken_by < 0)
 
-    def clean_accuracy(self) -> Estimate:
-        """Share of clean images classified correctly."""
-        return Estimate.of(self.correct())
-
     def robust_accuracy(self) -> Estimate:
-        """The headline: share of images that stand after the suite and all checks, an upper bound."""
+        """The headline: share of images that are right after the suite and all checks, an upper bound."""
         return Estimate.of(self.survivors())
 
     def breakers(self) -> tuple[str, ...]:
-        """Return what broke each image first: "" = it stands, "none (clean)" = it was wrong when clean."""
+        """Return what broke each image first: "" = it is robust, "none (clean)" = it was wrong when clean."""
         names = [*self.attacks, ""]
         right = self.correct()
         return tuple(names[place] if right[row] else "none (clean)" for row, place in enumerate(self.broken_by))

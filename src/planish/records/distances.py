@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
 from planish.records import store
-from planish.records.evaluation import Floats, Integers
-from planish.records.show import Rows, Shown
-from planish.records.statistics import Booleans, Estimate
+from planish.records.judged import Floats, Integers, JudgedImages
+from planish.records.show import Rows
+from planish.records.statistics import Estimate
 from planish.records.store import Kind, check_version
 
 SCHEMA_VERSION = 1
@@ -45,11 +45,11 @@ class DistanceColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class Distances(Shown):
+class Distances(JudgedImages):
     """Distances of N test images under several attacks, each run on every correct image.
 
-    indices, labels: (N,) int64. clean_margin: (N,) float32, below 0 = correct. meta is JSON-able and has "norm".
-    All distances are norms of the perturbation in pixels of [0, 1], inside the box, and upper bounds.
+    meta has "norm" and "radius" in place of "threat". All distances are norms of the perturbation in pixels of [0, 1],
+    inside the box, and upper bounds.
     """
 
     indices: Integers
@@ -65,7 +65,7 @@ class Distances(Shown):
 
     def headline(self) -> str:
         """Return what was measured, and of how many images."""
-        return f"distances in {self.meta['norm']} of {len(self.labels)} images, {int(self.correct().sum())} correct"
+        return f"distances in {self.norm} of {len(self.labels)} images, {int(self.correct().sum())} correct"
 
     def rows(self) -> Rows:
         """Return the mean and the median of each attack's distances over the correct images, and what they cost."""
@@ -80,10 +80,6 @@ class Distances(Shown):
             }
             for column in self.columns
         ]
-
-    def correct(self) -> Booleans:
-        """(N,) True where the clean image is classified correctly."""
-        return self.clean_margin < 0
 
     def of(self, name: str | None = None) -> Floats:
         """(N,) distances found by an attack; without a name, per image the least that any found. BadInput."""

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput, nearest
 from planish.records import adversarials, store
 from planish.records.identity import attack_text
-from planish.records.show import Rows, Shown
+from planish.records.judged import Floats, Integers, JudgedImages
+from planish.records.show import Rows
 from planish.records.statistics import Booleans, Estimate, counts
 from planish.records.store import Kind, check_version
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
 
 SCHEMA_VERSION = 2
 
@@ -90,15 +88,14 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation(Shown):
+class Evaluation(JudgedImages):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
-    ``indices`` (N,) int64, the images' ids in their data set; ``labels`` (N,) int64; ``clean_margin`` (N,)
-    float32; ``clean_predicted`` (N,) int64. ``meta`` is JSON-able: ``schema_version`` 2, ``threat`` {"norm",
-    "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean``
-    {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. A tie is wrong:
-    correct = margin < 0. ``x_adv`` (N, C, H, W): the images as the attacks left them, where the record came with them;
-    its own file does not hold them. BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
+    ``clean_predicted`` (N,) int64, the class of the clean image. ``meta`` is JSON-able: ``schema_version`` 2,
+    ``threat`` {"norm", "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"},
+    ``clean`` {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. ``x_adv``
+    (N, C, H, W): the images as the attacks left them, where the record came with them; its own file does not hold them.
+    BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
     """
 
     indices: Integers
@@ -133,16 +130,6 @@ class Evaluation(Shown):
         """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
         return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
 
-    @property
-    def norm(self) -> str:
-        """The threat's norm, such as "Linf"."""
-        return str(self.meta["threat"]["norm"])
-
-    @property
-    def radius(self) -> float:
-        """The threat's radius in pixels of [0,1]."""
-        return float(self.meta["threat"]["radius"])
-
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
         by = f"after {self.asked[-1]}" if self.columns else "before any attack"
@@ -175,34 +162,26 @@ class Evaluation(Shown):
         """Return an attack's column. BadInput when there is none of this name."""
         return self.columns[self._position(name)]
 
-    def correct(self) -> Booleans:
-        """(N,) True where the clean image is classified correctly."""
-        return self.clean_margin < 0
-
-    def clean_accuracy(self) -> Estimate:
-        """Share of clean images classified correctly."""
-        return Estimate.of(self.correct())
-
     def survivors(self) -> Booleans:
         """(N,) True where the clean image is correct and no attack broke it; raises as ``accuracy_after``."""
-        return self._standing(len(self.columns))
+        return self._robust_after(len(self.columns))
 
     def robust_accuracy(self) -> Estimate:
-        """Share of images that stand after every attack (the clean accuracy when there is none)."""
+        """Share of images that are right after every attack (the clean accuracy when there is none)."""
         return Estimate.of(self.survivors())
 
     def accuracy_after(self, name: str) -> Estimate:
         """Share of images that neither the clean pass nor any attack up to and including ``name`` broke.
 
-        The name of a suite stands for its last stage. An image that a sampled check left out still stands.
-        ValueError when an image that stood was not attempted: it cannot be said to have survived.
+        The name of a suite stands for its last stage. An image that a sampled check left out counts as robust.
+        ValueError when a robust image was not attempted: it cannot be said to have survived.
         """
-        return Estimate.of(self._standing(self._position(name) + 1))
+        return Estimate.of(self._robust_after(self._position(name) + 1))
 
     def broken_by(self, name: str) -> Booleans:
-        """(N,) True where the image stood until ``name`` and fell to it."""
+        """(N,) True where the image was robust until ``name`` broke it."""
         position = self._position(name)
-        return self._standing(position) & self.columns[position].broken
+        return self._robust_after(position) & self.columns[position].broken
 
     def accuracy_alone(self, name: str) -> Estimate:
         """Robust accuracy under ``name`` alone. ValueError unless it attempted every correct clean image."""
@@ -225,7 +204,7 @@ class Evaluation(Shown):
 
     def class_warnings(self) -> list[str]:
         """One sentence for each class that has clean images here but is never predicted on one."""
-        classes = self.meta.get("data", {}).get("classes") or []
+        classes = self.classes
         absent = np.setdiff1d(self.labels, self.clean_predicted)
         return [
             f"Class {classes[k] if k < len(classes) else k} is never predicted on clean images, "
@@ -259,21 +238,21 @@ class Evaluation(Shown):
         if any((column.passes[column.attempted] < 0).any() for column in self.columns):
             return []
         total = np.ones(len(self.labels))
-        fell = np.where(self.correct(), np.inf, 0.0)
+        broken_at = np.where(self.correct(), np.inf, 0.0)
         for column in self.columns:
             total = total + np.where(column.attempted, column.passes, 0)
-            fell = np.where(column.broken & np.isinf(fell), total, fell)
-        grants = np.unique(np.concatenate([[1.0], fell[np.isfinite(fell) & (fell > 0)], total]))
-        return [(float(np.minimum(total, grant).mean()), float((fell > grant).mean())) for grant in grants]
+            broken_at = np.where(column.broken & np.isinf(broken_at), total, broken_at)
+        grants = np.unique(np.concatenate([[1.0], broken_at[np.isfinite(broken_at) & (broken_at > 0)], total]))
+        return [(float(np.minimum(total, grant).mean()), float((broken_at > grant).mean())) for grant in grants]
 
-    def _standing(self, count: int) -> Booleans:
-        standing = self.correct()
+    def _robust_after(self, count: int) -> Booleans:
+        robust = self.correct()
         for column in self.columns[:count]:
-            missing = int(np.count_nonzero(standing & ~column.attempted))
+            missing = int(np.count_nonzero(robust & ~column.attempted))
             if missing and not column.sampled:
-                raise ValueError(f"'{column.name}' did not attempt {missing} images that still stood.")
-            standing = standing & ~column.broken
-        return standing
+                raise ValueError(f"'{column.name}' did not attempt {missing} images that were still robust.")
+            robust = robust & ~column.broken
+        return robust
 
 
 def _check(what: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:

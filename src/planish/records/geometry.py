@@ -64,7 +64,7 @@ class Planes(NamedTuple):
 
 
 class ByRadius(NamedTuple):
-    """How many of so many images stand under PGD of so many steps at each of the radii (F,)."""
+    """How many of so many images are robust to PGD of so many steps at each of the radii (F,)."""
 
     radii: Array
     standing: Array
@@ -73,7 +73,7 @@ class ByRadius(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """Share of so many images, all right when clean, that stand after PGD.
+    """Share of so many images, all right when clean, that are robust to PGD.
 
     steps: (S,). restarts: (R,). accuracy: (R, S).
     """

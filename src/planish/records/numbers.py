@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from planish.records import store
+from planish.records.judged import Floats, Integers, Recorded
 from planish.records.store import Kind, check_version
 
 FILE = "numbers.npz"
@@ -18,16 +16,16 @@ _FIXED = ("indices", "labels", "passes")
 
 
 @dataclass(frozen=True, eq=False)
-class Numbers:
+class Numbers(Recorded):
     """A record of N images. indices, labels, passes: (N,) int64; numbers: by name, (N,) float32, NaN = not defined.
 
     meta: JSON-able; norm, radius, places, steps, model, data and provenance.
     """
 
-    indices: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    passes: NDArray[np.int64]
-    numbers: dict[str, NDArray[np.float32]]
+    indices: Integers
+    labels: Integers
+    passes: Integers
+    numbers: dict[str, Floats]
     meta: dict[str, Any]
 
 

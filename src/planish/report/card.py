@@ -40,7 +40,7 @@ def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
     found = []
     for entry in entries:
         record = entry.evaluation
-        data = str(record.meta.get("data", {}).get("name") or "unknown")
+        data = record.dataset or "unknown"
         found.append(CardMetric(entry.name, data, "none", record.norm, 0.0, record.clean_accuracy()))
         if record.columns:
             attacks = " + ".join(record.asked)

@@ -38,7 +38,7 @@ def audit_headline(audits: Mapping[str, Audit]) -> list[str]:
 def _said(audit: Audit) -> str:
     counts = Counter(one.verdict for one in audit.findings)
     told = ", ".join(f"{counts[kind]} {VERDICTS[kind].lower()}" for kind in ORDER if counts[kind])
-    return f"{VERDICTS[audit.verdict].lower()} ({told}); {percent(audit.robust_accuracy())} stand"
+    return f"{VERDICTS[audit.verdict].lower()} ({told}); robust accuracy {percent(audit.robust_accuracy())}"
 
 
 def headline_rows(audits: Mapping[str, Audit]) -> Table:

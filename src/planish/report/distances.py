@@ -21,7 +21,7 @@ def distance_rows(record: Distances) -> Table:
         rows.append(_row(record, None))
     total, correct = len(record.labels), int(record.correct().sum())
     caption = (
-        f"{record.meta['norm']} distance, in pixels of [0, 1], to the nearest adversarial image found, on {total:,}"
+        f"{record.norm} distance, in pixels of [0, 1], to the nearest adversarial image found, on {total:,}"
         f" images, {correct:,} of them classified correctly: upper bounds of the true distance. Mean and median are"
         " over the correct images; the mean of all counts a misclassified one as 0."
     )
@@ -40,7 +40,7 @@ def _row(record: Distances, name: str | None) -> list[Cell]:
 
 
 @styled()
-def distance_plate(record: Distances) -> ReportFigure:
+def distance_figure(record: Distances) -> ReportFigure:
     """Accuracy as the radius grows, a line for each attack."""
     figure = blank(3.5)
     axes = figure.add_subplot()
@@ -51,7 +51,7 @@ def distance_plate(record: Distances) -> ReportFigure:
         axes.plot(radii[-1], shares[-1], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
     percent_axis(axes, "y")
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"{record.meta['norm']} radius, in pixels of [0, 1]")
+    axes.set_xlabel(f"{record.norm} radius, in pixels of [0, 1]")
     axes.set_ylabel(f"Accuracy on {len(record.labels):,} images")
     legend(figure, axes)
     caption = (
@@ -66,7 +66,7 @@ def to_json(record: Distances) -> dict[str, Any]:
     """Return the record's numbers as one JSON-able document; infinite and undefined ones are null."""
     names: list[str | None] = [*record.names, None]
     return {
-        "norm": record.meta["norm"],
+        "norm": record.norm,
         "images": len(record.labels),
         "correct": int(record.correct().sum()),
         "attacks": [_numbers(record, name) for name in names],
@@ -89,5 +89,5 @@ def write_distances(record: Distances, folder: Path) -> Path:
     """Write distances.json and figures/distances.png into the folder; return the figure's path."""
     write_json(to_json(record), folder / "distances.json")
     path = folder / "figures" / "distances.png"
-    write_bytes(to_png(distance_plate(record).figure), path)
+    write_bytes(to_png(distance_figure(record).figure), path)
     return path

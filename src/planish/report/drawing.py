@@ -107,19 +107,19 @@ def to_png(figure: Figure) -> bytes:
 
 
 @styled()
-def to_svg(plate: ReportFigure) -> str:
+def to_svg(drawing: ReportFigure) -> str:
     """Render as an <svg> element to put in a page: colours follow the page's CSS, identifiers are unique."""
     buffer = StringIO()
-    plate.figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    drawing.figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
     drawn = buffer.getvalue()
     body = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{plate.slug}-', body)
-    body = re.sub(r'(href="|url\()#', rf"\1#{plate.slug}-", body)
+    body = re.sub(r'\bid="', f'id="{drawing.slug}-', body)
+    body = re.sub(r'(href="|url\()#', rf"\1#{drawing.slug}-", body)
     body = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
     viewbox = re.search(r'viewBox="[^"]*"', body)
-    opening = f'<svg {viewbox.group() if viewbox else ""} role="img" aria-label="{escape(plate.alt)}">'
+    opening = f'<svg {viewbox.group() if viewbox else ""} role="img" aria-label="{escape(drawing.alt)}">'
     return opening + body[body.index(">") + 1 :].strip()
 
 

@@ -74,7 +74,7 @@ class Entry:
 
     def class_name(self, number: int) -> str:
         """The class's name if the data set has one, else its number."""
-        return class_name(self.evaluation.meta.get("data", {}).get("classes") or [], number)
+        return class_name(self.evaluation.classes, number)
 
     def final_margins(self) -> NDArray[np.float32]:
         """(N,) the largest margin that any attack reached, the clean one where none was tried."""

@@ -33,10 +33,10 @@ READINGS = 9  # points of a curve that can be read in the page
 _DASHES = ("-", "--", ":", "-.")
 
 
-def plates(entries: Sequence[Entry]) -> list[ReportFigure]:
+def report_figures(entries: Sequence[Entry]) -> list[ReportFigure]:
     """Draw every figure for which the entries hold the numbers."""
     drawn = [draw(entries) for draw in (accuracies, costs, spending, margins, curves, radii)]
-    return [plate for plate in drawn if plate is not None]
+    return [drawing for drawing in drawn if drawing is not None]
 
 
 @styled()

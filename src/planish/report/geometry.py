@@ -17,7 +17,7 @@ from planish.report.landscapes import bounds, gamma_histogram, loss_surface, ste
 from planish.report.nearest import ROWS, SIMPLE
 from planish.report.tables import NOTHING, Cell, Table, table
 
-STANDS, FELL, WRONG = "stands", "fell", "wrong when clean"
+ROBUST, BROKEN, WRONG = "robust", "broken", "wrong when clean"
 MINUS = "\N{MINUS SIGN}"
 L_BOUND, C_BOUND, CERTIFICATE = "L-bound", "C-bound", "certificate"
 
@@ -35,7 +35,7 @@ def geometry_figures(audit: Audit) -> list[ReportFigure]:
         (geometry.effort, _efforts),
         (geometry.weights, _weights),
     ]
-    return [plate for part, draw in parts if part is not None for plate in draw(audit, part)]
+    return [drawing for part, draw in parts if part is not None for drawing in draw(audit, part)]
 
 
 @styled()
@@ -70,16 +70,17 @@ def _least(radii: list[float]) -> float:
 
 
 def _surfaces(audit: Audit, part: Planes) -> list[ReportFigure]:
-    """Draw the loss round one image that fell and one that stands."""
-    found, fates = [], _fates(audit)
+    """Draw the loss round one broken and one robust image."""
+    found, outcomes = [], _outcomes(audit)
     for row, along, across, loss in zip(part.rows.tolist(), part.along, part.across, part.loss, strict=True):
         if not np.isfinite(loss).all():
             continue
-        fate, label = fates[row], class_name(audit.classes, int(audit.labels[row]))
-        name, reached = f"image {int(audit.indices[row])} of class {label}, which {fate}", float(along[-1]) / REACH
-        plate = loss_surface(along, across, loss, quantity="Cross entropy", name=name, attacked=reached)
-        title = f"The loss round an image that {fate}"
-        found.append(replace(plate, slug=f"surface-{fate.replace(' ', '-')}", title=title))
+        outcome, label = outcomes[row], class_name(audit.classes, int(audit.labels[row]))
+        name = f"image {int(audit.indices[row])} of class {label}, which is {outcome}"
+        reached = float(along[-1]) / REACH
+        drawing = loss_surface(along, across, loss, quantity="Cross entropy", name=name, attacked=reached)
+        title = f"The loss round an image that is {outcome}"
+        found.append(replace(drawing, slug=f"surface-{outcome.replace(' ', '-')}", title=title))
     return found
 
 
@@ -88,12 +89,12 @@ def _gammas(audit: Audit, part: Linearity) -> list[ReportFigure]:
     known = {name: values[np.isfinite(values)] for name, values in named.items()}
     if any(values.size == 0 for values in known.values()):
         return []
-    plate = gamma_histogram(known, quantity="Linearity error of the cross entropy")
+    drawing = gamma_histogram(known, quantity="Linearity error of the cross entropy")
     caption = (
-        f"{plate.caption} On {part.gamma.size:,} images; gamma is sought by {part.steps} steps of ascent, an estimate"
+        f"{drawing.caption} On {part.gamma.size:,} images; gamma is sought by {part.steps} steps of ascent, an estimate"
         " from below (LLR's measure), and the step's error is exact (SEAT's)."
     )
-    return [replace(plate, caption=caption)]
+    return [replace(drawing, caption=caption)]
 
 
 def _bounds(audit: Audit, part: DistanceBounds) -> list[ReportFigure]:
@@ -104,27 +105,29 @@ def _bounds(audit: Audit, part: DistanceBounds) -> list[ReportFigure]:
     drawn = {name: values for name, values in named.items() if (np.isfinite(values) & np.isfinite(upper)).any()}
     if not drawn:
         return []
-    plate = bounds(drawn, upper, norm=audit.norm, radius=audit.radius, kind="estimate")
+    drawing = bounds(drawn, upper, norm=audit.norm, radius=audit.radius, kind="estimate")
     if CERTIFICATE not in drawn:
-        return [plate]
-    return [replace(plate, caption=f"{plate.caption} The certificates are proven, not estimated ({part.proof}).")]
+        return [drawing]
+    return [replace(drawing, caption=f"{drawing.caption} The certificates are proven, not estimated ({part.proof}).")]
 
 
 def _efforts(audit: Audit, part: Effort) -> list[ReportFigure]:
-    plate = steps_restarts(part.steps.tolist(), part.restarts.tolist(), part.accuracy, images=part.images)
-    return [replace(plate, caption=f"{plate.caption} Of images that are classified correctly when clean.")]
+    drawing = steps_restarts(part.steps.tolist(), part.restarts.tolist(), part.accuracy, images=part.images)
+    return [replace(drawing, caption=f"{drawing.caption} Of images that are classified correctly when clean.")]
 
 
 def _weights(audit: Audit, part: Weights) -> list[ReportFigure]:
     if not (np.isfinite(part.clean).all() and np.isfinite(part.attacked).all()):
         return []
     lines = {f"under PGD of {part.steps} steps": part.attacked, "clean": part.clean}
-    plate = weight_landscape(part.shares, lines, quantity="Cross entropy")
-    return [replace(plate, caption=f"{plate.caption} Mean of {part.images:,} images, attacked anew at every point.")]
+    drawing = weight_landscape(part.shares, lines, quantity="Cross entropy")
+    return [
+        replace(drawing, caption=f"{drawing.caption} Mean of {part.images:,} images, attacked anew at every point.")
+    ]
 
 
 def geometry_shots(audit: Audit) -> list[Shot]:
-    """Return the pictures of the geometry, those that fell first."""
+    """Return the pictures of the geometry, broken ones first."""
     images = _images(audit)
     return [] if images is None else shots_of(images, lambda number: class_name(audit.classes, number))
 
@@ -136,16 +139,16 @@ def geometry_caption(audit: Audit) -> str:
         return ""
     return (
         "Original, image after the attack, and their difference, scaled by"
-        f" {amplification(images):.3g} around grey. Under each, the class that the model gives it. Images that"
-        " stand are shown as near to a wrong class as an attack brought them."
+        f" {amplification(images):.3g} around grey. Under each, the class that the model gives it. Robust"
+        " images are shown as near to a wrong class as an attack brought them."
     )
 
 
 def _images(audit: Audit) -> Gallery | None:
     if audit.geometry is None or audit.geometry.pictures is None:
         return None
-    part, fates = audit.geometry.pictures, _fates(audit)
-    order = np.argsort([fates[row] == STANDS for row in part.rows], kind="stable")
+    part, outcomes = audit.geometry.pictures, _outcomes(audit)
+    order = np.argsort([outcomes[row] == ROBUST for row in part.rows], kind="stable")
     rows = part.rows[order]
     return {
         "clean": part.clean[order],
@@ -157,9 +160,9 @@ def _images(audit: Audit) -> Gallery | None:
     }
 
 
-def _fates(audit: Audit) -> list[str]:
+def _outcomes(audit: Audit) -> list[str]:
     """Say of each image what became of it."""
-    return [WRONG if breaker == SIMPLE else FELL if breaker else STANDS for breaker in audit.breakers()]
+    return [WRONG if breaker == SIMPLE else BROKEN if breaker else ROBUST for breaker in audit.breakers()]
 
 
 def outcome_rows(audit: Audit, most: int = ROWS) -> Table:
@@ -186,17 +189,17 @@ def outcome_rows(audit: Audit, most: int = ROWS) -> Table:
 def _rows(audit: Audit) -> list[list[Cell]]:
     """Return a row for each image."""
     distance = np.full(len(audit.labels), np.nan) if audit.geometry is None else audit.geometry.distance
-    parts = (audit.indices, audit.labels, _fates(audit), audit.breakers(), audit.clean_margin, distance)
+    parts = (audit.indices, audit.labels, _outcomes(audit), audit.breakers(), audit.clean_margin, distance)
     return [
         [
             (f"{index}", int(index)),
             (class_name(audit.classes, int(label)), None),
-            (fate, None),
+            (outcome, None),
             (NOTHING if breaker in ("", SIMPLE) else breaker, None),
             (f"{MINUS if margin < 0 else '+'}{abs(margin):.3g}", float(margin)),
             (f"{away:.3g}", float(away)) if np.isfinite(away) else (NOTHING, None),
         ]
-        for index, label, fate, breaker, margin, away in zip(*parts, strict=True)
+        for index, label, outcome, breaker, margin, away in zip(*parts, strict=True)
     ]
 
 

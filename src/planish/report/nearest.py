@@ -45,7 +45,7 @@ def _caption(entry: Entry, shown: int) -> str:
 
 
 def _breakers(entry: Entry) -> list[str]:
-    """For each image, the first attack that broke it; "" = it stands."""
+    """For each image, the first attack that broke it; "" = it is robust."""
     record = entry.evaluation
     names = np.where(record.correct(), "", SIMPLE).astype(object)
     for column in record.columns:

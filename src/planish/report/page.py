@@ -13,10 +13,10 @@ from planish.report.card import audit_card, card
 from planish.report.compared import audit_facts, told_apart
 from planish.report.drawing import ReportFigure, to_png
 from planish.report.entry import Entry, check, radius_text, threat
-from planish.report.figures import plates
+from planish.report.figures import report_figures
 from planish.report.gallery import gallery
 from planish.report.geometry import geometry_figures, told
-from planish.report.pairs import Pair, pair_facts, paired_plate, pairs
+from planish.report.pairs import Pair, pair_facts, paired_figure, pairs
 from planish.report.rendering import plain, render, render_audit, render_compared
 from planish.report.verdict import verdict
 from planish.storage.files import write_bytes, write_json, write_text
@@ -67,11 +67,11 @@ def _write(
     audits: Mapping[str, Audit],
 ) -> Path:
     _one_threat(entries, audits)
-    drawn = plates(entries)
+    drawn = report_figures(entries)
     if found:
-        drawn.insert(1, paired_plate(found))
+        drawn.insert(1, paired_figure(found))
     galleries = [gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)]
-    _write_figures([*drawn, *(plate for plate in galleries if plate)], folder)
+    _write_figures([*drawn, *(drawing for drawing in galleries if drawing)], folder)
     paired = {"pairs": plain([pair_facts(pair) for pair in found])} if found else {}
     audited_too = {"audits": plain([audit_facts(*one) for one in audits.items()])} if audits else {}
     write_json(results(entries, title, provenance) | paired | audited_too, folder / "results.json")
@@ -106,8 +106,8 @@ def write_audit(audit: Audit, folder: str | Path, figures: Sequence[ReportFigure
 
 
 def _write_figures(drawn: Sequence[ReportFigure], folder: Path) -> None:
-    for plate in drawn:
-        write_bytes(to_png(plate.figure), folder / "figures" / f"{plate.slug}.png")
+    for drawing in drawn:
+        write_bytes(to_png(drawing.figure), folder / "figures" / f"{drawing.slug}.png")
 
 
 def results(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _row(pair: Pair) -> list[Cell]:
 
 
 @styled()
-def paired_plate(found: Sequence[Pair]) -> ReportFigure:
+def paired_figure(found: Sequence[Pair]) -> ReportFigure:
     """Differences with their intervals, one row per pair, beside the line of no difference."""
     figure = blank(0.9 + (0.46 if any("\n" in _versus(pair) for pair in found) else 0.34) * len(found))
     axes = figure.add_subplot()

@@ -12,7 +12,7 @@ from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
 from planish.records.geometry import Planes
 from planish.report import figures, landscapes
-from planish.report.distances import distance_plate
+from planish.report.distances import distance_figure
 from planish.report.drawing import ReportFigure
 from planish.report.entry import Entry, check
 
@@ -52,7 +52,7 @@ def distances(record: Distances) -> Figure:
     """Draw accuracy by radius from the distances of adversarial images. Raises BadInput."""
     if not isinstance(record, Distances):
         raise BadInput(f"distances draws what planish.minimum_distance returns, not {shown(record)}")
-    return distance_plate(record).figure
+    return distance_figure(record).figure
 
 
 def gammas(values: Mapping[str, Any]) -> Figure:

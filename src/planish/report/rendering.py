@@ -172,7 +172,7 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
 
 
 def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:
-    return [(plate, Markup(to_svg(plate))) for plate in drawn]  # our own drawing, its text escaped by it
+    return [(drawing, Markup(to_svg(drawing))) for drawing in drawn]  # our own drawing, its text escaped by it
 
 
 def _score(entry: Entry) -> Score:

@@ -101,7 +101,7 @@ def cost_rows(entries: Sequence[Entry]) -> Table:
     caption = (
         f"What each attack did at {threat(entries[0].evaluation)} and what it cost; accuracies with 95%"
         f" Wilson intervals on {images_text(entries)}. Forwards and backwards count passes of single images."
-        " Tried: images that the attack was run on; Broken: those that fell to it first."
+        " Tried: images that the attack was run on; Broken: those that it broke first."
     )
     return table(caption, headers, rows)
 

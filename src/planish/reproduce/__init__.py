@@ -2,7 +2,7 @@
 
 from planish.reproduce.estimate import estimate_rows
 from planish.reproduce.measured import document, save
-from planish.reproduce.pages import list_rows, results_rows, write_page, write_plate
+from planish.reproduce.pages import list_rows, results_rows, write_figure, write_page
 from planish.reproduce.running import Job, Step, chosen_rows, reproduce
 from planish.reproduce.tables import table, table_names
 
@@ -18,6 +18,6 @@ __all__ = [
     "save",
     "table",
     "table_names",
+    "write_figure",
     "write_page",
-    "write_plate",
 ]

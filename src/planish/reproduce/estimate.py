@@ -141,7 +141,7 @@ def step_seconds(job: Job, experiment: Experiment) -> float:
     settings, threat = experiment.settings, experiment.threat.model
     model = _placed(_model(experiment, job), job).train()
     bound = Bound(model, experiment.training_method, threat, settings.precision)
-    x, labels, indices, *_ = (part if part is None else part.to(job.device) for part in _images(job, experiment))
+    x, labels, indices, *_ = _images(job, experiment).to(job.device)
     assert x is not None
 
     def once() -> Tensor:

@@ -13,7 +13,7 @@ STEP = 0.3
 
 
 @styled()
-def plate(own: PaperTable, whole: dict[str, Any]) -> ReportFigure | None:
+def paper_figure(own: PaperTable, whole: dict[str, Any]) -> ReportFigure | None:
     """Draw a panel for each column that was measured: ours with its interval, the paper's, a line between the two."""
     keys = [key for key, column in own.columns.items() if column.measure in COMPARED and not column.note]
     pairs = {key: found for key in keys if (found := _pairs(own, whole, key))}

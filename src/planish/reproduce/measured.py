@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.core.threat import parse_threat
-from planish.records import distances, numbers
+from planish.records import distances
 from planish.records import evaluation as results
 from planish.records.distances import Distances, improvement_ratio
 from planish.records.evaluation import Evaluation
+from planish.records.numbers import Numbers
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
-from planish.reproduce.running import Job, finished, provenance_of, state, trained
+from planish.reproduce.running import Job, finished, provenance_of, record_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
 from planish.reproduce.tables import PaperColumn, PaperTable
 from planish.runs.judge import DISTANCES, EVALUATION, training_of
@@ -42,22 +44,22 @@ def figure_of(job: Job, row: str, column: PaperColumn) -> Figure | str:
         return "not run"
     if column.measure == "cost":
         return exact(float(str(provenance_of(job, row)["training_cost"])))
-    if not finished(job, row, column):
-        return "not run"
-    if column.by_numbers:
-        return _of_numbers(job, row, column)
-    return _by_distance(job, row, column) if column.by_distance else _in_ball(job, row, column)
+    record = record_of(job, row, column) if finished(job, row, column) else None
+    if isinstance(record, Numbers):
+        return _of_numbers(record, column)
+    if isinstance(record, Distances):
+        return _by_distance(job, record, column)
+    return "not run" if record is None else _in_ball(job, record, column)
 
 
-def _of_numbers(job: Job, row: str, column: PaperColumn) -> Figure | str:
-    found = numbers.load(job.record(row, column) / numbers.FILE).numbers[column.statistic.numbers].astype(np.float64)
+def _of_numbers(record: Numbers, column: PaperColumn) -> Figure | str:
+    found = record.numbers[column.statistic.numbers].astype(np.float64)
     if not np.isfinite(found).any():
         return "the network is not smooth" if np.isnan(found).all() else "no finite number"
     return mean(found) if column.statistic.over == "mean" else exact(float(np.nanmax(found)))
 
 
-def _in_ball(job: Job, row: str, column: PaperColumn) -> Figure:
-    record = results.load(job.record(row, column) / EVALUATION)
+def _in_ball(job: Job, record: Evaluation, column: PaperColumn) -> Figure:
     if column.measure == "clean":
         return share(record.correct())
     if column.measure == "error":
@@ -75,8 +77,7 @@ def _success(record: Evaluation, attack: str) -> Figure:
     return Figure(100 * rate.value, 100 * rate.low, 100 * rate.high)
 
 
-def _by_distance(job: Job, row: str, column: PaperColumn) -> Figure | str:
-    record = distances.load(job.record(row, column) / DISTANCES)
+def _by_distance(job: Job, record: Distances, column: PaperColumn) -> Figure | str:
     if column.measure == "error":
         return share(record.of() <= parse_threat(job.table.head.norm, column.radius or 0).radius)
     if column.measure == "distance":
@@ -84,10 +85,8 @@ def _by_distance(job: Job, row: str, column: PaperColumn) -> Figure | str:
         return mean(found) if np.isfinite(found).any() else "no adversarial image was found"
     if column.measure == "fooled":
         return share(np.isfinite(record.of()[record.correct()])) if record.correct().any() else "no image is correct"
-    base = job.record(str(column.source), column) / DISTANCES
-    if not base.exists():
-        return f"{column.source} is not run"
-    return _improvement(record, distances.load(base))
+    base = record_of(job, str(column.source), column)
+    return _improvement(record, base) if isinstance(base, Distances) else f"{column.source} is not run"
 
 
 def _improvement(robust: Distances, undefended: Distances) -> Figure | str:
@@ -172,12 +171,12 @@ def _row_document(job: Job, row: str, figures: dict[str, Figure], reasons: dict[
 
 def _judged_on(job: Job, row: str) -> dict[str, Any] | None:
     """Return name and number of the test images, from the first record that is there."""
-    for path in sorted((job.folder(row) / "judged").glob(f"*/{EVALUATION}")):
-        record = results.load(path)
+    judged = job.folder(row) / "judged"
+    kinds: list[tuple[str, Callable[[Path], Evaluation | Distances]]]
+    kinds = [(EVALUATION, results.load), (DISTANCES, distances.load)]
+    for path, load in ((path, load) for name, load in kinds for path in sorted(judged.glob(f"*/{name}"))):
+        record = load(path)
         return {"name": record.meta["data"].get("name"), "images": len(record.labels)}
-    for path in sorted((job.folder(row) / "judged").glob(f"*/{DISTANCES}")):
-        measured = distances.load(path)
-        return {"name": measured.meta["data"].get("name"), "images": len(measured.labels)}
     return None
 
 

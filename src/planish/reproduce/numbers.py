@@ -75,7 +75,7 @@ def measure(
     Raises BadInput for images or outputs that do not fit.
     """
     batch, data, warnings = test_images(task, judged.about)
-    batch = Batch(*(part.to(device) for part in batch[:3]))
+    batch = Batch(*batch[:3]).to(device)
     check_images(batch, task.threat)
     logits = check_logits(judged.model, batch)
     found = NUMBERINGS[column.statistic.record](judged.model, batch, task.threat, column.places)

@@ -8,7 +8,7 @@ from planish.core.errors import BadInput
 from planish.report.drawing import to_png
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words
-from planish.reproduce.figure import plate
+from planish.reproduce.figure import paper_figure
 from planish.reproduce.measured import load_documents
 from planish.reproduce.running import Job, state
 from planish.reproduce.scales import SCALES
@@ -103,9 +103,9 @@ def _measured(found: dict[str, Any]) -> str:
     return str(found["because"]) if found["value"] is None else _cell(found, None)
 
 
-def write_plate(own: PaperTable, whole: dict[str, Any], path: Path) -> Path | None:
+def write_figure(own: PaperTable, whole: dict[str, Any], path: Path) -> Path | None:
     """Draw ours against the paper's into a PNG; None where nothing can be compared."""
-    drawn = plate(own, whole)
+    drawn = paper_figure(own, whole)
     if drawn is not None:
         write_bytes(to_png(drawn.figure), path)
     return None if drawn is None else path
@@ -116,7 +116,7 @@ def write_page(root: Path, page: Path, tables: Sequence[PaperTable]) -> Path:
     known = {own.name: own for own in tables}
     documents = [whole for whole in load_documents(root) if whole["table"] in known]
     for whole in documents:
-        write_plate(known[whole["table"]], whole, page.parent / "images" / figure_name(whole))
+        write_figure(known[whole["table"]], whole, page.parent / "images" / figure_name(whole))
     write_text(page_text(tables, documents), page)
     return page
 
@@ -182,6 +182,6 @@ def _results_part(own: PaperTable, whole: dict[str, Any]) -> str:
         markdown(results_rows(own, whole)).strip(),
         "",
     ]
-    if plate(own, whole) is not None:
+    if paper_figure(own, whole) is not None:
         parts += [f"![{own.name}, measured and printed](images/{figure_name(whole)})", ""]
     return "\n".join([*parts, markdown(claims_rows(own, whole)).strip(), ""])

@@ -223,46 +223,45 @@ def _task(job: Job, row: str, column: PaperColumn) -> EvaluationConfig:
     )
 
 
+def record_of(job: Job, row: str, column: PaperColumn) -> Evaluation | Distances | Numbers | None:
+    """Return the record that measures the column, as far as it has come; None if it is not begun. Raises BadInput."""
+    place = job.record(row, column)
+    load: Callable[[Path], Evaluation | Distances | Numbers]
+    name, load = EVALUATION, results.load
+    if column.by_distance:
+        name, load = DISTANCES, distances.load
+    elif column.by_numbers:
+        name, load = numbers.FILE, numbers.load
+    return load(place / name) if (place / name).exists() else None
+
+
 def finished(job: Job, row: str, column: PaperColumn) -> bool:
     """Say whether the column's record is complete. Raises BadInput if it is of another ball or other images."""
-    place, attack = job.record(row, column), attack_of(column, job.scale)
-    threat = _task(job, row, column).threat
-    if column.by_distance:
-        if not (place / DISTANCES).exists():
-            return False
-        measured = distances.load(place / DISTANCES)
-        _check_record(job, place, measured, (measured.meta["norm"], measured.meta["radius"]) == (threat.name, 0.0))
-        known = int(measured.meta["model"]["classes"])
-        return set(distance_attacks([str(attack)], known, norm=threat.name)) <= set(measured.names)
-    if column.by_numbers:
-        if not (place / numbers.FILE).exists():
-            return False
-        found = numbers.load(place / numbers.FILE)
-        _check_record(job, place, found, (found.meta["norm"], found.meta["radius"]) == (threat.name, threat.radius))
-        return True
-    if not (place / EVALUATION).exists():
+    record, threat = record_of(job, row, column), _task(job, row, column).threat
+    if record is None:
         return False
-    record = results.load(place / EVALUATION)
-    _check_record(job, place, record, (record.norm, record.radius) == (threat.name, threat.radius))
-    return attack is None or _complete(record, attack)
-
-
-def _check_record(job: Job, place: Path, record: Evaluation | Distances | Numbers, same_ball: bool) -> None:
     limit, images = images_judged(job.table, job.scale), len(record.labels)
     short = any(f"asked for {limit} images" in note for note in record.meta.get("notes", []))
+    same_ball = (record.norm, record.radius) == (threat.name, threat.radius)
     if not same_ball or (limit is not None and images != limit and not short):
         raise BadInput(
-            f"{place} was judged at another radius or on other images; nothing was changed: choose another --out"
+            f"{job.record(row, column)} was judged at another radius or on other images; nothing was changed: choose"
+            " another --out"
         )
+    attack = attack_of(column, job.scale)
+    return attack is None or isinstance(record, Numbers) or _complete(record, attack)
 
 
-def _complete(record: Evaluation, attack: str) -> bool:
+def _complete(record: Evaluation | Distances, attack: str) -> bool:
     """Say whether an attack or every stage of a suite has its column."""
     if attack in record.names:
         return True
+    classes = int(record.meta["model"]["classes"])
+    if isinstance(record, Distances):
+        return set(distance_attacks([attack], classes, norm=record.norm)) <= set(record.names)
     if attack.startswith("transfer"):
         return False
-    made = attacks_by_name([attack], int(record.meta["model"]["classes"]), norm=record.norm)[attack]
+    made = attacks_by_name([attack], classes, norm=record.norm)[attack]
     done = {column.name.partition("/")[2]: column for column in record.columns if column.name.startswith(f"{attack}/")}
     return isinstance(made, Suite) and made.following(done, len(record.labels)) is None
 

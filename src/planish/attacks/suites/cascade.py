@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from planish.attacks import Attack, ByDistance, Worst
-from planish.attacks.gradient import Ranked, Targeted, Untargeted
+from planish.attacks.ascents import Ranked, Targeted, Untargeted
 from planish.attacks.noise import Noise
 from planish.attacks.smoothed import Smoothed
 from planish.attacks.square import Square

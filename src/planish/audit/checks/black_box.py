@@ -10,7 +10,7 @@ from planish.attacks.noise import Noise
 from planish.attacks.smoothed import Smoothed
 from planish.attacks.square import Square
 from planish.attacks.transfer import transfer
-from planish.audit.check import Seen, Unknown, check, count_text, share
+from planish.audit.check import Seen, Unknown, check, share
 from planish.audit.evidence import Evidence
 from planish.records.evaluation import Column
 
@@ -18,34 +18,33 @@ NOISE_STAGES, SQUARE_STAGES = ("noise",), ("random-search", "square")
 CHECK_STAGE = "check"
 """The stage of the planish suite whose first part is noise, its second Square."""
 NEARER = 0.95
-NOTHING_STANDS = "no image was left standing, so nothing is overstated"
+NOTHING_ROBUST = "no robust image was left, so nothing is overstated"
 
 
 @check((23,), warn_at=0.0, fail_at=0.1)
 def random_noise(evidence: Evidence) -> Seen:
     """Random points of the ball break nothing that gradients missed."""
-    by_suite = _fell_in_suite(evidence, NOISE_STAGES, part=0)
+    by_suite = _broken_in_suite(evidence, NOISE_STAGES, part=0)
     return _blind(evidence, "noise", Noise(evidence.plan.noise), by_suite, len(evidence.images.x))
 
 
 @check((24,), warn_at=0.0, fail_at=0.2)
 def random_search(evidence: Evidence) -> Seen:
     """Square, which asks for logits alone, breaks nothing that gradients missed."""
-    by_suite = _fell_in_suite(evidence, SQUARE_STAGES, part=1)
+    by_suite = _broken_in_suite(evidence, SQUARE_STAGES, part=1)
     return _blind(evidence, "square", Square(evidence.plan.queries), by_suite, evidence.plan.survivors)
 
 
 def _blind(evidence: Evidence, name: str, attack: Attack, by_suite: Tensor, most: int) -> Seen:
-    """Return what share of all images fell to a black box, in the suite or now, while gradients had missed them."""
-    rows = evidence.drawn(evidence.standing.nonzero().squeeze(1), most)
+    """Return what share of all images a black box broke, in the suite or now, while gradients had missed them."""
+    rows = evidence.drawn(evidence.robust.nonzero().squeeze(1), most)
     found = torch.zeros_like(by_suite)
     found[rows] = evidence.broken_by(name, attack, rows)
-    hits, total = int((found | by_suite).sum()), len(found)
-    tried = f"{len(rows)} images that stood were tried" if len(rows) else NOTHING_STANDS
+    tried = f"{len(rows)} robust images were tried" if len(rows) else NOTHING_ROBUST
     return share(
-        hits,
-        total,
-        f"{name.capitalize()} breaks {count_text(hits, total)} that gradients had not broken; {tried}.",
+        found | by_suite,
+        len(found),
+        f"{name.capitalize()} breaks {{of}} that gradients had not broken; {tried}.",
         "Gradients are masked: a search that knows nothing must not beat one that knows the gradient; the figure is "
         "too high, run a long black-box attack.",
         indices=evidence.ids(found | by_suite),
@@ -53,20 +52,20 @@ def _blind(evidence: Evidence, name: str, attack: Attack, by_suite: Tensor, most
     )
 
 
-def _fell_in_suite(evidence: Evidence, stages: tuple[str, ...], part: int) -> Tensor:
-    """Return which images (N,) fell to a black box in the suite, after gradients; none where it has no gradients."""
+def _broken_in_suite(evidence: Evidence, stages: tuple[str, ...], part: int) -> Tensor:
+    """Return which images (N,) a black box broke in the suite, after gradients; none where it has no gradients."""
     record, device = evidence.judged.evaluation, evidence.correct.device
-    fell = torch.zeros_like(evidence.correct)
+    found = torch.zeros_like(evidence.correct)
     if evidence.black_box:
-        return fell
+        return found
     for column in record.columns:
         stage = column.name.removeprefix(f"{evidence.suite_name}/")
         broken = torch.from_numpy(record.broken_by(column.name)).to(device)
         if stage in stages:
-            fell |= broken
+            found |= broken
         elif stage == CHECK_STAGE:
-            fell |= broken & _by_part(column, part).to(device)
-    return fell
+            found |= broken & _by_part(column, part).to(device)
+    return found
 
 
 def _by_part(column: Column, part: int) -> Tensor:
@@ -76,7 +75,7 @@ def _by_part(column: Column, part: int) -> Tensor:
 @check((25,), warn_at=0.0, level="thorough", needs="gradients", correct="sampled")
 def hard_labels(evidence: Evidence) -> Seen:
     """An attack that sees labels alone finds no image much nearer than gradients do."""
-    rows = evidence.drawn(evidence.held_rows, evidence.plan.walked)
+    rows = evidence.drawn(evidence.correct_rows, evidence.plan.walked)
     batch, ball = evidence.images.select(rows), evidence.threat.scaled(0.0)
     white, black = (
         attack.distances(evidence.model, batch, ball, generator=evidence.generator("hard-labels"))
@@ -85,11 +84,10 @@ def hard_labels(evidence: Evidence) -> Seen:
     nearer = black.distance < NEARER * white.distance
     within = nearer & (black.distance <= evidence.threat.radius)
     evidence.record("boundary", rows[within], black.x_adv[within])
-    hits = int(nearer.sum())
     return share(
-        hits,
+        nearer,
         len(rows),
-        f"The boundary attack finds {count_text(hits, len(rows))} more than 5 % nearer than gradients do.",
+        "The boundary attack finds {of} more than 5 % nearer than gradients do.",
         "Distances by gradients are too large for this model; measure them with boundary, and distrust its gradients.",
         white=_finite(white.distance),
         black=_finite(black.distance),
@@ -102,13 +100,12 @@ def transferred(evidence: Evidence) -> Seen | Unknown:
     if not evidence.surrogates:
         return Unknown("No other model was given.", "Audit with --surrogates, for instance an undefended model.")
     attack = transfer(evidence.plan.curve_steps, classes=evidence.classes, surrogates=tuple(evidence.surrogates))
-    rows = evidence.standing.nonzero().squeeze(1)
+    rows = evidence.robust.nonzero().squeeze(1)
     broken = evidence.broken_by("transfer", attack, rows)
-    hits, total = int(broken.sum()), len(evidence.images.x)
     return share(
-        hits,
-        total,
-        f"Images made on {len(evidence.surrogates)} other models break {count_text(hits, total)} that the suite left.",
+        broken,
+        len(evidence.images.x),
+        f"Images made on {len(evidence.surrogates)} other models break {{of}} that the suite left.",
         "The model's own gradients mislead: make adversarial images on other models too, and count them.",
         indices=evidence.ids(rows[broken]),
     )
@@ -117,13 +114,12 @@ def transferred(evidence: Evidence) -> Seen | Unknown:
 @check((30,), fail_at=0.5, level="thorough", needs="graph")
 def smoothed_gradient(evidence: Evidence) -> Seen:
     """Gradients averaged over noise break nothing that the plain ones missed."""
-    rows = evidence.standing.nonzero().squeeze(1)
+    rows = evidence.robust.nonzero().squeeze(1)
     broken = evidence.broken_by("smoothed", Smoothed(evidence.plan.steps), rows)
-    hits, total = int(broken.sum()), len(evidence.images.x)
     return share(
-        hits,
-        total,
-        f"Gradients averaged over noise break {count_text(hits, total)} that the suite left.",
+        broken,
+        len(evidence.images.x),
+        "Gradients averaged over noise break {of} that the suite left.",
         "Plain gradients are masked by something rough; attack with smoothed gradients or a smooth backward pass.",
         indices=evidence.ids(rows[broken]),
     )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from planish.attacks.gradient import Untargeted
+from planish.attacks.ascents import Untargeted
 from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.batch import per_image
@@ -73,11 +73,10 @@ def zero_gradients(evidence: Evidence) -> Seen:
     """No image has a gradient that is exactly zero, by cross entropy or by margin."""
     by_loss = [evidence.gradients(evidence.setup).gradient, evidence.setup_gradients.gradient]
     zero = [(value.flatten(1) == 0).all(1) for value in by_loss]
-    hits = int((zero[0] | zero[1]).sum())
     return share(
-        hits,
+        zero[0] | zero[1],
         len(zero[0]),
-        f"The gradient of {count_text(hits, len(zero[0]))} is exactly 0.",
+        "The gradient of {of} is exactly 0.",
         "Gradients say nothing there; use scale-free losses, gradients smoothed over noise, and black-box attacks.",
         by_cross_entropy=int(zero[0].sum()),
         by_margin=int(zero[1].sum()),
@@ -89,11 +88,10 @@ def tiny_gradients(evidence: Evidence) -> Seen:
     """Gradients of cross entropy are not lost to rounding where those of the margin are fine."""
     of_loss, of_margin = evidence.gradients(evidence.setup).gradient, evidence.setup_gradients.gradient
     tiny = (of_loss.flatten(1).abs().amax(1) < SMALLEST) & (of_margin.flatten(1).abs().amax(1) > 0)
-    hits = int(tiny.sum())
     return share(
-        hits,
+        tiny,
         len(tiny),
-        f"The gradient of cross entropy is below {SMALLEST:g} on {count_text(hits, len(tiny))}.",
+        f"The gradient of cross entropy is below {SMALLEST:g} on {{of}}.",
         "Attack the margin or a scale-free loss; figures of attacks on cross entropy are too high for this model.",
     )
 
@@ -101,9 +99,9 @@ def tiny_gradients(evidence: Evidence) -> Seen:
 @check((16,), unit="", warn_at=0.75, fail_at=0.3, worse="below", needs="gradients", correct="sampled")
 def gradient_cosine(evidence: Evidence) -> Seen:
     """Gradients at an image, at noise round it and at its FGSM image point the same way."""
-    batch = evidence.held
+    batch = evidence.correct_sample
     noisy = evidence.threat.sample(batch.x, keyed_draws(batch.x, batch.indices, evidence.seed))
-    clean = evidence.held_gradients.gradient
+    clean = evidence.clean_gradients.gradient
     around = [evidence.gradients(batch._replace(x=noisy)).gradient, evidence.fgsm_gradients.gradient]
     cosines = [torch.cosine_similarity(clean.flatten(1), other.flatten(1)).nan_to_num() for other in around]
     by_noise, by_step = (float(cosine.mean()) for cosine in cosines)
@@ -121,8 +119,8 @@ def gradient_cosine(evidence: Evidence) -> Seen:
 @check((28,), unit="", warn_at=0.1, needs="logits", correct="sampled")
 def loss_stability(evidence: Evidence) -> Seen:
     """Small noise changes the margin by little."""
-    batch, near = evidence.held, evidence.threat.scaled(NEARBY)
-    here = margin(evidence.logits[evidence.held_rows], batch.labels)
+    batch, near = evidence.correct_sample, evidence.threat.scaled(NEARBY)
+    here = margin(evidence.logits[evidence.correct_rows], batch.labels)
     changes = []
     for number in range(NEIGHBOURS):
         x = near.sample(batch.x, keyed_draws(batch.x, batch.indices, evidence.seed + number))
@@ -143,7 +141,7 @@ def logit_scale(evidence: Evidence) -> Seen:
     gap = float((top[:, 0] - top[:, 1]).mean())
     extreme = not SMALLEST_GAP <= gap <= LARGEST_GAP
     found: dict[str, int] = {}
-    if extreme and gap > 0 and not evidence.black_box and len(evidence.held_rows):
+    if extreme and gap > 0 and not evidence.black_box and len(evidence.correct_rows):
         found = {"broken_as_they_are": int(evidence.trace.broken_by(evidence.plan.steps).sum())}
         found["broken_rescaled"] = int(_rescaled(evidence, USUAL_GAP / gap).sum())
     judged = gap if gap >= SMALLEST_GAP else LARGEST_GAP / max(gap / SMALLEST_GAP, 1e-6)
@@ -159,11 +157,11 @@ def logit_scale(evidence: Evidence) -> Seen:
 
 
 def _rescaled(evidence: Evidence, factor: float) -> Tensor:
-    """Return which held images PGD breaks on cross entropy of rescaled logits."""
+    """Return which correct images PGD breaks on cross entropy of rescaled logits."""
     attack = Untargeted(
         Steepest(PGD_STEP), evidence.plan.steps, lambda logits, labels: cross_entropy(factor * logits, labels)
     )
-    return evidence.broken_by("pgd-rescaled", attack, evidence.held_rows)
+    return evidence.broken_by("pgd-rescaled", attack, evidence.correct_rows)
 
 
 COMPONENTS = {

@@ -14,7 +14,7 @@ COMPARED = 1000
 @check((33,), unit="points")
 def sample_size(evidence: Evidence) -> Seen:
     """How far the number of images lets the accuracy be off."""
-    share = Estimate.of(evidence.suite_standing.cpu().numpy())
+    share = Estimate.of(evidence.suite_robust.cpu().numpy())
     half = 50 * (share.high - share.low)
     few = "; 1,000 or more, drawn at random, are usual" if share.total < 1000 else ""
     return fact(half, f"{share.total} images leave the suite's accuracy uncertain by {half:.1f} points{few}.")

@@ -163,11 +163,10 @@ def smooth_input(evidence: Evidence) -> Seen:
     noise = 2 * keyed_draws(x, indices, evidence.seed)[:, 1:].reshape(x.shape).to(x.dtype) - 1
     moved = (x + TINY_NOISE * noise).clamp(evidence.threat.low, evidence.threat.high)
     same = (logits_of(evidence.model, x) == logits_of(evidence.model, moved)).all(1)
-    hits = int(same.sum())
     return share(
-        hits,
+        same,
         len(x),
-        f"The logits of {count_text(hits, len(x))} stay exactly the same under noise of {TINY_NOISE:g}.",
+        f"The logits of {{of}} stay exactly the same under noise of {TINY_NOISE:g}.",
         "Something rounds: the input, an activation or the output; attack through it with its backward pass replaced "
         "by the identity (BPDA).",
     )

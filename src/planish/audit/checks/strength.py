@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from planish.audit.check import Seen, Unknown, check, count_text, mean, share
+from planish.audit.check import Seen, Unknown, check, mean, of_sample, share
 from planish.audit.evidence import Evidence
 from planish.core.checks import logits_of
 from planish.core.losses import margin
@@ -26,10 +25,10 @@ def one_step(evidence: Evidence) -> Seen:
     """One gradient step breaks nothing that many steps miss."""
     many = evidence.trace.broken_by(evidence.plan.steps) | evidence.margin_broken
     missed = evidence.fgsm_broken & ~many
-    return _of_sample(
+    return of_sample(
         evidence,
         missed,
-        "FGSM breaks {of} that PGD of {steps} steps, on cross entropy and on the margin, does not",
+        f"FGSM breaks {{of}} that PGD of {evidence.plan.steps} steps, on cross entropy and on the margin, does not.",
         "Many steps must never do worse than one: the loss surface misleads the attack; add restarts, smoothed "
         "gradients and black-box attacks.",
     )
@@ -39,11 +38,11 @@ def one_step(evidence: Evidence) -> Seen:
 def weak_and_strong(evidence: Evidence) -> Seen:
     """Ten steps of PGD come close to the whole suite."""
     few = min(FEW_STEPS, evidence.plan.steps)
-    left = ~evidence.trace.broken_by(few) & ~evidence.standing[evidence.held_rows]
-    return _of_sample(
+    left = ~evidence.trace.broken_by(few) & ~evidence.robust[evidence.correct_rows]
+    return of_sample(
         evidence,
         left,
-        f"PGD of {few} steps leaves {{of}} that stronger attacks break",
+        f"PGD of {few} steps leaves {{of}} that stronger attacks break.",
         "A figure of a short PGD overstates this model; quote the suite's.",
     )
 
@@ -56,13 +55,13 @@ def one_step_gap(evidence: Evidence) -> Seen:
     FGSM is a weak attack on any undefended model, whose gradients are honest.
     """
     left = evidence.trace.broken_by(evidence.plan.steps) & ~evidence.fgsm_broken
-    clean, stepped = (part.gradient.flatten(1) for part in (evidence.held_gradients, evidence.fgsm_gradients))
+    clean, stepped = (part.gradient.flatten(1) for part in (evidence.clean_gradients, evidence.fgsm_gradients))
     cosine = float(torch.cosine_similarity(clean, stepped).nan_to_num().mean())
-    seen = _of_sample(
+    seen = of_sample(
         evidence,
         left,
-        f"FGSM leaves {{of}} that PGD of {{steps}} steps breaks, and gradients before and after it have a cosine of "
-        f"{cosine:.2f}",
+        f"FGSM leaves {{of}} that PGD of {evidence.plan.steps} steps breaks, and gradients before and after it have a "
+        f"cosine of {cosine:.2f}.",
         "The model withstands single steps only: after training on single steps this is catastrophic overfitting, so "
         "train with several steps or a regulariser; never judge it by FGSM.",
     )
@@ -75,7 +74,7 @@ def linearity(evidence: Evidence) -> Seen:
 
     Differs: the margin in place of cross entropy, which bends by itself where a model is certain, linear or not.
     """
-    batch = evidence.held
+    batch = evidence.correct_sample
     value, _, gradient = evidence.gradients(batch, margin)
     moved = margin(evidence.fgsm_gradients.logits, batch.labels)
     error = (moved - value - inner(evidence.x_fgsm - batch.x, gradient)).abs()
@@ -97,10 +96,10 @@ def more_steps(evidence: Evidence) -> Seen:
     steps = evidence.plan.steps
     late = evidence.trace.broken_by(2 * steps) & ~evidence.trace.broken_by(steps)
     late &= ~evidence.margin_broken
-    return _of_sample(
+    return of_sample(
         evidence,
         late,
-        f"PGD of {2 * steps} steps breaks {{of}} that {{steps}} steps, and as many on the margin, do not",
+        f"PGD of {2 * steps} steps breaks {{of}} that {steps} steps, and as many on the margin, do not.",
         "The attack has not converged: use more steps, and a decaying step size.",
     )
 
@@ -109,13 +108,13 @@ def more_steps(evidence: Evidence) -> Seen:
 def more_restarts(evidence: Evidence) -> Seen:
     """A second start breaks hardly more."""
     first = evidence.margin_broken | evidence.trace.broken_by(evidence.plan.steps)
-    rows = evidence.held_rows[~first]
+    rows = evidence.correct_rows[~first]
     again = torch.zeros_like(first)
     again[~first] = evidence.broken_by("pgd-margin-restart", evidence.margin_pgd(), rows)
-    return _of_sample(
+    return of_sample(
         evidence,
         again,
-        "A second start of PGD breaks {of} that the first ones did not",
+        "A second start of PGD breaks {of} that the first ones did not.",
         "Starts matter here: use more restarts, and diverse ones (odi-pgd).",
     )
 
@@ -142,10 +141,10 @@ def still_rising(evidence: Evidence) -> Seen:
     best = losses.cummax(0).values
     late = best[-1] - best[-1 - max(1, round(LAST * evidence.plan.steps))]
     rising = late > RISING * (best[-1] - losses[0]).clamp(min=RISE_FLOOR)
-    return _of_sample(
+    return of_sample(
         evidence,
         rising & ~evidence.trace.broken_by(evidence.plan.steps),
-        "The loss of {of} that PGD has not broken still rises when its {steps} steps end",
+        f"The loss of {{of}} that PGD has not broken still rises when its {evidence.plan.steps} steps end.",
         "The attack ends too early: use more steps.",
     )
 
@@ -158,7 +157,7 @@ def broken_stays_broken(evidence: Evidence) -> Seen:
     x_adv, labels = evidence.judged.x_adv[broken], evidence.images.labels[broken]
     lost = int((margin(logits_of(evidence.model, x_adv, 37), labels) < 0).sum()) if len(x_adv) else 0
     silent = 0
-    if not evidence.black_box and evidence.has_gradients and len(evidence.held_rows):
+    if not evidence.black_box and evidence.has_gradients and len(evidence.correct_rows):
         trace = evidence.trace
         silent = int((trace.broken_by(len(trace.margins)) & (trace.margins[-1] < 0)).sum())
     return share(
@@ -182,7 +181,7 @@ def targeted(evidence: Evidence) -> Seen | Unknown:
     return share(
         hits,
         len(record.labels),
-        f"Attacks that aim at classes break {count_text(hits, len(record.labels))} that untargeted ones missed.",
+        "Attacks that aim at classes break {of} that untargeted ones missed.",
         "Untargeted attacks are misled here; never quote them alone.",
     )
 
@@ -216,13 +215,6 @@ def _reasons(evidence: Evidence) -> tuple[str, ...] | None:
     record, prefix = evidence.judged.evaluation, f"{evidence.suite_name}/"
     found: tuple[str, ...] = reasons({c.name.removeprefix(prefix): c for c in record.columns}, len(record.labels))
     return found
-
-
-def _of_sample(evidence: Evidence, mask: Tensor, sentence: str, advice: str) -> Seen:
-    """Return the share that the marked of the held images (n,) are of the whole sample."""
-    hits, total = int(mask.sum()), len(evidence.rows)
-    meaning = sentence.format(of=count_text(hits, total), steps=evidence.plan.steps) + "."
-    return share(hits, total, meaning, advice, indices=evidence.ids(evidence.held_rows[mask]))
 
 
 COMPONENTS = {

@@ -16,7 +16,7 @@ from planish.audit.measures.curvature import Way, curvature, gradient_norms
 from planish.core.batch import Batch
 from planish.core.checks import CHUNK
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import MASKED, Loss, margin, soft_margin, wide
+from planish.core.losses import Loss, margin, masked, soft_margin, wide
 from planish.core.threat import Linf, ThreatModel
 
 Kind = Literal["certificate", "estimate"]
@@ -65,8 +65,7 @@ def top_margin(places: int) -> Loss:
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         _need(logits, places)
         scores = wide(logits)
-        others = scores.scatter(1, labels[:, None], MASKED)
-        return others.topk(places, dim=1).values[:, -1] - scores.gather(1, labels[:, None]).squeeze(1)
+        return masked(scores, labels).topk(places, dim=1).values[:, -1] - scores.gather(1, labels[:, None]).squeeze(1)
 
     return loss
 

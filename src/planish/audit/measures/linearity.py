@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.attacks.gradient import PAPER_STEP
+from planish.attacks.ascents import PAPER_STEP
 from planish.audit.measures.highest import Highest, highest
 from planish.core.batch import Batch
 from planish.core.errors import at_least
@@ -102,7 +102,7 @@ def one_step(model: nn.Module, batch: Batch, threat: ThreatModel, *, loss: Loss 
     objective = objective_of(model, loss_of(loss, batch.labels))
     with attacked(model), full_precision(batch.x):
         value, _, gradient = evaluated(objective, batch.x)
-        x_adv = threat.project(batch.x + threat.radius * threat.steepest(gradient), batch.x)
+        x_adv = threat.step(batch.x, batch.x, gradient)
         return _segment(batch, x_adv, value, gradient, *evaluated(objective, x_adv))
 
 

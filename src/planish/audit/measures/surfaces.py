@@ -22,7 +22,7 @@ INSIDE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Along(NamedTuple):
-    """What an attack leaves standing at several radii; robust accuracy is the mean over images: an upper bound.
+    """What is robust to an attack at several radii; accuracy is the mean over images: an upper bound.
 
     robust: (N, F) bool, image n is right after the attack at the f-th radius. passes: (N,) int64, the clean forwards
     included.
@@ -33,7 +33,7 @@ class Along(NamedTuple):
 
 
 class Distortion(NamedTuple):
-    """Images that stand at the full radius and fall inside it, on one segment; exact on the points looked at.
+    """Images that are right at the full radius and wrong inside it, on one segment; exact on the points looked at.
 
     distorted: (N,) bool, right at the image and at the segment's end, and wrong somewhere between. at: (N,) the least
     share of the segment where it is wrong, inf where it is right everywhere. margin: (N, S + 2) at shares 0, the given
@@ -167,7 +167,7 @@ def weight_plane(
 def accuracy_along(
     model: nn.Module, batch: Batch, threat: ThreatModel, attack: Attack, factors: Sequence[float], *, seed: int = 0
 ) -> Along:
-    """Return which images an attack leaves standing at multiples of the radius, with the same noise at each.
+    """Return which images are robust to an attack at multiples of the radius, with the same noise at each.
 
     A sound attack breaks more at every larger radius: images that rise again show a weak attack or masked gradients
     (Athalye, Carlini and Wagner 2018, section 3.1). attack: one that counts any wrong class. Linf radii end at the box.

@@ -1,6 +1,6 @@
-"""Harden a network of your own: train it plainly and with SEAT, and compare what is left under attack.
+"""Train a robust network of your own: plainly and with SEAT, and compare what is left under attack.
 
-python examples/harden_your_model.py
+python examples/train_your_model.py
 """
 
 import torch
@@ -37,13 +37,13 @@ def trained(method: Method) -> nn.Module:
 
 
 def main() -> None:
-    """Train twice and judge both on the test images."""
+    """Train twice and evaluate both on the test images."""
     images = load("digits", "test", limit=200).as_batch()
     for method in (Standard(), SEAT()):
         print(type(method).__name__)
         attacks = {"multi-targeted-10-1": MultiTargeted(10, 1)}
-        *_, judged = evaluate(trained(method), images, THREAT, attacks)
-        clean, robust = judged.evaluation.clean_accuracy(), judged.evaluation.robust_accuracy()
+        *_, last = evaluate(trained(method), images, THREAT, attacks)
+        clean, robust = last.evaluation.clean_accuracy(), last.evaluation.robust_accuracy()
         print(f"  clean {clean.value:.1%}, robust {robust.value:.1%} [{robust.low:.1%}, {robust.high:.1%}]")
 
 

@@ -1,11 +1,11 @@
-"""Judge a network of your own: how much of its accuracy is left when every pixel may move a little?
+"""Evaluate a network of your own: how much of its accuracy is left when every pixel may move a little?
 
-    python examples/judge_your_model.py
+    python examples/evaluate_your_model.py
 
 The network here was trained on normalised images, as most are. `Normalized` puts the normalization inside the
 model, so that images and radius stay in pixels of [0, 1]. The same from the command line:
 
-    planish evaluate examples/judge_your_model.py:your_model --data digits --radius 0.1
+    planish evaluate examples/evaluate_your_model.py:your_model --data digits --radius 0.1
 """
 
 import torch
@@ -37,7 +37,7 @@ def your_model() -> nn.Module:
 
 
 def main() -> None:
-    """Print what stands after each attack; keep the result of every image."""
+    """Print how many images are robust after each attack; keep the result of every image."""
     images = load("digits", "test").as_batch()
     attacks = {"apgd-ce": APGD(STEPS), "apgd-t": APGDT(STEPS)}
     about = {"model": {"name": "mine"}, "data": {"name": "digits"}}

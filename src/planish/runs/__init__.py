@@ -1,0 +1,1 @@
+"""Run folders: train, evaluate, audit and compare into a folder, and read it back."""
