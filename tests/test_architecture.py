@@ -126,9 +126,8 @@ def test_few_files_stand_at_the_top():
 
 @pytest.mark.parametrize("package", ["attacks", "methods", "models"])
 def test_components_do_not_know_their_siblings(package: str):
-    """A package's `__init__` names them all; nothing else does."""
-    apart = (f"{package}.__init__", "attacks.suites")
-    names = [name for name in FILES if name.startswith(f"{package}.") and not name.startswith(apart)]
+    listed = (f"{package}.__init__", "attacks.suites")  # a room shows its files' classes; suites are made of attacks
+    names = [name for name in FILES if name.startswith(f"{package}.") and not name.startswith(listed)]
     assert len(names) > 1
     for name in names:
         for imported in imports(FILES[name]):

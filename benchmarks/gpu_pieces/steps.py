@@ -18,7 +18,7 @@ from planish.core.randomness import seeded
 from planish.methods import Method
 from planish.registry import components
 from planish.training.collapse import EVERY, Guard, look, withstanding
-from planish.training.cost import STATED, training_cost
+from planish.training.cost import stated_costs, training_cost
 
 BASE = "standard"
 WANTED = ("planish", "pgd", "fgsm", "rs-fgsm", "n-fgsm", "seat", "seat-fl", "gradient-penalty", "llr", "trades")
@@ -40,7 +40,7 @@ def problem(job: Job, batch: int, compiled: bool = False) -> Problem:
 def candidates() -> dict[str, Method]:
     """Return the hand-written loops and every method, the most wanted first."""
     loops: dict[str, Method] = {"hand-written FGSM": Loop(fgsm), f"hand-written PGD-{STEPS}": Loop(pgd)}
-    rest = sorted(set(components("methods")) - {BASE, *WANTED}, key=lambda name: STATED[name])
+    rest = sorted(set(components("methods")) - {BASE, *WANTED}, key=stated_costs().__getitem__)
     first: dict[str, Method] = {name: component("methods", name) for name in WANTED[:2]}
     return {**first, **loops, **{name: component("methods", name) for name in (*WANTED[2:], *rest)}}
 

@@ -12,7 +12,7 @@ from strange_models import Flat
 from torch import Tensor, nn
 
 from planish.attacks import Within
-from planish.attacks.boundary import BLOCK, COMPONENTS, Boundary, Walk, _adapted, _proposed
+from planish.attacks.boundary import BLOCK, COMPONENTS, Boundary, BoundaryWalk, _adapted, _proposed
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.pass_counter import Counted
@@ -50,7 +50,7 @@ def test_the_proposals_are_where_they_should_be(batch: Batch):
     middle = torch.full_like(batch.x, 0.5)
     rows, some = torch.arange(8), torch.linspace(0.01, 0.9, 8)
     here = middle + 0.1 * (batch.x - 0.5)
-    walk = Walk(rows, middle, here, some, some.flip(0) / 2, 0 * some, 0 * some)
+    walk = BoundaryWalk(rows, middle, here, some, some.flip(0) / 2, 0 * some, 0 * some)
     uniform = keyed(batch.indices, 5, 64)
     length = (here - middle).flatten(1).norm(dim=1)
     sphere, nearer = ((_proposed(walk, uniform, L2(0.0), on) - middle).flatten(1) for on in (True, False))
@@ -65,10 +65,10 @@ def test_the_step_sizes_follow_the_shares():
     few, middle, many = torch.tensor([0.0, 2.0, 5.0]), torch.tensor([3.0, 3.0, 3.0]), torch.tensor([1.0, 3.0, 9.0])
     size = torch.full((3,), 0.1)
     image = torch.zeros(3, 1, 2, 2)
-    bent = _adapted(Walk(torch.arange(3), image, image, size, size, few, middle))
+    bent = _adapted(BoundaryWalk(torch.arange(3), image, image, size, size, few, middle))
     torch.testing.assert_close(bent.delta, torch.tensor([0.1 / 1.5, 0.1, 0.15]))
     torch.testing.assert_close(bent.epsilon, bent.delta)
-    pulled = _adapted(Walk(torch.arange(3), image, image, size, size, torch.full((3,), 2.0), many))
+    pulled = _adapted(BoundaryWalk(torch.arange(3), image, image, size, size, torch.full((3,), 2.0), many))
     torch.testing.assert_close(pulled.epsilon, torch.tensor([0.1 / 1.5, 0.1, 0.15]))
     assert torch.equal(pulled.delta, size) and not (pulled.on_sphere.any() or pulled.nearer.any())
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
@@ -91,7 +92,7 @@ def test_improvement_ratio_by_hand():
     assert np.isnan(improvement_ratio(base, base))
 
 
-class Liar:
+class Liar(DistanceAttack):
     """Claims that the clean image is adversarial, or leaves the box."""
 
     def __init__(self, shift: float) -> None:
@@ -109,7 +110,7 @@ def test_what_an_attack_claims_is_judged_afresh(brightness: Callable[..., nn.Mod
         list(measure(brightness(), levels, Linf(0), {"liar": Liar(0.9)}))
 
 
-class Edge:
+class Edge(DistanceAttack):
     """Returns images a hair's breadth short of the boundary, as a bisection may."""
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:

@@ -9,7 +9,7 @@ from planish.core.losses import cross_entropy, divergence, margin, probability_m
 from planish.core.threat import L2, Linf
 from planish.methods.adversarial import FGSM, NFGSM, RSFGSM, Adversarial
 from planish.search.ascent import evaluated
-from planish.search.linearize import tangent
+from planish.search.linearize import linearization
 from planish.search.objectives import divergence_from, inner, linearity_error, loss_of, objective_of, plus
 
 
@@ -22,7 +22,7 @@ def first(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def error_of(model: nn.Module, loss: object, batch: Batch, x: Tensor, **how: str) -> object:
-    value, gradient = tangent(lambda x: loss(model(x), batch.labels), x)  # type: ignore[operator]
+    value, gradient = linearization(lambda x: loss(model(x), batch.labels), x)  # type: ignore[operator]
     return linearity_error(loss, batch.labels, x, value.detach(), gradient, **how)  # type: ignore[arg-type]
 
 
@@ -56,8 +56,8 @@ def test_inner_gradients(smooth: nn.Module, batch: Batch, which: str, over: str)
     """official: sign(r) grad l(x + d). exact: sign(r) (grad l(x + d) - grad l(x)). The values are the same."""
     x = batch.x.double()
     x_adv = moved(x)
-    clean = tangent(lambda x: cross_entropy(smooth(x), batch.labels), x)
-    there = tangent(lambda x: cross_entropy(smooth(x), batch.labels), x_adv)
+    clean = linearization(lambda x: cross_entropy(smooth(x), batch.labels), x)
+    there = linearization(lambda x: cross_entropy(smooth(x), batch.labels), x_adv)
     signed = there.value - clean.value - inner(x_adv - x, clean.gradient)
     sign = signed.mean().sign().expand(8) if over == "batch" else signed.sign()
     expected = there.gradient - (clean.gradient if which == "exact" else 0)

@@ -13,8 +13,9 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed
 from planish.core.threat import L2, SLACK, ThreatModel
 from planish.search.ascent import chosen
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.search.initial_adversarial import initial_adversarial, misclassified
+from planish.search.found import Nearest
+from planish.search.initial_adversarial import initial_adversarial
+from planish.search.nearest import NearestSearch
 
 SPHERE_EVERY, BLOCK = 5, 25
 GROWTH = 1.5
@@ -72,17 +73,17 @@ class Boundary(DistanceAttack):
         """Return the nearest adversarial image that the walk of each met."""
         first, second = drawn_seed(generator), drawn_seed(generator)
         with attacked(model), torch.no_grad():
-            batch = with_logits(model, batch)
-            found = nothing_found(batch)
-            rows = unfinished(found, threat)
-            start = initial_adversarial(model, batch.select(rows), threat, first, self.queries)
-            found.passes[rows] = start.passes
-            offer(found, rows, batch, start.x_adv, start.found, threat, 0)
-            self._walk(model, batch, threat, found, second)
-        return found
+            search = NearestSearch.begun(model, batch, threat)
+            rows = search.unfinished()
+            start = initial_adversarial(model, search.batch.select(rows), threat, first, self.queries)
+            search.found.passes[rows] = start.passes
+            search.offer(rows, start.x_adv, start.found, 0)
+            self._walk(search, second)
+        return search.found
 
-    def _walk(self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, seed: int) -> None:
-        """BoundaryWalk on from what was found, and enter what is nearer, in place."""
+    def _walk(self, search: NearestSearch, seed: int) -> None:
+        """Walk on from what was found, and enter what is nearer, in place."""
+        _, batch, threat, found = search
         walk = self._begun(batch, found)
         for step in range(1, self.queries + 1):
             going = (found.passes[walk.rows] < self.queries) & (found.distance[walk.rows] > threat.radius)
@@ -91,9 +92,7 @@ class Boundary(DistanceAttack):
                 return
             on_sphere = step % SPHERE_EVERY == 0
             x_adv = _proposed(walk, keyed(batch.indices[walk.rows], seed + step, walk.x[0].numel()), threat, on_sphere)
-            hit = misclassified(model, x_adv, batch.labels[walk.rows])
-            found.passes[walk.rows] += 1
-            offer(found, walk.rows, batch, x_adv, hit, threat, step)
+            hit = search.tried(walk.rows, x_adv, step)
             walk = _moved(walk, x_adv, hit, on_sphere)
             if step % BLOCK == 0:
                 walk = _adapted(walk)

@@ -18,7 +18,8 @@ from planish.core.losses import Loss, margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.found import Nearest
+from planish.search.nearest import NearestSearch
 from planish.search.objectives import loss_of, objective_of
 
 REACH = 1.05
@@ -279,9 +280,8 @@ class AdamWalk(NamedTuple):
 def _descend(attack: CarliniWagner | CarliniWagnerLinf, model: nn.Module, batch: Batch, threat: ThreatModel) -> Nearest:
     """Run every image's searches one after the other; an image whose plan is finished leaves the batch."""
     with attacked(model):
-        batch = with_logits(model, batch)
-        found = nothing_found(batch)
-        rows, index = unfinished(found, threat), 0
+        search = NearestSearch.begun(model, batch, threat)
+        batch, found, rows, index = search.batch, search.found, search.unfinished(), 0
         start = _squashed(batch.x[rows], threat)
         plan: SearchPlan = attack.plan(start, threat)
         walk, loss = _begun(start), _hinge(attack.confidence)
@@ -289,7 +289,7 @@ def _descend(attack: CarliniWagner | CarliniWagnerLinf, model: nn.Module, batch:
             x_adv = _image(walk.w, threat)
             hinge, _, gradient = evaluated(objective_of(model, loss_of(loss, batch.labels[rows])), x_adv)
             found.passes[rows] += 2
-            offer(found, rows, batch, x_adv, hinge == 0, threat, index)
+            search.offer(rows, x_adv, hinge == 0, index)
             delta = x_adv - batch.x[rows]
             penalty, slope = plan.penalty(delta)
             slope = slope + per_image(plan.constant, x_adv) * gradient.nan_to_num(0, 0, 0)

@@ -96,9 +96,8 @@ class Closest(DistanceAttack):
 
     def _refine(self, search: NearestSearch) -> None:
         """Bisect the segment from each image to its best: whatever is misclassified on it counts."""
-        found, radius = search.found, search.threat.radius
-        rows = (found.distance.isfinite() & (found.distance > radius)).nonzero().squeeze(1)
-        end = found.x_adv[rows]
+        rows = search.improvable()
+        end = search.found.x_adv[rows]
         below = end.new_zeros(len(rows))
         above = torch.ones_like(below)
         for step in range(self.refine):
@@ -108,7 +107,7 @@ class Closest(DistanceAttack):
             x_adv = torch.lerp(search.batch.x[rows], end, per_image(middle, end))
             adversarial = search.tried(rows, x_adv, self.targets * self.steps + step + 1)
             below, above = torch.where(adversarial, below, middle), torch.where(adversarial, middle, above)
-            going = (found.distance[rows] > radius).nonzero().squeeze(1)
+            going = (search.found.distance[rows] > search.threat.radius).nonzero().squeeze(1)
             rows, end, below, above = chosen((rows, end, below, above), going)
 
 

@@ -15,9 +15,10 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.found import Nearest
 from planish.search.initial_adversarial import BISECTIONS, bisected, initial_adversarial
 from planish.search.linearize import nearest_classes
+from planish.search.nearest import NearestSearch
 from planish.search.objectives import Objective, loss_of, objective_of
 
 CLIMB, CANDIDATES = 30, 10
@@ -84,23 +85,23 @@ class LogBarrier(DistanceAttack):
             raise BadInput(f"log-barrier does not know the norm {threat.name}; it knows {' and '.join(MOVES)}")
         seed = drawn_seed(generator)
         with attacked(model):
-            batch = with_logits(model, batch)
-            found = nothing_found(batch)
-            _start(model, batch, threat, found, seed)
-            self._descend(model, batch, threat, found)
-            rows = _open(found, threat)
+            search = NearestSearch.begun(model, batch, threat)
+            _start(search, seed)
+            self._descend(search)
+            found, rows = search.found, search.improvable()
             rounds = torch.full_like(rows, LAST_BISECTIONS)
-            x_adv = bisected(model, batch.select(rows), threat, found.x_adv[rows], rounds)
+            x_adv = bisected(model, search.batch.select(rows), threat, found.x_adv[rows], rounds)
             found.passes[rows] += rounds
-            offer(found, rows, batch, x_adv, torch.ones_like(rows).bool(), threat, self.outer * self.inner + 1)
+            search.offer(rows, x_adv, torch.ones_like(rows).bool(), self.outer * self.inner + 1)
         return found
 
-    def _descend(self, model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest) -> None:
+    def _descend(self, search: NearestSearch) -> None:
         """Descend from what was found, and enter what is nearer, in place."""
-        rows = _open(found, threat)
+        model, batch, threat, found = search
+        rows = search.improvable()
         if len(rows) == 0:
             return
-        now = self._begun(model, batch, found, rows)
+        now = self._begun(search, rows)
         for step in range(1, self.outer * self.inner + 1):
             going = (now.outer < self.outer) & (found.distance[now.rows] > threat.radius)
             now = chosen(now, going.nonzero().squeeze(1))
@@ -113,17 +114,17 @@ class LogBarrier(DistanceAttack):
             barrier, logits, gradient = evaluated(_barrier(model, batch.labels[now.rows]), x_adv)
             found.passes[now.rows] += 2
             adversarial = margin(logits, batch.labels[now.rows]) >= 0
-            offer(found, now.rows, batch, x_adv, adversarial, threat, step)
+            search.offer(now.rows, x_adv, adversarial, step)
             after, before = threat.norm(x_adv - x), threat.norm(now.here - x)
             better = adversarial & (after + now.weight * barrier < before + now.weight * now.barrier)
             distance = found.distance[now.rows]
             done = ~(threat.norm(x_adv - now.here) > self.tolerance * distance)
             now = self._next(_taken(now, better, x_adv, barrier, gradient), done, distance)
 
-    def _begun(self, model: nn.Module, batch: Batch, found: Nearest, rows: Tensor) -> Descent:
-        here, distance = found.x_adv[rows], found.distance[rows]
-        barrier, _, gradient = evaluated(_barrier(model, batch.labels[rows]), here)
-        found.passes[rows] += 2
+    def _begun(self, search: NearestSearch, rows: Tensor) -> Descent:
+        here, distance = search.found.x_adv[rows], search.found.distance[rows]
+        barrier, _, gradient = evaluated(_barrier(search.model, search.batch.labels[rows]), here)
+        search.found.passes[rows] += 2
         none = torch.zeros_like(rows)
         return Descent(rows, here, barrier, gradient, distance * self.weight, distance / 10, none, none)
 
@@ -134,11 +135,6 @@ class LogBarrier(DistanceAttack):
         weight = torch.where(done, distance * self.weight * self.shrink**outer, now.weight)
         step_size = torch.where(done, 2 * now.step_size, now.step_size)
         return now._replace(weight=weight, step_size=step_size, inner=torch.where(done, 0, now.inner + 1), outer=outer)
-
-
-def _open(found: Nearest, threat: ThreatModel) -> Tensor:
-    """Return the rows of images that have an adversarial image, but none within the radius."""
-    return (found.distance.isfinite() & (found.distance > threat.radius)).nonzero().squeeze(1)
 
 
 def _barrier(model: nn.Module, labels: Tensor) -> Objective:
@@ -156,17 +152,18 @@ def _taken(now: Descent, better: Tensor, x_adv: Tensor, barrier: Tensor, gradien
     )
 
 
-def _start(model: nn.Module, batch: Batch, threat: ThreatModel, found: Nearest, seed: int) -> None:
+def _start(search: NearestSearch, seed: int) -> None:
     """Enter the nearer of two points on the boundary, in place."""
-    rows = unfinished(found, threat)
+    model, batch, threat, found = search
+    rows = search.unfinished()
     some = batch.select(rows)
     noise = initial_adversarial(model, some, threat, seed)
     found.passes[rows] += noise.passes
-    offer(found, rows, batch, noise.x_adv, noise.found, threat, 0)
+    search.offer(rows, noise.x_adv, noise.found, 0)
     x_adv, reached, passes = _climb(model, some, threat)
     rounds = torch.where(reached, BISECTIONS, 0)
     found.passes[rows] += passes + rounds
-    offer(found, rows, batch, bisected(model, some, threat, x_adv, rounds), reached, threat, 0)
+    search.offer(rows, bisected(model, some, threat, x_adv, rounds), reached, 0)
 
 
 def _climb(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:

@@ -134,10 +134,26 @@ class NFGSM(Adversarial):
 
 
 @dataclass(frozen=True)
-class QUB(NFGSM):
-    """QUB: N-FGSM that trains on a quadratic upper bound of the loss at x_adv (You and Lee 2025)."""
+class QUB(Adversarial):
+    """QUB: N-FGSM that trains on a quadratic upper bound of the loss at x_adv (You and Lee 2025).
 
-    outer: Outer = "qub"
+    noise_in_radii: radius of the uniform noise, at least 0.
+    """
+
+    noise_in_radii: float = 2.0
+
+    def __post_init__(self) -> None:
+        at_least(0, noise_in_radii=self.noise_in_radii)
+
+    @property
+    def outer(self) -> Outer:
+        """The bound."""
+        return "qub"
+
+    @property
+    def ascent(self) -> Ascent:
+        """That of N-FGSM."""
+        return NFGSM(self.noise_in_radii).ascent
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.ascent import ascend
-from planish.search.linearize import tangent
+from planish.search.linearize import linearization
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Steepest
 
@@ -96,7 +96,7 @@ class ELLE(Plain):
         with full_precision(batch.x):
             with fixed_statistics(model):
                 if x_adv is None:
-                    clean, gradient = tangent(loss_at, batch.x)
+                    clean, gradient = linearization(loss_at, batch.x)
                     x_adv = threat.step(batch.x, batch.x, gradient)
                 else:
                     clean = loss_at(batch.x)

@@ -14,7 +14,7 @@ from planish.core.losses import smoothed_cross_entropy, wide
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Memory, Plain, StepContext, TrainingLoss
-from planish.search.linearize import tangent
+from planish.search.linearize import linearization
 
 DELTA, MOMENTUM, PERIOD = "prior-guided.delta", "prior-guided.momentum", "prior-guided.period"
 
@@ -70,14 +70,14 @@ class FGSMEP(Plain):
             seen.extend((x_adv, model(x_adv)))
             return self._loss(seen[1], batch.labels)
 
-        gradient = tangent(loss_at, past.x_adv).gradient
-        component, guide = seen
+        gradient = linearization(loss_at, past.x_adv).gradient
+        start, guide = seen
         x_adv = threat.step(past.x_adv, batch.x, gradient)
         logits = model(x_adv)
         value = self._loss(logits, batch.labels).mean()
         gap = F.mse_loss(wide(logits), wide(guide))
         write = partial(self._remember, x_adv, past, gradient, batch, threat, context)
-        component.register_hook(lambda _: write())  # type: ignore[no-untyped-call]
+        start.register_hook(lambda _: write())  # type: ignore[no-untyped-call]
         terms = {"adversarial_cross_entropy": value.detach(), "consistency": gap.detach()}
         return TrainingLoss(value + self.consistency_weight * gap, terms, logits.detach())
 

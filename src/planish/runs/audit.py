@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from planish.records.audit import Audit
-from planish.records import audit as record
 from planish.audit.auditor import audit as findings
 from planish.audit.auditor import own_checks, plan_of
 from planish.core.arguments import Images, Labels, batch_of, model_of, path_of, seed_of, threat_of
 from planish.core.checks import check_images
-from planish.core.threat import ThreatModel
-from planish.models.onnx import BlackBox
 from planish.core.errors import BadInput
+from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import OnChunk
+from planish.models.onnx import BlackBox
+from planish.records import audit as record
+from planish.records.audit import Audit
 from planish.report import write_audit
-from planish.runs.judge import LoadedModel, EvaluationConfig, surrogates_of, test_images
+from planish.runs.judge import EvaluationConfig, LoadedModel, surrogates_of, test_images
 
 CALLED = {"model": {"name": "the model"}, "data": {"name": "images in memory"}}
 """What a page calls things that have no name."""

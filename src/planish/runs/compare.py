@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planish.records import audit as record
 from planish.core.errors import BadInput
+from planish.records import audit as record
 from planish.records.audit import Audit
 from planish.report import Entry, Table, write_comparison
 from planish.report.compared import headline_rows, side_by_side, told_apart

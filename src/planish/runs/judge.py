@@ -184,12 +184,7 @@ def surrogates_of(judged: LoadedModel, task: EvaluationConfig, image: Batch, bui
 
 
 def measure(
-    judged: LoadedModel,
-    task: EvaluationConfig,
-    folder: Path,
-    *,
-    device: torch.device | str = "cpu",
-    resume: bool = False,
+    judged: LoadedModel, task: EvaluationConfig, folder: Path, *, device: torch.device | str = "cpu", resume: bool = False
 ) -> Iterator[Distances]:
     """Measure adversarial distances into a folder: yield the record after each attack, saved by then.
 

@@ -59,7 +59,7 @@ def second_derivatives() -> AbstractContextManager[object]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
-def tangent(loss_at: LossAt, x: Tensor, *, differentiable: bool = False) -> Linearization:
+def linearization(loss_at: LossAt, x: Tensor, *, differentiable: bool = False) -> Linearization:
     """Return the loss and its gradient at x, keeping the graph of the value.
 
     differentiable: the gradient keeps its own graph too, for a penalty on it (double backward).
@@ -74,19 +74,19 @@ def tangent(loss_at: LossAt, x: Tensor, *, differentiable: bool = False) -> Line
 def linearize(
     model: nn.Module, loss: Loss, labels: Tensor, x: Tensor, *, differentiable: bool = False
 ) -> tuple[Linearization, Tensor]:
-    """Return the tangent of the model's loss at x, and the logits there, (N, K), with their graph: one forward."""
+    """Return the linearization of the model's loss at x and the logits there, (N, K), with their graph: one forward."""
     kept: list[Tensor] = []
 
     def loss_at(x: Tensor) -> Tensor:
         kept.append(model(x))
         return loss(kept[0], labels)
 
-    return tangent(loss_at, x, differentiable=differentiable), kept[0]
+    return linearization(loss_at, x, differentiable=differentiable), kept[0]
 
 
 def slope_by_double_backward(loss_at: LossAt, x: Tensor, direction: Tensor) -> Slope:
     """Return the loss and <gradient, direction>, exact, differentiable with respect to the parameters."""
-    value, gradient = tangent(loss_at, x, differentiable=True)
+    value, gradient = linearization(loss_at, x, differentiable=True)
     return Slope(value, inner(direction, gradient))
 
 

@@ -64,6 +64,11 @@ class NearestSearch(NamedTuple):
         """Return the rows (n,) of the images that have no adversarial image within the threat's radius yet."""
         return unfinished(self.found, self.threat)
 
+    def improvable(self) -> Tensor:
+        """Return the rows (n,) of the images that have an adversarial image, but none within the radius."""
+        distance = self.found.distance
+        return (distance.isfinite() & (distance > self.threat.radius)).nonzero().squeeze(1)
+
     def start(self, rows: Tensor, radius: float | Tensor = 0.0, own: Any = ()) -> Walk:
         """Return the walk at these images. radius: one for all, or (n,)."""
         x = self.batch.x[rows].detach()

@@ -127,7 +127,7 @@ COSINE_MOMENTUM = HeavyBall(Cosine(2.0, 0.02))
 
 
 class AdamState(NamedTuple):
-    """First and second context."""
+    """First and second moment."""
 
     mean: Tensor
     square: Tensor

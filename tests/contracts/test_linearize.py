@@ -9,12 +9,12 @@ from planish.core.batch import Batch
 from planish.core.losses import cross_entropy
 from planish.search.linearize import (
     Slope,
+    linearization,
     probe_length,
     second_derivatives,
     slope_by_double_backward,
     slope_by_finite_difference,
     slope_by_forward_mode,
-    tangent,
 )
 
 # torch.autograd.forward_ad compiles some of its own formulas with torch.jit when it is first used
@@ -123,12 +123,12 @@ def test_a_known_value_saves_a_forward(smooth: nn.Module, batch: Batch):
     assert len(calls) == 2 and found.value is value
 
 
-def test_tangent_is_the_gradient_of_the_sum(normed: nn.Module, batch: Batch):
+def test_linearization_is_the_gradient_of_the_sum(normed: nn.Module, batch: Batch):
     x = batch.x.double().requires_grad_()
     loss_at = loss_of(normed, batch)
     expected = torch.autograd.grad(loss_at(x).sum(), x)[0]
     for differentiable in (False, True):
-        value, gradient = tangent(loss_at, x, differentiable=differentiable)
+        value, gradient = linearization(loss_at, x, differentiable=differentiable)
         torch.testing.assert_close(gradient, expected)
         assert value.requires_grad and gradient.requires_grad is differentiable
         value.sum().backward(retain_graph=True)
