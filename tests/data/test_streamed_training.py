@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from planish.runs.run import load_run
 from typer.testing import CliRunner
 
 from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, experiment_from, read
+from planish.runs.run import load_run
 from planish.runs.train import train_into
 from planish.training.settings import Settings
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from planish.runs.run import load_run
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
@@ -19,6 +18,7 @@ from planish.methods.llr import LLR
 from planish.models import Normalized, build
 from planish.runs.config import experiment_from
 from planish.runs.judge import load_model
+from planish.runs.run import load_run
 from planish.runs.train import train_into
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

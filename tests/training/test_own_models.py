@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from planish.runs.run import load_run
 
 from planish.core.errors import BadInput
 from planish.models import build
 from planish.runs.config import experiment_from
+from planish.runs.run import load_run
 from planish.runs.train import train_into
 
 CODE = """

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planish.runs.run import load_run
 
 from planish.core.errors import BadInput
 from planish.runs import checkpoint as checkpoints
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.run import load_run
 from planish.runs.train import train_into
 from planish.training.settings import Settings
 

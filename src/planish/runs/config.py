@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from planish.core.errors import BadInput, at_least
+from planish.core.threat import ThreatModel, parse_threat
 from planish.data.batches import Augmentation
 from planish.data.crops import check_resolutions, sides
 from planish.data.keeping import Stream
-from planish.core.errors import BadInput, at_least
-from planish.training.collapse import OFF, Guard
 from planish.methods import Method
 from planish.registry import made, make, refuse_unknown
-from planish.core.threat import ThreatModel, parse_threat
+from planish.training.collapse import OFF, Guard
 from planish.training.settings import Settings
 
 

@@ -11,34 +11,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from planish.evaluation import distances
-
-from planish.records import evaluation as results
-from planish.records.adversarials import Verified
 from planish.attacks.transfer import Surrogate, same_classes
-from planish.core.batch import Batch, per_image
-from planish.models.onnx import BlackBox, is_onnx, load_onnx
-from planish.runs.checkpoint import METRICS, PROVENANCE, WEIGHTS
-from planish.data import load
+from planish.core.batch import Batch
+from planish.core.checks import check_logits
 from planish.core.errors import BadInput
-from planish.core.checks import check_images, check_logits, logits_of
+from planish.core.modes import Precision
+from planish.core.pass_counter import Counted
+from planish.core.threat import ThreatModel
+from planish.data import load
+from planish.evaluation import distances
+from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
 from planish.evaluation.verify import verify as verify_images
-from planish.records import distances as distance_records
-from planish.records.distances import Distances
-from planish.records.origin import model_digest
-from planish.records.statistics import Estimate
-from planish.runs.run import load_run
-from planish.evaluation.adversarials import KeptProgress, images_left, load_images, save_gallery, save_images
-from planish.models.pretrained import is_borrowed
-from planish.core.losses import margin
 from planish.models import build
-from planish.core.modes import Precision
-from planish.core.pass_counter import Counted
-from planish.report import Entry
+from planish.models.onnx import BlackBox, is_onnx, load_onnx
+from planish.models.pretrained import is_borrowed
+from planish.records import distances as distance_records
+from planish.records import evaluation as results
+from planish.records.adversarials import Verified
+from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
-from planish.core.threat import ThreatModel
+from planish.records.origin import model_digest
+from planish.report import Entry
+from planish.runs.checkpoint import METRICS, PROVENANCE, WEIGHTS
+from planish.runs.run import load_run
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
 DISTANCES = "distances.npz"
@@ -184,7 +181,12 @@ def surrogates_of(judged: LoadedModel, task: EvaluationConfig, image: Batch, bui
 
 
 def measure(
-    judged: LoadedModel, task: EvaluationConfig, folder: Path, *, device: torch.device | str = "cpu", resume: bool = False
+    judged: LoadedModel,
+    task: EvaluationConfig,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
 ) -> Iterator[Distances]:
     """Measure adversarial distances into a folder: yield the record after each attack, saved by then.
 

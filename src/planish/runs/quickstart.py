@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
-from planish.evaluation.evaluate import OnChunk
-from planish.runs.train import train_into
-from planish.records.evaluation import Evaluation
-from planish.runs.judge import LoadedModel, EvaluationConfig, evaluate_into, load_model
 from planish.core.threat import Linf
+from planish.evaluation.evaluate import OnChunk
+from planish.records.evaluation import Evaluation
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.judge import EvaluationConfig, LoadedModel, evaluate_into, load_model
+from planish.runs.train import train_into
 from planish.training.loop import EpochRecord
 from planish.training.settings import Settings
 

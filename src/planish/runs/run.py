@@ -93,9 +93,10 @@ def train(
     data: a text such as "digits" or "cifar10:PATH"; or images and labels (x, labels), x (N, C, H, W) in [0, 1].
     method: such as planish.methods.SEAT(), or a name such as "seat", "llr-2" or "file.py:NAME".
     threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
-    epochs: in place of those of the settings, which are `Settings()` unless given, with batches no larger than the data.
+    epochs: in place of those of the settings, which are `Settings()` unless given, with batches no larger than the
+    data.
     guard: against catastrophic overfitting. seed: of everything random. device: to compute on.
-    out: a run folder to write as well; then model, data and method must have names, or the run could not be built again.
+    out: a run folder to write as well; then model, data and method must have names, so that it can be opened again.
     Raises BadInput.
     """
     given, settings = settings is not None, settings or Settings()
@@ -170,7 +171,8 @@ def _experiment(
     for what, value in (("model", model), ("data", data)):
         if not isinstance(value, str):
             raise BadInput(
-                f"out= writes a run folder, which must name its {what} to be opened again: give a text, not {shown(value)}"
+                f"out= writes a run folder, which must name its {what} to be opened again: "
+                f"give a text, not {shown(value)}"
             )
     named = _named(method)
     if ":" not in named.name:

@@ -11,33 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from planish.runs import checkpoint as checkpoints
 from planish.attacks import run
 from planish.attacks.gradient import PGD
-from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
-from planish.runs.config import Experiment, Named, parsed, read, to_toml
-from planish.training.cost import training_cost
+from planish.core.checks import check_logits, logits_of
+from planish.core.errors import BadInput
+from planish.core.randomness import initialised, seeded
+from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
 from planish.data.images import Images
 from planish.data.keeping import kept
 from planish.data.listing import Listing, OnCorrupt, refuse
 from planish.data.source import find
 from planish.data.stream import Streamed, default_workers
-from planish.core.errors import BadInput
-from planish.core.checks import check_logits, logits_of
-from planish.storage.files import write_json, write_text
-from planish.models.pretrained import is_borrowed
 from planish.models import Normalized, build
+from planish.runs import checkpoint as checkpoints
+from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
+from planish.runs.config import Experiment, Named, parsed, read, to_toml
+from planish.storage.files import write_json, write_text
 from planish.storage.provenance import provenance
-from planish.core.randomness import seeded
-from planish.training.state import State, go_on, to_go_on
-from planish.core.threat import ThreatModel
+from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
-from planish.storage.provenance import provenance
-from planish.core.randomness import initialised, seeded
 from planish.training.state import State, go_on, to_go_on
-from planish.core.threat import ThreatModel
-from planish.training.loop import EpochRecord, Epochs, fit, start
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
