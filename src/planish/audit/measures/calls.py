@@ -95,8 +95,8 @@ def loss_plane(
     stayed = per_image(threat.norm(moved) == 0, moved)  # such as images that are misclassified when clean
     first = torch.where(stayed, _linearity.one_step(model, batch, threat).x_adv - batch.x, moved)
     second = _surfaces.rademacher(batch, threat, seed)
-    shares = torch.linspace(-REACH, REACH, points)
+    shares = torch.linspace(-REACH, REACH, points, device="cpu")
     loss = _surfaces.loss_plane(model, batch, first, second, shares.tolist(), shares.tolist())
     lengths = (threat.norm(move).float().cpu()[:, None] * shares for move in (first, second))
-    rows = torch.arange(len(batch.x))
+    rows = torch.arange(len(batch.x), device="cpu")
     return Planes(*(part.cpu().numpy() for part in (rows, *lengths, loss.transpose(1, 2))))
