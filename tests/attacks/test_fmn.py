@@ -14,7 +14,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import ThreatModel
 from planish.registry import make
-from planish.search.nearest import Seen, Walk
+from planish.search.nearest import StepOutcome, Walk
 
 
 def peer_of(foolbox: Any, threat: ThreatModel, **options: float) -> Any:
@@ -24,7 +24,7 @@ def peer_of(foolbox: Any, threat: ThreatModel, **options: float) -> Any:
 class Paper(FMN):
     """FMN whose radius before the first success is the linearised distance, however little it grows."""
 
-    def _radius(self, at: Walk, seen: Seen, share: float, threat: ThreatModel) -> Tensor:
+    def _radius(self, at: Walk, seen: StepOutcome, share: float, threat: ThreatModel) -> Tensor:
         started = at._replace(radius=torch.where(seen.best.isfinite(), at.radius, 0.0))
         return super()._radius(started, seen, share, threat)
 

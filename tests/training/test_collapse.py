@@ -29,7 +29,7 @@ from planish.runs.train import train_into
 from planish.training.collapse import CollapseMonitor, Guard, MonitorState, probe, withstanding
 from planish.training.loop import EpochRecord, fit, start, strengthened
 from planish.training.settings import Settings
-from planish.training.state import State
+from planish.training.state import State, go_on, to_go_on
 
 PLAIN = Settings(epochs=3, batch_size=2, learning_rate=0.05, schedule="constant", momentum=0.9, ema=0.9)
 GUARD = Guard(every=2, images=4, probe_every=4, probe_images=4, probe_steps=2)
@@ -240,6 +240,17 @@ def test_a_stopped_guarded_run_goes_on_bit_for_bit(
     whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped
     assert '"alarms"' in (tmp_path / "stopped" / "metrics.jsonl").read_text()
+
+
+def test_what_a_checkpoint_calls_it(model: nn.Module, batch: Batch):
+    """Looks and a watch, as in every version; a checkpoint of an earlier one has a hardness in place of escalations."""
+    state, _ = run(model, batch, RSFGSM())
+    saved = to_go_on(state)
+    assert saved["looks"] == saved["watch"]["looks"] == state.monitor.probes and len(state.monitor.probes) == 6
+    assert saved["watch"].keys() == {"looks", "alarms", "escalations"}
+    again = start(deepcopy(model), PLAIN)
+    go_on(again, {**saved, "watch": {"looks": saved["looks"], "alarms": [CALM], "hardness": 2}})
+    assert again.monitor == MonitorState(state.monitor.probes, [CALM], 2)
 
 
 @pytest.mark.parametrize("method", [Standard(), FGSM()], ids=["standard", "fgsm"])

@@ -14,7 +14,7 @@ from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
 from planish.search.found import Nearest
-from planish.search.nearest import NearestSearch, Seen, Walk
+from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
 
@@ -72,7 +72,7 @@ class PGDBisection(DistanceAttack):
             length = size(step / self.steps) * at.radius
             return at._replace(x_adv=search.threat.step(at.x_adv, at.x, gradient, length, at.radius))
 
-        def move(at: Walk, seen: Seen, step: int) -> Walk:
+        def move(at: Walk, seen: StepOutcome, step: int) -> Walk:
             at, gradient = chosen((at, seen.gradient), (~seen.adversarial).nonzero().squeeze(1))
             return moved(at, gradient, step + 1)
 

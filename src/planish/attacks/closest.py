@@ -16,7 +16,7 @@ from planish.core.threat import ThreatModel
 from planish.search.ascent import chosen, evaluated
 from planish.search.found import Nearest
 from planish.search.linearize import gap_gradients
-from planish.search.nearest import NearestSearch, Seen, Walk
+from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
 
@@ -81,7 +81,7 @@ class Closest(DistanceAttack):
             self._refine(search)
         return found
 
-    def _moved(self, at: Walk, seen: Seen, step: int, threat: ThreatModel) -> Walk:
+    def _moved(self, at: Walk, seen: StepOutcome, step: int, threat: ThreatModel) -> Walk:
         """Return the walk with its next radii and iterates."""
         (first, last), share = self.gamma, step / self.steps
         gamma = first * (last / first) ** share

@@ -13,7 +13,7 @@ from planish.core.losses import cross_entropy
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.found import Nearest
-from planish.search.nearest import NearestSearch, Seen, Walk
+from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.step_rules import Cosine
 
 STEP = Cosine(1.0, 0.01)
@@ -57,7 +57,7 @@ class DDN(DistanceAttack):
             search.walk(at, lambda at: cross_entropy, partial(self._moved, threat=threat), self.steps)
         return search.found
 
-    def _moved(self, at: Walk, seen: Seen, step: int, threat: ThreatModel) -> Walk:
+    def _moved(self, at: Walk, seen: StepOutcome, step: int, threat: ThreatModel) -> Walk:
         factor = torch.where(seen.adversarial, 1 - self.gamma, 1 + self.gamma).to(at.radius.dtype)
         radius = torch.minimum(at.radius * factor, at.reach)
         delta = at.x_adv - at.x + STEP(step / self.steps) * threat.steepest(seen.gradient)

@@ -13,7 +13,7 @@ from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import L2, ThreatModel
 from planish.search.found import Nearest
-from planish.search.nearest import NearestSearch, Seen, Walk
+from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.step_rules import Cosine
 
 EUCLIDEAN = L2(0.0)
@@ -57,12 +57,12 @@ class FMN(DistanceAttack):
             search.walk(at, lambda at: margin, partial(self._moved, threat=threat), self.steps)
         return search.found
 
-    def _moved(self, at: Walk, seen: Seen, step: int, threat: ThreatModel) -> Walk:
+    def _moved(self, at: Walk, seen: StepOutcome, step: int, threat: ThreatModel) -> Walk:
         radius = self._radius(at, seen, step / self.steps, threat)
         moved = at.x_adv + Cosine(*self.step_size)(step / self.steps) * EUCLIDEAN.steepest(seen.gradient)
         return at._replace(x_adv=threat.project_(moved, at.x, radius), radius=radius)
 
-    def _radius(self, at: Walk, seen: Seen, share: float, threat: ThreatModel) -> Tensor:
+    def _radius(self, at: Walk, seen: StepOutcome, share: float, threat: ThreatModel) -> Tensor:
         """Return the next radius of each image."""
         gamma = Cosine(*self.gamma)(share)
         steepness = threat.dual_norm(seen.gradient).clamp(min=torch.finfo(seen.gradient.dtype).tiny)

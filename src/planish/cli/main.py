@@ -95,7 +95,7 @@ def quickstart(
     """Train five ways on handwritten digits, attack each, and write a report. About two minutes on two cores."""
     import torch
 
-    from planish.runs.quickstart import ATTACKS, EPOCHS, METHODS, Stage, folders
+    from planish.runs.quickstart import ATTACKS, EPOCHS, METHODS, QuickstartStep, folders
     from planish.runs.quickstart import quickstart as run
     from planish.training.loop import EpochRecord
 
@@ -103,7 +103,7 @@ def quickstart(
     with alone(out), progress_bars(quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(stage: Stage) -> None:
+        def show(stage: QuickstartStep) -> None:
             name = stage.method
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=EPOCHS + 1 + len(ATTACKS), note="training")

@@ -20,7 +20,7 @@ ATTACKS = ("pgd-50-10", "multi-targeted-20-1")
 
 
 @dataclass(frozen=True)
-class Stage:
+class QuickstartStep:
     """How far the quickstart has come: a method's name, and what it has just done."""
 
     method: str
@@ -41,17 +41,17 @@ def experiment(method: str, seed: int = 0) -> Experiment:
 
 def quickstart(
     folder: Path, *, seed: int = 0, resume: bool = False, on_chunk: Callable[[str], OnChunk] | None = None
-) -> Iterator[Stage]:
+) -> Iterator[QuickstartStep]:
     """Train and judge every method into its own folder; yield after each epoch and each attack."""
     task = EvaluationConfig("digits", Linf(RADIUS), ATTACKS, seed=seed)
     for name, method in METHODS.items():
         place = folder / name.replace(" ", "-")
         for record in train_into(experiment(method, seed), place, resume=resume):
-            yield Stage(name, record)
+            yield QuickstartStep(name, record)
         model: LoadedModel = replace(load_model(str(place)), name=name)
         report = None if on_chunk is None else on_chunk(name)
         for evaluation in evaluate_into(model, task, place, resume=resume, on_chunk=report):
-            yield Stage(name, evaluation)
+            yield QuickstartStep(name, evaluation)
 
 
 def folders(folder: Path) -> list[Path]:

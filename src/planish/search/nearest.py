@@ -30,7 +30,7 @@ class Walk(NamedTuple):
     own: Any = ()
 
 
-class Seen(NamedTuple):
+class StepOutcome(NamedTuple):
     """What a step shows, (n,) or (n, ...): the loss and its gradient at x_adv, whether x_adv is adversarial.
 
     best: the distance of the nearest adversarial image so far; inf = none.
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     best: Tensor
 
 
-Move = Callable[[Walk, Seen, int], Walk]
+Move = Callable[[Walk, StepOutcome, int], Walk]
 """The walk, what its iterates show, the number of the step from 0 -> the walk at its next iterates, in the box."""
 
 
@@ -100,7 +100,7 @@ class NearestSearch(NamedTuple):
             self.found.passes[at.rows] += 2
             adversarial = margin(logits, at.labels) >= 0
             self.offer(at.rows, at.x_adv, adversarial, taken + step)
-            at = move(at, Seen(value, gradient, adversarial, self.found.distance[at.rows]), step)
+            at = move(at, StepOutcome(value, gradient, adversarial, self.found.distance[at.rows]), step)
             at = chosen(at, (self.found.distance[at.rows] > self.threat.radius).nonzero().squeeze(1))
         if len(at.rows):
             self.tried(at.rows, at.x_adv, taken + steps)
