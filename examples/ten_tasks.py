@@ -6,7 +6,7 @@ import planish as pl
 
 FOLDER = mkdtemp()
 THREAT = pl.Linf(0.1)
-digits = pl.data.load("digits", "test", limit=10).as_batch()
+digits = pl.data.load("digits", "test", limit=6).as_batch()
 x, y = digits.x, digits.labels
 
 # 1. Train a model, here by an architecture's name; a module of your own does as well.

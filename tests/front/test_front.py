@@ -1,5 +1,6 @@
 """The front door: what `import planish as pl` alone gives, and what it says of a wrong argument."""
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -300,3 +301,19 @@ def test_without_pandas(model: nn.Module, x: Tensor, y: Tensor, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(pl.BadInput, match="to_pandas needs pandas, which is not installed: pip install pandas"):
         pl.evaluate(model, x, y, "Linf:0.1", "fgsm").to_pandas()
+
+
+# --- the ten tasks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(900)
+def test_ten_tasks_with_planish_alone(capsys: pytest.CaptureFixture[str]):
+    path = Path(__file__).parents[2] / "examples" / "ten_tasks.py"
+    imports = [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
+    assert imports == ["from tempfile import mkdtemp", "import planish as pl"]
+    with torch.random.fork_rng(devices=[]):
+        runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    for start in ("trained for 3 epochs", "PGD misclassifies", "local linearity", "audit:", "nearest", "verified:"):
+        assert any(line.startswith(start) for line in lines), start
+    assert any(line.startswith("autoattack/square") for line in lines) and "opened a run of fgsm, 1 epoch" in lines
