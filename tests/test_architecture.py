@@ -4,6 +4,7 @@ import ast
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -201,6 +202,17 @@ def test_importing_planish_is_light():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     assert all(getattr(planish, name) is not None for name in planish.__all__)
+
+
+def test_a_class_name_is_of_one_file():
+    """Nested and private classes too: whoever reads a name must not have to ask which one."""
+    homes = defaultdict(set)
+    for name, tree in FILES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].add(name)
+    assert len(homes) > 150
+    assert not {name: sorted(files) for name, files in homes.items() if len(files) > 1}
 
 
 def test_functions_and_files_are_short():
