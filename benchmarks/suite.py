@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from timing import RESULTS, Columns, Row, show
 from torch import Tensor, nn
 
+from planish.core.arguments import logits_of
 from planish.core.batch import Batch
-from planish.core.checks import logits_of
 from planish.core.losses import margin
 from planish.core.modes import autocast
 from planish.core.pass_counter import Counted

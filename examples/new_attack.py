@@ -16,7 +16,7 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.data import load
-from planish.search.found import Adversarials, with_logits
+from planish.search.ascent import Adversarials, with_logits
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 from planish.core.batch import Batch
 from planish.core.threat import Linf
 from planish.methods import Method
-from planish.methods.adversarial import FGSM, PGDAT, RSFGSM
+from planish.methods.adversarial import FGSMAT, PGDAT, RSFGSM
 from planish.methods.elle import ELLE, ELLEA
 from planish.methods.grad_align import GradAlign
 from planish.methods.gradient_penalty import GradientPenalty
@@ -83,7 +83,7 @@ def test_counting_leaves_the_model_alone(network: nn.Module, images: Batch):
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = deepcopy(network.state_dict())
-    training_cost(FGSM(), network, images, THREAT)
+    training_cost(FGSMAT(), network, images, THREAT)
     assert not network.training and all((parameter.grad == 1).all() for parameter in network.parameters())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -91,7 +91,7 @@ def test_counting_leaves_the_model_alone(network: nn.Module, images: Batch):
 def test_the_unit_is_three_forwards(images: Batch):
     """A one-layer network, by arithmetic: forward, weight gradient, and the input gradient of an attack."""
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
-    assert training_cost(FGSM(), linear, images, THREAT) == pytest.approx((2 + 2) / 2)
+    assert training_cost(FGSMAT(), linear, images, THREAT) == pytest.approx((2 + 2) / 2)
     assert training_cost(PGDAT(3), linear, images, THREAT) == pytest.approx((3 * 2 + 2) / 2)
 
 
@@ -105,4 +105,4 @@ class Scale(nn.Module):
 
 
 def test_a_model_without_products_costs_nothing(images: Batch):
-    assert training_cost(FGSM(), Scale(), images, THREAT) == 0
+    assert training_cost(FGSMAT(), Scale(), images, THREAT) == 0

@@ -10,13 +10,13 @@ from gpu_pieces.job import Job, Row
 from gpu_pieces.network import CLASSES, THREAT, component, drawn
 from planish.attacks import Attack, Within, run
 from planish.attacks.transfer import Surrogate
+from planish.core.arguments import logits_of
 from planish.core.batch import Batch
-from planish.core.checks import logits_of
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import evaluate_steps
 from planish.models import build
-from planish.search.found import Adversarials
+from planish.search.ascent import Adversarials
 
 IMAGES = 16
 FEW = {"steps": 3, "restarts": 2, "targets": 2, "queries": 40, "samples": 5, "searches": 2}

@@ -17,7 +17,7 @@ from gpu_pieces.job import Job, OutOfTime, Row
 from gpu_pieces.network import CLASSES, THREAT, component, judged, kept, network, record, tested, verdict
 from planish.attacks import run
 from planish.attacks.suites import Fixed, Suite
-from planish.core.checks import logits_of
+from planish.core.arguments import logits_of
 from planish.core.randomness import seeded
 from planish.records.statistics import paired_interval
 

@@ -132,9 +132,9 @@ def affordable(job: Job, model: nn.Module, some: Batch, passes: float = 80.0) ->
     seconds = 0.0
     for _ in range(2):  # the first warms up
         began = job.clock()
-        component = x.detach().clone().requires_grad_()
-        with autocast(component, "bf16"):
-            torch.autograd.grad(model(component).sum(), component)
+        leaf = x.detach().clone().requires_grad_()
+        with autocast(leaf, "bf16"):
+            torch.autograd.grad(model(leaf).sum(), leaf)
         seconds = job.clock() - began
     each = passes / 2 * seconds / len(x)
     return max(100, 100 * int(0.5 * max(job.left(), 0.0) / each / 100))

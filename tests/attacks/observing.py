@@ -16,7 +16,7 @@ from planish.core.losses import margin
 from planish.core.modes import evaluating
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest
 
 by_norm = pytest.mark.parametrize("threat", [L2(0.0), Linf(0.0)], ids=lambda threat: threat.name)
 ORDER, SIZES = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4]), (3, 1, 4)

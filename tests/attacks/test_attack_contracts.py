@@ -14,7 +14,7 @@ from planish.core.batch import Batch
 from planish.core.modes import attacked, evaluating
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel
-from planish.search.found import Adversarials
+from planish.search.ascent import Adversarials
 
 Make = Callable[..., Attack]
 pytestmark = pytest.mark.parametrize(("name", "threat"), DEFINED, ids=named)

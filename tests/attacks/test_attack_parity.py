@@ -23,8 +23,7 @@ from planish.core.losses import Loss, cross_entropy, dlr_toward
 from planish.core.randomness import drawn_seed, keyed_draws, seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import components
-from planish.search.ascent import ascend
-from planish.search.found import with_logits
+from planish.search.ascent import ascend, with_logits
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Adam, AutoPGD, Point, Steepest, StepRule
 

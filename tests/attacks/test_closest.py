@@ -22,7 +22,7 @@ from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import make
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest
 
 SEARCHES: list[tuple[DistanceAttack, ThreatModel]] = [
     (attack, threat)

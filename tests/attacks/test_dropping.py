@@ -16,7 +16,7 @@ from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
-from planish.search.found import Adversarials
+from planish.search.ascent import Adversarials
 from planish.search.step_rules import Point
 
 Gradient = Untargeted | Targeted

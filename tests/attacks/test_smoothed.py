@@ -13,7 +13,7 @@ from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.search.found import Adversarials
+from planish.search.ascent import Adversarials
 
 
 class Rippled(nn.Module):

@@ -18,7 +18,7 @@ from planish.core.pass_counter import Counted
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import make
-from planish.search.found import Adversarials
+from planish.search.ascent import Adversarials
 
 
 def attack(square: Square, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Adversarials:

@@ -18,8 +18,8 @@ from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.records.identity import attack_text, describe_attack
-from planish.search.found import Adversarials
+from planish.records.origin import attack_text, describe_attack
+from planish.search.ascent import Adversarials
 from planish.search.step_rules import Steepest
 
 

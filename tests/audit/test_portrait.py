@@ -18,8 +18,8 @@ from planish.audit.evidence import Evidence, Plan
 from planish.audit.geometry import geometry
 from planish.audit.measures.certificates import relu_distance
 from planish.audit.proof import relu_units
+from planish.core.arguments import logits_of
 from planish.core.batch import Batch
-from planish.core.checks import logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted

@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from planish.cli import terminal
 from planish.records.evaluation import load
-from planish.records.identity import attack_text
+from planish.records.origin import attack_text
 from planish.registry import PACKAGES, components
 from planish.runs import quickstart
 from planish.runs import train as experiment

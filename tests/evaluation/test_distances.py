@@ -19,7 +19,7 @@ from planish.evaluation.naming import attacks_by_name, distance_attacks
 from planish.records.distances import DistanceColumn, Distances, improvement_ratio, load, save
 from planish.runs.judge import EvaluationConfig, LoadedModel
 from planish.runs.judge import measure as measure_into
-from planish.search.found import Nearest, nothing_found, with_logits
+from planish.search.ascent import Nearest, nothing_found, with_logits
 
 SMALL = {"closest": "closest-10-2", "log-barrier": "log-barrier-8-40", "boundary": "boundary-300"}
 LEVELS_APART = [0.3, 0.07, 0.05, 0.06, 0.4, 0.0]

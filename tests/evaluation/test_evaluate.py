@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from planish.attacks import Attack, untouched
 from planish.attacks.gradient import APGDT, FGSM, PGD, PGDMargin, RandomTargeted
 from planish.attacks.square import Square
+from planish.core.arguments import check_images, logits_of
 from planish.core.batch import Batch
-from planish.core.checks import check_images, logits_of
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, Update, evaluate_steps
-from planish.records.identity import attack_text
-from planish.search.found import Adversarials, with_logits
+from planish.records.origin import attack_text
+from planish.search.ascent import Adversarials, with_logits
 
 Judge = Callable[..., EvaluationStep]
 

@@ -15,8 +15,7 @@ from planish.attacks.suites import Staged
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.records.evaluation import load
-from planish.records.identity import attack_text
-from planish.records.origin import model_digest
+from planish.records.origin import attack_text, model_digest
 from planish.report import write_report
 from planish.runs import quickstart as quick
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from planish.attacks import Attack, DistanceAttack, PGD, Recipe
 from planish.attacks.deepfool import DeepFool
 from planish.audit.check import Seen, check
-from planish.methods import FGSM
+from planish.methods import FGSMAT
 
 
 @dataclass(frozen=True)

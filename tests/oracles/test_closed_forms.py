@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy, divergence, margin, probability_margin
 from planish.core.threat import L2, Linf
-from planish.methods.adversarial import FGSM, NFGSM, RSFGSM, Adversarial
+from planish.methods.adversarial import FGSMAT, NFGSM, RSFGSM, Adversarial
 from planish.search.ascent import evaluated
 from planish.search.linearize import linearization
 from planish.search.objectives import divergence_from, inner, linearity_error, loss_of, objective_of, plus
@@ -86,7 +86,7 @@ def reach_of(method: Adversarial, linear: nn.Module, batch: Batch, radius: float
 @pytest.mark.parametrize("radius", [0.05, 0.1])
 def test_where_one_step_methods_end(linear: nn.Module, batch: Batch, radius: float):
     inside = batch._replace(x=torch.full_like(batch.x, 0.5))
-    fgsm = reach_of(FGSM(), linear, inside, radius)
+    fgsm = reach_of(FGSMAT(), linear, inside, radius)
     torch.testing.assert_close(fgsm.abs(), torch.full_like(fgsm, radius))
     rs = reach_of(RSFGSM(), linear, inside, radius)
     assert rs.abs().max() <= radius + 1e-6
@@ -117,7 +117,7 @@ def test_fgsm_lowers_a_two_class_margin_by_radius_times_dual_norm(linear: nn.Mod
     two = nn.Sequential(linear, nn.Linear(4, 2))
     x = torch.full((6, 1, 8, 8), 0.5)
     batch = Batch(x, torch.tensor([0, 1, 0, 1, 0, 1]), torch.arange(6))
-    x_adv = FGSM().attacked(two, batch, threat, torch.Generator())
+    x_adv = FGSMAT().attacked(two, batch, threat, torch.Generator())
     weight = (two[1].weight[0] - two[1].weight[1]) @ linear[1].weight
     rise = margin(two(x_adv), batch.labels) - margin(two(x), batch.labels)
     expected = threat.radius * threat.dual_norm(weight[None])

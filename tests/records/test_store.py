@@ -14,7 +14,7 @@ from planish.attacks.gradient import APGDT, PGD
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
 from planish.records import store
-from planish.records.identity import attack_text, describe_attack, same_attack
+from planish.records.origin import attack_text, describe_attack, same_attack
 from planish.records.store import Kind, check_version
 
 KIND = Kind("no record in {folder}", "{path} is no record")

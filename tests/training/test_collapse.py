@@ -19,7 +19,7 @@ from planish.core.threat import L2, Linf, ThreatModel
 from planish.data import load
 from planish.data.batches import Batches
 from planish.methods import Method
-from planish.methods.adversarial import FGSM, NFGSM, PGDAT, RSFGSM
+from planish.methods.adversarial import FGSMAT, NFGSM, PGDAT, RSFGSM
 from planish.methods.standard import Standard
 from planish.models.preact_resnet import preact_resnet18
 from planish.models.small_cnn import small_cnn
@@ -207,7 +207,7 @@ def test_a_method_that_has_nothing_to_strengthen_is_told_of_once(
 
 
 def test_strengthened_as_often_as_it_can_be():
-    assert strengthened(FGSM(), 2) == NFGSM(2.0) and strengthened(PGDAT(), 3) == PGDAT()
+    assert strengthened(FGSMAT(), 2) == NFGSM(2.0) and strengthened(PGDAT(), 3) == PGDAT()
 
 
 def test_probes_wait_for_the_end_of_a_step(model: nn.Module, batch: Batch):
@@ -253,7 +253,7 @@ def test_what_a_checkpoint_calls_it(model: nn.Module, batch: Batch):
     assert again.monitor == MonitorState(state.monitor.probes, [CALM], 2)
 
 
-@pytest.mark.parametrize("method", [Standard(), FGSM()], ids=["standard", "fgsm"])
+@pytest.mark.parametrize("method", [Standard(), FGSMAT()], ids=["standard", "fgsm"])
 def test_it_costs_less_than_three_hundredths(method: Method):
     """Passes over 100 steps of 128 images, a backward with parameter gradients counted twice."""
     spent = []
@@ -293,7 +293,7 @@ def test_a_collapse_is_seen_within_fifty_steps():
     assert alarm["step"] <= 50 and alarm["falling"] >= 0.2
 
 
-class _Stubborn(FGSM):
+class _Stubborn(FGSMAT):
     def strengthened(self) -> None:
         return None
 

@@ -14,8 +14,7 @@ from planish.core.losses import Loss, cross_entropy, margin, masked, toward, wid
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed, keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Score, ascend, search
-from planish.search.found import Adversarials, as_component, with_logits
+from planish.search.ascent import Adversarials, Score, as_component, ascend, search, with_logits
 from planish.search.linearize import target_order
 from planish.search.objectives import Objective, loss_of, objective_of
 from planish.search.step_rules import Adam, Piecewise, Steepest, StepRule

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from planish.core.arguments import Images, Labels, judged_batch, seed_of, threat_of
+from planish.core.arguments import CHUNK, Images, Labels, judged_batch, logits_of, seed_of, threat_of
 from planish.core.batch import Batch
-from planish.core.checks import CHUNK, logits_of
 from planish.core.losses import margin
 from planish.core.modes import Precision, attacked, autocast
 from planish.core.randomness import drawn_seed, seeded
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Score
-from planish.search.found import (
+from planish.search.ascent import (
     Adversarials,
     AttackResult,
     DistanceResult,
     Nearest,
+    Score,
     enter,
     owned,
     with_logits,

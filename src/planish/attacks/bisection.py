@@ -12,8 +12,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
-from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest, chosen, evaluated
 from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine

@@ -12,8 +12,7 @@ from planish.core.errors import at_least
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed
 from planish.core.threat import L2, SLACK, ThreatModel
-from planish.search.ascent import chosen
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest, chosen
 from planish.search.initial_adversarial import initial_adversarial
 from planish.search.nearest import NearestSearch
 

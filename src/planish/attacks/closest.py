@@ -13,8 +13,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.losses import likely_classes, margin, toward
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
-from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest, chosen, evaluated
 from planish.search.linearize import gap_gradients
 from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.objectives import loss_of, objective_of

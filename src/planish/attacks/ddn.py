@@ -12,7 +12,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.losses import cross_entropy
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest
 from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.step_rules import Cosine
 

@@ -11,7 +11,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.losses import likely_classes
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest
 from planish.search.linearize import logit_gradients
 from planish.search.nearest import NearestSearch
 

@@ -15,7 +15,7 @@ from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.ascent import Nearest, nothing_found, offer, unfinished, with_logits
 from planish.search.linearize import gap_gradients, target_order
 
 NORMS = ("Linf", "L2")

@@ -12,7 +12,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import L2, ThreatModel
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest
 from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.step_rules import Cosine
 

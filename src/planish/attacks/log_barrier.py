@@ -14,8 +14,7 @@ from planish.core.losses import margin, toward
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed
 from planish.core.threat import ThreatModel
-from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest
+from planish.search.ascent import Nearest, chosen, evaluated
 from planish.search.initial_adversarial import BISECTIONS, bisected, initial_adversarial
 from planish.search.linearize import nearest_classes
 from planish.search.nearest import NearestSearch

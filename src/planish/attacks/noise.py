@@ -11,8 +11,7 @@ from planish.core.errors import at_least
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.ascent import guess
-from planish.search.found import Adversarials, as_component, with_logits
+from planish.search.ascent import Adversarials, as_component, guess, with_logits
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Score, search
-from planish.search.found import Adversarials, as_component, with_logits
+from planish.search.ascent import Adversarials, Score, as_component, search, with_logits
 from planish.search.objectives import Objective
 from planish.search.step_rules import COSINE_MOMENTUM
 

@@ -15,8 +15,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed
 from planish.core.threat import ThreatModel
-from planish.search.ascent import guess
-from planish.search.found import Adversarials, as_component, with_logits
+from planish.search.ascent import Adversarials, as_component, guess, with_logits
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Candidates after which the windows' area is halved once more (Andriushchenko et al. 2020, section 4)."""

@@ -12,8 +12,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.modes import attacked
 from planish.core.pass_counter import Counted
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Score
-from planish.search.found import Adversarials, with_logits
+from planish.search.ascent import Adversarials, Score, with_logits
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from planish.audit.check import Check
 from planish.audit.checks.setup import are_probabilities
 from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan
 from planish.audit.geometry import geometry
+from planish.core.arguments import CHUNK, check_images, check_logits, logits_of
 from planish.core.batch import Batch
-from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted

@@ -13,8 +13,8 @@ from planish.attacks import Attack, run
 from planish.attacks.ascents import Untargeted
 from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
+from planish.core.arguments import logits_of
 from planish.core.batch import Batch, per_image
-from planish.core.checks import logits_of
 from planish.core.losses import Loss, cross_entropy, margin
 from planish.core.modes import attacked, full_precision
 from planish.core.pass_counter import Counted

@@ -18,8 +18,8 @@ from planish.audit.measures.highest import highest
 from planish.audit.measures.linearity import local_linearity, one_step, random_point
 from planish.audit.measures.surfaces import along_weights, filter_normalised, loss_plane, rademacher
 from planish.audit.proof import Proof, proof
+from planish.core.arguments import logits_of
 from planish.core.batch import Batch
-from planish.core.checks import logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked, full_precision

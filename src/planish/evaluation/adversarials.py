@@ -14,7 +14,7 @@ from planish.attacks import Progress
 from planish.core.batch import Batch
 from planish.evaluation.evaluate import EvaluationStep
 from planish.records import adversarials
-from planish.search.found import Adversarials
+from planish.search.ascent import Adversarials
 from planish.storage.files import UNREADABLE, read_arrays, remove, write_arrays
 
 SHOWN = 8

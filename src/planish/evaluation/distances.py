@@ -9,18 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack, searched
-from planish.core.arguments import Images, Labels, batch_of, model_of, seed_of, threat_of
+from planish.core.arguments import (
+    CHUNK,
+    Images,
+    Labels,
+    batch_of,
+    check_images,
+    check_logits,
+    logits_of,
+    model_of,
+    seed_of,
+    threat_of,
+)
 from planish.core.batch import Batch
-from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.pass_counter import Counted
 from planish.core.threat import ThreatModel
 from planish.evaluation.naming import Attacks, distance_attacks_of
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
-from planish.records.identity import describe_attack
-from planish.records.origin import origin
-from planish.search.found import Nearest
+from planish.records.origin import describe_attack, origin
+from planish.search.ascent import Nearest
 
 FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 """By how much of its distance an image may be moved away where a fresh forward finds it on the wrong side."""

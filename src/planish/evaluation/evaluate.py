@@ -14,9 +14,19 @@ from torch import Tensor, nn
 
 from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
-from planish.core.arguments import Images, Labels, batch_of, model_of, seed_of, threat_of
+from planish.core.arguments import (
+    CHUNK,
+    Images,
+    Labels,
+    batch_of,
+    check_images,
+    check_logits,
+    logits_of,
+    model_of,
+    seed_of,
+    threat_of,
+)
 from planish.core.batch import Batch
-from planish.core.checks import CHUNK, check_images, check_logits, logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.modes import Precision
@@ -25,9 +35,8 @@ from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.naming import Attacks, attacks_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
-from planish.records.identity import describe_attack, same_attack
-from planish.records.origin import origin
-from planish.search.found import Adversarials
+from planish.records.origin import describe_attack, origin, same_attack
+from planish.search.ascent import Adversarials
 
 
 class Update(NamedTuple):

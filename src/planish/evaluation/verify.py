@@ -5,9 +5,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from planish.core.arguments import Images, Labels, batch_of, model_of, path_of, threat_of
+from planish.core.arguments import (
+    Images,
+    Labels,
+    batch_of,
+    check_images,
+    check_logits,
+    logits_of,
+    model_of,
+    path_of,
+    threat_of,
+)
 from planish.core.batch import per_image
-from planish.core.checks import check_images, check_logits, logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel

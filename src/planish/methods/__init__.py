@@ -11,7 +11,7 @@ from planish.core.lazy import lazy
 from planish.core.threat import ThreatModel
 
 if TYPE_CHECKING:
-    from planish.methods.adversarial import FGSM, NFGSM, PGDAT, QUB, RSFGSM
+    from planish.methods.adversarial import FGSMAT, NFGSM, PGDAT, QUB, RSFGSM
     from planish.methods.cure import CURE
     from planish.methods.elle import ELLE, ELLEA
     from planish.methods.free import Free
@@ -32,7 +32,7 @@ __all__ = [
     "CURE",
     "ELLE",
     "ELLEA",
-    "FGSM",
+    "FGSMAT",
     "FGSMEP",
     "FGSMMEP",
     "GAT",
@@ -60,7 +60,7 @@ __all__ = [
     "TrainingLoss",
 ]
 _CLASSES = {
-    "adversarial": "FGSM NFGSM PGDAT QUB RSFGSM",
+    "adversarial": "FGSMAT NFGSM PGDAT QUB RSFGSM",
     "cure": "CURE",
     "elle": "ELLE ELLEA",
     "free": "Free",

@@ -87,7 +87,7 @@ class Adversarial(Plain, ABC):
 
 
 @dataclass(frozen=True)
-class FGSM(Adversarial):
+class FGSMAT(Adversarial):
     """FGSM adversarial training: one full step from the image; cheap, collapses (Goodfellow et al. 2015)."""
 
     @property
@@ -180,4 +180,4 @@ class PGDAT(Adversarial):
         return Ascent(self.steps, self.step_in_radii, batch_norm=self.batch_norm)
 
 
-COMPONENTS = {"fgsm": FGSM, "rs-fgsm": RSFGSM, "n-fgsm": NFGSM, "pgd": PGDAT, "qub": QUB}
+COMPONENTS = {"fgsm": FGSMAT, "rs-fgsm": RSFGSM, "n-fgsm": NFGSM, "pgd": PGDAT, "qub": QUB}

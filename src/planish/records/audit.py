@@ -12,10 +12,9 @@ from planish.core.errors import BadInput
 from planish.records import geometry as geometries
 from planish.records import store
 from planish.records.geometry import Geometry
-from planish.records.judged import JudgedImages
 from planish.records.show import Rows
 from planish.records.statistics import Booleans, Estimate, counts
-from planish.records.store import Kind, check_version
+from planish.records.store import JudgedImages, Kind, check_version
 from planish.storage.files import write_json
 
 Verdict = Literal["pass", "warn", "fail", "open"]

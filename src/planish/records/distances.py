@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
 from planish.records import store
-from planish.records.judged import Floats, Integers, JudgedImages
 from planish.records.show import Rows
 from planish.records.statistics import Estimate
-from planish.records.store import Kind, check_version
+from planish.records.store import Floats, Integers, JudgedImages, Kind, check_version
 
 SCHEMA_VERSION = 1
 _KIND = Kind(

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
 from planish.records import adversarials, store
-from planish.records.identity import attack_text
-from planish.records.judged import Floats, Integers, JudgedImages
+from planish.records.origin import attack_text
 from planish.records.show import Rows
 from planish.records.statistics import Booleans, Estimate, counts
-from planish.records.store import Kind, check_version
+from planish.records.store import Floats, Integers, JudgedImages, Kind, check_version
 
 SCHEMA_VERSION = 2
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.records import store
-from planish.records.judged import Floats, Integers, Recorded
-from planish.records.store import Kind, check_version
+from planish.records.store import Floats, Integers, Kind, Recorded, check_version
 
 FILE = "numbers.npz"
 SCHEMA_VERSION = 1

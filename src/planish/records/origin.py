@@ -1,13 +1,17 @@
-"""Where a record comes from: the model, the images and the planish that made it."""
+"""Where a record comes from: the model, the images, the attack, and the planish that made it."""
 
 import hashlib
+import math
+import re
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from planish.core.batch import Batch
+from planish.registry import is_known
 from planish.storage.provenance import provenance
 
 
@@ -43,3 +47,73 @@ def origin(model: nn.Module, images: Batch, about: Mapping[str, Any], **facts: A
         **facts,
         **provenance(images.x.device),
     }
+
+
+def describe_attack(attack: object) -> Any:
+    """Return an attack's identity, JSON-able: {"name": its class, "parameters": its fields, each described so too}.
+
+    A function is {"name": ...}; parts that repeat are {"times": how often, "part": ...}. What is no dataclass has its
+    `repr` for a name.
+    """
+    if attack is None or isinstance(attack, bool | int | str):
+        return attack
+    if isinstance(attack, float):
+        return attack if math.isfinite(attack) else {"name": str(attack)}
+    if isinstance(attack, list | tuple):
+        return [describe_attack(part) for part in attack]
+    if not is_dataclass(attack):
+        return {"name": re.sub(r"<(?:function )?(\S+)(?: object)? at 0x[0-9a-f]+>", r"\1", repr(attack))}
+    parameters = {field.name: describe_attack(getattr(attack, field.name)) for field in fields(attack) if field.repr}
+    parts = parameters.get("attacks", [])
+    if len(parameters) == 1 and parts and all(part == parts[0] for part in parts):
+        return {"times": len(parts), "part": parts[0]}
+    return {"name": type(attack).__name__, "parameters": parameters}
+
+
+def attack_text(identity: Any) -> str:
+    """Write an identity as one line, such as "2 x PGD(steps=50, start='uniform')"; a text is its own."""
+    return identity if isinstance(identity, str) else _text(identity)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"({', '.join(map(_text, value))}{',' if len(value) == 1 else ''})"
+    if not isinstance(value, dict):
+        return repr(value)
+    if "times" in value:
+        return f"{value['times']} x {_text(value['part'])}"
+    if "parameters" not in value:
+        return str(value["name"])
+    own = value["parameters"]
+    parts = map(_text, own["attacks"]) if list(own) == ["attacks"] else (f"{key}={_text(own[key])}" for key in own)
+    return f"{value['name']}({', '.join(parts)})"
+
+
+def same_attack(known: Any, attack: object, name: str) -> bool:
+    """Say whether a record's identity is that of an attack asked for by this name.
+
+    Under a registered name parameters alone are compared, so that a class may be renamed. known: a text in records of
+    an earlier planish; under a registered name it counts as the same if it is of the same surrogates.
+    """
+    ours = describe_attack(attack)
+    if known == ours:
+        return True
+    registered = any(is_known(package, name.partition("/")[0]) for package in ("attacks", "suites"))
+    if isinstance(known, str):
+        return known == attack_text(ours) or (registered and _digests(known) == _digests(attack_text(ours)))
+    return registered and _without_names(known) == _without_names(ours)
+
+
+def _digests(text: str) -> list[str]:
+    return list(dict.fromkeys(re.findall(r"digest='(\w+)'", text)))
+
+
+def _without_names(value: Any) -> Any:
+    """Return an identity without the names of classes; functions keep theirs."""
+    if isinstance(value, list):
+        return [_without_names(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if "parameters" in value:
+        return {key: _without_names(part) for key, part in value["parameters"].items()}
+    return {key: _without_names(part) for key, part in value.items()}

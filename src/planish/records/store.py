@@ -1,4 +1,4 @@
-"""One way to store a record: an .npz of arrays and one JSON document, whole or not at all, and never a pickle."""
+"""What every record has, and one way to store it: an .npz of arrays and one JSON document, whole or not at all."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
+from planish.records.show import Shown
+from planish.records.statistics import Booleans, Estimate
 from planish.storage.files import UNREADABLE, read_arrays, write_arrays
 
 Record = TypeVar("Record")
@@ -63,3 +65,52 @@ def check_version(what: str, meta: Mapping[str, Any], *known: int, unsaid: int |
     version = meta.get("schema_version", unsaid)
     if version not in known:
         raise BadInput(f"{what} has schema version {version}; planish reads {known[-1]}")
+
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+
+class Recorded:
+    """A record with `meta`, JSON-able: see `planish.records.origin`. norm and radius lie in its "threat" or beside."""
+
+    meta: dict[str, Any]
+
+    @property
+    def norm(self) -> str:
+        """The threat's norm, such as "Linf"."""
+        return str(self.meta.get("threat", self.meta)["norm"])
+
+    @property
+    def radius(self) -> float:
+        """The threat's radius in pixels of [0,1]."""
+        return float(self.meta.get("threat", self.meta)["radius"])
+
+    @property
+    def dataset(self) -> str:
+        """What the images' data set is called, "" = unknown."""
+        return str(self.meta.get("data", {}).get("name") or "")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, as far as they are known."""
+        return tuple(map(str, self.meta.get("data", {}).get("classes") or ()))
+
+
+class JudgedImages(Recorded, Shown):
+    """A record of N images of a test set. A tie is wrong: correct = margin < 0.
+
+    indices: (N,) int64, the images' ids in their data set. labels: (N,) int64. clean_margin: (N,) float32.
+    """
+
+    indices: Integers
+    labels: Integers
+    clean_margin: Floats
+
+    def correct(self) -> Booleans:
+        """(N,) True where the clean image is classified correctly."""
+        return self.clean_margin < 0
+
+    def clean_accuracy(self) -> Estimate:
+        """Share of clean images classified correctly."""
+        return Estimate.of(self.correct())

@@ -14,8 +14,7 @@ from planish.report.entry import Gallery, class_name, percent, radius_text
 from planish.report.figures import percent_axis
 from planish.report.gallery import Shot, amplification, shots_of
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
-from planish.report.nearest import ROWS, SIMPLE
-from planish.report.tables import NOTHING, Cell, Table, table
+from planish.report.tables import NOTHING, ROWS, SIMPLE, Cell, Table, table
 
 ROBUST, BROKEN, WRONG = "robust", "broken", "wrong when clean"
 MINUS = "\N{MINUS SIGN}"

@@ -21,9 +21,8 @@ from planish.report.drawing import ReportFigure, to_svg
 from planish.report.entry import Entry, images_text, threat
 from planish.report.gallery import data_uri, gallery_caption, shots
 from planish.report.geometry import geometry_caption, geometry_shots, outcome_rows
-from planish.report.nearest import image_rows, rows_for
 from planish.report.pairs import Pair, paired_rows
-from planish.report.tables import cost_rows, summary_rows
+from planish.report.tables import cost_rows, image_rows, rows_for, summary_rows
 from planish.report.verdict import verdict
 
 LISTED = 40  # values of a list that a page shows

@@ -10,8 +10,7 @@ from torch import nn
 
 from planish.audit.auditor import audit as findings
 from planish.audit.auditor import own_checks, plan_of
-from planish.core.arguments import Images, Labels, batch_of, model_of, path_of, seed_of, threat_of
-from planish.core.checks import check_images
+from planish.core.arguments import Images, Labels, batch_of, check_images, model_of, path_of, seed_of, threat_of
 from planish.core.errors import BadInput
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import OnChunk

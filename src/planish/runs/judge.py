@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from planish.attacks.transfer import Surrogate, same_classes
+from planish.core.arguments import check_logits
 from planish.core.batch import Batch
-from planish.core.checks import check_logits
 from planish.core.errors import BadInput
 from planish.core.modes import Precision
 from planish.core.pass_counter import Counted

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from planish.core.arguments import batch_of, path_of, seed_of, shown, threat_of
+from planish.core.arguments import batch_of, check_images, check_logits, path_of, seed_of, shown, threat_of
 from planish.core.batch import Batch
-from planish.core.checks import check_images, check_logits
 from planish.core.errors import BadInput
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches

@@ -13,7 +13,7 @@ from torch import nn
 
 from planish.attacks import run
 from planish.attacks.gradient import PGD
-from planish.core.checks import check_logits, logits_of
+from planish.core.arguments import check_logits, logits_of
 from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.threat import ThreatModel

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.losses import Loss, margin
 from planish.core.threat import ThreatModel
-from planish.search.ascent import chosen, evaluated
-from planish.search.found import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.ascent import Nearest, chosen, evaluated, nothing_found, offer, unfinished, with_logits
 from planish.search.objectives import loss_of, objective_of
 
 

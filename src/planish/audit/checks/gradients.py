@@ -6,8 +6,8 @@ from torch import Tensor
 from planish.attacks.ascents import Untargeted
 from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, share
 from planish.audit.evidence import PGD_STEP, Evidence
+from planish.core.arguments import logits_of
 from planish.core.batch import per_image
-from planish.core.checks import logits_of
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked
 from planish.core.randomness import keyed_draws

@@ -9,7 +9,7 @@ from torch import Tensor
 from planish.audit.check import Seen, check, of_sample, share
 from planish.audit.evidence import Evidence
 from planish.audit.measures.surfaces import INSIDE, is_distorted
-from planish.core.checks import logits_of
+from planish.core.arguments import logits_of
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
 

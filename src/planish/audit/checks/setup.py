@@ -9,8 +9,8 @@ from torch import Tensor
 
 from planish.audit.check import Seen, Unknown, check, count_text, fact, share
 from planish.audit.evidence import Evidence
+from planish.core.arguments import logits_of
 from planish.core.batch import per_image
-from planish.core.checks import logits_of
 from planish.core.losses import margin
 from planish.core.modes import evaluating, fixed_statistics
 from planish.core.randomness import keyed_draws, reproducible

@@ -7,7 +7,7 @@ import torch
 
 from planish.audit.check import Seen, Unknown, check, mean, of_sample, share
 from planish.audit.evidence import Evidence
-from planish.core.checks import logits_of
+from planish.core.arguments import logits_of
 from planish.core.losses import margin
 from planish.search.objectives import inner
 from planish.training.collapse import NONLINEAR_COSINE

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import Way, curvature, gradient_norms
+from planish.core.arguments import CHUNK
 from planish.core.batch import Batch
-from planish.core.checks import CHUNK
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import Loss, margin, masked, soft_margin, wide
 from planish.core.threat import Linf, ThreatModel

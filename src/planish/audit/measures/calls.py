@@ -18,9 +18,8 @@ from planish.audit.measures import linearity as _linearity
 from planish.audit.measures import lipschitz as _lipschitz
 from planish.audit.measures import smoothing as _smoothing
 from planish.audit.measures import surfaces as _surfaces
-from planish.core.arguments import Images, Labels, batch_of, judged_batch, model_of, seed_of, threat_of
+from planish.core.arguments import Images, Labels, batch_of, check_images, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch, per_image
-from planish.core.checks import check_images
 from planish.core.errors import at_least
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel

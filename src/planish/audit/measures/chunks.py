@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from planish.core.arguments import CHUNK
 from planish.core.batch import Batch
-from planish.core.checks import CHUNK
 
 Measured = TypeVar("Measured", bound=tuple[Any, ...])
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from planish.core.arguments import CHUNK
 from planish.core.batch import Batch
-from planish.core.checks import CHUNK
 from planish.core.errors import BadInput, at_least
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import seeded
