@@ -17,7 +17,7 @@ from gpu_pieces.run import fixed_shapes
 from planish.core.randomness import seeded
 from planish.methods import Method
 from planish.registry import components
-from planish.training.collapse import EVERY, Guard, look, withstanding
+from planish.training.collapse import EVERY, Guard, probe, withstanding
 from planish.training.cost import stated_costs, training_cost
 
 BASE = "standard"
@@ -68,7 +68,7 @@ def guard_cost(job: Job, given: Problem) -> Row:
     some = batch.select(slice(0, guard.images))
     calls: dict[str, Callable[[], object]] = {
         BASE: step(base, given, "bf16"),
-        "look": lambda: look(given.model, some, THREAT),
+        "look": lambda: probe(given.model, some, THREAT),
         "probe": lambda: withstanding(given.model, some, THREAT, guard.probe_steps, seeded(0, device=some.x.device)),
     }
     timing = compare(calls, 1 if job.tiny else 9, base=BASE, device=str(job.device))

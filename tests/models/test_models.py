@@ -91,7 +91,7 @@ def test_own_models(tmp_path: Path):
     assert build(f"{file}:net", classes=1, channels=1, size=7).in_features == 7
     assert isinstance(build("torch.nn:Flatten", classes=1, channels=1), nn.Flatten)
     for name, message in (
-        (f"{file}:nett", "no function 'nett'"),
+        (f"{file}:nett", "no function or class 'nett'"),
         (f"{file}:number", "returned int"),
         (f"{tmp_path}/other.py:net", "no file"),
         ("no.such.module:net", "cannot import 'no.such.module'"),
