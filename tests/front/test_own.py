@@ -43,7 +43,7 @@ class Far(DeepFool):
 
 
 @dataclass(frozen=True)
-class Train(FGSM):
+class Train(FGSMAT):
     """My method."""
 
     more: float = 0.5
