@@ -74,15 +74,13 @@ class Check:
         before = evidence.passes
         seen = self._barred(evidence) or self.look(evidence)
         passes = evidence.passes - before
-        limits = (self.unit, self.warn_at, self.fail_at)
-        if isinstance(seen, Unknown):
-            return Finding(name, "open", None, *limits, seen.meaning, seen.advice, {}, passes)
-        verdict = self.verdict(seen)
-        if verdict == "open":
-            advice = f"Audit with at least {self.fewest(seen)} images, for instance --limit {self.fewest(seen)}."
-            return Finding(name, verdict, None, *limits, seen.meaning, advice, seen.evidence, passes)
+        verdict = self.verdict(seen) if isinstance(seen, Seen) else "open"
+        value, found = (seen.value, seen.evidence) if isinstance(seen, Seen) else (None, {})
         advice = "" if verdict == "pass" else seen.advice
-        return Finding(name, verdict, seen.value, *limits, seen.meaning, advice, seen.evidence, passes)
+        if isinstance(seen, Seen) and verdict == "open":
+            value, fewest = None, self.fewest(seen)
+            advice = f"Audit with at least {fewest} images, for instance --limit {fewest}."
+        return Finding(name, verdict, value, self.unit, self.warn_at, self.fail_at, seen.meaning, advice, found, passes)
 
     def verdict(self, seen: Seen) -> Verdict:
         """Judge a number.
@@ -138,6 +136,11 @@ class Check:
 def check(rows: tuple[int, ...], **terms: Any) -> Callable[[Look], Check]:
     """Make a check of a function; its docstring's first line is the description in `planish list checks`."""
     return lambda look: Check(look, rows, **terms)
+
+
+def named(*checks: Check) -> dict[str, Check]:
+    """Return the checks by name: their functions' names, "more-steps" for more_steps."""
+    return {check.look.__name__.replace("_", "-"): check for check in checks}
 
 
 def fact(value: float, meaning: str, advice: str = "", **evidence: Any) -> Seen:

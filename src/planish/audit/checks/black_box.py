@@ -10,9 +10,8 @@ from planish.attacks.noise import Noise
 from planish.attacks.smoothed import Smoothed
 from planish.attacks.square import Square
 from planish.attacks.transfer import transfer
-from planish.audit.check import Seen, Unknown, check, share
+from planish.audit.check import Seen, Unknown, check, named, share
 from planish.audit.evidence import Evidence
-from planish.records.evaluation import Column
 
 NOISE_STAGES, SQUARE_STAGES = ("noise",), ("random-search", "square")
 CHECK_STAGE = "check"
@@ -22,7 +21,7 @@ NOTHING_ROBUST = "no robust image was left, so nothing is overstated"
 
 
 @check((23,), warn_at=0.0, fail_at=0.1)
-def random_noise(evidence: Evidence) -> Seen:
+def noise(evidence: Evidence) -> Seen:
     """Random points of the ball break nothing that gradients missed."""
     by_suite = _broken_in_suite(evidence, NOISE_STAGES, part=0)
     return _blind(evidence, "noise", Noise(evidence.plan.noise), by_suite, len(evidence.images.x))
@@ -54,22 +53,16 @@ def _blind(evidence: Evidence, name: str, attack: Attack, by_suite: Tensor, most
 
 def _broken_in_suite(evidence: Evidence, stages: tuple[str, ...], part: int) -> Tensor:
     """Return which images (N,) a black box broke in the suite, after gradients; none where it has no gradients."""
-    record, device = evidence.judged.evaluation, evidence.correct.device
+    record = evidence.judged.evaluation
     found = torch.zeros_like(evidence.correct)
     if evidence.black_box:
         return found
     for column in record.columns:
         stage = column.name.removeprefix(f"{evidence.suite_name}/")
-        broken = torch.from_numpy(record.broken_by(column.name)).to(device)
-        if stage in stages:
-            found |= broken
-        elif stage == CHECK_STAGE:
-            found |= broken & _by_part(column, part).to(device)
+        if stage in stages or stage == CHECK_STAGE:
+            broken = record.broken_by(column.name)
+            found |= evidence.mask(broken if stage in stages else broken & (column.component == part))
     return found
-
-
-def _by_part(column: Column, part: int) -> Tensor:
-    return torch.from_numpy(column.component == part)
 
 
 @check((25,), warn_at=0.0, level="thorough", needs="gradients", correct="sampled")
@@ -129,10 +122,4 @@ def _finite(values: Tensor) -> list[float | None]:
     return [float(value) if value.isfinite() else None for value in values]
 
 
-COMPONENTS = {
-    "noise": random_noise,
-    "random-search": random_search,
-    "hard-labels": hard_labels,
-    "transfer": transferred,
-    "smoothed-gradient": smoothed_gradient,
-}
+COMPONENTS = named(noise, random_search, hard_labels, smoothed_gradient) | {"transfer": transferred}

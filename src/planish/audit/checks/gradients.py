@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from planish.attacks.ascents import Untargeted
-from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, share
+from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, named, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.arguments import logits_of
 from planish.core.batch import per_image
@@ -164,11 +164,4 @@ def _rescaled(evidence: Evidence, factor: float) -> Tensor:
     return evidence.broken_by("pgd-rescaled", attack, evidence.correct_rows)
 
 
-COMPONENTS = {
-    "gradient": gradient,
-    "zero-gradients": zero_gradients,
-    "tiny-gradients": tiny_gradients,
-    "gradient-cosine": gradient_cosine,
-    "loss-stability": loss_stability,
-    "logit-scale": logit_scale,
-}
+COMPONENTS = named(gradient, zero_gradients, tiny_gradients, gradient_cosine, loss_stability, logit_scale)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import run
-from planish.audit.check import FEWEST, Seen, Unknown, check, share
+from planish.audit.check import FEWEST, Seen, Unknown, check, named, share
 from planish.audit.evidence import Evidence
 from planish.core.batch import Batch
 from planish.core.modes import evaluating
@@ -114,4 +114,4 @@ def _plant(binary: Binary, one: Batch, threat: ThreatModel, seed: int) -> Plante
     return Planted((weight / gap).float(), (-(highest + gap / 2) / gap).float())
 
 
-COMPONENTS = {"planted": planted}
+COMPONENTS = named(planted)

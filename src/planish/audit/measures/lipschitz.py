@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.affine import affine_layers, ball, reachable
-from planish.audit.measures.highest import highest
+from planish.audit.measures.linearity import highest
 from planish.core.batch import Batch
 from planish.core.errors import at_least
 from planish.core.losses import wide
@@ -68,8 +68,8 @@ def empirical_lipschitz(
     largest; Yang et al. make one.
     """
     at_least(1, steps=steps, restarts=restarts)
+    f = _outputs(model, outputs)
     with attacked(model), full_precision(batch.x):
-        f = _outputs(model, outputs)
         with torch.no_grad():
             clean = f(batch.x)
         largest = least = torch.full_like(clean[:, 0], -torch.inf)
