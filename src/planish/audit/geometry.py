@@ -26,19 +26,9 @@ from planish.core.modes import attacked, full_precision
 from planish.core.threat import Linf, ThreatModel
 from planish.evaluation.distances import checked
 from planish.models import Normalized
+from planish.records import geometry as record
 from planish.records.audit import Finding
-from planish.records.geometry import (
-    REACH,
-    Array,
-    ByRadius,
-    DistanceBounds,
-    Effort,
-    Geometry,
-    Linearity,
-    Pictures,
-    Planes,
-    Weights,
-)
+from planish.records.geometry import REACH, Array, Geometry
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Steepest
 
@@ -128,7 +118,7 @@ def _known(evidence: Evidence) -> Tensor:
     return distance
 
 
-def _linearity(evidence: Evidence, batch: Batch, rows: Tensor) -> Linearity:
+def _linearity(evidence: Evidence, batch: Batch, rows: Tensor) -> record.Linearity:
     """Return the errors; the gradient step's point lies in the ball, and so gamma is no smaller than its error."""
     steps = evidence.plan.steps
     found = in_chunks(
@@ -136,10 +126,10 @@ def _linearity(evidence: Evidence, batch: Batch, rows: Tensor) -> Linearity:
     )
     evidence.record("linearity-error", rows, found.x_worst)
     step = in_chunks(lambda part: one_step(evidence.model, part, evidence.threat), batch)
-    return Linearity(_array(torch.maximum(found.gamma, step.error)), _array(step.error), steps)
+    return record.Linearity(_array(torch.maximum(found.gamma, step.error)), _array(step.error), steps)
 
 
-def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> Effort:
+def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> record.Effort:
     """Return what PGD leaves after each of the steps and restarts; its first start was traced already."""
     most = evidence.plan.curve_steps
     steps = [count for count in STEPS if count <= most]
@@ -152,7 +142,7 @@ def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> Effort:
     broken = torch.stack([torch.stack([(start[: count + 1] >= 0).any(0) for count in steps]) for start in starts])
     left = 1 - broken.int().cummax(0).values.float().mean(2)
     restarts = torch.arange(1, len(starts) + 1, device="cpu")
-    return Effort(np.array(steps), _array(restarts), _array(left), len(rows))
+    return record.Effort(np.array(steps), _array(restarts), _array(left), len(rows))
 
 
 def _nearest(evidence: Evidence, batch: Batch, rows: Tensor) -> Tensor:
@@ -166,7 +156,7 @@ def _nearest(evidence: Evidence, batch: Batch, rows: Tensor) -> Tensor:
 
 def _bounds(
     evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, notes: list[str]
-) -> DistanceBounds | None:
+) -> record.DistanceBounds | None:
     """Return L- and C-bounds; curvature by finite differences over the radius, which see what ReLUs do."""
     curved: dict[str, Any] = {"way": "finite-difference", "length": evidence.threat.radius or None, "steps": LANCZOS}
     try:
@@ -176,7 +166,7 @@ def _bounds(
         return None
     known = torch.where(distance.isnan(), torch.inf, distance)
     by_l, by_c = (violations(bound, known) for bound in (found.by_lipschitz, found.by_curvature))
-    return DistanceBounds(
+    return record.DistanceBounds(
         _array(found.by_lipschitz),
         _array(found.by_curvature),
         float(found.lipschitz),
@@ -200,14 +190,16 @@ def _proven(evidence: Evidence, batch: Batch, rows: Tensor, distance: Tensor, no
         return nothing
 
 
-def _by_radius(evidence: Evidence, findings: Sequence[Finding]) -> ByRadius | None:
+def _by_radius(evidence: Evidence, findings: Sequence[Finding]) -> record.ByRadius | None:
     """Return what the check radius-curve measured, if it did, and the clean images at radius 0."""
     seen = next((finding.evidence for finding in findings if finding.check == "radius-curve"), {})
     if "multiples" not in seen:
         return None
     radii = [0.0, *(evidence.threat.scaled(factor).radius for factor in seen["multiples"])]
     standing = [len(evidence.correct_rows), *seen["standing"]]
-    return ByRadius(np.array(radii, np.float32), np.array(standing), int(seen["images"]), evidence.plan.curve_steps)
+    return record.ByRadius(
+        np.array(radii, np.float32), np.array(standing), int(seen["images"]), evidence.plan.curve_steps
+    )
 
 
 def _adversarial_pairs(evidence: Evidence) -> AdversarialPairs:
@@ -229,7 +221,7 @@ def _attacked(evidence: Evidence, row: int) -> Tensor:
     return evidence.judged.x_adv[row]
 
 
-def _planes(evidence: Evidence, pairs: AdversarialPairs) -> Planes | None:
+def _planes(evidence: Evidence, pairs: AdversarialPairs) -> record.Planes | None:
     """Return the loss round one broken and one robust image, as far as attacks moved them."""
     moves = pairs.x_adv - evidence.images.x[pairs.rows]
     moved = evidence.threat.norm(moves) > 0
@@ -243,10 +235,10 @@ def _planes(evidence: Evidence, pairs: AdversarialPairs) -> Planes | None:
     shares = _spaced(REACH, evidence.plan.points)
     loss = loss_plane(evidence.model, batch, first, second, shares.tolist(), shares.tolist())
     lengths = [evidence.threat.norm(move).float().cpu()[:, None] * shares for move in (first, second)]
-    return Planes(_array(pairs.rows[chosen]), *(_array(part) for part in (*lengths, loss.transpose(1, 2))))
+    return record.Planes(_array(pairs.rows[chosen]), *(_array(part) for part in (*lengths, loss.transpose(1, 2))))
 
 
-def _pictures(evidence: Evidence, pairs: AdversarialPairs, notes: list[str]) -> Pictures | None:
+def _pictures(evidence: Evidence, pairs: AdversarialPairs, notes: list[str]) -> record.Pictures | None:
     x = evidence.images.x[pairs.rows]
     if x.shape[1] not in (1, 3):
         notes.append(f"images of {x.shape[1]} channels are not shown: a page shows 1 or 3")
@@ -254,10 +246,10 @@ def _pictures(evidence: Evidence, pairs: AdversarialPairs, notes: list[str]) -> 
     if not len(x):
         return None
     predicted = (logits.argmax(1) for logits in (evidence.logits[pairs.rows], logits_of(evidence.model, pairs.x_adv)))
-    return Pictures(*(_array(part) for part in (pairs.rows, x, pairs.x_adv, *predicted)))
+    return record.Pictures(*(_array(part) for part in (pairs.rows, x, pairs.x_adv, *predicted)))
 
 
-def _weights(evidence: Evidence, batch: Batch, notes: list[str]) -> Weights | None:
+def _weights(evidence: Evidence, batch: Batch, notes: list[str]) -> record.Weights | None:
     """Return the mean loss along a few directions in the weights (Li et al. 2018; Wu, Xia and Wang 2020)."""
     some = batch.select(slice(0, evidence.plan.moved))._replace(logits=None)
     if not len(some.x):
@@ -273,7 +265,7 @@ def _weights(evidence: Evidence, batch: Batch, notes: list[str]) -> Weights | No
     except RuntimeError as error:
         notes.append(f"the weights' landscape is not shown: {str(error).splitlines()[0]}")
         return None
-    return Weights(_array(shares), _array(lines[:, 0]), _array(lines[:, 1]), len(some.x), WEIGHT_STEPS)
+    return record.Weights(_array(shares), _array(lines[:, 0]), _array(lines[:, 1]), len(some.x), WEIGHT_STEPS)
 
 
 def _moved_loss(evidence: Evidence, batch: Batch, moved: nn.Module) -> Tensor:

@@ -93,33 +93,36 @@ def transferred(evidence: Evidence) -> Seen | Unknown:
     if not evidence.surrogates:
         return Unknown("No other model was given.", "Audit with --surrogates, for instance an undefended model.")
     attack = transfer(evidence.plan.curve_steps, classes=evidence.classes, surrogates=tuple(evidence.surrogates))
-    rows = evidence.robust.nonzero().squeeze(1)
-    broken = evidence.broken_by("transfer", attack, rows)
-    return share(
-        broken,
-        len(evidence.images.x),
+    return _left(
+        evidence,
+        "transfer",
+        attack,
         f"Images made on {len(evidence.surrogates)} other models break {{of}} that the suite left.",
         "The model's own gradients mislead: make adversarial images on other models too, and count them.",
-        indices=evidence.ids(rows[broken]),
     )
 
 
 @check((30,), fail_at=0.5, level="thorough", needs="graph")
 def smoothed_gradient(evidence: Evidence) -> Seen:
     """Gradients averaged over noise break nothing that the plain ones missed."""
-    rows = evidence.robust.nonzero().squeeze(1)
-    broken = evidence.broken_by("smoothed", Smoothed(evidence.plan.steps), rows)
-    return share(
-        broken,
-        len(evidence.images.x),
+    return _left(
+        evidence,
+        "smoothed",
+        Smoothed(evidence.plan.steps),
         "Gradients averaged over noise break {of} that the suite left.",
         "Plain gradients are masked by something rough; attack with smoothed gradients or a smooth backward pass.",
-        indices=evidence.ids(rows[broken]),
     )
 
 
 def _finite(values: Tensor) -> list[float | None]:
     return [float(value) if value.isfinite() else None for value in values]
+
+
+def _left(evidence: Evidence, name: str, attack: Attack, meaning: str, advice: str) -> Seen:
+    """Return what share of all images an attack breaks that were robust until now."""
+    rows = evidence.robust.nonzero().squeeze(1)
+    broken = evidence.broken_by(name, attack, rows)
+    return share(broken, len(evidence.images.x), meaning, advice, indices=evidence.ids(rows[broken]))
 
 
 COMPONENTS = named(noise, random_search, hard_labels, smoothed_gradient) | {"transfer": transferred}

@@ -115,10 +115,9 @@ def curvature(
         return loss(model(x), batch.labels)
 
     with attacked(model), full_precision(x), second_derivatives(), _explained():
-        if way == "double-backward":
-            product = _by_double_backward(loss_at, x)
-        else:
-            product = _by_difference(loss_at, x, PROBE_LENGTH[x.dtype] if length is None else length)
+        length = PROBE_LENGTH[x.dtype] if length is None else length
+        exact = way == "double-backward"
+        product = _by_double_backward(loss_at, x) if exact else _by_difference(loss_at, x, length)
         found = lanczos(product, start, steps)
     own = (2 if way == "double-backward" else 0) + min(steps, start.shape[1]) * PRODUCT_PASSES[way]
     return Curvature(*found, torch.full_like(batch.labels, own))

@@ -119,9 +119,7 @@ def proven_lipschitz(model: nn.Module, batch: Batch, threat: ThreatModel) -> Pro
 
 
 def _outputs(model: nn.Module, outputs: Outputs) -> Callable[[Tensor], Tensor]:
-    if outputs == "logits":
-        return lambda x: wide(model(x))
-    return lambda x: wide(model(x)).softmax(1)
+    return lambda x: wide(model(x)) if outputs == "logits" else wide(model(x)).softmax(1)
 
 
 def _ratio(
