@@ -92,7 +92,9 @@ class Check:
         if not math.isfinite(seen.value):
             return "open"
         beyond = self._beyond(seen.value, self.fail_at)
-        if beyond and (seen.images is None or (seen.hits != 1 and self._is_sure(seen.sure))):
+        alone = self.fail_at if self.fail_at is None or self.worse == "below" else self.fail_at / 2
+        is_sure = self._beyond(seen.sure, alone if self.warn_at is None else self.warn_at)
+        if beyond and (seen.images is None or (seen.hits != 1 and is_sure)):
             return "fail"
         if beyond or self._beyond(seen.value, self.warn_at):
             return "warn"
@@ -105,15 +107,8 @@ class Check:
             return FEWEST
         return max(FEWEST, math.ceil(100 / max(limits)))
 
-    def _is_sure(self, bound: float) -> bool:
-        assert self.fail_at is not None
-        alone = self.fail_at / 2 if self.worse == "above" else self.fail_at
-        return self._beyond(bound, alone if self.warn_at is None else self.warn_at)
-
     def _beyond(self, value: float, limit: float | None) -> bool:
-        if limit is None:
-            return False
-        return value > limit if self.worse == "above" else value < limit
+        return limit is not None and (value > limit if self.worse == "above" else value < limit)
 
     def _barred(self, evidence: Evidence) -> Unknown | None:
         if LEVELS.index(self.level) > LEVELS.index(evidence.plan.level):

@@ -173,13 +173,8 @@ class Evidence:
 
     @cached_property
     def rows(self) -> Tensor:
-        """Which images are the sample: drawn by their indices and the seed, in order."""
+        """The sample that checks of attacks are made on: drawn by the images' indices and the seed, in order."""
         return self.drawn(self.every, self.plan.sample)
-
-    @cached_property
-    def sample(self) -> Batch:
-        """The images that checks of attacks are made on."""
-        return self.images.select(self.rows)
 
     @cached_property
     def correct_sample(self) -> Batch:

@@ -32,8 +32,6 @@ from planish.records.geometry import REACH, Array, Geometry
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Steepest
 
-BLIND = "a black box has no gradients"
-FLAT = "no image has a gradient that is of any use"
 WITHOUT = (
     "local linearity, bounds, nearest images, accuracy by radius and by steps and restarts, and the weights' landscape"
     " are not shown"
@@ -80,7 +78,8 @@ def geometry(evidence: Evidence, findings: Sequence[Finding]) -> Geometry:
     before, notes = evidence.passes, list[str]()
     seen = not evidence.black_box and evidence.has_gradients
     if not seen:
-        notes.append(f"{BLIND if evidence.black_box else FLAT}: {WITHOUT}")
+        why = "a black box has no gradients" if evidence.black_box else "no image has a gradient that is of any use"
+        notes.append(f"{why}: {WITHOUT}")
     elif not len(evidence.correct_rows):
         notes.append("no image is classified correctly: nothing is measured round any")
     rows = evidence.drawn(evidence.correct_rows, evidence.plan.measured if seen else 0)
@@ -95,16 +94,10 @@ def geometry(evidence: Evidence, findings: Sequence[Finding]) -> Geometry:
         measured["bounds"] = _bounds(evidence, batch, distance[rows], proven, notes)
         measured["weights"] = _weights(evidence, batch, notes)
     pairs = _adversarial_pairs(evidence)
-    return Geometry(
-        distance.cpu().numpy(),
-        rows.cpu().numpy(),
-        by_radius=_by_radius(evidence, findings),
-        planes=_planes(evidence, pairs),
-        pictures=_pictures(evidence, pairs, notes),
-        notes=tuple(notes),
-        passes=evidence.passes - before,
-        **measured,
-    )
+    measured |= {"by_radius": _by_radius(evidence, findings), "planes": _planes(evidence, pairs)}
+    measured["pictures"] = _pictures(evidence, pairs, notes)
+    passes = evidence.passes - before
+    return Geometry(_array(distance), _array(rows), notes=tuple(notes), passes=passes, **measured)
 
 
 def _known(evidence: Evidence) -> Tensor:
@@ -121,11 +114,10 @@ def _known(evidence: Evidence) -> Tensor:
 def _linearity(evidence: Evidence, batch: Batch, rows: Tensor) -> record.Linearity:
     """Return the errors; the gradient step's point lies in the ball, and so gamma is no smaller than its error."""
     steps = evidence.plan.steps
-    found = in_chunks(
-        lambda part: local_linearity(evidence.model, part, evidence.threat, steps=steps, seed=evidence.seed), batch
-    )
+    ascent = partial(local_linearity, evidence.model, threat=evidence.threat, steps=steps, seed=evidence.seed)
+    found = in_chunks(ascent, batch)
     evidence.record("linearity-error", rows, found.x_worst)
-    step = in_chunks(lambda part: one_step(evidence.model, part, evidence.threat), batch)
+    step = in_chunks(partial(one_step, evidence.model, threat=evidence.threat), batch)
     return record.Linearity(_array(torch.maximum(found.gamma, step.error)), _array(step.error), steps)
 
 
@@ -166,15 +158,10 @@ def _bounds(
         return None
     known = torch.where(distance.isnan(), torch.inf, distance)
     by_l, by_c = (violations(bound, known) for bound in (found.by_lipschitz, found.by_curvature))
-    return record.DistanceBounds(
-        _array(found.by_lipschitz),
-        _array(found.by_curvature),
-        float(found.lipschitz),
-        float(found.curvature),
-        *(by_l.refuted, by_c.refuted, by_l.compared),
-        _array(proven.distance),
-        proven.how,
-    )
+    arrays = _array(found.by_lipschitz), _array(found.by_curvature)
+    counts = by_l.refuted, by_c.refuted, by_l.compared
+    constants = float(found.lipschitz), float(found.curvature)
+    return record.DistanceBounds(*arrays, *constants, *counts, _array(proven.distance), proven.how)
 
 
 def _proven(evidence: Evidence, batch: Batch, rows: Tensor, distance: Tensor, notes: list[str]) -> Proof:
@@ -195,11 +182,9 @@ def _by_radius(evidence: Evidence, findings: Sequence[Finding]) -> record.ByRadi
     seen = next((finding.evidence for finding in findings if finding.check == "radius-curve"), {})
     if "multiples" not in seen:
         return None
-    radii = [0.0, *(evidence.threat.scaled(factor).radius for factor in seen["multiples"])]
-    standing = [len(evidence.correct_rows), *seen["standing"]]
-    return record.ByRadius(
-        np.array(radii, np.float32), np.array(standing), int(seen["images"]), evidence.plan.curve_steps
-    )
+    radii = np.array([0.0, *(evidence.threat.scaled(factor).radius for factor in seen["multiples"])], np.float32)
+    robust = np.array([len(evidence.correct_rows), *seen["standing"]])
+    return record.ByRadius(radii, robust, int(seen["images"]), evidence.plan.curve_steps)
 
 
 def _adversarial_pairs(evidence: Evidence) -> AdversarialPairs:

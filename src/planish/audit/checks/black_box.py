@@ -17,7 +17,6 @@ NOISE_STAGES, SQUARE_STAGES = ("noise",), ("random-search", "square")
 CHECK_STAGE = "check"
 """The stage of the planish suite whose first part is noise, its second Square."""
 NEARER = 0.95
-NOTHING_ROBUST = "no robust image was left, so nothing is overstated"
 
 
 @check((23,), warn_at=0.0, fail_at=0.1)
@@ -39,7 +38,9 @@ def _blind(evidence: Evidence, name: str, attack: Attack, by_suite: Tensor, most
     rows = evidence.drawn(evidence.robust.nonzero().squeeze(1), most)
     found = torch.zeros_like(by_suite)
     found[rows] = evidence.broken_by(name, attack, rows)
-    tried = f"{len(rows)} robust images were tried" if len(rows) else NOTHING_ROBUST
+    tried = (
+        f"{len(rows)} robust images were tried" if len(rows) else "no robust image was left, so nothing is overstated"
+    )
     return share(
         found | by_suite,
         len(found),

@@ -1,7 +1,6 @@
 """The binarization test: an adversarial image is planted, and the attack must find it (Zimmermann et al. 2022)."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +29,7 @@ class Binary(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Return what the last linear layer is given, (N, F)."""
         taken: list[Tensor] = []
-
-        def take(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            taken.append(arguments[0])
-
-        with self.last.register_forward_pre_hook(take):
+        with self.last.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0])):
             self.network(x)
         return taken[-1].flatten(1)
 

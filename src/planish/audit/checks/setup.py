@@ -10,7 +10,6 @@ from torch import Tensor
 from planish.audit.check import Seen, Unknown, check, count_text, fact, named, share
 from planish.audit.evidence import Evidence, are_probabilities
 from planish.core.arguments import CHUNK, logits_of
-from planish.core.batch import per_image
 from planish.core.losses import margin
 from planish.core.modes import evaluating, fixed_statistics
 from planish.core.randomness import keyed_draws, reproducible
@@ -53,18 +52,16 @@ def evaluation_mode(evidence: Evidence) -> Seen | Unknown:
     x = evidence.setup.x
     if len(x) < 2:
         return Unknown("One image cannot be put into a batch with others.", "Audit with at least 2 images.")
-    with evaluating(evidence.given), reproducible(evidence.seed):
-        judged = _raw(evidence, x)
-    with fixed_statistics(evidence.given), reproducible(evidence.seed):
+    with fixed_statistics(evidence.given):
         handed_over = _raw(evidence, x)
     with evaluating(evidence.given):
-        alone = torch.cat([_seeded_raw(evidence, one) for one in torch.split(x[:8], 1)])
-        together = _seeded_raw(evidence, x[:8])
+        judged, together = _raw(evidence, x), _raw(evidence, x[:8])
+        alone = torch.cat([_raw(evidence, one) for one in torch.split(x[:8], 1)])
     left = sum(module.training for module in evidence.given.modules())
     of_mode, of_batch = float(_apart(judged, handed_over)), float(_apart(alone, together))
-    apart = max(of_mode, of_batch if _repeatable(evidence) else 0.0)
+    again = _apart(*(logits_of(evidence.model, x[:8]) for _ in range(2)))  # random models differ for another reason
     return fact(
-        apart,
+        max(of_mode, of_batch if again <= 1e-4 else 0.0),
         f"{left} modules were handed over in training mode; it changes the normalised logits by {of_mode:.2g}, and the "
         f"company of other images in a batch changes them by {of_batch:.2g}.",
         "Call model.eval() before anything is judged, and let batch norm use its running averages.",
@@ -127,7 +124,7 @@ def plain_forward(evidence: Evidence) -> Seen:
 @check((9,), unit="", warn_at=0.0, fail_at=1.0)
 def input_scale(evidence: Evidence) -> Seen:
     """Images are in [0, 1], the model expects them there, and the radius is on their scale."""
-    x, labels, threat = evidence.sample.x, evidence.sample.labels, evidence.threat
+    x, labels, threat = evidence.images.x[evidence.rows], evidence.images.labels[evidence.rows], evidence.threat
     own = _accuracy(evidence, x, labels)
     others = {
         name: _accuracy(evidence, (x - mean) / deviation, labels) for name, (mean, deviation) in OTHER_SCALES.items()
@@ -233,32 +230,20 @@ def clean_accuracy(evidence: Evidence) -> Seen:
 
 @torch.no_grad()
 def _raw(evidence: Evidence, x: Tensor) -> Tensor:
-    """Return what the model returns, in the mode it is in, and count it."""
+    """Return what the model returns, in the mode it is in, with the same draws each time, and count it."""
     evidence.model.forwards += len(x)
-    output: Any = evidence.given(x)
+    with reproducible(evidence.seed):
+        output: Any = evidence.given(x)
     raw: Tensor = getattr(output, "logits", output)
     return raw.float()
 
 
-def _seeded_raw(evidence: Evidence, x: Tensor) -> Tensor:
-    with reproducible(evidence.seed):
-        return _raw(evidence, x)
-
-
-def _repeatable(evidence: Evidence) -> bool:
-    """Say whether two passes agree: a random model's batches differ for another reason, which `deterministic` tells."""
-    x = evidence.setup.x[:8]
-    return bool(_apart(logits_of(evidence.model, x), logits_of(evidence.model, x)) <= 1e-4)
-
-
 def _apart(first: Tensor, second: Tensor) -> Tensor:
     """Return the largest distance of the logits after each is brought to length 1."""
-    tiny = torch.finfo(torch.float32).tiny
-
-    def unit(values: Tensor) -> Tensor:
-        return values / per_image(values.norm(dim=1).clamp(min=tiny), values)
-
-    apart: Tensor = (unit(first) - unit(second)).norm(dim=1).amax()
+    units = [
+        part / part.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) for part in (first, second)
+    ]
+    apart: Tensor = (units[0] - units[1]).norm(dim=1).amax()
     return apart
 
 

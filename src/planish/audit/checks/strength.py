@@ -244,11 +244,13 @@ def unbounded(evidence: Evidence) -> Seen:
 @check((24,), unit="reasons", warn_at=0.0)
 def escalation(evidence: Evidence) -> Seen | Unknown:
     """The suite's own ledger gives it no cause for its long stages."""
-    reasons = _reasons(evidence)
-    if reasons is None:
+    find, record = getattr(evidence.suite, "reasons", None), evidence.judged.evaluation
+    if find is None:
         return Unknown("The suite does not say when its short stages are not enough.", "Audit with the planish suite.")
+    stages = {column.name.removeprefix(f"{evidence.suite_name}/"): column for column in record.columns}
+    reasons: tuple[str, ...] = find(stages, len(record.labels))
     told = "; ".join(reasons) or "nothing in its short stages looks wrong"
-    done = any(column.meta.get("because") for column in evidence.judged.evaluation.columns)
+    done = any(column.meta.get("because") for column in record.columns)
     then = "its long stages were run" if done else "its long stages were left out of this budget"
     return fact(
         float(len(reasons)),
@@ -258,15 +260,6 @@ def escalation(evidence: Evidence) -> Seen | Unknown:
         else "Audit with --budget standard: short attacks are not enough for this model.",
         reasons=list(reasons),
     )
-
-
-def _reasons(evidence: Evidence) -> tuple[str, ...] | None:
-    reasons = getattr(evidence.suite, "reasons", None)
-    if reasons is None:
-        return None
-    record, prefix = evidence.judged.evaluation, f"{evidence.suite_name}/"
-    found: tuple[str, ...] = reasons({c.name.removeprefix(prefix): c for c in record.columns}, len(record.labels))
-    return found
 
 
 def _broken(evidence: Evidence, threat: ThreatModel) -> Tensor:

@@ -6,6 +6,7 @@ with L and C estimated, they are estimates and can be wrong: `violations` counts
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -157,9 +158,8 @@ def estimated_bounds(
     steep = in_chunks(lambda part: gradient_norms(model, part, threat, loss=hard), batch, chunk)
     passes, most = int(steep.passes.sum()), None
     if soft is not None:
-        bent = in_chunks(
-            lambda part: curvature(model, part, loss=soft, steps=steps, seed=seed, way=way, length=length), batch, chunk
-        )
+        bend = partial(curvature, model, loss=soft, steps=steps, seed=seed, way=way, length=length)
+        bent = in_chunks(bend, batch, chunk)
         passes, most = passes + int(bent.passes.sum()), max(float(bent.largest.max()), 0.0)
     losses: dict[str, Any] = {"hard": hard, "soft": soft or soft_margin}
     found = bounds(model, batch, threat, lipschitz=float(steep.dual.max()), curvature=most, chunk=chunk, **losses)

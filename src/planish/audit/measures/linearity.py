@@ -1,5 +1,6 @@
 """How linear the loss is in the ball: gamma of LLR, the error at a point, and whether gradients agree."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -122,10 +123,7 @@ def local_linearity(
 
 def between(model: nn.Module, batch: Batch, x_adv: Tensor, *, loss: Loss = cross_entropy) -> Segment:
     """Compare the loss at the images with the loss at x_adv (N, ...)."""
-    objective = objective_of(model, loss_of(loss, batch.labels))
-    with attacked(model), full_precision(batch.x):
-        value, _, gradient = evaluated(objective, batch.x)
-        return _segment(batch, x_adv, value, gradient, *evaluated(objective, x_adv))
+    return _segment(model, batch, loss, lambda _: x_adv)
 
 
 def one_step(model: nn.Module, batch: Batch, threat: ThreatModel, *, loss: Loss = cross_entropy) -> Segment:
@@ -133,11 +131,7 @@ def one_step(model: nn.Module, batch: Batch, threat: ThreatModel, *, loss: Loss 
 
     The linearity error of single-step training (Li and Yu 2022, eq. C.1); FGSM's point for Linf.
     """
-    objective = objective_of(model, loss_of(loss, batch.labels))
-    with attacked(model), full_precision(batch.x):
-        value, _, gradient = evaluated(objective, batch.x)
-        x_adv = threat.step(batch.x, batch.x, gradient)
-        return _segment(batch, x_adv, value, gradient, *evaluated(objective, x_adv))
+    return _segment(model, batch, loss, lambda gradient: threat.step(batch.x, batch.x, gradient))
 
 
 def random_point(batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
@@ -153,9 +147,13 @@ def relative_error(error: Tensor, rise: Tensor) -> Tensor:
     return torch.where(rise > 0, error / rise, torch.where(error > 0, torch.inf, 0.0).to(error))
 
 
-def _segment(
-    batch: Batch, x_adv: Tensor, value: Tensor, gradient: Tensor, value_adv: Tensor, logits: Tensor, there: Tensor
-) -> Segment:
+def _segment(model: nn.Module, batch: Batch, loss: Loss, end: Callable[[Tensor], Tensor]) -> Segment:
+    """Compare the loss at the images with the loss where `end` says, given the gradient at the images."""
+    objective = objective_of(model, loss_of(loss, batch.labels))
+    with attacked(model), full_precision(batch.x):
+        value, _, gradient = evaluated(objective, batch.x)
+        x_adv = end(gradient)
+        value_adv, _, there = evaluated(objective, x_adv)
     slope = inner(x_adv - batch.x, gradient)
     cosine = inner(_UNIT.steepest(gradient), _UNIT.steepest(there))
     passes = torch.full_like(batch.labels, 4)

@@ -135,8 +135,7 @@ def _ratio(
     def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
         logits = f(x_adv)
         away, least = threat.norm(x_adv - batch.x), NEAREST * threat.radius
-        if distance == "held":
-            away = away.detach()
+        away = away.detach() if distance == "held" else away
         ratio = sign * (logits - clean).abs().sum(1) / away.clamp(min=max(least, torch.finfo(away.dtype).tiny))
         return torch.where(away >= least, ratio, -torch.inf), logits
 
