@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -306,11 +306,9 @@ class Evidence:
     @cached_property
     def judged(self) -> EvaluationStep:
         """The suite on all images."""
-        steps = evaluate_steps(
-            self.model, self.images, threat=self.threat, attacks={self.suite_name: self.suite}, seed=self.seed,
-            on_chunk=self.on_chunk,
-        )  # fmt: skip
-        *_, last = steps
+        suite = {self.suite_name: self.suite}
+        judge = partial(evaluate_steps, threat=self.threat, attacks=suite, seed=self.seed, on_chunk=self.on_chunk)
+        *_, last = judge(self.model, self.images)
         return last
 
     def mask(self, marked: NDArray[np.bool_]) -> Tensor:

@@ -178,8 +178,7 @@ def violations(bound: Tensor, distances: Any) -> Violations:
     wrong = bound > found * (1 + SLACK)
     known = found.isfinite() & ~bound.isnan()
     ratios = (bound / found)[known & (found > 0)]
-    ratio = float(ratios.max()) if len(ratios) else math.nan
-    return Violations(wrong, int(wrong.sum()), int(known.sum()), ratio)
+    return Violations(wrong, int(wrong.sum()), int(known.sum()), float(ratios.max()) if len(ratios) else math.nan)
 
 
 def _ratio(top: Tensor, bottom: Tensor) -> Tensor:

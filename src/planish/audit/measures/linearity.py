@@ -156,5 +156,5 @@ def _segment(model: nn.Module, batch: Batch, loss: Loss, end: Callable[[Tensor],
         value_adv, _, there = evaluated(objective, x_adv)
     slope = inner(x_adv - batch.x, gradient)
     cosine = inner(_UNIT.steepest(gradient), _UNIT.steepest(there))
-    passes = torch.full_like(batch.labels, 4)
-    return Segment(x_adv, value, value_adv, slope, (value_adv - value - slope).abs(), cosine, passes)
+    error, passes = (value_adv - value - slope).abs(), torch.full_like(batch.labels, 4)
+    return Segment(x_adv, value, value_adv, slope, error, cosine, passes)

@@ -71,10 +71,8 @@ def loss_plane(
     plane. Costs A B forwards an image.
     """
     with attacked(model), full_precision(batch.x):
-        rows = [
-            torch.stack([loss(model(batch.x + a * first + b * second), batch.labels) for b in across], 1) for a in along
-        ]
-    return torch.stack(rows, 1)
+        losses = [loss(model(batch.x + a * first + b * second), batch.labels) for a in along for b in across]
+    return torch.stack(losses, 1).view(len(batch.x), len(along), len(across))
 
 
 class Moved(nn.Module):
@@ -154,12 +152,9 @@ def weight_plane(
     seed: int = 0,
 ) -> Tensor:
     """Return the loss with the weights moved by a first + b second, (N, A, B); as `weight_line` (SEAT's figure 4)."""
-
-    def line(a: float) -> Tensor:
-        moved = (Moved(model, (first, second), (a, b)) for b in across)
-        return torch.stack([_loss_at(one, batch, loss, attack, threat, seed) for one in moved], 1)
-
-    return torch.stack([line(a) for a in along], 1)
+    moved = (Moved(model, (first, second), (a, b)) for a in along for b in across)
+    losses = [_loss_at(one, batch, loss, attack, threat, seed) for one in moved]
+    return torch.stack(losses, 1).view(len(batch.x), len(along), len(across))
 
 
 def accuracy_along(
