@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
     from planish.core.threat import L2, Linf, parse_threat
-    from planish.evaluation.verify import verify
+    from planish.evaluation.adversarials import verify
     from planish.evaluation.distances import minimum_distance
     from planish.evaluation.evaluate import evaluate, evaluate_steps
     from planish.registry import listed as list

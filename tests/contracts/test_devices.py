@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from planish.attacks import ByDistance, Worst, run
 from planish.attacks.closest import Closest
 from planish.attacks.gradient import APGDT, PGD
-from planish.attacks.square import Square
+from planish.attacks.random_search import Square
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin

@@ -19,7 +19,7 @@ from planish.attacks.base import (
 from planish.registry import lazy
 
 if TYPE_CHECKING:
-    from planish.attacks.ascents import Targeted as Targeted, Untargeted as Untargeted
+    from planish.attacks.ascents import Smoothed as Smoothed, Targeted as Targeted, Untargeted as Untargeted
     from planish.attacks.bisection import PGDBisection as PGDBisection
     from planish.attacks.boundary import Boundary as Boundary
     from planish.attacks.carlini_wagner import CarliniWagner as CarliniWagner, CarliniWagnerLinf as CarliniWagnerLinf
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
         RandomTargeted as RandomTargeted,
     )
     from planish.attacks.log_barrier import LogBarrier as LogBarrier
-    from planish.attacks.noise import Noise as Noise
-    from planish.attacks.smoothed import Smoothed as Smoothed
-    from planish.attacks.square import Square as Square
+    from planish.attacks.random_search import Noise as Noise, Square as Square
     from planish.attacks.suites.autoattack import AutoAttack as AutoAttack
     from planish.attacks.suites.cascade import Cascade as Cascade
     from planish.attacks.transfer import Surrogate as Surrogate, Transfer as Transfer
