@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.bounds import c_bound, l_bound, soft_top_margin, top_margin
-from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms
 from planish.audit.measures.lipschitz import empirical_lipschitz
-from planish.core.arguments import check_images, check_logits
+from planish.core.arguments import check_images, check_logits, in_chunks
 from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
 from planish.records.numbers import FILE, SCHEMA_VERSION, Numbers, save
