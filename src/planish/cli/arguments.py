@@ -44,7 +44,7 @@ def chosen_device(name: str) -> str:
 
 def origin() -> dict[str, Any]:
     """Return the provenance of a page, its command among its commands."""
-    from planish.storage.provenance import provenance
+    from planish.records.origin import provenance
 
     found = provenance("cpu")
     return {**found, "commands": [found["command"]]}

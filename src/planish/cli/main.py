@@ -46,7 +46,7 @@ from planish.cli.terminal import (
     update_words,
 )
 from planish.core.errors import BadInput
-from planish.storage.folder_lock import alone
+from planish.storage.files import alone
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -8,7 +8,7 @@ import typer
 from planish.cli.arguments import Device, Json, Out, Quiet, chosen_device, names_in
 from planish.cli.terminal import console, epoch_words, print_json, print_rows, progress_bars, record_words, update_words
 from planish.core.errors import BadInput
-from planish.storage.folder_lock import alone
+from planish.storage.files import alone
 
 if TYPE_CHECKING:
     from planish.evaluation.evaluate import OnChunk

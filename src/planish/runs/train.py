@@ -24,11 +24,11 @@ from planish.data.listing import Listing, OnCorrupt, refuse
 from planish.data.source import find
 from planish.data.stream import Streamed, default_workers
 from planish.models import Normalized, build
+from planish.records.origin import provenance
 from planish.runs import checkpoint as checkpoints
 from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
 from planish.runs.config import Experiment, Named, parsed, read, to_toml
 from planish.storage.files import write_json, write_text
-from planish.storage.provenance import provenance
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
 from planish.training.state import State, go_on, to_go_on
