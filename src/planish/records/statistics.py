@@ -115,3 +115,8 @@ def _corrected_phi(both: int, only_first: int, only_second: int, total: int) -> 
 def counts(estimate: Estimate) -> dict[str, Any]:
     """Return an estimate's interval and counts as JSON-able facts."""
     return {"interval95": [estimate.low, estimate.high], "hits": estimate.hits, "images": estimate.total}
+
+
+def accuracy(estimate: Estimate) -> dict[str, Any]:
+    """Return an accuracy with its interval and counts as JSON-able facts."""
+    return {"accuracy": estimate.value} | counts(estimate)

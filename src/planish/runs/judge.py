@@ -29,9 +29,8 @@ from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.models.pretrained import is_borrowed
 from planish.records import distances as distance_records
 from planish.records import evaluation as results
-from planish.records.adversarials import Verified
 from planish.records.distances import Distances
-from planish.records.evaluation import Evaluation
+from planish.records.evaluation import Evaluation, Verified
 from planish.records.origin import model_digest
 from planish.report import Entry
 from planish.runs.checkpoint import METRICS, PROVENANCE, WEIGHTS
