@@ -42,7 +42,7 @@ SHARED = {
 }  # what component files may import from their own package, besides its __init__
 WRITERS = {
     "data.cache", "evaluation.adversarials", "records.audit", "records.store", "report.distances", "report.page",
-    "reproduce.measured", "reproduce.pages", "reproduce.running", "runs.checkpoint", "runs.train",
+    "reproduce.measured", "reproduce.pages", "reproduce.running", "runs.run", "runs.train",
 }  # fmt: skip
 
 

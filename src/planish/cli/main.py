@@ -74,7 +74,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-DEFAULT_ATTACKS = "planish"
 
 
 @app.command()
@@ -90,7 +89,6 @@ def quickstart(
 
     from planish.runs.quickstart import ATTACKS, EPOCHS, METHODS, folders
     from planish.runs.quickstart import quickstart as run
-    from planish.training.loop import EpochRecord
 
     torch.set_num_threads(1)  # faster on networks this small, and the same figures whatever the machine
     with alone(out), terminal.progress_bars(quiet) as bars:
@@ -102,12 +100,7 @@ def quickstart(
         for step in run(out, seed=seed, resume=resume, on_chunk=on_chunk):
             if step.method not in tasks:
                 tasks[step.method] = bars.add_task(step.method, total=EPOCHS + 1 + len(ATTACKS), note="training")
-            match step.event:
-                case EpochRecord(metrics=metrics):
-                    note = terminal.epoch_words(metrics)
-                case record:
-                    note = terminal.record_words(record)
-            bars.update(tasks[step.method], advance=1, note=note)
+            bars.update(tasks[step.method], advance=1, note=terminal.event_words(step.event))
     _report(folders(out), out, f"planish quickstart: {len(METHODS)} ways to train on handwritten digits", json_)
 
 
@@ -153,7 +146,7 @@ def evaluate(
     radius: terminal.Radius,
     norm: terminal.Norm = "Linf",
     built_by: terminal.BuiltBy = None,
-    attacks: Annotated[str, Option(help="Names with commas; see: planish list attacks.")] = DEFAULT_ATTACKS,
+    attacks: Annotated[str, Option(help="Names with commas; see: planish list attacks.")] = "planish",
     surrogates: Annotated[str, Option(help="For transfer: other models with commas, each like MODEL.")] = "",
     name: Annotated[str | None, Option(help="What a report calls the model; a run's method by default.")] = None,
     limit: terminal.Limit = None,
@@ -260,8 +253,7 @@ def distances(
     record = found or load(out / DISTANCES)
     figure = write_distances(record, out)
     if json_:
-        terminal.print_json(to_json(record))
-        return
+        return terminal.print_json(to_json(record))
     terminal.print_rows(distance_rows(record))
     terminal.console().print(f"figure: {figure}")
 
@@ -287,8 +279,7 @@ def verify(
     judged, task = _loaded("verify", model, device, built_by, **options)
     found = run(judged, task, images, device=device)
     if json_:
-        terminal.print_json(found.document())
-        return
+        return terminal.print_json(found.document())
     screen = terminal.console()
     screen.print(f"clean accuracy {found.clean}")
     ball = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
@@ -315,7 +306,7 @@ def compare(
     json_: terminal.Json = False,
 ) -> None:
     """Compare evaluated models image by image, on the same images, and audits finding by finding."""
-    from planish.runs.compare import comparison
+    from planish.runs.judge import comparison
 
     found = comparison(folders)
     _shown(found.entries, found.write(out, title, terminal.origin()), json_, found.tables())
@@ -359,8 +350,7 @@ def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None
 def _shown(found: "Sequence[Entry]", page: Path, json_: bool, tables: "Sequence[Table]" = ()) -> None:
     """Print what a report says, or its results.json."""
     if json_:
-        terminal.print_json(json.loads((page.parent / "results.json").read_text()))
-        return
+        return terminal.print_json(json.loads((page.parent / "results.json").read_text()))
     terminal.print_summary(found, page)
     for table in tables:
         terminal.print_rows(table)

@@ -29,8 +29,7 @@ def reproduce(
 ) -> None:
     """Run a paper's table again, at a stated scale, beside what was printed."""
     if list_ or page is not None:
-        _overview(table, out, page, json_)
-        return
+        return _overview(table, out, page, json_)
     if table is None:
         raise BadInput("name a table; planish reproduce --list shows them")
     from planish.reproduce import Job, chosen_rows, estimate_rows
@@ -41,8 +40,7 @@ def reproduce(
     if estimate:
         found = estimate_rows(job, chosen)
         document = {"headers": found.headers, "rows": found.rows, "about": found.caption}
-        terminal.print_json(document) if json_ else terminal.print_rows(found)
-        return
+        return terminal.print_json(document) if json_ else terminal.print_rows(found)
     _run(job, chosen, quiet)
     _show(job, json_)
 
@@ -53,8 +51,7 @@ def _overview(table: str | None, out: Path, page: Path | None, json_: bool) -> N
 
     tables = [table_of(name) for name in ([table] if table else table_names())]
     if page is not None:
-        terminal.console().print(f"page: {write_page(out, page, tables)}")
-        return
+        return terminal.console().print(f"page: {write_page(out, page, tables)}")
     document = {own.name: {"title": own.head.title, "rows": list(own.rows)} for own in tables}
     terminal.print_json(document) if json_ else terminal.print_rows(list_rows(tables, out))
 
@@ -69,15 +66,15 @@ def _run(job: "Job", rows: tuple[str, ...], quiet: bool) -> None:
 
 
 def _words(step: "Step") -> str:
-    from planish.records.distances import Distances
-    from planish.records.evaluation import Evaluation
+    from planish.records.distances import Distances, Numbers
     from planish.training.loop import EpochRecord
 
-    if isinstance(step.event, EpochRecord):
-        return f"epoch {step.event.epoch}, {terminal.epoch_words(step.event.metrics)}"
-    if isinstance(step.event, Distances):
-        return f"distances by {step.event.names[-1]}"
-    return terminal.record_words(step.event) if isinstance(step.event, Evaluation) else "numbers of each image"
+    event = step.event
+    if isinstance(event, Distances):
+        return f"distances by {event.names[-1]}"
+    if isinstance(event, Numbers):
+        return "numbers of each image"
+    return (f"epoch {event.epoch}, " if isinstance(event, EpochRecord) else "") + terminal.event_words(event)
 
 
 def _show(job: "Job", json_: bool) -> None:
@@ -87,8 +84,7 @@ def _show(job: "Job", json_: bool) -> None:
     whole: dict[str, Any] = save(job)
     figure = write_figure(job.table, whole, job.out / FIGURE)
     if json_:
-        terminal.print_json(whole)
-        return
+        return terminal.print_json(whole)
     for name, row in whole["rows"].items():
         terminal.console().print(f"{name}: {row['setting']}; {row['state']}")
     terminal.print_rows(results_rows(job.table, whole))

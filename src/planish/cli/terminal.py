@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from planish.records.evaluation import Evaluation
     from planish.report import Entry
     from planish.report.tables import Table as Rows
+    from planish.training.loop import EpochRecord
 
 Model = Annotated[
-    str,
-    Argument(help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME or FILE.onnx."),
+    str, Argument(help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME or FILE.onnx.")
 ]
 Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.")]
 Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255.")]
@@ -75,8 +75,9 @@ def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     if found:
         print_rows(summary_rows(found))
     screen = console()
-    for note in _warnings(found):
-        screen.print(f"note: {note}", style="yellow")
+    for entry in found:
+        for note in entry.evaluation.remarks():
+            screen.print(f"note: {entry.name}: {note}", style="yellow")
     screen.print(f"report: {page}")
 
 
@@ -128,10 +129,6 @@ def print_rows(rows: "Rows") -> None:
     console().print(table)
 
 
-def _warnings(found: "Sequence[Entry]") -> list[str]:
-    return [f"{entry.name}: {note}" for entry in found for note in entry.evaluation.remarks()]
-
-
 def print_lines(lines: "Mapping[str, str]", costs: "Mapping[str, float]") -> None:
     """Print names and what they are; those of training methods by what a step costs."""
     from rich.table import Table
@@ -164,6 +161,13 @@ def record_words(record: "Evaluation") -> str:
     return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % stand"
 
 
+def event_words(event: "EpochRecord | Evaluation") -> str:
+    """Word what training or an evaluation has just done."""
+    from planish.records.evaluation import Evaluation
+
+    return record_words(event) if isinstance(event, Evaluation) else epoch_words(event.metrics)
+
+
 def epoch_words(metrics: "Mapping[str, float]") -> str:
     """Word how an epoch went."""
     return f"loss {metrics['loss']:.3f}, training accuracy {100 * metrics['train_accuracy']:.1f} %"
@@ -171,9 +175,8 @@ def epoch_words(metrics: "Mapping[str, float]") -> str:
 
 def alarm_words(alarm: "Mapping[str, float]") -> str:
     """Word an alarm of the guard."""
-    then = (
-        "went back and strengthened the method" if alarm["went_back"] else "the method has nothing to harden: went on"
-    )
+    went_on = "the method has nothing to harden: went on"
+    then = "went back and strengthened the method" if alarm["went_back"] else went_on
     seen = f"the loss of {100 * alarm['falling']:.0f} % falls under the attack, cosine {alarm['gradient_cosine']:.2f}"
     probed = f", {100 * alarm['robust']:.0f} % withstand PGD" if "robust" in alarm else ""
     return (
@@ -186,8 +189,7 @@ def console() -> "Console":
     """Return the screen, 160 columns wide where it is not a terminal."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 160
-    return Console(width=width, highlight=False, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
 
 
 def failed(message: str, code: int) -> int:

@@ -15,8 +15,7 @@ from planish.records.store import Columned, Floats, Integers, Kind, Recorded, Ro
 
 SCHEMA_VERSION = 1
 _KIND = Kind(
-    "There are no distances at {path}.",
-    "{path} does not hold planish's distances, or it is cut short; measure again.",
+    "There are no distances at {path}.", "{path} does not hold planish's distances, or it is cut short; measure again."
 )
 _ARRAYS, _PARTS = ("indices", "labels", "clean_margin"), ("distance", "passes")
 NUMBERS = "numbers.npz"

@@ -3,7 +3,6 @@
 A record stores one number per image and attack. Every accuracy is derived from those numbers, none is stored.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,10 @@ class Evaluation(Columned):
             _check(f"margin of '{column.name}'", column.margin, np.float32, shape)
         if len(set(self.names)) != len(self.names):
             raise BadInput(f"Each attack needs its own name, got {', '.join(self.names)}.")
-        _check_meta(self.meta)
+        check_version("This evaluation", self.meta, 1, SCHEMA_VERSION)
+        threat = self.meta.get("threat")
+        if not isinstance(threat, dict) or not {"norm", "radius"} <= threat.keys():
+            raise BadInput('An evaluation\'s meta needs "threat": {"norm": ..., "radius": ...}.')
 
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
@@ -128,20 +130,14 @@ class Evaluation(Columned):
 
     def rows(self) -> Rows:
         """Return the accuracy when clean and after each attack, and what each one broke and cost."""
-        clean = {"attack": "none (clean)", "accuracy": self.clean_accuracy(), "broken": 0, "passes": 0, "seconds": 0.0}
-        return [
-            clean,
-            *(
-                {
-                    "attack": column.name,
-                    "accuracy": self.accuracy_after(column.name),
-                    "broken": int(self.broken_by(column.name).sum()),
-                    "passes": column.forwards + column.backwards,
-                    "seconds": column.seconds,
-                }
-                for column in self.columns
-            ),
+        rows: Rows = [
+            {"attack": "none (clean)", "accuracy": self.clean_accuracy(), "broken": 0, "passes": 0, "seconds": 0.0}
         ]
+        for column in self.columns:
+            shares = {"accuracy": self.accuracy_after(column.name), "broken": int(self.broken_by(column.name).sum())}
+            cost = {"passes": column.forwards + column.backwards, "seconds": column.seconds}
+            rows.append({"attack": column.name, **shares, **cost})
+        return rows
 
     def save_adversarials(self, path: str | Path) -> None:
         """Write the images as the attacks left them, for `planish.verify`. Raises BadInput where there are none."""
@@ -205,12 +201,9 @@ class Evaluation(Columned):
 
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""
-        remarks = [*self.meta.get("notes", []), *self.meta.get("warnings", []), *self.class_warnings()]
         reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
-        for name, because in sorted(reasons):
-            if because:
-                remarks.append(f"{name} ran its long stages, because {'; '.join(because)}.")
-        return remarks
+        long = [f"{name} ran its long stages, because {'; '.join(why)}." for name, why in sorted(reasons) if why]
+        return [*self.meta.get("notes", []), *self.meta.get("warnings", []), *self.class_warnings(), *long]
 
     def spent(self) -> list[tuple[float, float]]:
         """Return (passes per image, accuracy) points: how accuracy falls as every image is granted more passes.
@@ -245,13 +238,6 @@ def _check(what: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) 
         raise BadInput(f"{what} must be {wanted}, got {array.dtype.name} of shape {array.shape}.")
 
 
-def _check_meta(meta: Mapping[str, Any]) -> None:
-    check_version("This evaluation", meta, 1, SCHEMA_VERSION)
-    threat = meta.get("threat")
-    if not isinstance(threat, dict) or not {"norm", "radius"} <= threat.keys():
-        raise BadInput('An evaluation\'s meta needs "threat": {"norm": ..., "radius": ...}.')
-
-
 def save(evaluation: Evaluation, path: str | Path) -> None:
     """Write one .npz without pickle, whole or not at all."""
     evaluation.write(path, "evaluation", [*_ARRAYS], [*_COLUMN_ARRAYS, *_LEDGER])
@@ -265,17 +251,14 @@ def load(path: str | Path) -> Evaluation:
 def _unpack(described: dict[str, Any], arrays: store.Arrays) -> Evaluation:
     columns = []
     for facts in described["columns"]:
-        facts |= {key: arrays[f"{key}/{facts['name']}"] for key in _COLUMN_ARRAYS}
+        name = facts["name"]
+        facts |= {key: arrays[f"{key}/{name}"] for key in _COLUMN_ARRAYS}
         unknown = np.full_like(facts["target"], -1)
-        facts |= {key: _ledger(arrays, key, facts["name"], unknown) for key in _LEDGER}
+        for key in _LEDGER:
+            facts[key] = arrays.get(f"{key}/{name}", arrays.get(f"{_FORMER.get(key)}/{name}", unknown))
         columns.append(Column(**facts))
     parts: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
     return Evaluation(**parts, columns=tuple(columns), meta=described["evaluation"])
-
-
-def _ledger(arrays: Mapping[str, NDArray[Any]], key: str, name: str, unknown: Integers) -> Integers:
-    found = arrays.get(f"{key}/{name}", arrays.get(f"{_FORMER.get(key)}/{name}"))
-    return unknown if found is None else found
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -316,9 +299,10 @@ def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
         "attempted": int(np.count_nonzero(tried)),
         "broken": int(np.count_nonzero(evaluation.broken_by(column.name))),
         **{key: getattr(column, key) for key in ("forwards", "backwards", "seconds")},
-        "configuration": column.meta
-        | {key: attack_text(column.meta[key]) for key in ("attack",) if key in column.meta},
+        "configuration": column.meta,
     }
+    if "attack" in column.meta:
+        document["configuration"] = {**column.meta, "attack": attack_text(column.meta["attack"])}
     if not (evaluation.correct() & ~tried).any():
         document["alone"] = _accuracy(evaluation, column.name, evaluation.accuracy_alone(column.name))
     if tried.any() and (column.target[tried] >= 0).all():

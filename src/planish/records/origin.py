@@ -62,19 +62,15 @@ def _processor() -> str:
 
 def provenance(device: torch.device | str) -> dict[str, Any]:
     """Return versions, code digest, commit, device and command line, JSON-able."""
+    path = Path(sys.argv[0])
+    program = path.parent.name if path.name == "__main__.py" else path.name  # `python -m planish` is planish
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "code_digest": code_digest(),
         "commit": commit(),
         "device": device_name(device),
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": " ".join([program, *sys.argv[1:]]),
     }
-
-
-def _program() -> str:
-    """Return what was called: `python -m planish` is planish."""
-    path = Path(sys.argv[0])
-    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _version(package: str) -> str | None:

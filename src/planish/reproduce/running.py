@@ -16,7 +16,6 @@ from planish.records.evaluation import Evaluation
 from planish.reproduce.numbers import measure as measure_numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import PaperColumn, PaperTable, Row
-from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.runs.config import Experiment, parsed, read
 from planish.runs.judge import (
     DISTANCES,
@@ -26,6 +25,7 @@ from planish.runs.judge import (
     load_model,
     measure,
 )
+from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.runs.train import refuse_other_data, same_run, train_into, training_images
 from planish.storage.files import write_bytes
 from planish.training.loop import EpochRecord
