@@ -62,17 +62,12 @@ class Distances(Columned):
 
     def rows(self) -> Rows:
         """Return the mean and the median of each attack's distances over the correct images, and what they cost."""
-        return [
-            {
-                "attack": column.name,
-                "mean": self.mean(column.name),
-                "median": self.median(column.name),
-                "not_found": self.not_found(column.name),
-                "passes": column.forwards + column.backwards,
-                "seconds": column.seconds,
-            }
-            for column in self.columns
-        ]
+        rows: Rows = []
+        for column in self.columns:
+            found = {key: getattr(self, key)(column.name) for key in ("mean", "median", "not_found")}
+            cost = {"passes": column.forwards + column.backwards, "seconds": column.seconds}
+            rows.append({"attack": column.name, **found, **cost})
+        return rows
 
     def of(self, name: str | None = None) -> Floats:
         """(N,) distances found by an attack; without a name, per image the least that any found. BadInput."""

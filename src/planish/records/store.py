@@ -88,9 +88,8 @@ class Shown(ABC):
         """Lay the table out with spaces, the headline above it."""
         header, *body = self._cells()
         widths = [max(map(len, cells)) for cells in zip(header, *body, strict=True)]
-        lines = [
-            "  ".join(map(str.ljust, line, widths)).rstrip() for line in (header, ["-" * w for w in widths], *body)
-        ]
+        cells = (header, ["-" * width for width in widths], *body)
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         return "\n".join([self.headline(), "", *lines])
 
     def _repr_html_(self) -> str:
@@ -131,11 +130,9 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return ""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
 
 
 Floats = NDArray[np.float32]

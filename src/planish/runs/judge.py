@@ -276,10 +276,8 @@ def comparison(folders: Sequence[Path]) -> Comparison:
     audited = [folder for folder in folders if (folder / audits.RECORD).exists()]
     for folder in folders:
         if folder not in judged and folder not in audited:
-            raise BadInput(
-                f"{folder} holds neither {EVALUATION} nor {audits.RECORD}; make one with: planish evaluate ..."
-                f" --out {folder} or planish audit ... --out {folder}"
-            )
+            make = f"planish evaluate ... --out {folder} or planish audit ... --out {folder}"
+            raise BadInput(f"{folder} holds neither {EVALUATION} nor {audits.RECORD}; make one with: {make}")
     found = [audits.load(folder) for folder in audited]
     for folder, audit in zip(audited, found, strict=True):
         if not audit.complete:

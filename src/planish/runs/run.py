@@ -21,13 +21,8 @@ from planish.models.pretrained import is_borrowed
 from planish.runs.config import read
 from planish.storage.files import write_bytes
 
-WEIGHTS, RESUME, METRICS, CONFIG, PROVENANCE = (
-    "model.safetensors",
-    "resume.pt",
-    "metrics.jsonl",
-    "config.toml",
-    "provenance.json",
-)
+WEIGHTS, RESUME, METRICS = "model.safetensors", "resume.pt", "metrics.jsonl"
+CONFIG, PROVENANCE = "config.toml", "provenance.json"
 SCHEMA_VERSION = 1
 
 
@@ -65,10 +60,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
     found = {name: value.shape for name, value in tensors.items()}
     if own != found:
         wrong = next(name for name in sorted({*own, *found}) if own.get(name) != found.get(name))
-        raise BadInput(
-            f"{path} holds another architecture: '{wrong}' is {_shape(found.get(wrong))} there "
-            f"and {_shape(own.get(wrong))} in the model"
-        )
+        there, here = (_shape(shapes.get(wrong)) for shapes in (found, own))
+        raise BadInput(f"{path} holds another architecture: '{wrong}' is {there} there and {here} in the model")
     model.load_state_dict(tensors)
 
 

@@ -308,10 +308,8 @@ def _experiment(
     """Return the experiment of what has names. Raises BadInput."""
     for what, value in (("model", model), ("data", data)):
         if not isinstance(value, str):
-            raise BadInput(
-                f"out= writes a run folder, which must name its {what} to be opened again: "
-                f"give a text, not {shown(value)}"
-            )
+            need = f"out= writes a run folder, which must name its {what} to be opened again"
+            raise BadInput(f"{need}: give a text, not {shown(value)}")
     named = _named(method)
     if ":" not in named.name:
         _ = make("methods", named.name, named.options)
