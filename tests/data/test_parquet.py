@@ -12,8 +12,7 @@ from PIL import Image
 
 from planish.core.errors import BadInput
 from planish.data import listing
-from planish.data.cache import cache_path
-from planish.data.readers.parquet import read_parquet
+from planish.data.readers.parquet import cache_path, read_parquet
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 Png = Callable[[np.ndarray], bytes]

@@ -59,10 +59,8 @@ def load_onnx(path: Path) -> BlackBox:
     try:
         runtime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise BadInput(
-            f"{path} needs onnxruntime, which cannot be imported ({error}); install it with: "
-            "pip install 'planish[onnx]'"
-        ) from error
+        reason = f"{path} needs onnxruntime, which cannot be imported ({error})"
+        raise BadInput(f"{reason}; install it with: pip install 'planish[onnx]'") from error
     content = path.read_bytes()
     try:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -1,7 +1,7 @@
 """Models of other libraries: "timm:NAME" and "hf:NAME", with the normalization that their own configuration states."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,11 +16,6 @@ class LibraryNetwork(NamedTuple):
     network: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-def is_borrowed(name: str) -> bool:
-    """Say whether a model's name is "timm:..." or "hf:..."."""
-    return name.partition(":")[0] in LIBRARIES
 
 
 def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any]) -> LibraryNetwork:
@@ -38,7 +33,7 @@ def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any])
     if not isinstance(pretrained, bool):
         raise BadInput(f"pretrained must be true or false, got {pretrained!r}")
     others = {key: value for key, value in options.items() if key != "pretrained"}
-    return LIBRARIES[library](own, classes, channels, pretrained, others)
+    return (_timm if library == "timm" else _hf)(own, classes, channels, pretrained, others)
 
 
 REFUSED = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -164,9 +159,3 @@ def _normalization(name: str, known: Mapping[str, Any], channels: int) -> tuple[
     both = (list(part) if isinstance(part, list | tuple) else [part] * channels for part in (mean, std))
     first, second = (tuple(float(value) / scale for value in part) for part in both)
     return first, second
-
-
-Library = Callable[[str, int, int, bool, dict[str, Any]], LibraryNetwork]
-"""(name, classes, channels, pretrained, options) -> the model."""
-
-LIBRARIES: dict[str, Library] = {"timm": _timm, "hf": _hf}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from planish.core.errors import BadInput
 from planish.models import Pointwise
-from planish.models.activations import activation as activation_of
+from planish.models import activation as activation_of
 
 Size = Literal[32, 64, 224]
 """Side of the images, in pixels, that the first layers are made for."""

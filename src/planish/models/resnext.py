@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.errors import BadInput
-from planish.models.activations import activation as activation_of
+from planish.models import activation as activation_of
 
 Logits = Literal["plain", "activated"]
 """What comes after the last batch norm: nothing, or the activation."""

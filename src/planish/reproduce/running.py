@@ -19,14 +19,7 @@ from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scal
 from planish.reproduce.tables import PaperColumn, PaperTable, Row
 from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.runs.config import Experiment, parsed, read
-from planish.runs.judge import (
-    DISTANCES,
-    EVALUATION,
-    EvaluationConfig,
-    evaluate_into,
-    load_model,
-    measure,
-)
+from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, evaluate_into, load_model, measure
 from planish.runs.train import refuse_other_data, same_run, train_into, training_images
 from planish.storage.files import write_bytes
 from planish.training.loop import EpochRecord

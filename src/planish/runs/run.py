@@ -15,7 +15,7 @@ from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
 from planish.data.images import Images, numbered_classes
 from planish.methods import Method
-from planish.models.pretrained import is_borrowed
+from planish.models import is_borrowed
 from planish.registry import components, make
 from planish.runs import checkpoint as checkpoints
 from planish.runs.checkpoint import CONFIG, METRICS, WEIGHTS

@@ -1,11 +1,14 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them, binary or pickled, in a folder or an archive."""
 
 import hashlib
+import io
+import pickle
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput
 from planish.data.images import Images
 from planish.data.readers.parquet import read_parquet
-from planish.data.readers.unpickle import read_arrays
+from planish.data.source import holds
 from planish.storage.home import home
 
 SHAPE = (3, 32, 32)
@@ -45,16 +48,8 @@ class Layout:
 CIFAR10 = Layout(
     name="cifar10",
     title="CIFAR-10",
-    folders=(
-        "cifar-10-batches-bin",
-        "cifar-10-binary.tar.gz",
-        "cifar-10-batches-py",
-        "cifar-10-python.tar.gz",
-    ),
-    binary={
-        "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-        "test": ("test_batch.bin",),
-    },
+    folders=("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
+    binary={"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)},
     label_bytes=1,
     pickled={
         "train": {
@@ -116,7 +111,7 @@ def read_layout(layout: Layout, path: Path | None, split: str, limit: int | None
     """Read the split of a data set in that layout; see `read_cifar10`."""
     binary, pickled = layout.binary[split], layout.pickled[split]
     for source in _sources(layout, path):
-        if _is_parquet(source):
+        if holds(source, ".parquet"):
             return _checked(layout, read_parquet(source, split, limit))
         found = _contents(source, {*binary, *pickled})
         if all(name in found for name in binary):
@@ -147,12 +142,6 @@ def _sources(layout: Layout, path: Path | None) -> Iterator[Path]:
     for name in (*layout.folders, layout.name):
         if (root / name).exists():
             yield root / name
-
-
-def _is_parquet(source: Path) -> bool:
-    if not source.is_dir():
-        return source.suffix == ".parquet"
-    return any(True for pattern in ("*.parquet", "*/*.parquet") for _ in source.glob(pattern))
 
 
 def _contents(source: Path, wanted: Collection[str]) -> dict[str, bytes]:
@@ -224,6 +213,44 @@ def _missing(layout: Layout, path: Path | None, split: str) -> str:
         f"Get {layout.folders[1]} from https://www.cs.toronto.edu/~kriz/cifar.html, or the Parquet files of "
         f"{layout.hugging_face} from Hugging Face, and name the archive or the folder: {layout.name}:PATH"
     )
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stand in for `_codecs.encode`, which pickles of protocol 2 use for bytes: latin1 only."""
+    if encoding != "latin1":
+        raise BadInput(f"a pickle asks for the encoding '{encoding}': only arrays and plain containers are read")
+    return text.encode("latin1")
+
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        try:
+            return _ALLOWED[module_name, global_name]
+        except KeyError:
+            raise BadInput(
+                f"a pickle asks for {module_name}.{global_name}: only arrays and plain containers are read"
+            ) from None
+
+
+def read_arrays(data: bytes, name: str) -> Any:
+    """Return what the pickle holds. Raises BadInput if it asks for any other object or is damaged."""
+    try:
+        return _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
+    except Exception as error:
+        # A damaged pickle may raise anything; the documentation of pickle names no complete list.
+        raise BadInput(f"{name}: not a readable pickle ({type(error).__name__})") from None
 
 
 COMPONENTS = {"cifar10": read_cifar10, "cifar100": read_cifar100}

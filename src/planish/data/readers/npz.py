@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.data.images import Images, numbered_classes
-from planish.data.splits import data_name, files_of_split
+from planish.data.source import data_name, files_of_split
 
 Array = NDArray[Any]
 CHANNELS = (1, 3)

@@ -1,10 +1,12 @@
 """Parquet files in Hugging Face's image layout: a column of {bytes, path} and one of whole-number labels."""
 
+import contextlib
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planish.core.errors import BadInput
-from planish.data.cache import cache_path, load_pixels, save_pixels
 from planish.data.decode import Pixels, stack
 from planish.data.images import Images, numbered_classes
 from planish.data.listing import TOGETHER, Listing
-from planish.data.splits import WORDS, data_name, files_of_split
+from planish.data.source import WORDS, data_name, files_of_split
+from planish.storage.files import write_bytes
+from planish.storage.home import home
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -140,7 +143,7 @@ def _shard(path: Path) -> Shard:
         return Shard(path, image, labels, _class_names(file, label) or numbered_classes(labels), groups)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -199,6 +202,33 @@ def _image_bytes(path: Path, column: str, group: int) -> Any:
 def _place(starts: NDArray[np.int64], position: int) -> int:
     """Return the last of the rising starts that is not behind the position."""
     return int(np.searchsorted(starts, position, side="right")) - 1
+
+
+def cache_path(source: Path) -> Path:
+    """Return where the decoded pixels of `source` belong: keyed by content and by the decoder's version."""
+    import PIL
+
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return home() / "decoded" / f"v1-pillow{PIL.__version__}-{digest}.npy"
+
+
+def load_pixels(cached: Path, rows: int) -> Pixels | None:
+    """Return the cached uint8 (rows, C, H, W), mapped read-only; None if the file is absent or damaged."""
+    try:
+        pixels = np.load(cached, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == rows
+    return pixels if fits else None
+
+
+def save_pixels(cached: Path, pixels: Pixels) -> None:
+    """Write the pixels whole or not at all; if they cannot be written, the next run decodes again."""
+    with contextlib.suppress(BadInput):
+        content = BytesIO()
+        np.save(content, pixels, allow_pickle=False)
+        write_bytes(content.getvalue(), cached)
 
 
 COMPONENTS = {"parquet": list_parquet}
