@@ -30,31 +30,27 @@ class Store(Protocol):
 
     def name(self, row: int) -> str:
         """Return what to call the image: a file, or a row of one."""
-        ...
 
     def encoded(self, row: int) -> bytes | Path:
         """Return the image's bytes or file. Raises BadInput."""
-        ...
 
     def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Return which group each row is read with, rising; None if every image is read by itself."""
-        ...
+        return None
 
     def known(self, rows: NDArray[np.int64]) -> list[Pixels] | None:
         """Return the decoded images if they were kept, else None."""
-        ...
+        return None
 
     def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
         """Keep decoded images for the next time, where that is worth it."""
-        ...
 
     def fingerprint(self) -> bytes:
         """Return what tells this store from others: names and sizes, not pixels."""
-        ...
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Store):
     """One file for each image: paths (bytes, relative to the root)."""
 
     root: Path
@@ -72,15 +68,6 @@ class Files:
     def encoded(self, row: int) -> Path:
         """Return the path."""
         return self.root / os.fsdecode(bytes(self.paths[row]))
-
-    def groups(self, rows: NDArray[np.int64]) -> None:
-        """Return None: every file is read by itself."""
-
-    def known(self, rows: NDArray[np.int64]) -> None:
-        """Return None: files are decoded every time."""
-
-    def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
-        """Keep nothing."""
 
     def fingerprint(self) -> bytes:
         """Return the paths."""
@@ -129,14 +116,20 @@ class Listing:
         """Return about `count` images spread evenly; of images that are read in groups, from 32 of these."""
         if count >= len(self):
             return self
-        groups = self.store.groups(self.indices.numpy())
-        if groups is None:
+        blocks = self.blocks()
+        if blocks is None:
             return self.take(_spread(len(self), count))
-        starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        blocks = np.split(np.arange(len(self)), starts[1:])
         chosen = [blocks[number] for number in _spread(len(blocks), min(len(blocks), SAMPLED_GROUPS)).tolist()]
         each = -(-count // len(chosen))
-        return self.take(torch.from_numpy(np.concatenate([block[:each] for block in chosen])))
+        return self.take(torch.cat([block[:each] for block in chosen]))
+
+    def blocks(self) -> Sequence[Tensor] | None:
+        """Return the rows (positions here) of each group that is read at once; None if images are read one by one."""
+        groups = self.store.groups(self.indices.numpy())
+        if groups is None:
+            return None
+        starts = torch.from_numpy(np.flatnonzero(np.diff(groups, prepend=-1)))
+        return torch.arange(len(self), device="cpu").tensor_split(starts[1:])
 
     def kept(
         self,

@@ -53,8 +53,7 @@ class Reader(Dataset[Read]):
     shape: tuple[int, int, int]
 
     def __getitem__(self, request: Request) -> Read:
-        found: list[Pixels] = []
-        kept, failures = [], []
+        found, kept, failures = [], [], []
         uniform = keyed(torch.from_numpy(request.rows), request.seed, DRAWS).tolist()
         for at, row in enumerate(request.rows.tolist()):
             try:
@@ -216,11 +215,9 @@ def shuffled(listing: Listing, generator: torch.Generator) -> Tensor:
 
     Images that are read in groups: the groups are shuffled, then the images of as many groups as hold 2,048 of them.
     """
-    groups = listing.store.groups(listing.indices.numpy())
-    if groups is None:
+    blocks = listing.blocks()
+    if blocks is None:
         return torch.randperm(len(listing), generator=generator, device="cpu")
-    starts = torch.from_numpy(np.flatnonzero(np.diff(groups, prepend=-1)))
-    blocks = torch.arange(len(listing), device="cpu").tensor_split(starts[1:])
     order: list[Tensor] = []
     together: list[Tensor] = []
     for number in torch.randperm(len(blocks), generator=generator, device="cpu").tolist():

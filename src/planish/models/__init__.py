@@ -104,14 +104,12 @@ def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Modul
 
             return Normalized(*borrowed(name, classes, channels, options))
         if ":" in name:
-            return _checked(imported(name, "model")(**options), name)
-        component, numbers = resolve("models", name)
-        return _checked(component(classes=classes, channels=channels, **{**numbers, **options}), name)
+            model = imported(name, "model")(**options)
+        else:
+            component, numbers = resolve("models", name)
+            model = component(classes=classes, channels=channels, **{**numbers, **options})
     except TypeError as error:
         raise BadInput(f"model '{name}' does not take these options: {error}") from error
-
-
-def _checked(model: object, name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise BadInput(f"model '{name}' returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.data.images import Images
-from planish.data.readers.parquet import read_parquet
+from planish.data.readers.parquet import list_parquet
 from planish.data.source import holds
 from planish.storage.home import home
 
@@ -112,7 +112,7 @@ def read_layout(layout: Layout, path: Path | None, split: str, limit: int | None
     binary, pickled = layout.binary[split], layout.pickled[split]
     for source in _sources(layout, path):
         if holds(source, ".parquet"):
-            return _checked(layout, read_parquet(source, split, limit))
+            return _checked(layout, list_parquet(source, split, limit).images())
         found = _contents(source, {*binary, *pickled})
         if all(name in found for name in binary):
             return _images(layout, [_from_binary(layout, found[name], name) for name in binary]).first(limit)
@@ -124,12 +124,9 @@ def read_layout(layout: Layout, path: Path | None, split: str, limit: int | None
 def recognise(path: Path) -> str | None:
     """Return "cifar10" or "cifar100" if the folder or archive has the names of one; else None."""
     for layout in (CIFAR10, CIFAR100):
-        if path.is_file():
-            if path.name in layout.folders:
-                return layout.name
-            continue
-        files = (*layout.binary["test"], *layout.pickled["test"])
-        if any((path / name).is_file() for name in files) or any((path / name).exists() for name in layout.folders):
+        known = any((path / name).is_file() for name in (*layout.binary["test"], *layout.pickled["test"]))
+        known |= any((path / name).exists() for name in layout.folders)
+        if known or (path.is_file() and path.name in layout.folders):
             return layout.name
     return None
 
@@ -178,10 +175,7 @@ def _from_pickle(layout: Layout, split: str, data: bytes, name: str) -> Part:
             f"{name}: its MD5 is {found}, but the published {layout.title} file has {expected}: "
             "it was not opened; download it again or use the binary version"
         )
-    return _pixels_and_labels(layout, read_arrays(data, name), name)
-
-
-def _pixels_and_labels(layout: Layout, content: object, name: str) -> Part:
+    content = read_arrays(data, name)
     fields = content if isinstance(content, dict) else {}
     x, labels = fields.get("data"), fields.get(layout.label_key)
     whole = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
@@ -233,13 +227,15 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
+    """Answers the names that stand for NumPy's own array reconstruction, refuses all others before a call.
+
+    A pickle may name any function of Python and have it called.
+    """
+
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        try:
-            return _ALLOWED[module_name, global_name]
-        except KeyError:
-            raise BadInput(
-                f"a pickle asks for {module_name}.{global_name}: only arrays and plain containers are read"
-            ) from None
+        if (module_name, global_name) not in _ALLOWED:
+            raise BadInput(f"a pickle asks for {module_name}.{global_name}: only arrays and plain containers are read")
+        return _ALLOWED[module_name, global_name]
 
 
 def read_arrays(data: bytes, name: str) -> Any:
@@ -248,8 +244,7 @@ def read_arrays(data: bytes, name: str) -> Any:
         return _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
-    except Exception as error:
-        # A damaged pickle may raise anything; the documentation of pickle names no complete list.
+    except Exception as error:  # a damaged pickle may raise anything
         raise BadInput(f"{name}: not a readable pickle ({type(error).__name__})") from None
 
 
