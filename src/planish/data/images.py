@@ -108,7 +108,6 @@ class Images:
         stream: Stream = "auto",
         size: int | None = None,
         on_corrupt: OnCorrupt = refuse,
-        *,
         resolutions: bool = False,
     ) -> "Images":
         """Return these images, which are in memory; see `Listing.kept`. Raises BadInput for what only listings have."""

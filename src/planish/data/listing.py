@@ -136,7 +136,6 @@ class Listing:
         stream: Stream = "auto",
         size: int | None = None,
         on_corrupt: OnCorrupt = refuse,
-        *,
         resolutions: bool = False,
     ) -> "Images | Listing":
         """Return the images in memory, or this listing if they are to be streamed.

@@ -60,7 +60,6 @@ def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":
 def _kind(spec: str, known: list[str]) -> str:
     """Return the name of the reader for a path."""
     from planish.data.readers.cifar import recognise
-    from planish.data.readers.imagenet import is_tiny_imagenet
 
     path = Path(spec).expanduser()
     if path.suffix in (".parquet", ".npz"):
@@ -73,7 +72,7 @@ def _kind(spec: str, known: list[str]) -> str:
         return cifar
     if path.is_file():
         raise BadInput(f"'{spec}' is no known kind of data: give .parquet, .npz, a CIFAR archive or an image folder")
-    if is_tiny_imagenet(path):
+    if (path / "wnids.txt").is_file():
         return "tiny-imagenet"
     return next((kind for kind in ("parquet", "npz") if holds(path, f".{kind}")), "folder")
 

@@ -187,12 +187,12 @@ def _end_with_parent(worker: int) -> None:
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 
+    def end_after() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
-def _end_after(parent: Any) -> None:
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=end_after, daemon=True).start()
 
 
 def _context() -> Any:

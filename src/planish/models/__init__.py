@@ -1,5 +1,6 @@
 """Architectures, one file each: NCHW images in [0, 1] -> logits, with the normalization inside."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,6 @@ class SmoothReLU(nn.Module):
     """The C2 ReLU of Finlay and Oberman 2019 (Remark 2.2): 0 below -1/2, x above 1/2, a quartic between."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation, of x's shape."""
         shifted = (x + 0.5).clamp(0.0, 1.0)
         return torch.where(x > 0.5, x, shifted.pow(3) * (1 - shifted / 2))
 
@@ -82,6 +82,15 @@ def corrupts_memory(module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv2d) or set(module.kernel_size) != {1}:
         return False
     return max(module.stride) > 1 and module.in_channels // module.groups < 16
+
+
+def library(module: str, extra: str, what: str) -> Any:
+    """Import another library; extra: what of planish installs it, what: needs it. Raises BadInput."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        hint = f"install it with: pip install 'planish[{extra}]'"
+        raise BadInput(f"{what} needs {module}, which cannot be imported ({error}); {hint}") from error
 
 
 def is_borrowed(name: str) -> bool:

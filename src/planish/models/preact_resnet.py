@@ -23,7 +23,6 @@ class PreActBlock(nn.Module):
         self.shortcut = None if same else Pointwise(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
         hidden = self.act1(self.norm1(x))
         shortcut = x if self.shortcut is None else self.shortcut(hidden)
         out: Tensor = self.conv2(self.act2(self.norm2(self.conv1(hidden)))) + shortcut

@@ -41,7 +41,6 @@ class Branches(nn.Module):
         self.act = activation_of(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output, of x's shape."""
         out: Tensor = self.act(x + self.body(x).unflatten(1, (self.branches, -1)).mean(1))
         return out
 

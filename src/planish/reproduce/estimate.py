@@ -22,7 +22,7 @@ from planish.runs.train import architecture
 from planish.training.cost import training_cost
 from planish.training.loop import Bound
 
-TRAINING = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
+TRAIN = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
 TEST = {"cifar10": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
 PASSES = {
     "planish": 140,
@@ -35,7 +35,7 @@ PASSES = {
     "carlini-wagner-60-8": 780,
     "fgsm": 3,
 }
-"""Passes that an image which holds out costs, of what its name does not tell (docs/attacks.md)."""
+"""Passes that an image which no attack breaks costs, of what its name does not tell (docs/attacks.md)."""
 STANDARD = 3.0
 """Passes of a standard training step: forward, and a backward to input and weights."""
 TIMED = {32: 64, 64: 32, 128: 8}
@@ -55,7 +55,7 @@ class WorkEstimate:
 
 
 def estimate(job: Job, row: str) -> WorkEstimate:
-    """Estimate what is left to do of a row; judging as if every image held out, so at most that."""
+    """Estimate what is left to do of a row; judging as if no attack broke an image, so at most that."""
     experiment = job.experiment(row)
     images = _count(job, row, "train", experiment.data.limit)
     untrained = not (trained(job.folder(row), experiment) or twin(job, experiment))
@@ -80,7 +80,7 @@ def _count(job: Job, row: str, split: str, limit: int | None) -> int:
     """Return how many images there are, by the data set's name where it is known."""
     found = job.row(row).experiment
     assert found is not None
-    known = (TRAINING if split == "train" else TEST).get(found.data.source)
+    known = (TRAIN if split == "train" else TEST).get(found.data.source)
     if known is None:
         spec = (job.test if split == "test" else None) or job.train or found.data.source
         known = len(find(spec, split).labels)
@@ -182,6 +182,6 @@ def estimate_rows(job: Job, rows: Sequence[str]) -> Table:
     caption = (
         f"An estimate: {job.table.name} at scale {job.scale.name} takes about {seconds_text(total)} on this device."
         " Steps of each row's training and passes of judging still to be made, times what one takes, measured just now"
-        " on random images; judging as if every image held out. Data loading and the optimizer are not in it."
+        " on random images; judging as if no attack broke an image. Data loading and the optimizer are not in it."
     )
     return table(caption, ("Row", "Training passes", "Judging passes, at most", "Time"), lines)

@@ -99,7 +99,7 @@ class Row:
     """A row: what was printed, by column, and how to train it. experiment: None if planish cannot, `missing` says why.
 
     absent: reasons, by column, for what was not printed. radius: what it is judged at, if not at the table's.
-    beside: why a row stands here that the paper does not have.
+    beside: why a row is here that the paper does not have.
     """
 
     printed: str

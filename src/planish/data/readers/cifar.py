@@ -31,7 +31,7 @@ class Layout:
 
     folders: names to look for inside the given folder. binary: split -> files whose records are `label_bytes`
     labels (the last one counts) and 3,072 pixels. pickled: split -> file -> its MD5. label_key: the labels in
-    a pickled file. hugging_face: the same data as Parquet files.
+    a pickled file. Hugging Face has the same data as Parquet files.
     """
 
     name: str
@@ -41,7 +41,6 @@ class Layout:
     label_bytes: int
     pickled: Mapping[str, Mapping[str, str]]
     label_key: str
-    hugging_face: str
     classes: tuple[str, ...]
 
 
@@ -62,19 +61,17 @@ CIFAR10 = Layout(
         "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
     },
     label_key="labels",
-    hugging_face="uoft-cs/cifar10",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 
 CIFAR100_CLASSES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
-dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
-leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
-otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
-road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-wardrobe whale willow_tree wolf woman worm
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
+wolf woman worm
 """
 
 CIFAR100 = Layout(
@@ -88,7 +85,6 @@ CIFAR100 = Layout(
         "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
     },
     label_key="fine_labels",
-    hugging_face="uoft-cs/cifar100",
     classes=tuple(CIFAR100_CLASSES.split()),
 )
 
@@ -112,13 +108,23 @@ def read_layout(layout: Layout, path: Path | None, split: str, limit: int | None
     binary, pickled = layout.binary[split], layout.pickled[split]
     for source in _sources(layout, path):
         if holds(source, ".parquet"):
-            return _checked(layout, list_parquet(source, split, limit).images())
+            images = list_parquet(source, split, limit).images()
+            shape, classes = tuple(images.x.shape[1:]), len(images.classes)
+            if shape == SHAPE and classes == len(layout.classes):
+                return images
+            own = f"{layout.title}, which has {SHAPE} and {len(layout.classes)}"
+            raise BadInput(f"{images.name}: images {shape} with {classes} classes are not {own}")
         found = _contents(source, {*binary, *pickled})
         if all(name in found for name in binary):
             return _images(layout, [_from_binary(layout, found[name], name) for name in binary]).first(limit)
         if all(name in found for name in pickled):
             return _images(layout, [_from_pickle(layout, split, found[name], name) for name in pickled]).first(limit)
-    raise BadInput(_missing(layout, path, split))
+    raise BadInput(
+        f"no {layout.title} {split} data in '{home() / 'data' if path is None else path}': looked for "
+        f"{', '.join(binary)} or {', '.join(pickled)}, there and in {', '.join(layout.folders)}. "
+        f"Get {layout.folders[1]} from https://www.cs.toronto.edu/~kriz/cifar.html, or the Parquet files of "
+        f"uoft-cs/{layout.name} from Hugging Face, and name the archive or the folder: {layout.name}:PATH"
+    )
 
 
 def recognise(path: Path) -> str | None:
@@ -188,25 +194,6 @@ def _images(layout: Layout, parts: list[Part]) -> Images:
     x = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, *SHAPE)
     labels = np.concatenate([labels for _, labels in parts])
     return Images.numbered(torch.from_numpy(x), torch.from_numpy(labels), layout.classes, layout.name)
-
-
-def _checked(layout: Layout, images: Images) -> Images:
-    if tuple(images.x.shape[1:]) != SHAPE or len(images.classes) != len(layout.classes):
-        raise BadInput(
-            f"{images.name}: images {tuple(images.x.shape[1:])} with {len(images.classes)} classes are not "
-            f"{layout.title}, which has {SHAPE} and {len(layout.classes)}"
-        )
-    return images
-
-
-def _missing(layout: Layout, path: Path | None, split: str) -> str:
-    root = home() / "data" if path is None else path
-    return (
-        f"no {layout.title} {split} data in '{root}': looked for {', '.join(layout.binary[split])} or "
-        f"{', '.join(layout.pickled[split])}, there and in {', '.join(layout.folders)}. "
-        f"Get {layout.folders[1]} from https://www.cs.toronto.edu/~kriz/cifar.html, or the Parquet files of "
-        f"{layout.hugging_face} from Hugging Face, and name the archive or the folder: {layout.name}:PATH"
-    )
 
 
 def _latin1(text: str, encoding: str) -> bytes:

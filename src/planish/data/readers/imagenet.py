@@ -58,11 +58,6 @@ def list_tiny_imagenet(path: Path | None, split: str, limit: int | None) -> List
     return (_training if split == "train" else _validation)(place, numbers, names, limit)
 
 
-def is_tiny_imagenet(path: Path) -> bool:
-    """Say whether the folder looks like Tiny-ImageNet as published."""
-    return (path / "wnids.txt").is_file()
-
-
 def _training(root: Path, numbers: list[str], names: list[str], limit: int | None) -> Listing:
     folders = {name: f"train/{number}/images" for name, number in zip(names, numbers, strict=True)}
     for folder in folders.values():

@@ -45,9 +45,8 @@ def _arrays(path: Path) -> Mapping[str, Array]:
 
 
 def _pick(arrays: Mapping[str, Array], names: Sequence[str], path: Path) -> Array:
-    for name in names:
-        if name in arrays:
-            return arrays[name]
+    if found := next((name for name in names if name in arrays), None):
+        return arrays[found]
     raise BadInput(f"{path}: no array '{names[0]}' or '{names[1]}'; it has {', '.join(arrays) or 'none'}")
 
 
