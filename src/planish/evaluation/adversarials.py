@@ -1,4 +1,4 @@
-"""Beside an evaluation's record: adversarial images, judged afresh if asked, a gallery, the progress of a killed one."""
+"""Beside a record: adversarial images, judged afresh if asked, a gallery, and the progress of a killed evaluation."""
 
 import time
 from dataclasses import dataclass, field

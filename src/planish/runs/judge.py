@@ -23,9 +23,8 @@ from planish.evaluation.adversarials import KeptProgress, images_left, save_gall
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
-from planish.models import build
+from planish.models import build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
-from planish.models.pretrained import is_borrowed
 from planish.records import audit as audits
 from planish.records import distances as distance_records
 from planish.records import evaluation as results
