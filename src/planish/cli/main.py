@@ -315,7 +315,7 @@ def verify(
 ) -> None:
     """Judge saved adversarial images afresh; trusts nothing but the model, the test set and the images."""
     from planish.core.threat import parse_threat
-    from planish.report.entry import radius_text
+    from planish.report.tables import radius_text
     from planish.runs.judge import EvaluationConfig, load_model
     from planish.runs.judge import verify as run
 

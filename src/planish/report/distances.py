@@ -5,8 +5,7 @@ from typing import Any
 
 from planish.records.distances import Distances
 from planish.records.statistics import counts
-from planish.report.drawing import MARKERS, PALETTE, ReportFigure, blank, legend, styled, to_png
-from planish.report.figures import percent_axis
+from planish.report.drawing import MARKERS, PALETTE, ReportFigure, blank, legend, percent_axis, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, seconds_text, table
 from planish.storage.files import write_bytes, write_json
 

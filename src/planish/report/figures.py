@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from planish.records.statistics import Estimate
 from planish.report.drawing import (
@@ -24,10 +24,11 @@ from planish.report.drawing import (
     hide,
     label_points,
     legend,
+    percent_axis,
     spots,
     styled,
 )
-from planish.report.entry import Entry, attack_names, images_text, percent, threat
+from planish.report.tables import Entry, attack_names, images_text, percent, threat
 
 READINGS = 9  # points of a curve that can be read in the page
 _DASHES = ("-", "--", ":", "-.")
@@ -94,14 +95,6 @@ def _estimate(entry: Entry, attack: str | None) -> Estimate | None:
 def _arms(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     below = [max(estimate.value - estimate.low, 0.0) for estimate in estimates]
     return below, [max(estimate.high - estimate.value, 0.0) for estimate in estimates]
-
-
-def percent_axis(axes: Axes, which: str) -> None:
-    """Make an axis, "x" or "y", run from 0 to 100 %."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
-    (axes.set_xlim if which == "x" else axes.set_ylim)(-0.02, 1.02)
 
 
 def _accuracy_words(entries: Sequence[Entry]) -> tuple[str, str, str]:

@@ -9,12 +9,20 @@ import numpy as np
 from planish.records.audit import Audit
 from planish.records.geometry import REACH, Array, DistanceBounds, Effort, Geometry, Linearity, Planes, Weights
 from planish.records.statistics import Estimate
-from planish.report.drawing import BLUE, MUTED, ReportFigure, blank, spots, styled
-from planish.report.entry import Gallery, class_name, percent, radius_text
-from planish.report.figures import percent_axis
-from planish.report.gallery import Shot, amplification, shots_of
+from planish.report.drawing import (
+    BLUE,
+    MUTED,
+    ReportFigure,
+    Shot,
+    amplification,
+    blank,
+    percent_axis,
+    shots_of,
+    spots,
+    styled,
+)
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
-from planish.report.tables import NOTHING, ROWS, SIMPLE, Cell, Table, table
+from planish.report.tables import NOTHING, ROWS, SIMPLE, Cell, Gallery, Table, class_name, percent, radius_text, table
 
 ROBUST, BROKEN, WRONG = "robust", "broken", "wrong when clean"
 MINUS = "\N{MINUS SIGN}"

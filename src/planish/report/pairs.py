@@ -10,8 +10,7 @@ import numpy as np
 from planish.core.errors import BadInput
 from planish.records.statistics import Difference, Estimate, paired_interval
 from planish.report.drawing import BLUE, INK, ReportFigure, blank, fitted, hide, styled
-from planish.report.entry import Entry, check, percent, threat
-from planish.report.tables import Cell, Table, table
+from planish.report.tables import Cell, Entry, Table, check, percent, table, threat
 
 
 @dataclass(frozen=True)

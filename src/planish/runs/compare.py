@@ -9,7 +9,7 @@ from planish.core.errors import BadInput
 from planish.records import audit as record
 from planish.records.audit import Audit
 from planish.report import Entry, Table, write_comparison
-from planish.report.compared import headline_rows, side_by_side, told_apart
+from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.runs.judge import EVALUATION, entries
 
