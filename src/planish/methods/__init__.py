@@ -1,7 +1,7 @@
 """Training methods, one file each: a method turns a model and a batch into a loss to be minimised."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,36 +29,10 @@ if TYPE_CHECKING:
     from planish.methods.trades import TRADES
 
 __all__ = [
-    "CURE",
-    "ELLE",
-    "ELLEA",
-    "FGSMAT",
-    "FGSMEP",
-    "FGSMMEP",
-    "GAT",
-    "LLR",
-    "MART",
-    "NFGSM",
-    "PGDAT",
-    "QUB",
-    "RSFGSM",
-    "SEAT",
-    "SEATFL",
-    "SSAT",
-    "TRADES",
-    "Free",
-    "GradAlign",
-    "GradientPenalty",
-    "Method",
-    "NuAT",
-    "Plain",
-    "Planish",
-    "SEATPublished",
-    "Standard",
-    "StepContext",
-    "SubAT",
-    "TrainingLoss",
-]
+    "CURE", "ELLE", "ELLEA", "FGSMAT", "FGSMEP", "FGSMMEP", "GAT", "LLR", "MART", "NFGSM", "PGDAT", "QUB", "RSFGSM",
+    "SEAT", "SEATFL", "SSAT", "TRADES", "Free", "GradAlign", "GradientPenalty", "Method", "NuAT", "Plain",
+    "Planish", "SEATPublished", "Standard", "StepContext", "SubAT", "TrainingLoss",
+]  # fmt: skip
 _CLASSES = {
     "adversarial": "FGSMAT NFGSM PGDAT QUB RSFGSM",
     "cure": "CURE",
@@ -142,7 +116,12 @@ class Method(Protocol):
 
 
 class Plain:
-    """What holds for a method unless it says otherwise."""
+    """What holds for a method unless it says otherwise.
+
+    doubled: what keeps it from collapsing, by name: hyper-parameters of which a stronger method has twice as much.
+    """
+
+    doubled: ClassVar[tuple[str, ...]] = ()
 
     @property
     def second_order(self) -> bool:
@@ -155,5 +134,6 @@ class Plain:
         return 1
 
     def strengthened(self) -> Method | None:
-        """Nothing keeps it from collapsing."""
-        return None
+        """Return it with twice of what is `doubled`; None where that is 0, or nothing keeps it from collapsing."""
+        more = {name: 2 * getattr(self, name) for name in self.doubled}
+        return replace(self, **more) if any(more.values()) else None  # type: ignore[type-var, return-value]

@@ -3,7 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class GradAlign(Plain):
     Differs: published for Linf; in L2 the formula takes radius / sqrt(D), what the radius is for a pixel.
     """
 
+    doubled = ("factor",)
+    second_order: ClassVar[bool] = True
     weight: float | None = None
     factor: float = 1.0
     backprop: Literal["one-sided", "both"] = "one-sided"
@@ -45,18 +47,9 @@ class GradAlign(Plain):
         at_least(0, weight=self.weight, factor=self.factor)
 
     @property
-    def second_order(self) -> bool:
-        """The gradient at the random point is differentiated."""
-        return True
-
-    @property
     def cost(self) -> float:
         """With one gradient that is differentiated, or two."""
         return 3.71 if self.backprop == "one-sided" else 5.08
-
-    def strengthened(self) -> "GradAlign":
-        """Return it with twice the weight."""
-        return replace(self, factor=2 * self.factor)
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE plus lambda times the mean misalignment."""

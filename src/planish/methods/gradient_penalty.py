@@ -68,12 +68,8 @@ class GradientPenalty(Plain):
             steepness = self._slope(loss_at, batch.x, local, threat)
         penalty = self.weight * (steepness.square() / 2 if self.power == 2 else steepness).mean()
         loss = local.value.mean()
-        terms = {
-            "cross_entropy": loss.detach(),
-            "slope": steepness.detach().mean(),
-            "penalty": penalty.detach(),
-        }
-        return TrainingLoss(loss + penalty, terms, logits.detach())
+        terms = {"cross_entropy": loss, "slope": steepness.mean(), "penalty": penalty}
+        return TrainingLoss(loss + penalty, {name: term.detach() for name, term in terms.items()}, logits.detach())
 
     def _slope(self, loss_at: LossAt, x: Tensor, local: Linearization, threat: ThreatModel) -> Tensor:
         """Return the dual norm of the gradient, (N,), in the chosen scale, differentiable."""

@@ -1,8 +1,8 @@
 """GAT and NuAT: clean cross entropy plus how far a step that the same distance guides moves the batch's outputs."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Guided(Plain, ABC):
     consistency_weight: lambda at its base. Kinds of it say what D is, and how lambda changes over the training.
     """
 
+    doubled = ("consistency_weight",)
     cost: ClassVar[float] = 2.67
     consistency_weight: float
 
@@ -42,10 +43,6 @@ class Guided(Plain, ABC):
         distance = self.distance(model(x_adv), clean).mean()
         terms = {"cross_entropy": nominal.detach(), "distance": distance.detach()}
         return TrainingLoss(nominal + weight * distance, terms, clean.detach(), x_adv)
-
-    def strengthened(self) -> Self | None:
-        """Return the method with twice the weight on the distance."""
-        return replace(self, consistency_weight=2 * self.consistency_weight) if self.consistency_weight > 0 else None
 
     @abstractmethod
     def weight(self, context: StepContext) -> float:

@@ -1,7 +1,7 @@
 """LLR: train the loss to be linear round each image."""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class LLR(Plain):
     Differs: running variances are unbiased, as everywhere in PyTorch.
     """
 
+    doubled = ("linearity_weight",)
+    second_order: ClassVar[bool] = True
     steps: int = 2
     linearity_weight: float = 4.0
     slope_weight: float = 0.5
@@ -66,11 +68,6 @@ class LLR(Plain):
             raise BadInput("mu = linearity_weight * s needs a linearity_weight above 0")
 
     @property
-    def second_order(self) -> bool:
-        """The gradient of the clean loss is differentiated."""
-        return True
-
-    @property
     def cost(self) -> float:
         """A double backward, and a forward and a backward to the images for each step of the search."""
         return 3.04 + 2 / 3 * self.steps
@@ -79,7 +76,9 @@ class LLR(Plain):
         """Return the weighted mean of nominal loss, linearity error and slope."""
         threat = threat.scaled(context.ramp(self.warmup))
         with full_precision(batch.x):
-            nominal = self._nominal(model, batch)
+            with collecting(model) as statistics:
+                local, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=True)
+            nominal = Nominal(logits.detach(), *local, statistics)
         delta = self._worst(model, batch, threat, nominal, context.generator) - batch.x
         with full_precision(batch.x), reusing(model, nominal.statistics):
             value = cross_entropy(model(batch.x + delta), batch.labels)
@@ -91,32 +90,14 @@ class LLR(Plain):
         terms = {"cross_entropy": loss, "linearity_error": error, "slope": steepness}
         return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, nominal.logits)
 
-    def strengthened(self) -> "LLR | None":
-        """Return the method with twice the weight on the linearity error."""
-        return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
-
-    def _nominal(self, model: nn.Module, batch: Batch) -> Nominal:
-        with collecting(model) as statistics:
-            local, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=True)
-        return Nominal(logits.detach(), *local, statistics)
-
     def _worst(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        nominal: Nominal,
-        generator: torch.Generator,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, nominal: Nominal, generator: torch.Generator
     ) -> Tensor:
-        value, gradient = nominal.value.detach(), nominal.gradient.detach()
-        error = linearity_error(
-            cross_entropy, batch.labels, batch.x, value, gradient, inner_gradient=self.inner_gradient
-        )
+        known = (cross_entropy, batch.labels, batch.x, nominal.value.detach(), nominal.gradient.detach())
+        objective = objective_of(model, linearity_error(*known, inner_gradient=self.inner_gradient))
         start = threat.sample(batch.x, draws(batch.x, generator))
         with reusing(model, detached(nominal.statistics)), frozen(model):
-            return ascend(
-                objective_of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start
-            )
+            return ascend(objective, batch.x, threat, Adam(self.step_in_radii), self.steps, start=start)
 
 
 COMPONENTS = {"llr": LLR}

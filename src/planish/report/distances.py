@@ -5,7 +5,7 @@ from typing import Any
 
 from planish.records.distances import Distances
 from planish.records.statistics import counts
-from planish.report.drawing import MARKERS, PALETTE, ReportFigure, blank, legend, percent_axis, styled, to_png
+from planish.report.drawing import MARKERS, PALETTE, ReportFigure, legend, panel, percent_axis, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, seconds_text, table
 from planish.storage.files import write_bytes, write_json
 
@@ -41,8 +41,7 @@ def _row(record: Distances, name: str | None) -> list[Cell]:
 @styled()
 def distance_figure(record: Distances) -> ReportFigure:
     """Accuracy as the radius grows, a line for each attack."""
-    figure = blank(3.5)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.5)
     for place, name in enumerate(record.names):
         radii, shares = zip(*record.curve(name), strict=True)
         colour = PALETTE[place % len(PALETTE)]

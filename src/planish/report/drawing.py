@@ -14,7 +14,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -103,6 +102,12 @@ def blank(height: float) -> Figure:
     return figure
 
 
+def panel(height: float) -> tuple[Figure, Axes]:
+    """Return a `blank` figure with one axes."""
+    figure = blank(height)
+    return figure, figure.add_subplot()
+
+
 @styled()
 def to_png(figure: Figure) -> bytes:
     """Render on white, 900 pixels wide; the figure keeps the layout that it has then."""
@@ -138,9 +143,7 @@ def spots(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[st
     figure.set_layout_engine("none")
     to_share = axes.transData - figure.transFigure
     places = [to_share.transform(point) for point in zip(x, y, strict=True)]
-    every = [
-        Spot(100 * float(left), 100 - 100 * float(up), text) for (left, up), text in zip(places, words, strict=True)
-    ]
+    every = (Spot(100 * float(at), 100 - 100 * float(up), text) for (at, up), text in zip(places, words, strict=True))
     return tuple(spot for spot in every if math.isfinite(spot.left + spot.top))
 
 
@@ -194,7 +197,9 @@ def _place(axes: Axes, point: tuple[float, float], name: str, taken: Sequence[Bb
     for dx, dy, horizontal, vertical in _SPOTS:
         note.set(position=(dx, dy), ha=horizontal, va=vertical)
         boxes.append(note.get_window_extent().padded(4))
-    costs = [_overlap(box, taken) + _outside(box, frame) for box in boxes]
+    costs = [
+        sum(_shared(box, other) for other in taken) + (box.width * box.height - _shared(box, frame)) for box in boxes
+    ]
     best = costs.index(min(costs))
     dx, dy, horizontal, vertical = _SPOTS[best]
     note.set(position=(dx, dy), ha=horizontal, va=vertical)
@@ -206,14 +211,9 @@ def _place(axes: Axes, point: tuple[float, float], name: str, taken: Sequence[Bb
 _LEADER = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
 
 
-def _overlap(box: Bbox, taken: Sequence[Bbox]) -> float:
-    shared = [Bbox.intersection(box, other) for other in taken]
-    return sum(part.width * part.height for part in shared if part is not None)
-
-
-def _outside(box: Bbox, frame: Bbox) -> float:
-    inside = Bbox.intersection(box, frame)
-    return box.width * box.height - (inside.width * inside.height if inside is not None else 0.0)
+def _shared(box: Bbox, other: Bbox) -> float:
+    part = Bbox.intersection(box, other)
+    return 0.0 if part is None else part.width * part.height
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -236,9 +236,8 @@ def percent_axis(axes: Axes, which: str) -> None:
 
 def hide(axes: Axes, *sides: str) -> None:
     """Hide an axes' spines on these sides."""
-    parts: list[Artist] = [axes.spines[side] for side in sides]
-    for part in parts:
-        part.set_visible(False)
+    for side in sides:
+        axes.spines[side].set_visible(False)
 
 
 SHOWN = 8  # images per method
@@ -270,12 +269,10 @@ def shots(entry: Entry) -> list[Shot]:
 def shots_of(images: Gallery, class_name: Callable[[int], str]) -> list[Shot]:
     """Return every image with its words; grey in a perturbation means unchanged."""
     deltas = amplification(images) * (images["adversarial"] - images["clean"]) + 0.5
-    words = [
-        [class_name(int(number)) for number in images[key]] for key in ("labels", "predicted_clean", "predicted_adv")
-    ]
-    indices = [int(index) for index in images["indices"]]
-    every = zip(images["clean"], images["adversarial"], deltas, indices, *words, strict=True)
-    return [Shot(*parts) for parts in every]
+    numbers = (images["labels"], images["predicted_clean"], images["predicted_adv"])
+    words = ([class_name(int(number)) for number in part] for part in numbers)
+    indices = map(int, images["indices"])
+    return list(map(Shot, images["clean"], images["adversarial"], deltas, indices, *words))
 
 
 def amplification(images: Gallery) -> float:
@@ -320,15 +317,11 @@ def gallery(entry: Entry, slug: str) -> ReportFigure | None:
     for axes, name in zip(grid[:, 0], ("original", "adversarial", "difference"), strict=True):
         axes.set_ylabel(name, fontsize=9)
     for column, shot in enumerate(shown):
-        _tile(grid[0, column], shot.clean, shot.before)
-        _tile(grid[1, column], shot.adversarial, shot.after)
-        _tile(grid[2, column], shot.perturbation, "")
-    alt = f"Gallery of {len(shown)} images. {_told(shown)}."
+        tiles = ((shot.clean, shot.before), (shot.adversarial, shot.after), (shot.perturbation, ""))
+        for axes, tile in zip(grid[:, column], tiles, strict=True):
+            _tile(axes, *tile)
+    alt = f"Gallery of {len(shown)} images. {'; '.join(shot.alt for shot in shown)}."
     return ReportFigure(slug, f"Images: {entry.name}", gallery_caption(entry), alt, figure)
-
-
-def _told(shown: Sequence[Shot]) -> str:
-    return "; ".join(shot.alt for shot in shown)
 
 
 def _tile(axes: Axes, image: NDArray[Any], words: str) -> None:

@@ -24,6 +24,7 @@ from planish.report.drawing import (
     hide,
     label_points,
     legend,
+    panel,
     percent_axis,
     spots,
     styled,
@@ -45,8 +46,7 @@ def accuracies(entries: Sequence[Entry]) -> ReportFigure:
     """Clean and robust accuracy per method, a dot with its 95 % interval for each attack."""
     shown = _shown_attacks(entries)
     step = 0.14 * (1 + len(shown)) + 0.2
-    figure = blank(1.2 + step * len(entries))
-    axes = figure.add_subplot()
+    figure, axes = panel(1.2 + step * len(entries))
     for place, attack in enumerate([None, *shown]):
         offset = (place - len(shown) / 2) * 0.14 / step
         _dots(axes, entries, attack, place, offset)
@@ -118,8 +118,7 @@ def costs(entries: Sequence[Entry]) -> ReportFigure | None:
     known = [entry for entry in entries if entry.passes is not None and entry.evaluation.columns]
     if not known:
         return None
-    figure = blank(3.6)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.6)
     passes = [float(entry.passes or 0) for entry in known]
     estimates = [entry.evaluation.robust_accuracy() for entry in known]
     values = [estimate.value for estimate in estimates]
@@ -170,8 +169,7 @@ def spending(entries: Sequence[Entry]) -> ReportFigure | None:
     curves = [(entry, points) for entry in entries if len(points := entry.evaluation.spent()) > 1]
     if not curves:
         return None
-    figure = blank(3.5)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.5)
     for place, (entry, points) in enumerate(curves):
         passes, shares = zip(*points, strict=True)
         colour, dashes = PALETTE[place % len(PALETTE)], _DASHES[place // len(PALETTE) % len(_DASHES)]
@@ -331,8 +329,7 @@ def radii(entries: Sequence[Entry]) -> ReportFigure | None:
     known = [entry for entry in entries if entry.accuracy_by_radius]
     if not known:
         return None
-    figure = blank(3.5)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.5)
     for place, entry in enumerate(known):
         points = sorted(entry.accuracy_by_radius or [])
         _line(axes, [radius for radius, _ in points], [share for _, share in points], entry.name, place)

@@ -15,7 +15,7 @@ from planish.report.drawing import (
     ReportFigure,
     Shot,
     amplification,
-    blank,
+    panel,
     percent_axis,
     shots_of,
     spots,
@@ -50,8 +50,7 @@ def _by_radius(audit: Audit, part: Any) -> ReportFigure:
     """Accuracy under PGD at multiples of the radius, with its interval."""
     shares = [Estimate.from_counts(int(left), part.images) for left in part.standing]
     radii, values = part.radii.tolist(), [share.value for share in shares]
-    figure = blank(3.2)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.2)
     axes.fill_between(radii, [s.low for s in shares], [s.high for s in shares], color=BLUE, alpha=0.16, linewidth=0)
     axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
     axes.axvline(audit.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))

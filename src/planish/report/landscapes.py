@@ -24,6 +24,7 @@ from planish.report.drawing import (
     fitted,
     hide,
     legend,
+    panel,
     spots,
     styled,
 )
@@ -47,8 +48,7 @@ def loss_surface(
     values (B,A). attacked: how far the attack went, marked. Raises BadInput for other shapes.
     """
     _shaped("values", values, (len(across), len(along)))
-    figure = blank(3.7)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.7)
     filled = axes.contourf(along, across, values, levels=14, cmap=SHADES)
     if np.ptp(values) > 0:
         axes.contour(along, across, values, levels=filled.levels, colors=MUTED, linewidths=0.5)
@@ -136,8 +136,7 @@ def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Arra
     Qin et al., "Adversarial Robustness through Local Linearization", 2019, figure 3.
     """
     _shaped("accuracy", accuracy, (len(restarts), len(steps)))
-    figure = blank(1.2 + 0.42 * len(restarts))
-    axes = figure.add_subplot()
+    figure, axes = panel(1.2 + 0.42 * len(restarts))
     axes.pcolormesh(accuracy, cmap=SHADES, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
     for row, column in np.ndindex(*accuracy.shape):
         share = float(accuracy[row, column])
@@ -169,8 +168,7 @@ def weight_landscape(
     distances (S,): steps in filter-normalized directions; losses: name -> (D,S), D directions. Raises BadInput.
     """
     _some(losses)
-    figure = blank(3.4)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.4)
     for place, (name, values) in enumerate(losses.items()):
         _shaped(f"losses of '{name}'", values, (len(values), len(distances)))
         _band(axes, distances, values, name, place)
@@ -215,8 +213,7 @@ def bounds(
     known = {name: np.isfinite(upper) & np.isfinite(values) for name, values in lower.items()}
     if not any(mask.any() for mask in known.values()):
         raise BadInput("A scatter of bounds needs at least one image with both bounds finite.")
-    figure = blank(3.9)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.9)
     end = 1.06 * max(
         float(max(lower[name][mask].max(), upper[mask].max())) for name, mask in known.items() if mask.any()
     )

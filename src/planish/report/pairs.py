@@ -9,7 +9,7 @@ import numpy as np
 
 from planish.core.errors import BadInput
 from planish.records.statistics import Difference, Estimate, paired_interval
-from planish.report.drawing import BLUE, INK, ReportFigure, blank, fitted, hide, styled
+from planish.report.drawing import BLUE, INK, ReportFigure, fitted, hide, panel, styled
 from planish.report.tables import Cell, Entry, Table, check, percent, table, threat
 
 
@@ -110,8 +110,7 @@ def _row(pair: Pair) -> list[Cell]:
 @styled()
 def paired_figure(found: Sequence[Pair]) -> ReportFigure:
     """Differences with their intervals, one row per pair, beside the line of no difference."""
-    figure = blank(0.9 + (0.46 if any("\n" in _versus(pair) for pair in found) else 0.34) * len(found))
-    axes = figure.add_subplot()
+    figure, axes = panel(0.9 + (0.46 if any("\n" in _versus(pair) for pair in found) else 0.34) * len(found))
     rows = list(range(len(found)))
     values = [100 * pair.difference.value for pair in found]
     below = [max(100 * (pair.difference.value - pair.difference.low), 0.0) for pair in found]

@@ -1,8 +1,9 @@
 """What a report is made of: an entry per model, how its numbers are worded, and its tables as rows of text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -158,16 +159,15 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) 
 def summary_rows(entries: Sequence[Entry]) -> Table:
     """One row per method: clean accuracy, robust accuracy after each attack, training cost."""
     attacks = attack_names(entries)
-    columns: list[tuple[str, list[Cell]]] = [("Method", [(entry.name, None) for entry in entries])]
-    columns.append(("Clean", [_share(entry.evaluation.clean_accuracy()) for entry in entries]))
-    columns += [(f"After {name}", [_after(entry, name) for entry in entries]) for name in attacks]
+    columns: dict[str, Callable[[Entry], Cell]] = {"Method": lambda entry: (entry.name, None)}
+    columns["Clean"] = lambda entry: share(entry.evaluation.clean_accuracy())
+    columns |= {f"After {name}": partial(_after, attack=name) for name in attacks}
     if len({entry.size for entry in entries}) > 1:
-        columns.append(("Images", [_count(entry.size) for entry in entries]))
+        columns["Images"] = lambda entry: _count(entry.size)
     if any(entry.training for entry in entries):
-        columns.append(("Training passes", [_passes(entry) for entry in entries]))
-        columns.append(("Training time", [_time(entry) for entry in entries]))
-    rows = list(zip(*(cells for _, cells in columns), strict=True))
-    return table(_summary_caption(entries, attacks), [header for header, _ in columns], rows)
+        columns |= {"Training passes": lambda entry: _cell(entry.passes, times), "Training time": _time}
+    rows = [[cell(entry) for cell in columns.values()] for entry in entries]
+    return table(_summary_caption(entries, attacks), list(columns), rows)
 
 
 def _summary_caption(entries: Sequence[Entry], attacks: Sequence[str]) -> str:
@@ -182,17 +182,14 @@ def _summary_caption(entries: Sequence[Entry], attacks: Sequence[str]) -> str:
     return caption
 
 
-def _share(estimate: Estimate) -> Cell:
+def share(estimate: Estimate) -> Cell:
+    """Return a share with its interval as a cell."""
     return percent(estimate), estimate.value
 
 
 def _after(entry: Entry, attack: str) -> Cell:
     known = attack in entry.evaluation.asked
-    return _share(entry.evaluation.accuracy_after(attack)) if known else (NOTHING, None)
-
-
-def _passes(entry: Entry) -> Cell:
-    return (NOTHING, None) if entry.passes is None else (times(entry.passes), entry.passes)
+    return share(entry.evaluation.accuracy_after(attack)) if known else (NOTHING, None)
 
 
 def _time(entry: Entry) -> Cell:
@@ -231,30 +228,31 @@ def cost_rows(entries: Sequence[Entry]) -> Table:
 
 def _costs(entry: Entry) -> list[list[Cell]]:
     evaluation = entry.evaluation
-    clean = evaluation.meta.get("clean") or {}
-    names: list[Cell] = [(entry.name, None), ("none (clean images)", None)]
-    wrong = _count(int(np.count_nonzero(~evaluation.correct())))
-    passes = [_count(clean.get("forwards")), _count(0)]
-    accuracy, time = _share(evaluation.clean_accuracy()), _seconds(clean.get("seconds"))
-    first = [*names, _count(entry.size), wrong, accuracy, *passes, time]
-    return [first, *(_attack_costs(entry, column) for column in evaluation.columns)]
+    clean, wrong = evaluation.meta.get("clean") or {}, np.count_nonzero(~evaluation.correct())
+    spent = (clean.get("forwards"), 0, clean.get("seconds"))
+    first = _cost(entry, "none (clean images)", entry.size, wrong, evaluation.clean_accuracy(), *spent)
+    return [first, *(_attack_cost(entry, column) for column in evaluation.columns)]
 
 
-def _attack_costs(entry: Entry, column: Column) -> list[Cell]:
-    broken = int(np.count_nonzero(entry.evaluation.broken_by(column.name)))
-    tried = int(np.count_nonzero(column.attempted))
-    after = _share(entry.evaluation.accuracy_after(column.name))
-    names: list[Cell] = [(entry.name, None), (column.name, None)]
-    passes = [_count(column.forwards), _count(column.backwards)]
-    return [*names, _count(tried), _count(broken), after, *passes, _seconds(column.seconds)]
+def _attack_cost(entry: Entry, column: Column) -> list[Cell]:
+    tried, broken = map(np.count_nonzero, (column.attempted, entry.evaluation.broken_by(column.name)))
+    after, spent = entry.evaluation.accuracy_after(column.name), (column.forwards, column.backwards, column.seconds)
+    return _cost(entry, column.name, tried, broken, after, *spent)
+
+
+def _cost(entry: Entry, name: str, tried: int, broken: int, after: Estimate, *spent: Any) -> list[Cell]:
+    """Return a row; spent: forwards, backwards and seconds, None = not known."""
+    counts = [_count(int(tried)), _count(int(broken)), share(after), *map(_count, spent[:2])]
+    return [(entry.name, None), (name, None), *counts, _cell(spent[2], seconds_text)]
 
 
 def _count(number: int | None) -> Cell:
-    return (NOTHING, None) if number is None else (f"{number:,}", number)
+    return _cell(number, "{:,}".format)
 
 
-def _seconds(seconds: float | None) -> Cell:
-    return (NOTHING, None) if seconds is None else (seconds_text(seconds), seconds)
+def _cell(value: float | None, text: Callable[[Any], str]) -> Cell:
+    """Return what is known in words, with its value."""
+    return (NOTHING, None) if value is None else (text(value), value)
 
 
 def plain_text(table: Table) -> str:
