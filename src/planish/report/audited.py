@@ -8,7 +8,7 @@ from typing import Any
 
 from planish.core.errors import BadInput
 from planish.records.audit import SEVERITY, Audit, Finding, Verdict, worst
-from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, percent, radius_text, table
+from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, percent, radius_text, share, table
 
 ORDER: tuple[Verdict, ...] = tuple(reversed(SEVERITY))
 """The gravest first."""
@@ -19,8 +19,7 @@ VERDICTS = {"fail": "Fail", "warn": "Warning", "open": "Open", "pass": "Pass"}
 
 def terms(audit: Audit) -> str:
     """Return the threat, the images and the attacks."""
-    data = f" of {audit.dataset}" if audit.dataset else ""
-    images = f"{len(audit.labels):,} images{data}"
+    images = f"{len(audit.labels):,} images{f' of {audit.dataset}' if audit.dataset else ''}"
     return f"{audit.norm} radius {radius_text(audit.radius)} · {images} · after {' + '.join(audit.asked)}"
 
 
@@ -90,13 +89,7 @@ def scale(finding: Finding) -> str:
         return 6 + (WIDE - 12) * (min(max(value, low), high) - low) / (high - low)
 
     at = place(finding.statistic)
-    outside = (
-        ""
-        if low <= finding.statistic <= high
-        else " \N{RIGHTWARDS ARROW}"
-        if finding.statistic > high
-        else " \N{LEFTWARDS ARROW}"
-    )
+    outside = " \N{RIGHTWARDS ARROW}" * (finding.statistic > high) + " \N{LEFTWARDS ARROW}" * (finding.statistic < low)
     shown = escape(number(finding.statistic, finding.unit))
     anchor = "start" if at < WIDE / 4 else "end" if at > 3 * WIDE / 4 else "middle"
     parts = [_zone(place(start), place(end), kind) for start, end, kind in _zones(finding, low, high)]
@@ -121,15 +114,13 @@ def _span(statistic: float, marks: Sequence[float]) -> tuple[float, float]:
 
 def _zones(finding: Finding, low: float, high: float) -> list[tuple[float, float, str]]:
     """Return (start, end, verdict) from left to right."""
-    kinds: list[tuple[str, float | None]] = [("warn", finding.warn_at), ("fail", finding.fail_at)]
+    kinds = (("warn", finding.warn_at), ("fail", finding.fail_at))
     marks = [(float(at), kind) for kind, at in kinds if at is not None and math.isfinite(at)]
+    names = ["pass", *(kind for _, kind in marks)]
     if falling(finding):
-        starts = [low, *(at for at, _ in reversed(marks))]
-        names = [*(kind for _, kind in reversed(marks)), "pass"]
-    else:
-        starts = [low, *(at for at, _ in marks)]
-        names = ["pass", *(kind for _, kind in marks)]
-    return list(zip(starts, [*starts[1:], high], names, strict=True))
+        marks, names = marks[::-1], names[::-1]
+    ends = [low, *(at for at, _ in marks), high]
+    return list(zip(ends, ends[1:], names, strict=False))
 
 
 def _zone(start: float, end: float, kind: str) -> str:
@@ -137,7 +128,7 @@ def _zone(start: float, end: float, kind: str) -> str:
 
 
 def _ticks(finding: Finding, place: Any) -> list[str]:
-    kinds: list[tuple[str, float | None]] = [("warn", finding.warn_at), ("fail", finding.fail_at)]
+    kinds = (("warn", finding.warn_at), ("fail", finding.fail_at))
     spots = sorted((place(float(at)), f"{kind} {number(at, finding.unit)}") for kind, at in kinds if at is not None)
     near = len(spots) == 2 and spots[1][0] - spots[0][0] < 90
     parts = []
@@ -151,18 +142,13 @@ def _ticks(finding: Finding, place: Any) -> list[str]:
 def finding_rows(findings: Sequence[Finding]) -> Table:
     """One row per finding, the gravest first."""
     headers = ("Check", "Verdict", "Statistic", "Thresholds", "Passes")
-    ordered = [finding for _, found in grouped(findings) for finding in found]
-    rows: list[list[Cell]] = [
-        [
-            (one.check, None),
-            (VERDICTS[one.verdict], ORDER.index(one.verdict)),
-            (number(one.statistic, one.unit), one.statistic),
-            (held_against(one), None),
-            (f"{one.passes:,}", one.passes),
-        ]
-        for one in ordered
-    ]
+    rows = [_finding_row(one) for _, found in grouped(findings) for one in found]
     return table("Every check, the gravest first. Passes: forwards and backwards of single images.", headers, rows)
+
+
+def _finding_row(one: Finding) -> list[Cell]:
+    judged = (VERDICTS[one.verdict], ORDER.index(one.verdict)), (number(one.statistic, one.unit), one.statistic)
+    return [(one.check, None), *judged, (held_against(one), None), (f"{one.passes:,}", one.passes)]
 
 
 def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
@@ -170,13 +156,12 @@ def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
 
     geometry: sentences of the geometry.
     """
-    ordered = [finding for _, found in grouped(audit.findings) for finding in found]
     lines = [f"# Audit of {markdown_text(audit.name)}: {VERDICTS[audit.verdict]}", ""]
     lines += [f"Robust accuracy {percent(audit.robust_accuracy())}; {markdown_text(terms(audit))}.", ""]
     lines += [line for sentence in sentences(audit.findings) for line in (markdown_text(sentence), "")]
-    if ordered:
+    if audit.findings:
         lines += [markdown(finding_rows(audit.findings)), "## What it means", ""]
-    for one in ordered:
+    for one in (one for _, found in grouped(audit.findings) for one in found):
         told = " ".join(markdown_text(text) for text in (one.meaning, one.advice) if text)
         lines.append(f"- **{markdown_text(one.check)}** ({VERDICTS[one.verdict].lower()}): {told}")
     if geometry:
@@ -226,14 +211,10 @@ def headline_rows(audits: Mapping[str, Audit]) -> Table:
 
 
 def _row(name: str, audit: Audit) -> list[Cell]:
-    shares = [audit.robust_accuracy(), audit.clean_accuracy()]
-    return [
-        (name, None),
-        (verdict_text(audit.verdict), ORDER.index(audit.verdict)),
-        *((percent(share), share.value) for share in shares),
-        (f"{len(audit.labels):,}{f' of {audit.dataset}' if audit.dataset else ''}", len(audit.labels)),
-        (" + ".join(audit.asked), None),
-    ]
+    images = f"{len(audit.labels):,}{f' of {audit.dataset}' if audit.dataset else ''}"
+    cells: list[Cell] = [(name, None), (verdict_text(audit.verdict), ORDER.index(audit.verdict))]
+    cells += map(share, (audit.robust_accuracy(), audit.clean_accuracy()))
+    return [*cells, (images, len(audit.labels)), (" + ".join(audit.asked), None)]
 
 
 def side_by_side(audits: Mapping[str, Audit]) -> Table:
@@ -261,13 +242,8 @@ def _cell(finding: Finding | None) -> Cell:
 
 def audit_facts(name: str, audit: Audit) -> dict[str, Any]:
     """Return an audit's numbers as one JSON-able document."""
-    share = audit.robust_accuracy()
-    return {
-        "name": name,
-        "verdict": audit.verdict,
-        "robust": {"accuracy": share.value, "interval95": [share.low, share.high], "images": share.total},
-        "norm": audit.norm,
-        "radius": audit.radius,
-        "attacks": list(audit.asked),
-        "findings": {one.check: {"verdict": one.verdict, "statistic": one.statistic} for one in audit.findings},
-    }
+    robust = audit.robust_accuracy()
+    shares = {"accuracy": robust.value, "interval95": [robust.low, robust.high], "images": robust.total}
+    terms = {"norm": audit.norm, "radius": audit.radius, "attacks": list(audit.asked)}
+    findings = {one.check: {"verdict": one.verdict, "statistic": one.statistic} for one in audit.findings}
+    return {"name": name, "verdict": audit.verdict, "robust": shares, **terms, "findings": findings}

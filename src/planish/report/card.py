@@ -12,7 +12,18 @@ import numpy as np
 from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts, paired_interval
 from planish.report.audited import VERDICTS, sentences
-from planish.report.tables import Entry, check, markdown, markdown_text, percent, radius_text, table, threat, times
+from planish.report.tables import (
+    Entry,
+    check,
+    markdown,
+    markdown_text,
+    percent,
+    radius_text,
+    slug,
+    table,
+    threat,
+    times,
+)
 
 OVERESTIMATE = 0.20  # a first attack this far above the last is worth a sentence
 CLOSE = 0.90  # a cheaper method with this share of the best accuracy is worth a sentence
@@ -21,15 +32,13 @@ CLOSE = 0.90  # a cheaper method with this share of the best accuracy is worth a
 def verdict(entries: Sequence[Entry]) -> list[str]:
     """Return sentences, the headline first. BadInput as for a report."""
     check(entries)
-    attacked = sorted(filter(_attacked, entries), key=_robust, reverse=True)
+    attacked = sorted((entry for entry in entries if entry.evaluation.columns), key=_robust, reverse=True)
     if not attacked:
-        return [_clean_headline(entries), *_alarms(entries), *_class_warnings(entries)]
-    sentences = [_headline(attacked), *_lead(attacked), *_cheaper(attacked)]
-    return sentences + _overestimates(attacked) + _alarms(entries) + _class_warnings(entries)
-
-
-def _attacked(entry: Entry) -> bool:
-    return bool(entry.evaluation.columns)
+        told = [_clean_headline(entries)]
+    else:
+        told = [_headline(attacked), *_lead(attacked), *_cheaper(attacked), *_overestimates(attacked)]
+    told += [_alarmed(entry, entry.alarms) for entry in entries if entry.alarms]
+    return told + [f"{entry.name}: {warning}" for entry in entries for warning in entry.evaluation.class_warnings()]
 
 
 def _robust(entry: Entry) -> float:
@@ -102,18 +111,12 @@ def _cheaper(ranked: Sequence[Entry]) -> list[str]:
 def _overestimates(ranked: Sequence[Entry]) -> list[str]:
     sentences = []
     for entry in ranked:
-        names = entry.evaluation.names
-        first, last = (entry.evaluation.accuracy_after(name) for name in (names[0], names[-1]))
-        if first.value - last.value >= OVERESTIMATE:
-            sentences.append(
-                f"Judged by {names[0]} alone, {entry.name} would pass for {percent(first)}; "
-                f"the later attacks leave {percent(last)}."
-            )
+        first, last = entry.evaluation.names[0], entry.evaluation.names[-1]
+        early, late = map(entry.evaluation.accuracy_after, (first, last))
+        if early.value - late.value >= OVERESTIMATE:
+            words = f"Judged by {first} alone, {entry.name} would pass for {percent(early)}"
+            sentences.append(f"{words}; the later attacks leave {percent(late)}.")
     return sentences
-
-
-def _alarms(entries: Sequence[Entry]) -> list[str]:
-    return [_alarmed(entry, entry.alarms) for entry in entries if entry.alarms]
 
 
 def _alarmed(entry: Entry, alarms: Sequence[Mapping[str, Any]]) -> str:
@@ -121,10 +124,6 @@ def _alarmed(entry: Entry, alarms: Sequence[Mapping[str, Any]]) -> str:
     back = sum(bool(alarm["went_back"]) for alarm in alarms)
     then = "training went back and on with the method strengthened" if back else "its method has nothing to harden"
     return f"The guard saw {entry.name} collapse in training at {steps}; {then}."
-
-
-def _class_warnings(entries: Sequence[Entry]) -> list[str]:
-    return [f"{entry.name}: {warning}" for entry in entries for warning in entry.evaluation.class_warnings()]
 
 
 _TASK = {"type": "image-classification", "name": "Image classification"}
@@ -144,9 +143,18 @@ class CardMetric:
     @property
     def title(self) -> str:
         """The metric's name."""
-        if self.attack == "none":
-            return "Clean accuracy"
-        return f"Robust accuracy, {self.norm} radius {radius_text(self.radius)}, after {self.attack}"
+        return "Clean accuracy" if self.attack == "none" else f"Robust accuracy, {self.threat}, after {self.attack}"
+
+    @property
+    def threat(self) -> str:
+        """The threat in words."""
+        return "clean images" if self.attack == "none" else f"{self.norm} radius {radius_text(self.radius)}"
+
+    @property
+    def texts(self) -> list[str]:
+        """The metric as a row."""
+        total = f"{self.estimate.total:,}"
+        return [self.model, self.dataset, self.attack, self.threat, total, percent(self.estimate)]
 
 
 def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
@@ -176,7 +184,7 @@ def audit_card(audit: Audit) -> str:
 
 
 def _card(found: Sequence[CardMetric], title: str, remarks: Sequence[str]) -> str:
-    rows = [[(text, None) for text in _texts(metric)] for metric in found]
+    rows = [[(text, None) for text in metric.texts] for metric in found]
     caption = "Shares of the images classified correctly, with 95% Wilson intervals."
     headers = ("Model", "Data", "Attack", "Threat", "Images", "Accuracy")
     text = [f"# {markdown_text(title)}", "", *(line for one in remarks for line in (markdown_text(one), ""))]
@@ -184,11 +192,6 @@ def _card(found: Sequence[CardMetric], title: str, remarks: Sequence[str]) -> st
     text += ["Robust accuracy is an upper bound: it holds for the attack named beside it, at that norm and radius"]
     text += ["(pixels of [0, 1]). A stronger attack may break more. Measured by planish."]
     return "\n".join(["---", yaml(metadata(found)), "---", "", *text]) + "\n"
-
-
-def _texts(metric: CardMetric) -> list[str]:
-    threat = "clean images" if metric.attack == "none" else f"{metric.norm} radius {radius_text(metric.radius)}"
-    return [metric.model, metric.dataset, metric.attack, threat, f"{metric.estimate.total:,}", percent(metric.estimate)]
 
 
 def metadata(found: Sequence[CardMetric]) -> dict[str, Any]:
@@ -204,7 +207,7 @@ def _results(found: Sequence[CardMetric]) -> list[dict[str, Any]]:
     return [
         {
             "task": _TASK,
-            "dataset": {"name": name, "type": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"},
+            "dataset": {"name": name, "type": slug(name, "unknown")},
             "metrics": [_metric(metric) for metric in found if metric.dataset == name],
         }
         for name in sets

@@ -63,21 +63,12 @@ def distance_figure(record: Distances) -> ReportFigure:
 def to_json(record: Distances) -> dict[str, Any]:
     """Return the record's numbers as one JSON-able document; infinite and undefined ones are null."""
     names: list[str | None] = [*record.names, None]
-    return {
-        "norm": record.norm,
-        "images": len(record.labels),
-        "correct": int(record.correct().sum()),
-        "attacks": [_numbers(record, name) for name in names],
-        "meta": record.meta,
-    }
+    counted = {"norm": record.norm, "images": len(record.labels), "correct": int(record.correct().sum())}
+    return counted | {"attacks": [_numbers(record, name) for name in names], "meta": record.meta}
 
 
 def _numbers(record: Distances, name: str | None) -> dict[str, Any]:
-    lengths = {
-        "mean": record.mean(name),
-        "median": record.median(name),
-        "mean_of_all": record.mean_of_all(name),
-    }
+    lengths = {"mean": record.mean(name), "median": record.median(name), "mean_of_all": record.mean_of_all(name)}
     finite = {key: value if abs(value) < float("inf") else None for key, value in lengths.items()}
     fooled = counts(record.fooling_rate(name)) if record.correct().any() else None
     return {"attack": name or BEST, **finite, "not_found": record.not_found(name), "fooled": fooled}

@@ -54,7 +54,7 @@ def _by_radius(audit: Audit, part: Any) -> ReportFigure:
     axes.fill_between(radii, [s.low for s in shares], [s.high for s in shares], color=BLUE, alpha=0.16, linewidth=0)
     axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
     axes.axvline(audit.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xscale("symlog", base=2, linthresh=_least(radii))
+    axes.set_xscale("symlog", base=2, linthresh=min((radius for radius in radii if radius > 0), default=1.0))
     axes.set_xticks(radii, [radius_text(float(f"{radius:.7g}")) for radius in radii])
     axes.minorticks_off()
     axes.set_xlim(left=0)
@@ -69,10 +69,6 @@ def _by_radius(audit: Audit, part: Any) -> ReportFigure:
     )
     alt = f"Line plot of accuracy by radius. {'; '.join(words)}."
     return ReportFigure("radius", "Accuracy by radius", caption, alt, figure, spots(axes, radii, values, words))
-
-
-def _least(radii: list[float]) -> float:
-    return min((radius for radius in radii if radius > 0), default=1.0)
 
 
 def _surfaces(audit: Audit, part: Planes) -> list[ReportFigure]:
@@ -127,9 +123,8 @@ def _weights(audit: Audit, part: Weights) -> list[ReportFigure]:
         return []
     lines = {f"under PGD of {part.steps} steps": part.attacked, "clean": part.clean}
     drawing = weight_landscape(part.shares, lines, quantity="Cross entropy")
-    return [
-        replace(drawing, caption=f"{drawing.caption} Mean of {part.images:,} images, attacked anew at every point.")
-    ]
+    told = f"{drawing.caption} Mean of {part.images:,} images, attacked anew at every point."
+    return [replace(drawing, caption=told)]
 
 
 def geometry_shots(audit: Audit) -> list[Shot]:

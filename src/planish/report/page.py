@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from planish.core.errors import BadInput
-from planish.records import evaluation as records
 from planish.records.audit import Audit, Finding
+from planish.records.evaluation import Evaluation, to_json
 from planish.records.statistics import Estimate
 from planish.report import audited
 from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
@@ -33,6 +33,7 @@ from planish.report.tables import (
     images_text,
     radius_text,
     rows_for,
+    slug,
     summary_rows,
     threat,
 )
@@ -46,7 +47,6 @@ def write_report(entries: Sequence[Entry], folder: str | Path, title: str, prove
     command lines, becomes the page's "How to reproduce". Each file is written whole or not at all, the page
     last. BadInput when there is no entry, names repeat or the entries' threats differ.
     """
-    check(entries)
     return _write(entries, Path(folder), title, provenance, [], {})
 
 
@@ -83,11 +83,17 @@ def _write(
     found: Sequence[Pair],
     audits: Mapping[str, Audit],
 ) -> Path:
-    _one_threat(entries, audits)
+    check(entries)
+    own = threat(entries[0].evaluation)
+    for name, one in audits.items():
+        if (theirs := f"{one.norm} radius {radius_text(one.radius)}") != own:
+            raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
     drawn = report_figures(entries)
     if found:
         drawn.insert(1, paired_figure(found))
-    galleries = [gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)]
+    galleries = [
+        gallery(entry, f"gallery-{place}-{slug(entry.name, 'method')}") for place, entry in enumerate(entries, 1)
+    ]
     _write_figures([*drawn, *(drawing for drawing in galleries if drawing)], folder)
     paired = {"pairs": plain([pair_facts(pair) for pair in found])} if found else {}
     audited_too = {"audits": plain([audit_facts(*one) for one in audits.items()])} if audits else {}
@@ -96,16 +102,6 @@ def _write(
     page = folder / "report.html"
     write_text(render(entries, title, provenance, drawn, found, audits), page)
     return page
-
-
-def _one_threat(entries: Sequence[Entry], audits: Mapping[str, Audit]) -> None:
-    """BadInput where audits are of another norm or radius than the entries, which are of one."""
-    check(entries)
-    own = threat(entries[0].evaluation)
-    others = {name: f"{one.norm} radius {radius_text(one.radius)}" for name, one in audits.items()}
-    for name, theirs in others.items():
-        if theirs != own:
-            raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
 
 
 def write_audit(audit: Audit, folder: str | Path, figures: Sequence[ReportFigure] = ()) -> Path:
@@ -130,20 +126,12 @@ def _write_figures(drawn: Sequence[ReportFigure], folder: Path) -> None:
 def results(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return the report's numbers as one JSON-able document; numbers that are not finite become null."""
     methods = [
-        {
-            "name": entry.name,
-            "evaluation": records.to_json(entry.evaluation),
-            "training": entry.training,
-            "accuracy_by_radius": entry.accuracy_by_radius,
-        }
-        for entry in entries
+        {"name": one.name, "evaluation": to_json(one.evaluation), "training": one.training}
+        | {"accuracy_by_radius": one.accuracy_by_radius}
+        for one in entries
     ]
     document = {"schema_version": 1, "title": title, "verdict": verdict(entries), "methods": methods}
     return {key: plain(value) for key, value in (document | {"provenance": provenance}).items()}
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
 
 
 LISTED = 40  # values of a list that a page shows
@@ -196,7 +184,8 @@ def render(
 
     audits: by name, shown beside the entries.
     """
-    headline, *remarks = map(_unbroken, verdict(entries))
+    # an interval stays on one line
+    headline, *remarks = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
     most = rows_for(entries)
     return _page(
         "page.html.j2",
@@ -205,7 +194,7 @@ def render(
         headline=headline,
         remarks=remarks,
         terms=f"{threat(entries[0].evaluation)} · {images_text(entries)}",
-        scores=[_score(entry) for entry in entries],
+        scores=[_score(entry.name, entry.evaluation) for entry in entries],
         attacked=any(entry.evaluation.columns for entry in entries),
         summary=summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
@@ -216,7 +205,7 @@ def render(
         images=[(entry.name, image_rows(entry, most)) for entry in entries],
         models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries]
         + [(f"{name}, audited", flat(plain(audit.known))) for name, audit in audits.items()],
-        commands=_commands(provenance, *(entry.evaluation.meta for entry in entries), *_metas(audits)),
+        commands=_commands(provenance, *(one.meta for one in (*(e.evaluation for e in entries), *audits.values()))),
     )
 
 
@@ -232,7 +221,7 @@ def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping
         terms="; ".join(dict.fromkeys(audited.terms(one) for one in audits.values())),
         scores=[Score.of(name, one.robust_accuracy(), one.clean_accuracy()) for name, one in audits.items()],
         models=[(name, flat(plain(one.known))) for name, one in audits.items()],
-        commands=_commands(provenance, *_metas(audits)),
+        commands=_commands(provenance, *(one.meta for one in audits.values())),
         **_side_by_side(audits),
     )
 
@@ -241,10 +230,6 @@ def _side_by_side(audits: Mapping[str, Audit]) -> dict[str, Any]:
     """Return the tables of audits, None without any, and which symbol is whose."""
     marks = {symbol: kind for kind, symbol in audited.SYMBOLS.items()}
     return {"audited": (headline_rows(audits), side_by_side(audits)) if audits else None, "marks": marks}
-
-
-def _metas(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
-    return [audit.meta for audit in audits.values()]
 
 
 def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
@@ -276,13 +261,8 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
 
 def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     """Fill a template. The page's policy lets it run this one script and load nothing."""
-    environment = Environment(
-        loader=PackageLoader("planish.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(loader=PackageLoader("planish.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals["data_uri"] = data_uri
     script = environment.get_template("script.html.j2").render()
     facts = {key: value for key, value in plain(provenance).items() if key != "commands"}
@@ -295,11 +275,9 @@ def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]
     return [(drawing, Markup(to_svg(drawing))) for drawing in drawn]  # our own drawing, its text escaped by it
 
 
-def _score(entry: Entry) -> Score:
-    record = entry.evaluation
-    if not record.columns:
-        return Score.of(entry.name, record.clean_accuracy())
-    return Score.of(entry.name, record.robust_accuracy(), record.clean_accuracy())
+def _score(name: str, record: Evaluation) -> Score:
+    shares = (record.robust_accuracy(), record.clean_accuracy()) if record.columns else (record.clean_accuracy(),)
+    return Score.of(name, *shares)
 
 
 def _shown(finding: Finding) -> dict[str, Any]:
@@ -329,27 +307,15 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
     for key, value in document.items():
         if isinstance(value, Mapping):
             pairs += flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):  # its first values, and how many are left out
+            rest = f" and {len(value) - LISTED:,} more" if len(value) > LISTED else ""
+            pairs.append((f"{prefix}{key}", ", ".join(map(str, value[:LISTED])) + rest))
         else:
-            pairs.append((f"{prefix}{key}", _listed(value) if isinstance(value, list) else str(value)))
+            pairs.append((f"{prefix}{key}", str(value)))
     return pairs
-
-
-def _listed(values: Sequence[Any]) -> str:
-    """Write a list's first values, and how many are left out."""
-    rest = f" and {len(values) - LISTED:,} more" if len(values) > LISTED else ""
-    return ", ".join(map(str, values[:LISTED])) + rest
-
-
-def _line(command: Any) -> str:
-    return command if isinstance(command, str) else " ".join(command)
 
 
 def _commands(provenance: Mapping[str, Any], *metas: Mapping[str, Any]) -> list[str]:
     """Return each command once, as a line: those of the page and those that made its records."""
     given = [*provenance.get("commands", []), *(meta.get("command") for meta in metas)]
-    return list(dict.fromkeys(_line(command) for command in given if command))
-
-
-def _unbroken(sentence: str) -> str:
-    """Keep an interval on one line."""
-    return re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", sentence)
+    return list(dict.fromkeys(one if isinstance(one, str) else " ".join(one) for one in given if one))

@@ -103,6 +103,11 @@ def check(entries: Sequence[Entry]) -> None:
         raise BadInput(f"A report compares models at one norm and radius, got {' and '.join(threats)}.")
 
 
+def slug(name: str, otherwise: str) -> str:
+    """Write a name in small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or otherwise
+
+
 def attack_names(entries: Sequence[Entry]) -> list[str]:
     """Every attack that was asked for on some entry, in the order of first appearance; a suite is one."""
     return list(dict.fromkeys(name for entry in entries for name in entry.evaluation.asked))
@@ -240,7 +245,7 @@ def _attack_cost(entry: Entry, column: Column) -> list[Cell]:
     return _cost(entry, column.name, tried, broken, after, *spent)
 
 
-def _cost(entry: Entry, name: str, tried: int, broken: int, after: Estimate, *spent: Any) -> list[Cell]:
+def _cost(entry: Entry, name: str, tried: Any, broken: Any, after: Estimate, *spent: Any) -> list[Cell]:
     """Return a row; spent: forwards, backwards and seconds, None = not known."""
     counts = [_count(int(tried)), _count(int(broken)), share(after), *map(_count, spent[:2])]
     return [(entry.name, None), (name, None), *counts, _cell(spent[2], seconds_text)]
