@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
+from planish.core.errors import at_least
 from planish.core.lazy import lazy
 from planish.core.threat import ThreatModel
 
@@ -92,6 +93,11 @@ class TrainingLoss(NamedTuple):
     logits: Tensor
     x_adv: Tensor | None = None
 
+    @classmethod
+    def of(cls, total: Tensor, logits: Tensor, x_adv: Tensor | None = None, **terms: Tensor) -> "TrainingLoss":
+        """Return it with the logits and the terms detached."""
+        return cls(total, {name: term.detach() for name, term in terms.items()}, logits.detach(), x_adv)
+
 
 class Method(Protocol):
     """A frozen dataclass of hyper-parameters that computes a training loss.
@@ -119,9 +125,15 @@ class Plain:
     """What holds for a method unless it says otherwise.
 
     doubled: what keeps it from collapsing, by name: hyper-parameters of which a stronger method has twice as much.
+    least: smallest values of hyper-parameters, and their names; BadInput for a smaller one.
     """
 
     doubled: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[tuple[tuple[float, str], ...]] = ()
+
+    def __post_init__(self) -> None:
+        for least, names in self.least:
+            at_least(least, **{name: getattr(self, name) for name in names.split()})
 
     @property
     def second_order(self) -> bool:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, full_precision
 from planish.core.threat import ThreatModel
@@ -32,6 +31,7 @@ class CURE(Plain):
     ordinary network; sharing the clean pass needs one mode for both.
     """
 
+    least = ((0, "weight length warmup"),)
     doubled = ("weight",)
     second_order: ClassVar[bool] = True
     cost: ClassVar[float] = 4.08
@@ -39,9 +39,6 @@ class CURE(Plain):
     length: float = 0.6
     warmup: float = 0.25
     power: Literal[1, 2] = 1
-
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight, length=self.length, warmup=self.warmup)
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE plus lambda times the mean change of the gradient."""
@@ -52,8 +49,8 @@ class CURE(Plain):
                 there, _ = linearize(model, cross_entropy, batch.labels, probe, differentiable=True)
         change = (there.gradient - here.gradient).flatten(1).norm(dim=1)
         loss, penalty = here.value.mean(), self.weight * change.pow(self.power).mean()
-        terms = {"cross_entropy": loss, "gradient_change": change.mean(), "penalty": penalty}
-        return TrainingLoss(loss + penalty, {name: term.detach() for name, term in terms.items()}, logits.detach())
+        total = loss + penalty
+        return TrainingLoss.of(total, logits, cross_entropy=loss, gradient_change=change.mean(), penalty=penalty)
 
 
 def unit(direction: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
@@ -42,12 +41,10 @@ class ELLE(Plain):
     Differs: x_adv stays in the box; one optimizer step a batch, where the authors' code makes two.
     """
 
+    least = ((0, "weight"),)
     doubled = ("weight",)
     weight: float = 1000.0
     points: Literal["random", "midpoint"] = "random"
-
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight)
 
     @property
     def cost(self) -> float:
@@ -60,8 +57,7 @@ class ELLE(Plain):
         loss, error = cross_entropy(outer.logits, batch.labels).mean(), outer.error.mean()
         weight = self._weight(error.detach(), context)
         terms = {"adversarial_cross_entropy": loss, "squared_linearity_error": error, "weight": weight}
-        kept = {name: term.detach() for name, term in terms.items()}
-        return TrainingLoss(loss + weight * error, kept, outer.logits.detach(), outer.x_adv)
+        return TrainingLoss.of(loss + weight * error, outer.logits, outer.x_adv, **terms)
 
     def _weight(self, error: Tensor, context: StepContext) -> Tensor:
         return error.new_full((), self.weight)
@@ -137,12 +133,10 @@ class ELLEA(ELLE):
     Differs: lambda rises for the very batch that is an outlier, in the authors' code from the next batch on.
     """
 
+    least = ((0, "weight decay sensitivity"),)
     weight: float = 4000.0
     decay: float = 0.99
     sensitivity: float = 2.0
-
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight, decay=self.decay, sensitivity=self.sensitivity)
 
     def _weight(self, error: Tensor, context: StepContext) -> Tensor:
         before = History.recalled(context, error)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
@@ -37,14 +36,12 @@ class GradAlign(Plain):
     Differs: published for Linf; in L2 the formula takes radius / sqrt(D), what the radius is for a pixel.
     """
 
+    least = ((0, "weight factor"),)
     doubled = ("factor",)
     second_order: ClassVar[bool] = True
     weight: float | None = None
     factor: float = 1.0
     backprop: Literal["one-sided", "both"] = "one-sided"
-
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight, factor=self.factor)
 
     @property
     def cost(self) -> float:
@@ -61,8 +58,8 @@ class GradAlign(Plain):
             x_adv = threat.step(batch.x, batch.x, here.detach())
         logits = model(x_adv)
         loss, turned = cross_entropy(logits, batch.labels).mean(), misalignment(here, there)
-        terms = {"adversarial_cross_entropy": loss.detach(), "misalignment": turned.detach()}
-        return TrainingLoss(loss + self._strength(threat, batch.x) * turned, terms, logits.detach(), x_adv)
+        total = loss + self._strength(threat, batch.x) * turned
+        return TrainingLoss.of(total, logits, x_adv, adversarial_cross_entropy=loss, misalignment=turned)
 
     def _strength(self, threat: ThreatModel, x: Tensor) -> float:
         if self.weight is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
 from planish.core.modes import Statistics, collecting, detached, frozen, full_precision, reusing
 from planish.core.randomness import draws
@@ -50,6 +50,7 @@ class LLR(Plain):
     Differs: running variances are unbiased, as everywhere in PyTorch.
     """
 
+    least = ((1, "steps"), (0, "linearity_weight nominal_weight warmup"))
     doubled = ("linearity_weight",)
     second_order: ClassVar[bool] = True
     steps: int = 2
@@ -62,8 +63,7 @@ class LLR(Plain):
     inner_gradient: InnerGradient = "official"
 
     def __post_init__(self) -> None:
-        at_least(1, steps=self.steps)
-        at_least(0, linearity_weight=self.linearity_weight, nominal_weight=self.nominal_weight, warmup=self.warmup)
+        super().__post_init__()
         if self.mu is not None and self.linearity_weight == 0:
             raise BadInput("mu = linearity_weight * s needs a linearity_weight above 0")
 
@@ -87,8 +87,7 @@ class LLR(Plain):
         loss, steepness = nominal.value.mean(), slope.abs().mean()
         weight = self.linearity_weight * self.slope_weight if self.mu is None else self.mu
         total = self.nominal_weight * loss + self.linearity_weight * error + weight * steepness
-        terms = {"cross_entropy": loss, "linearity_error": error, "slope": steepness}
-        return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, nominal.logits)
+        return TrainingLoss.of(total, nominal.logits, cross_entropy=loss, linearity_error=error, slope=steepness)
 
     def _worst(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, nominal: Nominal, generator: torch.Generator

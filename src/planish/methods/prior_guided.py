@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput
 from planish.core.losses import smoothed_cross_entropy, wide
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
@@ -45,6 +45,7 @@ class FGSMEP(Plain):
     Differs: the start is clipped to the box. As published, a perturbation is not cropped or flipped with its image.
     """
 
+    least = ((0, "decay consistency_weight label_smoothing"),)
     doubled = ("consistency_weight",)
     cost: ClassVar[float] = 2.33
     consistency_weight: float = 10.0
@@ -52,7 +53,7 @@ class FGSMEP(Plain):
     period: float = 0.36
 
     def __post_init__(self) -> None:
-        at_least(0, decay=self.decay, consistency_weight=self.consistency_weight, label_smoothing=self.label_smoothing)
+        super().__post_init__()
         if not self.period > 0:
             raise BadInput(f"period must be above 0, got {self.period}; 1 = nothing is ever forgotten")
 
@@ -79,8 +80,8 @@ class FGSMEP(Plain):
         gap = F.mse_loss(wide(logits), wide(guide))
         write = partial(self._remember, x_adv, past, gradient, batch, threat, context)
         start.register_hook(lambda _: write())  # type: ignore[no-untyped-call]
-        terms = {"adversarial_cross_entropy": value.detach(), "consistency": gap.detach()}
-        return TrainingLoss(value + self.consistency_weight * gap, terms, logits.detach())
+        total = value + self.consistency_weight * gap
+        return TrainingLoss.of(total, logits, adversarial_cross_entropy=value, consistency=gap)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         classes = logits.shape[1]

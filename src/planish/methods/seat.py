@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy, probability_margin
 from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
@@ -35,15 +34,13 @@ class SEAT(Plain):
     Batch norm: batch statistics everywhere; running averages updated by the clean and by the perturbed outer pass.
     """
 
+    least = ((0, "linearity_weight flood"),)
     doubled = ("linearity_weight",)
     linearity_weight: float = 0.5
     flood: float = 0.0
     abs_over: AbsOver = "example"
     direction: Literal["corner", "clean"] = "corner"
     inner_gradient: InnerGradient = "official"
-
-    def __post_init__(self) -> None:
-        at_least(0, linearity_weight=self.linearity_weight, flood=self.flood)
 
     @property
     def cost(self) -> float:
@@ -61,8 +58,8 @@ class SEAT(Plain):
             known = (cross_entropy, batch.labels, batch.x, local.value, local.gradient)
             error = linearity_error(*known, abs_over=self.abs_over)(x_adv, logits).mean()
         flooded = (value - self.flood).abs() + self.flood if self.flood > 0 else value
-        terms = {"adversarial_cross_entropy": value.detach(), "linearity_error": error.detach()}
-        return TrainingLoss(flooded + self.linearity_weight * error, terms, logits.detach())
+        total = flooded + self.linearity_weight * error
+        return TrainingLoss.of(total, logits, adversarial_cross_entropy=value, linearity_error=error)
 
     def _attacked(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, local: Linearization, generator: torch.Generator

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import evaluating, fixed_statistics, frozen
 from planish.core.randomness import draws
@@ -32,12 +31,10 @@ class SSAT(Plain):
     start, in training mode.
     """
 
+    least = ((1, "checkpoints"),)
     doubled = ("checkpoints",)
     checkpoints: int = 3
     step_in_radii: float = 1.25
-
-    def __post_init__(self) -> None:
-        at_least(1, checkpoints=self.checkpoints)
 
     @property
     def cost(self) -> float:
@@ -49,7 +46,7 @@ class SSAT(Plain):
         x_adv = self.attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         logits = model(x_adv)
         loss = cross_entropy(logits, batch.labels).mean()
-        return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach(), x_adv)
+        return TrainingLoss.of(loss, logits, x_adv, adversarial_cross_entropy=loss)
 
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         """Return x_adv."""

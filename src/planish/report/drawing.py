@@ -175,19 +175,12 @@ def _marks(axes: Axes, at: float, estimate: Estimate) -> tuple[Bbox, Bbox]:
 
 
 # Where a name may go: offset in points, horizontal and vertical anchor; nearest and most usual first.
+_WAYS = ((1, 0), (-1, 0), (0.7, 0.9), (0.7, -0.9), (-0.7, 0.9), (-0.7, -0.9), (0, 1.2), (0, -1.2))
+_BESIDE, _ABOVE = ("center", "left", "right"), ("center", "bottom", "top")  # by the sign of the offset: 0, 1, -1
 _SPOTS = [
-    (dx * reach, dy * reach, horizontal, vertical)
+    (dx * reach, dy * reach, _BESIDE[(dx > 0) - (dx < 0)], _ABOVE[(dy > 0) - (dy < 0)])
     for reach in (9, 16, 26, 38, 52)
-    for dx, dy, horizontal, vertical in (
-        (1, 0, "left", "center"),
-        (-1, 0, "right", "center"),
-        (0.7, 0.9, "left", "bottom"),
-        (0.7, -0.9, "left", "top"),
-        (-0.7, 0.9, "right", "bottom"),
-        (-0.7, -0.9, "right", "top"),
-        (0, 1.2, "center", "bottom"),
-        (0, -1.2, "center", "top"),
-    )
+    for dx, dy in _WAYS
 ]
 
 
