@@ -13,7 +13,7 @@ from torch import Tensor
 from planish.attacks import Progress
 from planish.core.batch import Batch
 from planish.evaluation.evaluate import EvaluationStep
-from planish.records import adversarials
+from planish.records.evaluation import load_adversarials, save_adversarials
 from planish.search.ascent import Adversarials
 from planish.storage.files import UNREADABLE, read_arrays, remove, write_arrays
 
@@ -54,12 +54,12 @@ class KeptProgress:
 
 def save_images(judged: EvaluationStep, path: Path) -> None:
     """Write the images (N, ...) float32 as the attacks left them, and their indices."""
-    adversarials.save(judged.x_adv.cpu().numpy(), judged.evaluation.indices, path)
+    save_adversarials(judged.x_adv.cpu().numpy(), judged.evaluation.indices, path)
 
 
 def load_images(path: Path) -> tuple[Tensor, NDArray[np.int64]]:
     """Return what `save_images` wrote: images and indices. Raises BadInput."""
-    x_adv, indices = adversarials.load(path)
+    x_adv, indices = load_adversarials(path)
     return torch.from_numpy(x_adv), indices
 
 

@@ -20,8 +20,7 @@ from planish.core.batch import per_image
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
-from planish.records import adversarials
-from planish.records.adversarials import Verified
+from planish.records.evaluation import Verified, load_adversarials
 from planish.records.statistics import Estimate
 
 
@@ -42,7 +41,7 @@ def verify(
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
     network, threat, batch, path = model_of(model), threat_of(threat), batch_of(x, labels), path_of(path)
-    images, indices = adversarials.load(path)
+    images, indices = load_adversarials(path)
     position = {index: row for row, index in enumerate(batch.indices.tolist())}
     missing = [index for index in indices.tolist() if index not in position]
     if missing:
