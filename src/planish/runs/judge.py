@@ -33,7 +33,7 @@ from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
 from planish.records.origin import model_digest
 from planish.report import Entry, Table, write_comparison
-from planish.report.compared import headline_rows, side_by_side, told_apart
+from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run
 
