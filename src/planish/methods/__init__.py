@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from planish.methods.grad_align import GradAlign
     from planish.methods.gradient_penalty import GradientPenalty
     from planish.methods.guided import GAT, NuAT
+    from planish.methods.liet import LIET
     from planish.methods.llr import LLR
     from planish.methods.mart import MART
     from planish.methods.planish import Planish
     from planish.methods.prior_guided import FGSMEP, FGSMMEP
     from planish.methods.seat import SEAT, SEATFL, SEATPublished
+    from planish.methods.sora import SORA
     from planish.methods.ssat import SSAT
     from planish.methods.standard import Standard
     from planish.methods.sub_at import SubAT
@@ -36,6 +38,7 @@ __all__ = [
     "FGSMEP",
     "FGSMMEP",
     "GAT",
+    "LIET",
     "LLR",
     "MART",
     "NFGSM",
@@ -44,6 +47,7 @@ __all__ = [
     "RSFGSM",
     "SEAT",
     "SEATFL",
+    "SORA",
     "SSAT",
     "TRADES",
     "Free",
@@ -67,11 +71,13 @@ _CLASSES = {
     "grad_align": "GradAlign",
     "gradient_penalty": "GradientPenalty",
     "guided": "GAT NuAT",
+    "liet": "LIET",
     "llr": "LLR",
     "mart": "MART",
     "planish": "Planish",
     "prior_guided": "FGSMEP FGSMMEP",
     "seat": "SEAT SEATFL SEATPublished",
+    "sora": "SORA",
     "ssat": "SSAT",
     "standard": "Standard",
     "sub_at": "SubAT",
