@@ -26,7 +26,7 @@ from planish.audit.measures.surfaces import (
 from planish.core.arguments import in_chunks
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.threat import L2, Linf
 
 Measure = Callable[[nn.Module, Batch], tuple[Tensor, ...]]

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planish.attacks.noise import Noise
-from planish.attacks.square import Square
+from planish.attacks.random_search import Noise, Square
 from planish.attacks.suites import Fixed, Stage, Suite
 from planish.attacks.suites.cascade import Cascade
 from planish.attacks.transfer import Surrogate
@@ -19,7 +18,7 @@ from planish.core.arguments import CHUNK, check_images, check_logits, logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import OnChunk

@@ -18,8 +18,7 @@ from planish.attacks.transfer import Surrogate
 from planish.core.arguments import in_chunks, logits_of
 from planish.core.batch import Batch, per_image
 from planish.core.losses import Loss, cross_entropy, margin
-from planish.core.modes import attacked, full_precision
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, attacked, full_precision
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, OnChunk, evaluate_steps

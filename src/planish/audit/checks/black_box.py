@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from planish.attacks import Attack
+from planish.attacks.ascents import Smoothed
 from planish.attacks.boundary import Boundary
 from planish.attacks.closest import Closest
-from planish.attacks.noise import Noise
-from planish.attacks.smoothed import Smoothed
-from planish.attacks.square import Square
+from planish.attacks.random_search import Noise, Square
 from planish.attacks.transfer import transfer
 from planish.audit.check import Seen, Unknown, check, named, share
 from planish.audit.evidence import Evidence

@@ -11,8 +11,7 @@ from planish.core.batch import per_image
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked
 from planish.core.randomness import keyed_draws
-from planish.search.linearize import probe_length
-from planish.search.objectives import inner
+from planish.search.objectives import inner, probe_length
 from planish.search.step_rules import Steepest
 
 PROBED, DIRECTIONS = 8, 64

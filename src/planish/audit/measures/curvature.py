@@ -14,8 +14,7 @@ from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import evaluated
-from planish.search.linearize import PROBE_LENGTH, LossAt, second_derivatives
-from planish.search.objectives import inner, loss_of, objective_of
+from planish.search.objectives import PROBE_LENGTH, LossAt, inner, loss_of, objective_of, second_derivatives
 
 Product = Callable[[Tensor], Tensor]
 """Vectors (N, D), one for each image -> the images' Hessians times them, (N, D)."""

@@ -14,8 +14,7 @@ from planish.core.losses import wide
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.linearize import logit_gradients
-from planish.search.objectives import Objective
+from planish.search.objectives import Objective, logit_gradients
 from planish.search.step_rules import Cosine, Steepest, StepRule
 
 Outputs = Literal["logits", "probabilities"]
