@@ -33,12 +33,18 @@ from planish.training.settings import Settings
 RADIUS = 0.1
 IMAGES = 104
 PLAN = Plan("quick", images=IMAGES, setup=100, sample=104, steps=15, noise=8, queries=40, survivors=30, curve_steps=8)
-SUITE = Fixed(
-    (
-        Stage("scout", Untargeted(COSINE_MOMENTUM, 10, scale_free_cross_entropy)),
-        Stage("targets", Worst((ByDistance(), *(Targeted(COSINE_MOMENTUM, 10, Ranked(rank)) for rank in (1, 2, 3))))),
+
+
+def suite(classes: int = 10) -> Fixed:
+    """Return a short suite."""
+    targets = (Targeted(COSINE_MOMENTUM, 10, Ranked(rank)) for rank in range(1, min(classes, 4)))
+    scout = Untargeted(COSINE_MOMENTUM, 10, scale_free_cross_entropy)
+    return Fixed(
+        (Stage("scout", scout), Stage("targets", Worst((ByDistance(), *targets) if classes > 2 else tuple(targets))))
     )
-)
+
+
+SUITE = suite()
 
 
 @dataclass(frozen=True)
@@ -282,6 +288,7 @@ class Honest:
     make: Callable[[], nn.Module]
     images: Callable[[int], Batch] = images
     radius: float = RADIUS
+    classes: int = 10
 
 
 @cache
@@ -293,17 +300,16 @@ def built(name: str) -> nn.Module:
             nn.Flatten(), nn.Linear(64, 48, bias=False), nn.ReLU(), nn.Linear(48, 10, bias=False)
         ),
         "GELU": lambda: small_cnn(classes=10, channels=1, width=8, activation="gelu"),
-        "ELU, average pool": lambda: nn.Sequential(
-            nn.Conv2d(1, 8, 3, 1, 1), nn.ELU(), nn.AvgPool2d(2), nn.Conv2d(8, 16, 3, 1, 1), nn.ELU(), nn.AvgPool2d(2),
-            nn.Flatten(), nn.Linear(64, 10),
-        ),
-        "max pool": lambda: nn.Sequential(
-            nn.Conv2d(1, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(64, 10),
-        ),
+        "ELU, average pool": lambda: pooled(nn.ELU(), nn.AvgPool2d(2)),
+        "max pool": lambda: pooled(nn.ReLU(), nn.MaxPool2d(2)),
         "transformer": Patches,
-    }  # fmt: skip
-    return _fitted(builds[name], make("methods", "pgd-2", {}), RADIUS, 6, learning_rate=0.05)
+    }
+    return _fitted(builds[name], make("methods", "pgd-2", {}), RADIUS, 8, learning_rate=0.2)
+
+
+def pooled(activation: nn.Module, pool: nn.Module) -> nn.Module:
+    """Return one convolution, pooled, and a linear head."""
+    return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1), activation, pool, nn.Flatten(), nn.Linear(256, 10))
 
 
 class Patches(nn.Module):
@@ -311,13 +317,13 @@ class Patches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.head = nn.Conv2d(1, 24, 2, 2), nn.Linear(24, 10)
+        self.patch, self.head = nn.Conv2d(1, 24, 2, 2), nn.Sequential(nn.Flatten(), nn.Linear(384, 10))
         self.place = nn.Parameter(0.02 * torch.randn(1, 16, 24))
         self.block = nn.TransformerEncoderLayer(24, 2, 48, 0.0, batch_first=True, norm_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patch(x).flatten(2).mT + self.place
-        return self.head(self.block(tokens).mean(1))
+        return self.head(self.block(tokens))
 
 
 class Dictionary(masks.Wrapped):
@@ -406,7 +412,7 @@ HONEST = {
     "bf16": Honest(lambda: cast(torch.bfloat16), in_dtype(torch.bfloat16)),
     "float16": Honest(lambda: cast(torch.float16), in_dtype(torch.float16)),
     "bf16 inside": Honest(lambda: masks.Before(cast(torch.bfloat16), lambda x: x.to(torch.bfloat16))),
-    "two classes": Honest(two_classes, of_two),
+    "two classes": Honest(two_classes, of_two, classes=2),
     "a hundred classes": Honest(lambda: Pairs(deepcopy(trained("pgd-7"))), of_pairs),
     "ensemble": Honest(lambda: Mean(*(deepcopy(trained(name)) for name in ("pgd-7", "seat", "trades")))),
     "normalised inside": Honest(normalised),

@@ -1,6 +1,7 @@
 """Runs the checks on a model, one after the other, each a finding."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +91,10 @@ def audit(
             raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
     named = {name: check for name, check in known.items() if not only or name in only}
     with reproducible(seed):
-        counted, clean = _with_clean_logits(model, images, threat)
+        counted, clean, fresh = _with_clean_logits(model, images, threat)
         suite = suite or _suite(clean.shape[1], plan, black_box)
         setting = (threat, plan, "black-box" if black_box else SUITE, suite, seed, surrogates, black_box, on_chunk)
-        evidence = Evidence(counted, model, images._replace(logits=clean), *setting)
+        evidence = Evidence(counted, model, images._replace(logits=clean), *setting, fresh=fresh)
         _ = evidence.judged
     meta = _meta(evidence, about or {}, len(named))
     findings: list[Finding] = []
@@ -114,15 +115,23 @@ def own_checks(names: Sequence[str]) -> dict[str, Check]:
     return found  # type: ignore[return-value]
 
 
-def _with_clean_logits(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counted, Tensor]:
-    """Return what is attacked, and its clean logits (N, K), before anything is looked at. Raises BadInput."""
+def _with_clean_logits(
+    model: nn.Module, images: Batch, threat: ThreatModel
+) -> tuple[Counted, Tensor, nn.Module | None]:
+    """Return what is attacked, its clean logits (N, K), and a copy from before, if one can be made. Raises BadInput."""
     check_images(images, threat)
+    try:
+        fresh = deepcopy(model)
+    except Exception:  # whatever holds files, locks, generators or a graph
+        fresh = None
     try:
         first = logits_of(Counted(model), images.x[:CHUNK])
     except Exception:  # which check_logits words
         first = images.x.new_zeros(0)
-    counted = Counted(AsLogits(model) if first.ndim == 2 and are_probabilities(first) else model)
-    return counted, check_logits(counted, images)
+    if first.ndim == 2 and are_probabilities(first):
+        model, fresh = AsLogits(model), None if fresh is None else AsLogits(fresh)
+    counted = Counted(model)
+    return counted, check_logits(counted, images), fresh
 
 
 def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:

@@ -5,7 +5,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from planish.audit.check import Seen, Unknown, check, count_text, fact, named, share
 from planish.audit.evidence import Evidence, are_probabilities
@@ -96,13 +96,15 @@ def classes(evidence: Evidence) -> Seen:
 
 @check((5,), unit="calls", fail_at=0.0)
 def plain_forward(evidence: Evidence) -> Seen:
-    """The forward pass computes no gradients and optimises nothing."""
+    """The forward pass computes no gradients, optimises nothing, and runs no layer where gradients are off."""
     called: list[str] = []
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_name in CALLED and any(part in code.co_filename for part in MACHINERY):
             called.append(code.co_name)
+        elif event == "call" and code is nn.Module._call_impl.__code__ and not torch.is_grad_enabled():
+            called.append("a layer without gradients")
 
     before = sys.getprofile()
     with evaluating(evidence.given), torch.enable_grad():
@@ -114,9 +116,10 @@ def plain_forward(evidence: Evidence) -> Seen:
     names = sorted(set(called))
     return fact(
         float(len(called)),
-        f"One forward makes {len(called)} calls of gradients or optimisers"
+        f"One forward makes {len(called)} calls of gradients, optimisers or layers without gradients"
         + (f" ({', '.join(names)})." if names else "."),
-        "The model optimises while it classifies; attack it with an attack that knows this step, or judge it without.",
+        "The model optimises or searches while it classifies; attack it with an attack that knows this step, or judge "
+        "it without.",
         called=names,
     )
 
@@ -131,7 +134,8 @@ def input_scale(evidence: Evidence) -> Seen:
     }
     best = max(others, key=lambda name: others[name])
     problems = []
-    wrong_scale = len(x) >= 20 and others[best] > own + BETTER
+    commonest = 100 * int(labels.bincount().amax()) / len(labels)  # what a constant answer can reach by chance
+    wrong_scale = len(x) >= 20 and others[best] > max(own, commonest) + BETTER
     if wrong_scale:
         problems.append(f"on {best} its accuracy would be {others[best]:.1f} % instead of {own:.1f} %")
     if float(x.amax()) <= 2 / 255:
