@@ -211,7 +211,9 @@ class Evidence:
     @cached_property
     def arithmetic(self) -> torch.dtype:
         """The coarsest floating dtype of the images, the weights and the logits."""
-        tensors = [self.images.x, *self.given.parameters(), *self.given.buffers(), self.model(self.setup.x[:1])]
+        with attacked(self.given), torch.no_grad():
+            output = self.model(self.setup.x[:1])
+        tensors = [output, self.images.x, *self.given.parameters(), *self.given.buffers()]
         kinds: set[torch.dtype] = {part.dtype for part in tensors if part.is_floating_point()}
         return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 
