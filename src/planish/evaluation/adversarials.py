@@ -1,4 +1,4 @@
-"""Beside an evaluation's record: adversarial images, judged afresh if asked, a gallery, the progress of a killed one."""
+"""Beside an evaluation's record: adversarial images, judged afresh if asked, a gallery, a killed one's progress."""
 
 import time
 from dataclasses import dataclass, field
