@@ -35,10 +35,10 @@ from planish.core.losses import margin
 from planish.core.modes import Counted, autocast
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data import load
+from planish.records.origin import provenance
 from planish.records.statistics import Booleans, Estimate, paired_interval
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
 from planish.storage.files import read_arrays, write_arrays, write_json
-from planish.storage.provenance import provenance
 
 Peer = Callable[[nn.Module, Batch, ThreatModel], Tensor]
 """Returns adversarial images (N, ...)."""

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from planish.registry import listed as list
     from planish.report import plot
     from planish.runs.audit import audit, audit_steps
-    from planish.runs.run import Run, load_run, train
+    from planish.runs.run import Run, load_run
+    from planish.runs.train import train
     from planish.training.loop import fit
     from planish.training.settings import Settings
 

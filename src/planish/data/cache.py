@@ -9,8 +9,7 @@ import numpy as np
 
 from planish.core.errors import BadInput
 from planish.data.decode import Pixels
-from planish.storage.files import write_bytes
-from planish.storage.home import home
+from planish.storage.files import home, write_bytes
 
 
 def cache_path(source: Path) -> Path:

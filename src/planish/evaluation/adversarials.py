@@ -27,8 +27,7 @@ from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import EvaluationStep
-from planish.records import adversarials
-from planish.records.adversarials import Verified
+from planish.records.evaluation import Verified, load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
 from planish.search.ascent import Adversarials
 from planish.storage.files import UNREADABLE, read_arrays, remove, write_arrays
@@ -70,12 +69,12 @@ class KeptProgress:
 
 def save_images(judged: EvaluationStep, path: Path) -> None:
     """Write the images (N, ...) float32 as the attacks left them, and their indices."""
-    adversarials.save(judged.x_adv.cpu().numpy(), judged.evaluation.indices, path)
+    save_adversarials(judged.x_adv.cpu().numpy(), judged.evaluation.indices, path)
 
 
 def load_images(path: Path) -> tuple[Tensor, NDArray[np.int64]]:
     """Return what `save_images` wrote: images and indices. Raises BadInput."""
-    x_adv, indices = adversarials.load(path)
+    x_adv, indices = load_adversarials(path)
     return torch.from_numpy(x_adv), indices
 
 
@@ -124,7 +123,7 @@ def verify(
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
     network, threat, batch, path = model_of(model), threat_of(threat), batch_of(x, labels), path_of(path)
-    images, indices = adversarials.load(path)
+    images, indices = load_adversarials(path)
     position = {index: row for row, index in enumerate(batch.indices.tolist())}
     missing = [index for index in indices.tolist() if index not in position]
     if missing:

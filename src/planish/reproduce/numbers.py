@@ -14,7 +14,7 @@ from planish.audit.measures.lipschitz import empirical_lipschitz
 from planish.core.arguments import check_images, check_logits
 from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
-from planish.records.numbers import FILE, SCHEMA_VERSION, Numbers, save
+from planish.records.distances import NUMBERS, SCHEMA_VERSION, Numbers, save_numbers
 from planish.records.origin import origin
 from planish.reproduce.tables import PaperColumn
 from planish.runs.judge import EvaluationConfig, LoadedModel, test_images
@@ -93,5 +93,5 @@ def measure(
     )
     numbers = {name: values.float().cpu().numpy() for name, values in found.items()}
     record = Numbers(batch.indices.cpu().numpy(), batch.labels.cpu().numpy(), passes, numbers, meta)
-    save(record, folder / FILE)
+    save_numbers(record, folder / NUMBERS)
     return record

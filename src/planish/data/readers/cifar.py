@@ -15,7 +15,7 @@ from planish.core.errors import BadInput
 from planish.data.images import Images
 from planish.data.readers.parquet import read_parquet
 from planish.data.readers.unpickle import read_arrays
-from planish.storage.home import home
+from planish.storage.files import home
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
