@@ -294,7 +294,10 @@ def test_a_tiny_float64_margin_keeps_its_sign(images: Batch):
         (lambda z: z[:, :1], "the model must return logits .* make two logits: torch.stack"),
         (lambda z: z[:, 0], "the model must return logits .* make two logits: torch.stack"),
         (lambda z: z.argmax(1), "the model must return logits .*one_hot.* noise, square and boundary"),
-        (lambda z: z.softmax(1), "the model returns probabilities; give logits: leave its softmax out.* their log"),
+        (
+            lambda z: z.softmax(1),
+            "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, or return the log",
+        ),
     ],
 )
 def test_outputs(after: Callable[[Tensor], Any], message: str, net: nn.Module, images: Batch, tmp_path: Path):

@@ -175,6 +175,6 @@ def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
         )
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
         raise BadInput(
-            "the model returns probabilities; give logits: leave its softmax out, it hides gradients, or return their log"
+            "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, or return the log"
         )
     return logits
