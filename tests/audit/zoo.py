@@ -304,7 +304,8 @@ def built(name: str) -> nn.Module:
         "max pool": lambda: pooled(nn.ReLU(), nn.MaxPool2d(2)),
         "transformer": Patches,
     }
-    return _fitted(builds[name], make("methods", "pgd-2", {}), RADIUS, 8, learning_rate=0.2)
+    rate = 0.02 if name == "transformer" else 0.2
+    return _fitted(builds[name], make("methods", "pgd-2", {}), RADIUS, 8, learning_rate=rate)
 
 
 def pooled(activation: nn.Module, pool: nn.Module) -> nn.Module:
@@ -417,7 +418,7 @@ HONEST = {
     "ensemble": Honest(lambda: Mean(*(deepcopy(trained(name)) for name in ("pgd-7", "seat", "trades")))),
     "normalised inside": Honest(normalised),
     "normalised in place": Honest(lambda: Spoiling(deepcopy(trained("pgd-7")))),
-    "compiled": Honest(lambda: torch.compile(deepcopy(trained("pgd-7")), backend="aot_eager")),
+    "compiled": Honest(lambda: torch.compile(deepcopy(trained("pgd-7")), backend="aot_eager", dynamic=True)),
     "dictionary": Honest(lambda: Dictionary(deepcopy(trained("pgd-7")))),
     "weak": Honest(weak),
 }

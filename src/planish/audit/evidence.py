@@ -18,7 +18,7 @@ from planish.attacks.transfer import Surrogate
 from planish.core.arguments import in_chunks, logits_of
 from planish.core.batch import Batch, per_image
 from planish.core.losses import Loss, cross_entropy, margin
-from planish.core.modes import Counted, attacked, full_precision
+from planish.core.modes import Counted, attacked, full_precision, plain_logits
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, OnChunk, evaluate_steps
@@ -94,9 +94,7 @@ class AsLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log p, (N, K)."""
-        output = self.model(x)
-        probabilities: Tensor = getattr(output, "logits", output)
-        return probabilities.clamp(min=UNDERFLOW).log()
+        return plain_logits(self.model(x)).clamp(min=UNDERFLOW).log()
 
 
 class Gradients(NamedTuple):
@@ -210,10 +208,8 @@ class Evidence:
 
     @cached_property
     def arithmetic(self) -> torch.dtype:
-        """The coarsest floating dtype of the images, the weights and the logits."""
-        with attacked(self.given), torch.no_grad():
-            output = self.model(self.setup.x[:1])
-        tensors = [output, self.images.x, *self.given.parameters(), *self.given.buffers()]
+        """The coarsest floating dtype of the images and the weights."""
+        tensors = [self.images.x, *self.given.parameters(), *self.given.buffers()]
         kinds: set[torch.dtype] = {part.dtype for part in tensors if part.is_floating_point()}
         return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 

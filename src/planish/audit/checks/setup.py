@@ -11,7 +11,7 @@ from planish.audit.check import Seen, Unknown, check, count_text, fact, named, s
 from planish.audit.evidence import Evidence, are_probabilities
 from planish.core.arguments import CHUNK, logits_of
 from planish.core.losses import margin
-from planish.core.modes import evaluating, fixed_statistics
+from planish.core.modes import Counted, evaluating, fixed_statistics
 from planish.core.randomness import keyed_draws, reproducible
 from planish.records.statistics import Estimate
 
@@ -106,11 +106,12 @@ def plain_forward(evidence: Evidence) -> Seen:
         elif event == "call" and code is nn.Module._call_impl.__code__ and not torch.is_grad_enabled():
             called.append("a layer without gradients")
 
-    before = sys.getprofile()
+    x, before = evidence.setup.x[:2], sys.getprofile()
     with evaluating(evidence.given), torch.enable_grad():
+        evidence.model(x.clone().requires_grad_())  # unwatched: a compiled model is compiled now
         sys.setprofile(watch)
         try:
-            evidence.model(evidence.setup.x[:2].clone().requires_grad_())
+            evidence.model(x.clone().requires_grad_())
         finally:
             sys.setprofile(before)
     names = sorted(set(called))
@@ -156,8 +157,10 @@ def input_scale(evidence: Evidence) -> Seen:
 
 
 @check((10,), fail_at=50.0)
-def smooth_input(evidence: Evidence) -> Seen:
+def smooth_input(evidence: Evidence) -> Seen | Unknown:
     """Noise that nobody can see changes the logits at least a little: nothing is rounded on the way."""
+    if torch.finfo(evidence.arithmetic).eps > TINY_NOISE:
+        return Unknown("The model's own dtype rounds away noise that nobody sees.", "Nothing is to be done.")
     x, indices = evidence.setup.x, evidence.setup.indices
     noise = 2 * keyed_draws(x, indices, evidence.seed)[:, 1:].reshape(x.shape).to(x.dtype) - 1
     moved = (x + TINY_NOISE * noise).clamp(evidence.threat.low, evidence.threat.high)
@@ -237,9 +240,8 @@ def _raw(evidence: Evidence, x: Tensor) -> Tensor:
     """Return what the model returns, in the mode it is in, with the same draws each time, and count it."""
     evidence.model.forwards += len(x)
     with reproducible(evidence.seed):
-        output: Any = evidence.given(x)
-    raw: Tensor = getattr(output, "logits", output)
-    return raw.float()
+        logits: Tensor = Counted(evidence.given)(x)
+    return logits
 
 
 def _apart(first: Tensor, second: Tensor) -> Tensor:
