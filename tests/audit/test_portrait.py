@@ -15,9 +15,8 @@ from planish.attacks.random_search import Noise
 from planish.attacks.suites import Fixed, Stage
 from planish.audit.auditor import audit
 from planish.audit.evidence import Evidence, Plan
-from planish.audit.geometry import geometry
+from planish.audit.geometry import geometry, relu_units
 from planish.audit.measures.certificates import relu_distance
-from planish.audit.proof import relu_units
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput

@@ -19,8 +19,7 @@ from planish.methods.adversarial import PGDAT
 from planish.methods.llr import LLR
 from planish.methods.standard import Standard
 from planish.training.loop import fit, start
-from planish.training.settings import Settings
-from planish.training.weight_perturbation import perturbable, perturbed_weights, steepest_weights
+from planish.training.settings import Settings, perturbable, perturbed_weights, steepest_weights
 
 THREAT = Linf(0.05)
 GAMMA = 0.1

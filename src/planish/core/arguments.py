@@ -1,8 +1,8 @@
 """What public calls take: each argument is checked at once; BadInput says what would be right."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ Labels = Tensor | NDArray[Any] | Sequence[int]
 """(N,) whole numbers."""
 CHUNK = 256
 """Images that go through a model at a time."""
+Measured = TypeVar("Measured", bound=tuple[Any, ...])
 
 
 def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
@@ -118,6 +119,16 @@ def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
     return torch.cat(parts) if parts else x.new_zeros(0, 2)
 
 
+def in_chunks(measure: Callable[[Batch], Measured], batch: Batch, chunk: int = CHUNK) -> Measured:
+    """Return what the measure says of all images, its (N, ...) tensors joined. The outcome does not depend on `chunk`.
+
+    measure: takes a batch and returns a named tuple of tensors whose first dimension is the images, as all measures of
+    an audit but estimated constants do.
+    """
+    parts = [measure(batch.select(slice(at, at + chunk))) for at in range(0, max(len(batch.x), 1), chunk)]
+    return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
 def check_images(images: Batch, threat: ThreatModel) -> None:
     """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the box, each with a label and an index.
 
@@ -175,6 +186,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
         )
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
         raise BadInput(
-            "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, or return the log"
+            "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, "
+            "or return their log"
         )
     return logits

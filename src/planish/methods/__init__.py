@@ -1,12 +1,13 @@
 """Training methods, one file each: a method turns a model and a batch into a loss to be minimised."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
+from planish.core.errors import at_least
 from planish.core.threat import ThreatModel
 from planish.registry import lazy
 
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from planish.methods.grad_align import GradAlign as GradAlign
     from planish.methods.gradient_penalty import GradientPenalty as GradientPenalty
     from planish.methods.guided import GAT as GAT, NuAT as NuAT
+    from planish.methods.liet import LIET as LIET
     from planish.methods.llr import LLR as LLR
     from planish.methods.mart import MART as MART
     from planish.methods.planish import Planish as Planish
     from planish.methods.prior_guided import FGSMEP as FGSMEP, FGSMMEP as FGSMMEP
     from planish.methods.seat import SEAT as SEAT, SEATFL as SEATFL, SEATPublished as SEATPublished
+    from planish.methods.sora import SORA as SORA
     from planish.methods.ssat import SSAT as SSAT
     from planish.methods.standard import Standard as Standard
     from planish.methods.sub_at import SubAT as SubAT
@@ -74,6 +77,11 @@ class TrainingLoss(NamedTuple):
     logits: Tensor
     x_adv: Tensor | None = None
 
+    @classmethod
+    def of(cls, total: Tensor, logits: Tensor, x_adv: Tensor | None = None, **terms: Tensor) -> "TrainingLoss":
+        """Return it with the logits and the terms detached."""
+        return cls(total, {name: term.detach() for name, term in terms.items()}, logits.detach(), x_adv)
+
 
 class Method(Protocol):
     """A frozen dataclass of hyper-parameters that computes a training loss.
@@ -98,7 +106,18 @@ class Method(Protocol):
 
 
 class Plain:
-    """What holds for a method unless it says otherwise."""
+    """What holds for a method unless it says otherwise.
+
+    doubled: what keeps it from collapsing, by name: hyper-parameters of which a stronger method has twice as much.
+    least: smallest values of hyper-parameters, and their names; BadInput for a smaller one.
+    """
+
+    doubled: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[tuple[tuple[float, str], ...]] = ()
+
+    def __post_init__(self) -> None:
+        for least, names in self.least:
+            at_least(least, **{name: getattr(self, name) for name in names.split()})
 
     @property
     def second_order(self) -> bool:
@@ -111,5 +130,6 @@ class Plain:
         return 1
 
     def strengthened(self) -> Method | None:
-        """Nothing keeps it from collapsing."""
-        return None
+        """Return it with twice of what is `doubled`; None where that is 0, or nothing keeps it from collapsing."""
+        more = {name: 2 * getattr(self, name) for name in self.doubled}
+        return replace(self, **more) if any(more.values()) else None  # type: ignore[type-var, return-value]

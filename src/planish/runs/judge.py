@@ -23,9 +23,8 @@ from planish.evaluation.adversarials import KeptProgress, images_left, save_gall
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks, wanted
-from planish.models import build
+from planish.models import build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
-from planish.models.pretrained import is_borrowed
 from planish.records import audit as audits
 from planish.records import distances as distance_records
 from planish.records import evaluation as results
@@ -33,7 +32,7 @@ from planish.records.audit import Audit
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
 from planish.report import Entry, Table, write_comparison
-from planish.report.compared import headline_rows, side_by_side, told_apart
+from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run
 
