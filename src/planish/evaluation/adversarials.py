@@ -15,7 +15,8 @@ from planish.core.batch import Batch
 from planish.evaluation.evaluate import EvaluationStep
 from planish.records.evaluation import load_adversarials, save_adversarials
 from planish.search.ascent import Adversarials
-from planish.storage.files import UNREADABLE, read_arrays, remove, write_arrays
+from planish.storage.files import remove, write_arrays
+from planish.storage.reading import UNREADABLE, read_arrays
 
 SHOWN = 8
 
