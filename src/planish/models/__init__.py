@@ -1,13 +1,14 @@
 """Architectures, one file each: NCHW images in [0, 1] -> logits, with the normalization inside."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, between
 from planish.models.pretrained import borrowed, is_borrowed
-from planish.registry import imported, resolve
+from planish.registry import Component, imported, resolve
+from planish.storage.reading import refuse_large
 
 
 class Normalized(nn.Module):
@@ -72,9 +73,30 @@ def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Modul
         if ":" in name:
             return _checked(imported(name, "model")(**options), name)
         component, numbers = resolve("models", name)
-        return _checked(component(classes=classes, channels=channels, **{**numbers, **options}), name)
+        return _checked(_sized(component, name, {"classes": classes, "channels": channels, **numbers, **options}), name)
     except TypeError as error:
         raise BadInput(f"model '{name}' does not take these options: {error}") from error
+
+
+LARGEST_OPTION = 65536
+"""What a whole number of an architecture, such as its width, may be."""
+COPIES = 4
+"""Of the weights, while training: the gradients, the momentum and the average are as large."""
+
+
+def _sized(component: Component, name: str, options: dict[str, Any]) -> Any:
+    """Return the network, once it is known to fit into the memory. Raises BadInput, TypeError for unknown options."""
+    hints = get_type_hints(component)
+    for key, value in options.items():
+        if hints.get(key) is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise BadInput(f"model '{name}': {key} must be a whole number, got {value!r}")
+        if hints.get(key) is int:
+            between(1, LARGEST_OPTION, **{f"model '{name}': {key}": value})
+    with torch.device("meta"):
+        planned = component(**options)
+    tensors = (*planned.parameters(), *planned.buffers())
+    refuse_large(f"model '{name}'", COPIES * sum(value.numel() * value.element_size() for value in tensors))
+    return component(**options)
 
 
 def _checked(model: object, name: str) -> nn.Module:
