@@ -289,7 +289,7 @@ def verify(
     json_: terminal.Json = False,
 ) -> None:
     """Judge saved adversarial images afresh; trusts nothing but the model, the test set and the images."""
-    from planish.report.entry import radius_text
+    from planish.report.tables import radius_text
     from planish.runs.judge import verify as run
 
     device = terminal.chosen_device(device)

@@ -13,18 +13,16 @@ from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.arguments import check_logits, seed_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, between
-from planish.core.modes import Precision
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.data import load
 from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
+from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
-from planish.evaluation.verify import verify as verify_images
-from planish.models import build
+from planish.models import build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
-from planish.models.pretrained import is_borrowed
 from planish.records import audit as audits
 from planish.records import distances as distance_records
 from planish.records import evaluation as results
@@ -34,7 +32,7 @@ from planish.records.evaluation import Evaluation, Verified
 from planish.records.origin import model_digest
 from planish.records.store import Kind
 from planish.report import Entry, Table, write_comparison
-from planish.report.compared import headline_rows, side_by_side, told_apart
+from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.runs.config import LARGEST_SIDE
 from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run, read_history

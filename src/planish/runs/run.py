@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from planish.core.arguments import path_of
 from planish.core.errors import BadInput
-from planish.models import Normalized, build
-from planish.models.pretrained import is_borrowed
+from planish.models import Normalized, build, is_borrowed
 from planish.storage.files import write_bytes
 from planish.storage.reading import (
     DIGEST,
