@@ -213,6 +213,7 @@ def audit(
     out: terminal.Out = Path("runs/audit"),
     seed: terminal.Seed = 0,
     device: terminal.Device = "auto",
+    resume: terminal.Resume = False,
     json_: terminal.Json = False,
     quiet: terminal.Quiet = False,
 ) -> None:
@@ -228,7 +229,7 @@ def audit(
     with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(registered()) + len(own), note="clean")
         also: dict[str, Any] = {"device": device, "on_chunk": terminal.showing(bars, bar), "built_by": built_by}
-        for found in audit_into(judged, task, out, budget, checks=own, **also):
+        for found in audit_into(judged, task, out, budget, checks=own, resume=resume, **also):
             last = found.findings[-1]
             bars.update(bar, completed=len(found.findings), note=f"{last.check}: {last.verdict}")
     terminal.print_json(to_json(found)) if json_ else terminal.print_audit(found, out)
