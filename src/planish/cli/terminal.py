@@ -236,15 +236,15 @@ def progress_bars(quiet: bool) -> "Iterator[Progress]":
     from rich.table import Column
     from rich.text import Text
 
-    class Plain(TextColumn):
+    class PlainColumn(TextColumn):
         """A field of a task, as it is."""
 
         def render(self, task: Any) -> Text:
             """Return the text of one bar."""
             return Text(visible(self.text_format.format(task=task)))
 
-    note = Plain("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = [Plain("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
+    note = PlainColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = [PlainColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
     plain = quiet or not sys.stderr.isatty()
     with Progress(*columns, console=console(stderr=True), disable=plain) as bars:
         yield bars
