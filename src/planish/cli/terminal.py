@@ -38,6 +38,7 @@ Size = Annotated[
 ]
 Out = Annotated[Path, Option("--out", "-o", help="Folder to write into.")]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
+Draws = Annotated[int, Option("--eot", help="Of a random model: draws averaged in a step, and that judge an image.")]
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
@@ -76,11 +77,15 @@ def print_summary(found: "Sequence[Entry]", page: Path) -> None:
 
     if found:
         print_rows(summary_rows(found))
-    screen = console()
     for entry in found:
-        for note in entry.evaluation.remarks():
-            screen.print(f"note: {entry.name}: {note}", style="yellow")
-    screen.print(f"report: {page}")
+        print_remarks(entry.name, entry.evaluation.remarks())
+    console().print(f"report: {page}")
+
+
+def print_remarks(name: str, remarks: "Sequence[str]") -> None:
+    """Print what a reader must know of a model's record."""
+    for remark in remarks:
+        console().print(f"note: {name}: {remark}", style="yellow")
 
 
 VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red"}
