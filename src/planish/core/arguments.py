@@ -18,9 +18,9 @@ Images = Tensor | NDArray[Any] | Batch
 """(N, C, H, W) in [0, 1]; a Batch brings its labels and indices along."""
 Labels = Tensor | NDArray[Any] | Sequence[int]
 """(N,) whole numbers."""
-Measured = TypeVar("Measured", bound=tuple[Any, ...])
 CHUNK = 256
 """Images that go through a model at a time."""
+Measured = TypeVar("Measured", bound=tuple[Any, ...])
 
 
 def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
@@ -42,9 +42,11 @@ def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
 
 
 def seed_of(seed: object) -> int:
-    """Return a seed. Raises BadInput for anything but a whole number."""
+    """Return a seed. Raises BadInput for anything but a whole number from 0 to 2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise BadInput(f"seed must be a whole number, not {shown(seed)}")
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"seed must be from 0 to {2**63 - 1}, not {shown(seed)}")
     return int(seed)
 
 
@@ -186,6 +188,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
         )
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
         raise BadInput(
-            "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, or return the log"
+            "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, "
+            "or return their log"
         )
     return logits
