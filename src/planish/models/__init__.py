@@ -2,13 +2,14 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from planish.core.errors import BadInput, nearest
-from planish.registry import imported, resolve
+from planish.core.errors import BadInput, between, nearest
+from planish.registry import Component, imported, resolve
+from planish.storage.reading import refuse_large
 
 LIBRARIES = ("timm", "hf")
 """What other libraries' models are named by: "timm:NAME" and "hf:NAME"."""
@@ -98,6 +99,27 @@ def is_borrowed(name: str) -> bool:
     return name.partition(":")[0] in LIBRARIES
 
 
+LARGEST_OPTION = 65536
+"""What a whole number of an architecture, such as its width, may be."""
+COPIES = 4
+"""Of the weights, while training: the gradients, the momentum and the average are as large."""
+
+
+def _sized(component: Component, name: str, options: dict[str, Any]) -> Any:
+    """Return the network, once it is known to fit into the memory. Raises BadInput, TypeError for unknown options."""
+    hints = get_type_hints(component)
+    for key, value in options.items():
+        if hints.get(key) is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise BadInput(f"model '{name}': {key} must be a whole number, got {value!r}")
+        if hints.get(key) is int:
+            between(1, LARGEST_OPTION, **{f"model '{name}': {key}": value})
+    with torch.device("meta"):
+        planned = component(**options)
+    tensors = (*planned.parameters(), *planned.buffers())
+    refuse_large(f"model '{name}'", COPIES * sum(value.numel() * value.element_size() for value in tensors))
+    return component(**options)
+
+
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
     """Return a new network of a registered name, "package.module:function", "file.py:function", "timm:..." or "hf:...".
 
@@ -116,7 +138,7 @@ def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Modul
             model = imported(name, "model")(**options)
         else:
             component, numbers = resolve("models", name)
-            model = component(classes=classes, channels=channels, **{**numbers, **options})
+            model = _sized(component, name, {"classes": classes, "channels": channels, **numbers, **options})
     except TypeError as error:
         raise BadInput(f"model '{name}' does not take these options: {error}") from error
     if not isinstance(model, nn.Module):

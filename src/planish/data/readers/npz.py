@@ -1,7 +1,5 @@
 """NumPy .npz files with images and labels."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput
 from planish.data.images import Images, numbered_classes
 from planish.data.source import data_name, files_of_split
+from planish.storage.reading import unpacked
 
 Array = NDArray[Any]
 CHANNELS = (1, 3)
@@ -37,9 +36,11 @@ def read_npz(path: Path | None, split: str, limit: int | None) -> Images:
 
 def _arrays(path: Path) -> Mapping[str, Array]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open("rb") as file:
+            return unpacked(file, path)
+    except BadInput:
+        raise
+    except (OSError, ValueError) as error:
         reason = "object arrays need pickle" if "Object arrays" in str(error) else type(error).__name__
         raise BadInput(f"{path}: not a readable .npz file of plain arrays ({reason})") from None
 
