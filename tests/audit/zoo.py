@@ -277,7 +277,7 @@ LIARS = {
         lambda: masks.Switching(deepcopy(trained("standard")), deepcopy(trained("pgd-7"))), ("gradient",)
     ),
     "abstains": wrapped(masks.Abstaining, "gradient", warns=("abstention",)),
-    "not a number off the grid": wrapped(masks.Undefined, "gradient-cosine", "unbounded"),
+    "not a number off the grid": wrapped(masks.Undefined, "gradient-cosine"),
     "softmax at 0.05": after(masks.probabilities(0.05), "logits", "zero-gradients"),
     "saturated tanh": after(masks.saturated, "precision"),
     "logits rounded": after(masks.rounded, "zero-gradients"),
