@@ -53,7 +53,7 @@ def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tens
         if not values.requires_grad:
             return values, logits, torch.zeros_like(leaf)
         (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values), materialize_grads=True)
-    return values.detach(), logits.detach(), gradient.nan_to_num_(0.0, torch.inf, -torch.inf)
+    return values.detach(), logits.detach(), gradient.nan_to_num(0.0, torch.inf, -torch.inf)
 
 
 def ascend(
