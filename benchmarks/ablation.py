@@ -25,13 +25,13 @@ from planish.data import load as load_images
 from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_by_name
 from planish.records.evaluation import Evaluation, load, save
+from planish.records.origin import provenance
 from planish.report.drawing import BLUE, INK, MUTED, VERMILION, blank, legend, styled, to_png
 from planish.reproduce.running import trained
 from planish.runs.config import DataOptions, Experiment, experiment_from, overlaid, read
 from planish.runs.judge import load_model
 from planish.runs.train import prepare, train_into
 from planish.storage.files import write_bytes, write_json
-from planish.storage.provenance import provenance
 from planish.training.cost import training_cost
 
 COUNTED = 4

@@ -15,10 +15,9 @@ from timing import RESULTS
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
-from planish.records.origin import data_digest, model_digest
+from planish.records.origin import data_digest, model_digest, provenance
 from planish.runs.judge import EvaluationConfig, LoadedModel, load_model, test_images
 from planish.storage.files import read_arrays, write_arrays
-from planish.storage.provenance import provenance
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -24,16 +24,16 @@ from timing import Columns, Row, markdown, paste, show
 from torch import Tensor
 
 from planish.audit.measures.bounds import c_bound, l_bound, violations
-from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms
+from planish.core.arguments import in_chunks
 from planish.core.losses import margin, soft_margin
 from planish.core.threat import L2, parse_threat
 from planish.records.distances import Distances, load
+from planish.records.origin import provenance
 from planish.report.drawing import to_png
 from planish.report.landscapes import lower_bounds
 from planish.runs.judge import DISTANCES, EvaluationConfig, measure
 from planish.storage.files import write_arrays, write_bytes, write_json
-from planish.storage.provenance import provenance
 
 ATTACK = "closest"
 DUAL = {"L2": "l2", "Linf": "l1"}

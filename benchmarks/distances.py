@@ -19,9 +19,9 @@ from planish.core.errors import BadInput
 from planish.core.threat import parse_radius, parse_threat
 from planish.records import evaluation as results
 from planish.records.distances import Distances, load
+from planish.records.origin import provenance
 from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, load_model, measure
 from planish.storage.files import write_json
-from planish.storage.provenance import provenance
 
 LINF = "closest,fmn,deepfool,fab,pgd-bisection,carlini-wagner-linf,log-barrier,boundary-5000"
 L2 = "closest,fmn,ddn,deepfool,fab,pgd-bisection,carlini-wagner,log-barrier,boundary-5000"

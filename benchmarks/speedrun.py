@@ -20,11 +20,11 @@ from typing import Any
 from timing import RESULTS, Columns, Row, show
 
 from planish.records.evaluation import Evaluation
+from planish.records.origin import provenance
 from planish.runs.config import Experiment, experiment_of
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
 from planish.runs.train import train_into, training_images
 from planish.storage.files import write_json
-from planish.storage.provenance import provenance
 
 TINY: Mapping[str, Any] = {
     "data.limit": 2000,

@@ -32,14 +32,13 @@ from torch import Tensor, nn
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
 from planish.core.losses import margin
-from planish.core.modes import autocast
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, autocast
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data import load
+from planish.records.origin import provenance
 from planish.records.statistics import Booleans, Estimate, paired_interval
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
 from planish.storage.files import read_arrays, write_arrays, write_json
-from planish.storage.provenance import provenance
 
 Peer = Callable[[nn.Module, Batch, ThreatModel], Tensor]
 """Returns adversarial images (N, ...)."""

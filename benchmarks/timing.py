@@ -19,8 +19,8 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.models import build
+from planish.records.origin import provenance
 from planish.storage.files import write_json, write_text
-from planish.storage.provenance import provenance
 
 Row = dict[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from planish.records.origin import provenance
 from planish.storage.files import write_json
-from planish.storage.provenance import provenance
 
 Row = dict[str, Any]
 SHOWN = 6

@@ -16,7 +16,7 @@ from gpu_pieces.network import THREAT
 from planish.core.batch import Batch
 from planish.data.batches import Batches
 from planish.methods import Method
-from planish.runs.checkpoint import load_resume, save_resume
+from planish.runs.run import load_resume, save_resume
 from planish.training.loop import EpochRecord, fit, start
 from planish.training.settings import Settings
 from planish.training.state import State, go_on, to_go_on

@@ -23,7 +23,7 @@ from planish.core.modes import Precision, attacked
 from planish.core.randomness import seeded
 from planish.data.batches import Augmentation, Batches
 from planish.methods import Method, StepContext
-from planish.runs.checkpoint import load_resume, save_resume
+from planish.runs.run import load_resume, save_resume
 from planish.search.ascent import ascend
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest, StepRule

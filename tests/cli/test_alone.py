@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from planish.core.errors import BadInput
-from planish.storage.folder_lock import alone
+from planish.storage.files import alone
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from planish.storage.folder_lock import alone
+from planish.storage.files import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)

@@ -12,7 +12,7 @@ from typer.testing import Result
 
 from planish.models.small_cnn import small_cnn
 from planish.runs import train as experiment
-from planish.runs.checkpoint import RESUME, WEIGHTS, read_metadata, save_weights
+from planish.runs.run import RESUME, WEIGHTS, read_metadata, save_weights
 
 Planish = Callable[..., Result]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from planish.attacks import ByDistance, Worst, run
 from planish.attacks.closest import Closest
 from planish.attacks.gradient import APGDT, PGD
-from planish.attacks.square import Square
+from planish.attacks.random_search import Square
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
@@ -28,9 +28,9 @@ from planish.evaluation.evaluate import evaluate_steps
 from planish.methods import Memory, StepContext, TrainingLoss
 from planish.models import build
 from planish.registry import components
-from planish.runs.checkpoint import WEIGHTS
 from planish.runs.config import DataOptions, Experiment, Named
 from planish.runs.judge import IMAGES, EvaluationConfig, evaluate_into, load_model, verify
+from planish.runs.run import WEIGHTS
 from planish.runs.train import train_into
 from planish.search.ascent import LOOK, LOOK_ACCELERATED, ascend, search
 from planish.search.objectives import loss_of, objective_of

@@ -194,9 +194,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_report", lambda *arguments: None)
     monkeypatch.setattr(cli, "_shown", lambda *arguments: None)
     nothing = SimpleNamespace(entries=[], write=lambda *arguments: Path(), tables=list)
-    monkeypatch.setattr("planish.runs.compare.comparison", lambda folders: nothing)
-    monkeypatch.setattr(cli, "chosen_device", lambda name: name)
-    monkeypatch.setattr("planish.cli.reproduce.chosen_device", lambda name: name)
+    monkeypatch.setattr("planish.runs.judge.comparison", lambda folders: nothing)
+    monkeypatch.setattr("planish.cli.terminal.chosen_device", lambda name: name)
 
 
 def from_root(word: str) -> str:

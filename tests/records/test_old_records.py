@@ -17,7 +17,7 @@ from planish.attacks.gradient import FGSM, PGD
 from planish.core.batch import Batch
 from planish.core.threat import Linf
 from planish.evaluation.evaluate import evaluate_steps
-from planish.records import adversarials, audit, distances, evaluation, numbers
+from planish.records import audit, distances, evaluation
 from planish.records.evaluation import to_json
 from planish.runs.audit import draw
 
@@ -50,13 +50,13 @@ def test_distances():
 
 
 def test_numbers():
-    record = numbers.load(OLD / "numbers.npz")
+    record = distances.load_numbers(OLD / "numbers.npz")
     assert sorted(record.numbers) == ["by_curvature", "by_lipschitz", "gradient", "hessian"]
     assert record.numbers["hessian"][:2] == pytest.approx([4.3464617729, 4.8456559181]) and record.meta["places"] == 1
 
 
 def test_adversarial_images():
-    x_adv, indices = adversarials.load(OLD / "adversarial.npz")
+    x_adv, indices = evaluation.load_adversarials(OLD / "adversarial.npz")
     assert x_adv.shape == (6, 1, 4, 4) and indices.tolist() == [5, 7, 9, 11, 13, 15]
 
 

@@ -11,7 +11,7 @@ from planish.records.audit import Audit, Finding, Verdict
 from planish.records.evaluation import Column, Evaluation
 from planish.records.geometry import ByRadius, DistanceBounds, Effort, Geometry, Linearity, Pictures, Planes, Weights
 from planish.report import Entry
-from planish.report.entry import Gallery, Training
+from planish.report.tables import Gallery, Training
 
 Make = Callable[..., Entry]
 

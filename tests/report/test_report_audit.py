@@ -25,8 +25,8 @@ from planish.report.landscapes import (
     steps_restarts,
     weight_landscape,
 )
+from planish.report.page import render_audit
 from planish.report.pairs import paired_rows, pairs
-from planish.report.rendering import render_audit
 from planish.report.tables import image_rows
 
 Make = Callable[..., Entry]

@@ -11,8 +11,8 @@ from planish.records.audit import Audit
 from planish.report import Entry
 from planish.report.figures import accuracies, spending
 from planish.report.geometry import geometry_figures
+from planish.report.page import render, render_audit, render_compared
 from planish.report.pairs import paired_figure, pairs
-from planish.report.rendering import render, render_audit, render_compared
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open pages in")
 

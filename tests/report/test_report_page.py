@@ -14,8 +14,8 @@ from PIL import Image
 
 from planish.core.errors import BadInput
 from planish.report import Entry, summary_rows, write_report
-from planish.report.entry import Gallery, Training
-from planish.report.gallery import gallery, shots
+from planish.report.drawing import gallery, shots
+from planish.report.tables import Gallery, Training
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 Build = Callable[[int], Gallery]

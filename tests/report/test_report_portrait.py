@@ -12,9 +12,9 @@ from planish.core.errors import BadInput
 from planish.records.audit import Audit
 from planish.records.geometry import Geometry
 from planish.report import Entry, write_audit, write_comparison
-from planish.report.compared import audit_headline, headline_rows, side_by_side, told_apart
+from planish.report.audited import audit_headline, headline_rows, side_by_side, told_apart
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
-from planish.report.rendering import render_audit, render_compared
+from planish.report.page import render_audit, render_compared
 
 SLUGS = ["radius", "surface-broken", "surface-robust", "gamma", "bounds", "steps-restarts", "weights"]
 

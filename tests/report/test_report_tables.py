@@ -7,8 +7,8 @@ import pytest
 
 from planish.core.errors import BadInput
 from planish.report import Entry, cost_rows, markdown, plain_text, summary_rows, verdict
-from planish.report.entry import Training, percent, radius_text
 from planish.report.figures import curves
+from planish.report.tables import Training, percent, radius_text
 
 Make = Callable[..., Entry]
 

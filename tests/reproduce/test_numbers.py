@@ -15,7 +15,7 @@ from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf
 from planish.data import load
-from planish.records import numbers
+from planish.records import distances
 from planish.reproduce import Job, table
 from planish.reproduce.estimate import column_passes
 from planish.reproduce.numbers import NUMBERINGS, PASSES, regularity
@@ -71,8 +71,8 @@ def test_every_statistic_is_of_a_record():
 
 def test_numbers_are_kept_for_each_image(finished: Job, tmp_path: Path):
     upper = finished.table.columns["upper"]
-    path = finished.record("robust", upper) / numbers.FILE
-    record, judged = numbers.load(path), load_model(str(finished.folder("robust")))
+    path = finished.record("robust", upper) / distances.NUMBERS
+    record, judged = distances.load_numbers(path), load_model(str(finished.folder("robust")))
     images = load(str(finished.train), "test", finished.scale.test_images).in_channels(1).as_batch()
     direct = empirical_lipschitz(judged.model, images, Linf(0.1))
     assert record.numbers["largest"].tolist() == pytest.approx(direct.largest.tolist(), rel=1e-4)
@@ -85,11 +85,11 @@ def test_numbers_are_kept_for_each_image(finished: Job, tmp_path: Path):
         record.numbers[upper.statistic.numbers].astype(np.float64).mean(), rel=1e-5
     )
     steep = finished.table.columns["steep"]
-    kept = numbers.load(finished.record("robust", steep) / numbers.FILE)
+    kept = distances.load_numbers(finished.record("robust", steep) / distances.NUMBERS)
     assert cells["steep"]["value"] == pytest.approx(float(np.max(kept.numbers["gradient"])), rel=1e-5)
     (tmp_path / "half.npz").write_bytes(path.read_bytes()[:300])
     with pytest.raises(BadInput, match="does not hold planish's numbers of images"):
-        numbers.load(tmp_path / "half.npz")
+        distances.load_numbers(tmp_path / "half.npz")
 
 
 def test_lipschitz_constants_need_a_ball(squares_folder: Path, tmp_path: Path):

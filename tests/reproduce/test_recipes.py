@@ -14,7 +14,7 @@ from planish.reproduce.claims import holds
 from planish.reproduce.measured import paper_numbers
 from planish.reproduce.scales import SCALES, attack_of, scale_of, scaled
 from planish.reproduce.tables import HOME
-from planish.runs.train import architecture
+from planish.runs.run import architecture
 
 PRINTED = {
     "llr-table-2": (12, 4), "llr-table-3": (6, 5), "llr-table-4": (5, 2), "llr-table-5": (2, 3),

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from planish.core.errors import BadInput
-from planish.runs import checkpoint as checkpoints
-from planish.runs.checkpoint import load_resume, load_weights, read_metadata, save_resume, save_weights
+from planish.runs import run as checkpoints
+from planish.runs.run import load_resume, load_weights, read_metadata, save_resume, save_weights
 from planish.storage.files import write_json, write_text
 from planish.training.state import moments, restore_moments
 

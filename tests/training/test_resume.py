@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from planish.core.errors import BadInput
-from planish.runs import checkpoint as checkpoints
+from planish.runs import run as checkpoints
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.runs.run import load_run
 from planish.runs.train import train_into

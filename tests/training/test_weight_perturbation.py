@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
-from planish.core.modes import batch_norms
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, batch_norms
 from planish.core.randomness import seeded
 from planish.core.threat import Linf
 from planish.methods import Method, StepContext
@@ -20,8 +19,7 @@ from planish.methods.adversarial import PGDAT
 from planish.methods.llr import LLR
 from planish.methods.standard import Standard
 from planish.training.loop import fit, start
-from planish.training.settings import Settings
-from planish.training.weight_perturbation import perturbable, perturbed_weights, steepest_weights
+from planish.training.settings import Settings, perturbable, perturbed_weights, steepest_weights
 
 THREAT = Linf(0.05)
 GAMMA = 0.1

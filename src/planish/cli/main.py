@@ -1,6 +1,8 @@
 """The command line: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
 
+import ctypes
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,51 +10,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
-from planish.cli.arguments import (
-    BuiltBy,
-    Data,
-    Device,
-    Json,
-    Limit,
-    Model,
-    Norm,
-    Out,
-    Quiet,
-    Radius,
-    Resume,
-    Seed,
-    Size,
-    chosen_device,
-    names_in,
-    origin,
-)
-from planish.cli.malloc import keep_freed
+from planish.cli import terminal
 from planish.cli.reproduce import reproduce
-from planish.cli.terminal import (
-    alarm_words,
-    begun,
-    console,
-    epoch_words,
-    failed,
-    print_audit,
-    print_json,
-    print_lines,
-    print_rows,
-    print_summary,
-    progress_bars,
-    record_words,
-    update_words,
-)
 from planish.core.errors import BadInput
-from planish.storage.folder_lock import alone
+from planish.storage.files import alone
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from planish.evaluation.evaluate import OnChunk, Update
+    from planish.evaluation.evaluate import OnChunk
     from planish.report import Entry, Table
+    from planish.runs.judge import EvaluationConfig, LoadedModel
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of mallopt's options (mallopt(3))."""
+MOST, LARGEST = 2**31 - 1, 32 * 2**20
+"""Bytes: what an option can hold, and the largest threshold that glibc takes for a mapping of its own."""
+OWN_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed() -> bool:
+    """Have glibc keep what a pass frees for the next one; return whether it does.
+
+    Else it gives the activations back after every pass, and each of their pages costs a fault when it is next
+    touched: a tenth of the time of training on a CPU. Nothing happens where the environment has made its own choice or
+    where there is no glibc.
+    """
+    if any(name in os.environ for name in OWN_CHOICE):
+        return False
+    try:
+        choose = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl and macOS; Windows has no library without a name
+        return False
+    return bool(choose(TRIM_THRESHOLD, MOST) and choose(MMAP_THRESHOLD, LARGEST))
 
 
 class Commands(TyperGroup):
@@ -66,11 +59,11 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except BadInput as error:
-            sys.exit(failed(str(error), 2))
+            sys.exit(terminal.failed(str(error), 2))
         except KeyboardInterrupt:
-            sys.exit(failed("interrupted; what was finished is saved, --resume goes on", 130))
+            sys.exit(terminal.failed("interrupted; what was finished is saved, --resume goes on", 130))
         except (RuntimeError, FloatingPointError) as error:
-            sys.exit(failed(str(error), 1))
+            sys.exit(terminal.failed(str(error), 1))
 
 
 app = typer.Typer(
@@ -81,61 +74,51 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-DEFAULT_ATTACKS = "planish"
 
 
 @app.command()
 def quickstart(
-    out: Out = Path("runs/quickstart"),
-    seed: Seed = 0,
-    resume: Resume = False,
-    json_: Json = False,
-    quiet: Quiet = False,
+    out: terminal.Out = Path("runs/quickstart"),
+    seed: terminal.Seed = 0,
+    resume: terminal.Resume = False,
+    json_: terminal.Json = False,
+    quiet: terminal.Quiet = False,
 ) -> None:
     """Train five ways on handwritten digits, attack each, and write a report. About two minutes on two cores."""
     import torch
 
-    from planish.runs.quickstart import ATTACKS, EPOCHS, METHODS, QuickstartStep, folders
+    from planish.runs.quickstart import ATTACKS, EPOCHS, METHODS, folders
     from planish.runs.quickstart import quickstart as run
-    from planish.training.loop import EpochRecord
 
     torch.set_num_threads(1)  # faster on networks this small, and the same figures whatever the machine
-    with alone(out), progress_bars(quiet) as bars:
+    with alone(out), terminal.progress_bars(quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(stage: QuickstartStep) -> None:
-            name = stage.method
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=EPOCHS + 1 + len(ATTACKS), note="training")
-            event = stage.event
-            note = epoch_words(event.metrics) if isinstance(event, EpochRecord) else record_words(event)
-            bars.update(tasks[name], advance=1, note=note)
-
         def on_chunk(name: str) -> "OnChunk":
-            return lambda update: bars.update(tasks[name], note=update_words(update))
+            return lambda update: bars.update(tasks[name], note=terminal.update_words(update))
 
-        for stage in run(out, seed=seed, resume=resume, on_chunk=on_chunk):
-            show(stage)
+        for step in run(out, seed=seed, resume=resume, on_chunk=on_chunk):
+            if step.method not in tasks:
+                tasks[step.method] = bars.add_task(step.method, total=EPOCHS + 1 + len(ATTACKS), note="training")
+            bars.update(tasks[step.method], advance=1, note=terminal.event_words(step.event))
     _report(folders(out), out, f"planish quickstart: {len(METHODS)} ways to train on handwritten digits", json_)
 
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Argument(help="TOML file; without one, the defaults.")] = None,
-    out: Out = Path("runs/train"),
-    method: Annotated[str | None, typer.Option(help="Training method: planish by default, or seat, llr-2, ...")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, cifar10:PATH, or a path.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    config: Annotated[Path | None, Argument(help="TOML file; without one, the defaults.")] = None,
+    out: terminal.Out = Path("runs/train"),
+    method: Annotated[str | None, Option(help="Training method: planish by default, or seat, llr-2, ...")] = None,
+    data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
+    set_: Annotated[list[str] | None, Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
+    seed: Annotated[int | None, Option(help="Seed of everything random.")] = None,
     guard: Annotated[
-        bool, typer.Option("--guard", help="Watch for catastrophic overfitting; go back and strengthen the method.")
+        bool, Option("--guard", help="Watch for catastrophic overfitting; go back and strengthen the method.")
     ] = False,
-    device: Device = "auto",
-    resume: Resume = False,
-    json_: Json = False,
-    quiet: Quiet = False,
+    device: terminal.Device = "auto",
+    resume: terminal.Resume = False,
+    json_: terminal.Json = False,
+    quiet: terminal.Quiet = False,
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs.config import experiment_of
@@ -144,187 +127,160 @@ def train(
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     experiment = experiment_of(config, named, set_ or [])
-    records = run(experiment, out, device=chosen_device(device), resume=resume)
+    records = run(experiment, out, device=terminal.chosen_device(device), resume=resume)
     last: dict[str, Any] = {}
-    with alone(out), progress_bars(quiet) as bars:
+    with alone(out), terminal.progress_bars(quiet) as bars:
         task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
         for record in records:
             last = {"epoch": record.epoch, **record.metrics}
             for alarm in () if quiet else record.alarms:
-                bars.console.print(alarm_words(alarm))
-            bars.update(task, completed=record.epoch, note=epoch_words(record.metrics))
-    print_json({"run": str(out), "last": last}) if json_ else console().print(f"run folder: {out}")
+                bars.console.print(terminal.alarm_words(alarm))
+            bars.update(task, completed=record.epoch, note=terminal.epoch_words(record.metrics))
+    terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.console().print(f"run folder: {out}")
 
 
 @app.command()
 def evaluate(
-    model: Model,
-    data: Data,
-    radius: Radius,
-    norm: Norm = "Linf",
-    built_by: BuiltBy = None,
-    attacks: Annotated[str, typer.Option(help="Names with commas; see: planish list attacks.")] = DEFAULT_ATTACKS,
-    surrogates: Annotated[str, typer.Option(help="For transfer: other models with commas, each like MODEL.")] = "",
-    name: Annotated[str | None, typer.Option(help="What a report calls the model; a run's method by default.")] = None,
-    limit: Limit = None,
-    size: Size = None,
+    model: terminal.Model,
+    data: terminal.Data,
+    radius: terminal.Radius,
+    norm: terminal.Norm = "Linf",
+    built_by: terminal.BuiltBy = None,
+    attacks: Annotated[str, Option(help="Names with commas; see: planish list attacks.")] = "planish",
+    surrogates: Annotated[str, Option(help="For transfer: other models with commas, each like MODEL.")] = "",
+    name: Annotated[str | None, Option(help="What a report calls the model; a run's method by default.")] = None,
+    limit: terminal.Limit = None,
+    size: terminal.Size = None,
     precision: Annotated[
-        str, typer.Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
+        str, Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
     ] = "float32",
     keep_images: Annotated[
-        bool, typer.Option("--keep-images", help="Save the adversarial images too, for planish verify.")
+        bool, Option("--keep-images", help="Save the adversarial images too, for planish verify.")
     ] = False,
-    out: Out = Path("runs/evaluation"),
-    seed: Seed = 0,
-    device: Device = "auto",
-    resume: Resume = False,
-    json_: Json = False,
-    quiet: Quiet = False,
+    out: terminal.Out = Path("runs/evaluation"),
+    seed: terminal.Seed = 0,
+    device: terminal.Device = "auto",
+    resume: terminal.Resume = False,
+    json_: terminal.Json = False,
+    quiet: terminal.Quiet = False,
 ) -> None:
     """Attack a model on a test set, and write a report."""
-    from planish.core.threat import parse_threat
-    from planish.registry import made
-    from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+    from planish.runs.judge import evaluate_into
 
-    names = names_in(attacks)
-    options = {"data": data, "threat": parse_threat(norm, radius), "attacks": names, "limit": limit, "seed": seed}
-    options |= {"precision": precision, "keep_images": keep_images, "surrogates": names_in(surrogates), "size": size}
-    task = made(EvaluationConfig, options, "evaluate")
-    device = chosen_device(device)
-    judged = load_model(model, device, built_by)
-    judged = replace(judged, name=name or judged.name)
-    with alone(out), progress_bars(quiet) as bars:
+    device, names = terminal.chosen_device(device), terminal.names_in(attacks)
+    options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
+    options |= {"precision": precision, "keep_images": keep_images, "surrogates": terminal.names_in(surrogates)}
+    judged, task = _loaded("evaluate", model, device, built_by, name, norm=norm, radius=radius, **options)
+    with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
-
-        def on_chunk(update: "Update") -> None:
-            bars.update(bar, note=update_words(update))
-
-        for record in evaluate_into(
-            judged, task, out, device=device, resume=resume, on_chunk=on_chunk, built_by=built_by
-        ):
-            bars.update(bar, completed=max(1, len(begun(record.names))), note=record_words(record))
+        also: dict[str, Any] = {"device": device, "on_chunk": terminal.showing(bars, bar), "built_by": built_by}
+        for record in evaluate_into(judged, task, out, resume=resume, **also):
+            bars.update(bar, completed=max(1, len(record.asked)), note=terminal.record_words(record))
     _report([out], out, f"Robustness of {judged.name}", json_)
 
 
 @app.command()
 def audit(
-    model: Model,
-    data: Data,
-    radius: Radius,
-    norm: Norm = "Linf",
-    built_by: BuiltBy = None,
-    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
-    surrogates: Annotated[str, typer.Option(help="Other models with commas, each like MODEL: try their images.")] = "",
-    name: Annotated[str | None, typer.Option(help="What the audit calls the model.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Only the first so many test images; the budget's by default.")
-    ] = None,
-    size: Size = None,
-    checks: Annotated[str, typer.Option(help="More checks, your own, with commas: file.py:NAME.")] = "",
-    out: Out = Path("runs/audit"),
-    seed: Seed = 0,
-    device: Device = "auto",
-    json_: Json = False,
-    quiet: Quiet = False,
+    model: terminal.Model,
+    data: terminal.Data,
+    radius: terminal.Radius,
+    norm: terminal.Norm = "Linf",
+    built_by: terminal.BuiltBy = None,
+    budget: Annotated[str, Option(help="quick, standard or thorough.")] = "quick",
+    surrogates: Annotated[str, Option(help="Other models with commas, each like MODEL: try their images.")] = "",
+    name: Annotated[str | None, Option(help="What the audit calls the model.")] = None,
+    limit: Annotated[int | None, Option(help="Only the first so many test images; the budget's by default.")] = None,
+    size: terminal.Size = None,
+    checks: Annotated[str, Option(help="More checks, your own, with commas: file.py:NAME.")] = "",
+    out: terminal.Out = Path("runs/audit"),
+    seed: terminal.Seed = 0,
+    device: terminal.Device = "auto",
+    json_: terminal.Json = False,
+    quiet: terminal.Quiet = False,
 ) -> None:
     """Look for reasons why a model's robustness is not real. Exit code 1 where a check fails."""
     from planish.audit.auditor import checks as registered
-    from planish.core.threat import parse_threat
     from planish.records.audit import to_json
-    from planish.registry import made
     from planish.runs.audit import audit_into
-    from planish.runs.judge import EvaluationConfig, load_model
 
-    asked = {"data": data, "threat": parse_threat(norm, radius), "attacks": (), "limit": limit, "seed": seed}
-    task = made(EvaluationConfig, asked | {"surrogates": names_in(surrogates), "size": size}, "audit")
-    device, own = chosen_device(device), names_in(checks)
-    judged = load_model(model, device, built_by)
-    judged = replace(judged, name=name or judged.name)
-    with alone(out), progress_bars(quiet) as bars:
+    device, own = terminal.chosen_device(device), terminal.names_in(checks)
+    options: dict[str, Any] = {"data": data, "attacks": (), "limit": limit, "seed": seed, "size": size}
+    options["surrogates"] = terminal.names_in(surrogates)
+    judged, task = _loaded("audit", model, device, built_by, name, norm=norm, radius=radius, **options)
+    with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(registered()) + len(own), note="clean")
-
-        def on_chunk(update: "Update") -> None:
-            bars.update(bar, note=update_words(update))
-
-        options: dict[str, Any] = {"device": device, "on_chunk": on_chunk, "built_by": built_by, "checks": own}
-        for found in audit_into(judged, task, out, budget, **options):
-            bars.update(
-                bar, completed=len(found.findings), note=f"{found.findings[-1].check}: {found.findings[-1].verdict}"
-            )
-    print_json(to_json(found)) if json_ else print_audit(found, out)
+        also: dict[str, Any] = {"device": device, "on_chunk": terminal.showing(bars, bar), "built_by": built_by}
+        for found in audit_into(judged, task, out, budget, checks=own, **also):
+            last = found.findings[-1]
+            bars.update(bar, completed=len(found.findings), note=f"{last.check}: {last.verdict}")
+    terminal.print_json(to_json(found)) if json_ else terminal.print_audit(found, out)
     if found.verdict == "fail":
         raise typer.Exit(1)
 
 
 @app.command()
 def distances(
-    model: Model,
-    data: Data,
-    norm: Norm = "Linf",
-    built_by: BuiltBy = None,
-    attacks: Annotated[str, typer.Option(help="Distance attacks with commas; see: planish list attacks.")] = "closest",
-    limit: Limit = None,
-    size: Size = None,
-    out: Out = Path("runs/distances"),
-    seed: Seed = 0,
-    device: Device = "auto",
-    resume: Resume = False,
-    json_: Json = False,
-    quiet: Quiet = False,
+    model: terminal.Model,
+    data: terminal.Data,
+    norm: terminal.Norm = "Linf",
+    built_by: terminal.BuiltBy = None,
+    attacks: Annotated[str, Option(help="Distance attacks with commas; see: planish list attacks.")] = "closest",
+    limit: terminal.Limit = None,
+    size: terminal.Size = None,
+    out: terminal.Out = Path("runs/distances"),
+    seed: terminal.Seed = 0,
+    device: terminal.Device = "auto",
+    resume: terminal.Resume = False,
+    json_: terminal.Json = False,
+    quiet: terminal.Quiet = False,
 ) -> None:
     """Measure how far away the nearest adversarial image is."""
-    from planish.core.threat import parse_threat
     from planish.records.distances import Distances, load
-    from planish.registry import made
     from planish.report.distances import distance_rows, to_json, write_distances
-    from planish.runs.judge import DISTANCES, EvaluationConfig, load_model, measure
+    from planish.runs.judge import DISTANCES, measure
 
-    names = names_in(attacks)
-    options = {"data": data, "threat": parse_threat(norm, 0), "attacks": names, "limit": limit, "seed": seed}
-    options |= {"size": size}
-    task = made(EvaluationConfig, options, "distances")
+    device, names = terminal.chosen_device(device), terminal.names_in(attacks)
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
-    judged = load_model(model, chosen_device(device), built_by)
-    with alone(out), progress_bars(quiet) as bars:
+    options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
+    judged, task = _loaded("distances", model, device, built_by, norm=norm, radius=0, **options)
+    with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(names), note=names[0])
         found: Distances | None = None
-        for found in measure(judged, task, out, device=chosen_device(device), resume=resume):
+        for found in measure(judged, task, out, device=device, resume=resume):
             done = found.names[-1]
-            bars.update(bar, completed=len(begun(found.names)), note=f"{done}: mean {found.mean(done):.4g}")
+            bars.update(bar, completed=len(found.asked), note=f"{done}: mean {found.mean(done):.4g}")
     record = found or load(out / DISTANCES)
     figure = write_distances(record, out)
     if json_:
-        print_json(to_json(record))
-        return
-    print_rows(distance_rows(record))
-    console().print(f"figure: {figure}")
+        return terminal.print_json(to_json(record))
+    terminal.print_rows(distance_rows(record))
+    terminal.console().print(f"figure: {figure}")
 
 
 @app.command()
 def verify(
-    model: Model,
-    images: Annotated[Path, typer.Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
-    data: Annotated[str, typer.Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
-    radius: Radius,
-    norm: Norm = "Linf",
-    built_by: BuiltBy = None,
-    size: Size = None,
-    device: Device = "auto",
-    json_: Json = False,
+    model: terminal.Model,
+    images: Annotated[Path, Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
+    data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
+    radius: terminal.Radius,
+    norm: terminal.Norm = "Linf",
+    built_by: terminal.BuiltBy = None,
+    size: terminal.Size = None,
+    device: terminal.Device = "auto",
+    json_: terminal.Json = False,
 ) -> None:
     """Judge saved adversarial images afresh; trusts nothing but the model, the test set and the images."""
-    from planish.core.threat import parse_threat
-    from planish.report.entry import radius_text
-    from planish.runs.judge import EvaluationConfig, load_model
+    from planish.report.tables import radius_text
     from planish.runs.judge import verify as run
 
-    task = EvaluationConfig(data, parse_threat(norm, radius), (), size=size)
-    found = run(load_model(model, chosen_device(device), built_by), task, images, device=chosen_device(device))
+    device = terminal.chosen_device(device)
+    options: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "size": size}
+    judged, task = _loaded("verify", model, device, built_by, **options)
+    found = run(judged, task, images, device=device)
     if json_:
-        print_json(found.document())
-        return
-    screen = console()
+        return terminal.print_json(found.document())
+    screen = terminal.console()
     screen.print(f"clean accuracy {found.clean}")
     ball = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
     screen.print(f"accuracy on these images, {ball}: {found.robust}")
@@ -333,10 +289,10 @@ def verify(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that hold an evaluation.npz.")],
-    out: Out = Path("runs/report"),
-    title: Annotated[str, typer.Option(help="Title of the page.")] = "Robustness report",
-    json_: Json = False,
+    folders: Annotated[list[Path], Argument(help="Folders that hold an evaluation.npz.")],
+    out: terminal.Out = Path("runs/report"),
+    title: Annotated[str, Option(help="Title of the page.")] = "Robustness report",
+    json_: terminal.Json = False,
 ) -> None:
     """Put evaluated models side by side in one report."""
     _report(folders, out, title, json_)
@@ -344,29 +300,43 @@ def report(
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Two or more folders with an evaluation.npz or audit.npz.")],
-    out: Out = Path("runs/comparison"),
-    title: Annotated[str, typer.Option(help="Title of the page.")] = "Comparison",
-    json_: Json = False,
+    folders: Annotated[list[Path], Argument(help="Two or more folders with an evaluation.npz or audit.npz.")],
+    out: terminal.Out = Path("runs/comparison"),
+    title: Annotated[str, Option(help="Title of the page.")] = "Comparison",
+    json_: terminal.Json = False,
 ) -> None:
     """Compare evaluated models image by image, on the same images, and audits finding by finding."""
-    from planish.runs.compare import comparison
+    from planish.runs.judge import comparison
 
     found = comparison(folders)
-    _shown(found.entries, found.write(out, title, origin()), json_, found.tables())
+    _shown(found.entries, found.write(out, title, terminal.origin()), json_, found.tables())
 
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, attacks, suites, models, data or checks.")],
-    json_: Json = False,
+    what: Annotated[str, Argument(help="methods, attacks, suites, models, data or checks.")],
+    json_: terminal.Json = False,
 ) -> None:
     """List the methods, attacks, suites, models, data sets or checks by name."""
     from planish.registry import listed
     from planish.training.cost import stated_costs
 
     lines = listed(what)
-    print_json(lines) if json_ else print_lines(lines, stated_costs() if what == "methods" else {})
+    terminal.print_json(lines) if json_ else terminal.print_lines(lines, stated_costs() if what == "methods" else {})
+
+
+def _loaded(
+    command: str, model: str, device: str, built_by: str | None, name: str | None = None, **options: Any
+) -> "tuple[LoadedModel, EvaluationConfig]":
+    """Return the model that a command is given, and what it is judged on: the options, checked. Raises BadInput."""
+    from planish.core.threat import parse_threat
+    from planish.registry import made
+    from planish.runs.judge import EvaluationConfig, load_model
+
+    threat = parse_threat(options.pop("norm"), options.pop("radius"))
+    task = made(EvaluationConfig, {**options, "threat": threat}, command)
+    judged = load_model(model, device, built_by)
+    return replace(judged, name=name or judged.name), task
 
 
 def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None:
@@ -374,17 +344,16 @@ def _report(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None
     from planish.runs.judge import entries
 
     found = entries(folders)
-    _shown(found, write_report(found, out, title, origin()), json_)
+    _shown(found, write_report(found, out, title, terminal.origin()), json_)
 
 
 def _shown(found: "Sequence[Entry]", page: Path, json_: bool, tables: "Sequence[Table]" = ()) -> None:
     """Print what a report says, or its results.json."""
     if json_:
-        print_json(json.loads((page.parent / "results.json").read_text()))
-        return
-    print_summary(found, page)
+        return terminal.print_json(json.loads((page.parent / "results.json").read_text()))
+    terminal.print_summary(found, page)
     for table in tables:
-        print_rows(table)
+        terminal.print_rows(table)
 
 
 app.command()(reproduce)
@@ -393,7 +362,3 @@ app.command()(reproduce)
 def run() -> None:
     """Run the command line; the entry point."""
     app()
-
-
-if __name__ == "__main__":
-    run()

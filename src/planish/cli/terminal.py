@@ -1,4 +1,4 @@
-"""What the command line shows: tables on stdout, progress bars on stderr."""
+"""What the commands share: arguments, tables on stdout, progress bars on stderr, and how they fail."""
 
 import json
 import re
@@ -6,17 +6,66 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
-    from planish.evaluation.evaluate import Update
+    from planish.evaluation.evaluate import OnChunk, Update
     from planish.records.audit import Audit, Finding
     from planish.records.evaluation import Evaluation
     from planish.report import Entry
     from planish.report.tables import Table as Rows
+    from planish.training.loop import EpochRecord
+
+Model = Annotated[
+    str, Argument(help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME or FILE.onnx.")
+]
+Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.")]
+Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255.")]
+Norm = Annotated[str, Option(help="Linf or L2.")]
+BuiltBy = Annotated[str | None, Option(help="Function of yours that built a run's model; it is imported and called.")]
+Limit = Annotated[int | None, Option(help="Only the first so many test images.")]
+Size = Annotated[
+    int | None, Option(help="Pixels that test images are brought to; what the run was trained for by default.")
+]
+Out = Annotated[Path, Option("--out", "-o", help="Folder to write into.")]
+Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
+Seed = Annotated[int, Option(help="Seed of everything random.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, nothing else.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
+Resume = Annotated[bool, Option("--resume", help="Go on with what the folder already holds.")]
+
+
+def chosen_device(name: str) -> str:
+    """Return the device to compute on. Raises BadInput if it cannot be used."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def origin() -> dict[str, Any]:
+    """Return the provenance of a page, its command among its commands."""
+    from planish.records.origin import provenance
+
+    found = provenance("cpu")
+    return {**found, "commands": [found["command"]]}
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Return the names that commas part."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def print_summary(found: "Sequence[Entry]", page: Path) -> None:
@@ -26,8 +75,9 @@ def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     if found:
         print_rows(summary_rows(found))
     screen = console()
-    for note in _warnings(found):
-        screen.print(f"note: {note}", style="yellow")
+    for entry in found:
+        for note in entry.evaluation.remarks():
+            screen.print(f"note: {entry.name}: {note}", style="yellow")
     screen.print(f"report: {page}")
 
 
@@ -79,10 +129,6 @@ def print_rows(rows: "Rows") -> None:
     console().print(table)
 
 
-def _warnings(found: "Sequence[Entry]") -> list[str]:
-    return [f"{entry.name}: {note}" for entry in found for note in entry.evaluation.remarks()]
-
-
 def print_lines(lines: "Mapping[str, str]", costs: "Mapping[str, float]") -> None:
     """Print names and what they are; those of training methods by what a step costs."""
     from rich.table import Table
@@ -104,15 +150,22 @@ def update_words(update: "Update") -> str:
     return f"{update.attack}: {update.broken} broken, {share}, {update.left} to go, {update.passes:,} passes"
 
 
-def begun(columns: "Sequence[str]") -> set[str]:
-    """Return the attacks and suites that these columns are of."""
-    return {column.partition("/")[0] for column in columns}
+def showing(bars: "Progress", bar: "TaskID", of: str = "") -> "OnChunk":
+    """Return what shows on a bar how far an attack has come. of: what is attacked, put before it."""
+    return lambda update: bars.update(bar, note=of + update_words(update))
 
 
 def record_words(record: "Evaluation") -> str:
     """Word how an evaluation stands between attacks."""
     accuracy = record.robust_accuracy()
     return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % stand"
+
+
+def event_words(event: "EpochRecord | Evaluation") -> str:
+    """Word what training or an evaluation has just done."""
+    from planish.records.evaluation import Evaluation
+
+    return record_words(event) if isinstance(event, Evaluation) else epoch_words(event.metrics)
 
 
 def epoch_words(metrics: "Mapping[str, float]") -> str:
@@ -122,9 +175,8 @@ def epoch_words(metrics: "Mapping[str, float]") -> str:
 
 def alarm_words(alarm: "Mapping[str, float]") -> str:
     """Word an alarm of the guard."""
-    then = (
-        "went back and strengthened the method" if alarm["went_back"] else "the method has nothing to harden: went on"
-    )
+    went_on = "the method has nothing to harden: went on"
+    then = "went back and strengthened the method" if alarm["went_back"] else went_on
     seen = f"the loss of {100 * alarm['falling']:.0f} % falls under the attack, cosine {alarm['gradient_cosine']:.2f}"
     probed = f", {100 * alarm['robust']:.0f} % withstand PGD" if "robust" in alarm else ""
     return (
@@ -137,8 +189,7 @@ def console() -> "Console":
     """Return the screen, 160 columns wide where it is not a terminal."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 160
-    return Console(width=width, highlight=False, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
 
 
 def failed(message: str, code: int) -> int:

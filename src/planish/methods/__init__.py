@@ -1,84 +1,41 @@
 """Training methods, one file each: a method turns a model and a batch into a loss to be minimised."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.lazy import lazy
+from planish.core.errors import at_least
 from planish.core.threat import ThreatModel
+from planish.registry import lazy
 
 if TYPE_CHECKING:
-    from planish.methods.adversarial import FGSMAT, NFGSM, PGDAT, QUB, RSFGSM
-    from planish.methods.cure import CURE
-    from planish.methods.elle import ELLE, ELLEA
-    from planish.methods.free import Free
-    from planish.methods.grad_align import GradAlign
-    from planish.methods.gradient_penalty import GradientPenalty
-    from planish.methods.guided import GAT, NuAT
-    from planish.methods.llr import LLR
-    from planish.methods.mart import MART
-    from planish.methods.planish import Planish
-    from planish.methods.prior_guided import FGSMEP, FGSMMEP
-    from planish.methods.seat import SEAT, SEATFL, SEATPublished
-    from planish.methods.ssat import SSAT
-    from planish.methods.standard import Standard
-    from planish.methods.sub_at import SubAT
-    from planish.methods.trades import TRADES
+    from planish.methods.adversarial import (
+        FGSMAT as FGSMAT,
+        NFGSM as NFGSM,
+        PGDAT as PGDAT,
+        QUB as QUB,
+        RSFGSM as RSFGSM,
+    )
+    from planish.methods.cure import CURE as CURE
+    from planish.methods.elle import ELLE as ELLE, ELLEA as ELLEA
+    from planish.methods.free import Free as Free
+    from planish.methods.grad_align import GradAlign as GradAlign
+    from planish.methods.gradient_penalty import GradientPenalty as GradientPenalty
+    from planish.methods.guided import GAT as GAT, NuAT as NuAT
+    from planish.methods.llr import LLR as LLR
+    from planish.methods.mart import MART as MART
+    from planish.methods.planish import Planish as Planish
+    from planish.methods.prior_guided import FGSMEP as FGSMEP, FGSMMEP as FGSMMEP
+    from planish.methods.seat import SEAT as SEAT, SEATFL as SEATFL, SEATPublished as SEATPublished
+    from planish.methods.ssat import SSAT as SSAT
+    from planish.methods.standard import Standard as Standard
+    from planish.methods.sub_at import SubAT as SubAT
+    from planish.methods.trades import TRADES as TRADES
 
-__all__ = [
-    "CURE",
-    "ELLE",
-    "ELLEA",
-    "FGSMAT",
-    "FGSMEP",
-    "FGSMMEP",
-    "GAT",
-    "LLR",
-    "MART",
-    "NFGSM",
-    "PGDAT",
-    "QUB",
-    "RSFGSM",
-    "SEAT",
-    "SEATFL",
-    "SSAT",
-    "TRADES",
-    "Free",
-    "GradAlign",
-    "GradientPenalty",
-    "Method",
-    "NuAT",
-    "Plain",
-    "Planish",
-    "SEATPublished",
-    "Standard",
-    "StepContext",
-    "SubAT",
-    "TrainingLoss",
-]
-_CLASSES = {
-    "adversarial": "FGSMAT NFGSM PGDAT QUB RSFGSM",
-    "cure": "CURE",
-    "elle": "ELLE ELLEA",
-    "free": "Free",
-    "grad_align": "GradAlign",
-    "gradient_penalty": "GradientPenalty",
-    "guided": "GAT NuAT",
-    "llr": "LLR",
-    "mart": "MART",
-    "planish": "Planish",
-    "prior_guided": "FGSMEP FGSMMEP",
-    "seat": "SEAT SEATFL SEATPublished",
-    "ssat": "SSAT",
-    "standard": "Standard",
-    "sub_at": "SubAT",
-    "trades": "TRADES",
-}
-_HOMES = {name: f"{__name__}.{module}" for module, names in _CLASSES.items() for name in names.split()}
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy(__name__)
 
 Memory = dict[str, Tensor]
 """What a method remembers from step to step, by name. Checkpoints hold it."""
@@ -118,6 +75,11 @@ class TrainingLoss(NamedTuple):
     logits: Tensor
     x_adv: Tensor | None = None
 
+    @classmethod
+    def of(cls, total: Tensor, logits: Tensor, x_adv: Tensor | None = None, **terms: Tensor) -> "TrainingLoss":
+        """Return it with the logits and the terms detached."""
+        return cls(total, {name: term.detach() for name, term in terms.items()}, logits.detach(), x_adv)
+
 
 class Method(Protocol):
     """A frozen dataclass of hyper-parameters that computes a training loss.
@@ -142,7 +104,18 @@ class Method(Protocol):
 
 
 class Plain:
-    """What holds for a method unless it says otherwise."""
+    """What holds for a method unless it says otherwise.
+
+    doubled: what keeps it from collapsing, by name: hyper-parameters of which a stronger method has twice as much.
+    least: smallest values of hyper-parameters, and their names; BadInput for a smaller one.
+    """
+
+    doubled: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[tuple[tuple[float, str], ...]] = ()
+
+    def __post_init__(self) -> None:
+        for least, names in self.least:
+            at_least(least, **{name: getattr(self, name) for name in names.split()})
 
     @property
     def second_order(self) -> bool:
@@ -155,5 +128,6 @@ class Plain:
         return 1
 
     def strengthened(self) -> Method | None:
-        """Nothing keeps it from collapsing."""
-        return None
+        """Return it with twice of what is `doubled`; None where that is 0, or nothing keeps it from collapsing."""
+        more = {name: 2 * getattr(self, name) for name in self.doubled}
+        return replace(self, **more) if any(more.values()) else None  # type: ignore[type-var, return-value]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy, quadratic_bound
 from planish.core.modes import attacked, fixed_statistics, frozen
 from planish.core.randomness import draws
@@ -63,11 +62,10 @@ class Adversarial(Plain, ABC):
         """Return the mean cross entropy on the perturbed images, or its bound."""
         x_adv = self.attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         logits = model(x_adv)
-        loss = cross_entropy(logits, batch.labels).mean()
-        terms = {"adversarial_cross_entropy": loss.detach()}
+        total = loss = cross_entropy(logits, batch.labels).mean()
         if self.outer == "qub":
-            loss = quadratic_bound(logits, model(batch.x), batch.labels).mean()
-        return TrainingLoss(loss, terms, logits.detach(), x_adv)
+            total = quadratic_bound(logits, model(batch.x), batch.labels).mean()
+        return TrainingLoss.of(total, logits, x_adv, adversarial_cross_entropy=loss)
 
     def strengthened(self) -> "NFGSM | None":
         """Return N-FGSM with a radius more of noise; None for several steps."""
@@ -121,11 +119,9 @@ class NFGSM(Adversarial):
     outer: "cross-entropy", or "qub" for its quadratic bound.
     """
 
+    least = ((0, "noise_in_radii"),)
     noise_in_radii: float = 2.0
     outer: Outer = "cross-entropy"
-
-    def __post_init__(self) -> None:
-        at_least(0, noise_in_radii=self.noise_in_radii)
 
     @property
     def ascent(self) -> Ascent:
@@ -140,10 +136,8 @@ class QUB(Adversarial):
     noise_in_radii: radius of the uniform noise, at least 0.
     """
 
+    least = ((0, "noise_in_radii"),)
     noise_in_radii: float = 2.0
-
-    def __post_init__(self) -> None:
-        at_least(0, noise_in_radii=self.noise_in_radii)
 
     @property
     def outer(self) -> Outer:
@@ -166,13 +160,11 @@ class PGDAT(Adversarial):
     outer: "cross-entropy", or "qub" for its quadratic bound.
     """
 
+    least = ((1, "steps"),)
     steps: int = 7
     step_in_radii: float = 0.25
     batch_norm: BatchNorm = "train"
     outer: Outer = "cross-entropy"
-
-    def __post_init__(self) -> None:
-        at_least(1, steps=self.steps)
 
     @property
     def ascent(self) -> Ascent:

@@ -1,18 +1,17 @@
 """CURE: pay for how much the gradient changes along its own direction, the curvature of the loss."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, full_precision
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.search.linearize import linearize
+from planish.search.objectives import linearize
 
 
 @dataclass(frozen=True)
@@ -32,42 +31,26 @@ class CURE(Plain):
     ordinary network; sharing the clean pass needs one mode for both.
     """
 
+    least = ((0, "weight length warmup"),)
+    doubled = ("weight",)
+    second_order: ClassVar[bool] = True
     cost: ClassVar[float] = 4.08
     weight: float = 0.8
     length: float = 0.6
     warmup: float = 0.25
     power: Literal[1, 2] = 1
 
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight, length=self.length, warmup=self.warmup)
-
-    @property
-    def second_order(self) -> bool:
-        """Both gradients are differentiated."""
-        return True
-
-    def strengthened(self) -> "CURE":
-        """Return it with twice the weight."""
-        return replace(self, weight=2 * self.weight)
-
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE plus lambda times the mean change of the gradient."""
         with full_precision(batch.x):
             here, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=True)
-            probe = batch.x + self._length(context) * unit(threat.steepest(here.gradient.detach()))
+            probe = batch.x + self.length * context.ramp(self.warmup) * unit(threat.steepest(here.gradient.detach()))
             with fixed_statistics(model):
                 there, _ = linearize(model, cross_entropy, batch.labels, probe, differentiable=True)
         change = (there.gradient - here.gradient).flatten(1).norm(dim=1)
         loss, penalty = here.value.mean(), self.weight * change.pow(self.power).mean()
-        terms = {
-            "cross_entropy": loss.detach(),
-            "gradient_change": change.detach().mean(),
-            "penalty": penalty.detach(),
-        }
-        return TrainingLoss(loss + penalty, terms, logits.detach())
-
-    def _length(self, context: StepContext) -> float:
-        return self.length * context.ramp(self.warmup)
+        total = loss + penalty
+        return TrainingLoss.of(total, logits, cross_entropy=loss, gradient_change=change.mean(), penalty=penalty)
 
 
 def unit(direction: Tensor) -> Tensor:

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.ascent import ascend
-from planish.search.linearize import linearization
-from planish.search.objectives import loss_of, objective_of
+from planish.search.objectives import linearization, loss_of, objective_of
 from planish.search.step_rules import Steepest
 
 
@@ -42,32 +40,23 @@ class ELLE(Plain):
     Differs: x_adv stays in the box; one optimizer step a batch, where the authors' code makes two.
     """
 
+    least = ((0, "weight"),)
+    doubled = ("weight",)
     weight: float = 1000.0
     points: Literal["random", "midpoint"] = "random"
-
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight)
 
     @property
     def cost(self) -> float:
         """With the three random points in a batch of their own, or with the midpoint alone."""
         return 4.67 if self.points == "random" else 3.33
 
-    def strengthened(self) -> "ELLE":
-        """Return it with twice the weight."""
-        return replace(self, weight=2 * self.weight)
-
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean adversarial CE plus lambda times the mean squared error."""
         outer = (self._random if self.points == "random" else self._midpoint)(model, batch, threat, context)
         loss, error = cross_entropy(outer.logits, batch.labels).mean(), outer.error.mean()
         weight = self._weight(error.detach(), context)
-        terms = {
-            "adversarial_cross_entropy": loss.detach(),
-            "squared_linearity_error": error.detach(),
-            "weight": weight,
-        }
-        return TrainingLoss(loss + weight * error, terms, outer.logits.detach(), outer.x_adv)
+        terms = {"adversarial_cross_entropy": loss, "squared_linearity_error": error, "weight": weight}
+        return TrainingLoss.of(loss + weight * error, outer.logits, outer.x_adv, **terms)
 
     def _weight(self, error: Tensor, context: StepContext) -> Tensor:
         return error.new_full((), self.weight)
@@ -75,10 +64,9 @@ class ELLE(Plain):
     def _random(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> Outer:
         x_adv = context.x_adv
         if x_adv is None:
+            objective = objective_of(model, loss_of(cross_entropy, batch.labels))
             with fixed_statistics(model), frozen(model):
-                x_adv = ascend(
-                    objective_of(model, loss_of(cross_entropy, batch.labels)), batch.x, threat, Steepest(1.0), 1
-                )
+                x_adv = ascend(objective, batch.x, threat, Steepest(1.0), 1)
         around = replace(threat, low=-math.inf, high=math.inf)
         first, second = (around.sample(batch.x, draws(batch.x, context.generator)) for _ in range(2))
         share = torch.rand(len(batch.x), generator=context.generator, device=batch.x.device).to(batch.x.dtype)
@@ -119,9 +107,7 @@ class History(NamedTuple):
         """Return the history in the method's memory; before the first step an empty one with a lambda of 0."""
         zero = torch.zeros_like(error)
         start = cls(zero, zero, zero, zero, torch.full_like(error, -1, dtype=torch.int64))
-        return cls(
-            *(context.memory.get(f"elle-a.{name}", value) for name, value in zip(cls._fields, start, strict=True))
-        )
+        return cls(*(context.memory.get(f"elle-a.{name}", start[at]) for at, name in enumerate(cls._fields)))
 
     def entered(self, error: Tensor, weight: Tensor, step: int) -> "History":
         """Return the history with this step's error and lambda (Welford 1962); unchanged if it holds the step."""
@@ -146,12 +132,10 @@ class ELLEA(ELLE):
     Differs: lambda rises for the very batch that is an outlier, in the authors' code from the next batch on.
     """
 
+    least = ((0, "weight decay sensitivity"),)
     weight: float = 4000.0
     decay: float = 0.99
     sensitivity: float = 2.0
-
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight, decay=self.decay, sensitivity=self.sensitivity)
 
     def _weight(self, error: Tensor, context: StepContext) -> Tensor:
         before = History.recalled(context, error)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy
 from planish.core.threat import ThreatModel
 from planish.methods import Memory, Plain, StepContext, TrainingLoss
@@ -31,14 +30,11 @@ class Free(Plain):
     Differs: x_adv is in the box from the first replay on; public PyTorch code clips to it after the first step only.
     """
 
+    least = ((1, "replays"), (0, "step_in_radii"))
     cost: ClassVar[float] = 1.0
     """Of each replay."""
     replays: int = 8
     step_in_radii: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least(1, replays=self.replays)
-        at_least(0, step_in_radii=self.step_in_radii)
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the mean cross entropy on the perturbed images; its backward() moves what is remembered."""
@@ -52,7 +48,7 @@ class Free(Plain):
         leaf.register_hook(move)  # type: ignore[no-untyped-call]
         logits = model(leaf)
         loss = cross_entropy(logits, batch.labels).mean()
-        return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach())
+        return TrainingLoss.of(loss, logits, adversarial_cross_entropy=loss)
 
 
 def _carried(memory: Memory, x: Tensor) -> Tensor:

@@ -3,20 +3,18 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
 from planish.core.threat import Linf, ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.search.linearize import linearize
-from planish.search.objectives import inner
+from planish.search.objectives import inner, linearize
 
 LARGEST_FITTED = 16
 """Radius in grey levels up to which the authors fitted lambda; their formula explodes beyond."""
@@ -37,26 +35,17 @@ class GradAlign(Plain):
     Differs: published for Linf; in L2 the formula takes radius / sqrt(D), what the radius is for a pixel.
     """
 
+    least = ((0, "weight factor"),)
+    doubled = ("factor",)
+    second_order: ClassVar[bool] = True
     weight: float | None = None
     factor: float = 1.0
     backprop: Literal["one-sided", "both"] = "one-sided"
-
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight, factor=self.factor)
-
-    @property
-    def second_order(self) -> bool:
-        """The gradient at the random point is differentiated."""
-        return True
 
     @property
     def cost(self) -> float:
         """With one gradient that is differentiated, or two."""
         return 3.71 if self.backprop == "one-sided" else 5.08
-
-    def strengthened(self) -> "GradAlign":
-        """Return it with twice the weight."""
-        return replace(self, factor=2 * self.factor)
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE plus lambda times the mean misalignment."""
@@ -68,8 +57,8 @@ class GradAlign(Plain):
             x_adv = threat.step(batch.x, batch.x, here.detach())
         logits = model(x_adv)
         loss, turned = cross_entropy(logits, batch.labels).mean(), misalignment(here, there)
-        terms = {"adversarial_cross_entropy": loss.detach(), "misalignment": turned.detach()}
-        return TrainingLoss(loss + self._strength(threat, batch.x) * turned, terms, logits.detach(), x_adv)
+        total = loss + self._strength(threat, batch.x) * turned
+        return TrainingLoss.of(total, logits, x_adv, adversarial_cross_entropy=loss, misalignment=turned)
 
     def _strength(self, threat: ThreatModel, x: Tensor) -> float:
         if self.weight is not None:

@@ -8,13 +8,11 @@ from typing import Literal
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy
 from planish.core.modes import full_precision
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.search.linearize import Linearization, LossAt, linearize, probe_length, slope_by_finite_difference
-from planish.search.objectives import inner
+from planish.search.objectives import Linearization, LossAt, inner, linearize, probe_length, slope_by_finite_difference
 
 Scale = Literal["tulip", "exact"]
 
@@ -37,6 +35,7 @@ class GradientPenalty(Plain):
     Differs: the paper's Algorithm 1 prints lambda without the 1/2 of eq. 8.
     """
 
+    least = ((0, "weight"),)
     weight: float = 0.1
     norm: Literal["dual", "l1", "l2"] = "dual"
     scale: Scale = "tulip"
@@ -54,9 +53,6 @@ class GradientPenalty(Plain):
         """By how the slope is measured."""
         return {"forward": 2.33, "central": 3.33, "double-backward": 2.04}[self.slope]
 
-    def __post_init__(self) -> None:
-        at_least(0, weight=self.weight)
-
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE plus the mean penalty."""
 
@@ -68,12 +64,7 @@ class GradientPenalty(Plain):
             steepness = self._slope(loss_at, batch.x, local, threat)
         penalty = self.weight * (steepness.square() / 2 if self.power == 2 else steepness).mean()
         loss = local.value.mean()
-        terms = {
-            "cross_entropy": loss.detach(),
-            "slope": steepness.detach().mean(),
-            "penalty": penalty.detach(),
-        }
-        return TrainingLoss(loss + penalty, terms, logits.detach())
+        return TrainingLoss.of(loss + penalty, logits, cross_entropy=loss, slope=steepness.mean(), penalty=penalty)
 
     def _slope(self, loss_at: LossAt, x: Tensor, local: Linearization, threat: ThreatModel) -> Tensor:
         """Return the dual norm of the gradient, (N,), in the chosen scale, differentiable."""

@@ -1,14 +1,13 @@
 """GAT and NuAT: clean cross entropy plus how far a step that the same distance guides moves the batch's outputs."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy, wide
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import draws
@@ -26,11 +25,10 @@ class Guided(Plain, ABC):
     consistency_weight: lambda at its base. Kinds of it say what D is, and how lambda changes over the training.
     """
 
+    least = ((0, "consistency_weight"),)
+    doubled = ("consistency_weight",)
     cost: ClassVar[float] = 2.67
     consistency_weight: float
-
-    def __post_init__(self) -> None:
-        at_least(0, consistency_weight=self.consistency_weight)
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean CE + lambda * the mean distance."""
@@ -40,12 +38,7 @@ class Guided(Plain, ABC):
             x_adv = self._attacked(model, batch, threat, clean.detach(), weight if context.step % 2 else 0.0, context)
         nominal = cross_entropy(clean, batch.labels).mean()
         distance = self.distance(model(x_adv), clean).mean()
-        terms = {"cross_entropy": nominal.detach(), "distance": distance.detach()}
-        return TrainingLoss(nominal + weight * distance, terms, clean.detach(), x_adv)
-
-    def strengthened(self) -> Self | None:
-        """Return the method with twice the weight on the distance."""
-        return replace(self, consistency_weight=2 * self.consistency_weight) if self.consistency_weight > 0 else None
+        return TrainingLoss.of(nominal + weight * distance, clean, x_adv, cross_entropy=nominal, distance=distance)
 
     @abstractmethod
     def weight(self, context: StepContext) -> float:
@@ -82,13 +75,10 @@ class GAT(Guided):
     averages are updated twice a step and not three times; odd and even are counted through, not anew in every epoch.
     """
 
+    least = ((0, "consistency_weight late_factor late_from"),)
     consistency_weight: float = 10.0
     late_factor: float = 4.0
     late_from: float = 0.85
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(0, late_factor=self.late_factor, late_from=self.late_from)
 
     def weight(self, context: StepContext) -> float:
         """Return lambda, late in the training more of it."""
@@ -114,12 +104,9 @@ class NuAT(Guided):
     where that is smaller.
     """
 
+    least = ((0, "consistency_weight ramp"),)
     consistency_weight: float = 4.5
     ramp: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(0, ramp=self.ramp)
 
     def weight(self, context: StepContext) -> float:
         """Return lambda as far as it has grown."""

@@ -1,21 +1,20 @@
 """LLR: train the loss to be linear round each image."""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
 from planish.core.modes import Statistics, collecting, detached, frozen, full_precision, reusing
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.ascent import ascend
-from planish.search.linearize import linearize
-from planish.search.objectives import InnerGradient, inner, linearity_error, objective_of
+from planish.search.objectives import InnerGradient, inner, linearity_error, linearize, objective_of
 from planish.search.step_rules import Adam
 
 
@@ -50,6 +49,9 @@ class LLR(Plain):
     Differs: running variances are unbiased, as everywhere in PyTorch.
     """
 
+    least = ((1, "steps"), (0, "linearity_weight nominal_weight warmup"))
+    doubled = ("linearity_weight",)
+    second_order: ClassVar[bool] = True
     steps: int = 2
     linearity_weight: float = 4.0
     slope_weight: float = 0.5
@@ -60,15 +62,9 @@ class LLR(Plain):
     inner_gradient: InnerGradient = "official"
 
     def __post_init__(self) -> None:
-        at_least(1, steps=self.steps)
-        at_least(0, linearity_weight=self.linearity_weight, nominal_weight=self.nominal_weight, warmup=self.warmup)
+        super().__post_init__()
         if self.mu is not None and self.linearity_weight == 0:
             raise BadInput("mu = linearity_weight * s needs a linearity_weight above 0")
-
-    @property
-    def second_order(self) -> bool:
-        """The gradient of the clean loss is differentiated."""
-        return True
 
     @property
     def cost(self) -> float:
@@ -79,7 +75,9 @@ class LLR(Plain):
         """Return the weighted mean of nominal loss, linearity error and slope."""
         threat = threat.scaled(context.ramp(self.warmup))
         with full_precision(batch.x):
-            nominal = self._nominal(model, batch)
+            with collecting(model) as statistics:
+                local, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=True)
+            nominal = Nominal(logits.detach(), *local, statistics)
         delta = self._worst(model, batch, threat, nominal, context.generator) - batch.x
         with full_precision(batch.x), reusing(model, nominal.statistics):
             value = cross_entropy(model(batch.x + delta), batch.labels)
@@ -88,35 +86,16 @@ class LLR(Plain):
         loss, steepness = nominal.value.mean(), slope.abs().mean()
         weight = self.linearity_weight * self.slope_weight if self.mu is None else self.mu
         total = self.nominal_weight * loss + self.linearity_weight * error + weight * steepness
-        terms = {"cross_entropy": loss, "linearity_error": error, "slope": steepness}
-        return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, nominal.logits)
-
-    def strengthened(self) -> "LLR | None":
-        """Return the method with twice the weight on the linearity error."""
-        return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
-
-    def _nominal(self, model: nn.Module, batch: Batch) -> Nominal:
-        with collecting(model) as statistics:
-            local, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=True)
-        return Nominal(logits.detach(), *local, statistics)
+        return TrainingLoss.of(total, nominal.logits, cross_entropy=loss, linearity_error=error, slope=steepness)
 
     def _worst(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        threat: ThreatModel,
-        nominal: Nominal,
-        generator: torch.Generator,
+        self, model: nn.Module, batch: Batch, threat: ThreatModel, nominal: Nominal, generator: torch.Generator
     ) -> Tensor:
-        value, gradient = nominal.value.detach(), nominal.gradient.detach()
-        error = linearity_error(
-            cross_entropy, batch.labels, batch.x, value, gradient, inner_gradient=self.inner_gradient
-        )
+        known = (cross_entropy, batch.labels, batch.x, nominal.value.detach(), nominal.gradient.detach())
+        objective = objective_of(model, linearity_error(*known, inner_gradient=self.inner_gradient))
         start = threat.sample(batch.x, draws(batch.x, generator))
         with reusing(model, detached(nominal.statistics)), frozen(model):
-            return ascend(
-                objective_of(model, error), batch.x, threat, Adam(self.step_in_radii), self.steps, start=start
-            )
+            return ascend(objective, batch.x, threat, Adam(self.step_in_radii), self.steps, start=start)
 
 
 COMPONENTS = {"llr": LLR}

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy, divergence, masked, wide
 from planish.core.modes import attacked
 from planish.core.randomness import draws
@@ -33,14 +32,11 @@ class MART(Plain):
     adding 0.0001.
     """
 
+    least = ((1, "steps"), (0, "beta"))
     steps: int = 10
     beta: float = 5.0
     step_in_radii: float = 0.226
     start_in_radii: float = 0.05
-
-    def __post_init__(self) -> None:
-        at_least(1, steps=self.steps)
-        at_least(0, beta=self.beta)
 
     @property
     def cost(self) -> float:
@@ -54,8 +50,8 @@ class MART(Plain):
         boosted = boosted_cross_entropy(perturbed, batch.labels).mean()
         doubt = 1 - (-cross_entropy(clean, batch.labels)).exp()
         gap = (divergence(perturbed, clean) * doubt).mean()
-        terms = {"boosted_cross_entropy": boosted.detach(), "weighted_divergence": gap.detach()}
-        return TrainingLoss(boosted + self.beta * gap, terms, perturbed.detach(), x_adv)
+        total = boosted + self.beta * gap
+        return TrainingLoss.of(total, perturbed, x_adv, boosted_cross_entropy=boosted, weighted_divergence=gap)
 
     def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))

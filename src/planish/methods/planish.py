@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput
 from planish.core.losses import quadratic_bound, smoothed_cross_entropy, wide
 from planish.core.modes import fixed_statistics, full_precision
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.search.linearize import linearize
-from planish.search.objectives import linearity_error
+from planish.search.objectives import linearity_error, linearize
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Planish(Plain):
     Batch norm: the batch's statistics in both passes; running averages updated by x_adv.
     """
 
+    least = ((0, "noise_in_radii label_smoothing consistency_weight linearity_weight warmup"),)
     noise_in_radii: float = 2.0
     step: Literal["full", "per-pixel"] = "full"
     label_smoothing: float = 0.1
@@ -48,9 +48,7 @@ class Planish(Plain):
     warmup: float = 0.7
 
     def __post_init__(self) -> None:
-        at_least(0, noise_in_radii=self.noise_in_radii, label_smoothing=self.label_smoothing)
-        at_least(0, consistency_weight=self.consistency_weight, linearity_weight=self.linearity_weight)
-        at_least(0, warmup=self.warmup)
+        super().__post_init__()
         if not self.label_smoothing < 1:
             raise BadInput(f"label_smoothing must be below 1, got {self.label_smoothing}")
 
@@ -76,7 +74,7 @@ class Planish(Plain):
             total = total + self.consistency_weight * change
         if self.linearity_weight > 0:
             total = total + self.linearity_weight * error
-        return TrainingLoss(total, {name: term.detach() for name, term in terms.items()}, logits.detach())
+        return TrainingLoss.of(total, logits, **terms)
 
     @property
     def cost(self) -> float:

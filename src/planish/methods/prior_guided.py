@@ -1,20 +1,20 @@
 """FGSM-EP and FGSM-MEP: one-step training from where the search for each image ended an epoch ago."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput
 from planish.core.losses import smoothed_cross_entropy, wide
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Memory, Plain, StepContext, TrainingLoss
-from planish.search.linearize import linearization
+from planish.search.objectives import linearization
 
 DELTA, MOMENTUM, PERIOD = "prior-guided.delta", "prior-guided.momentum", "prior-guided.period"
 
@@ -45,13 +45,15 @@ class FGSMEP(Plain):
     Differs: the start is clipped to the box. As published, a perturbation is not cropped or flipped with its image.
     """
 
+    least = ((0, "decay consistency_weight label_smoothing"),)
+    doubled = ("consistency_weight",)
     cost: ClassVar[float] = 2.33
     consistency_weight: float = 10.0
     label_smoothing: float = 0.4
     period: float = 0.36
 
     def __post_init__(self) -> None:
-        at_least(0, decay=self.decay, consistency_weight=self.consistency_weight, label_smoothing=self.label_smoothing)
+        super().__post_init__()
         if not self.period > 0:
             raise BadInput(f"period must be above 0, got {self.period}; 1 = nothing is ever forgotten")
 
@@ -78,12 +80,8 @@ class FGSMEP(Plain):
         gap = F.mse_loss(wide(logits), wide(guide))
         write = partial(self._remember, x_adv, past, gradient, batch, threat, context)
         start.register_hook(lambda _: write())  # type: ignore[no-untyped-call]
-        terms = {"adversarial_cross_entropy": value.detach(), "consistency": gap.detach()}
-        return TrainingLoss(value + self.consistency_weight * gap, terms, logits.detach())
-
-    def strengthened(self) -> Self | None:
-        """Return the method with twice the weight on the consistency of logits."""
-        return replace(self, consistency_weight=2 * self.consistency_weight) if self.consistency_weight > 0 else None
+        total = value + self.consistency_weight * gap
+        return TrainingLoss.of(total, logits, adversarial_cross_entropy=value, consistency=gap)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         classes = logits.shape[1]
@@ -92,7 +90,7 @@ class FGSMEP(Plain):
     def _past(self, batch: Batch, threat: ThreatModel, context: StepContext) -> Past:
         """Return what is remembered for these images; a random corner where nothing is, in this period."""
         x, memory, rows = batch.x, self._memory(batch.x, context), batch.indices
-        known = per_image(memory[PERIOD][rows] == self._number(context), x)
+        known = per_image(memory[PERIOD][rows] == int(context.progress / self.period), x)
         corner = threat.corner(x, draws(x, context.generator))
         x_adv = torch.where(known, threat.project(x + memory[DELTA][rows].to(x.dtype), x), corner)
         if self.decay == 0:
@@ -109,10 +107,7 @@ class FGSMEP(Plain):
             memory[MOMENTUM][rows] = momentum.to(torch.bfloat16)
             x_adv = threat.step(past.x_adv, batch.x, momentum)
         memory[DELTA][rows] = (x_adv - batch.x).to(torch.float16)
-        memory[PERIOD][rows] = self._number(context)
-
-    def _number(self, context: StepContext) -> int:
-        return int(context.progress / self.period)
+        memory[PERIOD][rows] = int(context.progress / self.period)
 
     def _memory(self, x: Tensor, context: StepContext) -> Memory:
         """Return the memory, with nothing in it if there was none for images of this shape."""

@@ -1,21 +1,28 @@
 """SEAT and SEAT-FL: one-step training that also pays for, and seeks out, violated linearity."""
 
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy, probability_margin
 from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.ascent import ascend
-from planish.search.linearize import Linearization, linearize
-from planish.search.objectives import AbsOver, InnerGradient, linearity_error, loss_of, objective_of, plus
+from planish.search.objectives import (
+    AbsOver,
+    InnerGradient,
+    Linearization,
+    linearity_error,
+    linearize,
+    loss_of,
+    objective_of,
+    plus,
+)
 from planish.search.step_rules import Steepest
 
 
@@ -35,14 +42,13 @@ class SEAT(Plain):
     Batch norm: batch statistics everywhere; running averages updated by the clean and by the perturbed outer pass.
     """
 
+    least = ((0, "linearity_weight flood"),)
+    doubled = ("linearity_weight",)
     linearity_weight: float = 0.5
     flood: float = 0.0
     abs_over: AbsOver = "example"
     direction: Literal["corner", "clean"] = "corner"
     inner_gradient: InnerGradient = "official"
-
-    def __post_init__(self) -> None:
-        at_least(0, linearity_weight=self.linearity_weight, flood=self.flood)
 
     @property
     def cost(self) -> float:
@@ -57,32 +63,19 @@ class SEAT(Plain):
         with full_precision(batch.x):
             logits = model(x_adv)
             value = cross_entropy(logits, batch.labels).mean()
-            error = linearity_error(
-                cross_entropy, batch.labels, batch.x, local.value, local.gradient, abs_over=self.abs_over
-            )(x_adv, logits).mean()
+            known = (cross_entropy, batch.labels, batch.x, local.value, local.gradient)
+            error = linearity_error(*known, abs_over=self.abs_over)(x_adv, logits).mean()
         flooded = (value - self.flood).abs() + self.flood if self.flood > 0 else value
-        terms = {"adversarial_cross_entropy": value.detach(), "linearity_error": error.detach()}
-        return TrainingLoss(flooded + self.linearity_weight * error, terms, logits.detach())
-
-    def strengthened(self) -> Self | None:
-        """Return the method with twice the weight on the linearity error."""
-        return replace(self, linearity_weight=2 * self.linearity_weight) if self.linearity_weight > 0 else None
+        total = flooded + self.linearity_weight * error
+        return TrainingLoss.of(total, logits, adversarial_cross_entropy=value, linearity_error=error)
 
     def _attacked(
         self, model: nn.Module, batch: Batch, threat: ThreatModel, local: Linearization, generator: torch.Generator
     ) -> Tensor:
         if self.direction == "clean":
             return threat.step(batch.x, batch.x, local.gradient)
-        value = local.value.detach()
-        error = linearity_error(
-            cross_entropy,
-            batch.labels,
-            batch.x,
-            value,
-            local.gradient,
-            abs_over=self.abs_over,
-            inner_gradient=self.inner_gradient,
-        )
+        known = (cross_entropy, batch.labels, batch.x, local.value.detach(), local.gradient)
+        error = linearity_error(*known, abs_over=self.abs_over, inner_gradient=self.inner_gradient)
         objective = objective_of(model, plus(loss_of(probability_margin, batch.labels), self.linearity_weight, error))
         start = threat.corner(batch.x, draws(batch.x, generator))
         with fixed_statistics(model), frozen(model):

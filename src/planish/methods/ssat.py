@@ -1,12 +1,11 @@
 """SSAT: train on the shortest part of one step that is misclassified."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import evaluating, fixed_statistics, frozen
 from planish.core.randomness import draws
@@ -32,27 +31,22 @@ class SSAT(Plain):
     start, in training mode.
     """
 
+    least = ((1, "checkpoints"),)
+    doubled = ("checkpoints",)
     checkpoints: int = 3
     step_in_radii: float = 1.25
-
-    def __post_init__(self) -> None:
-        at_least(1, checkpoints=self.checkpoints)
 
     @property
     def cost(self) -> float:
         """RS-FGSM, and a forward for each checkpoint."""
         return 1.67 + self.checkpoints / 3
 
-    def strengthened(self) -> "SSAT":
-        """Return it with twice the checkpoints: holes in the middle of a step are found more often."""
-        return replace(self, checkpoints=2 * self.checkpoints)
-
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the mean cross entropy on the shortened perturbations."""
         x_adv = self.attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         logits = model(x_adv)
         loss = cross_entropy(logits, batch.labels).mean()
-        return TrainingLoss(loss, {"adversarial_cross_entropy": loss.detach()}, logits.detach(), x_adv)
+        return TrainingLoss.of(loss, logits, x_adv, adversarial_cross_entropy=loss)
 
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         """Return x_adv."""
@@ -61,11 +55,8 @@ class SSAT(Plain):
         with fixed_statistics(model), frozen(model):
             farthest = ascend(objective, batch.x, threat, Steepest(self.step_in_radii), 1, start=start)
         with evaluating(model), torch.no_grad():
-            return self._shortened(model, batch, farthest)
-
-    def _shortened(self, model: nn.Module, batch: Batch, farthest: Tensor) -> Tensor:
-        points = [torch.lerp(batch.x, farthest, k / self.checkpoints) for k in range(self.checkpoints)]
-        wrong = margin(model(torch.cat(points)), batch.labels.repeat(self.checkpoints)).view(len(points), -1) >= 0
+            points = [torch.lerp(batch.x, farthest, k / self.checkpoints) for k in range(self.checkpoints)]
+            wrong = margin(model(torch.cat(points)), batch.labels.repeat(self.checkpoints)).view(len(points), -1) >= 0
         first = torch.where(wrong.any(0), wrong.int().argmax(0), self.checkpoints)
         share = per_image(first / self.checkpoints, batch.x).to(batch.x.dtype)
         return torch.lerp(batch.x, farthest, share)

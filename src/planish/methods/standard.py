@@ -27,7 +27,7 @@ class Standard(Plain):
         """Return the mean cross entropy; the threat is not used."""
         logits = model(batch.x)
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
-        return TrainingLoss(loss, {"cross_entropy": loss.detach()}, logits.detach())
+        return TrainingLoss.of(loss, logits, cross_entropy=loss)
 
 
 COMPONENTS = {"standard": Standard}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
@@ -42,6 +42,7 @@ class SubAT(Plain):
     the radius stays, while the paper also doubles it.
     """
 
+    least = ((2, "snapshots"), (1, "dimensions"), (0, "switch"))
     cost: ClassVar[float] = 1.67
     step_in_radii: float = 1.25
     snapshots: int = 40
@@ -49,9 +50,7 @@ class SubAT(Plain):
     switch: float = 0.62
 
     def __post_init__(self) -> None:
-        at_least(2, snapshots=self.snapshots)
-        at_least(1, dimensions=self.dimensions)
-        at_least(0, switch=self.switch)
+        super().__post_init__()
         if self.dimensions >= self.snapshots:
             raise BadInput(f"{self.dimensions} dimensions need more than {self.snapshots} snapshots; change either")
 
@@ -66,7 +65,7 @@ class SubAT(Plain):
         loss = cross_entropy(logits, batch.labels).mean()
         basis = context.memory.get(BASIS)
         total = loss if basis is None else within(loss, weights, basis)
-        return TrainingLoss(total, {"adversarial_cross_entropy": loss.detach()}, logits.detach(), x_adv)
+        return TrainingLoss.of(total, logits, x_adv, adversarial_cross_entropy=loss)
 
     def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         objective = objective_of(model, loss_of(cross_entropy, batch.labels))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
 from planish.core.losses import cross_entropy, divergence
 from planish.core.modes import attacked
 from planish.core.randomness import draws
@@ -32,14 +31,11 @@ class TRADES(Plain):
     computed once, not every step.
     """
 
+    least = ((1, "steps"), (0, "beta"))
     steps: int = 10
     beta: float = 6.0
     step_in_radii: float = 0.226
     start_in_radii: float = 0.05
-
-    def __post_init__(self) -> None:
-        at_least(1, steps=self.steps)
-        at_least(0, beta=self.beta)
 
     @property
     def cost(self) -> float:
@@ -52,8 +48,7 @@ class TRADES(Plain):
         clean, perturbed = model(batch.x), model(x_adv)
         nominal = cross_entropy(clean, batch.labels).mean()
         gap = divergence(perturbed, clean).mean()
-        terms = {"cross_entropy": nominal.detach(), "divergence": gap.detach()}
-        return TrainingLoss(nominal + self.beta * gap, terms, clean.detach(), x_adv)
+        return TrainingLoss.of(nominal + self.beta * gap, clean, x_adv, cross_entropy=nominal, divergence=gap)
 
     def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))

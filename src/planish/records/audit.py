@@ -12,9 +12,8 @@ from planish.core.errors import BadInput
 from planish.records import geometry as geometries
 from planish.records import store
 from planish.records.geometry import Geometry
-from planish.records.show import Rows
-from planish.records.statistics import Booleans, Estimate, counts
-from planish.records.store import JudgedImages, Kind, check_version
+from planish.records.statistics import Booleans, Estimate, accuracy
+from planish.records.store import JudgedImages, Kind, Rows, check_version
 from planish.storage.files import write_json
 
 Verdict = Literal["pass", "warn", "fail", "open"]
@@ -169,8 +168,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
     return {
         "verdict": audit.verdict,
         "headline": audit.headline(),
-        "robust": _share(audit.robust_accuracy()) | audit.meta["threat"],
-        "clean": _share(audit.clean_accuracy()),
+        "robust": accuracy(audit.robust_accuracy()) | audit.meta["threat"],
+        "clean": accuracy(audit.clean_accuracy()),
         "attacks": list(audit.attacks),
         "fell_to": audit.fell_to(),
         "findings": [asdict(finding) for finding in audit.findings],
@@ -214,7 +213,3 @@ def load(folder: Path) -> Audit:
         return from_json(document, arrays, geometries.load(folder) if has_geometry else None)
 
     return _KIND.read(folder / RECORD, build)
-
-
-def _share(share: Estimate) -> dict[str, Any]:
-    return {"accuracy": share.value} | counts(share)

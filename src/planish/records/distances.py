@@ -1,4 +1,4 @@
-"""Distances to the nearest adversarial images that were found: the record, what follows from it, and its file.
+"""Records of numbers of each image: distances to the nearest adversarial images found, and what no attack gives.
 
 A found distance is an upper bound of the true one: another attack may find a nearer image.
 """
@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from planish.core.errors import BadInput, nearest
 from planish.records import store
-from planish.records.show import Rows
 from planish.records.statistics import Estimate
-from planish.records.store import Floats, Integers, JudgedImages, Kind, check_version
+from planish.records.store import Columned, Floats, Integers, Kind, Recorded, Rows, check_version
 
 SCHEMA_VERSION = 1
 _KIND = Kind(
-    "There are no distances at {path}.",
-    "{path} does not hold planish's distances, or it is cut short; measure again.",
+    "There are no distances at {path}.", "{path} does not hold planish's distances, or it is cut short; measure again."
 )
-_FACTS = ("name", "fragile", "forwards", "backwards", "seconds", "meta")
+_ARRAYS, _PARTS = ("indices", "labels", "clean_margin"), ("distance", "passes")
+NUMBERS = "numbers.npz"
+_NUMBERS_KIND = Kind("{path} does not hold planish's numbers of images; remove it and measure again")
+_NUMBERS_ARRAYS = ("indices", "labels", "passes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class DistanceColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class Distances(JudgedImages):
+class Distances(Columned):
     """Distances of N test images under several attacks, each run on every correct image.
 
     meta has "norm" and "radius" in place of "threat". All distances are norms of the perturbation in pixels of [0, 1],
@@ -57,28 +56,18 @@ class Distances(JudgedImages):
     columns: tuple[DistanceColumn, ...]
     meta: dict[str, Any]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The attacks' names, in order."""
-        return tuple(column.name for column in self.columns)
-
     def headline(self) -> str:
         """Return what was measured, and of how many images."""
         return f"distances in {self.norm} of {len(self.labels)} images, {int(self.correct().sum())} correct"
 
     def rows(self) -> Rows:
         """Return the mean and the median of each attack's distances over the correct images, and what they cost."""
-        return [
-            {
-                "attack": column.name,
-                "mean": self.mean(column.name),
-                "median": self.median(column.name),
-                "not_found": self.not_found(column.name),
-                "passes": column.forwards + column.backwards,
-                "seconds": column.seconds,
-            }
-            for column in self.columns
-        ]
+        rows: Rows = []
+        for column in self.columns:
+            found = {key: getattr(self, key)(column.name) for key in ("mean", "median", "not_found")}
+            cost = {"passes": column.forwards + column.backwards, "seconds": column.seconds}
+            rows.append({"attack": column.name, **found, **cost})
+        return rows
 
     def of(self, name: str | None = None) -> Floats:
         """(N,) distances found by an attack; without a name, per image the least that any found. BadInput."""
@@ -86,10 +75,7 @@ class Distances(JudgedImages):
             start = np.where(self.correct(), np.inf, 0).astype(np.float32)
             best: Floats = np.minimum.reduce([start, *(column.distance for column in self.columns)])
             return best
-        for column in self.columns:
-            if column.name == name:
-                return column.distance
-        raise BadInput(f"No attack '{name}' here; known: {', '.join(self.names)}.{nearest(name, self.names)}")
+        return self.columns[self.position(name)].distance
 
     def not_found(self, name: str | None = None) -> int:
         """How many images have no adversarial image found."""
@@ -143,11 +129,7 @@ def _mean(distances: Floats) -> float:
 
 def save(distances: Distances, path: str | Path) -> None:
     """Write one .npz without pickle, whole or not at all."""
-    columns = [{key: getattr(column, key) for key in _FACTS} for column in distances.columns]
-    arrays: dict[str, NDArray[Any]] = {key: getattr(distances, key) for key in ("indices", "labels", "clean_margin")}
-    for column in distances.columns:
-        arrays |= {f"distance/{column.name}": column.distance, f"passes/{column.name}": column.passes}
-    store.write(path, {"distances": distances.meta, "columns": columns}, arrays)
+    distances.write(path, "distances", _ARRAYS, _PARTS)
 
 
 def load(path: str | Path) -> Distances:
@@ -159,7 +141,37 @@ def _built(described: dict[str, Any], arrays: store.Arrays) -> Distances:
     check_version("this record of distances", described["distances"], SCHEMA_VERSION, unsaid=1)
     columns = []
     for facts in described["columns"]:
-        own: dict[str, Any] = {key: arrays[f"{key}/{facts['name']}"] for key in ("distance", "passes")}
+        own: dict[str, Any] = {key: arrays[f"{key}/{facts['name']}"] for key in _PARTS}
         columns.append(DistanceColumn(**facts, **own))
-    clean = (arrays["indices"], arrays["labels"], arrays["clean_margin"])
-    return Distances(*clean, tuple(columns), described["distances"])
+    clean: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
+    return Distances(**clean, columns=tuple(columns), meta=described["distances"])
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers(Recorded):
+    """Numbers of N images that no attack gives, such as the norm of a gradient.
+
+    indices, labels, passes: (N,) int64; numbers: by name, (N,) float32, NaN = not defined.
+    meta: JSON-able; norm, radius, places, steps, model, data and provenance.
+    """
+
+    indices: Integers
+    labels: Integers
+    passes: Integers
+    numbers: dict[str, Floats]
+    meta: dict[str, Any]
+
+
+def save_numbers(record: Numbers, path: Path) -> None:
+    """Write one .npz without pickle, whole or not at all."""
+    store.write(path, record.meta, {name: getattr(record, name) for name in _NUMBERS_ARRAYS} | record.numbers)
+
+
+def load_numbers(path: Path) -> Numbers:
+    """Read what `save_numbers` wrote. Raises BadInput when the file is missing, cut short or something else."""
+    return _NUMBERS_KIND.read(path, _built_numbers)
+
+
+def _built_numbers(meta: dict[str, Any], arrays: store.Arrays) -> Numbers:
+    check_version("this record of numbers", meta, SCHEMA_VERSION, unsaid=1)
+    return Numbers(**{name: arrays.pop(name) for name in _NUMBERS_ARRAYS}, numbers=arrays, meta=meta)

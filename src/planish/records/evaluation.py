@@ -1,9 +1,8 @@
-"""What an evaluation found: the record, its accuracies with intervals, its .npz and JSON forms.
+"""What an evaluation found: the record, its accuracies with intervals, its .npz and JSON forms; its saved images.
 
 A record stores one number per image and attack. Every accuracy is derived from those numbers, none is stored.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.core.errors import BadInput, nearest
-from planish.records import adversarials, store
+from planish.core.errors import BadInput
+from planish.records import store
 from planish.records.origin import attack_text
-from planish.records.show import Rows
-from planish.records.statistics import Booleans, Estimate, counts
-from planish.records.store import Floats, Integers, JudgedImages, Kind, check_version
+from planish.records.statistics import Booleans, Estimate, accuracy, counts
+from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version
 
 SCHEMA_VERSION = 2
 
@@ -24,9 +22,12 @@ _COLUMN_ARRAYS = {"margin": np.float32, "distance": np.float32, "predicted": np.
 _LEDGER = {"component": np.int64, "step": np.int64, "passes": np.int64}  # since version 2; unknown = -1 before
 _FORMER = {"component": "leaf"}
 """What an array was called in files of an earlier planish."""
-_FACTS = ("name", "forwards", "backwards", "seconds", "meta")
 _KIND = Kind(
     "There is no evaluation at {path}.", "{path} is not a planish evaluation, or it is cut short; evaluate again."
+)
+_IMAGES_KIND = Kind(
+    "there is no {path}; planish evaluate --keep-images writes one",
+    "{path} does not hold adversarial images, or it is cut short",
 )
 _ARRAYS = {"indices": np.int64, "labels": np.int64, "clean_margin": np.float32, "clean_predicted": np.int64}
 
@@ -87,7 +88,7 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation(JudgedImages):
+class Evaluation(Columned):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
     ``clean_predicted`` (N,) int64, the class of the clean image. ``meta`` is JSON-able: ``schema_version`` 2,
@@ -117,17 +118,10 @@ class Evaluation(JudgedImages):
             _check(f"margin of '{column.name}'", column.margin, np.float32, shape)
         if len(set(self.names)) != len(self.names):
             raise BadInput(f"Each attack needs its own name, got {', '.join(self.names)}.")
-        _check_meta(self.meta)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The attacks' names, in order."""
-        return tuple(column.name for column in self.columns)
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
-        return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
+        check_version("This evaluation", self.meta, 1, SCHEMA_VERSION)
+        threat = self.meta.get("threat")
+        if not isinstance(threat, dict) or not {"norm", "radius"} <= threat.keys():
+            raise BadInput('An evaluation\'s meta needs "threat": {"norm": ..., "radius": ...}.')
 
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
@@ -136,30 +130,24 @@ class Evaluation(JudgedImages):
 
     def rows(self) -> Rows:
         """Return the accuracy when clean and after each attack, and what each one broke and cost."""
-        clean = {"attack": "none (clean)", "accuracy": self.clean_accuracy(), "broken": 0, "passes": 0, "seconds": 0.0}
-        return [
-            clean,
-            *(
-                {
-                    "attack": column.name,
-                    "accuracy": self.accuracy_after(column.name),
-                    "broken": int(self.broken_by(column.name).sum()),
-                    "passes": column.forwards + column.backwards,
-                    "seconds": column.seconds,
-                }
-                for column in self.columns
-            ),
+        rows: Rows = [
+            {"attack": "none (clean)", "accuracy": self.clean_accuracy(), "broken": 0, "passes": 0, "seconds": 0.0}
         ]
+        for column in self.columns:
+            shares = {"accuracy": self.accuracy_after(column.name), "broken": int(self.broken_by(column.name).sum())}
+            cost = {"passes": column.forwards + column.backwards, "seconds": column.seconds}
+            rows.append({"attack": column.name, **shares, **cost})
+        return rows
 
     def save_adversarials(self, path: str | Path) -> None:
         """Write the images as the attacks left them, for `planish.verify`. Raises BadInput where there are none."""
         if self.x_adv is None:
             raise BadInput("this record holds no images; planish.evaluate returns one that does")
-        adversarials.save(self.x_adv, self.indices, Path(path))
+        save_adversarials(self.x_adv, self.indices, path)
 
     def column(self, name: str) -> Column:
         """Return an attack's column. BadInput when there is none of this name."""
-        return self.columns[self._position(name)]
+        return self.columns[self.position(name)]
 
     def survivors(self) -> Booleans:
         """(N,) True where the clean image is correct and no attack broke it; raises as ``accuracy_after``."""
@@ -175,11 +163,11 @@ class Evaluation(JudgedImages):
         The name of a suite stands for its last stage. An image that a sampled check left out counts as robust.
         ValueError when a robust image was not attempted: it cannot be said to have survived.
         """
-        return Estimate.of(self._robust_after(self._position(name) + 1))
+        return Estimate.of(self._robust_after(self.position(name) + 1))
 
     def broken_by(self, name: str) -> Booleans:
         """(N,) True where the image was robust until ``name`` broke it."""
-        position = self._position(name)
+        position = self.position(name)
         return self._robust_after(position) & self.columns[position].broken
 
     def accuracy_alone(self, name: str) -> Estimate:
@@ -213,19 +201,9 @@ class Evaluation(JudgedImages):
 
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""
-        remarks = [*self.meta.get("notes", []), *self.meta.get("warnings", []), *self.class_warnings()]
         reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
-        for name, because in sorted(reasons):
-            if because:
-                remarks.append(f"{name} ran its long stages, because {'; '.join(because)}.")
-        return remarks
-
-    def _position(self, name: str) -> int:
-        places = [place for place, own in enumerate(self.names) if own == name or own.startswith(f"{name}/")]
-        if not places:
-            known = ", ".join(self.names) or "none"
-            raise BadInput(f"No attack '{name}' here; known: {known}.{nearest(name, self.names)}")
-        return places[-1]
+        long = [f"{name} ran its long stages, because {'; '.join(why)}." for name, why in sorted(reasons) if why]
+        return [*self.meta.get("notes", []), *self.meta.get("warnings", []), *self.class_warnings(), *long]
 
     def spent(self) -> list[tuple[float, float]]:
         """Return (passes per image, accuracy) points: how accuracy falls as every image is granted more passes.
@@ -260,20 +238,9 @@ def _check(what: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) 
         raise BadInput(f"{what} must be {wanted}, got {array.dtype.name} of shape {array.shape}.")
 
 
-def _check_meta(meta: Mapping[str, Any]) -> None:
-    check_version("This evaluation", meta, 1, SCHEMA_VERSION)
-    threat = meta.get("threat")
-    if not isinstance(threat, dict) or not {"norm", "radius"} <= threat.keys():
-        raise BadInput('An evaluation\'s meta needs "threat": {"norm": ..., "radius": ...}.')
-
-
 def save(evaluation: Evaluation, path: str | Path) -> None:
     """Write one .npz without pickle, whole or not at all."""
-    columns = [{key: getattr(column, key) for key in _FACTS} for column in evaluation.columns]
-    arrays: dict[str, Any] = {key: getattr(evaluation, key) for key in _ARRAYS}
-    for column in evaluation.columns:
-        arrays |= {f"{key}/{column.name}": getattr(column, key) for key in _COLUMN_ARRAYS | _LEDGER}
-    store.write(path, {"evaluation": evaluation.meta, "columns": columns}, arrays)
+    evaluation.write(path, "evaluation", [*_ARRAYS], [*_COLUMN_ARRAYS, *_LEDGER])
 
 
 def load(path: str | Path) -> Evaluation:
@@ -284,17 +251,14 @@ def load(path: str | Path) -> Evaluation:
 def _unpack(described: dict[str, Any], arrays: store.Arrays) -> Evaluation:
     columns = []
     for facts in described["columns"]:
-        facts |= {key: arrays[f"{key}/{facts['name']}"] for key in _COLUMN_ARRAYS}
+        name = facts["name"]
+        facts |= {key: arrays[f"{key}/{name}"] for key in _COLUMN_ARRAYS}
         unknown = np.full_like(facts["target"], -1)
-        facts |= {key: _ledger(arrays, key, facts["name"], unknown) for key in _LEDGER}
+        for key in _LEDGER:
+            facts[key] = arrays.get(f"{key}/{name}", arrays.get(f"{_FORMER.get(key)}/{name}", unknown))
         columns.append(Column(**facts))
     parts: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
     return Evaluation(**parts, columns=tuple(columns), meta=described["evaluation"])
-
-
-def _ledger(arrays: Mapping[str, NDArray[Any]], key: str, name: str, unknown: Integers) -> Integers:
-    found = arrays.get(f"{key}/{name}", arrays.get(f"{_FORMER.get(key)}/{name}"))
-    return unknown if found is None else found
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -324,7 +288,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 def _accuracy(evaluation: Evaluation, attack: str, estimate: Estimate) -> dict[str, Any]:
     radius = 0.0 if attack == "none" else evaluation.radius
     claim = {"attack": attack, "norm": evaluation.norm, "radius": radius}
-    return claim | {"accuracy": estimate.value} | counts(estimate)
+    return claim | accuracy(estimate)
 
 
 def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
@@ -335,12 +299,45 @@ def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
         "attempted": int(np.count_nonzero(tried)),
         "broken": int(np.count_nonzero(evaluation.broken_by(column.name))),
         **{key: getattr(column, key) for key in ("forwards", "backwards", "seconds")},
-        "configuration": column.meta
-        | {key: attack_text(column.meta[key]) for key in ("attack",) if key in column.meta},
+        "configuration": column.meta,
     }
+    if "attack" in column.meta:
+        document["configuration"] = {**column.meta, "attack": attack_text(column.meta["attack"])}
     if not (evaluation.correct() & ~tried).any():
         document["alone"] = _accuracy(evaluation, column.name, evaluation.accuracy_alone(column.name))
     if tried.any() and (column.target[tried] >= 0).all():
         success = evaluation.success_rate(column.name)
         document["targeted_success"] = {"rate": success.value} | counts(success)
     return document
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What saved images turned out to be, judged afresh.
+
+    clean, robust: shares classified correctly. infeasible: images outside the ball or the box, which break nothing.
+    distance: the largest, a norm in pixels of [0, 1].
+    """
+
+    clean: Estimate
+    robust: Estimate
+    infeasible: int
+    distance: float
+
+    def document(self) -> dict[str, Any]:
+        """Return it as one JSON-able document."""
+        shares = {"clean": accuracy(self.clean), "robust": accuracy(self.robust)}
+        return {**shares, "infeasible": self.infeasible, "largest_distance": self.distance}
+
+
+def save_adversarials(x_adv: Floats, indices: Integers, path: str | Path) -> None:
+    """Write images (N, C, H, W) and their indices (N,)."""
+    store.write(path, {"schema_version": 1}, {"x_adv": x_adv, "indices": indices})
+
+
+def load_adversarials(path: Path) -> tuple[Floats, Integers]:
+    """Return what `save_adversarials` wrote: images and indices. Raises BadInput."""
+    x_adv, indices = _IMAGES_KIND.read(path, lambda _, arrays: (arrays["x_adv"], arrays["indices"]))
+    if x_adv.dtype != np.float32 or x_adv.ndim != 4 or indices.shape != x_adv.shape[:1]:
+        raise BadInput(f"{path} must hold x_adv (N, C, H, W) float32 and indices (N,)")
+    return x_adv, indices

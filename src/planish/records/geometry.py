@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,7 @@ GEOMETRY, FORMER = "geometry.npz", "portrait.npz"
 REACH = 1.5
 """In lengths of the attack's step: how far a loss surface goes."""
 Array = NDArray[Any]
-_STRANGE = "{path} is not a geometry of planish, or it is cut short; audit again"
-_KIND = Kind(_STRANGE, _STRANGE)
+_KIND = Kind("{path} is not a geometry of planish, or it is cut short; audit again")
 
 
 class Linearity(NamedTuple):
@@ -29,6 +29,10 @@ class Linearity(NamedTuple):
     gamma: Array
     error: Array
     steps: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return its numbers in short, JSON-able."""
+        return {"gamma": _spread(self.gamma), "one_step_error": _spread(self.error), "steps": self.steps}
 
 
 class DistanceBounds(NamedTuple):
@@ -49,6 +53,18 @@ class DistanceBounds(NamedTuple):
     certified: Array
     proof: str
 
+    def facts(self) -> dict[str, Any]:
+        """Return its numbers in short, JSON-able."""
+        return {
+            "kind": "estimate",
+            "lipschitz": _finite(self.lipschitz),
+            "curvature": _finite(self.curvature),
+            "l_bound": {**_spread(self.by_lipschitz), "refuted": self.l_refuted},
+            "c_bound": {**_spread(self.by_curvature), "refuted": self.c_refuted},
+            "compared": self.compared,
+            "certificate": {**_spread(self.certified), "proof": self.proof} if self.proof else None,
+        }
+
 
 class Planes(NamedTuple):
     """Cross entropy over planes through P images.
@@ -62,6 +78,10 @@ class Planes(NamedTuple):
     across: Array
     loss: Array
 
+    def facts(self) -> dict[str, Any]:
+        """Return its numbers in short, JSON-able."""
+        return {"loss": [{"lowest": _finite(loss.min()), "highest": _finite(loss.max())} for loss in self.loss]}
+
 
 class ByRadius(NamedTuple):
     """How many of so many images are robust to PGD of so many steps at each of the radii (F,)."""
@@ -70,6 +90,10 @@ class ByRadius(NamedTuple):
     standing: Array
     images: int
     steps: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return its numbers in short, JSON-able."""
+        return self._asdict() | {"radii": self.radii.tolist(), "standing": self.standing.tolist()}
 
 
 class Effort(NamedTuple):
@@ -82,6 +106,10 @@ class Effort(NamedTuple):
     restarts: Array
     accuracy: Array
     images: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return its numbers in short, JSON-able."""
+        return {name: getattr(self, name).tolist() for name in self._fields[:3]} | {"images": self.images}
 
 
 class Weights(NamedTuple):
@@ -96,6 +124,12 @@ class Weights(NamedTuple):
     images: int
     steps: int
 
+    def facts(self) -> dict[str, Any]:
+        """Return its numbers in short, JSON-able."""
+        clean, attacked = ([_finite(value) for value in lines.mean(0)] for lines in (self.clean, self.attacked))
+        counted = {"images": self.images, "steps": self.steps}
+        return {"clean": clean, "attacked": attacked, "shares": self.shares.tolist()} | counted
+
 
 class Pictures(NamedTuple):
     """Q images and what an attack made of them, (Q, C, H, W) in [0, 1]; rows: (Q,) which they are.
@@ -108,6 +142,10 @@ class Pictures(NamedTuple):
     adversarial: Array
     predicted_clean: Array
     predicted_adv: Array
+
+    def facts(self) -> dict[str, Any]:
+        """Return its numbers in short, JSON-able."""
+        return {"shape": list(self.clean.shape[1:])}
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,14 +176,9 @@ class Geometry:
 
 
 PARTS: dict[str, type[Any]] = {
-    "linearity": Linearity,
-    "bounds": DistanceBounds,
-    "planes": Planes,
-    "by_radius": ByRadius,
-    "effort": Effort,
-    "weights": Weights,
-    "pictures": Pictures,
+    name: get_args(hint)[0] for name, hint in get_type_hints(Geometry).items() if NoneType in get_args(hint)
 }
+"""The kinds of its parts, by name."""
 
 
 def facts(geometry: Geometry, indices: Array) -> dict[str, Any]:
@@ -156,66 +189,11 @@ def facts(geometry: Geometry, indices: Array) -> dict[str, Any]:
     found: dict[str, Any] = {"images": len(geometry.rows), "nearest": _spread(geometry.nearest)}
     for name in PARTS:
         part = getattr(geometry, name)
-        found[name] = None if part is None else _FACTS[name](part)
+        found[name] = None if part is None else part.facts()
     for name in ("planes", "pictures"):
         if found[name] is not None:
             found[name]["indices"] = indices[getattr(geometry, name).rows].tolist()
     return found | {"notes": list(geometry.notes), "passes": geometry.passes}
-
-
-def _of_linearity(part: Linearity) -> dict[str, Any]:
-    return {"gamma": _spread(part.gamma), "one_step_error": _spread(part.error), "steps": part.steps}
-
-
-def _of_bounds(part: DistanceBounds) -> dict[str, Any]:
-    return {
-        "kind": "estimate",
-        "lipschitz": _finite(part.lipschitz),
-        "curvature": _finite(part.curvature),
-        "l_bound": {**_spread(part.by_lipschitz), "refuted": part.l_refuted},
-        "c_bound": {**_spread(part.by_curvature), "refuted": part.c_refuted},
-        "compared": part.compared,
-        "certificate": {**_spread(part.certified), "proof": part.proof} if part.proof else None,
-    }
-
-
-def _of_planes(part: Planes) -> dict[str, Any]:
-    ends = [{"lowest": _finite(loss.min()), "highest": _finite(loss.max())} for loss in part.loss]
-    return {"loss": ends}
-
-
-def _of_radii(part: ByRadius) -> dict[str, Any]:
-    return {
-        "radii": part.radii.tolist(),
-        "standing": part.standing.tolist(),
-        "images": part.images,
-        "steps": part.steps,
-    }
-
-
-def _of_effort(part: Effort) -> dict[str, Any]:
-    return {name: getattr(part, name).tolist() for name in ("steps", "restarts", "accuracy")} | {"images": part.images}
-
-
-def _of_weights(part: Weights) -> dict[str, Any]:
-    lines = {"clean": part.clean.mean(0), "attacked": part.attacked.mean(0)}
-    found: dict[str, Any] = {name: [_finite(value) for value in line] for name, line in lines.items()}
-    return found | {"shares": part.shares.tolist(), "images": part.images, "steps": part.steps}
-
-
-def _of_pictures(part: Pictures) -> dict[str, Any]:
-    return {"shape": list(part.clean.shape[1:])}
-
-
-_FACTS: dict[str, Any] = {
-    "linearity": _of_linearity,
-    "bounds": _of_bounds,
-    "planes": _of_planes,
-    "by_radius": _of_radii,
-    "effort": _of_effort,
-    "weights": _of_weights,
-    "pictures": _of_pictures,
-}
 
 
 def _spread(values: Array) -> dict[str, Any]:

@@ -2,9 +2,15 @@
 
 import hashlib
 import math
+import platform
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +18,66 @@ from torch import nn
 
 from planish.core.batch import Batch
 from planish.registry import is_known
-from planish.storage.provenance import provenance
+
+HOME = Path(__file__).parents[1]
+"""The package's folder."""
+PACKAGES = ("planish", "torch", "numpy", "safetensors")
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of the package's own source files."""
+    digest = hashlib.sha256()
+    for path in sorted(HOME.rglob("*.py")):
+        digest.update(str(path.relative_to(HOME)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def commit() -> str | None:
+    """Return the git commit of the source tree, with "+changes" if it has any, or None outside a checkout."""
+    git = ["git", "-C", str(HOME), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+    try:
+        head = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip()
+
+
+def device_name(device: torch.device | str) -> str:
+    """Return what the device calls itself."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def provenance(device: torch.device | str) -> dict[str, Any]:
+    """Return versions, code digest, commit, device and command line, JSON-able."""
+    path = Path(sys.argv[0])
+    program = path.parent.name if path.name == "__main__.py" else path.name  # `python -m planish` is planish
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "code_digest": code_digest(),
+        "commit": commit(),
+        "device": device_name(device),
+        "command": " ".join([program, *sys.argv[1:]]),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def model_digest(model: nn.Module) -> str:

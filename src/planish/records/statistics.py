@@ -35,8 +35,7 @@ class Estimate:
     @classmethod
     def from_counts(cls, hits: int, total: int) -> Self:
         """Estimate ``hits / total``. ValueError unless 0 <= hits <= total and total >= 1."""
-        if not 0 <= hits <= total or total < 1:
-            raise ValueError(f"A share needs 0 <= hits <= total and total >= 1, got {hits} of {total}.")
+        _check_share(hits, total)
         share, extra = hits / total, Z95**2 / total
         centre = (share + extra / 2) / (1 + extra)
         half = Z95 / (1 + extra) * math.sqrt(share * (1 - share) / total + extra / (4 * total))
@@ -45,14 +44,18 @@ class Estimate:
         return cls(share, low, high, hits, total)
 
 
+def _check_share(hits: int, total: int) -> None:
+    if not 0 <= hits <= total or total < 1:
+        raise ValueError(f"A share needs 0 <= hits <= total and total >= 1, got {hits} of {total}.")
+
+
 def share_at_least(hits: int, total: int, confidence: float = 0.95) -> float:
     """Return the share that `hits` of `total` draws prove, one-sided (Clopper and Pearson 1934), rounded down.
 
     The p at which so many hits or more have probability 1 - confidence; found by halving, without SciPy. ValueError
     unless 0 <= hits <= total and total >= 1.
     """
-    if not 0 <= hits <= total or total < 1:
-        raise ValueError(f"A share needs 0 <= hits <= total and total >= 1, got {hits} of {total}.")
+    _check_share(hits, total)
     count = np.arange(hits, total + 1)
     rest = total - count
     ways = math.lgamma(total + 1) - np.array([math.lgamma(k + 1) + math.lgamma(total - k + 1) for k in count.tolist()])
@@ -104,14 +107,17 @@ def _joined(one: float, other: float, phi: float) -> float:
 def _corrected_phi(both: int, only_first: int, only_second: int, total: int) -> float:
     neither = total - both - only_first - only_second
     product = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    if product == 0:
-        return 0.0
     excess = float(both * neither - only_first * only_second)
     if excess > 0:
         excess = max(excess - total / 2, 0.0)
-    return excess / math.sqrt(product)
+    return excess / math.sqrt(product) if product else 0.0
 
 
 def counts(estimate: Estimate) -> dict[str, Any]:
     """Return an estimate's interval and counts as JSON-able facts."""
     return {"interval95": [estimate.low, estimate.high], "hits": estimate.hits, "images": estimate.total}
+
+
+def accuracy(estimate: Estimate) -> dict[str, Any]:
+    """Return an accuracy with its interval and counts as JSON-able facts."""
+    return {"accuracy": estimate.value} | counts(estimate)

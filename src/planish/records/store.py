@@ -1,16 +1,18 @@
-"""What every record has, and one way to store it: an .npz of arrays and one JSON document, whole or not at all."""
+"""What every record has: one way to store it, whole or not at all, its facts, and its table in print and HTML."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.core.errors import BadInput
-from planish.records.show import Shown
+from planish.core.errors import BadInput, nearest
 from planish.records.statistics import Booleans, Estimate
 from planish.storage.files import UNREADABLE, read_arrays, write_arrays
 
@@ -27,11 +29,11 @@ _MISFITS = (*UNREADABLE, AttributeError, KeyError, TypeError, RuntimeError)
 class Kind:
     """A kind of record, by the two lines that say what is wrong with a file; {path} and {folder} stand for its place.
 
-    absent: said where there is no file. strange: where it is cut short, damaged or something else.
+    absent: said where there is no file. strange: where it is cut short, damaged or something else; "" = as `absent`.
     """
 
     absent: str
-    strange: str
+    strange: str = ""
 
     def read(self, path: str | Path, build: Callable[[dict[str, Any], Arrays], Record]) -> Record:
         """Return what `build` makes of a file's document and arrays, after every byte was tested.
@@ -49,7 +51,7 @@ class Kind:
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
         except _MISFITS as error:
-            raise BadInput(self.strange.format(**place)) from error
+            raise BadInput((self.strange or self.absent).format(**place)) from error
 
 
 def write(path: str | Path, document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -65,6 +67,72 @@ def check_version(what: str, meta: Mapping[str, Any], *known: int, unsaid: int |
     version = meta.get("schema_version", unsaid)
     if version not in known:
         raise BadInput(f"{what} has schema version {version}; planish reads {known[-1]}")
+
+
+Rows = list[dict[str, Any]]
+"""One dict for each row, with the same keys: numbers, texts and estimates; None = not known."""
+
+
+class Shown(ABC):
+    """A record that shows itself as a table."""
+
+    @abstractmethod
+    def rows(self) -> Rows:
+        """Return the record's table."""
+
+    @abstractmethod
+    def headline(self) -> str:
+        """Return what the table is of, in a sentence."""
+
+    def __str__(self) -> str:
+        """Lay the table out with spaces, the headline above it."""
+        header, *body = self._cells()
+        widths = [max(map(len, cells)) for cells in zip(header, *body, strict=True)]
+        cells = (header, ["-" * width for width in widths], *body)
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        return "\n".join([self.headline(), "", *lines])
+
+    def _repr_html_(self) -> str:
+        header, *body = self._cells()
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+        lines = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in body)
+        return (
+            f"<table><caption>{escape(self.headline())}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
+        )
+
+    def to_pandas(self) -> Any:
+        """Return the table as a pandas.DataFrame; a share has columns for its interval, in [0, 1].
+
+        Raises BadInput where pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            raise BadInput("to_pandas needs pandas, which is not installed: pip install pandas") from None
+        return pandas.DataFrame([_flat(row) for row in self.rows()])
+
+    def _cells(self) -> list[list[str]]:
+        """Return the header and the rows as texts."""
+        rows = self.rows()
+        names = list(rows[0]) if rows else ["nothing"]
+        return [[name.replace("_", " ") for name in names], *([_text(row[name]) for name in names] for row in rows)]
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Estimate):
+            flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high, "images": value.total}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
 
 
 Floats = NDArray[np.float32]
@@ -114,3 +182,37 @@ class JudgedImages(Recorded, Shown):
     def clean_accuracy(self) -> Estimate:
         """Share of clean images classified correctly."""
         return Estimate.of(self.correct())
+
+
+class Columned(JudgedImages):
+    """A record with a column of arrays (N,) for each attack, in the order in which they were run."""
+
+    columns: tuple[Any, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attacks' names, in order."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
+        return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
+
+    def position(self, name: str) -> int:
+        """Return the place of an attack's column, of a suite's last stage. Raises BadInput if there is none."""
+        places = [place for place, own in enumerate(self.names) if own == name or own.startswith(f"{name}/")]
+        if not places:
+            known = ", ".join(self.names) or "none"
+            raise BadInput(f"No attack '{name}' here; known: {known}.{nearest(name, self.names)}")
+        return places[-1]
+
+    def write(self, path: str | Path, what: str, arrays: Sequence[str], parts: Sequence[str]) -> None:
+        """Write the record. what: it is, in the document. arrays: its own, by name. parts: those of each column."""
+        own: dict[str, NDArray[Any]] = {key: getattr(self, key) for key in arrays}
+        columns = []
+        for column in self.columns:
+            own |= {f"{key}/{column.name}": getattr(column, key) for key in parts}
+            facts = (part.name for part in fields(column) if part.name not in parts)
+            columns.append({key: getattr(column, key) for key in facts})
+        write(path, {what: self.meta, "columns": columns}, own)

@@ -1,13 +1,14 @@
-"""An audit in words: its verdict, its findings in order of weight, their scales, and its JSON and Markdown forms."""
+"""An audit in words: verdict, findings in order of weight, their scales, Markdown; and audits side by side."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from planish.core.errors import BadInput
 from planish.records.audit import SEVERITY, Audit, Finding, Verdict, worst
-from planish.report.entry import percent, radius_text
-from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, table
+from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, percent, radius_text, share, table
 
 ORDER: tuple[Verdict, ...] = tuple(reversed(SEVERITY))
 """The gravest first."""
@@ -18,8 +19,7 @@ VERDICTS = {"fail": "Fail", "warn": "Warning", "open": "Open", "pass": "Pass"}
 
 def terms(audit: Audit) -> str:
     """Return the threat, the images and the attacks."""
-    data = f" of {audit.dataset}" if audit.dataset else ""
-    images = f"{len(audit.labels):,} images{data}"
+    images = f"{len(audit.labels):,} images{f' of {audit.dataset}' if audit.dataset else ''}"
     return f"{audit.norm} radius {radius_text(audit.radius)} · {images} · after {' + '.join(audit.asked)}"
 
 
@@ -89,13 +89,7 @@ def scale(finding: Finding) -> str:
         return 6 + (WIDE - 12) * (min(max(value, low), high) - low) / (high - low)
 
     at = place(finding.statistic)
-    outside = (
-        ""
-        if low <= finding.statistic <= high
-        else " \N{RIGHTWARDS ARROW}"
-        if finding.statistic > high
-        else " \N{LEFTWARDS ARROW}"
-    )
+    outside = " \N{RIGHTWARDS ARROW}" * (finding.statistic > high) + " \N{LEFTWARDS ARROW}" * (finding.statistic < low)
     shown = escape(number(finding.statistic, finding.unit))
     anchor = "start" if at < WIDE / 4 else "end" if at > 3 * WIDE / 4 else "middle"
     parts = [_zone(place(start), place(end), kind) for start, end, kind in _zones(finding, low, high)]
@@ -120,15 +114,13 @@ def _span(statistic: float, marks: Sequence[float]) -> tuple[float, float]:
 
 def _zones(finding: Finding, low: float, high: float) -> list[tuple[float, float, str]]:
     """Return (start, end, verdict) from left to right."""
-    kinds: list[tuple[str, float | None]] = [("warn", finding.warn_at), ("fail", finding.fail_at)]
+    kinds = (("warn", finding.warn_at), ("fail", finding.fail_at))
     marks = [(float(at), kind) for kind, at in kinds if at is not None and math.isfinite(at)]
+    names = ["pass", *(kind for _, kind in marks)]
     if falling(finding):
-        starts = [low, *(at for at, _ in reversed(marks))]
-        names = [*(kind for _, kind in reversed(marks)), "pass"]
-    else:
-        starts = [low, *(at for at, _ in marks)]
-        names = ["pass", *(kind for _, kind in marks)]
-    return list(zip(starts, [*starts[1:], high], names, strict=True))
+        marks, names = marks[::-1], names[::-1]
+    ends = [low, *(at for at, _ in marks), high]
+    return list(zip(ends, ends[1:], names, strict=False))
 
 
 def _zone(start: float, end: float, kind: str) -> str:
@@ -136,7 +128,7 @@ def _zone(start: float, end: float, kind: str) -> str:
 
 
 def _ticks(finding: Finding, place: Any) -> list[str]:
-    kinds: list[tuple[str, float | None]] = [("warn", finding.warn_at), ("fail", finding.fail_at)]
+    kinds = (("warn", finding.warn_at), ("fail", finding.fail_at))
     spots = sorted((place(float(at)), f"{kind} {number(at, finding.unit)}") for kind, at in kinds if at is not None)
     near = len(spots) == 2 and spots[1][0] - spots[0][0] < 90
     parts = []
@@ -150,18 +142,13 @@ def _ticks(finding: Finding, place: Any) -> list[str]:
 def finding_rows(findings: Sequence[Finding]) -> Table:
     """One row per finding, the gravest first."""
     headers = ("Check", "Verdict", "Statistic", "Thresholds", "Passes")
-    ordered = [finding for _, found in grouped(findings) for finding in found]
-    rows: list[list[Cell]] = [
-        [
-            (one.check, None),
-            (VERDICTS[one.verdict], ORDER.index(one.verdict)),
-            (number(one.statistic, one.unit), one.statistic),
-            (held_against(one), None),
-            (f"{one.passes:,}", one.passes),
-        ]
-        for one in ordered
-    ]
+    rows = [_finding_row(one) for _, found in grouped(findings) for one in found]
     return table("Every check, the gravest first. Passes: forwards and backwards of single images.", headers, rows)
+
+
+def _finding_row(one: Finding) -> list[Cell]:
+    judged = (VERDICTS[one.verdict], ORDER.index(one.verdict)), (number(one.statistic, one.unit), one.statistic)
+    return [(one.check, None), *judged, (held_against(one), None), (f"{one.passes:,}", one.passes)]
 
 
 def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
@@ -169,15 +156,94 @@ def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
 
     geometry: sentences of the geometry.
     """
-    ordered = [finding for _, found in grouped(audit.findings) for finding in found]
     lines = [f"# Audit of {markdown_text(audit.name)}: {VERDICTS[audit.verdict]}", ""]
     lines += [f"Robust accuracy {percent(audit.robust_accuracy())}; {markdown_text(terms(audit))}.", ""]
     lines += [line for sentence in sentences(audit.findings) for line in (markdown_text(sentence), "")]
-    if ordered:
+    if audit.findings:
         lines += [markdown(finding_rows(audit.findings)), "## What it means", ""]
-    for one in ordered:
+    for one in (one for _, found in grouped(audit.findings) for one in found):
         told = " ".join(markdown_text(text) for text in (one.meaning, one.advice) if text)
         lines.append(f"- **{markdown_text(one.check)}** ({VERDICTS[one.verdict].lower()}): {told}")
     if geometry:
         lines += ["", "## Geometry", "", *(f"- {markdown_text(sentence)}" for sentence in geometry)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def told_apart(audits: Sequence[Audit]) -> dict[str, Audit]:
+    """Return the audits by name, those of one name numbered. Raises BadInput unless all are of one norm and radius."""
+    threats = list(dict.fromkeys(f"{one.norm} radius {radius_text(one.radius)}" for one in audits))
+    if len(threats) > 1:
+        raise BadInput(f"audits are compared at one norm and radius, got {' and '.join(threats)}")
+    shared, seen, found = Counter(one.name for one in audits), Counter[str](), {}
+    for one in audits:
+        seen[one.name] += 1
+        found[f"{one.name}, audit {seen[one.name]}" if shared[one.name] > 1 else one.name] = one
+    return found
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """Write a verdict with its symbol, such as "! Warning"."""
+    return f"{SYMBOLS[verdict]} {VERDICTS[verdict]}"
+
+
+def audit_headline(audits: Mapping[str, Audit]) -> list[str]:
+    """Return what the audits say together, a sentence for each."""
+    first = next(iter(audits.values()))
+    opening = f"At {first.norm} radius {radius_text(first.radius)}, {len(audits)} audits side by side."
+    return [opening, *(f"{name}: {_said(audit)}." for name, audit in audits.items())]
+
+
+def _said(audit: Audit) -> str:
+    counts = Counter(one.verdict for one in audit.findings)
+    told = ", ".join(f"{counts[kind]} {VERDICTS[kind].lower()}" for kind in ORDER if counts[kind])
+    return f"{VERDICTS[audit.verdict].lower()} ({told}); robust accuracy {percent(audit.robust_accuracy())}"
+
+
+def headline_rows(audits: Mapping[str, Audit]) -> Table:
+    """One row per audit: verdict, robust accuracy, clean accuracy, images and attacks."""
+    first = next(iter(audits.values()))
+    caption = (
+        f"Robust accuracy at {first.norm} radius {radius_text(first.radius)} after all attacks and checks"
+        " of each audit, with 95% Wilson intervals; an upper bound, and possibly far too high where a check fails."
+    )
+    headers = ("Model", "Verdict", "Robust", "Clean", "Images", "Attacks")
+    return table(caption, headers, [_row(name, audit) for name, audit in audits.items()])
+
+
+def _row(name: str, audit: Audit) -> list[Cell]:
+    images = f"{len(audit.labels):,}{f' of {audit.dataset}' if audit.dataset else ''}"
+    cells: list[Cell] = [(name, None), (verdict_text(audit.verdict), ORDER.index(audit.verdict))]
+    cells += map(share, (audit.robust_accuracy(), audit.clean_accuracy()))
+    return [*cells, (images, len(audit.labels)), (" + ".join(audit.asked), None)]
+
+
+def side_by_side(audits: Mapping[str, Audit]) -> Table:
+    """One row per check, one column per audit; the gravest first, and then in the audits' own order."""
+    found = [{one.check: one for one in audit.findings} for audit in audits.values()]
+    names = list(dict.fromkeys(name for one in found for name in one))
+    gravest = {name: min(ORDER.index(one[name].verdict) for one in found if name in one) for name in names}
+    rows = [
+        [(name, None), *(_cell(one.get(name)) for one in found)]
+        for name in sorted(names, key=lambda name: gravest[name])
+    ]
+    caption = (
+        "Every check: its verdict and the number that was judged, the gravest first."
+        f" {', '.join(verdict_text(kind) for kind in ORDER)}. Open: it could not be made."
+    )
+    return table(caption, ("Check", *audits), rows)
+
+
+def _cell(finding: Finding | None) -> Cell:
+    if finding is None:
+        return NOTHING, None
+    value = "" if finding.statistic is None else f", {number(finding.statistic, finding.unit)}"
+    return f"{verdict_text(finding.verdict)}{value}", ORDER.index(finding.verdict)
+
+
+def audit_facts(name: str, audit: Audit) -> dict[str, Any]:
+    """Return an audit's numbers as one JSON-able document."""
+    robust = audit.robust_accuracy()
+    shares = {"accuracy": robust.value, "interval95": [robust.low, robust.high], "images": robust.total}
+    terms = {"norm": audit.norm, "radius": audit.radius, "attacks": list(audit.asked)}
+    findings = {one.check: {"verdict": one.verdict, "statistic": one.statistic} for one in audit.findings}
+    return {"name": name, "verdict": audit.verdict, "robust": shares, **terms, "findings": findings}

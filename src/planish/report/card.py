@@ -1,4 +1,4 @@
-"""A robustness card: a model card of the Hugging Face Hub, its metadata in YAML and a short text."""
+"""What the numbers say: the verdict in plain sentences derived from them alone; a model card."""
 
 import json
 import math
@@ -7,11 +7,124 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from planish.records.audit import Audit
-from planish.records.statistics import Estimate, counts
+from planish.records.statistics import Estimate, counts, paired_interval
 from planish.report.audited import VERDICTS, sentences
-from planish.report.entry import Entry, percent, radius_text
-from planish.report.tables import markdown, markdown_text, table
+from planish.report.tables import (
+    Entry,
+    check,
+    markdown,
+    markdown_text,
+    percent,
+    radius_text,
+    slug,
+    table,
+    threat,
+    times,
+)
+
+OVERESTIMATE = 0.20  # a first attack this far above the last is worth a sentence
+CLOSE = 0.90  # a cheaper method with this share of the best accuracy is worth a sentence
+
+
+def verdict(entries: Sequence[Entry]) -> list[str]:
+    """Return sentences, the headline first. BadInput as for a report."""
+    check(entries)
+    attacked = sorted((entry for entry in entries if entry.evaluation.columns), key=_robust, reverse=True)
+    if not attacked:
+        told = [_clean_headline(entries)]
+    else:
+        told = [_headline(attacked), *_lead(attacked), *_cheaper(attacked), *_overestimates(attacked)]
+    told += [_alarmed(entry, entry.alarms) for entry in entries if entry.alarms]
+    return told + [f"{entry.name}: {warning}" for entry in entries for warning in entry.evaluation.class_warnings()]
+
+
+def _robust(entry: Entry) -> float:
+    return entry.evaluation.robust_accuracy().value
+
+
+def _clean_headline(entries: Sequence[Entry]) -> str:
+    best = max(entries, key=lambda entry: entry.evaluation.clean_accuracy().value)
+    share = percent(best.evaluation.clean_accuracy())
+    return (
+        f"No attack was run, so nothing is known about robustness; {best.name} classifies {share} of "
+        f"{best.size:,} clean images correctly."
+    )
+
+
+def _headline(ranked: Sequence[Entry]) -> str:
+    best, last = ranked[0], ranked[-1]
+    sentence = f"At {threat(best.evaluation)}, {best.name} keeps {_kept(best)}"
+    if last is best:
+        return sentence + "."
+    same = _terms(best) == _terms(last)
+    kept = percent(last.evaluation.robust_accuracy()) if same else _kept(last)
+    return f"{sentence}; {last.name} keeps {kept}."
+
+
+def _terms(entry: Entry) -> tuple[int, tuple[str, ...]]:
+    return entry.size, entry.evaluation.asked
+
+
+def _kept(entry: Entry) -> str:
+    share = percent(entry.evaluation.robust_accuracy())
+    return f"{share} of {entry.size:,} images after {_listed(entry.evaluation.asked)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
+
+
+def _lead(ranked: Sequence[Entry]) -> list[str]:
+    """Compare the best two, image by image, when they were judged alike."""
+    if len(ranked) < 2:
+        return []
+    best, second = ranked[0], ranked[1]
+    same_images = np.array_equal(best.evaluation.indices, second.evaluation.indices)
+    if not same_images or _terms(best) != _terms(second):
+        return [f"{best.name} and {second.name} were not judged on the same images by the same attacks."]
+    lead = paired_interval(best.evaluation.survivors(), second.evaluation.survivors())
+    points = f"{100 * lead.value:.1f} points [{100 * lead.low:.1f}, {100 * lead.high:.1f}]"
+    clear = "" if lead.low > 0 else ": too close to call on this many images"
+    return [f"It is ahead of {second.name} by {points}, paired on the same images{clear}."]
+
+
+def _cheaper(ranked: Sequence[Entry]) -> list[str]:
+    """Name the cheapest method that comes close to the best one."""
+    best = ranked[0]
+    priced = [(entry.passes, entry) for entry in ranked if entry.passes is not None]
+    close = [(passes, entry) for passes, entry in priced if _robust(entry) >= CLOSE * _robust(best)]
+    if best.passes is None or _robust(best) == 0:
+        return []
+    passes, entry = min(close, key=lambda pair: pair[0])
+    if entry is best:
+        return [f"{best.name} trained with {times(best.passes)} the passes of standard training."]
+    kept = percent(entry.evaluation.robust_accuracy())
+    return [
+        f"{entry.name} keeps {kept} for {times(passes)} the passes of standard training; "
+        f"{best.name} took {times(best.passes)}."
+    ]
+
+
+def _overestimates(ranked: Sequence[Entry]) -> list[str]:
+    sentences = []
+    for entry in ranked:
+        first, last = entry.evaluation.names[0], entry.evaluation.names[-1]
+        early, late = map(entry.evaluation.accuracy_after, (first, last))
+        if early.value - late.value >= OVERESTIMATE:
+            words = f"Judged by {first} alone, {entry.name} would pass for {percent(early)}"
+            sentences.append(f"{words}; the later attacks leave {percent(late)}.")
+    return sentences
+
+
+def _alarmed(entry: Entry, alarms: Sequence[Mapping[str, Any]]) -> str:
+    steps = _listed([f"step {alarm['step']:.0f}" for alarm in alarms])
+    back = sum(bool(alarm["went_back"]) for alarm in alarms)
+    then = "training went back and on with the method strengthened" if back else "its method has nothing to harden"
+    return f"The guard saw {entry.name} collapse in training at {steps}; {then}."
+
 
 _TASK = {"type": "image-classification", "name": "Image classification"}
 
@@ -30,9 +143,18 @@ class CardMetric:
     @property
     def title(self) -> str:
         """The metric's name."""
-        if self.attack == "none":
-            return "Clean accuracy"
-        return f"Robust accuracy, {self.norm} radius {radius_text(self.radius)}, after {self.attack}"
+        return "Clean accuracy" if self.attack == "none" else f"Robust accuracy, {self.threat}, after {self.attack}"
+
+    @property
+    def threat(self) -> str:
+        """The threat in words."""
+        return "clean images" if self.attack == "none" else f"{self.norm} radius {radius_text(self.radius)}"
+
+    @property
+    def texts(self) -> list[str]:
+        """The metric as a row."""
+        total = f"{self.estimate.total:,}"
+        return [self.model, self.dataset, self.attack, self.threat, total, percent(self.estimate)]
 
 
 def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
@@ -62,7 +184,7 @@ def audit_card(audit: Audit) -> str:
 
 
 def _card(found: Sequence[CardMetric], title: str, remarks: Sequence[str]) -> str:
-    rows = [[(text, None) for text in _texts(metric)] for metric in found]
+    rows = [[(text, None) for text in metric.texts] for metric in found]
     caption = "Shares of the images classified correctly, with 95% Wilson intervals."
     headers = ("Model", "Data", "Attack", "Threat", "Images", "Accuracy")
     text = [f"# {markdown_text(title)}", "", *(line for one in remarks for line in (markdown_text(one), ""))]
@@ -70,11 +192,6 @@ def _card(found: Sequence[CardMetric], title: str, remarks: Sequence[str]) -> st
     text += ["Robust accuracy is an upper bound: it holds for the attack named beside it, at that norm and radius"]
     text += ["(pixels of [0, 1]). A stronger attack may break more. Measured by planish."]
     return "\n".join(["---", yaml(metadata(found)), "---", "", *text]) + "\n"
-
-
-def _texts(metric: CardMetric) -> list[str]:
-    threat = "clean images" if metric.attack == "none" else f"{metric.norm} radius {radius_text(metric.radius)}"
-    return [metric.model, metric.dataset, metric.attack, threat, f"{metric.estimate.total:,}", percent(metric.estimate)]
 
 
 def metadata(found: Sequence[CardMetric]) -> dict[str, Any]:
@@ -90,7 +207,7 @@ def _results(found: Sequence[CardMetric]) -> list[dict[str, Any]]:
     return [
         {
             "task": _TASK,
-            "dataset": {"name": name, "type": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"},
+            "dataset": {"name": name, "type": slug(name, "unknown")},
             "metrics": [_metric(metric) for metric in found if metric.dataset == name],
         }
         for name in sets

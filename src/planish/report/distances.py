@@ -5,8 +5,7 @@ from typing import Any
 
 from planish.records.distances import Distances
 from planish.records.statistics import counts
-from planish.report.drawing import MARKERS, PALETTE, ReportFigure, blank, legend, styled, to_png
-from planish.report.figures import percent_axis
+from planish.report.drawing import MARKERS, PALETTE, ReportFigure, legend, panel, percent_axis, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, seconds_text, table
 from planish.storage.files import write_bytes, write_json
 
@@ -42,8 +41,7 @@ def _row(record: Distances, name: str | None) -> list[Cell]:
 @styled()
 def distance_figure(record: Distances) -> ReportFigure:
     """Accuracy as the radius grows, a line for each attack."""
-    figure = blank(3.5)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.5)
     for place, name in enumerate(record.names):
         radii, shares = zip(*record.curve(name), strict=True)
         colour = PALETTE[place % len(PALETTE)]
@@ -65,21 +63,12 @@ def distance_figure(record: Distances) -> ReportFigure:
 def to_json(record: Distances) -> dict[str, Any]:
     """Return the record's numbers as one JSON-able document; infinite and undefined ones are null."""
     names: list[str | None] = [*record.names, None]
-    return {
-        "norm": record.norm,
-        "images": len(record.labels),
-        "correct": int(record.correct().sum()),
-        "attacks": [_numbers(record, name) for name in names],
-        "meta": record.meta,
-    }
+    counted = {"norm": record.norm, "images": len(record.labels), "correct": int(record.correct().sum())}
+    return counted | {"attacks": [_numbers(record, name) for name in names], "meta": record.meta}
 
 
 def _numbers(record: Distances, name: str | None) -> dict[str, Any]:
-    lengths = {
-        "mean": record.mean(name),
-        "median": record.median(name),
-        "mean_of_all": record.mean_of_all(name),
-    }
+    lengths = {"mean": record.mean(name), "median": record.median(name), "mean_of_all": record.mean_of_all(name)}
     finite = {key: value if abs(value) < float("inf") else None for key, value in lengths.items()}
     fooled = counts(record.fooling_rate(name)) if record.correct().any() else None
     return {"attack": name or BEST, **finite, "not_found": record.not_found(name), "fooled": fooled}

@@ -1,9 +1,10 @@
-"""How figures are drawn: one style, a PNG for print, an SVG that follows the page's light or dark colours."""
+"""How figures are drawn: one style, a PNG for print, an SVG in the page's colours; and images before and after."""
 
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -12,13 +13,17 @@ from textwrap import wrap
 from typing import Any
 
 import matplotlib
-from matplotlib.artist import Artist
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+from PIL import Image
 
 from planish.records.statistics import Estimate
+from planish.report.tables import TIMES, Entry, Gallery, threat
 
 WIDTH, LEGEND_ROW = 5.0, 0.22  # inches
 INK, MUTED, GRID, PAPER = "#1b1d20", "#5c6066", "#dddfe3", "#fefefe"
@@ -97,6 +102,12 @@ def blank(height: float) -> Figure:
     return figure
 
 
+def panel(height: float) -> tuple[Figure, Axes]:
+    """Return a `blank` figure with one axes."""
+    figure = blank(height)
+    return figure, figure.add_subplot()
+
+
 @styled()
 def to_png(figure: Figure) -> bytes:
     """Render on white, 900 pixels wide; the figure keeps the layout that it has then."""
@@ -132,9 +143,7 @@ def spots(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[st
     figure.set_layout_engine("none")
     to_share = axes.transData - figure.transFigure
     places = [to_share.transform(point) for point in zip(x, y, strict=True)]
-    every = [
-        Spot(100 * float(left), 100 - 100 * float(up), text) for (left, up), text in zip(places, words, strict=True)
-    ]
+    every = (Spot(100 * float(at), 100 - 100 * float(up), text) for (at, up), text in zip(places, words, strict=True))
     return tuple(spot for spot in every if math.isfinite(spot.left + spot.top))
 
 
@@ -166,19 +175,12 @@ def _marks(axes: Axes, at: float, estimate: Estimate) -> tuple[Bbox, Bbox]:
 
 
 # Where a name may go: offset in points, horizontal and vertical anchor; nearest and most usual first.
+_WAYS = ((1, 0), (-1, 0), (0.7, 0.9), (0.7, -0.9), (-0.7, 0.9), (-0.7, -0.9), (0, 1.2), (0, -1.2))
+_BESIDE, _ABOVE = ("center", "left", "right"), ("center", "bottom", "top")  # by the sign of the offset: 0, 1, -1
 _SPOTS = [
-    (dx * reach, dy * reach, horizontal, vertical)
+    (dx * reach, dy * reach, _BESIDE[(dx > 0) - (dx < 0)], _ABOVE[(dy > 0) - (dy < 0)])
     for reach in (9, 16, 26, 38, 52)
-    for dx, dy, horizontal, vertical in (
-        (1, 0, "left", "center"),
-        (-1, 0, "right", "center"),
-        (0.7, 0.9, "left", "bottom"),
-        (0.7, -0.9, "left", "top"),
-        (-0.7, 0.9, "right", "bottom"),
-        (-0.7, -0.9, "right", "top"),
-        (0, 1.2, "center", "bottom"),
-        (0, -1.2, "center", "top"),
-    )
+    for dx, dy in _WAYS
 ]
 
 
@@ -188,7 +190,9 @@ def _place(axes: Axes, point: tuple[float, float], name: str, taken: Sequence[Bb
     for dx, dy, horizontal, vertical in _SPOTS:
         note.set(position=(dx, dy), ha=horizontal, va=vertical)
         boxes.append(note.get_window_extent().padded(4))
-    costs = [_overlap(box, taken) + _outside(box, frame) for box in boxes]
+    costs = [
+        sum(_shared(box, other) for other in taken) + (box.width * box.height - _shared(box, frame)) for box in boxes
+    ]
     best = costs.index(min(costs))
     dx, dy, horizontal, vertical = _SPOTS[best]
     note.set(position=(dx, dy), ha=horizontal, va=vertical)
@@ -200,14 +204,9 @@ def _place(axes: Axes, point: tuple[float, float], name: str, taken: Sequence[Bb
 _LEADER = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
 
 
-def _overlap(box: Bbox, taken: Sequence[Bbox]) -> float:
-    shared = [Bbox.intersection(box, other) for other in taken]
-    return sum(part.width * part.height for part in shared if part is not None)
-
-
-def _outside(box: Bbox, frame: Bbox) -> float:
-    inside = Bbox.intersection(box, frame)
-    return box.width * box.height - (inside.width * inside.height if inside is not None else 0.0)
+def _shared(box: Bbox, other: Bbox) -> float:
+    part = Bbox.intersection(box, other)
+    return 0.0 if part is None else part.width * part.height
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -220,8 +219,106 @@ def legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4)
 
 
+def percent_axis(axes: Axes, which: str) -> None:
+    """Make an axis, "x" or "y", run from 0 to 100 %."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
+    (axes.set_xlim if which == "x" else axes.set_ylim)(-0.02, 1.02)
+
+
 def hide(axes: Axes, *sides: str) -> None:
     """Hide an axes' spines on these sides."""
-    parts: list[Artist] = [axes.spines[side] for side in sides]
-    for part in parts:
-        part.set_visible(False)
+    for side in sides:
+        axes.spines[side].set_visible(False)
+
+
+SHOWN = 8  # images per method
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image of a gallery: (C,H,W) arrays in [0,1] and the words under them."""
+
+    clean: NDArray[Any]
+    adversarial: NDArray[Any]
+    perturbation: NDArray[Any]
+    index: int
+    label: str
+    before: str
+    after: str
+
+    @property
+    def alt(self) -> str:
+        """What the three tiles show."""
+        return f"Image {self.index}, class {self.label}: called {self.before}, after the attack {self.after}"
+
+
+def shots(entry: Entry) -> list[Shot]:
+    """The entry's first images, at most 8."""
+    return [] if entry.images is None else shots_of(entry.images, entry.class_name)[:SHOWN]
+
+
+def shots_of(images: Gallery, class_name: Callable[[int], str]) -> list[Shot]:
+    """Return every image with its words; grey in a perturbation means unchanged."""
+    deltas = amplification(images) * (images["adversarial"] - images["clean"]) + 0.5
+    numbers = (images["labels"], images["predicted_clean"], images["predicted_adv"])
+    words = ([class_name(int(number)) for number in part] for part in numbers)
+    indices = map(int, images["indices"])
+    return list(map(Shot, images["clean"], images["adversarial"], deltas, indices, *words))
+
+
+def amplification(images: Gallery) -> float:
+    """The factor at which the largest change of a pixel becomes black or white."""
+    largest = np.abs(images["adversarial"] - images["clean"]).max(initial=0.0)
+    return 0.5 / float(largest) if largest > 0 else 1.0
+
+
+def data_uri(image: NDArray[Any]) -> str:
+    """Encode a (C,H,W) image in [0,1] as a PNG in a data URI."""
+    buffer = BytesIO()
+    Image.fromarray(_pixels(image)).save(buffer, format="PNG")
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
+
+
+def _pixels(image: NDArray[Any]) -> NDArray[np.uint8]:
+    levels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    return levels[0] if levels.shape[0] == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0))
+
+
+def gallery_caption(entry: Entry) -> str:
+    """Say what the tiles show, "" without images."""
+    if entry.images is None:
+        return ""
+    return (
+        f"{entry.name} at {threat(entry.evaluation)}: original, adversarial image, and their difference,"
+        f" amplified {amplification(entry.images):.3g}{TIMES} around grey. Under each image, the class"
+        " that the model gives it."
+    )
+
+
+@styled()
+def gallery(entry: Entry, slug: str) -> ReportFigure | None:
+    """Draw an entry's images in three rows: original, adversarial, amplified difference."""
+    shown = shots(entry)
+    if not shown:
+        return None
+    figure = blank(2.9)
+    grid = figure.subplots(3, SHOWN, squeeze=False)
+    for axes in grid[:, len(shown) :].ravel():
+        axes.set_visible(False)
+    for axes, name in zip(grid[:, 0], ("original", "adversarial", "difference"), strict=True):
+        axes.set_ylabel(name, fontsize=9)
+    for column, shot in enumerate(shown):
+        tiles = ((shot.clean, shot.before), (shot.adversarial, shot.after), (shot.perturbation, ""))
+        for axes, tile in zip(grid[:, column], tiles, strict=True):
+            _tile(axes, *tile)
+    alt = f"Gallery of {len(shown)} images. {'; '.join(shot.alt for shot in shown)}."
+    return ReportFigure(slug, f"Images: {entry.name}", gallery_caption(entry), alt, figure)
+
+
+def _tile(axes: Axes, image: NDArray[Any], words: str) -> None:
+    axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_title(words, fontsize=8, loc="center", pad=3)
+    axes.set(xticks=[], yticks=[])
+    hide(axes, "left", "bottom")

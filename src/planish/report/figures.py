@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from planish.records.statistics import Estimate
 from planish.report.drawing import (
@@ -24,10 +24,12 @@ from planish.report.drawing import (
     hide,
     label_points,
     legend,
+    panel,
+    percent_axis,
     spots,
     styled,
 )
-from planish.report.entry import Entry, attack_names, images_text, percent, threat
+from planish.report.tables import Entry, attack_names, images_text, percent, threat
 
 READINGS = 9  # points of a curve that can be read in the page
 _DASHES = ("-", "--", ":", "-.")
@@ -42,13 +44,12 @@ def report_figures(entries: Sequence[Entry]) -> list[ReportFigure]:
 @styled()
 def accuracies(entries: Sequence[Entry]) -> ReportFigure:
     """Clean and robust accuracy per method, a dot with its 95 % interval for each attack."""
-    shown = _shown_attacks(entries)
+    names = attack_names(entries)
+    shown = names if len(names) <= 5 else [names[0], *names[-4:]]
     step = 0.14 * (1 + len(shown)) + 0.2
-    figure = blank(1.2 + step * len(entries))
-    axes = figure.add_subplot()
+    figure, axes = panel(1.2 + step * len(entries))
     for place, attack in enumerate([None, *shown]):
-        offset = (place - len(shown) / 2) * 0.14 / step
-        _dots(axes, entries, attack, place, offset)
+        _dots(axes, entries, attack, place, (place - len(shown) / 2) * 0.14 / step)
     axes.set_yticks(range(len(entries)), [fitted(entry.name) for entry in entries])
     axes.set_ylim(len(entries) - 0.5, -0.5)
     percent_axis(axes, "x")
@@ -59,11 +60,6 @@ def accuracies(entries: Sequence[Entry]) -> ReportFigure:
     axes.set_xlabel(f"Accuracy on {images_text(entries)}{robust}")
     legend(figure, axes)
     return ReportFigure("accuracy", *_accuracy_words(entries), figure)
-
-
-def _shown_attacks(entries: Sequence[Entry]) -> list[str]:
-    names = attack_names(entries)
-    return names if len(names) <= 5 else [names[0], *names[-4:]]
 
 
 def _dots(axes: Axes, entries: Sequence[Entry], attack: str | None, place: int, offset: float) -> None:
@@ -96,14 +92,6 @@ def _arms(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     return below, [max(estimate.high - estimate.value, 0.0) for estimate in estimates]
 
 
-def percent_axis(axes: Axes, which: str) -> None:
-    """Make an axis, "x" or "y", run from 0 to 100 %."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
-    (axes.set_xlim if which == "x" else axes.set_ylim)(-0.02, 1.02)
-
-
 def _accuracy_words(entries: Sequence[Entry]) -> tuple[str, str, str]:
     evaluation = entries[0].evaluation
     facts = []
@@ -125,8 +113,7 @@ def costs(entries: Sequence[Entry]) -> ReportFigure | None:
     known = [entry for entry in entries if entry.passes is not None and entry.evaluation.columns]
     if not known:
         return None
-    figure = blank(3.6)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.6)
     passes = [float(entry.passes or 0) for entry in known]
     estimates = [entry.evaluation.robust_accuracy() for entry in known]
     values = [estimate.value for estimate in estimates]
@@ -136,9 +123,7 @@ def costs(entries: Sequence[Entry]) -> ReportFigure | None:
     axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
     axes.set_title(f"after {_suites(known)}; {images_text(known)}", fontsize=9, color=MUTED)
     label_points(axes, [entry.name for entry in known], passes, estimates)
-    words = [
-        f"{entry.name}: {percent(entry.evaluation.robust_accuracy())} at {entry.passes:.3g} passes" for entry in known
-    ]
+    words = [f"{e.name}: {percent(share)} at {e.passes:.3g} passes" for e, share in zip(known, estimates, strict=True)]
     return ReportFigure("cost", *_cost_words(known), figure, spots(axes, passes, values, words))
 
 
@@ -177,13 +162,12 @@ def spending(entries: Sequence[Entry]) -> ReportFigure | None:
     curves = [(entry, points) for entry in entries if len(points := entry.evaluation.spent()) > 1]
     if not curves:
         return None
-    figure = blank(3.5)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.5)
     for place, (entry, points) in enumerate(curves):
         passes, shares = zip(*points, strict=True)
-        colour, dashes = PALETTE[place % len(PALETTE)], _DASHES[place // len(PALETTE) % len(_DASHES)]
-        axes.plot(passes, shares, color=colour, linestyle=dashes, label=entry.name, drawstyle="steps-post")
-        axes.plot(passes[-1], shares[-1], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=6)
+        look = _look(place)
+        axes.plot(passes, shares, **look, label=entry.name, drawstyle="steps-post")
+        axes.plot(passes[-1], shares[-1], color=look["color"], marker=MARKERS[place % len(MARKERS)], markersize=6)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.minorticks_off()
@@ -320,16 +304,13 @@ def _curve(axes: Axes, entry: Entry, key: str, place: int) -> None:
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: int) -> None:
-    axes.plot(
-        x,
-        y,
-        color=PALETTE[place % len(PALETTE)],
-        linestyle=_DASHES[place // len(PALETTE) % len(_DASHES)],
-        marker=MARKERS[place % len(MARKERS)],
-        markersize=4 if len(x) <= 20 else 0,
-        linewidth=1.6,
-        label=name,
-    )
+    size, marker = 4 if len(x) <= 20 else 0, MARKERS[place % len(MARKERS)]
+    axes.plot(x, y, **_look(place), marker=marker, markersize=size, linewidth=1.6, label=name)
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Return the colour and the dashes of a line."""
+    return {"color": PALETTE[place % len(PALETTE)], "linestyle": _DASHES[place // len(PALETTE) % len(_DASHES)]}
 
 
 @styled()
@@ -338,8 +319,7 @@ def radii(entries: Sequence[Entry]) -> ReportFigure | None:
     known = [entry for entry in entries if entry.accuracy_by_radius]
     if not known:
         return None
-    figure = blank(3.5)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.5)
     for place, entry in enumerate(known):
         points = sorted(entry.accuracy_by_radius or [])
         _line(axes, [radius for radius, _ in points], [share for _, share in points], entry.name, place)

@@ -9,12 +9,20 @@ import numpy as np
 from planish.records.audit import Audit
 from planish.records.geometry import REACH, Array, DistanceBounds, Effort, Geometry, Linearity, Planes, Weights
 from planish.records.statistics import Estimate
-from planish.report.drawing import BLUE, MUTED, ReportFigure, blank, spots, styled
-from planish.report.entry import Gallery, class_name, percent, radius_text
-from planish.report.figures import percent_axis
-from planish.report.gallery import Shot, amplification, shots_of
+from planish.report.drawing import (
+    BLUE,
+    MUTED,
+    ReportFigure,
+    Shot,
+    amplification,
+    panel,
+    percent_axis,
+    shots_of,
+    spots,
+    styled,
+)
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
-from planish.report.tables import NOTHING, ROWS, SIMPLE, Cell, Table, table
+from planish.report.tables import NOTHING, ROWS, SIMPLE, Cell, Gallery, Table, class_name, percent, radius_text, table
 
 ROBUST, BROKEN, WRONG = "robust", "broken", "wrong when clean"
 MINUS = "\N{MINUS SIGN}"
@@ -42,12 +50,11 @@ def _by_radius(audit: Audit, part: Any) -> ReportFigure:
     """Accuracy under PGD at multiples of the radius, with its interval."""
     shares = [Estimate.from_counts(int(left), part.images) for left in part.standing]
     radii, values = part.radii.tolist(), [share.value for share in shares]
-    figure = blank(3.2)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.2)
     axes.fill_between(radii, [s.low for s in shares], [s.high for s in shares], color=BLUE, alpha=0.16, linewidth=0)
     axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
     axes.axvline(audit.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xscale("symlog", base=2, linthresh=_least(radii))
+    axes.set_xscale("symlog", base=2, linthresh=min((radius for radius in radii if radius > 0), default=1.0))
     axes.set_xticks(radii, [radius_text(float(f"{radius:.7g}")) for radius in radii])
     axes.minorticks_off()
     axes.set_xlim(left=0)
@@ -62,10 +69,6 @@ def _by_radius(audit: Audit, part: Any) -> ReportFigure:
     )
     alt = f"Line plot of accuracy by radius. {'; '.join(words)}."
     return ReportFigure("radius", "Accuracy by radius", caption, alt, figure, spots(axes, radii, values, words))
-
-
-def _least(radii: list[float]) -> float:
-    return min((radius for radius in radii if radius > 0), default=1.0)
 
 
 def _surfaces(audit: Audit, part: Planes) -> list[ReportFigure]:
@@ -120,9 +123,8 @@ def _weights(audit: Audit, part: Weights) -> list[ReportFigure]:
         return []
     lines = {f"under PGD of {part.steps} steps": part.attacked, "clean": part.clean}
     drawing = weight_landscape(part.shares, lines, quantity="Cross entropy")
-    return [
-        replace(drawing, caption=f"{drawing.caption} Mean of {part.images:,} images, attacked anew at every point.")
-    ]
+    told = f"{drawing.caption} Mean of {part.images:,} images, attacked anew at every point."
+    return [replace(drawing, caption=told)]
 
 
 def geometry_shots(audit: Audit) -> list[Shot]:

@@ -24,6 +24,7 @@ from planish.report.drawing import (
     fitted,
     hide,
     legend,
+    panel,
     spots,
     styled,
 )
@@ -47,8 +48,7 @@ def loss_surface(
     values (B,A). attacked: how far the attack went, marked. Raises BadInput for other shapes.
     """
     _shaped("values", values, (len(across), len(along)))
-    figure = blank(3.7)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.7)
     filled = axes.contourf(along, across, values, levels=14, cmap=SHADES)
     if np.ptp(values) > 0:
         axes.contour(along, across, values, levels=filled.levels, colors=MUTED, linewidths=0.5)
@@ -136,8 +136,7 @@ def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Arra
     Qin et al., "Adversarial Robustness through Local Linearization", 2019, figure 3.
     """
     _shaped("accuracy", accuracy, (len(restarts), len(steps)))
-    figure = blank(1.2 + 0.42 * len(restarts))
-    axes = figure.add_subplot()
+    figure, axes = panel(1.2 + 0.42 * len(restarts))
     axes.pcolormesh(accuracy, cmap=SHADES, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
     for row, column in np.ndindex(*accuracy.shape):
         share = float(accuracy[row, column])
@@ -169,8 +168,7 @@ def weight_landscape(
     distances (S,): steps in filter-normalized directions; losses: name -> (D,S), D directions. Raises BadInput.
     """
     _some(losses)
-    figure = blank(3.4)
-    axes = figure.add_subplot()
+    figure, axes = panel(3.4)
     for place, (name, values) in enumerate(losses.items()):
         _shaped(f"losses of '{name}'", values, (len(values), len(distances)))
         _band(axes, distances, values, name, place)
@@ -182,10 +180,8 @@ def weight_landscape(
         f"{quantity} as all weights move along random, filter-normalized directions: mean as a line, least to"
         " largest as a band. A flatter valley goes with a smaller gap between training and test robustness."
     )
-    ends = [
-        f"{name}: {v.mean(0).min():.3g} at its lowest, {v.mean(0).max():.3g} at its highest"
-        for name, v in losses.items()
-    ]
+    means = {name: values.mean(0) for name, values in losses.items()}
+    ends = [f"{name}: {v.min():.3g} at its lowest, {v.max():.3g} at its highest" for name, v in means.items()]
     return ReportFigure("weights", "Loss round the weights", caption, f"Line plot. {'; '.join(ends)}.", figure)
 
 
@@ -215,18 +211,16 @@ def bounds(
     known = {name: np.isfinite(upper) & np.isfinite(values) for name, values in lower.items()}
     if not any(mask.any() for mask in known.values()):
         raise BadInput("A scatter of bounds needs at least one image with both bounds finite.")
-    figure = blank(3.9)
-    axes = figure.add_subplot()
-    end = 1.06 * max(
-        float(max(lower[name][mask].max(), upper[mask].max())) for name, mask in known.items() if mask.any()
-    )
-    axes.plot([0, end or 1.0], [0, end or 1.0], color=MUTED, linewidth=1)
+    figure, axes = panel(3.9)
+    ends = (max(lower[name][mask].max(), upper[mask].max()) for name, mask in known.items() if mask.any())
+    end = 1.06 * max(map(float, ends)) or 1.0
+    axes.plot([0, end], [0, end], color=MUTED, linewidth=1)
     for place, (name, mask) in enumerate(known.items()):
         _scattered(axes, lower[name][mask], upper[mask], name, place)
     if radius is not None:
         axes.axvline(radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.axhline(radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set(xlim=(0, end or 1.0), ylim=(0, end or 1.0))
+    axes.set(xlim=(0, end), ylim=(0, end))
     axes.set_xlabel(f"Upper bound: {norm} distance of the nearest image found")
     axes.set_ylabel("Lower bound" + (", estimated" if kind == "estimate" else ""))
     if len(lower) > 1:
@@ -238,18 +232,9 @@ def _scattered(axes: Axes, lower: Array, upper: Array, name: str, place: int) ->
     """Draw a bound's marks; those above the line are larger and red."""
     crossed = lower > upper
     own, marker = MARKED[place % len(MARKED)]
-    for part, colour, size in ((~crossed, own, 14), (crossed, VERMILION, 30)):
-        axes.scatter(
-            upper[part],
-            lower[part],
-            s=size,
-            color=colour,
-            marker=marker,
-            alpha=0.65,
-            linewidths=0,
-            rasterized=len(lower) > MANY,
-            label=name if colour != VERMILION else "_",
-        )
+    look: dict[str, Any] = {"marker": marker, "alpha": 0.65, "linewidths": 0, "rasterized": len(lower) > MANY}
+    for part, colour, size, label in ((~crossed, own, 14, name), (crossed, VERMILION, 30, "_")):
+        axes.scatter(upper[part], lower[part], s=size, color=colour, label=label, **look)
 
 
 def _bounds_words(
@@ -300,7 +285,8 @@ def lower_bounds(models: Mapping[str, tuple[Array, Mapping[str, Array]]], *, nor
     ]
     for axes in panels.flat[len(models) :]:
         axes.set_visible(False)
-    handles = {text: handle for axes in panels.flat for handle, text in zip(*_legend_of(axes), strict=True)}
+    shown = (pair for axes in panels.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True))
+    handles = {text: handle for handle, text in shown}
     figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=len(handles))
     figure.supxlabel(f"{norm} distance of the nearest adversarial image found", fontsize=11)
     figure.supylabel("Estimated lower bound", fontsize=11)
@@ -320,9 +306,8 @@ def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) 
         if not known.any():
             raise BadInput(f"the {kind} of '{name}' needs at least one image with a bound and a distance above 0")
         colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
-        axes.scatter(
-            distance[known], bound[known], s=5, color=colour, marker=marker, alpha=0.5, linewidths=0, label=kind
-        )
+        look: dict[str, Any] = {"s": 5, "color": colour, "marker": marker, "alpha": 0.5, "linewidths": 0}
+        axes.scatter(distance[known], bound[known], **look, label=kind)
         wrong = int(np.count_nonzero(bound[known] > distance[known]))
         facts.append(f"{kind} above the distance on {wrong:,} of {np.count_nonzero(known):,}")
         ends += [float(distance[known].min()), float(distance[known].max())]
@@ -333,10 +318,6 @@ def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) 
         axis.set_major_formatter(_plain)
         axis.set_minor_formatter(NullFormatter())
     return f"{name}: {', '.join(facts)}"
-
-
-def _legend_of(axes: Axes) -> tuple[list[Any], list[str]]:
-    return axes.get_legend_handles_labels()
 
 
 def _shaped(what: str, values: Array, shape: tuple[int, ...]) -> None:

@@ -1,24 +1,42 @@
-"""The report and the audit on disk: a page, its numbers as JSON, its figures, a card."""
+"""The report and the audit on disk: templates filled with what they say, numbers as JSON, figures, a card."""
 
+import math
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from planish.core.errors import BadInput
-from planish.records import evaluation as records
-from planish.records.audit import Audit
+from planish.records.audit import Audit, Finding
+from planish.records.evaluation import Evaluation, to_json
+from planish.records.statistics import Estimate
 from planish.report import audited
-from planish.report.card import audit_card, card
-from planish.report.compared import audit_facts, told_apart
-from planish.report.drawing import ReportFigure, to_png
-from planish.report.entry import Entry, check, radius_text, threat
+from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
+from planish.report.card import audit_card, card, verdict
+from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_caption, shots, to_png, to_svg
 from planish.report.figures import report_figures
-from planish.report.gallery import gallery
-from planish.report.geometry import geometry_figures, told
-from planish.report.pairs import Pair, pair_facts, paired_figure, pairs
-from planish.report.rendering import plain, render, render_audit, render_compared
-from planish.report.verdict import verdict
+from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
+from planish.report.pairs import Pair, pair_facts, paired_figure, paired_rows, pairs
+from planish.report.tables import (
+    Entry,
+    check,
+    cost_rows,
+    image_rows,
+    images_text,
+    radius_text,
+    rows_for,
+    slug,
+    summary_rows,
+    threat,
+)
 from planish.storage.files import write_bytes, write_json, write_text
 
 
@@ -29,7 +47,6 @@ def write_report(entries: Sequence[Entry], folder: str | Path, title: str, prove
     command lines, becomes the page's "How to reproduce". Each file is written whole or not at all, the page
     last. BadInput when there is no entry, names repeat or the entries' threats differ.
     """
-    check(entries)
     return _write(entries, Path(folder), title, provenance, [], {})
 
 
@@ -66,11 +83,17 @@ def _write(
     found: Sequence[Pair],
     audits: Mapping[str, Audit],
 ) -> Path:
-    _one_threat(entries, audits)
+    check(entries)
+    own = threat(entries[0].evaluation)
+    for name, one in audits.items():
+        if (theirs := f"{one.norm} radius {radius_text(one.radius)}") != own:
+            raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
     drawn = report_figures(entries)
     if found:
         drawn.insert(1, paired_figure(found))
-    galleries = [gallery(entry, f"gallery-{place}-{_slug(entry.name)}") for place, entry in enumerate(entries, 1)]
+    galleries = [
+        gallery(entry, f"gallery-{place}-{slug(entry.name, 'method')}") for place, entry in enumerate(entries, 1)
+    ]
     _write_figures([*drawn, *(drawing for drawing in galleries if drawing)], folder)
     paired = {"pairs": plain([pair_facts(pair) for pair in found])} if found else {}
     audited_too = {"audits": plain([audit_facts(*one) for one in audits.items()])} if audits else {}
@@ -79,16 +102,6 @@ def _write(
     page = folder / "report.html"
     write_text(render(entries, title, provenance, drawn, found, audits), page)
     return page
-
-
-def _one_threat(entries: Sequence[Entry], audits: Mapping[str, Audit]) -> None:
-    """BadInput where audits are of another norm or radius than the entries, which are of one."""
-    check(entries)
-    own = threat(entries[0].evaluation)
-    others = {name: f"{one.norm} radius {radius_text(one.radius)}" for name, one in audits.items()}
-    for name, theirs in others.items():
-        if theirs != own:
-            raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
 
 
 def write_audit(audit: Audit, folder: str | Path, figures: Sequence[ReportFigure] = ()) -> Path:
@@ -113,17 +126,196 @@ def _write_figures(drawn: Sequence[ReportFigure], folder: Path) -> None:
 def results(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return the report's numbers as one JSON-able document; numbers that are not finite become null."""
     methods = [
-        {
-            "name": entry.name,
-            "evaluation": records.to_json(entry.evaluation),
-            "training": entry.training,
-            "accuracy_by_radius": entry.accuracy_by_radius,
-        }
-        for entry in entries
+        {"name": one.name, "evaluation": to_json(one.evaluation), "training": one.training}
+        | {"accuracy_by_radius": one.accuracy_by_radius}
+        for one in entries
     ]
     document = {"schema_version": 1, "title": title, "verdict": verdict(entries), "methods": methods}
     return {key: plain(value) for key, value in (document | {"provenance": provenance}).items()}
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
+LISTED = 40  # values of a list that a page shows
+
+
+def plain(value: Any) -> Any:
+    """Turn arrays, tuples and numpy numbers into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A bar at the top of a page: a share with its interval, and the clean share where that is another; in percent."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    clean: float | None = None
+
+    @classmethod
+    def of(cls, name: str, estimate: Estimate, clean: Estimate | None = None) -> Self:
+        """Return the bar of an estimate."""
+        value, low, high = (100 * part for part in (estimate.value, estimate.low, estimate.high))
+        return cls(name, value, low, high, None if clean is None else 100 * clean.value)
+
+    @property
+    def interval(self) -> str:
+        """The interval in brackets."""
+        return f"[{self.low:.1f}, {self.high:.1f}]"
+
+
+def render(
+    entries: Sequence[Entry],
+    title: str,
+    provenance: Mapping[str, Any],
+    drawn: Sequence[ReportFigure],
+    pairs: Sequence[Pair] = (),
+    audits: Mapping[str, Audit] = MappingProxyType({}),
+) -> str:
+    """Return the report's page as one HTML document that asks the network for nothing.
+
+    audits: by name, shown beside the entries.
+    """
+    # an interval stays on one line
+    headline, *remarks = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
+    most = rows_for(entries)
+    return _page(
+        "page.html.j2",
+        provenance,
+        title=title,
+        headline=headline,
+        remarks=remarks,
+        terms=f"{threat(entries[0].evaluation)} · {images_text(entries)}",
+        scores=[_score(entry.name, entry.evaluation) for entry in entries],
+        attacked=any(entry.evaluation.columns for entry in entries),
+        summary=summary_rows(entries),
+        paired=paired_rows(pairs) if pairs else None,
+        **_side_by_side(audits),
+        costs=cost_rows(entries),
+        figures=_drawings(drawn),
+        galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
+        images=[(entry.name, image_rows(entry, most)) for entry in entries],
+        models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries]
+        + [(f"{name}, audited", flat(plain(audit.known))) for name, audit in audits.items()],
+        commands=_commands(provenance, *(one.meta for one in (*(e.evaluation for e in entries), *audits.values()))),
+    )
+
+
+def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping[str, Any]) -> str:
+    """Return the page of audits side by side."""
+    headline, *remarks = audit_headline(audits)
+    return _page(
+        "compared.html.j2",
+        provenance,
+        title=title,
+        headline=headline,
+        remarks=remarks,
+        terms="; ".join(dict.fromkeys(audited.terms(one) for one in audits.values())),
+        scores=[Score.of(name, one.robust_accuracy(), one.clean_accuracy()) for name, one in audits.items()],
+        models=[(name, flat(plain(one.known))) for name, one in audits.items()],
+        commands=_commands(provenance, *(one.meta for one in audits.values())),
+        **_side_by_side(audits),
+    )
+
+
+def _side_by_side(audits: Mapping[str, Audit]) -> dict[str, Any]:
+    """Return the tables of audits, None without any, and which symbol is whose."""
+    marks = {symbol: kind for kind, symbol in audited.SYMBOLS.items()}
+    return {"audited": (headline_rows(audits), side_by_side(audits)) if audits else None, "marks": marks}
+
+
+def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
+    """Return the audit's page as one HTML document that asks the network for nothing."""
+    headline, *remarks = audited.sentences(audit.findings)
+    return _page(
+        "audit.html.j2",
+        audit.known,
+        title=audit.name,
+        verdict=audit.verdict,
+        headline=headline,
+        remarks=remarks,
+        terms=audited.terms(audit),
+        scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
+        groups=[(kind, [_shown(one) for one in found]) for kind, found in audited.grouped(audit.findings)],
+        symbols=audited.SYMBOLS,
+        names=audited.NAMES,
+        words=audited.VERDICTS,
+        rows=audited.finding_rows(audit.findings),
+        figures=_drawings(figures),
+        notes=audit.geometry.notes if audit.geometry else (),
+        shots=geometry_shots(audit),
+        shots_caption=geometry_caption(audit),
+        outcomes=outcome_rows(audit),
+        models=[],
+        commands=_commands({}, audit.meta),
+    )
+
+
+def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
+    """Fill a template. The page's policy lets it run this one script and load nothing."""
+    environment = Environment(loader=PackageLoader("planish.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.globals["data_uri"] = data_uri
+    script = environment.get_template("script.html.j2").render()
+    facts = {key: value for key, value in plain(provenance).items() if key != "commands"}
+    content |= {"facts": flat(facts), "script": Markup(script)}
+    content["script_digest"] = b64encode(sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(**content)
+
+
+def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:
+    return [(drawing, Markup(to_svg(drawing))) for drawing in drawn]  # our own drawing, its text escaped by it
+
+
+def _score(name: str, record: Evaluation) -> Score:
+    shares = (record.robust_accuracy(), record.clean_accuracy()) if record.columns else (record.clean_accuracy(),)
+    return Score.of(name, *shares)
+
+
+def _shown(finding: Finding) -> dict[str, Any]:
+    """Return a finding as the template takes it."""
+    return {
+        "check": finding.check,
+        "statistic": audited.number(finding.statistic, finding.unit),
+        "against": audited.held_against(finding),
+        "scale": Markup(audited.scale(finding)),  # our own drawing, its text escaped by it
+        "meaning": finding.meaning,
+        "advice": finding.advice,
+        "evidence": flat(plain(finding.evidence)),
+        "passes": finding.passes,
+    }
+
+
+def _origin(entry: Entry) -> dict[str, Any]:
+    """What an evaluation says about itself, less what the tables show and the lists too long to read."""
+    meta = {key: value for key, value in entry.evaluation.meta.items() if key not in ("command", "clean")}
+    data = {key: value for key, value in meta.get("data", {}).items() if key != "classes"}
+    return meta | ({"data": data} if data else {})
+
+
+def flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Turn nested facts into (dotted name, text) pairs."""
+    pairs = []
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):  # its first values, and how many are left out
+            rest = f" and {len(value) - LISTED:,} more" if len(value) > LISTED else ""
+            pairs.append((f"{prefix}{key}", ", ".join(map(str, value[:LISTED])) + rest))
+        else:
+            pairs.append((f"{prefix}{key}", str(value)))
+    return pairs
+
+
+def _commands(provenance: Mapping[str, Any], *metas: Mapping[str, Any]) -> list[str]:
+    """Return each command once, as a line: those of the page and those that made its records."""
+    given = [*provenance.get("commands", []), *(meta.get("command") for meta in metas)]
+    return list(dict.fromkeys(one if isinstance(one, str) else " ".join(one) for one in given if one))

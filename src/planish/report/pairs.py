@@ -9,9 +9,8 @@ import numpy as np
 
 from planish.core.errors import BadInput
 from planish.records.statistics import Difference, Estimate, paired_interval
-from planish.report.drawing import BLUE, INK, ReportFigure, blank, fitted, hide, styled
-from planish.report.entry import Entry, check, percent, threat
-from planish.report.tables import Cell, Table, table
+from planish.report.drawing import BLUE, INK, ReportFigure, fitted, hide, panel, styled
+from planish.report.tables import Cell, Entry, Table, check, share, table, threat
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
         raise BadInput("A comparison needs at least two evaluations.")
     for entry in entries[1:]:
         _check_images(entries[0], entry)
-    return [_pair(first, second) for first, second in combinations(entries, 2)]
+    return [_pair(*two) for two in combinations(entries, 2)]
 
 
 def _check_images(one: Entry, other: Entry) -> None:
@@ -78,16 +77,8 @@ def points(difference: Difference) -> str:
 
 def paired_rows(found: Sequence[Pair]) -> Table:
     """One row per pair: both accuracies, their difference in points, the images on which they differ."""
-    headers = (
-        "First",
-        "Second",
-        "First keeps",
-        "Second keeps",
-        "Difference, points",
-        "Only first",
-        "Only second",
-        "Outcome",
-    )
+    compared = ("First keeps", "Second keeps", "Difference, points", "Only first", "Only second")
+    headers = ("First", "Second", *compared, "Outcome")
     caption = (
         f"Pairs on the same {found[0].difference.total:,} images at {threat(found[0].first.evaluation)}, after the"
         " attacks on each. Difference with its 95% interval for pairs (Newcombe, method 10). Only first: images that"
@@ -100,9 +91,9 @@ def paired_rows(found: Sequence[Pair]) -> Table:
 
 
 def _row(pair: Pair) -> list[Cell]:
-    shares = [entry.evaluation.robust_accuracy() for entry in (pair.first, pair.second)]
-    cells: list[Cell] = [(pair.first.name, None), (pair.second.name, None)]
-    cells += [(percent(share), share.value) for share in shares]
+    both = (pair.first, pair.second)
+    cells: list[Cell] = [(entry.name, None) for entry in both]
+    cells += [share(entry.evaluation.robust_accuracy()) for entry in both]
     cells.append((points(pair.difference), pair.difference.value))
     cells += [(f"{len(only):,}", len(only)) for only in (pair.only_first, pair.only_second)]
     return [*cells, (pair.words, None)]
@@ -111,8 +102,7 @@ def _row(pair: Pair) -> list[Cell]:
 @styled()
 def paired_figure(found: Sequence[Pair]) -> ReportFigure:
     """Differences with their intervals, one row per pair, beside the line of no difference."""
-    figure = blank(0.9 + (0.46 if any("\n" in _versus(pair) for pair in found) else 0.34) * len(found))
-    axes = figure.add_subplot()
+    figure, axes = panel(0.9 + (0.46 if any("\n" in _versus(pair) for pair in found) else 0.34) * len(found))
     rows = list(range(len(found)))
     values = [100 * pair.difference.value for pair in found]
     below = [max(100 * (pair.difference.value - pair.difference.low), 0.0) for pair in found]
@@ -143,14 +133,8 @@ def _versus(pair: Pair) -> str:
 def pair_facts(pair: Pair) -> dict[str, Any]:
     """Return a pair's numbers as one JSON-able document."""
     first, second = (Estimate.of(entry.evaluation.survivors()) for entry in (pair.first, pair.second))
-    return {
-        "first": pair.first.name,
-        "second": pair.second.name,
-        "accuracies": [first.value, second.value],
-        "difference": pair.difference.value,
-        "interval95": [pair.difference.low, pair.difference.high],
-        "images": pair.difference.total,
-        "same_attacks": pair.alike,
-        "only_first": list(pair.only_first),
-        "only_second": list(pair.only_second),
-    }
+    found = pair.difference
+    models = {"first": pair.first.name, "second": pair.second.name, "accuracies": [first.value, second.value]}
+    numbers = {"difference": found.value, "interval95": [found.low, found.high], "images": found.total}
+    only = {"only_first": list(pair.only_first), "only_second": list(pair.only_second)}
+    return {**models, **numbers, "same_attacks": pair.alike, **only}

@@ -14,7 +14,7 @@ from planish.records.geometry import Planes
 from planish.report import figures, landscapes
 from planish.report.distances import distance_figure
 from planish.report.drawing import ReportFigure
-from planish.report.entry import Entry, check
+from planish.report.tables import Entry, check
 
 Evaluations = Evaluation | Mapping[str, Evaluation]
 """One record, or several by the names of their models."""

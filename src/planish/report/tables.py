@@ -1,14 +1,143 @@
-"""The report's tables as rows of text, and their plain and Markdown forms."""
+"""What a report is made of: an entry per model, how its numbers are worded, and its tables as rows of text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from planish.records.evaluation import Column
+from planish.core.errors import BadInput
+from planish.records.evaluation import Column, Evaluation
 from planish.records.statistics import Estimate
-from planish.report.entry import Entry, attack_names, images_text, percent, threat
+
+
+class Training(TypedDict):
+    """Training's cost: passes relative to standard training (counted), wall seconds, a record per epoch."""
+
+    passes: NotRequired[float]
+    seconds: NotRequired[float]
+    relative_seconds: NotRequired[float]
+    history: NotRequired[list[dict[str, Any]]]
+
+
+class Gallery(TypedDict):
+    """A few images: ``clean`` and ``adversarial`` (M,C,H,W) in [0,1], C = 1 or 3; the rest (M,) integers."""
+
+    clean: NDArray[Any]
+    adversarial: NDArray[Any]
+    labels: NDArray[Any]
+    predicted_clean: NDArray[Any]
+    predicted_adv: NDArray[Any]
+    indices: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One model in a report. ``accuracy_by_radius`` lists (radius in pixels of [0,1], accuracy in [0,1])."""
+
+    name: str
+    evaluation: Evaluation
+    training: Training | None = None
+    images: Gallery | None = None
+    accuracy_by_radius: list[tuple[float, float]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images is None:
+            return
+        clean, adversarial = self.images["clean"], self.images["adversarial"]
+        if clean.ndim != 4 or clean.shape[1] not in (1, 3) or clean.shape != adversarial.shape:
+            raise BadInput(
+                f"The gallery of '{self.name}' needs clean and adversarial images of one shape"
+                f" (M, 1 or 3, H, W), got {clean.shape} and {adversarial.shape}."
+            )
+
+    @property
+    def size(self) -> int:
+        """How many images were evaluated."""
+        return int(self.evaluation.indices.size)
+
+    @property
+    def passes(self) -> float | None:
+        """Training passes relative to standard training, None = unknown."""
+        return self.training.get("passes") if self.training else None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The training's records, one per epoch."""
+        return self.training.get("history", []) if self.training else []
+
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        """The guard's alarms while it was trained."""
+        return [alarm for record in self.history for alarm in record.get("alarms", [])]
+
+    def class_name(self, number: int) -> str:
+        """The class's name if the data set has one, else its number."""
+        return class_name(self.evaluation.classes, number)
+
+    def final_margins(self) -> NDArray[np.float32]:
+        """(N,) the largest margin that any attack reached, the clean one where none was tried."""
+        columns = [column.margin for column in self.evaluation.columns]
+        reached = np.fmax.reduce([np.full(self.size, np.nan, np.float32), *columns])
+        wrong = ~self.evaluation.correct() | np.isnan(reached)
+        return np.where(wrong, self.evaluation.clean_margin, reached)
+
+
+def class_name(classes: Sequence[Any], number: int) -> str:
+    """Return the name of a class if it has one, else its number."""
+    return str(classes[number]) if 0 <= number < len(classes) else str(number)
+
+
+def check(entries: Sequence[Entry]) -> None:
+    """BadInput unless there are entries, their names differ and all were judged at one norm and radius."""
+    if not entries:
+        raise BadInput("A report needs at least one evaluation.")
+    names = [entry.name for entry in entries]
+    if len(set(names)) != len(names):
+        raise BadInput(f"Each method in a report needs its own name, got {', '.join(names)}.")
+    threats = list(dict.fromkeys(threat(entry.evaluation) for entry in entries))
+    if len(threats) > 1:
+        raise BadInput(f"A report compares models at one norm and radius, got {' and '.join(threats)}.")
+
+
+def slug(name: str, otherwise: str) -> str:
+    """Write a name in small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or otherwise
+
+
+def attack_names(entries: Sequence[Entry]) -> list[str]:
+    """Every attack that was asked for on some entry, in the order of first appearance; a suite is one."""
+    return list(dict.fromkeys(name for entry in entries for name in entry.evaluation.asked))
+
+
+def threat(evaluation: Evaluation) -> str:
+    """Word the threat, such as "Linf radius 8/255"."""
+    return f"{evaluation.norm} radius {radius_text(evaluation.radius)}"
+
+
+def radius_text(radius: float) -> str:
+    """Write a radius the way papers do: 0.1, 8/255, 0.03137."""
+    levels = 255 * radius
+    if abs(radius - round(radius, 3)) > 1e-9 and abs(levels - round(levels)) < 1e-4:
+        return f"{round(levels)}/255"
+    return f"{radius:.4g}"
+
+
+def images_text(entries: Sequence[Entry]) -> str:
+    """Word how many images were judged, such as "500 images" or "200 to 500 images"."""
+    sizes = sorted({entry.size for entry in entries})
+    if sizes == [1]:
+        return "1 image"
+    return " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))) + " images"
+
+
+def percent(estimate: Estimate) -> str:
+    """Write a share with its 95 % interval, such as "84.2% [80.7, 87.1]"."""
+    return f"{100 * estimate.value:.1f}% [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
 
 NOTHING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -35,16 +164,15 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) 
 def summary_rows(entries: Sequence[Entry]) -> Table:
     """One row per method: clean accuracy, robust accuracy after each attack, training cost."""
     attacks = attack_names(entries)
-    columns: list[tuple[str, list[Cell]]] = [("Method", [(entry.name, None) for entry in entries])]
-    columns.append(("Clean", [_share(entry.evaluation.clean_accuracy()) for entry in entries]))
-    columns += [(f"After {name}", [_after(entry, name) for entry in entries]) for name in attacks]
+    columns: dict[str, Callable[[Entry], Cell]] = {"Method": lambda entry: (entry.name, None)}
+    columns["Clean"] = lambda entry: share(entry.evaluation.clean_accuracy())
+    columns |= {f"After {name}": partial(_after, attack=name) for name in attacks}
     if len({entry.size for entry in entries}) > 1:
-        columns.append(("Images", [_count(entry.size) for entry in entries]))
+        columns["Images"] = lambda entry: _count(entry.size)
     if any(entry.training for entry in entries):
-        columns.append(("Training passes", [_passes(entry) for entry in entries]))
-        columns.append(("Training time", [_time(entry) for entry in entries]))
-    rows = list(zip(*(cells for _, cells in columns), strict=True))
-    return table(_summary_caption(entries, attacks), [header for header, _ in columns], rows)
+        columns |= {"Training passes": lambda entry: _cell(entry.passes, times), "Training time": _time}
+    rows = [[cell(entry) for cell in columns.values()] for entry in entries]
+    return table(_summary_caption(entries, attacks), list(columns), rows)
 
 
 def _summary_caption(entries: Sequence[Entry], attacks: Sequence[str]) -> str:
@@ -59,17 +187,14 @@ def _summary_caption(entries: Sequence[Entry], attacks: Sequence[str]) -> str:
     return caption
 
 
-def _share(estimate: Estimate) -> Cell:
+def share(estimate: Estimate) -> Cell:
+    """Return a share with its interval as a cell."""
     return percent(estimate), estimate.value
 
 
 def _after(entry: Entry, attack: str) -> Cell:
     known = attack in entry.evaluation.asked
-    return _share(entry.evaluation.accuracy_after(attack)) if known else (NOTHING, None)
-
-
-def _passes(entry: Entry) -> Cell:
-    return (NOTHING, None) if entry.passes is None else (times(entry.passes), entry.passes)
+    return share(entry.evaluation.accuracy_after(attack)) if known else (NOTHING, None)
 
 
 def _time(entry: Entry) -> Cell:
@@ -108,30 +233,31 @@ def cost_rows(entries: Sequence[Entry]) -> Table:
 
 def _costs(entry: Entry) -> list[list[Cell]]:
     evaluation = entry.evaluation
-    clean = evaluation.meta.get("clean") or {}
-    names: list[Cell] = [(entry.name, None), ("none (clean images)", None)]
-    wrong = _count(int(np.count_nonzero(~evaluation.correct())))
-    passes = [_count(clean.get("forwards")), _count(0)]
-    accuracy, time = _share(evaluation.clean_accuracy()), _seconds(clean.get("seconds"))
-    first = [*names, _count(entry.size), wrong, accuracy, *passes, time]
-    return [first, *(_attack_costs(entry, column) for column in evaluation.columns)]
+    clean, wrong = evaluation.meta.get("clean") or {}, np.count_nonzero(~evaluation.correct())
+    spent = (clean.get("forwards"), 0, clean.get("seconds"))
+    first = _cost(entry, "none (clean images)", entry.size, wrong, evaluation.clean_accuracy(), *spent)
+    return [first, *(_attack_cost(entry, column) for column in evaluation.columns)]
 
 
-def _attack_costs(entry: Entry, column: Column) -> list[Cell]:
-    broken = int(np.count_nonzero(entry.evaluation.broken_by(column.name)))
-    tried = int(np.count_nonzero(column.attempted))
-    after = _share(entry.evaluation.accuracy_after(column.name))
-    names: list[Cell] = [(entry.name, None), (column.name, None)]
-    passes = [_count(column.forwards), _count(column.backwards)]
-    return [*names, _count(tried), _count(broken), after, *passes, _seconds(column.seconds)]
+def _attack_cost(entry: Entry, column: Column) -> list[Cell]:
+    tried, broken = map(np.count_nonzero, (column.attempted, entry.evaluation.broken_by(column.name)))
+    after, spent = entry.evaluation.accuracy_after(column.name), (column.forwards, column.backwards, column.seconds)
+    return _cost(entry, column.name, tried, broken, after, *spent)
+
+
+def _cost(entry: Entry, name: str, tried: Any, broken: Any, after: Estimate, *spent: Any) -> list[Cell]:
+    """Return a row; spent: forwards, backwards and seconds, None = not known."""
+    counts = [_count(int(tried)), _count(int(broken)), share(after), *map(_count, spent[:2])]
+    return [(entry.name, None), (name, None), *counts, _cell(spent[2], seconds_text)]
 
 
 def _count(number: int | None) -> Cell:
-    return (NOTHING, None) if number is None else (f"{number:,}", number)
+    return _cell(number, "{:,}".format)
 
 
-def _seconds(seconds: float | None) -> Cell:
-    return (NOTHING, None) if seconds is None else (seconds_text(seconds), seconds)
+def _cell(value: float | None, text: Callable[[Any], str]) -> Cell:
+    """Return what is known in words, with its value."""
+    return (NOTHING, None) if value is None else (text(value), value)
 
 
 def plain_text(table: Table) -> str:

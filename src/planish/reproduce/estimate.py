@@ -18,7 +18,7 @@ from planish.reproduce.running import Job, finished, trained, twin
 from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled, split_name
 from planish.reproduce.tables import PaperColumn
 from planish.runs.config import Experiment
-from planish.runs.train import architecture
+from planish.runs.run import architecture
 from planish.training.cost import training_cost
 from planish.training.loop import Bound
 

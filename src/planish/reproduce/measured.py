@@ -13,9 +13,8 @@ from planish.core.errors import BadInput
 from planish.core.threat import parse_threat
 from planish.records import distances
 from planish.records import evaluation as results
-from planish.records.distances import Distances, improvement_ratio
+from planish.records.distances import Distances, Numbers, improvement_ratio
 from planish.records.evaluation import Evaluation
-from planish.records.numbers import Numbers
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.running import Job, finished, provenance_of, record_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged

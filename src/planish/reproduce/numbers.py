@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.bounds import c_bound, l_bound, soft_top_margin, top_margin
-from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms
 from planish.audit.measures.lipschitz import empirical_lipschitz
-from planish.core.arguments import check_images, check_logits
+from planish.core.arguments import check_images, check_logits, in_chunks
 from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
-from planish.records.numbers import FILE, SCHEMA_VERSION, Numbers, save
+from planish.records.distances import NUMBERS, SCHEMA_VERSION, Numbers, save_numbers
 from planish.records.origin import origin
 from planish.reproduce.tables import PaperColumn
 from planish.runs.judge import EvaluationConfig, LoadedModel, test_images
@@ -80,5 +79,5 @@ def measure(
     meta = origin(judged.model, batch._replace(logits=logits), about, schema_version=SCHEMA_VERSION, **facts)
     numbers = {name: values.float().cpu().numpy() for name, values in found.items()}
     record = Numbers(batch.indices.cpu().numpy(), batch.labels.cpu().numpy(), passes, numbers, meta)
-    save(record, folder / FILE)
+    save_numbers(record, folder / NUMBERS)
     return record

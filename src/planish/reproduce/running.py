@@ -9,17 +9,16 @@ from planish.attacks.suites import Suite
 from planish.core.errors import BadInput
 from planish.evaluation.evaluate import OnChunk
 from planish.evaluation.naming import attacks_by_name, distance_attacks
-from planish.records import distances, numbers
+from planish.records import distances
 from planish.records import evaluation as results
-from planish.records.distances import Distances
+from planish.records.distances import Distances, Numbers
 from planish.records.evaluation import Evaluation
-from planish.records.numbers import Numbers
 from planish.reproduce.numbers import measure as measure_numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import PaperColumn, PaperTable, Row
-from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.runs.config import Experiment, parsed, read
 from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, evaluate_into, load_model, measure
+from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.runs.train import refuse_other_data, same_run, train_into, training_images
 from planish.storage.files import write_bytes
 from planish.training.loop import EpochRecord
@@ -216,7 +215,7 @@ def record_of(job: Job, row: str, column: PaperColumn) -> Evaluation | Distances
     if column.by_distance:
         name, load = DISTANCES, distances.load
     elif column.by_numbers:
-        name, load = numbers.FILE, numbers.load
+        name, load = distances.NUMBERS, distances.load_numbers
     return load(place / name) if (place / name).exists() else None
 
 

@@ -75,8 +75,7 @@ def audit_steps(
     own_checks(checks)
     facts = {**CALLED, **(about or {})}
     options: dict[str, Any] = {"seed": seed_of(seed), "own": checks, "about": facts, "on_chunk": on_chunk}
-    black_box = isinstance(network, BlackBox)
-    steps = findings(network, batch, threat, plan, black_box=black_box, **options)
+    steps = findings(network, batch, threat, plan, black_box=isinstance(network, BlackBox), **options)
     return (PageAudit(**{part.name: getattr(step, part.name) for part in fields(step)}) for step in steps)
 
 
@@ -98,25 +97,15 @@ def audit_into(
     """
     if (folder / record.RECORD).exists() and record.load(folder).complete:
         raise BadInput(f"{folder} already holds an audit; choose another folder")
-    plan = plan_of(budget)
+    plan, black_box = plan_of(budget), isinstance(judged.model, BlackBox)
     task = task if task.limit is not None else replace(task, limit=plan.images)
     batch, data, warnings = test_images(task, judged.about)
     batch = batch.to(device)
-    black_box = isinstance(judged.model, BlackBox)
     notes = [*warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
-    steps = findings(
-        judged.model,
-        batch,
-        task.threat,
-        plan,
-        seed=task.seed,
-        surrogates=surrogates_of(judged, task, batch.select(slice(0, 1)), built_by),
-        black_box=black_box,
-        own=checks,
-        about={"model": {"name": judged.name}, "data": data, "notes": notes},
-        on_chunk=on_chunk,
-    )
-    for step in steps:
+    about = {"model": {"name": judged.name}, "data": data, "notes": notes}
+    others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
+    options: dict[str, Any] = {"seed": task.seed, "own": checks, "about": about, "on_chunk": on_chunk}
+    for step in findings(judged.model, batch, task.threat, plan, surrogates=others, black_box=black_box, **options):
         record.save(step, folder)
         if step.complete:
             draw(folder)

@@ -1,4 +1,4 @@
-"""Trained models judged into folders, and folders read back as the entries of a report."""
+"""Trained models judged into folders, and folders read back, for a report or side by side."""
 
 import json
 from collections import Counter
@@ -15,26 +15,27 @@ from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.arguments import check_logits
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import Precision
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.data import load
 from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
+from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
-from planish.evaluation.verify import verify as verify_images
 from planish.models import build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
+from planish.records import audit as audits
 from planish.records import distances as distance_records
 from planish.records import evaluation as results
-from planish.records.adversarials import Verified
+from planish.records.audit import Audit
 from planish.records.distances import Distances
-from planish.records.evaluation import Evaluation
+from planish.records.evaluation import Evaluation, Verified
 from planish.records.origin import model_digest
-from planish.report import Entry
-from planish.runs.checkpoint import METRICS, PROVENANCE, WEIGHTS
-from planish.runs.run import load_run
+from planish.report import Entry, Table, write_comparison
+from planish.report.audited import headline_rows, side_by_side, told_apart
+from planish.report.pairs import paired_rows, pairs
+from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
 DISTANCES = "distances.npz"
@@ -125,32 +126,20 @@ def evaluate_into(
     `subject`. Raises BadInput if the folder holds a record of another model, data, threat or seed, or of attacks with
     other surrogates, or any without `resume`.
     """
-    path = folder / EVALUATION
     _refuse_gradients(judged, task)
-    if path.exists() and not resume:
-        raise BadInput(f"{folder} already holds an evaluation; add --resume to go on, or choose another folder")
+    path = _place(folder / EVALUATION, "an evaluation", resume)
     batch, data, warnings = test_images(task, judged.about)
-    batch = batch.to(device)
-    classes = len(judged.about.get("classes") or data["classes"])
+    batch, classes = batch.to(device), len(judged.about.get("classes") or data["classes"])
     if task.surrogates and not any("surrogates" in wanted(name) for name in task.attacks):
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     attacks = attacks_by_name(task.attacks, classes, norm=task.threat.name, surrogates=others)
     about = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
     kept = KeptProgress(folder / PROGRESS)
-    steps = evaluate_steps(
-        judged.model,
-        batch,
-        threat=task.threat,
-        attacks=attacks,
-        seed=task.seed,
-        precision=task.precision,
-        about=about,
-        earlier=results.load(path) if path.exists() else None,
-        x_adv=images_left(folder / IMAGES, batch) if resume else None,
-        on_chunk=on_chunk,
-        unfinished=kept,
-    )
+    going_on: dict[str, Any] = {"earlier": results.load(path) if path.exists() else None, "unfinished": kept}
+    going_on["x_adv"] = images_left(folder / IMAGES, batch) if resume else None
+    options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
+    steps = evaluate_steps(judged.model, batch, threat=task.threat, attacks=attacks, **options, **going_on)
     for step in steps:
         if task.keep_images:
             save_images(step, folder / IMAGES)
@@ -158,6 +147,13 @@ def evaluate_into(
         results.save(step.evaluation, path)
         kept.forget()
         yield step.evaluation
+
+
+def _place(path: Path, what: str, resume: bool) -> Path:
+    """Return where a record is to lie. Raises BadInput if there is one already that is not to be gone on with."""
+    if path.exists() and not resume:
+        raise BadInput(f"{path.parent} already holds {what}; add --resume to go on, or choose another folder")
+    return path
 
 
 def _refuse_gradients(judged: LoadedModel, task: EvaluationConfig) -> None:
@@ -192,22 +188,14 @@ def measure(
     task.threat gives norm and box; with a radius above 0 an image is left alone once one within it is found. Raises
     BadInput as `judge` does, and for attacks that search a ball of fixed radius.
     """
-    path = folder / DISTANCES
-    if path.exists() and not resume:
-        raise BadInput(f"{folder} already holds distances; add --resume to go on, or choose another folder")
+    path = _place(folder / DISTANCES, "distances", resume)
     batch, data, warnings = test_images(task, judged.about)
     classes = len(judged.about.get("classes") or data["classes"])
     attacks = distance_attacks(task.attacks, classes, norm=task.threat.name)
-    steps = distances.measure(
-        judged.model,
-        batch.to(device),
-        task.threat,
-        attacks,
-        seed=task.seed,
-        about={"model": {"name": judged.name}, "data": data, "notes": warnings},
-        earlier=distance_records.load(path) if path.exists() else None,
-    )
-    for step in steps:
+    about = {"model": {"name": judged.name}, "data": data, "notes": warnings}
+    options: dict[str, Any] = {"seed": task.seed, "about": about}
+    options["earlier"] = distance_records.load(path) if path.exists() else None
+    for step in distances.measure(judged.model, batch.to(device), task.threat, attacks, **options):
         distance_records.save(step, path)
         yield step
 
@@ -228,9 +216,17 @@ def entries(folders: Sequence[Path]) -> list[Entry]:
     Entries of one model are told apart by what it was judged by.
     """
     found = [_entry(folder) for folder in folders]
+    shared = Counter(entry.name for entry in found)
     base = next((entry.training for entry in found if entry.name == "standard" and entry.training), None)
     seconds = float(base["seconds"]) if base else 0.0
-    return _told_apart([_relative(entry, seconds) for entry in found])
+    for place, entry in enumerate(found):
+        own: dict[str, Any] = {}
+        if shared[entry.name] > 1:
+            own["name"] = f"{entry.name}, {' + '.join(entry.evaluation.asked)}"
+        if entry.training is not None and seconds > 0:
+            own["training"] = {**entry.training, "relative_seconds": float(entry.training["seconds"]) / seconds}
+        found[place] = replace(entry, **own)
+    return found
 
 
 def _entry(folder: Path) -> Entry:
@@ -245,15 +241,6 @@ def _entry(folder: Path) -> Entry:
     return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
 
 
-def _told_apart(found: list[Entry]) -> list[Entry]:
-    """Return the entries, those that share a name with their attacks added to it."""
-    shared = Counter(entry.name for entry in found)
-    return [
-        replace(entry, name=f"{entry.name}, {' + '.join(entry.evaluation.asked)}") if shared[entry.name] > 1 else entry
-        for entry in found
-    ]
-
-
 def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | None:
     """Return accuracy by radius from the folder's distances, if they are of the same model, images and norm."""
     if not (folder / DISTANCES).exists():
@@ -263,8 +250,35 @@ def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | 
     return found.curve() if same and found.meta["norm"] == record.norm else None
 
 
-def _relative(entry: Entry, seconds: float) -> Entry:
-    if entry.training is None or seconds <= 0:
-        return entry
-    training = {**entry.training, "relative_seconds": float(entry.training["seconds"]) / seconds}
-    return replace(entry, training=training)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Comparison:
+    """What the folders hold: evaluations, and audits, all at one norm and radius."""
+
+    entries: list[Entry]
+    audits: list[Audit]
+
+    def write(self, out: Path, title: str, provenance: Mapping[str, Any]) -> Path:
+        """Write the page and its numbers, and return the page's path. Raises BadInput."""
+        return write_comparison(self.entries, out, title, provenance, self.audits)
+
+    def tables(self) -> list[Table]:
+        """Return the tables for the screen, beside the evaluations' own."""
+        named = told_apart(self.audits)
+        audits = [headline_rows(named), side_by_side(named)] if named else []
+        return [*([paired_rows(pairs(self.entries))] if len(self.entries) > 1 else []), *audits]
+
+
+def comparison(folders: Sequence[Path]) -> Comparison:
+    """Read the folders; one that holds an evaluation and an audit gives both. Raises BadInput for one with neither."""
+    judged = [folder for folder in folders if (folder / EVALUATION).exists()]
+    audited = [folder for folder in folders if (folder / audits.RECORD).exists()]
+    for folder in folders:
+        if folder not in judged and folder not in audited:
+            make = f"planish evaluate ... --out {folder} or planish audit ... --out {folder}"
+            raise BadInput(f"{folder} holds neither {EVALUATION} nor {audits.RECORD}; make one with: {make}")
+    found = [audits.load(folder) for folder in audited]
+    for folder, audit in zip(audited, found, strict=True):
+        if not audit.complete:
+            raise BadInput(f"the audit in {folder} was cut short; audit again into that folder")
+    told_apart(found)
+    return Comparison(entries(judged), found)

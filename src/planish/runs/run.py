@@ -1,29 +1,101 @@
-"""A trained model with how it was trained, and the one call that trains one."""
+"""A run folder: its files, written whole or not at all and read without unpickling, and the trained model in it."""
 
+import io
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import nn
 
-from planish.core.arguments import batch_of, check_images, check_logits, path_of, seed_of, shown, threat_of
-from planish.core.batch import Batch
+from planish.core.arguments import path_of
 from planish.core.errors import BadInput
-from planish.core.threat import ThreatModel
-from planish.data.batches import Batches
-from planish.data.images import Images, numbered_classes
-from planish.methods import Method
-from planish.models import is_borrowed
-from planish.registry import components, make
-from planish.runs import checkpoint as checkpoints
-from planish.runs.checkpoint import CONFIG, METRICS, WEIGHTS
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, read
-from planish.runs.train import architecture, new_model, train_into
-from planish.training.collapse import OFF, Guard
-from planish.training.loop import fit, start
-from planish.training.settings import Settings
+from planish.models import Normalized, build, is_borrowed
+from planish.runs.config import read
+from planish.storage.files import write_bytes
+
+WEIGHTS, RESUME, METRICS = "model.safetensors", "resume.pt", "metrics.jsonl"
+CONFIG, PROVENANCE = "config.toml", "provenance.json"
+SCHEMA_VERSION = 1
+
+
+def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write the model's parameters and buffers as safetensors, with the metadata as one JSON string."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata})
+    write_bytes(save(tensors, {"planish": text}), path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a weights file. Raises BadInput for anything but a whole planish file."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("planish")
+    except FileNotFoundError:
+        raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
+    try:
+        metadata: dict[str, Any] = json.loads(text or "")
+        newer = metadata["schema_version"] > SCHEMA_VERSION
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path} was not written by planish: it does not say which architecture it holds") from None
+    if newer:
+        raise BadInput(f"{path} was written by a newer planish (schema {metadata['schema_version']}); upgrade planish")
+    return metadata
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load parameters and buffers into the model. Raises BadInput if they belong to another architecture."""
+    read_metadata(path)
+    tensors = load_file(path)
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    if own != found:
+        wrong = next(name for name in sorted({*own, *found}) if own.get(name) != found.get(name))
+        there, here = (_shape(shapes.get(wrong)) for shapes in (found, own))
+        raise BadInput(f"{path} holds another architecture: '{wrong}' is {there} there and {here} in the model")
+    model.load_state_dict(tensors)
+
+
+def copy_run(run: Path, folder: Path) -> None:
+    """Copy a finished run's files, its weights last, so that a copy that is cut short is no finished run."""
+    for name in (CONFIG, METRICS, PROVENANCE, WEIGHTS):
+        write_bytes((run / name).read_bytes(), folder / name)
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "a scalar"
+
+
+def save_resume(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a run needs to go on: tensors, numbers, strings and plain containers."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    write_bytes(content.getvalue(), path)
+
+
+def load_resume(path: Path) -> dict[str, Any]:
+    """Read it back, with weights_only: code in the file is never run. Raises BadInput if it is not whole."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("torch.save writes zip files")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise BadInput(f"{path} is truncated or not a planish checkpoint; remove it to start over") from error
+    return state
+
+
+def architecture(name: str, options: dict[str, Any], classes: int, channels: int) -> nn.Module:
+    """Return a model of that name; a registered architecture untrained, with a still neutral normalization."""
+    network = build(name, classes=classes, channels=channels, **options)
+    return network if ":" in name else Normalized(network, (0.0,) * channels, (1.0,) * channels)
 
 
 @dataclass(frozen=True)
@@ -51,7 +123,7 @@ def load_run(folder: str | Path, built_by: str | None = None) -> Run:
     Raises BadInput.
     """
     folder = path_of(folder)
-    about = checkpoints.read_metadata(folder / WEIGHTS)
+    about = read_metadata(folder / WEIGHTS)
     try:
         name, options = about["model"]["name"], about["model"]["options"]
         classes, channels = len(about["classes"]), int(about["channels"])
@@ -62,7 +134,7 @@ def load_run(folder: str | Path, built_by: str | None = None) -> Run:
     elif ":" in name and name != built_by:
         raise BadInput(f"the model in {folder} was built by '{name}'; if you trust that code, add --built-by {name}")
     model = architecture(name, options, classes, channels)
-    checkpoints.load_weights(folder / WEIGHTS, model)
+    load_weights(folder / WEIGHTS, model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = read(folder / CONFIG) if (folder / CONFIG).exists() else {}
     return Run(model.eval(), config, _history(folder / METRICS), about, folder)
@@ -70,126 +142,3 @@ def load_run(folder: str | Path, built_by: str | None = None) -> Run:
 
 def _history(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def train(
-    model: nn.Module | str,
-    data: "str | Images | Batch | tuple[Any, Any]",
-    *,
-    method: Method | str = "planish",
-    threat: ThreatModel | str,
-    epochs: int | None = None,
-    settings: Settings | None = None,
-    guard: Guard = OFF,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    out: str | Path | None = None,
-) -> Run:
-    """Train a model against a threat, and return the run.
-
-    model: a module from images in [0, 1] to logits, which is trained in place; or an architecture's name, such as
-    "small-cnn" or "wide-resnet-34-10", or "file.py:function".
-    data: a text such as "digits" or "cifar10:PATH"; or images and labels (x, labels), x (N, C, H, W) in [0, 1].
-    method: such as planish.methods.SEAT(), or a name such as "seat", "llr-2" or "file.py:NAME".
-    threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
-    epochs: in place of those of the settings, which are `Settings()` unless given, with batches no larger than the
-    data.
-    guard: against catastrophic overfitting. seed: of everything random. device: to compute on.
-    out: a run folder to write as well; then model, data and method must have names, so that it can be opened again.
-    Raises BadInput.
-    """
-    given, settings = settings is not None, settings or Settings()
-    settings = settings if epochs is None else replace(settings, epochs=epochs)
-    own, threat, seed = _method(method), threat_of(threat), seed_of(seed)
-    if out is not None:
-        experiment = _experiment(model, data, method, threat, settings, guard, seed)
-        for _ in train_into(experiment, path_of(out), device=device):
-            pass
-        return load_run(out, model if isinstance(model, str) else None)
-    images = _images(data)
-    settings = settings if given else replace(settings, batch_size=min(settings.batch_size, len(images)))
-    config = _config(model, images, method, threat, settings, seed)
-    network = _network(model, images, seed).to(device)
-    check_logits(network, images.first(2).to(device).as_batch())
-    state = start(network, settings)
-    batches = Batches(images, settings.batch_size, DataOptions().augmentation, device)
-    for record in fit(state, own, threat, batches, settings, seed=seed, guard=guard):
-        state.history[-1] |= {"learning_rate": record.learning_rate, "seconds": record.seconds}
-    about = {"classes": list(images.classes), "channels": images.x.shape[1], "data": images.name}
-    return Run(state.deployed.eval(), config, state.history, about)
-
-
-def _method(method: object) -> Method:
-    if isinstance(method, str):
-        made: Method = make("methods", method, {})
-        return made
-    if isinstance(method, type) or not (callable(method) and hasattr(method, "second_order")):
-        hint = f"; call the class: {method.__name__}()" if isinstance(method, type) else ""
-        raise BadInput(f'a method is a name such as "seat" or planish.methods.SEAT(), not {shown(method)}{hint}')
-    return method  # type: ignore[return-value]
-
-
-def _images(data: object) -> Images:
-    """Return training images in memory. Raises BadInput."""
-    if isinstance(data, str):
-        from planish.data import load
-
-        return load(data, "train")
-    if isinstance(data, Images):
-        return data
-    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data, Batch):
-        data = batch_of(*data)
-    if not isinstance(data, Batch):
-        raise BadInput(f'data is a text such as "digits", or images and labels (x, labels), not {shown(data)}')
-    check_images(data, threat_of("Linf:0"))
-    return Images(data.x.float(), data.labels, numbered_classes(data.labels), "images in memory", data.indices)
-
-
-def _network(model: object, images: Images, seed: int) -> nn.Module:
-    if isinstance(model, str):
-        return new_model(Named(model), images, seed)
-    if not isinstance(model, nn.Module):
-        raise BadInput(f'the model is a torch.nn.Module or a name such as "small-cnn", not {shown(model)}')
-    return model
-
-
-def _named(method: Method | str) -> Named:
-    """Return a method's name and options; one that is not registered has its class's name."""
-    if isinstance(method, str):
-        return Named(method)
-    names = [name for name, kind in components("methods").items() if kind is type(method)]
-    parts: tuple[Any, ...] = fields(method) if is_dataclass(method) else ()
-    own = {part.name: getattr(method, part.name) for part in parts}
-    return Named(names[0] if names else type(method).__name__, own)
-
-
-def _experiment(
-    model: object, data: object, method: Method | str, threat: ThreatModel, settings: Settings, guard: Guard, seed: int
-) -> Experiment:
-    """Return the experiment of what has names. Raises BadInput."""
-    for what, value in (("model", model), ("data", data)):
-        if not isinstance(value, str):
-            raise BadInput(
-                f"out= writes a run folder, which must name its {what} to be opened again: "
-                f"give a text, not {shown(value)}"
-            )
-    named = _named(method)
-    if ":" not in named.name:
-        _ = make("methods", named.name, named.options)
-    options = ThreatOptions(threat.name, threat.radius)
-    return Experiment(DataOptions(str(data)), Named(str(model)), named, options, settings, guard, seed)
-
-
-def _config(
-    model: object, images: Images, method: Method | str, threat: ThreatModel, settings: Settings, seed: int
-) -> dict[str, Any]:
-    """Return the configuration as the tables of a run folder's TOML, as far as things have names."""
-    named = _named(method)
-    return {
-        "seed": seed,
-        "data": {"source": images.name},
-        "model": {"name": model if isinstance(model, str) else type(model).__name__},
-        "method": {"name": named.name, **named.options},
-        "threat": {"norm": threat.name, "radius": threat.radius},
-        "settings": asdict(settings),
-    }

@@ -1,10 +1,10 @@
-"""An experiment carried out: data, model and method put together, trained, saved and resumed."""
+"""The one call that trains, and an experiment carried out: put together, trained, saved and resumed."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,28 @@ from torch import nn
 
 from planish.attacks import run
 from planish.attacks.gradient import PGD
-from planish.core.arguments import check_logits, logits_of
+from planish.core.arguments import batch_of, check_images, check_logits, logits_of, path_of, seed_of, shown, threat_of
+from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
-from planish.data.images import Images, OnCorrupt, refuse
+from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
 from planish.data.listing import Listing
 from planish.data.source import find
 from planish.data.stream import Streamed, default_workers
-from planish.models import Normalized, build
-from planish.runs import checkpoint as checkpoints
-from planish.runs.checkpoint import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS
-from planish.runs.config import Experiment, Named, parsed, read, to_toml
+from planish.methods import Method
+from planish.models import Normalized
+from planish.records.origin import provenance
+from planish.registry import components, make
+from planish.runs import run as runs
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, parsed, read, to_toml
+from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
 from planish.storage.files import write_json, write_text
-from planish.storage.provenance import provenance
+from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
+from planish.training.settings import Settings
 from planish.training.state import State, go_on, to_go_on
 
 COUNTED = 4
@@ -84,12 +89,6 @@ def new_model(model: Named, images: Images, seed: int) -> nn.Module:
     return network
 
 
-def architecture(name: str, options: dict[str, Any], classes: int, channels: int) -> nn.Module:
-    """Return a model of that name; a registered architecture untrained, with a still neutral normalization."""
-    network = build(name, classes=classes, channels=channels, **options)
-    return network if ":" in name else Normalized(network, (0.0,) * channels, (1.0,) * channels)
-
-
 def train_into(
     experiment: Experiment, folder: Path, *, device: torch.device | str = "cpu", resume: bool = False
 ) -> Iterator[EpochRecord]:
@@ -100,23 +99,22 @@ def train_into(
     Raises BadInput if the folder holds another configuration or other data, or a run without `resume`.
     """
     _refuse_other(experiment, folder, resume)
-    corrupt = _left_out(folder)
+    corrupt = {*_known(folder).get("corrupt_images", [])}
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
     prepared = prepare(experiment, device, on_corrupt)
     digest = prepared.images.digest()
     refuse_other_data(folder, digest)
-    batches = _batches(experiment, prepared.images, prepared.sample, device, on_corrupt)
+    batches = _batches(experiment, prepared, device, on_corrupt)
     write_text(to_toml(experiment), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
     if (folder / RESUME).exists():
-        go_on(state, checkpoints.load_resume(folder / RESUME))
+        go_on(state, runs.load_resume(folder / RESUME))
     origin = _origin(experiment, prepared, digest, device)
     write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
     settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
     probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
-    for record in fit(
-        state, method, threat, batches, settings, seed=experiment.seed, guard=experiment.guard, held_out=probed
-    ):
+    also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed}
+    for record in fit(state, method, threat, batches, settings, **also):
         checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
         if experiment.data.skip_corrupt:
             checked["corrupt_images"] = len(corrupt)
@@ -126,34 +124,21 @@ def train_into(
         yield record._replace(metrics={**record.metrics, **checked})
 
 
-def _left_out(folder: Path) -> set[str]:
-    """Return what the folder's run has left out so far."""
+def _known(folder: Path) -> dict[str, Any]:
+    """Return where the folder's run comes from, as far as it has come."""
     path = folder / PROVENANCE
-    return {*json.loads(path.read_text()).get("corrupt_images", [])} if path.exists() else set()
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _batches(
-    experiment: Experiment,
-    images: Images | Listing,
-    sample: Images,
-    device: torch.device | str,
-    on_corrupt: OnCorrupt,
-) -> Epochs:
+def _batches(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
     """Return the training batches, of images in memory or of streamed ones. Raises BadInput."""
-    data, settings = experiment.data, experiment.settings
+    data, size, images = experiment.data, experiment.settings.batch_size, prepared.images
     if isinstance(images, Images):
-        return Batches(images, settings.batch_size, data.augmentation, device)
-    channels, height, width = sample.x.shape[1:]
-    return Streamed(
-        images,
-        settings.batch_size,
-        (channels, height, width),
-        data.augmentation,
-        data.sides(settings.epochs),
-        device,
-        default_workers() if data.workers is None else data.workers,
-        on_corrupt,
-    )
+        return Batches(images, size, data.augmentation, device)
+    channels, height, width = prepared.sample.x.shape[1:]
+    shape, sides = (channels, height, width), data.sides(experiment.settings.epochs)
+    workers = default_workers() if data.workers is None else data.workers
+    return Streamed(images, size, shape, data.augmentation, sides, device, workers, on_corrupt)
 
 
 def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: torch.device | str) -> dict[str, Any]:
@@ -182,8 +167,7 @@ def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
 
 def refuse_other_data(folder: Path, digest: str) -> None:
     """Raise BadInput if the folder's run was trained on images of another digest."""
-    path = folder / PROVENANCE
-    earlier = json.loads(path.read_text()) if path.exists() else {}
+    earlier = _known(folder)
     if earlier.get("data_digest", digest) != digest:
         raise BadInput(
             f"{folder} holds a run on other data ({earlier.get('data_name')}); name that data, or choose another folder"
@@ -192,8 +176,7 @@ def refuse_other_data(folder: Path, digest: str) -> None:
 
 def same_run(one: Experiment, other: Experiment) -> bool:
     """Say whether two experiments differ at most in what changes no result: where the data lies, and the workers."""
-    first, second = (replace(each, data=replace(each.data, workers=None, source="")) for each in (one, other))
-    return first == second
+    return one == replace(other, data=replace(other.data, workers=one.data.workers, source=one.data.source))
 
 
 def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:
@@ -203,11 +186,8 @@ def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, s
     batch = held_out.to(next(model.parameters()).device).as_batch()
     logits = logits_of(model, batch.x)
     found = run(PGD(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
-    clean, robust = (logits.argmax(1) == batch.labels), found.score < 0
-    return {
-        "validation_accuracy": float(clean.float().mean()),
-        "validation_robust_accuracy": float(robust.float().mean()),
-    }
+    right = {"accuracy": logits.argmax(1) == batch.labels, "robust_accuracy": found.score < 0}
+    return {f"validation_{name}": float(share.float().mean()) for name, share in right.items()}
 
 
 def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
@@ -226,5 +206,126 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
 def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
     """Write metrics and weights, then the resume file, whose epoch is what counts."""
     write_text("".join(json.dumps(entry) + "\n" for entry in state.history), folder / METRICS)
-    checkpoints.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
-    checkpoints.save_resume(folder / RESUME, to_go_on(state))
+    runs.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
+    runs.save_resume(folder / RESUME, to_go_on(state))
+
+
+def train(
+    model: nn.Module | str,
+    data: "str | Images | Batch | tuple[Any, Any]",
+    *,
+    method: Method | str = "planish",
+    threat: ThreatModel | str,
+    epochs: int | None = None,
+    settings: Settings | None = None,
+    guard: Guard = OFF,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    out: str | Path | None = None,
+) -> Run:
+    """Train a model against a threat, and return the run.
+
+    model: a module from images in [0, 1] to logits, which is trained in place; or an architecture's name, such as
+    "small-cnn" or "wide-resnet-34-10", or "file.py:function".
+    data: a text such as "digits" or "cifar10:PATH"; or images and labels (x, labels), x (N, C, H, W) in [0, 1].
+    method: such as planish.methods.SEAT(), or a name such as "seat", "llr-2" or "file.py:NAME".
+    threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
+    epochs: in place of those of the settings, which are `Settings()` unless given, with batches no larger than the
+    data.
+    guard: against catastrophic overfitting. seed: of everything random. device: to compute on.
+    out: a run folder to write as well; then model, data and method must have names, so that it can be opened again.
+    Raises BadInput.
+    """
+    given, settings = settings is not None, settings or Settings()
+    settings = settings if epochs is None else replace(settings, epochs=epochs)
+    own, threat, seed = _method(method), threat_of(threat), seed_of(seed)
+    if out is not None:
+        experiment = _experiment(model, data, method, threat, settings, guard, seed)
+        for _ in train_into(experiment, path_of(out), device=device):
+            pass
+        return load_run(out, model if isinstance(model, str) else None)
+    images = _images(data)
+    settings = settings if given else replace(settings, batch_size=min(settings.batch_size, len(images)))
+    config = _config(model, images, method, threat, settings, seed)
+    network = _network(model, images, seed).to(device)
+    check_logits(network, images.first(2).to(device).as_batch())
+    state = start(network, settings)
+    batches = Batches(images, settings.batch_size, DataOptions().augmentation, device)
+    for record in fit(state, own, threat, batches, settings, seed=seed, guard=guard):
+        state.history[-1] |= {"learning_rate": record.learning_rate, "seconds": record.seconds}
+    about = {"classes": list(images.classes), "channels": images.x.shape[1], "data": images.name}
+    return Run(state.deployed.eval(), config, state.history, about)
+
+
+def _method(method: object) -> Method:
+    if isinstance(method, str):
+        made: Method = make("methods", method, {})
+        return made
+    if isinstance(method, type) or not (callable(method) and hasattr(method, "second_order")):
+        hint = f"; call the class: {method.__name__}()" if isinstance(method, type) else ""
+        raise BadInput(f'a method is a name such as "seat" or planish.methods.SEAT(), not {shown(method)}{hint}')
+    return method  # type: ignore[return-value]
+
+
+def _images(data: object) -> Images:
+    """Return training images in memory. Raises BadInput."""
+    if isinstance(data, str):
+        from planish.data import load
+
+        return load(data, "train")
+    if isinstance(data, Images):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data, Batch):
+        data = batch_of(*data)
+    if not isinstance(data, Batch):
+        raise BadInput(f'data is a text such as "digits", or images and labels (x, labels), not {shown(data)}')
+    check_images(data, threat_of("Linf:0"))
+    return Images(data.x.float(), data.labels, numbered_classes(data.labels), "images in memory", data.indices)
+
+
+def _network(model: object, images: Images, seed: int) -> nn.Module:
+    if isinstance(model, str):
+        return new_model(Named(model), images, seed)
+    if not isinstance(model, nn.Module):
+        raise BadInput(f'the model is a torch.nn.Module or a name such as "small-cnn", not {shown(model)}')
+    return model
+
+
+def _named(method: Method | str) -> Named:
+    """Return a method's name and options; one that is not registered has its class's name."""
+    if isinstance(method, str):
+        return Named(method)
+    names = [name for name, kind in components("methods").items() if kind is type(method)]
+    parts: tuple[Any, ...] = fields(method) if is_dataclass(method) else ()
+    own = {part.name: getattr(method, part.name) for part in parts}
+    return Named(names[0] if names else type(method).__name__, own)
+
+
+def _experiment(
+    model: object, data: object, method: Method | str, threat: ThreatModel, settings: Settings, guard: Guard, seed: int
+) -> Experiment:
+    """Return the experiment of what has names. Raises BadInput."""
+    for what, value in (("model", model), ("data", data)):
+        if not isinstance(value, str):
+            need = f"out= writes a run folder, which must name its {what} to be opened again"
+            raise BadInput(f"{need}: give a text, not {shown(value)}")
+    named = _named(method)
+    if ":" not in named.name:
+        _ = make("methods", named.name, named.options)
+    options = ThreatOptions(threat.name, threat.radius)
+    return Experiment(DataOptions(str(data)), Named(str(model)), named, options, settings, guard, seed)
+
+
+def _config(
+    model: object, images: Images, method: Method | str, threat: ThreatModel, settings: Settings, seed: int
+) -> dict[str, Any]:
+    """Return the configuration as the tables of a run folder's TOML, as far as things have names."""
+    named = _named(method)
+    return {
+        "seed": seed,
+        "data": {"source": images.name},
+        "model": {"name": model if isinstance(model, str) else type(model).__name__},
+        "method": {"name": named.name, **named.options},
+        "threat": {"norm": threat.name, "radius": threat.radius},
+        "settings": asdict(settings),
+    }

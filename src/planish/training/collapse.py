@@ -161,18 +161,19 @@ class CollapseMonitor:
         batch: Batch,
         x_adv: Tensor | None,
         step: int,
-        generator: torch.Generator,
+        noise: torch.Generator,
     ) -> dict[str, float]:
         """Return a probe of these images, with PGD where it is time for that or the probe has jumped."""
         held_out, threat, steps = self.held_out, self.threat, self.guard.probe_steps
-        seen = _floats(probe(model, batch, threat, None if x_adv is None else x_adv[: len(batch.x)]))
+        first = probe(model, batch, threat, None if x_adv is None else x_adv[: len(batch.x)])
+        seen: dict[str, float] = dict(zip(Probe._fields, torch.stack(first).tolist(), strict=True))
         if step % self.guard.probe_every < self.guard.every:
-            images = batch if held_out is None else _drawn(held_out, self.guard.probe_images, generator)
+            images = batch if held_out is None else _drawn(held_out, self.guard.probe_images, noise)
             if held_out is not None or x_adv is not None:
                 seen["one_step"] = float(probe(model, images, threat).one_step)
-            seen["robust"] = float(withstanding(model, images, threat, steps, generator))
+            seen["robust"] = float(withstanding(model, images, threat, steps, noise))
         elif state.jumped(seen):
-            seen["robust"] = float(withstanding(model, batch, threat, steps, generator))
+            seen["robust"] = float(withstanding(model, batch, threat, steps, noise))
         return seen
 
 
@@ -203,7 +204,3 @@ def withstanding(model: nn.Module, batch: Batch, threat: ThreatModel, steps: int
 def _drawn(held_out: Batch, count: int, generator: torch.Generator) -> Batch:
     rows = torch.randperm(len(held_out.x), generator=generator, device=generator.device)[:count]
     return held_out.select(rows.to(held_out.x.device))
-
-
-def _floats(seen: Probe) -> dict[str, float]:
-    return dict(zip(Probe._fields, torch.stack(seen).tolist(), strict=True))

@@ -19,9 +19,8 @@ from planish.core.threat import ThreatModel
 from planish.methods import Method, StepContext, TrainingLoss
 from planish.models import corrupts_memory
 from planish.training.collapse import OFF, CollapseMonitor, Guard
-from planish.training.settings import Settings, learning_rate
+from planish.training.settings import Settings, learning_rate, perturbable, perturbed_weights, steepest_weights
 from planish.training.state import State
-from planish.training.weight_perturbation import perturbable, perturbed_weights, steepest_weights
 
 MOST_ESCALATIONS = 6
 SNAPSHOTS, APART = 2, 2

@@ -18,7 +18,7 @@ from planish.core.errors import BadInput
 from planish.data.images import Images
 from planish.data.readers.parquet import list_parquet
 from planish.data.source import holds
-from planish.storage.home import home
+from planish.storage.files import home
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32

@@ -10,7 +10,7 @@ from planish.data.listing import Files, Listing, mixed
 from planish.data.readers.folder import list_folder, listed
 from planish.data.readers.parquet import list_parquet
 from planish.data.source import holds
-from planish.storage.home import home
+from planish.storage.files import home
 
 LABELLED = ("validation", "valid", "val")
 """What files of labelled test images are called: Hugging Face's files named "test" have no labels."""

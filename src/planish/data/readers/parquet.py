@@ -20,8 +20,7 @@ from planish.data.decode import Pixels, stack
 from planish.data.images import numbered_classes
 from planish.data.listing import TOGETHER, Listing
 from planish.data.source import WORDS, data_name, files_of_split
-from planish.storage.files import write_bytes
-from planish.storage.home import home
+from planish.storage.files import home, write_bytes
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
