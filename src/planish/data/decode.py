@@ -114,6 +114,8 @@ def _turned(picture: "Image") -> "Image":
     """Return the picture as its EXIF orientation wants it seen; one that says nothing readable as it is stored."""
     from PIL import ImageOps
 
+    if "exif" not in picture.info:
+        return picture
     try:
         upright = picture.getexif().get(0x0112, 1) == 1
     except Exception:  # a damaged EXIF block may raise anything; the pixels are what counts

@@ -66,9 +66,10 @@ def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":
 def _kind(spec: str, known: list[str]) -> str:
     """Return the name of the reader for a path."""
     from planish.data.readers.cifar import recognise
+    from planish.data.readers.mnist import is_mnist
 
     path = Path(spec).expanduser()
-    if path.suffix in (".parquet", ".npz"):
+    if path.suffix in (".parquet", ".npz", ".npy"):
         return path.suffix[1:]
     if not path.exists():
         raise BadInput(
@@ -77,9 +78,15 @@ def _kind(spec: str, known: list[str]) -> str:
     if cifar := recognise(path):
         return cifar
     if path.is_file():
-        raise BadInput(f"'{spec}' is no known kind of data: give .parquet, .npz, a CIFAR archive or an image folder")
+        raise BadInput(
+            f"'{spec}' is no known kind of data: give .parquet, .npz, .npy, a CIFAR archive or an image folder"
+        )
     if (path / "wnids.txt").is_file():
         return "tiny-imagenet"
+    if is_mnist(path):
+        return "mnist"
+    if any((path / f"{split}_32x32.mat").is_file() for split in SPLITS):
+        return "svhn"
     return next((kind for kind in ("parquet", "npz") if holds(path, f".{kind}")), "folder")
 
 

@@ -16,7 +16,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".
 
 
 def list_folder(path: Path | None, split: str, limit: int | None) -> Listing:
-    """A folder of PNG, JPEG, WebP, BMP, PPM, TIFF or GIF images: a subfolder for each class, or train/ and test/ of them.
+    """A folder of PNG, JPEG, WebP, BMP, PPM, TIFF or GIF images: a subfolder for each class, or train/ and test/ of it.
 
     Classes are the names of the subfolders that hold images at any depth, sorted as text ("10" before "2"), the same in
     all splits. `limit` takes a random but fixed subset, since the files are ordered by class. Other files are left out
