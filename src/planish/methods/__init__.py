@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from planish.methods.grad_align import GradAlign as GradAlign
     from planish.methods.gradient_penalty import GradientPenalty as GradientPenalty
     from planish.methods.guided import GAT as GAT, NuAT as NuAT
+    from planish.methods.liet import LIET as LIET
     from planish.methods.llr import LLR as LLR
     from planish.methods.mart import MART as MART
     from planish.methods.planish import Planish as Planish
     from planish.methods.prior_guided import FGSMEP as FGSMEP, FGSMMEP as FGSMMEP
     from planish.methods.seat import SEAT as SEAT, SEATFL as SEATFL, SEATPublished as SEATPublished
+    from planish.methods.sora import SORA as SORA
     from planish.methods.ssat import SSAT as SSAT
     from planish.methods.standard import Standard as Standard
     from planish.methods.sub_at import SubAT as SubAT
