@@ -30,7 +30,8 @@ from planish.evaluation.evaluate import EvaluationStep
 from planish.records.evaluation import Verified, load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
 from planish.search.ascent import Adversarials
-from planish.storage.files import UNREADABLE, read_arrays, remove, write_arrays
+from planish.storage.files import remove, write_arrays
+from planish.storage.reading import UNREADABLE, read_arrays
 
 SHOWN = 8
 

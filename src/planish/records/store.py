@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
 from planish.records.statistics import Booleans, Estimate
-from planish.storage.files import UNREADABLE, read_arrays, write_arrays
+from planish.storage.files import write_arrays
+from planish.storage.reading import UNREADABLE, read_arrays
 
 Record = TypeVar("Record")
 Arrays = dict[str, NDArray[Any]]
@@ -49,7 +50,7 @@ class Kind:
         except FileNotFoundError:
             raise BadInput(self.absent.format(**place)) from None
         except BadInput as error:
-            raise BadInput(f"{path}: {error}") from error
+            raise BadInput(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
         except _MISFITS as error:
             raise BadInput((self.strange or self.absent).format(**place)) from error
 

@@ -101,7 +101,7 @@ def audit_into(
     task = task if task.limit is not None else replace(task, limit=plan.images)
     batch, data, warnings = test_images(task, judged.about)
     batch = batch.to(device)
-    notes = [*warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
+    notes = [*judged.notes, *warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
     about = {"model": {"name": judged.name}, "data": data, "notes": notes}
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     options: dict[str, Any] = {"seed": task.seed, "own": checks, "about": about, "on_chunk": on_chunk}

@@ -1,7 +1,7 @@
 """The one configuration tree: Experiment <-> TOML, coerced by annotations, unknown keys refused."""
 
 import json
-import tomllib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from planish.data.batches import Augmentation, check_resolutions, sides
 from planish.data.images import Stream
 from planish.methods import Method
 from planish.registry import made, make, refuse_unknown
+from planish.storage.reading import read_toml, toml_of
 from planish.training.collapse import OFF, Guard
 from planish.training.settings import Settings
 
@@ -135,12 +136,7 @@ def _named(section: str, table: Mapping[str, Any]) -> Named:
 
 def read(path: Path) -> dict[str, Any]:
     """Return the configuration tree of a TOML file. Raises BadInput."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"no configuration file {path}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not TOML: {error}") from error
+    return read_toml(path)
 
 
 def overlaid(base: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,8 +166,8 @@ def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return toml_of(f"value = {text}")["value"]
+    except (ValueError, KeyError):
         return text
 
 
@@ -207,5 +203,7 @@ def _lines(value: Any) -> list[str]:
 
 
 def _literal(entry: Any) -> str:
-    """Return the entry in TOML, which is JSON without surrogate pairs and with DEL escaped."""
+    """Return the entry in TOML, which is JSON without surrogate pairs, with DEL escaped and other names of infinity."""
+    if isinstance(entry, float) and not math.isfinite(entry):
+        return str(entry)
     return json.dumps(entry, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,13 +1,11 @@
 """Trained models judged into folders, and folders read back, for a report or side by side."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,24 +30,28 @@ from planish.records.audit import Audit
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
 from planish.records.origin import model_digest
+from planish.records.store import Kind
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
-from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run
+from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.storage.reading import read_json
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
 DISTANCES = "distances.npz"
+_GALLERY_KIND = Kind("{path} does not hold the pictures of an evaluation, or it is damaged; remove it")
 WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model to be judged: its name, what is known of it, and how it was trained if that is known."""
+    """A model to be judged: its name, what is known of it and of its training, and notes on its files."""
 
     model: nn.Module
     name: str
     about: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     folder = Path(spec)
     if (folder / WEIGHTS).exists():
         run = load_run(folder, built_by)
-        return LoadedModel(run.model.to(device), run.about["method"]["name"], run.about, training_of(folder))
+        name = run.about.get("method", {}).get("name") or folder.name
+        return LoadedModel(run.model.to(device), name, run.about, training_of(folder), run.notes)
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:
@@ -92,10 +95,16 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     )
 
 
-def training_of(folder: Path) -> dict[str, Any]:
-    """Return a run's cost and history: passes relative to standard training, seconds, a record per epoch."""
-    history = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    origin = json.loads((folder / PROVENANCE).read_text())
+def training_of(folder: Path) -> dict[str, Any] | None:
+    """Return a run's cost and history: passes relative to standard training, seconds, a record per epoch.
+
+    None where the folder holds weights alone. Raises BadInput.
+    """
+    try:
+        origin = read_json(folder / PROVENANCE, "remove it to judge the model without its cost")
+        history = read_history(folder / METRICS, {})
+    except FileNotFoundError:
+        return None
     seconds = sum(entry["seconds"] for entry in history)
     return {"passes": origin.get("training_cost"), "seconds": seconds, "history": history}
 
@@ -134,7 +143,12 @@ def evaluate_into(
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     attacks = attacks_by_name(task.attacks, classes, norm=task.threat.name, surrogates=others)
-    about = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
+    about = {
+        "model": {"name": judged.name},
+        "data": data,
+        "training": judged.training,
+        "notes": [*judged.notes, *warnings],
+    }
     kept = KeptProgress(folder / PROGRESS)
     going_on: dict[str, Any] = {"earlier": results.load(path) if path.exists() else None, "unfinished": kept}
     going_on["x_adv"] = images_left(folder / IMAGES, batch) if resume else None
@@ -192,7 +206,7 @@ def measure(
     batch, data, warnings = test_images(task, judged.about)
     classes = len(judged.about.get("classes") or data["classes"])
     attacks = distance_attacks(task.attacks, classes, norm=task.threat.name)
-    about = {"model": {"name": judged.name}, "data": data, "notes": warnings}
+    about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() else None
     for step in distances.measure(judged.model, batch.to(device), task.threat, attacks, **options):
@@ -233,10 +247,8 @@ def _entry(folder: Path) -> Entry:
     if not (folder / EVALUATION).exists():
         raise BadInput(f"{folder} holds no {EVALUATION}; make one with: planish evaluate ... --out {folder}")
     record = results.load(folder / EVALUATION)
-    images: Any = None
-    if (folder / GALLERY).exists():
-        with np.load(folder / GALLERY, allow_pickle=False) as arrays:
-            images = dict(arrays)
+    shown = folder / GALLERY
+    images: Any = _GALLERY_KIND.read(shown, lambda _, arrays: arrays) if shown.exists() else None
     name = record.meta.get("model", {}).get("name", folder.name)
     return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
 

@@ -1,10 +1,10 @@
 """A run folder: its files, written whole or not at all and read without unpickling, and the trained model in it."""
 
+import hashlib
 import io
 import json
-import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from planish.core.arguments import path_of
 from planish.core.errors import BadInput
 from planish.models import Normalized, build, is_borrowed
-from planish.runs.config import read
 from planish.storage.files import write_bytes
+from planish.storage.reading import (
+    DIGEST,
+    Damaged,
+    content_of,
+    last_good,
+    previous,
+    read_headed,
+    read_lines,
+    refuse_large,
+    sealed,
+    tensors_digest,
+    unsealed,
+)
 
 WEIGHTS, RESUME, METRICS = "model.safetensors", "resume.pt", "metrics.jsonl"
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
@@ -26,35 +38,56 @@ SCHEMA_VERSION = 1
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Write the model's parameters and buffers as safetensors, with the metadata as one JSON string."""
+    """Write the model's parameters and buffers as safetensors, with the metadata as one JSON string, and a digest.
+
+    The weights that stood there stay as `previous(path)`.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata})
-    write_bytes(save(tensors, {"planish": text}), path)
+    write_bytes(save(tensors, {"planish": text, DIGEST: tensors_digest(tensors, text)}), path, previous(path))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata of a weights file. Raises BadInput for anything but a whole planish file."""
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("planish")
-    except FileNotFoundError:
-        raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
+    text = _header(path).get("planish")
     try:
         metadata: dict[str, Any] = json.loads(text or "")
         newer = metadata["schema_version"] > SCHEMA_VERSION
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"{path} was not written by planish: it does not say which architecture it holds") from None
     if newer:
         raise BadInput(f"{path} was written by a newer planish (schema {metadata['schema_version']}); upgrade planish")
     return metadata
 
 
+def _header(path: Path) -> dict[str, str]:
+    """Return the texts in a safetensors file's header. Raises BadInput, Damaged if it is not whole."""
+    try:
+        refuse_large(path, path.stat().st_size)
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except FileNotFoundError:
+        raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise Damaged(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the metadata of a weights file, its digest tested. Raises BadInput, Damaged."""
+    metadata, header = read_metadata(path), _header(path)
+    tensors = load_file(path)
+    if header.get(DIGEST, digest := tensors_digest(tensors, header["planish"])) != digest:
+        raise Damaged(f"{path} is damaged: its weights are not those that were written; train again, or copy it again")
+    return tensors, metadata
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load parameters and buffers into the model. Raises BadInput if they belong to another architecture."""
-    read_metadata(path)
-    tensors = load_file(path)
+    put_weights(read_weights(path)[0], path, model)
+
+
+def put_weights(tensors: dict[str, Tensor], path: Path, model: nn.Module) -> None:
+    """Load a file's tensors into the model. Raises BadInput if they belong to another architecture."""
     own = {name: value.shape for name, value in model.state_dict().items()}
     found = {name: value.shape for name, value in tensors.items()}
     if own != found:
@@ -75,20 +108,26 @@ def _shape(shape: torch.Size | None) -> str:
 
 
 def save_resume(path: Path, state: Mapping[str, Any]) -> None:
-    """Write what a run needs to go on: tensors, numbers, strings and plain containers."""
+    """Write what a run needs to go on: tensors, numbers, strings and plain containers; the save before stays."""
     content = io.BytesIO()
     torch.save(dict(state), content)
-    write_bytes(content.getvalue(), path)
+    write_bytes(sealed(content.getvalue()), path, previous(path))
 
 
 def load_resume(path: Path) -> dict[str, Any]:
-    """Read it back, with weights_only: code in the file is never run. Raises BadInput if it is not whole."""
+    """Read it back, with weights_only: code in the file is never run. Raises BadInput, Damaged if it is not whole."""
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("torch.save writes zip files")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise BadInput(f"{path} is truncated or not a planish checkpoint; remove it to start over") from error
+        content = io.BytesIO(unsealed(content_of(path)))
+        with zipfile.ZipFile(content) as archive:
+            refuse_large(path, sum(member.file_size for member in archive.infolist()))
+            if archive.testzip() is not None:
+                raise ValueError("a part of it is damaged")
+        content.seek(0)
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    except BadInput:
+        raise
+    except Exception as error:  # zipfile and torch raise anything on bytes that are not theirs
+        raise Damaged(f"{path} is truncated or not a planish checkpoint; remove it to start over") from error
     return state
 
 
@@ -104,7 +143,7 @@ class Run:
 
     model: in evaluation mode. config: the configuration, as the tables of its TOML. history: an entry for each epoch,
     with "epoch", "loss", "train_accuracy" and more. about: what the model is for: classes, channels, data, method,
-    threat. folder: where it lies, None = in memory alone.
+    threat. folder: where it lies, None = in memory alone. notes: what was wrong with its files, and what was done.
     """
 
     model: nn.Module
@@ -112,6 +151,7 @@ class Run:
     history: list[dict[str, Any]]
     about: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_run(folder: str | Path, built_by: str | None = None) -> Run:
@@ -123,7 +163,7 @@ def load_run(folder: str | Path, built_by: str | None = None) -> Run:
     Raises BadInput.
     """
     folder = path_of(folder)
-    about = read_metadata(folder / WEIGHTS)
+    (tensors, about), note = last_good(folder / WEIGHTS, read_weights)
     try:
         name, options = about["model"]["name"], about["model"]["options"]
         classes, channels = len(about["classes"]), int(about["channels"])
@@ -134,11 +174,24 @@ def load_run(folder: str | Path, built_by: str | None = None) -> Run:
     elif ":" in name and name != built_by:
         raise BadInput(f"the model in {folder} was built by '{name}'; if you trust that code, add --built-by {name}")
     model = architecture(name, options, classes, channels)
-    load_weights(folder / WEIGHTS, model)
+    put_weights(tensors, folder / WEIGHTS, model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    config = read(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    return Run(model.eval(), config, _history(folder / METRICS), about, folder)
+    config = read_headed(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    history = read_history(folder / METRICS, {} if note else about)
+    return Run(model.eval(), config, history, about, folder, (note,) if note else ())
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def history_digest(entries: Sequence[str]) -> str:
+    """Return the digest of the lines of a metrics file."""
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
+
+
+def read_history(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entry of each epoch; none if there is no file. about: of the weights. Raises Damaged."""
+    if not path.exists():
+        return []
+    history = read_lines(path, "it can be written anew: planish train --resume")
+    lines = content_of(path).decode().splitlines()[: about.get("epoch")]
+    if about.get(METRICS, digest := history_digest(lines)) != digest:
+        raise Damaged(f"{path} is damaged: its lines are not those of {WEIGHTS}; go on with planish train --resume")
+    return history

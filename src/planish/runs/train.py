@@ -28,9 +28,10 @@ from planish.models import Normalized
 from planish.records.origin import provenance
 from planish.registry import components, make
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, parsed, read, to_toml
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, parsed, to_toml
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
-from planish.storage.files import write_json, write_text
+from planish.storage.files import LOCK, write_sealed_json, write_text
+from planish.storage.reading import headed, last_good, read_headed, read_json
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
@@ -105,12 +106,12 @@ def train_into(
     digest = prepared.images.digest()
     refuse_other_data(folder, digest)
     batches = _batches(experiment, prepared, device, on_corrupt)
-    write_text(to_toml(experiment), folder / CONFIG)
+    write_text(headed(to_toml(experiment)), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
     if (folder / RESUME).exists():
-        go_on(state, runs.load_resume(folder / RESUME))
+        go_on(state, last_good(folder / RESUME, runs.load_resume)[0])
     origin = _origin(experiment, prepared, digest, device)
-    write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+    write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
     settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
     probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
     also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed}
@@ -118,7 +119,7 @@ def train_into(
         checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
         if experiment.data.skip_corrupt:
             checked["corrupt_images"] = len(corrupt)
-            write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+            write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
         state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
         _save(state, folder, metadata(experiment, prepared.sample))
         yield record._replace(metrics={**record.metrics, **checked})
@@ -127,7 +128,7 @@ def train_into(
 def _known(folder: Path) -> dict[str, Any]:
     """Return where the folder's run comes from, as far as it has come."""
     path = folder / PROVENANCE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, "remove it, and the run goes on without it") if path.exists() else {}
 
 
 def _batches(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
@@ -157,12 +158,19 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
     if (folder / CONFIG).exists():
-        if not same_run(parsed(read(folder / CONFIG)), experiment):
+        if not same_run(parsed(read_headed(folder / CONFIG)), experiment):
             raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
         if not resume and (folder / RESUME).exists():
             raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
-    elif folder.exists() and not (folder.is_dir() and all(name.endswith(".part") for name in os.listdir(folder))):
+    elif folder.exists() and not (
+        folder.is_dir() and all(name.endswith(".part") or name == LOCK for name in os.listdir(folder))
+    ):
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
+
+
+def _passing(name: str) -> bool:
+    """Say whether a file of this name may lie in a new folder: what a kill leaves."""
+    return name.endswith(".part") or name == LOCK
 
 
 def refuse_other_data(folder: Path, digest: str) -> None:
@@ -205,8 +213,10 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
 
 def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
     """Write metrics and weights, then the resume file, whose epoch is what counts."""
-    write_text("".join(json.dumps(entry) + "\n" for entry in state.history), folder / METRICS)
-    runs.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
+    lines = [json.dumps(entry) for entry in state.history]
+    write_text("".join(f"{line}\n" for line in lines), folder / METRICS)
+    about = {**about, "epoch": state.epoch, METRICS: runs.history_digest(lines)}
+    runs.save_weights(folder / WEIGHTS, state.deployed, about)
     runs.save_resume(folder / RESUME, to_go_on(state))
 
 

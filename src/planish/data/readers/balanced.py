@@ -13,8 +13,8 @@ from planish.data.source import find
 def find_balanced(path: Path | None, split: str, limit: int | None) -> Images | Listing:
     """As many images of each class as the limit allows, drawn from other data: balanced:parquet:PATH.
 
-    The draw is random but fixed; classes that have too few images leave their share to the others. Without a limit it is
-    the data itself. Raises BadInput.
+    The draw is random but fixed; classes that have too few images leave their share to the others. Without a limit it
+    is the data itself. Raises BadInput.
     """
     if path is None:
         raise BadInput("'balanced' needs data to draw from: write balanced:DATA, such as balanced:parquet:PATH")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput
 from planish.data.images import Images, numbered_classes
 from planish.storage.files import home
+from planish.storage.reading import refuse_large
 
 NAMES = {"train": ("train",), "test": ("t10k", "test")}
 """What each split's files begin with, behind a set's own name: emnist-letters-train-images-idx3-ubyte.gz."""
@@ -68,6 +69,7 @@ def _idx(path: Path, axes: int) -> NDArray[np.uint8]:
             if len(head) < 4 + 4 * axes or head[:4] != bytes([0, 0, 8, axes]):
                 raise BadInput(f"{path}: not an idx file of bytes with {axes} axes: download it again")
             shape = [int.from_bytes(head[at : at + 4]) for at in range(4, len(head), 4)]
+            refuse_large(path, math.prod(shape))
             content = _exactly(file, math.prod(shape), path)
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path}: not readable ({str(error).partition(chr(10))[0]}): download it again") from None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput
 from planish.data.images import Images, numbered_classes
 from planish.data.source import WORDS, data_name, files_of_split
-from planish.storage.files import UNREADABLE
+from planish.storage.reading import refuse_large, unpacked
 
 Array = NDArray[Any]
 CHANNELS = (1, 3)
@@ -22,10 +22,10 @@ IMAGES, LABELS = ("x", "images", "image", "X", "data", "imgs"), ("y", "labels", 
 def read_npz(path: Path | None, split: str, limit: int | None) -> Images:
     """NumPy .npz with arrays x (or images, image, data), y (or labels, label, target) and, if wanted, classes.
 
-    One file may hold both splits: x_train, y_train, x_test, y_test, or train_images, train_labels, and so on. x is uint8,
-    or floating in [0, 1]; (N, C, H, W), (N, H, W, C) with 1 or 3 channels, or (N, H, W). y is a whole number for each
-    image, or one-hot. Without `classes` they are numbered up to the largest label. Nothing is unpickled. Raises BadInput
-    for anything else.
+    One file may hold both splits: x_train, y_train, x_test, y_test, or train_images, train_labels, and so on. x is
+    uint8, or floating in [0, 1]; (N, C, H, W), (N, H, W, C) with 1 or 3 channels, or (N, H, W). y is a whole number for
+    each image, or one-hot. Without `classes` they are numbered up to the largest label. Nothing is unpickled. Raises
+    BadInput for anything else.
     """
     files = files_of_split(path, split, ".npz")
     if len(files) > 1:
@@ -58,12 +58,12 @@ def labelled(x: Array, y: Array, classes: tuple[str, ...], name: str, path: Path
 
 def _arrays(path: Path) -> Mapping[str, Array]:
     with _readable(path, ".npz file of plain arrays"), path.open("rb") as file:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        return unpacked(file, path)
 
 
 def _array(path: Path) -> Array:
     with _readable(path, ".npy file of a plain array"):
+        refuse_large(path, path.stat().st_size)
         found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         return np.array(found)
 
@@ -72,7 +72,9 @@ def _array(path: Path) -> Array:
 def _readable(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
-    except (*UNREADABLE, TypeError, AttributeError) as error:
+    except BadInput:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = "object arrays need pickle" if "Object arrays" in str(error) else type(error).__name__
         raise BadInput(f"{path}: not a readable {kind} ({reason})") from None
 

@@ -1,5 +1,6 @@
 """Street View House Numbers, as its authors publish the cut-out digits: train_32x32.mat and test_32x32.mat."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from planish.core.errors import BadInput
 from planish.data.images import Images
 from planish.storage.files import home
+from planish.storage.reading import refuse_large
 
 SHAPE = (32, 32, 3)
 URL = "http://ufldl.stanford.edu/housenumbers"
@@ -41,6 +43,7 @@ def _arrays(file: Path) -> tuple[Any, Any]:
         count = shapes.get("X", ())[-1:]
         if shapes.get("X") != (*SHAPE, *count) or shapes.get("y") not in ((*count, 1), (1, *count)):
             raise BadInput(f"{file}: no X (32, 32, 3, N) with y (N, 1), but {shapes or 'nothing'}: download it again")
+        refuse_large(file, math.prod(SHAPE) * count[0])
         found = loadmat(file, variable_names=["X", "y"])
         x, labels = found["X"], found["y"]
     except BadInput:
