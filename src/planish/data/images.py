@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from torch import Tensor
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 
+if TYPE_CHECKING:
+    from planish.data.listing import Listing
+
+Labelled = TypeVar("Labelled", "Images", "Listing")
 MOST_CLASSES = 100_000
 NUMBERED = ("{}", "LABEL_{}")
 NAMED = 5
@@ -215,7 +219,7 @@ def has_names(classes: Sequence[str]) -> bool:
     return all([name.format(number) for number in range(len(classes))] != list(classes) for name in NUMBERED)
 
 
-def matched(images: Images, classes: Sequence[str]) -> tuple[Images, list[str]]:
+def matched(images: Labelled, classes: Sequence[str]) -> tuple[Labelled, list[str]]:
     """Return the images labelled as a model labels that knows these classes, and what a reader must know of that.
 
     Classes are matched by name: they may come in another order, or be fewer. Where one side has numbers alone, or

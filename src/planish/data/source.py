@@ -1,5 +1,6 @@
 """A data set from one line of text (a name, name:PATH, or just a path), and the files that hold a split of it."""
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,22 @@ def load(spec: str, split: str, limit: int | None = None, size: int | None = Non
             f"resize them, or name their own size"
         )
     return found
+
+
+def remarks(found: "Images | Listing", spec: str, limit: int | None = None) -> list[str]:
+    """Say what a reader must know of data that `find` returned: files left out, and classes that a limit does not show.
+
+    The second is said where so few classes would be strange in a random choice, by more than three standard deviations.
+    """
+    left_out = found.inventory.left_out
+    said = [f"{found.name}: {found.inventory.words()}"] if left_out else []
+    count, shown, drawn = len(found.classes), len(set(found.labels.tolist())), len(found.labels)
+    missed, both = (1 - 1 / count) ** drawn, max(0.0, 1 - 2 / count) ** drawn
+    spread = math.sqrt(max(0.0, count * missed * (1 - count * missed) + count * (count - 1) * both))
+    if limit is not None and shown < count * (1 - missed) - 3 * spread and shown < min(count, drawn):
+        advice = f"its images are sorted by class; write balanced:{spec} for as many of each"
+        said.append(f"the first {drawn} images of {found.name} show {shown} of {count} classes: {advice}")
+    return said
 
 
 def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":

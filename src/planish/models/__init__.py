@@ -1,6 +1,8 @@
 """Architectures, one file each: NCHW images in [0, 1] -> logits, with the normalization inside."""
 
 import importlib
+import inspect
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +17,21 @@ LIBRARIES = ("timm", "hf")
 
 
 class Normalized(nn.Module):
-    """A network behind (x - mean) / std per channel, so that x and radii stay in pixels of [0, 1]."""
+    """A network behind (x - mean) / std per channel, so that x and radii stay in pixels of [0, 1].
+
+    classes: what whoever published the network calls its classes; none if that is not known.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], classes: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         if len(mean) != len(std) or any(value <= 0 for value in std):
             raise BadInput(f"normalization needs one mean and one positive std per channel, got {mean} and {std}")
-        self.network = network
+        self.network, self.classes = network, classes
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
@@ -98,6 +105,24 @@ def is_borrowed(name: str) -> bool:
     return name.partition(":")[0] in LIBRARIES
 
 
+def _called(component: Callable[..., Any], name: str, options: dict[str, Any]) -> object:
+    """Call the user's function or a registered one. Raises BadInput for options that it does not take, or if it fails."""
+    try:
+        inspect.signature(component).bind(**options)
+    except TypeError as error:
+        raise BadInput(f"model '{name}' does not take these options: {error}") from error
+    except ValueError:  # some callables do not tell what they take
+        pass
+    try:
+        return component(**options)
+    except BadInput:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise BadInput(f"model '{name}' cannot be built: {what} ({place.filename}, line {place.lineno})") from error
+
+
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
     """Return a new network of a registered name, "package.module:function", "file.py:function", "timm:..." or "hf:...".
 
@@ -107,18 +132,20 @@ def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Modul
     their published weights unless `pretrained` is false; classes and channels 0 mean their own numbers.
     Raises BadInput.
     """
-    try:
-        if is_borrowed(name):
-            from planish.models.pretrained import borrowed
+    component: Callable[..., Any]
+    if is_borrowed(name):
+        from planish.models.pretrained import borrowed
 
+        try:
             return Normalized(*borrowed(name, classes, channels, options))
-        if ":" in name:
-            model = imported(name, "model")(**options)
-        else:
-            component, numbers = resolve("models", name)
-            model = component(classes=classes, channels=channels, **{**numbers, **options})
-    except TypeError as error:
-        raise BadInput(f"model '{name}' does not take these options: {error}") from error
+        except TypeError as error:
+            raise BadInput(f"model '{name}' does not take these options: {error}") from error
+    if ":" in name:
+        component = imported(name, "model")
+    else:
+        component, numbers = resolve("models", name)
+        options = {"classes": classes, "channels": channels, **numbers, **options}
+    model = _called(component, name, options)
     if not isinstance(model, nn.Module):
         raise BadInput(f"model '{name}' returned {type(model).__name__}, not a torch.nn.Module")
     return model
