@@ -15,7 +15,7 @@ from planish.core.errors import BadInput, at_least
 if TYPE_CHECKING:
     from planish.data.listing import Listing
 
-Labelled = TypeVar("Labelled", "Images", "Listing")
+Labelled = TypeVar("Labelled", bound="Images | Listing")
 MOST_CLASSES = 100_000
 NUMBERED = ("{}", "LABEL_{}")
 NAMED = 5

@@ -106,7 +106,7 @@ def is_borrowed(name: str) -> bool:
 
 
 def _called(component: Callable[..., Any], name: str, options: dict[str, Any]) -> object:
-    """Call the user's function or a registered one. Raises BadInput for options that it does not take, or if it fails."""
+    """Call a user's function or a registered one. Raises BadInput for options that it does not take, or if it fails."""
     try:
         inspect.signature(component).bind(**options)
     except TypeError as error:

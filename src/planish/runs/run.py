@@ -104,7 +104,7 @@ def copy_run(run: Path, folder: Path) -> None:
 
 
 def _code(spec: str) -> tuple[str, str]:
-    """Return what "folder/file.py:NAME" or "package.module:NAME" names, wherever that lies: file or module, and NAME."""
+    """Return the file or module and the NAME of "folder/file.py:NAME" or "package.module:NAME", wherever it lies."""
     place, _, name = spec.rpartition(":")
     return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2], name
 
