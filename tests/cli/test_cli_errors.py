@@ -168,8 +168,8 @@ class Witness:
 
 @pytest.fixture
 def damaged(run_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the run folder, for a test to damage."""
-    return Path(shutil.copytree(run_folder, tmp_path / "run"))
+    """A copy of the run folder, without the saves before the last, for a test to damage."""
+    return Path(shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("*.previous.*")))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -100])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,18 @@ class Short(Suite):
         return self.whole.reasons(done, images)
 
 
+class Kept(Protocol):
+    """Keeps what an audit needs to go on after a kill."""
+
+    def restored(self, evidence: Evidence, meta: Mapping[str, Any], names: Sequence[str]) -> list[Finding]:
+        """Put what was found back into the evidence, and return the findings; none if nothing was kept."""
+        ...
+
+    def begun(self, evidence: Evidence) -> None:
+        """Keep the suite's outcome: it is done, and the checks begin."""
+        ...
+
+
 def plan_of(name: str) -> Plan:
     """Return the budget of that name. Raises BadInput."""
     if name not in PLANS:
@@ -74,13 +86,14 @@ def audit(
     only: Sequence[str] = (),
     own: Sequence[str] = (),
     on_chunk: OnChunk | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Audit]:
     """Check the model: run the suite, then yield the audit after each finding, the last one complete.
 
     images: x (N, C, H, W) in [0, 1], on the model's device. black_box: it has no gradients by its nature. suite: what
     the headline rests on, planish's own unless given. about: JSON-able facts for the audit's meta. only: names of
     checks, all unless given; with some alone, no geometry is made. own: more checks, the user's, as "file.py:NAME" or
-    "package.module:NAME". The model's modes, parameters,
+    "package.module:NAME". kept: what an audit of the same that was cut short has found. The model's modes, parameters,
     statistics and the global random state stay as they are, and a random model is given the same draws every time.
     Raises BadInput as `evaluate` does, but for probabilities, whose logarithms are attacked.
     """
@@ -94,10 +107,12 @@ def audit(
         suite = suite or _suite(clean.shape[1], plan, black_box)
         setting = (threat, plan, "black-box" if black_box else SUITE, suite, seed, surrogates, black_box, on_chunk)
         evidence = Evidence(counted, model, images._replace(logits=clean), *setting)
+        meta = _meta(evidence, about or {}, len(named))
+        findings = [] if kept is None else kept.restored(evidence, meta, [*named])
         _ = evidence.judged
-    meta = _meta(evidence, about or {}, len(named))
-    findings: list[Finding] = []
-    for name, check in named.items():
+    if kept is not None:
+        kept.begun(evidence)
+    for name, check in [*named.items()][len(findings) :]:
         with reproducible(seed):
             findings.append(check(name, evidence))
             done = len(findings) == len(named) and not only and plan.measured

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -143,11 +143,13 @@ class Evidence:
     on_chunk: OnChunk | None = None
     broken: dict[str, Tensor] = field(default_factory=dict)
     adversarial: dict[int, Tensor] = field(default_factory=dict)
+    earlier: EvaluationStep | None = None
+    spent: int = 0
 
     @property
     def passes(self) -> int:
         """Single images through the model so far, forward and back."""
-        return self.model.forwards + self.model.backwards
+        return self.spent + self.model.forwards + self.model.backwards
 
     @property
     def logits(self) -> Tensor:
@@ -307,7 +309,10 @@ class Evidence:
         """The suite on all images."""
         suite = {self.suite_name: self.suite}
         judge = partial(evaluate_steps, threat=self.threat, attacks=suite, seed=self.seed, on_chunk=self.on_chunk)
-        *_, last = judge(self.model, self.images)
+        earlier: dict[str, Any] = {}
+        if self.earlier is not None:
+            earlier = {"earlier": self.earlier.evaluation, "x_adv": self.earlier.x_adv}
+        *_, last = judge(self.model, self.images, **earlier)
         return last
 
     def mask(self, marked: NDArray[np.bool_]) -> Tensor:

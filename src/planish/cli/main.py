@@ -4,6 +4,8 @@ import ctypes
 import json
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from typer.core import TyperGroup
 from planish.cli import terminal
 from planish.cli.reproduce import reproduce
 from planish.core.errors import BadInput
-from planish.storage.files import alone
+from planish.storage.files import alone, write_text
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -54,9 +56,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
         keep_freed()
+        terminal.forgiving()
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except BadInput as error:
             sys.exit(terminal.failed(str(error), 2))
@@ -64,6 +67,21 @@ class Commands(TyperGroup):
             sys.exit(terminal.failed("interrupted; what was finished is saved, --resume goes on", 130))
         except (RuntimeError, FloatingPointError) as error:
             sys.exit(terminal.failed(str(error), 1))
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # wrong usage
+                raise
+            sys.exit(terminal.failed(bug(error), 1))
+
+
+def bug(error: Exception) -> str:
+    """Return the line on an error that nobody foresaw; its traceback is kept in a file."""
+    what = f"{type(error).__name__}: {error}"
+    kept = Path(tempfile.gettempdir()) / f"planish-error-{os.getpid()}.txt"
+    try:
+        write_text("".join(traceback.format_exception(error)), kept)
+    except BadInput:
+        return f"{what}; this is a mistake in planish, please report it with the command"
+    return f"{what}; this is a mistake in planish, please report it with the command and {kept}"
 
 
 app = typer.Typer(
@@ -195,6 +213,7 @@ def audit(
     out: terminal.Out = Path("runs/audit"),
     seed: terminal.Seed = 0,
     device: terminal.Device = "auto",
+    resume: terminal.Resume = False,
     json_: terminal.Json = False,
     quiet: terminal.Quiet = False,
 ) -> None:
@@ -210,7 +229,7 @@ def audit(
     with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(registered()) + len(own), note="clean")
         also: dict[str, Any] = {"device": device, "on_chunk": terminal.showing(bars, bar), "built_by": built_by}
-        for found in audit_into(judged, task, out, budget, checks=own, **also):
+        for found in audit_into(judged, task, out, budget, checks=own, resume=resume, **also):
             last = found.findings[-1]
             bars.update(bar, completed=len(found.findings), note=f"{last.check}: {last.verdict}")
     terminal.print_json(to_json(found)) if json_ else terminal.print_audit(found, out)

@@ -1,8 +1,10 @@
 """What the commands share: arguments, tables on stdout, progress bars on stderr, and how they fail."""
 
+import io
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,26 +105,24 @@ VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red
 def print_audit(audit: "Audit", folder: Path) -> None:
     """Print an audit's findings, the worst first, its headline and where it is."""
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from planish.records.audit import SEVERITY
 
     table = Table("verdict", "check", "found", "thresholds", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for finding in sorted(audit.findings, key=lambda finding: -SEVERITY.index(finding.verdict)):
-        verdict = f"[{VERDICT_STYLES[finding.verdict]}]{finding.verdict}[/]"
-        text = escape(f"{finding.meaning} {finding.advice}".strip())
-        table.add_row(verdict, finding.check, *finding_words(finding), text)
+        verdict = Text(finding.verdict, VERDICT_STYLES[finding.verdict])
+        table.add_row(verdict, finding.check, *finding_words(finding), f"{finding.meaning} {finding.advice}".strip())
     screen = console()
     screen.print(table)
     if "files" in audit.meta.get("data", {}):
         screen.print(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}", markup=False)
     for note in audit.meta["notes"]:
-        screen.print(f"note: {note}", style="yellow", markup=False)
-    name = audit.meta["model"].get("name", "the model")
+        screen.print(f"note: {note}", style="yellow")
     counts = [f"{sum(f.verdict == kind for f in audit.findings)} {kind}" for kind in reversed(SEVERITY)]
-    screen.print(f"{name}: {audit.verdict} ({', '.join(counts)}); {audit.headline()}", markup=False)
-    screen.print(f"audit: {folder}", markup=False)
+    screen.print(f"{audit.name}: {audit.verdict} ({', '.join(counts)}); {audit.headline()}")
+    screen.print(f"audit: {folder}")
 
 
 def finding_words(finding: "Finding") -> tuple[str, str]:
@@ -203,17 +203,43 @@ def alarm_words(alarm: "Mapping[str, float]") -> str:
     )
 
 
-def console() -> "Console":
-    """Return the screen, 160 columns wide where it is not a terminal."""
-    from rich.console import Console
+def visible(text: str) -> str:
+    """Return a text from outside as a terminal may print it: control characters are written as escapes."""
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cf", "Cs")
+        else letter
+        for letter in text
+    )
 
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
+
+def console(stderr: bool = False) -> "Console":
+    """Return a screen, 160 columns wide where it is not a terminal, that takes no text for markup."""
+    from rich.console import Console
+    from rich.text import Text
+
+    class Screen(Console):
+        """Prints texts as they are, control characters as escapes."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            """Return the text with its style, for a line or a cell of a table."""
+            return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Screen(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, soft_wrap=False)
 
 
 def failed(message: str, code: int) -> int:
     """Print what went wrong as one line on stderr, and return the exit code."""
-    print(f"planish: {' '.join(message.split())}", file=sys.stderr)
+    print(f"planish: {visible(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+def forgiving() -> None:
+    """Let both streams write what their encoding has not, such as snowmen in ASCII, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(document: Any) -> None:
@@ -224,12 +250,19 @@ def print_json(document: Any) -> None:
 @contextmanager
 def progress_bars(quiet: bool) -> "Iterator[Progress]":
     """Progress bars on stderr; nothing where stderr is not a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
+    from rich.text import Text
 
-    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = [TextColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
+    class Plain(TextColumn):
+        """A field of a task, as it is."""
+
+        def render(self, task: Any) -> Text:
+            """Return the text of one bar."""
+            return Text(visible(self.text_format.format(task=task)))
+
+    note = Plain("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = [Plain("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
     plain = quiet or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=plain) as bars:
+    with Progress(*columns, console=console(stderr=True), disable=plain) as bars:
         yield bars

@@ -40,9 +40,11 @@ def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
 
 
 def seed_of(seed: object) -> int:
-    """Return a seed. Raises BadInput for anything but a whole number."""
+    """Return a seed. Raises BadInput for anything but a whole number from 0 to 2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise BadInput(f"seed must be a whole number, not {shown(seed)}")
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"seed must be from 0 to {2**63 - 1}, not {shown(seed)}")
     return int(seed)
 
 

@@ -4,13 +4,14 @@ import importlib
 import inspect
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from planish.core.errors import BadInput, nearest
-from planish.registry import imported, resolve
+from planish.core.errors import BadInput, between, nearest
+from planish.registry import Component, imported, resolve
+from planish.storage.reading import refuse_large
 
 LIBRARIES = ("timm", "hf")
 """What other libraries' models are named by: "timm:NAME" and "hf:NAME"."""
@@ -105,22 +106,49 @@ def is_borrowed(name: str) -> bool:
     return name.partition(":")[0] in LIBRARIES
 
 
-def _called(component: Callable[..., Any], name: str, options: dict[str, Any]) -> object:
-    """Call a user's function or a registered one. Raises BadInput for options that it does not take, or if it fails."""
+LARGEST_OPTION = 65536
+"""What a whole number of an architecture, such as its width, may be."""
+COPIES = 4
+"""Of the weights, while training: the gradients, the momentum and the average are as large."""
+
+
+def _check_options(component: Component, name: str, options: dict[str, Any]) -> None:
+    """Raise BadInput for options that a user's function or a registered one does not take."""
     try:
         inspect.signature(component).bind(**options)
     except TypeError as error:
         raise BadInput(f"model '{name}' does not take these options: {error}") from error
     except ValueError:  # some callables do not tell what they take
         pass
+
+
+def _check_size(component: Component, name: str, options: dict[str, Any]) -> None:
+    """Raise BadInput unless the network of a registered name fits into the memory."""
+    hints = get_type_hints(component)
+    for key, value in options.items():
+        if hints.get(key) is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise BadInput(f"model '{name}': {key} must be a whole number, got {value!r}")
+        if hints.get(key) is int:
+            between(1, LARGEST_OPTION, **{f"model '{name}': {key}": value})
+    with torch.device("meta"):
+        planned = _made(component, name, options)
+    tensors = (*planned.parameters(), *planned.buffers())
+    refuse_large(f"model '{name}'", COPIES * sum(value.numel() * value.element_size() for value in tensors))
+
+
+def _made(component: Component, name: str, options: dict[str, Any]) -> nn.Module:
+    """Call what makes a network. Raises BadInput that names the line if it fails, or if it makes something else."""
     try:
-        return component(**options)
+        model = component(**options)
     except BadInput:
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise BadInput(f"model '{name}' cannot be built: {what} ({place.filename}, line {place.lineno})") from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model '{name}' returned {type(model).__name__}, not a torch.nn.Module")
+    return model
 
 
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
@@ -132,7 +160,6 @@ def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Modul
     their published weights unless `pretrained` is false; classes and channels 0 mean their own numbers.
     Raises BadInput.
     """
-    component: Callable[..., Any]
     if is_borrowed(name):
         from planish.models.pretrained import borrowed
 
@@ -142,10 +169,10 @@ def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Modul
             raise BadInput(f"model '{name}' does not take these options: {error}") from error
     if ":" in name:
         component = imported(name, "model")
-    else:
-        component, numbers = resolve("models", name)
-        options = {"classes": classes, "channels": channels, **numbers, **options}
-    model = _called(component, name, options)
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"model '{name}' returned {type(model).__name__}, not a torch.nn.Module")
-    return model
+        _check_options(component, name, options)
+        return _made(component, name, options)
+    component, numbers = resolve("models", name)
+    options = {"classes": classes, "channels": channels, **numbers, **options}
+    _check_options(component, name, options)
+    _check_size(component, name, options)
+    return _made(component, name, options)

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from planish.core.errors import BadInput, at_least
+from planish.core.arguments import seed_of
+from planish.core.errors import BadInput, between
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data.batches import Augmentation, check_resolutions, sides
 from planish.data.images import Stream
@@ -17,6 +18,9 @@ from planish.registry import made, make, refuse_unknown
 from planish.storage.reading import read_toml, toml_of
 from planish.training.collapse import OFF, Guard
 from planish.training.settings import Settings
+
+LARGEST_SIDE = 16384
+"""Pixels."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,11 @@ class DataOptions:
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
-        at_least(1, **{"data.size": self.size})
-        at_least(0, **{"data.workers": self.workers})
+        between(1, 2**63, **{"data.limit": self.limit})
+        between(1, LARGEST_SIDE, **{"data.size": self.size})
+        between(0, LARGEST_SIDE, **{"data.crop": self.crop, "data.cutout": self.cutout})
+        between(0, 2**63, **{"data.validation": self.validation})
+        between(0, 1024, **{"data.workers": self.workers})
         check_resolutions(self.resolutions)
 
     @property
@@ -96,6 +103,9 @@ class Experiment:
     guard: Guard = OFF
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        seed_of(self.seed)
+
     @cached_property
     def training_method(self) -> Method:
         """The method with its options. Raises BadInput."""
@@ -122,10 +132,7 @@ def parsed(tree: Mapping[str, Any]) -> Experiment:
             raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
     sections: dict[str, Any] = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
     named: dict[str, Any] = {name: _named(name, tree[name]) for name in NAMED if name in tree}
-    seed = tree.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise BadInput(f"seed = {seed!r} is wrong: give a whole number")
-    return Experiment(**sections, **named, seed=seed)
+    return Experiment(**sections, **named, seed=tree.get("seed", 0))
 
 
 def _named(section: str, table: Mapping[str, Any]) -> Named:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from planish.attacks.transfer import Surrogate, same_classes
-from planish.core.arguments import check_logits
+from planish.core.arguments import check_logits, seed_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.data import load
@@ -35,6 +35,7 @@ from planish.records.store import Kind
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
+from planish.runs.config import LARGEST_SIDE
 from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run, read_history
 from planish.storage.reading import read_json
 
@@ -73,6 +74,10 @@ class EvaluationConfig:
     keep_images: bool = False
     surrogates: tuple[str, ...] = ()
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        seed_of(self.seed)
+        between(1, LARGEST_SIDE, size=self.size)
 
 
 def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> LoadedModel:

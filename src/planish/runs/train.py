@@ -1,7 +1,6 @@
 """The one call that trains, and an experiment carried out: put together, trained, saved and resumed."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -30,7 +29,7 @@ from planish.registry import components, make
 from planish.runs import run as runs
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, parsed, to_toml
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
-from planish.storage.files import LOCK, write_sealed_json, write_text
+from planish.storage.files import LOCK, write_lines, write_sealed_json, write_text
 from planish.storage.reading import headed, last_good, read_headed, read_json
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
@@ -219,10 +218,8 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
 
 def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
     """Write metrics and weights, then the resume file, whose epoch is what counts."""
-    lines = [json.dumps(entry) for entry in state.history]
-    write_text("".join(f"{line}\n" for line in lines), folder / METRICS)
-    about = {**about, "epoch": state.epoch, METRICS: runs.history_digest(lines)}
-    runs.save_weights(folder / WEIGHTS, state.deployed, about)
+    write_lines(state.history, folder / METRICS)
+    runs.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
     runs.save_resume(folder / RESUME, to_go_on(state))
 
 

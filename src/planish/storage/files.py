@@ -7,13 +7,13 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.core.errors import BadInput
-from planish.storage.reading import DIGEST, LOG, arrays_digest, document_digest
+from planish.storage.reading import DIGEST, LOG, arrays_digest, with_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +68,12 @@ def write_json(document: Mapping[str, Any], path: str | Path) -> None:
 
 def write_sealed_json(document: dict[str, Any], path: str | Path) -> None:
     """Write a JSON document with its digest, which `read_json` tests. ValueError when it holds NaN or infinity."""
-    write_json({**document, DIGEST: document_digest(document)}, path)
+    write_json(with_digest(document), path)
+
+
+def write_lines(entries: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write one JSON document a line, each with its digest, which `read_lines` tests."""
+    write_text("".join(json.dumps(with_digest(entry)) + "\n" for entry in entries), path)
 
 
 def remove(path: Path) -> None:

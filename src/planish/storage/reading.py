@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -28,7 +28,9 @@ UNREADABLE = (OSError, ValueError)
 """What reading arrays from a file that is damaged or something else raises; FileNotFoundError is an OSError."""
 DIGEST = "sha256"
 """What a file's digest of its content is called in it."""
-SEAL = re.compile(rb"planish sha256 ([0-9a-f]{64})\n")
+SEAL = re.compile(rb"\nplanish sha256 ([0-9a-f]{64})\n")
+SEALED = 81
+"""Bytes of a seal."""
 MEMORY_SHARE = 0.5
 """Of the machine's memory: how much the arrays of one file may take, unless $PLANISH_MAX_BYTES says otherwise."""
 
@@ -86,54 +88,60 @@ def content_of(path: str | Path) -> bytes:
 
 
 def sealed(content: bytes) -> bytes:
-    """Return the content with its digest before it, as `unsealed` takes it off."""
-    return f"planish sha256 {hashlib.sha256(content).hexdigest()}\n".encode() + content
+    """Return a zip file's content with its digest behind it, which programs that unzip it pass over."""
+    return content + f"\nplanish sha256 {hashlib.sha256(content).hexdigest()}\n".encode()
 
 
 def unsealed(content: bytes) -> bytes:
-    """Return what was sealed; what has no seal stays. Raises ValueError if its digest is another."""
-    found = SEAL.match(content)
-    if found is None:
+    """Return what was sealed; a whole zip file without a seal stays. Raises ValueError for another digest."""
+    own, seal = content[:-SEALED], SEAL.fullmatch(content[-SEALED:])
+    if seal is None:
+        if content[-22:-18] != b"PK\x05\x06":  # where the end of a zip file says so, unless a part was cut off
+            raise ValueError("it is cut short")
         return content
-    own = content[found.end() :]
-    if hashlib.sha256(own).hexdigest().encode() != found[1]:
+    if hashlib.sha256(own).hexdigest().encode() != seal[1]:
         raise ValueError("its bytes have another digest than when they were written")
     return own
 
 
-def document_digest(document: dict[str, Any]) -> str:
+def document_digest(document: Mapping[str, Any]) -> str:
     """Return the digest of a JSON document without its own one."""
     own = {key: value for key, value in document.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the document of a JSON file. remedy: what to do if it is damaged. Raises BadInput, FileNotFoundError."""
+def with_digest(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON document with its digest in it."""
+    return {**document, DIGEST: document_digest(document)}
+
+
+def documents(path: Path, remedy: str, parts: Callable[[str], list[str]]) -> list[dict[str, Any]]:
+    """Return the JSON documents of a file's parts, without their digests, once these are tested.
+
+    remedy: what to do if it is damaged. Raises BadInput, Damaged, FileNotFoundError.
+    """
     try:
-        found = json.loads(content_of(path).decode())
-        if not isinstance(found, dict):
-            raise ValueError("it holds no document")
-        if found.get(DIGEST, document_digest(found)) != document_digest(found):
-            raise ValueError("its values are not those that were written")
-    except FileNotFoundError:
+        found = [json.loads(part) for part in parts(content_of(path).decode())]
+        for document in found:
+            if not isinstance(document, dict):
+                raise ValueError("it holds no document")
+            if document.pop(DIGEST, digest := document_digest(document)) != digest:
+                raise ValueError("its values are not those that were written")
+    except (FileNotFoundError, BadInput):
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path} is damaged ({_reason(error)}); {remedy}") from error
-    found.pop(DIGEST, None)
     return found
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the document of a JSON file, as `documents` does."""
+    return documents(path, remedy, lambda text: [text])[0]
 
 
 def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """Return the documents of a file of one JSON document a line. Raises BadInput, FileNotFoundError."""
-    try:
-        found = [json.loads(line) for line in content_of(path).decode().splitlines()]
-        if not all(isinstance(entry, dict) for entry in found):
-            raise ValueError("a line holds no document")
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged ({_reason(error)}); {remedy}") from error
-    return found
+    """Return the documents of a file with one a line, as `documents` does."""
+    return documents(path, remedy, str.splitlines)
 
 
 def toml_of(text: str) -> dict[str, Any]:
@@ -150,6 +158,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return toml_of(content_of(path).decode())
     except FileNotFoundError:
         raise BadInput(f"no configuration file {path}") from None
+    except BadInput:
+        raise
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} is not TOML: {_reason(error)}") from error
 
