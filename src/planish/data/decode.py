@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def _turned(picture: "Image") -> "Image":
     if "exif" not in picture.info:
         return picture
     try:
-        upright = picture.getexif().get(0x0112, 1) == 1
+        with warnings.catch_warnings(action="ignore"):
+            upright = picture.getexif().get(0x0112, 1) == 1
     except Exception:  # a damaged EXIF block may raise anything; the pixels are what counts
         return picture
     return picture if upright else ImageOps.exif_transpose(picture)

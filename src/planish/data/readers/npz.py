@@ -74,7 +74,7 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         yield
     except BadInput:
         raise
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError) as error:
         reason = "object arrays need pickle" if "Object arrays" in str(error) else type(error).__name__
         raise BadInput(f"{path}: not a readable {kind} ({reason})") from None
 
