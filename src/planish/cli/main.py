@@ -154,7 +154,7 @@ def train(
             for alarm in () if quiet else record.alarms:
                 bars.console.print(terminal.alarm_words(alarm))
             bars.update(task, completed=record.epoch, note=terminal.epoch_words(record.metrics))
-    terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.console().print(f"run folder: {out}")
+    terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.print_run(out)
 
 
 @app.command()

@@ -97,6 +97,12 @@ def copy_run(run: Path, folder: Path) -> None:
         write_bytes((run / name).read_bytes(), folder / name)
 
 
+def _code(spec: str) -> tuple[str, str]:
+    """Return the file or module and the NAME of "folder/file.py:NAME" or "package.module:NAME", wherever it lies."""
+    place, _, name = spec.rpartition(":")
+    return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2], name
+
+
 def _shape(shape: torch.Size | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape)) or "a scalar"
 
@@ -165,9 +171,10 @@ def load_run(folder: str | Path, built_by: str | None = None) -> Run:
         raise BadInput(f"{folder / WEIGHTS} does not say which architecture it holds") from None
     if is_borrowed(name):
         options = {**options, "pretrained": False}  # the weights are in the folder
-    elif ":" in name and name != built_by:
+    elif ":" in name and (built_by is None or _code(name) != _code(built_by)):
         raise BadInput(f"the model in {folder} was built by '{name}'; if you trust that code, add --built-by {name}")
-    model = architecture(name, options, classes, channels)
+    own = built_by if built_by and ":" in name and not is_borrowed(name) else name  # the code that the caller trusts
+    model = architecture(own, options, classes, channels)
     put_weights(tensors, folder / WEIGHTS, model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = read_headed(folder / CONFIG) if (folder / CONFIG).exists() else {}

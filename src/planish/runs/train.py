@@ -18,9 +18,9 @@ from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
-from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
+from planish.data.images import Images, OnCorrupt, matched, named_places, numbered_classes, refuse
 from planish.data.listing import Listing
-from planish.data.source import find
+from planish.data.source import find, remarks
 from planish.data.stream import Streamed, default_workers
 from planish.methods import Method
 from planish.models import Normalized
@@ -65,6 +65,10 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
         held_out = held_out.images(size, on_corrupt).in_channels(sample.x.shape[1])
     model = new_model(experiment.model, sample, experiment.seed).to(device)
     check_logits(model, sample.first(2).to(device).as_batch())
+    known = model.classes if isinstance(model, Normalized) else ()
+    if known and None not in named_places(sample.classes, known):  # a published head keeps its order of the classes
+        images, sample = matched(images, known)[0], matched(sample, known)[0]
+        held_out = None if held_out is None else matched(held_out, known)[0]
     return Prepared(images, sample, held_out, model)
 
 
@@ -148,6 +152,8 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
     return {
         **provenance(device),
         "configuration_digest": hashlib.sha256(to_toml(experiment).encode()).hexdigest(),
+        **({"data_files": prepared.images.inventory.words()} if prepared.images.inventory.files else {}),
+        "data_notes": remarks(prepared.images, experiment.data.source, experiment.data.limit),
         "data_name": prepared.images.name,
         "data_digest": digest,
         "training_cost": cost,
