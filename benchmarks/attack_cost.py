@@ -23,7 +23,7 @@ from torch import nn
 
 from planish.attacks import Attack, run
 from planish.attacks.gradient import APGD, FGSM, MIFGSM, PGD
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import seeded
 
 BASE = "planish"

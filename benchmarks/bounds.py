@@ -24,8 +24,8 @@ from timing import Columns, Row, markdown, paste, show
 from torch import Tensor
 
 from planish.audit.measures.bounds import c_bound, l_bound, violations
-from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms
+from planish.core.arguments import in_chunks
 from planish.core.losses import margin, soft_margin
 from planish.core.threat import L2, parse_threat
 from planish.records.distances import Distances, load

@@ -14,8 +14,8 @@ import numpy as np
 from arrays import Arrays, Judged, judged, options
 from timing import Columns, Row, markdown, paste, show
 
-from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.linearity import local_linearity
+from planish.core.arguments import in_chunks
 from planish.core.threat import parse_threat
 from planish.records.origin import provenance
 from planish.report.drawing import to_png

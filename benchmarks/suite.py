@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
 from planish.core.losses import margin
-from planish.core.modes import autocast
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, autocast
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data import load
 from planish.records.origin import provenance

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.models.activations import activation as activation_of
+from planish.models import activation as activation_of
 from planish.models.small_cnn import small_cnn
 
 torch.set_num_threads(1)

@@ -35,14 +35,10 @@ ORDER = [
 ]
 """Imports go to lines further up, and inside a package."""
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
-SHARED = {
-    "attacks.ascents",
-    "models.activations",
-    "models.pretrained",
-}  # what component files may import from their own package, besides its __init__
+SHARED = {"attacks.ascents"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
-    "data.cache", "evaluation.adversarials", "records.audit", "records.store", "report.distances", "report.page",
-    "reproduce.measured", "reproduce.pages", "reproduce.running", "runs.run", "runs.train",
+    "data.readers.parquet", "evaluation.adversarials", "records.audit", "records.store", "report.distances",
+    "report.page", "reproduce.measured", "reproduce.pages", "reproduce.running", "runs.run", "runs.train",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from planish.core.lazy import lazy
+from planish.registry import lazy
 
 if TYPE_CHECKING:
     from planish import attacks, data, methods, models
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
     from planish.core.threat import L2, Linf, parse_threat
+    from planish.evaluation.adversarials import verify
     from planish.evaluation.distances import minimum_distance
     from planish.evaluation.evaluate import evaluate, evaluate_steps
-    from planish.evaluation.verify import verify
     from planish.registry import listed as list
     from planish.report import plot
     from planish.runs.audit import audit, audit_steps
@@ -49,33 +49,7 @@ __all__ = [
     "train",
     "verify",
 ]
-
-_HOMES = {
-    "BadInput": "planish.core.errors",
-    "Batch": "planish.core.batch",
-    "L2": "planish.core.threat",
-    "Linf": "planish.core.threat",
-    "Run": "planish.runs.run",
-    "Settings": "planish.training.settings",
-    "attacks": "planish.attacks:",
-    "audit": "planish.runs.audit",
-    "audit_steps": "planish.runs.audit",
-    "data": "planish.data:",
-    "evaluate": "planish.evaluation.evaluate",
-    "evaluate_steps": "planish.evaluation.evaluate",
-    "fit": "planish.training.loop",
-    "list": "planish.registry:listed",
-    "load_run": "planish.runs.run",
-    "measures": "planish.audit.measures.calls:",
-    "methods": "planish.methods:",
-    "minimum_distance": "planish.evaluation.distances",
-    "models": "planish.models:",
-    "parse_threat": "planish.core.threat",
-    "plot": "planish.report.plot:",
-    "train": "planish.runs.train",
-    "verify": "planish.evaluation.verify",
-}
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, _ = lazy(__name__)
 
 
 class _Front(ModuleType):

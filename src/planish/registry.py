@@ -1,8 +1,9 @@
-"""Names to components: a file in attacks/, methods/, models/ or data/ is found when it is asked for.
+"""Names to components and to public classes: the file of each is found and imported when it is asked for.
 
-One of the user's own has the name "file.py:NAME" or "package.module:NAME".
+A component of the user's own has the name "file.py:NAME" or "package.module:NAME".
 """
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -24,6 +25,33 @@ Component = Callable[..., Any]
 PACKAGES = ("methods", "attacks", "suites", "models", "data", "checks")
 HOMES = {"checks": "audit.checks", "suites": "attacks.suites", "data": "data.readers"}
 """Packages whose folder has another name."""
+
+
+def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return the `__getattr__`, `__dir__` and `__all__` of a package that imports its names at first use (PEP 562).
+
+    Public are the classes in its file, and what that imports as itself (`X as X`) or under `if TYPE_CHECKING`.
+    """
+    module = sys.modules[package]
+    classes, homes = list[str](), dict[str, tuple[str, str]]()
+    for part in ast.parse(inspect.getsource(module)).body:
+        for line in part.body if isinstance(part, ast.If) else [part]:
+            if isinstance(line, ast.ImportFrom):
+                names = [name for name in line.names if line is not part or name.asname]
+                homes |= {name.asname or name.name: (str(line.module), name.name) for name in names}
+            elif isinstance(line, ast.ClassDef) and not line.name.startswith("_"):
+                classes.append(line.name)
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        home, own = homes[name]
+        values = vars(importlib.import_module(home))
+        value = values[own] if own in values else importlib.import_module(f"{home}.{own}")
+        setattr(module, name, value)
+        return value
+
+    return find, lambda: sorted({*vars(module), *homes}), sorted({*classes, *homes})
 
 
 @cache

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from planish.attacks import Attack
 from planish.attacks.ascents import LeastLikely, Ranked, Targeted
 from planish.attacks.gradient import APGD, APGDDLR, FGSM, MIFGSM, PGD
-from planish.attacks.noise import Noise
+from planish.attacks.random_search import Noise
 from planish.core.batch import Batch, per_image
 from planish.core.losses import Loss, cross_entropy, dlr_toward
 from planish.core.randomness import drawn_seed, keyed_draws, seeded

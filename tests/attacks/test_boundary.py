@@ -15,7 +15,7 @@ from planish.attacks import Within
 from planish.attacks.boundary import BLOCK, COMPONENTS, Boundary, BoundaryWalk, _adapted, _proposed
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import L2, ThreatModel
 

@@ -16,8 +16,7 @@ from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.modes import evaluating
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, evaluating
 from planish.core.threat import L2, Linf, ThreatModel
 
 Kind = CarliniWagner | CarliniWagnerLinf

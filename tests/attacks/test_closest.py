@@ -18,7 +18,7 @@ from planish.attacks.fmn import FMN
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import make

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from planish.attacks.deepfool import DeepFool
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import evaluating
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, evaluating
 from planish.core.threat import L2, ThreatModel
 
 

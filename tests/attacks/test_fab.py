@@ -14,7 +14,7 @@ from planish.attacks import DistanceAttack
 from planish.attacks.fab import FAB, FABT, to_plane
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import make
 

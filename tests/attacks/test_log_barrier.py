@@ -10,7 +10,7 @@ from planish.attacks import Within
 from planish.attacks.log_barrier import COMPONENTS, LogBarrier, _moved_linf
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
 

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks import Attack
+from planish.attacks.ascents import Smoothed
 from planish.attacks.gradient import PGDMargin
-from planish.attacks.smoothed import Smoothed
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.search.ascent import Adversarials

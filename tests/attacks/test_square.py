@@ -10,11 +10,11 @@ from observing import L1, in_parts, left_alone, same, wrong
 from strange_models import Flat
 from torch import Tensor, nn
 
-from planish.attacks.square import Square, _Bumps, _bumps, _Window
+from planish.attacks.random_search import Square, _Bumps, _bumps, _Window
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.registry import make

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.threat import Linf
-from planish.search.initial_adversarial import BISECTIONS, BLENDS, MOST, NOISES, SHADES, bisected, initial_adversarial
+from planish.search.nearest import BISECTIONS, BLENDS, MOST, NOISES, SHADES, bisected, initial_adversarial
 
 BOX = Linf(0.0)
 

@@ -15,7 +15,7 @@ from planish.attacks.transfer import Surrogate, Transfer, transfer
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.records.origin import attack_text, describe_attack

@@ -12,7 +12,7 @@ from sketch import sketches
 from torch import Tensor, nn
 
 from planish.attacks.ascents import Untargeted
-from planish.attacks.noise import Noise
+from planish.attacks.random_search import Noise
 from planish.attacks.suites import Fixed, Stage
 from planish.audit.auditor import audit, checks
 from planish.audit.evidence import Plan

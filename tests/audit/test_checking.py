@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks.ascents import Untargeted
-from planish.attacks.noise import Noise
+from planish.attacks.random_search import Noise
 from planish.attacks.suites import Fixed, Stage
 from planish.attacks.suites.cascade import Cascade
 from planish.audit.auditor import Short, audit, plan_of

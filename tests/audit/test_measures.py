@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from planish.attacks.gradient import FGSM, PGD
 from planish.audit.measures.certificates import linear_distance, relu_distance
-from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms, local_constants
 from planish.audit.measures.linearity import between, local_linearity, one_step, random_point
 from planish.audit.measures.lipschitz import empirical_lipschitz, proven_lipschitz
@@ -24,9 +23,10 @@ from planish.audit.measures.surfaces import (
     rademacher,
     weight_line,
 )
+from planish.core.arguments import in_chunks
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.threat import L2, Linf
 
 Measure = Callable[[nn.Module, Batch], tuple[Tensor, ...]]

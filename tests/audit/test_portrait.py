@@ -11,18 +11,17 @@ import torch
 from torch import nn
 
 from planish.attacks.ascents import Untargeted
-from planish.attacks.noise import Noise
+from planish.attacks.random_search import Noise
 from planish.attacks.suites import Fixed, Stage
 from planish.audit.auditor import audit
 from planish.audit.evidence import Evidence, Plan
-from planish.audit.geometry import geometry
+from planish.audit.geometry import geometry, relu_units
 from planish.audit.measures.certificates import relu_distance
-from planish.audit.proof import relu_units
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.records import audit as record
 from planish.records.audit import Audit

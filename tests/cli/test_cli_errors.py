@@ -69,7 +69,7 @@ def evaluation(model: object, **changed: str) -> list[str]:
         ({"surrogates": "nowhere"}, "surrogates are given, and no attack that uses them: add transfer to the attacks"),
         ({"data": "digit"}, "no data 'digit': there is no such file or folder. Did you mean 'digits'?"),
         ({"data": "cifar10:nowhere"}, "no CIFAR-10 test data in 'nowhere': looked for "),
-        ({"limit": "0"}, "limit must be 1 or more, not 0"),
+        ({"limit": "0"}, "limit must be at least 1, got 0"),
         ({"precision": "fp8"}, "evaluate: precision = 'fp8' is wrong"),
         ({"device": "tpu9"}, "device 'tpu9' cannot be used here: "),
     ],

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from planish.attacks import ByDistance, Worst, run
 from planish.attacks.closest import Closest
 from planish.attacks.gradient import APGDT, PGD
-from planish.attacks.square import Square
+from planish.attacks.random_search import Square
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
 from planish.core.randomness import draws, seeded
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.data.batches import Augmentation, Batches, in_order
+from planish.data.batches import Augmentation, Batches
 from planish.data.images import Images
 from planish.evaluation import distances
 from planish.evaluation.evaluate import evaluate_steps
@@ -231,9 +231,9 @@ def test_the_default_device_does_not_matter(few: Batch, model: nn.Module):
     images = Images.numbered((few.x * 255).to(torch.uint8), few.labels, list("abcd"), "t")
     settings = Settings(epochs=1, batch_size=2)
     with torch.device(FAR):
-        for batch in in_order(images, 4):
-            *_, judged = evaluate_steps(model, batch, threat=Linf(0.1), attacks={"pgd": PGD(2, 1), "square": Square(3)})
-            found = run(PGD(2, 1), model, batch, Linf(0.1), generator=seeded(0))
+        batch = images.as_batch()
+        *_, judged = evaluate_steps(model, batch, threat=Linf(0.1), attacks={"pgd": PGD(2, 1), "square": Square(3)})
+        found = run(PGD(2, 1), model, batch, Linf(0.1), generator=seeded(0))
         state, method = start(model, settings), components("methods")["planish"]()
         guard = Guard(every=1, images=2, probe_images=2)
         list(fit(state, method, Linf(0.1), Batches(images.first(4), 2), settings, seed=0, guard=guard))

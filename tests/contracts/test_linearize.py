@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy
-from planish.search.linearize import (
+from planish.search.objectives import (
     Slope,
     linearization,
     probe_length,

@@ -20,6 +20,7 @@ from planish.methods.free import Free
 from planish.methods.grad_align import GradAlign
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.guided import GAT, NuAT
+from planish.methods.liet import LIET
 from planish.methods.llr import LLR
 from planish.methods.mart import MART
 from planish.methods.prior_guided import FGSMEP
@@ -40,7 +41,7 @@ NOT_OF_RADIUS = {
 }
 NOT_STANDARD = {**NOT_OF_RADIUS, MART: "its classification loss is not cross entropy"}
 NOMINAL_WEIGHT = {LLR: 2.0}  # times cross entropy at radius 0; the others: 1
-UPDATED_TWICE = (GradientPenalty, MART, SEAT, TRADES, GAT, NuAT, FGSMEP)  # batch norm's averages, in a step
+UPDATED_TWICE = (GradientPenalty, MART, SEAT, TRADES, GAT, NuAT, FGSMEP, LIET)  # batch norm's averages, in a step
 NEVER_STRONGER = (Standard, GradientPenalty, TRADES, MART, Free, SubAT)
 PENALTY_DRAWS = (GradAlign, ELLE, ELLEA)  # noise of their own, besides the search for x_adv
 # all that their loss needs of the search is x_adv
@@ -139,10 +140,11 @@ def test_a_radius_above_0_does_something(name: str, model: nn.Module, batch: Bat
 
 @EVERY
 def test_twenty_steps_lower_the_loss(name: str, model: nn.Module, batch: Batch):
+    """With hard labels: the cross entropy of soft ones stays above their entropy."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     totals = []
     for _ in range(21):
-        total = call(METHODS[name], model, batch, Linf(0.02)).total
+        total = call(hard(METHODS[name]), model, batch, Linf(0.02)).total
         totals.append(total.item())
         optimizer.zero_grad()
         total.backward()

@@ -3,7 +3,7 @@ import torch
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.data.batches import Augmentation, Batches, Draws, apply, augment, draw, in_order
+from planish.data.batches import Augmentation, Batches, Draws, apply, draw
 from planish.data.images import Images
 
 EVERYTHING = Augmentation(crop=2, flip=True, cutout=3)
@@ -47,10 +47,8 @@ def test_augment_agrees_with_the_slow_twin(augmentation: Augmentation, floating:
     x = make(40).x
     x = x.float() / 255 if floating else x
     draws = draw(40, (6, 5), augmentation, torch.Generator().manual_seed(1))
-    expected = slow_twin(x, augmentation, draws)
-    assert torch.equal(apply(x, augmentation, draws), expected)
-    assert torch.equal(augment(x, augmentation, torch.Generator().manual_seed(1)), expected)
-    assert augment(x, augmentation, torch.Generator()).dtype == x.dtype
+    found = apply(x, augmentation, draws)
+    assert torch.equal(found, slow_twin(x, augmentation, draws)) and found.dtype == x.dtype
 
 
 def test_draws_are_uniform():
@@ -120,24 +118,14 @@ def test_epochs_and_seeds_differ_and_the_global_state_is_left_alone():
     assert not torch.equal(first.x[first.indices.argsort()], second.x[second.indices.argsort()])
 
 
-def test_in_order():
-    images = make()
-    batches = list(in_order(images, 4))
-    assert [len(batch.x) for batch in batches] == [4, 4, 2]
-    assert torch.equal(torch.cat([batch.x for batch in batches]), images.float_pixels())
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(10))
-
-
 def test_wrong_sizes_are_refused():
     with pytest.raises(BadInput, match="batch size 11 is larger than the 10 images of toy"):
         Batches(make(), 11, drop_last=False)
-    with pytest.raises(BadInput, match="1 or more, not 0"):
+    with pytest.raises(BadInput, match="batch size must be at least 1, got 0"):
         Batches(make(), 0)
-    with pytest.raises(BadInput, match="1 or more, not 0"):
-        next(in_order(make(), 0))
     with pytest.raises(BadInput, match="cannot skip 4 batches: an epoch has 3"):
         Batches(make(), 3).epoch(0, seed=0, skip=4)
-    with pytest.raises(BadInput, match="crop must be 0 or more"):
+    with pytest.raises(BadInput, match="crop must be at least 0, got -1"):
         Augmentation(crop=-1)
-    with pytest.raises(BadInput, match="cutout must be 0 or more"):
+    with pytest.raises(BadInput, match="cutout must be at least 0, got -1"):
         Augmentation(cutout=-1)

@@ -13,8 +13,16 @@ import pytest
 import torch
 
 from planish.core.errors import BadInput
-from planish.data.readers.cifar import CIFAR10, CIFAR100, Layout, read_cifar10, read_cifar100, read_layout, recognise
-from planish.data.readers.unpickle import read_arrays
+from planish.data.readers.cifar import (
+    CIFAR10,
+    CIFAR100,
+    Layout,
+    read_arrays,
+    read_cifar10,
+    read_cifar100,
+    read_layout,
+    recognise,
+)
 
 TRAIN = CIFAR10.binary["train"]
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from planish.core.errors import BadInput
-from planish.data.crops import DRAWS, centre, check_resolutions, random_part, sides
-from planish.data.decode import decode
+from planish.data.batches import check_resolutions, sides
+from planish.data.decode import DRAWS, centre, decode, random_part
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:

@@ -31,7 +31,7 @@ def test_first_takes_what_there_is():
     images = make()
     assert images.first(2).indices.tolist() == [0, 1]
     assert len(images.first(100)) == len(images.first(None)) == 6
-    with pytest.raises(BadInput, match="1 or more"):
+    with pytest.raises(BadInput, match="limit must be at least 1"):
         images.first(0)
 
 

@@ -12,12 +12,16 @@ from PIL import Image
 
 from planish.core.errors import BadInput
 from planish.data import listing
-from planish.data.cache import cache_path
-from planish.data.readers.parquet import read_parquet
+from planish.data.images import Images
+from planish.data.readers.parquet import cache_path, list_parquet
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 Png = Callable[[np.ndarray], bytes]
 Rgb = Callable[..., np.ndarray]
+
+
+def read_parquet(path: Path, split: str, limit: int | None) -> Images:
+    return list_parquet(path, split, limit).images()
 
 
 def write(

@@ -78,7 +78,7 @@ def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("spec", "split", "limit", "message"),
     [
         ("digits", "tset", None, "unknown split 'tset'. Did you mean 'test'"),
-        ("digits", "test", 0, "limit must be 1 or more, not 0"),
+        ("digits", "test", 0, "limit must be at least 1, got 0"),
         ("digist", "test", None, "no data 'digist'.*Did you mean 'digits'"),
         ("digits:", "test", None, "no path after the colon"),
         ("absent/x.parquet", "test", None, "looked for 'absent/x.parquet'"),

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from planish.core.errors import BadInput
-from planish.data.splits import data_name, files_of_split
+from planish.data.source import data_name, files_of_split
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -14,9 +14,8 @@ from planish.core.errors import BadInput
 from planish.core.randomness import keyed
 from planish.data import stream
 from planish.data.batches import Augmentation
-from planish.data.crops import DRAWS, random_part
+from planish.data.decode import DRAWS, random_part
 from planish.data.images import Images
-from planish.data.keeping import kept
 from planish.data.listing import Files, Listing
 from planish.data.readers.parquet import list_parquet
 from planish.data.source import find, load
@@ -97,7 +96,7 @@ def test_an_image_s_choices_depend_on_its_index_alone(listing: Listing):
     requests: list[Any] = []
     batches = streamed(listing, augmentation=Augmentation(flip=True))
     for batch in batches.epoch(0, seed=1):
-        requests = batches._requests.now
+        requests = batches._requests
         for row, index in enumerate(batch.indices.tolist()):
             seen[index] = batch.x[row], requests[0].seed
     flipped = 0
@@ -260,25 +259,25 @@ def test_one_rule_says_what_is_streamed(folder: Path, listing: Listing, monkeypa
     uneven = r"differ in size: .* or name a size: data.size in a configuration, --size for a test set"
     for options in ({}, {"stream": "never"}):
         with pytest.raises(BadInput, match=uneven):
-            kept(listing, **options)  # type: ignore[arg-type]
-    assert kept(listing, size=8) is listing and kept(listing, resolutions=True) is listing
-    assert kept(listing, "always") is listing
-    whole = kept(listing, "never", size=8)
+            listing.kept(**options)  # type: ignore[arg-type]
+    assert listing.kept(size=8) is listing and listing.kept(resolutions=True) is listing
+    assert listing.kept("always") is listing
+    whole = listing.kept("never", size=8)
     assert isinstance(whole, Images) and whole.x.shape == (30, 3, 8, 8)
     for path in folder.glob("*/*.png"):
         Image.new("RGB", (4, 4)).save(path)
-    assert isinstance(kept(listing), Images)
-    monkeypatch.setattr("planish.data.keeping.MOST_BYTES", 30 * 48)
-    assert isinstance(kept(listing), Images)
-    monkeypatch.setattr("planish.data.keeping.MOST_BYTES", 30 * 48 - 1)
-    assert kept(listing) is listing
+    assert isinstance(listing.kept(), Images)
+    monkeypatch.setattr("planish.data.listing.MOST_BYTES", 30 * 48)
+    assert isinstance(listing.kept(), Images)
+    monkeypatch.setattr("planish.data.listing.MOST_BYTES", 30 * 48 - 1)
+    assert listing.kept() is listing
     with pytest.raises(BadInput, match=r"data\.resolutions need streamed images"):
-        kept(listing, "never", resolutions=True)
+        listing.kept("never", resolutions=True)
     digits = load("digits", "test", 5)
-    assert kept(digits) is digits
+    assert digits.kept() is digits
     for options in ({"size": 8}, {"resolutions": True}, {"stream": "always"}):
         with pytest.raises(BadInput, match=r"digits is read as a whole: data\.size, data\.resolutions and data\.st"):
-            kept(digits, **options)  # type: ignore[arg-type]
+            digits.kept(**options)  # type: ignore[arg-type]
 
 
 def test_images_of_a_size(folder: Path):
@@ -306,7 +305,7 @@ def test_splits_of_a_listing_are_those_of_its_images(listing: Listing):
 def test_wrong_sizes_are_refused(listing: Listing):
     for options, message in (
         ({"batch": 31}, "batch size 31 is larger than the 30 images of pictures"),
-        ({"batch": 0}, "1 or more, not 0"),
+        ({"batch": 0}, "batch size must be at least 1, got 0"),
         ({"workers": -1}, "workers must be at least 0"),
         ({"augmentation": Augmentation(crop=1)}, "of images brought to a size random parts are taken: set crop = 0"),
     ):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from planish.attacks import Attack, untouched
 from planish.attacks.gradient import APGDT, FGSM, PGD, PGDMargin, RandomTargeted
-from planish.attacks.square import Square
+from planish.attacks.random_search import Square
 from planish.core.arguments import check_images, logits_of
 from planish.core.batch import Batch
 from planish.core.losses import margin

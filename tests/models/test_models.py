@@ -8,8 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from planish.core.errors import BadInput
-from planish.models import Normalized, build
-from planish.models.activations import SmoothReLU, activation
+from planish.models import Normalized, SmoothReLU, activation, build
 from planish.registry import components, describe, get
 
 

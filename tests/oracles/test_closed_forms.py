@@ -9,8 +9,15 @@ from planish.core.losses import cross_entropy, divergence, margin, probability_m
 from planish.core.threat import L2, Linf
 from planish.methods.adversarial import FGSMAT, NFGSM, RSFGSM, Adversarial
 from planish.search.ascent import evaluated
-from planish.search.linearize import linearization
-from planish.search.objectives import divergence_from, inner, linearity_error, loss_of, objective_of, plus
+from planish.search.objectives import (
+    divergence_from,
+    inner,
+    linearity_error,
+    linearization,
+    loss_of,
+    objective_of,
+    plus,
+)
 
 
 def moved(x: Tensor, seed: int = 0) -> Tensor:

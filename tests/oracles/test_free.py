@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.modes import batch_norms
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, batch_norms
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import Memory, StepContext
 from planish.methods.free import DELTA, Free

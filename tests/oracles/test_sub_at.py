@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.threat import Linf
 from planish.methods import Memory, StepContext, TrainingLoss
 from planish.methods.adversarial import RSFGSM

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.data import load

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
-from planish.core.modes import batch_norms
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, batch_norms
 from planish.core.randomness import seeded
 from planish.core.threat import Linf
 from planish.methods import Method, StepContext

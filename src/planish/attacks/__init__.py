@@ -3,118 +3,49 @@
 from typing import TYPE_CHECKING
 
 from planish.attacks.base import (
-    Attack,
-    ByDistance,
-    DistanceAttack,
-    Progress,
-    Recipe,
-    Report,
-    Within,
-    Worst,
-    components_of,
-    run,
-    searched,
-    untouched,
+    Attack as Attack,
+    ByDistance as ByDistance,
+    DistanceAttack as DistanceAttack,
+    Progress as Progress,
+    Recipe as Recipe,
+    Report as Report,
+    Within as Within,
+    Worst as Worst,
+    components_of as components_of,
+    run as run,
+    searched as searched,
+    untouched as untouched,
 )
-from planish.core.lazy import lazy
+from planish.registry import lazy
 
 if TYPE_CHECKING:
-    from planish.attacks.ascents import Targeted, Untargeted
-    from planish.attacks.bisection import PGDBisection
-    from planish.attacks.boundary import Boundary
-    from planish.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
-    from planish.attacks.closest import Closest
-    from planish.attacks.ddn import DDN
-    from planish.attacks.deepfool import DeepFool
-    from planish.attacks.fab import FAB, FABT
-    from planish.attacks.fmn import FMN
+    from planish.attacks.ascents import Smoothed as Smoothed, Targeted as Targeted, Untargeted as Untargeted
+    from planish.attacks.bisection import PGDBisection as PGDBisection
+    from planish.attacks.boundary import Boundary as Boundary
+    from planish.attacks.carlini_wagner import CarliniWagner as CarliniWagner, CarliniWagnerLinf as CarliniWagnerLinf
+    from planish.attacks.closest import Closest as Closest
+    from planish.attacks.ddn import DDN as DDN
+    from planish.attacks.deepfool import DeepFool as DeepFool
+    from planish.attacks.fab import FAB as FAB, FABT as FABT
+    from planish.attacks.fmn import FMN as FMN
     from planish.attacks.gradient import (
-        APGD,
-        APGDT,
-        FGSM,
-        MIFGSM,
-        ODIPGD,
-        PGD,
-        AdamPGD,
-        LeastLikelyTargeted,
-        LLRUntargeted,
-        MultiTargeted,
-        PGDMargin,
-        RandomTargeted,
+        APGD as APGD,
+        APGDT as APGDT,
+        FGSM as FGSM,
+        MIFGSM as MIFGSM,
+        ODIPGD as ODIPGD,
+        PGD as PGD,
+        AdamPGD as AdamPGD,
+        LeastLikelyTargeted as LeastLikelyTargeted,
+        LLRUntargeted as LLRUntargeted,
+        MultiTargeted as MultiTargeted,
+        PGDMargin as PGDMargin,
+        RandomTargeted as RandomTargeted,
     )
-    from planish.attacks.log_barrier import LogBarrier
-    from planish.attacks.noise import Noise
-    from planish.attacks.smoothed import Smoothed
-    from planish.attacks.square import Square
-    from planish.attacks.suites.autoattack import AutoAttack
-    from planish.attacks.suites.cascade import Cascade
-    from planish.attacks.transfer import Surrogate, Transfer
+    from planish.attacks.log_barrier import LogBarrier as LogBarrier
+    from planish.attacks.random_search import Noise as Noise, Square as Square
+    from planish.attacks.suites.autoattack import AutoAttack as AutoAttack
+    from planish.attacks.suites.cascade import Cascade as Cascade
+    from planish.attacks.transfer import Surrogate as Surrogate, Transfer as Transfer
 
-__all__ = [
-    "APGD",
-    "APGDT",
-    "DDN",
-    "FAB",
-    "FABT",
-    "FGSM",
-    "FMN",
-    "MIFGSM",
-    "ODIPGD",
-    "PGD",
-    "AdamPGD",
-    "Attack",
-    "AutoAttack",
-    "Boundary",
-    "ByDistance",
-    "CarliniWagner",
-    "CarliniWagnerLinf",
-    "Cascade",
-    "Closest",
-    "DeepFool",
-    "DistanceAttack",
-    "LLRUntargeted",
-    "LeastLikelyTargeted",
-    "LogBarrier",
-    "MultiTargeted",
-    "Noise",
-    "PGDBisection",
-    "PGDMargin",
-    "Progress",
-    "RandomTargeted",
-    "Recipe",
-    "Report",
-    "Smoothed",
-    "Square",
-    "Surrogate",
-    "Targeted",
-    "Transfer",
-    "Untargeted",
-    "Within",
-    "Worst",
-    "components_of",
-    "run",
-    "searched",
-    "untouched",
-]
-_CLASSES = {
-    "ascents": "Targeted Untargeted",
-    "bisection": "PGDBisection",
-    "boundary": "Boundary",
-    "carlini_wagner": "CarliniWagner CarliniWagnerLinf",
-    "closest": "Closest",
-    "ddn": "DDN",
-    "deepfool": "DeepFool",
-    "fab": "FAB FABT",
-    "fmn": "FMN",
-    "gradient": "APGD APGDT FGSM MIFGSM ODIPGD PGD AdamPGD LeastLikelyTargeted LLRUntargeted MultiTargeted PGDMargin "
-    "RandomTargeted",
-    "log_barrier": "LogBarrier",
-    "noise": "Noise",
-    "smoothed": "Smoothed",
-    "square": "Square",
-    "suites.autoattack": "AutoAttack",
-    "suites.cascade": "Cascade",
-    "transfer": "Surrogate Transfer",
-}
-_HOMES = {name: f"{__name__}.{module}" for module, names in _CLASSES.items() for name in names.split()}
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy(__name__)

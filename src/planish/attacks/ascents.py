@@ -1,23 +1,23 @@
 """Ascents of a loss in the ball, untargeted or towards a class: what published gradient attacks are made of."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Worst
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, at_least
 from planish.core.losses import Loss, cross_entropy, margin, masked, toward, wide
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Adversarials, Score, as_component, ascend, search, with_logits
-from planish.search.linearize import target_order
-from planish.search.objectives import Objective, loss_of, objective_of
-from planish.search.step_rules import Adam, Piecewise, Steepest, StepRule
+from planish.search.objectives import Objective, loss_of, objective_of, target_order
+from planish.search.step_rules import COSINE_MOMENTUM, Adam, Piecewise, Steepest, StepRule
 
 PAPER_STEP = 0.1 * 255 / 8
 """The LLR paper's Adam step of 0.1 pixels, in radii of 8/255."""
@@ -45,8 +45,7 @@ class Ranked:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the targets. Raises BadInput if there are not so many wrong classes."""
-        assert batch.logits is not None
-        classes = batch.logits.shape[1]
+        classes = batch.clean_logits.shape[1]
         if not 1 <= self.rank < classes:
             raise BadInput(f"target rank {self.rank} does not exist with {classes} classes")
         return target_order(batch)[:, self.rank - 1]
@@ -58,8 +57,7 @@ class LeastLikely:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the targets."""
-        assert batch.logits is not None
-        return masked(-batch.logits, batch.labels).argmax(1)
+        return masked(-batch.clean_logits, batch.labels).argmax(1)
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,7 @@ class RandomTarget:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the targets."""
-        assert batch.logits is not None
-        wrong = batch.logits.shape[1] - 1
+        wrong = batch.clean_logits.shape[1] - 1
         uniform = keyed_draws(batch.x[:, :1, :1, :1], batch.indices, self.seed)[:, 0]
         offset = (uniform * wrong).long().clamp(max=wrong - 1)
         return (batch.labels + 1 + offset) % (wrong + 1)
@@ -90,9 +87,7 @@ class Untargeted(Attack):
         """Return the margin."""
         return lambda logits: margin(logits, labels)
 
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the first adversarial iterate of each image, or else the best by margin."""
         return _searched(self, lambda target: self.loss, model, batch, threat, generator)
 
@@ -122,9 +117,7 @@ class Targeted(Attack):
         target = self.targets(batch)
         return self.score(batch.labels, target), target
 
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the first iterate of each image that reaches the aim, or else the best by the aim's score."""
         return _searched(self, self.loss, model, batch, threat, generator)
 
@@ -135,12 +128,11 @@ def _searched(
     model: nn.Module,
     batch: Batch,
     threat: ThreatModel,
-    generator: torch.Generator,
+    generator: Generator,
 ) -> Adversarials:
     """Search the ball from the attack's start; the clean image stays where no iterate is worse for the model."""
     with attacked(model):
         batch = with_logits(model, batch)
-        assert batch.logits is not None
         score, targets = attack.goal(batch)
         start = _start(attack.start, model, batch, threat, generator)
 
@@ -148,22 +140,19 @@ def _searched(
             labels, target = batch.labels[rows], targets[rows]
             return objective_of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
-        clean = score(batch.logits)
+        clean = score(batch.clean_logits)
         found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=clean)
     return as_component(found._replace(passes=found.passes + START_PASSES[attack.start]), targets)
 
 
-def _start(
-    kind: Start, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator
-) -> Tensor | None:
+def _start(kind: Start, model: nn.Module, batch: Batch, threat: ThreatModel, generator: Generator) -> Tensor | None:
     if kind == "image":
         return None
     seed = drawn_seed(generator)
     start = threat.sample(batch.x, keyed_draws(batch.x, batch.indices, seed))
     if kind == "uniform":
         return start
-    assert batch.logits is not None
-    direction = 2 * keyed(batch.indices, seed + 1, batch.logits.shape[1]).to(batch.x.device) - 1
+    direction = 2 * keyed(batch.indices, seed + 1, batch.clean_logits.shape[1]).to(batch.x.device) - 1
     along = objective_of(model, lambda x_adv, logits: (wide(logits) * direction).sum(1))
     return ascend(along, batch.x, threat, Steepest(1.0), DIVERSE_STEPS, start=start)
 
@@ -181,3 +170,62 @@ def restarted(attack: Attack, restarts: int) -> Attack:
 def ranks(targets: int, classes: int) -> range:
     """Return the places of the most likely wrong classes, from 1, at most so many."""
     return range(1, min(targets, classes - 1) + 1)
+
+
+@dataclass(frozen=True)
+class Smoothed(Attack):
+    """The margin's mean over noisy copies is ascended: sees past shattered gradients. smoothed-STEPS-COPIES.
+
+    steps: at least 1; copies + 1 forwards and `copies` backwards each.
+    copies: at least 1.
+    spread: of the noise, in radii, above 0.
+
+    Each image keeps its own `copies` noises, uniform in a ball of `spread` radii, through all steps, so that what is
+    ascended is one smooth function; the iterate itself is judged. Averaging over noise against gradients that are exact
+    but useless: Athalye, Carlini, Wagner (2018, section 4), for randomised models there.
+    """
+
+    steps: int = 20
+    copies: int = 8
+    spread: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, copies=self.copies)
+        if not 0 < self.spread < math.inf:
+            raise BadInput(f"spread must be above 0, got {self.spread:g}")
+
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
+        """Return the first adversarial iterate of each image, or else the best by margin."""
+        noise = self._noise(batch, threat, drawn_seed(generator))
+
+        def aim(rows: Tensor) -> tuple[Objective, Score]:
+            labels = batch.labels[rows]
+            return self._objective(model, labels, noise[:, rows], threat), lambda logits: margin(logits, labels)
+
+        with attacked(model):
+            batch = with_logits(model, batch)
+            score, targets = self.goal(batch)
+            found = search(aim, batch.x, threat, COSINE_MOMENTUM, self.steps, clean=score(batch.clean_logits))
+        ascended, last = found.passes // 2, found.passes % 2
+        passes = ascended * (2 * self.copies + 1) + last * (self.copies + 1)
+        return as_component(found._replace(passes=passes), targets)
+
+    def _noise(self, batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
+        """Return the noises, (copies, N, ...)."""
+        near = replace(threat, radius=self.spread * threat.radius, low=-math.inf, high=math.inf)
+        none = torch.zeros_like(batch.x)
+        draws = (keyed_draws(batch.x, batch.indices, seed + copy) for copy in range(self.copies))
+        return torch.stack([near.sample(none, drawn) for drawn in draws])
+
+    def _objective(self, model: nn.Module, labels: Tensor, noise: Tensor, threat: ThreatModel) -> Objective:
+        def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+            copies = torch.cat([(x_adv + own).clamp(threat.low, threat.high) for own in noise])
+            values = margin(model(copies), labels.repeat(self.copies)).reshape(self.copies, -1)
+            with torch.no_grad():
+                logits = model(x_adv)
+            return values.mean(0), logits
+
+        return objective
+
+
+COMPONENTS = {"smoothed": Smoothed}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.core.arguments import CHUNK, Images, Labels, judged_batch, logits_of, seed_of, threat_of
 from planish.core.batch import Batch
@@ -23,7 +23,7 @@ from planish.search.ascent import (
     owned,
     with_logits,
 )
-from planish.search.linearize import nearest_classes
+from planish.search.objectives import nearest_classes
 
 Report = Callable[[int, int], None]
 """Told after each chunk: how many images are broken so far, and how many the running attack has still to visit."""
@@ -39,9 +39,7 @@ class Attack(ABC):
     """
 
     @abstractmethod
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the best adversarial image of each, never worse than the clean one. batch.logits are used if given."""
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
@@ -76,7 +74,7 @@ class DistanceAttack(ABC):
     """Searches for the nearest adversarial image instead of one in a ball; in all else like an `Attack`."""
 
     @abstractmethod
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image found for each.
 
         threat: its norm and its box; an image is left alone once one within threat.radius is found, so that with radius
@@ -112,9 +110,7 @@ class Within(Attack):
         """Return it with the distance attack as it is run."""
         return Within(self.attack.assembled(classes))
 
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return what was found within the radius, and the clean image of the rest."""
         with attacked(model):
             batch = with_logits(model, batch)
@@ -146,9 +142,7 @@ class Worst(Attack):
         """Return it with each attack as it is run."""
         return Worst(tuple(attack.assembled(classes) for attack in self.attacks))
 
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the best adversarial image of each."""
         return run(self, model, batch, threat, generator=generator)
 
@@ -168,19 +162,15 @@ class Recipe(Attack):
         """Return the parts as they are run."""
         return self.parts(classes).assembled(classes)
 
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the best adversarial image of each."""
         with attacked(model):
             batch = with_logits(model, batch)
-            assert batch.logits is not None
-            return self.assembled(batch.logits.shape[1]).search(model, batch, threat, generator=generator)
+            return self.assembled(batch.clean_logits.shape[1]).search(model, batch, threat, generator=generator)
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
         """Return the goal of the parts."""
-        assert batch.logits is not None
-        return self.assembled(batch.logits.shape[1]).goal(batch)
+        return self.assembled(batch.clean_logits.shape[1]).goal(batch)
 
 
 @dataclass(frozen=True)
@@ -193,9 +183,7 @@ class ByDistance(Attack):
 
     candidates: int = 20
 
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the clean images: it moves none."""
         return owned(untouched(self, with_logits(model, batch)))
 
@@ -220,10 +208,9 @@ def components_of(attack: Attack) -> Iterator[Attack]:
 
 def untouched(attack: Attack, batch: Batch) -> Adversarials:
     """Return the clean images as what an attack begins with, from the batch's clean logits. Not to be written into."""
-    assert batch.logits is not None
     score, target = attack.goal(batch)
     count = torch.zeros_like(batch.labels)
-    return Adversarials(batch.x.detach(), score(batch.logits), target, count - 1, count, count)
+    return Adversarials(batch.x.detach(), score(batch.clean_logits), target, count - 1, count, count)
 
 
 def run(
@@ -232,7 +219,7 @@ def run(
     batch: Batch,
     threat: ThreatModel,
     *,
-    generator: torch.Generator,
+    generator: Generator,
     chunk: int = CHUNK,
     precision: Precision = "float32",
     report: Report | None = None,
@@ -248,8 +235,7 @@ def run(
     """
     with attacked(model):
         batch = with_logits(model, batch, chunk)
-        assert batch.logits is not None
-        attack = attack.assembled(batch.logits.shape[1])
+        attack = attack.assembled(batch.clean_logits.shape[1])
         progress = earlier or Progress(owned(untouched(attack, batch)))
         best = progress.best
         for number, component in enumerate(components_of(attack)):
@@ -292,8 +278,7 @@ def _ordered(
     model: nn.Module, batch: Batch, threat: ThreatModel, best: Adversarials, component: ByDistance, chunk: int
 ) -> Batch:
     """Return the batch with the targets of the images that still stand in order of distance, and count the passes."""
-    assert batch.logits is not None
-    count = min(component.candidates, batch.logits.shape[1] - 1)
+    count = min(component.candidates, batch.clean_logits.shape[1] - 1)
     order = batch.labels.new_full((len(batch.x), count), -1)
     for rows in torch.split((best.score < 0).nonzero().squeeze(1), chunk):
         some = batch.select(rows)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
@@ -44,7 +44,7 @@ class PGDBisection(DistanceAttack):
         if not self.step_in_radii > 0:
             raise BadInput(f"step_in_radii must be above 0, got {self.step_in_radii}")
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial iterate of each image, in any norm; nothing is drawn."""
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
@@ -13,8 +13,7 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed
 from planish.core.threat import L2, SLACK, ThreatModel
 from planish.search.ascent import Nearest, chosen
-from planish.search.initial_adversarial import initial_adversarial
-from planish.search.nearest import NearestSearch
+from planish.search.nearest import NearestSearch, initial_adversarial
 
 SPHERE_EVERY, BLOCK = 5, 25
 GROWTH = 1.5
@@ -68,7 +67,7 @@ class Boundary(DistanceAttack):
     def __post_init__(self) -> None:
         at_least(1, queries=self.queries)
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image that the walk of each met."""
         first, second = drawn_seed(generator), drawn_seed(generator)
         with attacked(model), torch.no_grad():

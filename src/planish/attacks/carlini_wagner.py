@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
@@ -182,7 +182,7 @@ class CarliniWagner(DistanceAttack):
         _check(self.steps, self.step_size, self.constant, self.confidence)
         at_least(1, searches=self.searches)
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest success of each image; nothing is drawn. Raises BadInput for a norm other than L2."""
         if threat.name != "L2":
             raise BadInput(f"carlini-wagner is for L2, not {threat.name}; use carlini-wagner-linf for Linf")
@@ -241,7 +241,7 @@ class CarliniWagnerLinf(DistanceAttack):
         if not self.constant <= self.largest < math.inf:
             raise BadInput(f"largest must be finite and at least constant, {self.constant}, got {self.largest}")
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest success of each image; nothing is drawn. Raises BadInput for a norm other than Linf."""
         if threat.name != "Linf":
             raise BadInput(f"carlini-wagner-linf is for Linf, not {threat.name}; use carlini-wagner for L2")

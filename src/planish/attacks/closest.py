@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
@@ -14,9 +14,8 @@ from planish.core.losses import likely_classes, margin, toward
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Nearest, chosen, evaluated
-from planish.search.linearize import gap_gradients
 from planish.search.nearest import NearestSearch, StepOutcome, Walk
-from planish.search.objectives import loss_of, objective_of
+from planish.search.objectives import gap_gradients, loss_of, objective_of
 from planish.search.step_rules import Cosine
 
 FAR = 3.0
@@ -61,7 +60,7 @@ class Closest(DistanceAttack):
         if not 0 < min(self.gamma) <= max(self.gamma) < 1:
             raise BadInput(f"gamma must be above 0 and below 1, got {self.gamma}")
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image found for each, in any norm; nothing is drawn."""
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)
@@ -119,8 +118,7 @@ class _Aim(NamedTuple):
 
 def _classes(batch: Batch, rows: Tensor, count: int) -> Tensor:
     """Return the wrong classes of the largest clean logits, (n, R): at most so many, all if there are no more."""
-    assert batch.logits is not None
-    return likely_classes(batch.logits[rows], batch.labels[rows])[:, :count]
+    return likely_classes(batch.clean_logits[rows], batch.labels[rows])[:, :count]
 
 
 def _ranked(search: NearestSearch, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Generator, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
@@ -47,7 +47,7 @@ class DDN(DistanceAttack):
         if not self.first_radius > 0:
             raise BadInput(f"first_radius must be above 0, got {self.first_radius}")
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial iterate of each image; nothing is drawn. Raises BadInput but in L2."""
         if threat.name != "L2":
             raise BadInput(f"DDN knows the norm L2 alone, not {threat.name}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
@@ -12,8 +12,8 @@ from planish.core.losses import likely_classes
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Nearest
-from planish.search.linearize import logit_gradients
 from planish.search.nearest import NearestSearch
+from planish.search.objectives import logit_gradients
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DeepFool(DistanceAttack):
         if not self.overshoot >= 0:
             raise BadInput(f"overshoot must not be negative, got {self.overshoot}")
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the first adversarial image on each one's way, in L2 or Linf; nothing is drawn from the generator."""
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)
@@ -68,8 +68,7 @@ class DeepFool(DistanceAttack):
 
 def _candidates(batch: Batch, count: int) -> Tensor:
     """Return the label and the wrong classes of the largest clean logits, (N, R); R = count, or all classes."""
-    assert batch.logits is not None
-    return torch.cat([batch.labels[:, None], likely_classes(batch.logits, batch.labels)[:, : count - 1]], 1)
+    return torch.cat([batch.labels[:, None], likely_classes(batch.clean_logits, batch.labels)[:, : count - 1]], 1)
 
 
 def _to_boundary(model: nn.Module, x_adv: Tensor, classes: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:

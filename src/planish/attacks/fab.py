@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
@@ -16,7 +16,7 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Nearest, nothing_found, offer, unfinished, with_logits
-from planish.search.linearize import gap_gradients, target_order
+from planish.search.objectives import gap_gradients, target_order
 
 NORMS = ("Linf", "L2")
 PAST = 0.02
@@ -61,15 +61,14 @@ class FAB(DistanceAttack):
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps, restarts=self.restarts, targets=self.targets, candidates=self.candidates)
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image found for each. Raises BadInput for a norm other than Linf and L2."""
         if threat.name not in NORMS:
             raise BadInput(f"FAB knows the norms {' and '.join(NORMS)}, not {threat.name}")
         seed = drawn_seed(generator)
         with attacked(model):
             batch = with_logits(model, batch)
-            assert batch.logits is not None
-            search = _PlaneSearch(model, batch, threat, nothing_found(batch), margin(batch.logits, batch.labels))
+            search = _PlaneSearch(model, batch, threat, nothing_found(batch), margin(batch.clean_logits, batch.labels))
             walks = [(restart, classes) for restart in range(self.restarts) for classes in self._classes(batch)]
             for number, (restart, classes) in enumerate(walks):
                 noise = None if restart == 0 else seed + number
@@ -170,10 +169,9 @@ class _PlaneSearch(NamedTuple):
         if len(rows) == 0:
             return
         x, labels = self.batch.x[rows].flatten(1), self.batch.labels[rows]
-        assert self.batch.logits is not None
         segment = found.x_adv[rows].flatten(1) - x
         low, high = torch.zeros_like(found.distance[rows]), torch.ones_like(found.distance[rows])
-        below, above = margin(self.batch.logits[rows], labels), self.height[rows]
+        below, above = margin(self.batch.clean_logits[rows], labels), self.height[rows]
         for index in range(rounds):
             crossing = (below / (below - above)).nan_to_num(0.5).clamp(0, 1).to(low.dtype)
             middle = low + (high - low) * (crossing + PAST * (1 - crossing))
@@ -241,7 +239,7 @@ class FABT(DistanceAttack):
         """Return FAB with its targets."""
         return FAB(self.steps, self.restarts, targets=min(self.targets, classes - 1))
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image found for each. Raises BadInput for a norm other than Linf and L2."""
         return FAB(self.steps, self.restarts, targets=self.targets).distances(model, batch, threat, generator=generator)
 

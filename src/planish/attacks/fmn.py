@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
@@ -49,7 +49,7 @@ class FMN(DistanceAttack):
         if not 0 < min(self.gamma) <= max(self.gamma) < 1:
             raise BadInput(f"gamma must be above 0 and below 1, got {self.gamma}")
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial iterate of each image, in any norm; nothing is drawn."""
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
@@ -15,10 +15,8 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Nearest, chosen, evaluated
-from planish.search.initial_adversarial import BISECTIONS, bisected, initial_adversarial
-from planish.search.linearize import nearest_classes
-from planish.search.nearest import NearestSearch
-from planish.search.objectives import Objective, loss_of, objective_of
+from planish.search.nearest import BISECTIONS, NearestSearch, bisected, initial_adversarial
+from planish.search.objectives import Objective, loss_of, nearest_classes, objective_of
 
 CLIMB, CANDIDATES = 30, 10
 LAST_BISECTIONS = 8
@@ -78,7 +76,7 @@ class LogBarrier(DistanceAttack):
     def __post_init__(self) -> None:
         at_least(1, outer=self.outer, inner=self.inner)
 
-    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
+    def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image of each. Raises BadInput for norms other than L2 and Linf."""
         if threat.name not in MOVES:
             raise BadInput(f"log-barrier does not know the norm {threat.name}; it knows {' and '.join(MOVES)}")
@@ -170,8 +168,7 @@ def _climb(model: nn.Module, batch: Batch, threat: ThreatModel) -> tuple[Tensor,
 
     Returns where that ends, whether it is adversarial, and the passes.
     """
-    assert batch.logits is not None
-    candidates = min(CANDIDATES, batch.logits.shape[1] - 1)
+    candidates = min(CANDIDATES, batch.clean_logits.shape[1] - 1)
     x_adv, reached = batch.x.detach().clone(), torch.zeros_like(batch.labels, dtype=torch.bool)
     rows, passes = torch.arange(len(reached), device=reached.device), torch.full_like(batch.labels, candidates + 1)
     if len(rows) == 0:

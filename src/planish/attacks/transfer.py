@@ -3,14 +3,13 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Worst
 from planish.attacks.ascents import restarted, towards_likely
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
-from planish.core.modes import attacked
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Adversarials, Score, with_logits
 
@@ -81,9 +80,7 @@ class Transfer(Attack):
         """Return the attack's goal."""
         return self.attack.goal(batch)
 
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the first iterate of each image that reaches the attack's goal on the model, or else the best."""
         with attacked(model), attacked(self.surrogate.model):
             batch = with_logits(model, batch)

@@ -4,24 +4,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planish.attacks.noise import Noise
-from planish.attacks.square import Square
+from planish.attacks.random_search import Noise, Square
 from planish.attacks.suites import Fixed, Stage, Suite
 from planish.attacks.suites.cascade import Cascade
 from planish.attacks.transfer import Surrogate
 from planish.audit.check import Check
-from planish.audit.checks.setup import are_probabilities
-from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan
+from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan, are_probabilities
 from planish.audit.geometry import geometry
 from planish.core.arguments import CHUNK, check_images, check_logits, logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import OnChunk
@@ -87,9 +84,16 @@ def audit(
     statistics and the global random state stay as they are, and a random model is given the same draws every time.
     Raises BadInput as `evaluate` does, but for probabilities, whose logarithms are attacked.
     """
-    named = _chosen(only, own)
+    known = checks() | own_checks(own)
+    for name in only:
+        if name not in known:
+            raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
+    named = {name: check for name, check in known.items() if not only or name in only}
     with reproducible(seed):
-        evidence = _evidence(model, images, threat, plan, seed, tuple(surrogates), black_box, suite, on_chunk)
+        counted, clean = _with_clean_logits(model, images, threat)
+        suite = suite or _suite(clean.shape[1], plan, black_box)
+        setting = (threat, plan, "black-box" if black_box else SUITE, suite, seed, surrogates, black_box, on_chunk)
+        evidence = Evidence(counted, model, images._replace(logits=clean), *setting)
         _ = evidence.judged
     meta = _meta(evidence, about or {}, len(named))
     findings: list[Finding] = []
@@ -110,44 +114,15 @@ def own_checks(names: Sequence[str]) -> dict[str, Check]:
     return found  # type: ignore[return-value]
 
 
-def _chosen(only: Sequence[str], own: Sequence[str]) -> dict[str, Check]:
-    known = checks() | own_checks(own)
-    for name in only:
-        if name not in known:
-            raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
-    return {name: check for name, check in known.items() if not only or name in only}
-
-
-def _evidence(
-    model: nn.Module,
-    images: Batch,
-    threat: ThreatModel,
-    plan: Plan,
-    seed: int,
-    surrogates: tuple[Surrogate, ...],
-    black_box: bool,
-    suite: Suite | None,
-    on_chunk: OnChunk | None,
-) -> Evidence:
-    """Return the evidence before anything is looked at, clean logits included. Raises BadInput."""
+def _with_clean_logits(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counted, Tensor]:
+    """Return what is attacked, and its clean logits (N, K), before anything is looked at. Raises BadInput."""
     check_images(images, threat)
-    first = logits_of_output(model, images)
-    counted = Counted(AsLogits(model) if first.ndim == 2 and are_probabilities(first) else model)
-    logits = check_logits(counted, images)
-    if suite is None:
-        suite = _suite(logits.shape[1], plan, black_box)
-    own = "black-box" if black_box else SUITE
-    return Evidence(
-        counted, model, images._replace(logits=logits), threat, plan, own, suite, seed, surrogates, black_box, on_chunk
-    )
-
-
-def logits_of_output(model: nn.Module, images: Batch) -> Tensor:
-    """Return what the model says of the first images; an empty tensor if it raises, which `check_logits` words."""
     try:
-        return logits_of(Counted(model), images.x[:CHUNK])
-    except Exception:
-        return images.x.new_zeros(0)
+        first = logits_of(Counted(model), images.x[:CHUNK])
+    except Exception:  # which check_logits words
+        first = images.x.new_zeros(0)
+    counted = Counted(AsLogits(model) if first.ndim == 2 and are_probabilities(first) else model)
+    return counted, check_logits(counted, images)
 
 
 def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:
@@ -174,30 +149,16 @@ def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str,
 
 def _audited(evidence: Evidence, findings: tuple[Finding, ...], meta: dict[str, Any], seen: Geometry | None) -> Audit:
     """Return the audit so far: the suite first, then what checks broke beside it."""
-    images, broken = evidence.images, {**_by_suite(evidence), **evidence.broken}
+    images, record = evidence.images, evidence.judged.evaluation
+    broken = {column.name: evidence.mask(record.broken_by(column.name)) for column in record.columns}
     broken_by = torch.full_like(images.labels, -1)
     names: list[str] = []
-    for name, mask in broken.items():
+    for name, mask in {**broken, **evidence.broken}.items():
         fresh = mask & (broken_by < 0) & evidence.correct
         if fresh.any():
             broken_by[fresh] = len(names)
             names.append(name)
-    return Audit(
-        findings,
-        images.indices.cpu().numpy(),
-        images.labels.cpu().numpy(),
-        margin(evidence.logits, images.labels).float().cpu().numpy(),
-        broken_by.cpu().numpy(),
-        tuple(names),
-        {**meta, "passes": evidence.passes},
-        seen,
-    )
-
-
-def _by_suite(evidence: Evidence) -> dict[str, Tensor]:
-    """Return which images (N,) each stage of the suite broke."""
-    record = evidence.judged.evaluation
-    return {
-        column.name: torch.from_numpy(np.array(record.broken_by(column.name))).to(evidence.correct.device)
-        for column in record.columns
-    }
+    tensors = (images.indices, images.labels, margin(evidence.logits, images.labels).float(), broken_by)
+    indices, labels, clean_margin, first = (part.cpu().numpy() for part in tensors)
+    about = {**meta, "passes": evidence.passes}
+    return Audit(findings, indices, labels, clean_margin, first, tuple(names), about, seen)

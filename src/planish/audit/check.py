@@ -74,15 +74,13 @@ class Check:
         before = evidence.passes
         seen = self._barred(evidence) or self.look(evidence)
         passes = evidence.passes - before
-        limits = (self.unit, self.warn_at, self.fail_at)
-        if isinstance(seen, Unknown):
-            return Finding(name, "open", None, *limits, seen.meaning, seen.advice, {}, passes)
-        verdict = self.verdict(seen)
-        if verdict == "open":
-            advice = f"Audit with at least {self.fewest(seen)} images, for instance --limit {self.fewest(seen)}."
-            return Finding(name, verdict, None, *limits, seen.meaning, advice, seen.evidence, passes)
+        verdict = self.verdict(seen) if isinstance(seen, Seen) else "open"
+        value, found = (seen.value, seen.evidence) if isinstance(seen, Seen) else (None, {})
         advice = "" if verdict == "pass" else seen.advice
-        return Finding(name, verdict, seen.value, *limits, seen.meaning, advice, seen.evidence, passes)
+        if isinstance(seen, Seen) and verdict == "open":
+            value, fewest = None, self.fewest(seen)
+            advice = f"Audit with at least {fewest} images, for instance --limit {fewest}."
+        return Finding(name, verdict, value, self.unit, self.warn_at, self.fail_at, seen.meaning, advice, found, passes)
 
     def verdict(self, seen: Seen) -> Verdict:
         """Judge a number.
@@ -94,7 +92,9 @@ class Check:
         if not math.isfinite(seen.value):
             return "open"
         beyond = self._beyond(seen.value, self.fail_at)
-        if beyond and (seen.images is None or (seen.hits != 1 and self._is_sure(seen.sure))):
+        alone = self.fail_at if self.fail_at is None or self.worse == "below" else self.fail_at / 2
+        is_sure = self._beyond(seen.sure, alone if self.warn_at is None else self.warn_at)
+        if beyond and (seen.images is None or (seen.hits != 1 and is_sure)):
             return "fail"
         if beyond or self._beyond(seen.value, self.warn_at):
             return "warn"
@@ -107,15 +107,8 @@ class Check:
             return FEWEST
         return max(FEWEST, math.ceil(100 / max(limits)))
 
-    def _is_sure(self, bound: float) -> bool:
-        assert self.fail_at is not None
-        alone = self.fail_at / 2 if self.worse == "above" else self.fail_at
-        return self._beyond(bound, alone if self.warn_at is None else self.warn_at)
-
     def _beyond(self, value: float, limit: float | None) -> bool:
-        if limit is None:
-            return False
-        return value > limit if self.worse == "above" else value < limit
+        return limit is not None and (value > limit if self.worse == "above" else value < limit)
 
     def _barred(self, evidence: Evidence) -> Unknown | None:
         if LEVELS.index(self.level) > LEVELS.index(evidence.plan.level):
@@ -138,6 +131,11 @@ class Check:
 def check(rows: tuple[int, ...], **terms: Any) -> Callable[[Look], Check]:
     """Make a check of a function; its docstring's first line is the description in `planish list checks`."""
     return lambda look: Check(look, rows, **terms)
+
+
+def named(*checks: Check) -> dict[str, Check]:
+    """Return the checks by name: their functions' names, "more-steps" for more_steps."""
+    return {check.look.__name__.replace("_", "-"): check for check in checks}
 
 
 def fact(value: float, meaning: str, advice: str = "", **evidence: Any) -> Seen:

@@ -2,22 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from planish.attacks import Attack, run
 from planish.attacks.ascents import Untargeted
 from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
-from planish.core.arguments import logits_of
+from planish.core.arguments import in_chunks, logits_of
 from planish.core.batch import Batch, per_image
 from planish.core.losses import Loss, cross_entropy, margin
-from planish.core.modes import attacked, full_precision
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, attacked, full_precision
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, OnChunk, evaluate_steps
@@ -69,32 +70,19 @@ class Plan:
 PLANS = {
     "quick": Plan("quick", images=500, long=False, measured=64, points=17),
     "standard": Plan(
-        "standard",
-        images=1000,
-        sample=400,
-        noise=100,
-        queries=1000,
-        survivors=200,
-        measured=128,
-        pictured=6,
-        points=31,
-        restarts=5,
-        moved=32,
+        "standard", images=1000, sample=400, noise=100, queries=1000, survivors=200,
+        measured=128, pictured=6, points=31, restarts=5, moved=32,
     ),
     "thorough": Plan(
-        "thorough",
-        images=None,
-        sample=500,
-        noise=200,
-        queries=2000,
-        survivors=300,
-        measured=256,
-        pictured=8,
-        points=41,
-        restarts=10,
-        moved=64,
+        "thorough", images=None, sample=500, noise=200, queries=2000, survivors=300,
+        measured=256, pictured=8, points=41, restarts=10, moved=64,
     ),
-}
+}  # fmt: skip
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Say whether every row lies in [0, 1] and sums to 1."""
+    return bool(((output >= 0) & (output <= 1)).all()) and bool(((output.sum(1) - 1).abs() < 1e-5).all())
 
 
 class AsLogits(nn.Module):
@@ -184,13 +172,8 @@ class Evidence:
 
     @cached_property
     def rows(self) -> Tensor:
-        """Which images are the sample: drawn by their indices and the seed, in order."""
+        """The sample that checks of attacks are made on: drawn by the images' indices and the seed, in order."""
         return self.drawn(self.every, self.plan.sample)
-
-    @cached_property
-    def sample(self) -> Batch:
-        """The images that checks of attacks are made on."""
-        return self.images.select(self.rows)
 
     @cached_property
     def correct_sample(self) -> Batch:
@@ -217,15 +200,12 @@ class Evidence:
 
     def gradients(self, batch: Batch, loss: Loss = cross_entropy) -> Gradients:
         """Return loss and gradient at the images."""
-        objective = objective_of(self.model, loss_of(loss, batch.labels))
-        parts = []
+
+        def at(some: Batch) -> Gradients:
+            return Gradients(*evaluated(objective_of(self.model, loss_of(loss, some.labels)), some.x))
+
         with attacked(self.given), full_precision(batch.x):
-            for rows in torch.split(torch.arange(len(batch.x), device=batch.x.device), 256):
-                some = batch.select(rows)
-                parts.append(evaluated(objective_of(self.model, loss_of(loss, some.labels)), some.x))
-        if not parts:
-            return Gradients(*evaluated(objective, batch.x))
-        return Gradients(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            return in_chunks(at, batch)
 
     @cached_property
     def setup_gradients(self) -> Gradients:
@@ -325,21 +305,24 @@ class Evidence:
     @cached_property
     def judged(self) -> EvaluationStep:
         """The suite on all images."""
-        steps = evaluate_steps(
-            self.model,
-            self.images,
-            threat=self.threat,
-            attacks={self.suite_name: self.suite},
-            seed=self.seed,
-            on_chunk=self.on_chunk,
-        )
-        *_, last = steps
+        suite = {self.suite_name: self.suite}
+        judge = partial(evaluate_steps, threat=self.threat, attacks=suite, seed=self.seed, on_chunk=self.on_chunk)
+        *_, last = judge(self.model, self.images)
         return last
+
+    def mask(self, marked: NDArray[np.bool_]) -> Tensor:
+        """Return which images (N,) are marked in a record, on the images' device."""
+        return torch.from_numpy(np.array(marked)).to(self.correct.device)
+
+    @property
+    def suite_broken(self) -> Tensor:
+        """(N,) True where the image was right before the suite and is not after it."""
+        return self.mask(self.judged.evaluation.correct()) & ~self.suite_robust
 
     @property
     def suite_robust(self) -> Tensor:
         """(N,) True where the suite has broken nothing."""
-        return torch.from_numpy(self.judged.evaluation.survivors()).to(self.correct.device)
+        return self.mask(self.judged.evaluation.survivors())
 
     @property
     def robust(self) -> Tensor:

@@ -1,6 +1,7 @@
 """The geometry of a model measured beside the checks, for the figures of an audit; it judges nothing."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,36 +13,25 @@ from torch import Tensor, nn
 from planish.attacks import searched
 from planish.attacks.closest import Closest
 from planish.audit.evidence import PGD_STEP, Evidence
+from planish.audit.measures.affine import AFFINE
 from planish.audit.measures.bounds import estimated_bounds, violations
-from planish.audit.measures.chunks import in_chunks
-from planish.audit.measures.highest import highest
-from planish.audit.measures.linearity import local_linearity, one_step, random_point
+from planish.audit.measures.certificates import linear_distance, relu_distance
+from planish.audit.measures.linearity import highest, local_linearity, one_step, random_point
 from planish.audit.measures.surfaces import along_weights, filter_normalised, loss_plane, rademacher
-from planish.audit.proof import Proof, proof
-from planish.core.arguments import logits_of
+from planish.core.arguments import in_chunks, logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked, full_precision
+from planish.core.threat import Linf, ThreatModel
 from planish.evaluation.distances import checked
+from planish.models import Normalized
+from planish.records import geometry as record
 from planish.records.audit import Finding
-from planish.records.geometry import (
-    REACH,
-    Array,
-    ByRadius,
-    DistanceBounds,
-    Effort,
-    Geometry,
-    Linearity,
-    Pictures,
-    Planes,
-    Weights,
-)
+from planish.records.geometry import REACH, Array, Geometry
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Steepest
 
-BLIND = "a black box has no gradients"
-FLAT = "no image has a gradient that is of any use"
 WITHOUT = (
     "local linearity, bounds, nearest images, accuracy by radius and by steps and restarts, and the weights' landscape"
     " are not shown"
@@ -53,6 +43,24 @@ MOVES = 11
 DIRECTIONS = 2
 WEIGHT_STEPS = 10
 STEPS = (1, 2, 5, 10, 20, 50, 100)
+UNITS = 150
+"""ReLUs of a network for which integer programs are tried."""
+IMAGES = 8
+SECONDS = 5.0
+"""For each image; what is proven by then holds."""
+BEYOND = 1.001
+"""How much farther than the boundary, where two classes tie, the images lie that were found with a proof."""
+
+
+class Proof(NamedTuple):
+    """Certificates (N,): no image that is nearer is misclassified; NaN = not attempted. how: in words.
+
+    x_adv: (N, ...) in the box, a little beyond the nearest images found with the proof; the image where there is none.
+    """
+
+    distance: Tensor
+    how: str
+    x_adv: Tensor
 
 
 class AdversarialPairs(NamedTuple):
@@ -70,70 +78,50 @@ def geometry(evidence: Evidence, findings: Sequence[Finding]) -> Geometry:
     before, notes = evidence.passes, list[str]()
     seen = not evidence.black_box and evidence.has_gradients
     if not seen:
-        notes.append(f"{BLIND if evidence.black_box else FLAT}: {WITHOUT}")
+        why = "a black box has no gradients" if evidence.black_box else "no image has a gradient that is of any use"
+        notes.append(f"{why}: {WITHOUT}")
     elif not len(evidence.correct_rows):
         notes.append("no image is classified correctly: nothing is measured round any")
     rows = evidence.drawn(evidence.correct_rows, evidence.plan.measured if seen else 0)
-    measured = _searched(evidence, rows) if len(rows) else {}
-    distance = _known(evidence)
+    batch, distance, measured = evidence.images.select(rows), _known(evidence), dict[str, Any]()
     if len(rows):
-        distance[rows] = torch.fmin(distance[rows], measured.pop("nearest"))
-        proven = _proven(evidence, rows, distance[rows], notes)
-        distance[rows] = torch.fmin(distance[rows], _reached(evidence, rows, proven.x_adv))
-        measured |= _described(evidence, rows, distance[rows], proven, notes)
+        measured = {"linearity": _linearity(evidence, batch, rows), "effort": _effort(evidence, batch, rows)}
+        distance[rows] = torch.fmin(distance[rows], _nearest(evidence, batch, rows))
+        proven = _proven(evidence, batch, rows, distance[rows], notes)
+        wrong = margin(logits_of(evidence.model, proven.x_adv), batch.labels) >= 0
+        away = torch.where(wrong, evidence.threat.norm(proven.x_adv - batch.x).float(), torch.nan)
+        distance[rows] = torch.fmin(distance[rows], away)
+        measured["bounds"] = _bounds(evidence, batch, distance[rows], proven, notes)
+        measured["weights"] = _weights(evidence, batch, notes)
     pairs = _adversarial_pairs(evidence)
-    return Geometry(
-        distance.cpu().numpy(),
-        rows.cpu().numpy(),
-        by_radius=_by_radius(evidence, findings),
-        planes=_planes(evidence, pairs),
-        pictures=_pictures(evidence, pairs, notes),
-        notes=tuple(notes),
-        passes=evidence.passes - before,
-        **measured,
-    )
+    measured |= {"by_radius": _by_radius(evidence, findings), "planes": _planes(evidence, pairs)}
+    measured["pictures"] = _pictures(evidence, pairs, notes)
+    passes = evidence.passes - before
+    return Geometry(_array(distance), _array(rows), notes=tuple(notes), passes=passes, **measured)
 
 
 def _known(evidence: Evidence) -> Tensor:
     """Return the distance of each image (N,) that the audit broke, 0 where it was wrong when clean, else NaN."""
-    images, record = evidence.images, evidence.judged.evaluation
-    broken = torch.from_numpy(record.correct() & ~record.survivors()).to(evidence.correct.device)
+    images = evidence.images
     away = evidence.threat.norm(evidence.judged.x_adv - images.x).float()
-    distance = torch.where(evidence.correct, torch.where(broken, away, torch.nan), 0.0)
+    distance = torch.where(evidence.correct, torch.where(evidence.suite_broken, away, torch.nan), 0.0)
     for row, x_adv in evidence.adversarial.items():
         own = evidence.threat.norm((x_adv - images.x[row])[None]).float()
         distance[row] = torch.fmin(distance[row], own[0])
     return distance
 
 
-def _searched(evidence: Evidence, rows: Tensor) -> dict[str, Any]:
-    """Return the parts that search round images, and with them may break some."""
-    batch = evidence.images.select(rows)
-    return {
-        "linearity": _linearity(evidence, batch, rows),
-        "effort": _effort(evidence, batch, rows),
-        "nearest": _nearest(evidence, batch, rows),
-    }
-
-
-def _described(evidence: Evidence, rows: Tensor, distance: Tensor, proven: Proof, notes: list[str]) -> dict[str, Any]:
-    """Return the parts that search for nothing."""
-    batch = evidence.images.select(rows)
-    return {"bounds": _bounds(evidence, batch, distance, proven, notes), "weights": _weights(evidence, batch, notes)}
-
-
-def _linearity(evidence: Evidence, batch: Batch, rows: Tensor) -> Linearity:
+def _linearity(evidence: Evidence, batch: Batch, rows: Tensor) -> record.Linearity:
     """Return the errors; the gradient step's point lies in the ball, and so gamma is no smaller than its error."""
     steps = evidence.plan.steps
-    found = in_chunks(
-        lambda part: local_linearity(evidence.model, part, evidence.threat, steps=steps, seed=evidence.seed), batch
-    )
+    ascent = partial(local_linearity, evidence.model, threat=evidence.threat, steps=steps, seed=evidence.seed)
+    found = in_chunks(ascent, batch)
     evidence.record("linearity-error", rows, found.x_worst)
-    step = in_chunks(lambda part: one_step(evidence.model, part, evidence.threat), batch)
-    return Linearity(_array(torch.maximum(found.gamma, step.error)), _array(step.error), steps)
+    step = in_chunks(partial(one_step, evidence.model, threat=evidence.threat), batch)
+    return record.Linearity(_array(torch.maximum(found.gamma, step.error)), _array(step.error), steps)
 
 
-def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> Effort:
+def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> record.Effort:
     """Return what PGD leaves after each of the steps and restarts; its first start was traced already."""
     most = evidence.plan.curve_steps
     steps = [count for count in STEPS if count <= most]
@@ -146,14 +134,7 @@ def _effort(evidence: Evidence, batch: Batch, rows: Tensor) -> Effort:
     broken = torch.stack([torch.stack([(start[: count + 1] >= 0).any(0) for count in steps]) for start in starts])
     left = 1 - broken.int().cummax(0).values.float().mean(2)
     restarts = torch.arange(1, len(starts) + 1, device="cpu")
-    return Effort(np.array(steps), _array(restarts), _array(left), len(rows))
-
-
-def _reached(evidence: Evidence, rows: Tensor, x_adv: Tensor) -> Tensor:
-    """Return how far away the images x_adv (n, ...) are that are misclassified, (n,), NaN = is not."""
-    batch = evidence.images.select(rows)
-    wrong = margin(logits_of(evidence.model, x_adv), batch.labels) >= 0
-    return torch.where(wrong, evidence.threat.norm(x_adv - batch.x).float(), torch.nan)
+    return record.Effort(np.array(steps), _array(restarts), _array(left), len(rows))
 
 
 def _nearest(evidence: Evidence, batch: Batch, rows: Tensor) -> Tensor:
@@ -167,32 +148,24 @@ def _nearest(evidence: Evidence, batch: Batch, rows: Tensor) -> Tensor:
 
 def _bounds(
     evidence: Evidence, batch: Batch, distance: Tensor, proven: Proof, notes: list[str]
-) -> DistanceBounds | None:
+) -> record.DistanceBounds | None:
     """Return L- and C-bounds; curvature by finite differences over the radius, which see what ReLUs do."""
+    curved: dict[str, Any] = {"way": "finite-difference", "length": evidence.threat.radius or None, "steps": LANCZOS}
     try:
-        found = estimated_bounds(
-            evidence.model,
-            batch,
-            evidence.threat,
-            steps=LANCZOS,
-            seed=evidence.seed,
-            way="finite-difference",
-            length=evidence.threat.radius or None,
-        )
+        found = estimated_bounds(evidence.model, batch, evidence.threat, seed=evidence.seed, **curved)
     except BadInput as error:
         notes.append(f"bounds are not shown: {error}")
         return None
     known = torch.where(distance.isnan(), torch.inf, distance)
     by_l, by_c = (violations(bound, known) for bound in (found.by_lipschitz, found.by_curvature))
     arrays = _array(found.by_lipschitz), _array(found.by_curvature)
+    counts = by_l.refuted, by_c.refuted, by_l.compared
     constants = float(found.lipschitz), float(found.curvature)
-    refuted = by_l.refuted, by_c.refuted, by_l.compared
-    return DistanceBounds(*arrays, *constants, *refuted, _array(proven.distance), proven.how)
+    return record.DistanceBounds(*arrays, *constants, *counts, _array(proven.distance), proven.how)
 
 
-def _proven(evidence: Evidence, rows: Tensor, distance: Tensor, notes: list[str]) -> Proof:
+def _proven(evidence: Evidence, batch: Batch, rows: Tensor, distance: Tensor, notes: list[str]) -> Proof:
     """Return certificates where the network is simple enough for any; images found with them count as broken."""
-    batch = evidence.images.select(rows)
     nothing = Proof(torch.full_like(distance, torch.nan), "", batch.x)
     known = torch.where(distance.isnan(), torch.inf, distance)
     try:
@@ -204,14 +177,14 @@ def _proven(evidence: Evidence, rows: Tensor, distance: Tensor, notes: list[str]
         return nothing
 
 
-def _by_radius(evidence: Evidence, findings: Sequence[Finding]) -> ByRadius | None:
+def _by_radius(evidence: Evidence, findings: Sequence[Finding]) -> record.ByRadius | None:
     """Return what the check radius-curve measured, if it did, and the clean images at radius 0."""
     seen = next((finding.evidence for finding in findings if finding.check == "radius-curve"), {})
     if "multiples" not in seen:
         return None
-    radii = [0.0, *(evidence.threat.scaled(factor).radius for factor in seen["multiples"])]
-    standing = [len(evidence.correct_rows), *seen["standing"]]
-    return ByRadius(np.array(radii, np.float32), np.array(standing), int(seen["images"]), evidence.plan.curve_steps)
+    radii = np.array([0.0, *(evidence.threat.scaled(factor).radius for factor in seen["multiples"])], np.float32)
+    robust = np.array([len(evidence.correct_rows), *seen["standing"]])
+    return record.ByRadius(radii, robust, int(seen["images"]), evidence.plan.curve_steps)
 
 
 def _adversarial_pairs(evidence: Evidence) -> AdversarialPairs:
@@ -219,9 +192,8 @@ def _adversarial_pairs(evidence: Evidence) -> AdversarialPairs:
     robust, most = evidence.robust & evidence.correct, evidence.plan.pictured
     broken = evidence.correct & ~robust
     rows = torch.cat([evidence.drawn(mask.nonzero().squeeze(1), most) for mask in (broken, robust)]).sort().values
-    return AdversarialPairs(
-        rows, torch.stack([_attacked(evidence, row) for row in rows.tolist()]) if len(rows) else evidence.images.x[:0]
-    )
+    images = [_attacked(evidence, row) for row in rows.tolist()]
+    return AdversarialPairs(rows, torch.stack(images) if images else evidence.images.x[:0])
 
 
 def _attacked(evidence: Evidence, row: int) -> Tensor:
@@ -229,13 +201,12 @@ def _attacked(evidence: Evidence, row: int) -> Tensor:
     if row in evidence.adversarial:
         return evidence.adversarial[row]
     place = (evidence.correct_rows == row).nonzero()
-    robust = bool(evidence.suite_robust[row])
-    if robust and len(place) and not evidence.black_box and evidence.has_gradients:
+    if evidence.suite_robust[row] and len(place) and not evidence.black_box and evidence.has_gradients:
         return evidence.trace.x_adv[int(place)]
     return evidence.judged.x_adv[row]
 
 
-def _planes(evidence: Evidence, pairs: AdversarialPairs) -> Planes | None:
+def _planes(evidence: Evidence, pairs: AdversarialPairs) -> record.Planes | None:
     """Return the loss round one broken and one robust image, as far as attacks moved them."""
     moves = pairs.x_adv - evidence.images.x[pairs.rows]
     moved = evidence.threat.norm(moves) > 0
@@ -249,23 +220,21 @@ def _planes(evidence: Evidence, pairs: AdversarialPairs) -> Planes | None:
     shares = _spaced(REACH, evidence.plan.points)
     loss = loss_plane(evidence.model, batch, first, second, shares.tolist(), shares.tolist())
     lengths = [evidence.threat.norm(move).float().cpu()[:, None] * shares for move in (first, second)]
-    return Planes(_array(pairs.rows[chosen]), *(_array(part) for part in (*lengths, loss.transpose(1, 2))))
+    return record.Planes(_array(pairs.rows[chosen]), *(_array(part) for part in (*lengths, loss.transpose(1, 2))))
 
 
-def _pictures(evidence: Evidence, pairs: AdversarialPairs, notes: list[str]) -> Pictures | None:
+def _pictures(evidence: Evidence, pairs: AdversarialPairs, notes: list[str]) -> record.Pictures | None:
     x = evidence.images.x[pairs.rows]
     if x.shape[1] not in (1, 3):
         notes.append(f"images of {x.shape[1]} channels are not shown: a page shows 1 or 3")
         return None
     if not len(x):
         return None
-    predicted = (evidence.logits[pairs.rows], logits_of(evidence.model, pairs.x_adv))
-    return Pictures(
-        _array(pairs.rows), _array(x), _array(pairs.x_adv), *(_array(logits.argmax(1)) for logits in predicted)
-    )
+    predicted = (logits.argmax(1) for logits in (evidence.logits[pairs.rows], logits_of(evidence.model, pairs.x_adv)))
+    return record.Pictures(*(_array(part) for part in (pairs.rows, x, pairs.x_adv, *predicted)))
 
 
-def _weights(evidence: Evidence, batch: Batch, notes: list[str]) -> Weights | None:
+def _weights(evidence: Evidence, batch: Batch, notes: list[str]) -> record.Weights | None:
     """Return the mean loss along a few directions in the weights (Li et al. 2018; Wu, Xia and Wang 2020)."""
     some = batch.select(slice(0, evidence.plan.moved))._replace(logits=None)
     if not len(some.x):
@@ -281,7 +250,7 @@ def _weights(evidence: Evidence, batch: Batch, notes: list[str]) -> Weights | No
     except RuntimeError as error:
         notes.append(f"the weights' landscape is not shown: {str(error).splitlines()[0]}")
         return None
-    return Weights(_array(shares), _array(lines[:, 0]), _array(lines[:, 1]), len(some.x), WEIGHT_STEPS)
+    return record.Weights(_array(shares), _array(lines[:, 0]), _array(lines[:, 1]), len(some.x), WEIGHT_STEPS)
 
 
 def _moved_loss(evidence: Evidence, batch: Batch, moved: nn.Module) -> Tensor:
@@ -303,3 +272,45 @@ def _spaced(reach: float, points: int) -> Tensor:
 
 def _array(values: Tensor) -> Array:
     return (values.float() if values.is_floating_point() else values).cpu().numpy()
+
+
+def proof(model: nn.Module, batch: Batch, threat: ThreatModel, found: Tensor) -> Proof | None:
+    """Return certificates of the images' distances in the box; None for a network of other layers, or too large.
+
+    Exact for affine networks; for a few images of a small ReLU network in Linf by integer programming within SECONDS
+    each, which needs SciPy. found: (N,) distances of misclassified images that are known, inf = none. Raises BadInput.
+    """
+    units = relu_units(model, batch.x)
+    if units is None:
+        return None
+    if units == 0:
+        exact = linear_distance(model, batch, threat)
+        return Proof(exact.distance, "exact: the network is affine", _beyond(exact.x_adv, batch.x, threat))
+    if units > UNITS or not isinstance(threat, Linf):
+        return None
+    few, distance = batch.select(slice(0, IMAGES)), torch.full_like(found, torch.nan, dtype=torch.float64)
+    far = Linf(threat.high - threat.low, threat.low, threat.high)
+    solved = relu_distance(model, few, far, seconds=SECONDS, found=found[:IMAGES])
+    distance[:IMAGES] = solved.lower
+    how = f"integer programs of at most {SECONDS:g} s, {int(solved.proven.sum())} of {len(few.x)} finished and so exact"
+    x_adv = torch.cat([_beyond(solved.x_adv, few.x, threat), batch.x[IMAGES:]])
+    return Proof(distance, how, x_adv)
+
+
+def _beyond(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    return (x + BEYOND * (x_adv - x)).clamp(threat.low, threat.high).to(x.dtype)
+
+
+def relu_units(model: nn.Module, x: Tensor) -> int | None:
+    """Return how many ReLUs an image (1, ...) passes; None if other layers than affine ones and ReLU are met."""
+    leaves = [module for module in model.modules() if not any(module.children())]
+    known = (*AFFINE, nn.ReLU), (nn.Sequential, Normalized)
+    if not all(isinstance(module, known[any(module.children())]) for module in model.modules()):
+        return None
+    counts: list[int] = []
+    with ExitStack() as hooks, torch.no_grad():
+        for module in leaves:
+            if isinstance(module, nn.ReLU):
+                hooks.enter_context(module.register_forward_hook(lambda _, __, out: counts.append(out[0].numel())))
+        model(x[:1])
+    return sum(counts)

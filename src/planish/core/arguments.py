@@ -1,8 +1,8 @@
 """What public calls take: each argument is checked at once; BadInput says what would be right."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ Images = Tensor | NDArray[Any] | Batch
 """(N, C, H, W) in [0, 1]; a Batch brings its labels and indices along."""
 Labels = Tensor | NDArray[Any] | Sequence[int]
 """(N,) whole numbers."""
+Measured = TypeVar("Measured", bound=tuple[Any, ...])
 
 
 def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
@@ -112,6 +113,16 @@ def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
     with evaluating(model), torch.no_grad(), full_precision(x):
         parts = [model(part).float() for part in torch.split(x, chunk) if len(part)]
     return torch.cat(parts) if parts else x.new_zeros(0, 2)
+
+
+def in_chunks(measure: Callable[[Batch], Measured], batch: Batch, chunk: int = CHUNK) -> Measured:
+    """Return what the measure says of all images, its (N, ...) tensors joined. The outcome does not depend on `chunk`.
+
+    measure: takes a batch and returns a named tuple of tensors whose first dimension is the images, as all measures of
+    an audit but estimated constants do.
+    """
+    parts = [measure(batch.select(slice(at, at + chunk))) for at in range(0, max(len(batch.x), 1), chunk)]
+    return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def check_images(images: Batch, threat: ThreatModel) -> None:

@@ -38,6 +38,12 @@ class Batch(_Parts):
         own = torch.arange(len(x), device=x.device) if indices is None else indices
         return super().__new__(cls, x, labels, own, logits, order)
 
+    @property
+    def clean_logits(self) -> Tensor:
+        """The clean logits, (N, K), where they must be known already."""
+        assert self.logits is not None
+        return self.logits
+
     def select(self, rows: Tensor | slice) -> "Batch":
         """Return the batch of the given rows (an index tensor, a boolean tensor or a slice)."""
         return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""What batch norm, dropout and parameters do inside a block; every module's own state is put back exactly."""
+"""A model inside a block: what batch norm, dropout and parameters do, all put back exactly; and its passes, counted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -252,3 +252,27 @@ def _update_running(module: _BatchNorm, mean: Tensor, variance: Tensor, count: i
     weight = module.momentum if module.momentum is not None else 1.0 / float(module.num_batches_tracked)
     module.running_mean.lerp_(mean.to(module.running_mean), weight)
     module.running_var.lerp_((variance * (count / max(count - 1, 1))).to(module.running_var), weight)
+
+
+class Counted(nn.Module):
+    """A model whose passes are counted, with plain logits whatever the model wraps them in (`.logits`).
+
+    forwards, backwards: number of single images so far. No host sync; a backward counts when it reaches the logits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = self.backwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        output: Any = self.model(x)
+        logits: Tensor = getattr(output, "logits", output)
+        self.forwards += len(x)
+        if torch.is_tensor(logits) and logits.requires_grad:
+            logits.register_hook(self._count)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)

@@ -1,6 +1,6 @@
 """Batches made on the device: shuffle, crop, flip and cutout in a few tensor operations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, at_least
 from planish.core.randomness import seeded
 from planish.data.images import Images, to_unit
 
@@ -30,9 +30,7 @@ class Augmentation:
     cutout: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("crop", self.crop), ("cutout", self.cutout)):
-            if value < 0:
-                raise BadInput(f"{name} must be 0 or more pixels, not {value}")
+        at_least(0, crop=self.crop, cutout=self.cutout)
 
 
 class Draws(NamedTuple):
@@ -66,14 +64,7 @@ def draw(count: int, size: tuple[int, int], augmentation: Augmentation, generato
 def apply(x: Tensor, augmentation: Augmentation, draws: Draws) -> Tensor:
     """Crop, flip and cut out each image of x (N, C, H, W) by its own draws; same shape and type."""
     x = _crop_and_flip(x, augmentation.crop, draws)
-    if draws.centres is None:
-        return x
-    return x.masked_fill(_square(x, augmentation.cutout, draws.centres), 0)
-
-
-def augment(x: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Augment each image of x (N, C, H, W) at random; same shape and type. The generator is on x's device."""
-    return apply(x, augmentation, draw(len(x), (x.shape[2], x.shape[3]), augmentation, generator))
+    return x if draws.centres is None else x.masked_fill(_square(x, augmentation.cutout, draws.centres), 0)
 
 
 def _crop_and_flip(x: Tensor, crop: int, draws: Draws) -> Tensor:
@@ -96,9 +87,8 @@ def _square(x: Tensor, side: int, centres: Tensor) -> Tensor:
     """Return a mask (N, 1, H, W) that is True in the square of that side around each centre."""
 
     def inside(length: int, centre: Tensor) -> Tensor:
-        start = centre[:, None] - side // 2
-        position = torch.arange(length, device=x.device)
-        return (position >= start) & (position < start + side)
+        distance = torch.arange(length, device=x.device) - (centre[:, None] - side // 2)
+        return (distance >= 0) & (distance < side)
 
     return inside(x.shape[2], centres[:, 0])[:, None, :, None] & inside(x.shape[3], centres[:, 1])[:, None, None, :]
 
@@ -107,9 +97,8 @@ def _square(x: Tensor, side: int, centres: Tensor) -> Tensor:
 class Batches:
     """Epochs of shuffled, augmented batches from images that stay on the device in their own type.
 
-    Epoch k depends on (seed, k) only, for a given kind of device: no state is kept, so a resumed run sees the
-    same batches. drop_last leaves out an incomplete last batch. Raises BadInput if a batch is larger than the
-    data set.
+    Epoch k depends on (seed, k) only, for a given kind of device: no state is kept, so a resumed run sees the same
+    batches. drop_last leaves out an incomplete last batch. Raises BadInput if a batch is larger than the data set.
     """
 
     images: Images
@@ -119,17 +108,11 @@ class Batches:
     drop_last: bool = True
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
-        if self.batch_size > len(self.images):
-            raise BadInput(
-                f"batch size {self.batch_size} is larger than the {len(self.images)} images of "
-                f"{self.images.name}: use a smaller one"
-            )
+        check_batch_size(self.batch_size, len(self.images), self.images.name)
 
     def __len__(self) -> int:
         """Steps per epoch."""
-        rest = 0 if self.drop_last else self.batch_size - 1
-        return (len(self.images) + rest) // self.batch_size
+        return (len(self.images) + (0 if self.drop_last else self.batch_size - 1)) // self.batch_size
 
     @cached_property
     def identities(self) -> int:
@@ -145,8 +128,7 @@ class Batches:
 
         Raises BadInput unless 0 <= skip <= len(self).
         """
-        if not 0 <= skip <= len(self):
-            raise BadInput(f"cannot skip {skip} batches: an epoch has {len(self)}")
+        check_skip(skip, len(self))
         return self._batches_after(skip, seeded(seed, _DATA_STREAM, number, device=self.device))
 
     def _batches_after(self, skip: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -159,16 +141,42 @@ class Batches:
             yield Batch(to_unit(x), images.labels[rows], images.indices[rows])
 
 
-def in_order(images: Images, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    """Yield all images in order, as float32 in [0, 1] on the device; the last batch may be smaller."""
-    check_batch_size(batch_size)
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
-        x, labels, indices = (t[rows].to(device) for t in (images.x, images.labels, images.indices))
-        yield Batch(to_unit(x), labels, indices)
+def check_batch_size(batch_size: int, count: int, name: str) -> None:
+    """Raise BadInput unless the data set of that name has that many images for a batch, and the batch has one."""
+    at_least(1, **{"batch size": batch_size})
+    if batch_size > count:
+        raise BadInput(f"batch size {batch_size} is larger than the {count} images of {name}: use a smaller one")
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise BadInput unless the batch size is 1 or more."""
-    if batch_size < 1:
-        raise BadInput(f"batch size must be 1 or more, not {batch_size}")
+def check_skip(skip: int, steps: int) -> None:
+    """Raise BadInput unless so many batches of an epoch can be left out."""
+    if not 0 <= skip <= steps:
+        raise BadInput(f"cannot skip {skip} batches: an epoch has {steps}")
+
+
+def check_resolutions(phases: Sequence[tuple[float, int]]) -> None:
+    """Raise BadInput unless (share, pixels) start at 0, rise in share below 1 and have 1 or more pixels."""
+    shares = [share for share, _ in phases]
+    if shares and (shares[0] != 0 or shares != sorted(set(shares)) or not shares[-1] < 1):
+        raise BadInput(
+            f"data.resolutions start at shares {shares} of the training: write them rising from 0 to below 1, "
+            "for instance [[0.0, 128], [0.5, 224]]"
+        )
+    if any(side < 1 for _, side in phases):
+        raise BadInput(f"data.resolutions are {[side for _, side in phases]} pixels: 1 or more are needed")
+
+
+def sides(phases: Sequence[tuple[float, int]], epochs: int) -> list[int]:
+    """Return the resolution of each epoch, that of the last phase that has begun when the epoch begins; [] of none.
+
+    Raises BadInput if a phase gets no epoch.
+    """
+    if not phases:
+        return []
+    found = [[side for share, side in phases if share <= epoch / epochs] for epoch in range(epochs)]
+    if len({len(begun) for begun in found}) < len(phases):
+        raise BadInput(
+            f"data.resolutions have {len(phases)} phases, and one of them holds no beginning of the {epochs} epochs: "
+            "train longer, or leave it out"
+        )
+    return [begun[-1] for begun in found]

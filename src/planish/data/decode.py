@@ -1,4 +1,4 @@
-"""PNG and JPEG to uint8 arrays, whole or a square cut out of them, and many of them to one array."""
+"""PNG and JPEG to uint8 arrays, whole or a square of them: the centre for tests, a random part for training."""
 
 import io
 import math
@@ -15,6 +15,12 @@ from planish.core.errors import BadInput
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MARGIN = 256 / 224
+ATTEMPTS = 10
+DRAWS = 2 * ATTEMPTS + 2
+"""Uniform numbers that one random part takes."""
+LEAST_AREA, WIDEST = 0.08, 4 / 3
+
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the picture."""
@@ -26,6 +32,49 @@ class Cut:
 
     side: int
     box: Callable[[int, int], Box]
+
+
+def centre(side: int) -> Cut:
+    """Return the usual test view: the shorter side resized to side x 256 / 224 (rounded), its centre cut out.
+
+    An image that already is side x side is left as it is. Differs: the crop is taken out of the picture and resized
+    in one step, where others resize, round to whole pixels and crop.
+    """
+
+    def box(width: int, height: int) -> Box:
+        if width == height == side:
+            return 0, 0, width, height
+        return _centred(width, height, min(width, height) * side / round(side * MARGIN), 1)
+
+    return Cut(side, box)
+
+
+def random_part(side: int, uniform: Sequence[float]) -> Cut:
+    """Return a random part of 8 to 100 % of the area and 3:4 to 4:3 (Szegedy et al. 2015, section 6).
+
+    uniform: DRAWS numbers in [0, 1). Ten parts are tried; if none lies in the picture, the largest in its centre is
+    taken. Differs: parts are not rounded to whole pixels, because the resampling need not be.
+    """
+
+    def box(width: int, height: int) -> Box:
+        for attempt in range(ATTEMPTS):
+            area = width * height * (LEAST_AREA + (1 - LEAST_AREA) * uniform[2 * attempt])
+            ratio = WIDEST ** (2 * uniform[2 * attempt + 1] - 1)
+            across, down = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            if across <= width and down <= height:
+                left, top = uniform[-2] * (width - across), uniform[-1] * (height - down)
+                return left, top, min(left + across, width), min(top + down, height)
+        ratio = min(max(width / height, 1 / WIDEST), WIDEST)
+        return _centred(width, height, min(height, width / ratio), ratio)
+
+    return Cut(side, box)
+
+
+def _centred(width: int, height: int, down: float, ratio: float) -> Box:
+    """Return the box of that height and width / height in the middle."""
+    across = min(down * ratio, width)
+    left, top = (width - across) / 2, (height - down) / 2
+    return left, top, min(left + across, width), min(top + down, height)
 
 
 def decode(source: bytes | Path, name: str, cut: Cut | None = None) -> Pixels:
@@ -75,10 +124,11 @@ def stack(images: Sequence[Pixels], names: Sequence[str]) -> Pixels:
 
     At least one image is needed. Raises BadInput naming two images if their sizes differ.
     """
-    for image, name in zip(images, names, strict=True):
-        if image.shape[1:] != images[0].shape[1:]:
+    sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in images]
+    for size, name in zip(sizes, names, strict=True):
+        if size != sizes[0]:
             raise BadInput(
-                f"images differ in size: {names[0]} is {_size(images[0])}, {name} is {_size(image)}; "
+                f"images differ in size: {names[0]} is {sizes[0]}, {name} is {size}; "
                 "resize them first or name a size: data.size in a configuration, --size for a test set"
             )
     return in_channels(images, max(len(image) for image in images))
@@ -87,7 +137,3 @@ def stack(images: Sequence[Pixels], names: Sequence[str]) -> Pixels:
 def in_channels(images: Sequence[Pixels], channels: int) -> Pixels:
     """Stack images of one size to (N, channels, H, W): grayscale is repeated where three are wanted."""
     return np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
-
-
-def _size(image: Pixels) -> str:
-    return f"{image.shape[2]}x{image.shape[1]}"

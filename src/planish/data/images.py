@@ -1,16 +1,25 @@
 """A labelled set of images in memory, checked once when it is made."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, at_least
 
 MOST_CLASSES = 100_000
+Stream = Literal["auto", "always", "never"]
+OnCorrupt = Callable[[str], object]
+"""Told of every image that cannot be read; it raises, or the image is left out."""
+
+
+def refuse(message: str) -> None:
+    """Raise BadInput: no image may be left out."""
+    raise BadInput(message)
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -75,10 +84,9 @@ class Images:
 
     def first(self, limit: int | None) -> "Images":
         """Return the first `limit` images; all if there are fewer or it is None. Raises BadInput below 1."""
+        at_least(1, limit=limit)
         if limit is None or limit >= len(self):
             return self
-        if limit < 1:
-            raise BadInput(f"limit must be 1 or more, not {limit}")
         return replace(self, x=self.x[:limit], labels=self.labels[:limit], indices=self.indices[:limit])
 
     def split(self, count: int, seed: int) -> tuple["Images", "Images"]:
@@ -94,6 +102,21 @@ class Images:
         if self.x.device == torch.device(device):
             return self
         return replace(self, x=self.x.to(device), labels=self.labels.to(device), indices=self.indices.to(device))
+
+    def kept(
+        self,
+        stream: Stream = "auto",
+        size: int | None = None,
+        on_corrupt: OnCorrupt = refuse,
+        resolutions: bool = False,
+    ) -> "Images":
+        """Return these images, which are in memory; see `Listing.kept`. Raises BadInput for what only listings have."""
+        if size is not None or resolutions or stream == "always":
+            raise BadInput(
+                f"{self.name} is read as a whole: data.size, data.resolutions and data.stream are for image files "
+                "(folder, parquet, imagenet, tiny-imagenet)"
+            )
+        return self
 
     def in_channels(self, channels: int) -> "Images":
         """Return grayscale images repeated to so many channels; others as they are."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,20 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planish.core.errors import BadInput, at_least
-from planish.data.crops import centre
-from planish.data.decode import Pixels, decode, stack
-from planish.data.images import Images, check_labels, parts
+from planish.data.decode import Pixels, centre, decode, stack
+from planish.data.images import Images, OnCorrupt, Stream, check_labels, parts, refuse
 
-OnCorrupt = Callable[[str], object]
-"""Told of every image that cannot be read; it raises, or the image is left out."""
+MOST_BYTES = 2 * 2**30
+"""Decoded pixels that are kept in memory unless told otherwise."""
+PROBED = 64
+"""Images whose size stands for that of all."""
 SAMPLED_GROUPS = 32
 TOGETHER = 2048
 """Images that are read in groups are shuffled among at least so many, which a reader therefore keeps at hand."""
-
-
-def refuse(message: str) -> None:
-    """Raise BadInput: no image may be left out."""
-    raise BadInput(message)
 
 
 class Store(Protocol):
@@ -34,31 +30,27 @@ class Store(Protocol):
 
     def name(self, row: int) -> str:
         """Return what to call the image: a file, or a row of one."""
-        ...
 
     def encoded(self, row: int) -> bytes | Path:
         """Return the image's bytes or file. Raises BadInput."""
-        ...
 
     def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Return which group each row is read with, rising; None if every image is read by itself."""
-        ...
+        return None
 
     def known(self, rows: NDArray[np.int64]) -> list[Pixels] | None:
         """Return the decoded images if they were kept, else None."""
-        ...
+        return None
 
     def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
         """Keep decoded images for the next time, where that is worth it."""
-        ...
 
     def fingerprint(self) -> bytes:
         """Return what tells this store from others: names and sizes, not pixels."""
-        ...
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Store):
     """One file for each image: paths (bytes, relative to the root)."""
 
     root: Path
@@ -76,15 +68,6 @@ class Files:
     def encoded(self, row: int) -> Path:
         """Return the path."""
         return self.root / os.fsdecode(bytes(self.paths[row]))
-
-    def groups(self, rows: NDArray[np.int64]) -> None:
-        """Return None: every file is read by itself."""
-
-    def known(self, rows: NDArray[np.int64]) -> None:
-        """Return None: files are decoded every time."""
-
-    def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
-        """Keep nothing."""
 
     def fingerprint(self) -> bytes:
         """Return the paths."""
@@ -133,14 +116,42 @@ class Listing:
         """Return about `count` images spread evenly; of images that are read in groups, from 32 of these."""
         if count >= len(self):
             return self
-        groups = self.store.groups(self.indices.numpy())
-        if groups is None:
+        blocks = self.blocks()
+        if blocks is None:
             return self.take(_spread(len(self), count))
-        starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        blocks = np.split(np.arange(len(self)), starts[1:])
         chosen = [blocks[number] for number in _spread(len(blocks), min(len(blocks), SAMPLED_GROUPS)).tolist()]
         each = -(-count // len(chosen))
-        return self.take(torch.from_numpy(np.concatenate([block[:each] for block in chosen])))
+        return self.take(torch.cat([block[:each] for block in chosen]))
+
+    def blocks(self) -> Sequence[Tensor] | None:
+        """Return the rows (positions here) of each group that is read at once; None if images are read one by one."""
+        groups = self.store.groups(self.indices.numpy())
+        if groups is None:
+            return None
+        starts = torch.from_numpy(np.flatnonzero(np.diff(groups, prepend=-1)))
+        return torch.arange(len(self), device="cpu").tensor_split(starts[1:])
+
+    def kept(
+        self,
+        stream: Stream = "auto",
+        size: int | None = None,
+        on_corrupt: OnCorrupt = refuse,
+        resolutions: bool = False,
+    ) -> "Images | Listing":
+        """Return the images in memory, or this listing if they are to be streamed.
+
+        "auto": streamed if a size or resolutions are given, or if 64 images spread over the set say that all of it
+        would take more than 2 GiB. "never": in memory, with a size as its centre cut. Raises BadInput for sizes that
+        differ, and for resolutions without streaming.
+        """
+        if stream == "never":
+            if resolutions:
+                raise BadInput('data.resolutions need streamed images: set data.stream = "auto"')
+            return self.images(size, on_corrupt)
+        if stream == "always" or size is not None or resolutions:
+            return self
+        estimate = len(self) * self.sample(PROBED).images(None, on_corrupt).x[0].numel()
+        return self if estimate > MOST_BYTES else self.images(None, on_corrupt)
 
     def images(self, size: int | None = None, on_corrupt: OnCorrupt = refuse) -> Images:
         """Decode all into memory, with a size as its centre cut, without one as they are.

@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.randomness import drawn_seed, keyed, seeded
-from planish.data.batches import Augmentation, Draws, apply, check_batch_size
-from planish.data.crops import DRAWS, random_part
-from planish.data.decode import Pixels, decode, in_channels
-from planish.data.images import to_unit
-from planish.data.listing import TOGETHER, Listing, OnCorrupt, Store, refuse
+from planish.data.batches import Augmentation, Draws, apply, check_batch_size, check_skip
+from planish.data.decode import DRAWS, Pixels, decode, in_channels, random_part
+from planish.data.images import OnCorrupt, refuse, to_unit
+from planish.data.listing import TOGETHER, Listing, Store
 
 _STREAM = 0x57AE  # keeps these draws apart from others for the same seed and epoch
 MOST_WORKERS = 16
@@ -54,8 +53,7 @@ class Reader(Dataset[Read]):
     shape: tuple[int, int, int]
 
     def __getitem__(self, request: Request) -> Read:
-        found: list[Pixels] = []
-        kept, failures = [], []
+        found, kept, failures = [], [], []
         uniform = keyed(torch.from_numpy(request.rows), request.seed, DRAWS).tolist()
         for at, row in enumerate(request.rows.tolist()):
             try:
@@ -80,17 +78,8 @@ class Reader(Dataset[Read]):
         return image
 
 
-class Requests:
+class Requests(list[Request]):
     """What the loader is to ask for next; set anew for every epoch."""
-
-    def __init__(self) -> None:
-        self.now: list[Request] = []
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.now)
-
-    def __len__(self) -> int:
-        return len(self.now)
 
 
 @dataclass(frozen=True)
@@ -116,13 +105,8 @@ class Streamed:
     on_corrupt: OnCorrupt = refuse
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
+        check_batch_size(self.batch_size, len(self.listing), self.listing.name)
         at_least(0, workers=self.workers)
-        if self.batch_size > len(self.listing):
-            raise BadInput(
-                f"batch size {self.batch_size} is larger than the {len(self.listing)} images of "
-                f"{self.listing.name}: use a smaller one"
-            )
         if self.sides and self.augmentation.crop:
             raise BadInput(
                 "crop pads images of one size; of images brought to a size random parts are taken: set crop = 0"
@@ -143,8 +127,7 @@ class Streamed:
         Raises BadInput unless 0 <= skip <= len(self), for what `on_corrupt` refuses, and for a batch without any
         readable image.
         """
-        if not 0 <= skip <= len(self):
-            raise BadInput(f"cannot skip {skip} batches: an epoch has {len(self)}")
+        check_skip(skip, len(self))
         generator = seeded(seed, _STREAM, number)
         order = shuffled(self.listing, generator)[: len(self) * self.batch_size]
         crops, choices = drawn_seed(generator), drawn_seed(generator)
@@ -154,7 +137,7 @@ class Streamed:
         return self._batches(rows, requests, choices)
 
     def _batches(self, rows: list[Tensor], requests: list[Request], seed: int) -> Iterator[Batch]:
-        self._requests.now = requests
+        self._requests[:] = requests
         with torch.device("cpu"):  # where the generator is; torch draws a seed on the default device
             reads = iter(self._loader)
         for own, read in zip(rows, reads, strict=True):
@@ -204,12 +187,12 @@ def _end_with_parent(worker: int) -> None:
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 
+    def end_after() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
-def _end_after(parent: Any) -> None:
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=end_after, daemon=True).start()
 
 
 def _context() -> Any:
@@ -232,11 +215,9 @@ def shuffled(listing: Listing, generator: torch.Generator) -> Tensor:
 
     Images that are read in groups: the groups are shuffled, then the images of as many groups as hold 2,048 of them.
     """
-    groups = listing.store.groups(listing.indices.numpy())
-    if groups is None:
+    blocks = listing.blocks()
+    if blocks is None:
         return torch.randperm(len(listing), generator=generator, device="cpu")
-    starts = torch.from_numpy(np.flatnonzero(np.diff(groups, prepend=-1)))
-    blocks = torch.arange(len(listing), device="cpu").tensor_split(starts[1:])
     order: list[Tensor] = []
     together: list[Tensor] = []
     for number in torch.randperm(len(blocks), generator=generator, device="cpu").tolist():

@@ -24,7 +24,7 @@ from planish.core.arguments import (
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
 from planish.evaluation.naming import Attacks, distance_attacks_of
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
@@ -97,10 +97,9 @@ def measure(
 
 
 def _begun(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any]) -> Distances:
-    assert images.logits is not None
     facts = {"schema_version": SCHEMA_VERSION, "norm": threat.name, "radius": threat.radius}
     meta = origin(counted.model, images, about, **facts)
-    clean = margin(images.logits, images.labels).cpu().numpy()
+    clean = margin(images.clean_logits, images.labels).cpu().numpy()
     return Distances(images.indices.cpu().numpy(), images.labels.cpu().numpy(), clean, (), meta)
 
 
@@ -113,8 +112,7 @@ def _measured(
     seed: int,
     chunk: int,
 ) -> DistanceColumn:
-    assert images.logits is not None
-    correct = margin(images.logits, images.labels) < 0
+    correct = margin(images.clean_logits, images.labels) < 0
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
     found = searched(attack, counted, images.select(correct), threat, seed=seed, chunk=chunk)
     distance, fragile = checked(counted, images.select(correct), threat, name, found, chunk)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
@@ -29,8 +29,7 @@ from planish.core.arguments import (
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.core.modes import Precision
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, Precision
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.naming import Attacks, attacks_of
@@ -143,8 +142,7 @@ def evaluate_steps(
     check_images(images, threat)
     began = time.perf_counter()
     images = images._replace(logits=check_logits(counted, images, chunk))
-    assert images.logits is not None
-    wanted = attacks_of(attacks, images.logits.shape[1], norm=threat.name)
+    wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name)
     judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began)
     if earlier is not None:
         judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), wanted)
@@ -182,7 +180,7 @@ def _next(name: str, attack: Attack | Suite, record: Evaluation) -> Stage | None
 def _clean(
     counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], seconds: float
 ) -> EvaluationStep:
-    logits = images.logits
+    logits = images.clean_logits
     assert logits is not None
     left_in_training = any(module.training for module in counted.model.modules())
     warnings = ["the model was left in training mode; it is judged in evaluation mode"] if left_in_training else []
@@ -307,7 +305,7 @@ def _counts_targets(attack: Attack) -> bool:
     return getattr(next(components_of(attack)), "aim", "misclassify") == "reach"
 
 
-def _generator(evaluation: Evaluation, name: str) -> torch.Generator:
+def _generator(evaluation: Evaluation, name: str) -> Generator:
     """Return a generator that depends on the seed and the attack's name, not on the attacks before it."""
     return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]))
 

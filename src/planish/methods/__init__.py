@@ -8,52 +8,36 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.errors import at_least
-from planish.core.lazy import lazy
 from planish.core.threat import ThreatModel
+from planish.registry import lazy
 
 if TYPE_CHECKING:
-    from planish.methods.adversarial import FGSMAT, NFGSM, PGDAT, QUB, RSFGSM
-    from planish.methods.cure import CURE
-    from planish.methods.elle import ELLE, ELLEA
-    from planish.methods.free import Free
-    from planish.methods.grad_align import GradAlign
-    from planish.methods.gradient_penalty import GradientPenalty
-    from planish.methods.guided import GAT, NuAT
-    from planish.methods.llr import LLR
-    from planish.methods.mart import MART
-    from planish.methods.planish import Planish
-    from planish.methods.prior_guided import FGSMEP, FGSMMEP
-    from planish.methods.seat import SEAT, SEATFL, SEATPublished
-    from planish.methods.ssat import SSAT
-    from planish.methods.standard import Standard
-    from planish.methods.sub_at import SubAT
-    from planish.methods.trades import TRADES
+    from planish.methods.adversarial import (
+        FGSMAT as FGSMAT,
+        NFGSM as NFGSM,
+        PGDAT as PGDAT,
+        QUB as QUB,
+        RSFGSM as RSFGSM,
+    )
+    from planish.methods.cure import CURE as CURE
+    from planish.methods.elle import ELLE as ELLE, ELLEA as ELLEA
+    from planish.methods.free import Free as Free
+    from planish.methods.grad_align import GradAlign as GradAlign
+    from planish.methods.gradient_penalty import GradientPenalty as GradientPenalty
+    from planish.methods.guided import GAT as GAT, NuAT as NuAT
+    from planish.methods.liet import LIET as LIET
+    from planish.methods.llr import LLR as LLR
+    from planish.methods.mart import MART as MART
+    from planish.methods.planish import Planish as Planish
+    from planish.methods.prior_guided import FGSMEP as FGSMEP, FGSMMEP as FGSMMEP
+    from planish.methods.seat import SEAT as SEAT, SEATFL as SEATFL, SEATPublished as SEATPublished
+    from planish.methods.sora import SORA as SORA
+    from planish.methods.ssat import SSAT as SSAT
+    from planish.methods.standard import Standard as Standard
+    from planish.methods.sub_at import SubAT as SubAT
+    from planish.methods.trades import TRADES as TRADES
 
-__all__ = [
-    "CURE", "ELLE", "ELLEA", "FGSMAT", "FGSMEP", "FGSMMEP", "GAT", "LLR", "MART", "NFGSM", "PGDAT", "QUB", "RSFGSM",
-    "SEAT", "SEATFL", "SSAT", "TRADES", "Free", "GradAlign", "GradientPenalty", "Method", "NuAT", "Plain",
-    "Planish", "SEATPublished", "Standard", "StepContext", "SubAT", "TrainingLoss",
-]  # fmt: skip
-_CLASSES = {
-    "adversarial": "FGSMAT NFGSM PGDAT QUB RSFGSM",
-    "cure": "CURE",
-    "elle": "ELLE ELLEA",
-    "free": "Free",
-    "grad_align": "GradAlign",
-    "gradient_penalty": "GradientPenalty",
-    "guided": "GAT NuAT",
-    "llr": "LLR",
-    "mart": "MART",
-    "planish": "Planish",
-    "prior_guided": "FGSMEP FGSMMEP",
-    "seat": "SEAT SEATFL SEATPublished",
-    "ssat": "SSAT",
-    "standard": "Standard",
-    "sub_at": "SubAT",
-    "trades": "TRADES",
-}
-_HOMES = {name: f"{__name__}.{module}" for module, names in _CLASSES.items() for name in names.split()}
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy(__name__)
 
 Memory = dict[str, Tensor]
 """What a method remembers from step to step, by name. Checkpoints hold it."""

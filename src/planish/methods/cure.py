@@ -11,7 +11,7 @@ from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, full_precision
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.search.linearize import linearize
+from planish.search.objectives import linearize
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.ascent import ascend
-from planish.search.linearize import linearization
-from planish.search.objectives import loss_of, objective_of
+from planish.search.objectives import linearization, loss_of, objective_of
 from planish.search.step_rules import Steepest
 
 

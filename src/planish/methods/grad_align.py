@@ -14,8 +14,7 @@ from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
 from planish.core.threat import Linf, ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.search.linearize import linearize
-from planish.search.objectives import inner
+from planish.search.objectives import inner, linearize
 
 LARGEST_FITTED = 16
 """Radius in grey levels up to which the authors fitted lambda; their formula explodes beyond."""

@@ -12,8 +12,7 @@ from planish.core.losses import cross_entropy
 from planish.core.modes import full_precision
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.search.linearize import Linearization, LossAt, linearize, probe_length, slope_by_finite_difference
-from planish.search.objectives import inner
+from planish.search.objectives import Linearization, LossAt, inner, linearize, probe_length, slope_by_finite_difference
 
 Scale = Literal["tulip", "exact"]
 

@@ -14,8 +14,7 @@ from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.ascent import ascend
-from planish.search.linearize import linearize
-from planish.search.objectives import InnerGradient, inner, linearity_error, objective_of
+from planish.search.objectives import InnerGradient, inner, linearity_error, linearize, objective_of
 from planish.search.step_rules import Adam
 
 

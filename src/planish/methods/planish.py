@@ -15,8 +15,7 @@ from planish.core.modes import fixed_statistics, full_precision
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.search.linearize import linearize
-from planish.search.objectives import linearity_error
+from planish.search.objectives import linearity_error, linearize
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from planish.core.losses import smoothed_cross_entropy, wide
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Memory, Plain, StepContext, TrainingLoss
-from planish.search.linearize import linearization
+from planish.search.objectives import linearization
 
 DELTA, MOMENTUM, PERIOD = "prior-guided.delta", "prior-guided.momentum", "prior-guided.period"
 

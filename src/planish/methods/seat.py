@@ -13,8 +13,16 @@ from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.ascent import ascend
-from planish.search.linearize import Linearization, linearize
-from planish.search.objectives import AbsOver, InnerGradient, linearity_error, loss_of, objective_of, plus
+from planish.search.objectives import (
+    AbsOver,
+    InnerGradient,
+    Linearization,
+    linearity_error,
+    linearize,
+    loss_of,
+    objective_of,
+    plus,
+)
 from planish.search.step_rules import Steepest
 
 

@@ -1,20 +1,24 @@
 """Architectures, one file each: NCHW images in [0, 1] -> logits, with the normalization inside."""
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from planish.core.errors import BadInput
-from planish.models.pretrained import borrowed, is_borrowed
+from planish.core.errors import BadInput, nearest
 from planish.registry import imported, resolve
+
+LIBRARIES = ("timm", "hf")
+"""What other libraries' models are named by: "timm:NAME" and "hf:NAME"."""
 
 
 class Normalized(nn.Module):
     """A network behind (x - mean) / std per channel, so that x and radii stay in pixels of [0, 1]."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -24,10 +28,10 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, K), of images (N, C, H, W) in [0, 1]; the network may wrap them in `.logits`."""
         output: Any = self.network((x - self.mean) / self.std)
-        logits: torch.Tensor = getattr(output, "logits", output)
+        logits: Tensor = getattr(output, "logits", output)
         return logits
 
 
@@ -41,9 +45,32 @@ class Pointwise(nn.Conv2d):
         super().__init__(inputs, outputs, 1, bias=False)
         self.every = stride
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the convolution, (N, outputs, ceil(H / stride), ceil(W / stride))."""
         return nn.functional.conv2d(x[..., :: self.every, :: self.every], self.weight)
+
+
+class SmoothReLU(nn.Module):
+    """The C2 ReLU of Finlay and Oberman 2019 (Remark 2.2): 0 below -1/2, x above 1/2, a quartic between."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted = (x + 0.5).clamp(0.0, 1.0)
+        return torch.where(x > 0.5, x, shifted.pow(3) * (1 - shifted / 2))
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "softplus": nn.Softplus,
+    "gelu": nn.GELU,
+    "smooth-relu": SmoothReLU,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """Return a new activation of that name. Raises BadInput."""
+    if name not in ACTIVATIONS:
+        raise BadInput(f"unknown activation '{name}'.{nearest(name, ACTIVATIONS)} Known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
 
 
 def corrupts_memory(module: nn.Module) -> bool:
@@ -57,6 +84,20 @@ def corrupts_memory(module: nn.Module) -> bool:
     return max(module.stride) > 1 and module.in_channels // module.groups < 16
 
 
+def library(module: str, extra: str, what: str) -> Any:
+    """Import another library; extra: what of planish installs it, what: needs it. Raises BadInput."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        hint = f"install it with: pip install 'planish[{extra}]'"
+        raise BadInput(f"{what} needs {module}, which cannot be imported ({error}); {hint}") from error
+
+
+def is_borrowed(name: str) -> bool:
+    """Say whether a model's name is "timm:..." or "hf:..."."""
+    return name.partition(":")[0] in LIBRARIES
+
+
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
     """Return a new network of a registered name, "package.module:function", "file.py:function", "timm:..." or "hf:...".
 
@@ -68,16 +109,16 @@ def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Modul
     """
     try:
         if is_borrowed(name):
+            from planish.models.pretrained import borrowed
+
             return Normalized(*borrowed(name, classes, channels, options))
         if ":" in name:
-            return _checked(imported(name, "model")(**options), name)
-        component, numbers = resolve("models", name)
-        return _checked(component(classes=classes, channels=channels, **{**numbers, **options}), name)
+            model = imported(name, "model")(**options)
+        else:
+            component, numbers = resolve("models", name)
+            model = component(classes=classes, channels=channels, **{**numbers, **options})
     except TypeError as error:
         raise BadInput(f"model '{name}' does not take these options: {error}") from error
-
-
-def _checked(model: object, name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise BadInput(f"model '{name}' returned {type(model).__name__}, not a torch.nn.Module")
     return model

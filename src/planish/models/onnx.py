@@ -1,7 +1,6 @@
 """Models that answer and tell no more: ONNX files, through onnxruntime."""
 
 import hashlib
-import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.errors import BadInput
+from planish.models import library
 
 
 class Session(Protocol):
@@ -56,13 +56,7 @@ def load_onnx(path: Path) -> BlackBox:
     """Return the model of an ONNX file. Raises BadInput if it cannot be read or onnxruntime is missing."""
     if not path.is_file():
         raise BadInput(f"there is no file {path}")
-    try:
-        runtime: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise BadInput(
-            f"{path} needs onnxruntime, which cannot be imported ({error}); install it with: "
-            "pip install 'planish[onnx]'"
-        ) from error
+    runtime = library("onnxruntime", "onnx", str(path))
     content = path.read_bytes()
     try:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])

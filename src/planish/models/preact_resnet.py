@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from planish.core.errors import BadInput
 from planish.models import Pointwise
-from planish.models.activations import activation as activation_of
+from planish.models import activation as activation_of
 
 
 class PreActBlock(nn.Module):
@@ -23,7 +23,6 @@ class PreActBlock(nn.Module):
         self.shortcut = None if same else Pointwise(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
         hidden = self.act1(self.norm1(x))
         shortcut = x if self.shortcut is None else self.shortcut(hidden)
         out: Tensor = self.conv2(self.act2(self.norm2(self.conv1(hidden)))) + shortcut
@@ -32,15 +31,7 @@ class PreActBlock(nn.Module):
 
 def preact_resnet18(*, classes: int, channels: int, width: int = 64, activation: str = "relu") -> nn.Module:
     """PreActResNet-18: 8 blocks of 1, 2, 4 and 8 times the width; 11.2 M parameters at the papers' 64."""
-    stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-    blocks: list[nn.Module] = []
-    inputs = width
-    for factor, stride in ((1, 1), (2, 2), (4, 2), (8, 2)):
-        blocks.append(PreActBlock(inputs, factor * width, stride, activation))
-        blocks.append(PreActBlock(factor * width, factor * width, 1, activation))
-        inputs = factor * width
-    head = [nn.BatchNorm2d(inputs), activation_of(activation), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(stem, *blocks, *head, nn.Linear(inputs, classes))
+    return _network(channels, width, [factor * width for factor in (1, 2, 4, 8)], 2, classes, activation)
 
 
 def wide_resnet(
@@ -53,15 +44,19 @@ def wide_resnet(
     """
     if depth < 10 or (depth - 4) % 6:
         raise BadInput(f"a WideResNet's depth is 6 n + 4 (10, 16, 22, 28, 34, 40, ...), got {depth}")
-    stem = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
-    blocks: list[nn.Module] = []
-    inputs = 16
-    for group, stride in ((16, 1), (32, 2), (64, 2)):
-        for index in range((depth - 4) // 6):
-            blocks.append(PreActBlock(inputs, group * factor, stride if index == 0 else 1, activation))
-            inputs = group * factor
+    return _network(channels, 16, [factor * width for width in (16, 32, 64)], (depth - 4) // 6, classes, activation)
+
+
+def _network(channels: int, stem: int, widths: list[int], blocks: int, classes: int, activation: str) -> nn.Module:
+    """Return a stem of that width, a stage of so many blocks for each of the widths, and a linear head."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, stem, 3, 1, 1, bias=False)]
+    inputs = stem
+    for stage, width in enumerate(widths):
+        for index in range(blocks):
+            layers.append(PreActBlock(inputs, width, 2 if stage and not index else 1, activation))
+            inputs = width
     head = [nn.BatchNorm2d(inputs), activation_of(activation), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(stem, *blocks, *head, nn.Linear(inputs, classes))
+    return nn.Sequential(*layers, *head, nn.Linear(inputs, classes))
 
 
 COMPONENTS = {"preact-resnet-18": preact_resnet18, "wide-resnet": wide_resnet}

@@ -1,26 +1,17 @@
 """Models of other libraries: "timm:NAME" and "hf:NAME", with the normalization that their own configuration states."""
 
-import importlib
-from collections.abc import Callable, Mapping
-from types import ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from planish.core.errors import BadInput, nearest
+from planish.models import library
 
-
-class LibraryNetwork(NamedTuple):
-    """A network, and what its images are normalised with: x in [0, 1] -> (x - mean) / std per channel."""
-
-    network: nn.Module
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def is_borrowed(name: str) -> bool:
-    """Say whether a model's name is "timm:..." or "hf:..."."""
-    return name.partition(":")[0] in LIBRARIES
+LibraryNetwork = tuple[nn.Module, tuple[float, ...], tuple[float, ...]]
+"""A network, and what its images are normalised with, mean and std: x in [0, 1] -> (x - mean) / std per channel."""
+REFUSED = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+"""Options of timm.create_model that name files to read."""
 
 
 def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any]) -> LibraryNetwork:
@@ -33,16 +24,12 @@ def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any])
     for key, value in options.items():
         if key in REFUSED or not _plain(value):
             raise BadInput(f"model '{name}' takes numbers, true, false and plain words; not {key} = {value!r}")
-    library, _, own = name.partition(":")
+    owner, _, own = name.partition(":")
     pretrained = options.get("pretrained", True)
     if not isinstance(pretrained, bool):
         raise BadInput(f"pretrained must be true or false, got {pretrained!r}")
     others = {key: value for key, value in options.items() if key != "pretrained"}
-    return LIBRARIES[library](own, classes, channels, pretrained, others)
-
-
-REFUSED = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
-"""Options of timm.create_model that name files to read."""
+    return (_timm if owner == "timm" else _hf)(own, classes, channels, pretrained, others)
 
 
 def _plain(value: Any) -> bool:
@@ -51,14 +38,9 @@ def _plain(value: Any) -> bool:
     return isinstance(value, bool | int | float) or (isinstance(value, str) and value.isidentifier())
 
 
-def _library(module: str, extra: str) -> ModuleType:
+def _library(module: str, extra: str) -> Any:
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise BadInput(
-            f"models named {extra}:... need {module}, which cannot be imported ({error}); "
-            f"install it with: pip install 'planish[{extra}]'"
-        ) from error
+        return library(module, extra, f"a model named {extra}:...")
     except RuntimeError as error:
         raise BadInput(
             f"{module} cannot be imported: {_first_line(error)}; it needs a torchvision that fits this torch"
@@ -86,10 +68,10 @@ def _timm(name: str, classes: int, channels: int, pretrained: bool, options: dic
         raise BadInput(f"timm cannot make '{name}': {type(error).__name__}: {_first_line(error)}") from error
     if getattr(network, "num_classes", None) == 0:
         raise BadInput(f"'timm:{name}' has no classes of its own; train it, or name one that was trained to classify")
-    return LibraryNetwork(network, *(_per_channel(known[key], channels) for key in ("mean", "std")))
+    return network, _per_channel(known["mean"], channels), _per_channel(known["std"], channels)
 
 
-def _safe_source(timm: ModuleType, name: str) -> dict[str, Any]:
+def _safe_source(timm: Any, name: str) -> dict[str, Any]:
     """Return what makes timm read a safetensors file and nothing else. Raises BadInput if there are no weights."""
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
@@ -120,7 +102,7 @@ def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[
         raise
     except Exception as error:
         raise BadInput(f"cannot load 'hf:{name}': {type(error).__name__}: {_first_line(error)}") from error
-    return LibraryNetwork(network.float(), *_normalization(name, known, getattr(config, "num_channels", 3)))
+    return network.float(), *_normalization(name, known, getattr(config, "num_channels", 3))
 
 
 def _configure(config: Any, name: str, channels: int, options: dict[str, Any]) -> None:
@@ -164,9 +146,3 @@ def _normalization(name: str, known: Mapping[str, Any], channels: int) -> tuple[
     both = (list(part) if isinstance(part, list | tuple) else [part] * channels for part in (mean, std))
     first, second = (tuple(float(value) / scale for value in part) for part in both)
     return first, second
-
-
-Library = Callable[[str, int, int, bool, dict[str, Any]], LibraryNetwork]
-"""(name, classes, channels, pretrained, options) -> the model."""
-
-LIBRARIES: dict[str, Library] = {"timm": _timm, "hf": _hf}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from planish.core.errors import BadInput
 from planish.models import Pointwise
-from planish.models.activations import activation as activation_of
+from planish.models import activation as activation_of
 
 Size = Literal[32, 64, 224]
 """Side of the images, in pixels, that the first layers are made for."""
@@ -33,27 +33,19 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
 
 def basic(inputs: int, width: int, stride: int, activation: str) -> nn.Sequential:
     """Return two 3x3 convolutions, the first with the stride."""
-    return nn.Sequential(
-        convolution(inputs, width, 3, stride),
-        nn.BatchNorm2d(width),
-        activation_of(activation),
-        convolution(width, width, 3),
-        nn.BatchNorm2d(width),
-    )
+    return _body(activation, convolution(inputs, width, 3, stride), convolution(width, width, 3))
 
 
 def bottleneck(inputs: int, width: int, stride: int, activation: str) -> nn.Sequential:
     """Return 1x1, 3x3 and 1x1 convolutions; the 3x3 has the stride, the last is 4 times as wide."""
-    return nn.Sequential(
-        convolution(inputs, width, 1),
-        nn.BatchNorm2d(width),
-        activation_of(activation),
-        convolution(width, width, 3, stride),
-        nn.BatchNorm2d(width),
-        activation_of(activation),
-        convolution(width, 4 * width, 1),
-        nn.BatchNorm2d(4 * width),
-    )
+    first, second = convolution(inputs, width, 1), convolution(width, width, 3, stride)
+    return _body(activation, first, second, convolution(width, 4 * width, 1))
+
+
+def _body(activation: str, *convolutions: nn.Conv2d) -> nn.Sequential:
+    """Return the convolutions, each with batch norm behind it, and activations between them."""
+    stages = [(layer, nn.BatchNorm2d(layer.out_channels), activation_of(activation)) for layer in convolutions]
+    return nn.Sequential(*[layer for stage in stages for layer in stage][:-1])
 
 
 class Residual(nn.Module):
@@ -68,7 +60,6 @@ class Residual(nn.Module):
         self.act = activation_of(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
         out: Tensor = self.act(self.body(x) + self.shortcut(x))
         return out
 
@@ -121,7 +112,6 @@ class Denoising(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the denoised features, of x's shape."""
         out: Tensor = x + self.norm(self.conv(self.mean(x)))
         return out
 

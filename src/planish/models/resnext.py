@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.errors import BadInput
-from planish.models.activations import activation as activation_of
+from planish.models import activation as activation_of
 
 Logits = Literal["plain", "activated"]
 """What comes after the last batch norm: nothing, or the activation."""
@@ -41,7 +41,6 @@ class Branches(nn.Module):
         self.act = activation_of(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output, of x's shape."""
         out: Tensor = self.act(x + self.body(x).unflatten(1, (self.branches, -1)).mean(1))
         return out
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from planish.models.activations import activation as activation_of
+from planish.models import activation as activation_of
 
 
 def small_cnn(*, classes: int, channels: int, width: int = 32, activation: str = "relu") -> nn.Module:
@@ -15,14 +15,8 @@ def small_cnn(*, classes: int, channels: int, width: int = 32, activation: str =
         convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         return [convolution, nn.BatchNorm2d(outputs), activation_of(activation)]
 
-    return nn.Sequential(
-        *stage(channels, width, 1),
-        *stage(width, 2 * width, 2),
-        *stage(2 * width, 2 * width, 1),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(8 * width, classes),
-    )
+    layers = [*stage(channels, width, 1), *stage(width, 2 * width, 2), *stage(2 * width, 2 * width, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8 * width, classes))
 
 
 COMPONENTS = {"small-cnn": small_cnn}

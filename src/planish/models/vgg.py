@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from planish.models.activations import activation as activation_of
+from planish.models import activation as activation_of
 
 
 def vgg11(*, classes: int, channels: int, width: int = 64, activation: str = "relu") -> nn.Module:

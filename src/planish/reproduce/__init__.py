@@ -7,17 +7,6 @@ from planish.reproduce.running import Job, Step, chosen_rows, reproduce
 from planish.reproduce.tables import table, table_names
 
 __all__ = [
-    "Job",
-    "Step",
-    "chosen_rows",
-    "document",
-    "estimate_rows",
-    "list_rows",
-    "reproduce",
-    "results_rows",
-    "save",
-    "table",
-    "table_names",
-    "write_figure",
-    "write_page",
-]
+    "Job", "Step", "chosen_rows", "document", "estimate_rows", "list_rows", "reproduce", "results_rows", "save",
+    "table", "table_names", "write_figure", "write_page",
+]  # fmt: skip

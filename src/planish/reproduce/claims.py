@@ -114,8 +114,8 @@ def _sum(signs: Sequence[float], figures: Sequence[Figure]) -> tuple[float, floa
         half = _paired(signs, vectors)
         return value, value - half[0], value + half[1]
     arms = [(figure.value - figure.low, figure.high - figure.value) for figure in figures]
-    down = math.hypot(*(arm[0] if sign > 0 else arm[1] for sign, arm in zip(signs, arms, strict=True)))
-    up = math.hypot(*(arm[1] if sign > 0 else arm[0] for sign, arm in zip(signs, arms, strict=True)))
+    turned = [arm if sign > 0 else arm[::-1] for sign, arm in zip(signs, arms, strict=True)]
+    down, up = (math.hypot(*ends) for ends in zip(*turned, strict=True))
     return value, value - down, value + up
 
 

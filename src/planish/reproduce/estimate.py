@@ -1,6 +1,5 @@
 """What a table will cost before it starts: counted work times what a piece of it takes on this machine."""
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,17 @@ from planish.core.modes import autocast
 from planish.core.randomness import initialised, seeded
 from planish.data.source import find
 from planish.methods import StepContext
-from planish.report.tables import Table, seconds_text, table
+from planish.report.tables import Cell, Table, seconds_text, table
 from planish.reproduce import numbers
 from planish.reproduce.running import Job, finished, trained, twin
-from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled
+from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled, split_name
 from planish.reproduce.tables import PaperColumn
 from planish.runs.config import Experiment
 from planish.runs.run import architecture
 from planish.training.cost import training_cost
 from planish.training.loop import Bound
 
-TRAINING = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
+TRAIN = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
 TEST = {"cifar10": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
 PASSES = {
     "planish": 140,
@@ -36,7 +35,7 @@ PASSES = {
     "carlini-wagner-60-8": 780,
     "fgsm": 3,
 }
-"""Passes that an image which holds out costs, of what its name does not tell (docs/attacks.md)."""
+"""Passes that an image which no attack breaks costs, of what its name does not tell (docs/attacks.md)."""
 STANDARD = 3.0
 """Passes of a standard training step: forward, and a backward to input and weights."""
 TIMED = {32: 64, 64: 32, 128: 8}
@@ -56,18 +55,15 @@ class WorkEstimate:
 
 
 def estimate(job: Job, row: str) -> WorkEstimate:
-    """Estimate what is left to do of a row; judging as if every image held out, so at most that."""
+    """Estimate what is left to do of a row; judging as if no attack broke an image, so at most that."""
     experiment = job.experiment(row)
     images = _count(job, row, "train", experiment.data.limit)
     untrained = not (trained(job.folder(row), experiment) or twin(job, experiment))
     seen = images * experiment.settings.epochs * experiment.training_method.replays if untrained else 0
     training = seen * _step_cost(job, row) * STANDARD if untrained else 0.0
     tests = _count(job, row, "test", images_judged(job.table, job.scale))
-    left = {
-        job.record(row, column): column_passes(job, column)
-        for column in job.columns().values()
-        if column.is_judged and not _done(job, row, column)
-    }
+    judged = [column for column in job.columns().values() if column.is_judged and not finished(job, row, column)]
+    left = {job.record(row, column): column_passes(job, column) for column in judged}
     judging = tests * sum(left.values())
     seconds = seen * step_seconds(job, experiment) if untrained else 0.0
     return WorkEstimate(training, judging, seconds + (judging * pass_seconds(job, experiment) if judging else 0.0))
@@ -80,15 +76,11 @@ def column_passes(job: Job, column: PaperColumn) -> float:
     return attack_passes(attack_of(column, job.scale), job.table.head.classes)
 
 
-def _done(job: Job, row: str, column: PaperColumn) -> bool:
-    return job.record(row, column).exists() and finished(job, row, column)
-
-
 def _count(job: Job, row: str, split: str, limit: int | None) -> int:
     """Return how many images there are, by the data set's name where it is known."""
     found = job.row(row).experiment
     assert found is not None
-    known = (TRAINING if split == "train" else TEST).get(found.data.source)
+    known = (TRAIN if split == "train" else TEST).get(found.data.source)
     if known is None:
         spec = (job.test if split == "test" else None) or job.train or found.data.source
         known = len(find(spec, split).labels)
@@ -100,22 +92,22 @@ def _step_cost(job: Job, row: str) -> float:
     full = job.row(row).experiment
     assert full is not None
     small = scaled(full, SCALES["cpu"])
-    model = _model(small, job)
-    return training_cost(full.training_method, model, _images(job, small, 4), full.threat.model)
+    return training_cost(full.training_method, _model(small, job, "cpu"), _images(job, small, 4), full.threat.model)
 
 
-def _model(experiment: Experiment, job: Job) -> nn.Module:
+def _model(experiment: Experiment, job: Job, device: str) -> nn.Module:
+    own, head = experiment.model, job.table.head
     with initialised(0):
-        return architecture(
-            experiment.model.name, experiment.model.options, job.table.head.classes, job.table.head.shape[0]
-        )
+        model = architecture(own.name, own.options, head.classes, head.shape[0])
+    placed: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
 
 
 def _images(job: Job, experiment: Experiment, count: int | None = None) -> Batch:
     """Return so many random images, or as many as are timed at once."""
     channels, height, width = job.table.head.shape
-    side = experiment.data.final_size
-    height, width = (height, width) if side is None else (side, side)
+    if (side := experiment.data.final_size) is not None:
+        height = width = side
     if count is None:
         count = next((images for largest, images in TIMED.items() if max(height, width) <= largest), 2)
     x = torch.rand(count, channels, height, width, generator=seeded(0), device="cpu")
@@ -125,7 +117,7 @@ def _images(job: Job, experiment: Experiment, count: int | None = None) -> Batch
 
 def pass_seconds(job: Job, experiment: Experiment) -> float:
     """Time a forward and a backward to the images on the job's device, and return half of it for one image."""
-    model = _placed(_model(experiment, job), job).eval()
+    model = _model(experiment, job, job.device).eval()
     x = _images(job, experiment).x.to(job.device).requires_grad_()
 
     def once() -> Tensor:
@@ -139,7 +131,7 @@ def pass_seconds(job: Job, experiment: Experiment) -> float:
 def step_seconds(job: Job, experiment: Experiment) -> float:
     """Time a training step of the method on the job's device, but for the optimizer, and return it for one image."""
     settings, threat = experiment.settings, experiment.threat.model
-    model = _placed(_model(experiment, job), job).train()
+    model = _model(experiment, job, job.device).train()
     bound = Bound(model, experiment.training_method, threat, settings.precision)
     x, labels, indices, *_ = _images(job, experiment).to(job.device)
     assert x is not None
@@ -151,11 +143,6 @@ def step_seconds(job: Job, experiment: Experiment) -> float:
         return total
 
     return _seconds(once) / len(x)
-
-
-def _placed(model: nn.Module, job: Job) -> nn.Module:
-    placed: nn.Module = model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return placed
 
 
 def _seconds(once: Callable[[], Tensor]) -> float:
@@ -176,32 +163,25 @@ def attack_passes(attack: str | None, classes: int) -> float:
         return 1.0
     if attack in PASSES:
         return float(PASSES[attack])
-    match = re.fullmatch(r"(.*?)((?:-\d+)*)", attack)
-    assert match is not None
-    numbers = [int(number) for number in match[2].split("-") if number] or [100]
-    steps, restarts = numbers[0], numbers[1] if len(numbers) > 1 else 1
-    if match[1] == "square":
+    family, given = split_name(attack)
+    steps, restarts, *_ = (*given, 1) if given else (100, 1)
+    if family == "square":
         return float(steps)
-    times = {"multi-targeted": classes - 1, "transfer": 3}.get(match[1], 1)
+    times = {"multi-targeted": classes - 1, "transfer": 3}.get(family, 1)
     return 2.0 * (steps + 1) * restarts * times
 
 
 def estimate_rows(job: Job, rows: Sequence[str]) -> Table:
     """Return what is left to do of each row and of all, as a table."""
     found = [(run, estimate(job, run)) for row in rows for run in job.scale.runs(row)]
-    lines = [
-        [
-            (row, None),
-            (f"{one.training:,.0f}", one.training),
-            (f"{one.judging:,.0f}", one.judging),
-            (seconds_text(one.seconds), one.seconds),
-        ]
-        for row, one in found
-    ]
     total = sum(one.seconds for _, one in found)
+    lines: list[list[Cell]] = []
+    for row, one in found:
+        counts = [(f"{count:,.0f}", count) for count in (one.training, one.judging)]
+        lines.append([(row, None), *counts, (seconds_text(one.seconds), one.seconds)])
     caption = (
         f"An estimate: {job.table.name} at scale {job.scale.name} takes about {seconds_text(total)} on this device."
         " Steps of each row's training and passes of judging still to be made, times what one takes, measured just now"
-        " on random images; judging as if every image held out. Data loading and the optimizer are not in it."
+        " on random images; judging as if no attack broke an image. Data loading and the optimizer are not in it."
     )
     return table(caption, ("Row", "Training passes", "Judging passes, at most", "Time"), lines)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,16 +63,11 @@ def _in_ball(job: Job, record: Evaluation, column: PaperColumn) -> Figure:
     if column.measure == "error":
         return share(~record.correct())
     if column.measure == "success":
-        return _success(record, str(attack_of(column, job.scale)))
+        rate = record.success_rate(str(attack_of(column, job.scale)))
+        return Figure(100 * rate.value, 100 * rate.low, 100 * rate.high)
     if column.measure == "gap":
         return mean(100.0 * (record.correct().astype(float) - record.survivors()))
     return share(record.survivors())
-
-
-def _success(record: Evaluation, attack: str) -> Figure:
-    """Return the share of the images that the attack was run on which reached their target."""
-    rate = record.success_rate(attack)
-    return Figure(100 * rate.value, 100 * rate.low, 100 * rate.high)
 
 
 def _by_distance(job: Job, record: Distances, column: PaperColumn) -> Figure | str:
@@ -96,10 +90,8 @@ def _improvement(robust: Distances, undefended: Distances) -> Figure | str:
     numbers = [np.stack([one.of().astype(np.float64), ~one.correct()]) for one in (robust, undefended)]
     draws = np.random.default_rng(0).integers(0, len(robust.labels), (DRAWN, len(robust.labels)))
     drawn = np.array([_ratio(*(one[:, rows] for one in numbers)) for rows in draws])
-    low, high = (
-        float(np.quantile(np.where(np.isnan(drawn), worst, drawn), share_below, method="nearest"))
-        for worst, share_below in INTERVAL
-    )
+    filled = [(np.where(np.isnan(drawn), worst, drawn), share_below) for worst, share_below in INTERVAL]
+    low, high = (float(np.quantile(draws, share_below, method="nearest")) for draws, share_below in filled)
     return Figure(value, min(low, value), max(high, value))
 
 
@@ -126,9 +118,8 @@ def paper_numbers(table: PaperTable) -> dict[str, float]:
 
 def document(job: Job) -> dict[str, Any]:
     """Return all that is known of the job as one JSON-able document: settings, figures, verdicts."""
-    found = {
-        f"{row}.{key}": figure_of(job, row, column) for row in job.table.rows for key, column in job.columns().items()
-    }
+    columns = job.columns()
+    found = {f"{row}.{key}": figure_of(job, row, own) for row in job.table.rows for key, own in columns.items()}
     figures = {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
     reasons = {name: figure for name, figure in found.items() if isinstance(figure, str)}
     printed = paper_numbers(job.table)
@@ -143,7 +134,7 @@ def document(job: Job) -> dict[str, Any]:
         "table": job.table.name,
         "scale": job.scale.name,
         "words": job.scale.words(),
-        "attacks": {key: attack_of(column, job.scale) for key, column in job.columns().items()},
+        "attacks": {key: attack_of(column, job.scale) for key, column in columns.items()},
         "test_images": images_judged(job.table, job.scale),
         "rows": rows,
         "claims": _finite(claims),
@@ -154,12 +145,9 @@ def _row_document(job: Job, row: str, figures: dict[str, Figure], reasons: dict[
     about: dict[str, Any] = {"state": state(job, row), "setting": setting_words(job, row)}
     cells: dict[str, Any] = {}
     for key in job.columns():
-        figure = figures.get(f"{row}.{key}")
-        cells[key] = (
-            {"why": reasons[f"{row}.{key}"]}
-            if figure is None
-            else {"value": figure.value, "low": figure.low, "high": figure.high}
-        )
+        cells[key] = {"why": reasons.get(f"{row}.{key}")}
+        if figure := figures.get(f"{row}.{key}"):
+            cells[key] = {"value": figure.value, "low": figure.low, "high": figure.high}
     if about["state"] in ("trained", "finished"):
         origin = provenance_of(job, row)
         about |= {key: origin.get(key) for key in ("data_name", "data_digest", "device", "commit", "code_digest")}
@@ -171,12 +159,11 @@ def _row_document(job: Job, row: str, figures: dict[str, Figure], reasons: dict[
 def _judged_on(job: Job, row: str) -> dict[str, Any] | None:
     """Return name and number of the test images, from the first record that is there."""
     judged = job.folder(row) / "judged"
-    kinds: list[tuple[str, Callable[[Path], Evaluation | Distances]]]
-    kinds = [(EVALUATION, results.load), (DISTANCES, distances.load)]
-    for path, load in ((path, load) for name, load in kinds for path in sorted(judged.glob(f"*/{name}"))):
-        record = load(path)
-        return {"name": record.meta["data"].get("name"), "images": len(record.labels)}
-    return None
+    paths = [*sorted(judged.glob(f"*/{EVALUATION}")), *sorted(judged.glob(f"*/{DISTANCES}"))]
+    if not paths:
+        return None
+    record = results.load(paths[0]) if paths[0].name == EVALUATION else distances.load(paths[0])
+    return {"name": record.meta["data"].get("name"), "images": len(record.labels)}
 
 
 def _finite(value: Any) -> Any:
@@ -196,14 +183,10 @@ def setting_words(job: Job, row: str) -> str:
     limit, model, settings = experiment.data.limit, experiment.model, experiment.settings
     options = ", ".join(f"{key} {value}" for key, value in model.options.items())
     method = ", ".join(f"{key} {value}" for key, value in experiment.method.options.items())
-    return ", ".join(
-        (
-            "all training images" if limit is None else f"the first {limit:,} images",
-            model.name + (f" ({options})" if options else ""),
-            f"{settings.epochs} epochs of batches of {settings.batch_size}",
-            experiment.method.name + (f" ({method})" if method else ""),
-        )
-    )
+    images = "all training images" if limit is None else f"the first {limit:,} images"
+    network = model.name + (f" ({options})" if options else "")
+    trained_by = experiment.method.name + (f" ({method})" if method else "")
+    return f"{images}, {network}, {settings.epochs} epochs of batches of {settings.batch_size}, {trained_by}"
 
 
 def save(job: Job) -> dict[str, Any]:

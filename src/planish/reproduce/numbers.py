@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.bounds import c_bound, l_bound, soft_top_margin, top_margin
-from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import curvature, gradient_norms
 from planish.audit.measures.lipschitz import empirical_lipschitz
-from planish.core.arguments import check_images, check_logits
+from planish.core.arguments import check_images, check_logits, in_chunks
 from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
 from planish.records.distances import NUMBERS, SCHEMA_VERSION, Numbers, save_numbers
@@ -19,9 +18,9 @@ from planish.records.origin import origin
 from planish.reproduce.tables import PaperColumn
 from planish.runs.judge import EvaluationConfig, LoadedModel, test_images
 
-STEPS = {"lipschitz": 20, "regularity": 20}
-"""Of the ascents; of Lanczos."""
-PASSES = {"lipschitz": 6 * STEPS["lipschitz"] + 4, "regularity": 2 * STEPS["regularity"] + 4}
+STEPS = 20
+"""Of the ascents, and of Lanczos."""
+PASSES = {"lipschitz": 6 * STEPS + 4, "regularity": 2 * STEPS + 4}
 """What an image costs at most."""
 
 Found = dict[str, Tensor]
@@ -31,7 +30,7 @@ Numbering = Callable[[nn.Module, Batch, ThreatModel, int], Found]
 
 def lipschitz(model: nn.Module, batch: Batch, threat: ThreatModel, places: int) -> Found:
     """Return "largest" and "smallest": extremes of ||f(x) - f(x')||_1 / ||x - x'|| met in each ball, f: the logits."""
-    found = in_chunks(partial(empirical_lipschitz, model, threat=threat, steps=STEPS["lipschitz"]), batch)
+    found = in_chunks(partial(empirical_lipschitz, model, threat=threat, steps=STEPS), batch)
     return {"largest": found.largest, "smallest": found.smallest, "passes": found.passes}
 
 
@@ -47,7 +46,7 @@ def regularity(model: nn.Module, batch: Batch, threat: ThreatModel, places: int)
     steep = in_chunks(partial(gradient_norms, model, threat=threat, loss=hard), batch)
     hessian, passes = torch.full_like(steep.dual, torch.nan), steep.passes
     if not any(isinstance(part, nn.ReLU) for part in model.modules()):
-        bent = in_chunks(partial(curvature, model, loss=soft, steps=STEPS["regularity"]), batch)
+        bent = in_chunks(partial(curvature, model, loss=soft, steps=STEPS), batch)
         hessian, passes = bent.norm, passes + bent.passes
     gap = (-steep.value).clamp(min=0)
     return {
@@ -63,12 +62,7 @@ NUMBERINGS: dict[str, Numbering] = {"lipschitz": lipschitz, "regularity": regula
 
 
 def measure(
-    judged: LoadedModel,
-    task: EvaluationConfig,
-    column: PaperColumn,
-    folder: Path,
-    *,
-    device: torch.device | str = "cpu",
+    judged: LoadedModel, task: EvaluationConfig, column: PaperColumn, folder: Path, *, device: str = "cpu"
 ) -> Numbers:
     """Measure every test image, correct or not, and write the record into the folder.
 
@@ -81,16 +75,8 @@ def measure(
     found = NUMBERINGS[column.statistic.record](judged.model, batch, task.threat, column.places)
     passes = found.pop("passes").cpu().numpy()
     about = {"model": {"name": judged.name}, "data": data, "notes": warnings}
-    meta = origin(
-        judged.model,
-        batch._replace(logits=logits),
-        about,
-        schema_version=SCHEMA_VERSION,
-        norm=task.threat.name,
-        radius=task.threat.radius,
-        places=column.places,
-        steps=STEPS[column.statistic.record],
-    )
+    facts = {"norm": task.threat.name, "radius": task.threat.radius, "places": column.places, "steps": STEPS}
+    meta = origin(judged.model, batch._replace(logits=logits), about, schema_version=SCHEMA_VERSION, **facts)
     numbers = {name: values.float().cpu().numpy() for name, values in found.items()}
     record = Numbers(batch.indices.cpu().numpy(), batch.labels.cpu().numpy(), passes, numbers, meta)
     save_numbers(record, folder / NUMBERS)

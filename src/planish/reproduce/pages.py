@@ -4,18 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+
 from planish.core.errors import BadInput
-from planish.report.drawing import to_png
+from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, hide, legend, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words
-from planish.reproduce.figure import paper_figure
-from planish.reproduce.measured import load_documents
+from planish.reproduce.measured import load_documents, paper_number
 from planish.reproduce.running import Job, state
 from planish.reproduce.scales import SCALES
-from planish.reproduce.tables import HOME, PaperColumn, PaperTable
+from planish.reproduce.tables import HOME, STATISTICS, PaperColumn, PaperTable
 from planish.storage.files import write_bytes, write_text
 
 FIGURE = "figure.png"
+COMPARED = ("clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", *STATISTICS)
+STEP = 0.3
+Pair = tuple[float, float, float, float | None]
+"""Value, low, high and the paper's figure."""
 INTRODUCTION = HOME / "introduction.md"
 SEEDS = "Intervals are 95 %, over test images alone: each row was trained once, and another seed is not in them."
 
@@ -24,13 +30,14 @@ def list_rows(tables: Sequence[PaperTable], out: Path) -> Table:
     """Return a line for each table: what it is, how many rows, what has been run at each scale."""
     lines: list[list[Cell]] = []
     for own in tables:
-        done = [_progress(own, scale, out) for scale in SCALES]
-        lines.append([(own.name, None), (f"{own.head.paper}, {own.head.printed}", None), (own.head.title, None)])
-        lines[-1] += [
-            (f"{len(own.trainable)} of {len(own.rows)}", None),
-            (", ".join(filter(None, done)) or NOTHING, None),
-        ]
+        done = ", ".join(filter(None, (_progress(own, scale, out) for scale in SCALES))) or NOTHING
+        rows = f"{len(own.trainable)} of {len(own.rows)}"
+        lines.append(_cells(own.name, f"{own.head.paper}, {own.head.printed}", own.head.title, rows, done))
     return table("", ("Name", "Table", "What", "Rows to train", f"Finished in {out}"), lines)
+
+
+def _cells(*words: str) -> list[Cell]:
+    return [(word, None) for word in words]
 
 
 def _progress(own: PaperTable, scale: str, out: Path) -> str:
@@ -54,7 +61,7 @@ def results_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
         if name not in whole["rows"]:
             continue  # it was added to the table after this document was written
         found = whole["rows"][name]["figures"]
-        lines.append([(row.printed, None), *((_cell(found[key], row.paper.get(key)), None) for key in keys)])
+        lines.append(_cells(row.printed, *(_cell(found[key], row.paper.get(key)) for key in keys)))
     return table(_caption(own, whole), headers, lines)
 
 
@@ -80,12 +87,10 @@ def number_text(value: float) -> str:
 
 def _caption(own: PaperTable, whole: dict[str, Any]) -> str:
     judged = [row["test_images"] for row in whole["rows"].values() if row.get("test_images")]
-    tested = (
-        "; ".join(sorted({f"{one['images']:,} test images of {one['name']}" for one in judged})) or "nothing judged yet"
-    )
+    tested = "; ".join(sorted({f"{one['images']:,} test images of {one['name']}" for one in judged}))
     trained = sorted({row["data_name"] for row in whole["rows"].values() if row.get("data_name")})
     data = f"trained on {', '.join(trained)}; " if trained else ""
-    return f"{own.name} at scale {whole['scale']} ({whole['words']}); {data}{tested}. {SEEDS}"
+    return f"{own.name} at scale {whole['scale']} ({whole['words']}); {data}{tested or 'nothing judged yet'}. {SEEDS}"
 
 
 def claims_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
@@ -93,14 +98,56 @@ def claims_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     lines: list[list[Cell]] = []
     for claim, found in zip(own.claims, whole["claims"], strict=True):
         agrees = {None: "do not say", True: "agree", False: "contradict it"}[found["paper_agrees"]]
-        words = (found["outcome"], claim.says, _measured(found), bound_words(claim), claim.where, agrees)
-        lines.append([(word, None) for word in words])
+        measured = found["because"] if found["value"] is None else _cell(found, None)
+        lines.append(_cells(found["outcome"], claim.says, measured, bound_words(claim), claim.where, agrees))
     headers = ("Verdict", "Claim", "Measured", "Claimed", "Where", "The paper's own figures")
     return table(f"Verdicts at scale {whole['scale']}. {SEEDS}", headers, lines)
 
 
-def _measured(found: dict[str, Any]) -> str:
-    return str(found["because"]) if found["value"] is None else _cell(found, None)
+@styled()
+def paper_figure(own: PaperTable, whole: dict[str, Any]) -> ReportFigure | None:
+    """Draw a panel for each column that was measured: ours with its interval, the paper's, a line between the two."""
+    keys = [key for key, column in own.columns.items() if column.measure in COMPARED and not column.note]
+    pairs = {key: found for key in keys if (found := _pairs(own, whole, key))}
+    if not pairs:
+        return None
+    rows = [name for name in own.rows if any(name in found for found in pairs.values())]
+    figure = blank(len(pairs) * (STEP * len(rows) + 0.75) + 0.6)
+    panels = figure.subplots(len(pairs), 1, squeeze=False)[:, 0]
+    for axes, (key, found) in zip(panels, pairs.items(), strict=True):
+        _draw(axes, [own.rows[name].printed for name in rows], [found.get(name) for name in rows])
+        axes.set_title(own.columns[key].printed)
+    legend(figure, panels[0])
+    words = f"{own.head.paper}, {own.head.printed}, at scale {whole['scale']} ({whole['words']})"
+    caption = "Dots: measured, with 95 % intervals over test images. Squares: printed in the paper."
+    return ReportFigure(f"reproduce-{own.name}", words, caption, f"Dumbbell plot of {words}. {caption}", figure)
+
+
+def _pairs(own: PaperTable, whole: dict[str, Any], key: str) -> dict[str, Pair]:
+    """Return value, low, high and the paper's figure of every row that has a value."""
+    found: dict[str, Pair] = {}
+    for name, row in own.rows.items():
+        cell = whole["rows"].get(name, {}).get("figures", {}).get(key, {})
+        if cell.get("value") is not None:
+            low, high = (cell["value"] if cell[end] is None else cell[end] for end in ("low", "high"))
+            printed = paper_number(row.paper[key]) if key in row.paper else None
+            found[name] = (cell["value"], low, high, printed)
+    return found
+
+
+def _draw(axes: Axes, names: list[str], pairs: list[Pair | None]) -> None:
+    ours = [(height, *pair) for height, pair in enumerate(pairs) if pair is not None]
+    height, value, low, high, printed = np.array(ours, dtype=float).T
+    both = ~np.isnan(printed)
+    axes.hlines(height[both], value[both], printed[both], color=MUTED, linewidth=1)
+    arms = (value - low, high - value)
+    axes.errorbar(value, height, xerr=arms, fmt="o", color=BLUE, markersize=5.5, elinewidth=1.4, label="measured")
+    axes.plot(printed[both], height[both], "s", color=VERMILION, markersize=5, label="printed")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    hide(axes, "left")
 
 
 def write_figure(own: PaperTable, whole: dict[str, Any], path: Path) -> Path | None:
@@ -128,23 +175,13 @@ def figure_name(whole: dict[str, Any]) -> str:
 
 def page_text(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]]) -> str:
     """Return the whole page as Markdown."""
-    parts = [
-        INTRODUCTION.read_text(encoding="utf-8"),
-        "## Scales",
-        *(_scale_line(name) for name in SCALES),
-        "",
-        "## Tables",
-        "",
-    ]
+    scales = [f"- `{name}`: {scale.words()}." for name, scale in SCALES.items()]
+    parts = [INTRODUCTION.read_text(encoding="utf-8"), "## Scales", *scales, "", "## Tables", ""]
     if not documents:
         parts += ["Nothing has been run and kept yet: below are the tables, their rows, and what is known of them.", ""]
     for own in tables:
         parts += [*_table_part(own), *(_results_part(own, whole) for whole in documents if whole["table"] == own.name)]
     return "\n".join(parts).rstrip("\n") + "\n"
-
-
-def _scale_line(name: str) -> str:
-    return f"- `{name}`: {SCALES[name].words()}."
 
 
 def _table_part(own: PaperTable) -> list[str]:
@@ -162,11 +199,8 @@ def _table_part(own: PaperTable) -> list[str]:
     facts += [f"- {note}" for note in head.notes]
     facts += [f"- `{name}`: {note}" for name, row in own.rows.items() for note in row.notes]
     facts += [f"- `{name}`: {row.beside}." for name, row in own.rows.items() if row.beside]
-    facts += [
-        f"- Contradicted by the paper: {claim.says}; {claim.contradicted}."
-        for claim in own.claims
-        if claim.contradicted
-    ]
+    contradicted = [claim for claim in own.claims if claim.contradicted]
+    facts += [f"- Contradicted by the paper: {claim.says}; {claim.contradicted}." for claim in contradicted]
     for scale, changed in own.scales.items():
         facts.append(f"- At scale {scale} here: {', '.join(f'{key} = {value}' for key, value in changed.items())}.")
     return [*lines, *facts, *([""] if facts else [])]
@@ -174,14 +208,8 @@ def _table_part(own: PaperTable) -> list[str]:
 
 def _results_part(own: PaperTable, whole: dict[str, Any]) -> str:
     rows = [f"- `{name}`: {row['setting']}; {row['state']}." for name, row in whole["rows"].items()]
-    parts = [
-        f"#### {own.name} at scale {whole['scale']}",
-        "",
-        *rows,
-        "",
-        markdown(results_rows(own, whole)).strip(),
-        "",
-    ]
+    parts = [f"#### {own.name} at scale {whole['scale']}", "", *rows, ""]
+    parts += [markdown(results_rows(own, whole)).strip(), ""]
     if paper_figure(own, whole) is not None:
         parts += [f"![{own.name}, measured and printed](images/{figure_name(whole)})", ""]
     return "\n".join([*parts, markdown(claims_rows(own, whole)).strip(), ""])

@@ -17,14 +17,7 @@ from planish.reproduce.numbers import measure as measure_numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import PaperColumn, PaperTable, Row
 from planish.runs.config import Experiment, parsed, read
-from planish.runs.judge import (
-    DISTANCES,
-    EVALUATION,
-    EvaluationConfig,
-    evaluate_into,
-    load_model,
-    measure,
-)
+from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, evaluate_into, load_model, measure
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.runs.train import refuse_other_data, same_run, train_into, training_images
 from planish.storage.files import write_bytes
@@ -51,12 +44,8 @@ class Job:
         return cls(table, chosen, out / table.name / chosen.name, **options)  # type: ignore[arg-type]
 
     def folder(self, row: str) -> Path:
-        """Return where a row is."""
+        """Return where a row is, or "source.NAME", a network that black-box images are made on."""
         return self.out / row
-
-    def source(self, name: str) -> Path:
-        """Return where a network is that black-box images are made on."""
-        return self.out / f"source.{name}"
 
     def experiment(self, row: str) -> Experiment:
         """Return the training of a row, or of another seed of it, at this scale. Raises BadInput if planish cannot."""
@@ -150,10 +139,9 @@ def _snapshot(job: Job, folder: Path) -> None:
 def _runs(job: Job, rows: Sequence[str]) -> dict[str, tuple[Path, Experiment]]:
     """Return what is to be trained, in order: networks that black-box images are made on come first."""
     needed = {column.source for column in job.columns().values() if column.source is not None and _carried(column)}
-    runs = {name: (job.source(name), scaled(job.table.sources[name], job.scale, job.train)) for name in sorted(needed)}
-    return {f"source.{name}": run for name, run in runs.items()} | {
-        name: (job.folder(name), job.experiment(name)) for row in rows for name in job.scale.runs(row)
-    }
+    runs = {f"source.{name}": scaled(job.table.sources[name], job.scale, job.train) for name in sorted(needed)}
+    runs |= {name: job.experiment(name) for row in rows for name in job.scale.runs(row)}
+    return {name: (job.folder(name), experiment) for name, experiment in runs.items()}
 
 
 def _check_all(runs: dict[str, tuple[Path, Experiment]], *, other_data: bool) -> None:
@@ -218,7 +206,7 @@ def _task(job: Job, row: str, column: PaperColumn) -> EvaluationConfig:
         attacks=() if attack is None else (attack,),
         limit=images_judged(job.table, job.scale),
         precision=job.scale.precision,
-        surrogates=(str(job.source(str(column.source))),) if _carried(column) else (),
+        surrogates=(str(job.folder(f"source.{column.source}")),) if _carried(column) else (),
     )
 
 

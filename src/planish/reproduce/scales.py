@@ -11,7 +11,16 @@ from planish.registry import made
 from planish.reproduce.tables import PaperColumn, PaperTable
 from planish.runs.config import Experiment, Named
 
-DEPTHS = (18, 34, 50, 101, 152)
+LIMITS = {
+    "images": "training images",
+    "epochs": "epochs",
+    "batch_size": "images a batch",
+    "test_images": "test images",
+    "steps": "attack steps",
+    "restarts": "restarts",
+    "queries": "queries of random search",
+}
+"""What a scale has at most, in words."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +60,15 @@ class Scale:
         """Say what is cut down."""
         if self.name == "full":
             return "the paper's own setting"
-        said = [
-            f"at most {value:,} {what if value > 1 else what.rstrip('s')}"
-            for value, what in self._limits()
-            if value is not None
-        ]
-        said += [f"{what} divided by {value}" for value, what in self._divisors() if value > 1]
+        limits = [(getattr(self, name), what) for name, what in LIMITS.items()]
+        said = [f"at most {n:,} {what if n > 1 else what.rstrip('s')}" for n, what in limits if n is not None]
+        divisors = {"width": self.width_divisor, "blocks of a stage": self.blocks_divisor}
+        said += [f"{what} divided by {value}" for what, value in divisors.items() if value > 1]
         said += [] if self.side is None else [f"images of at most {self.side} pixels"]
         said += [] if self.validation is None else [f"{self.validation:,} training images held out"]
         said += [f"search and training in {self.precision}"] if self.precision != "float32" else []
         said += [f"{other} in place of {own}" for own, other in self.instead.items()]
         return ", ".join(said)
-
-    def _limits(self) -> tuple[tuple[int | None, str], ...]:
-        return (
-            (self.images, "training images"),
-            (self.epochs, "epochs"),
-            (self.batch_size, "images a batch"),
-            (self.test_images, "test images"),
-            (self.steps, "attack steps"),
-            (self.restarts, "restarts"),
-            (self.queries, "queries of random search"),
-        )
-
-    def _divisors(self) -> tuple[tuple[int, str], ...]:
-        return ((self.width_divisor, "width"), (self.blocks_divisor, "blocks of a stage"))
 
 
 CHEAPER = {"autoattack": "planish", "paper-finlay": "closest", "carlini-wagner": "carlini-wagner-60-8"}
@@ -83,48 +76,16 @@ CHEAPER = {"autoattack": "planish", "paper-finlay": "closest", "carlini-wagner":
 (docs/results.md); the third overstates distances by 13 to 20 % there."""
 SEED = ".seed-"
 """What parts a row's name from the seed of another of its trainings."""
+_CUT = Scale(batch_size=128, precision="bf16", instead=CHEAPER)
+_QUARTER = replace(_CUT, width_divisor=4, blocks_divisor=4, side=32)
 SCALES = {
     "full": Scale(),
-    "gpu": Scale(
-        "gpu",
-        epochs=15,
-        batch_size=128,
-        test_images=1000,
-        side=128,
-        precision="bf16",
-        steps=50,
-        restarts=2,
-        queries=2000,
-        instead=CHEAPER,
-    ),
-    "small": Scale(
-        "small",
-        epochs=30,
-        batch_size=128,
-        test_images=2000,
-        width_divisor=4,
-        blocks_divisor=4,
-        side=32,
-        precision="bf16",
+    "gpu": replace(_CUT, name="gpu", epochs=15, test_images=1000, side=128, steps=50, restarts=2, queries=2000),
+    "small": replace(
+        replace(_QUARTER, name="small", epochs=30, test_images=2000, validation=2000, snapshots=2),
         instead={**CHEAPER, "pgd-margin-50-10": "pgd-margin-50-1"},
-        validation=2000,
-        snapshots=2,
     ),
-    "cpu": Scale(
-        "cpu",
-        images=12000,
-        epochs=8,
-        batch_size=128,
-        test_images=500,
-        width_divisor=4,
-        blocks_divisor=4,
-        side=32,
-        precision="bf16",
-        steps=20,
-        restarts=1,
-        queries=1000,
-        instead=CHEAPER,
-    ),
+    "cpu": replace(_QUARTER, name="cpu", images=12000, epochs=8, test_images=500, steps=20, restarts=1, queries=1000),
 }
 
 
@@ -165,7 +126,7 @@ def _least(one: int | None, other: int | None) -> int | None:
 def _smaller(model: Named, scale: Scale) -> Named:
     """Return the network with fewer blocks and less width."""
     options = dict(model.options)
-    family, numbers = _split(model.name)
+    family, numbers = split_name(model.name)
     if family == "wide-resnet" and len(numbers) == 2:
         numbers = [_depth(numbers[0], scale), max(1, numbers[1] // scale.width_divisor)]
     elif family == "resnext" and len(numbers) == 3:
@@ -173,19 +134,18 @@ def _smaller(model: Named, scale: Scale) -> Named:
     elif scale.width_divisor > 1 and ":" not in model.name:
         options["width"] = max(1, options.get("width", 32 if family == "small-cnn" else 64) // scale.width_divisor)
     if family == "resnet":
-        numbers = [DEPTHS[0]] if scale.blocks_divisor > 1 else numbers
+        numbers = [18] if scale.blocks_divisor > 1 else numbers
         if scale.side is not None and options.get("size", 32) > scale.side:
             options["size"] = 32 if scale.side < 224 else 224
     return Named("-".join([family, *map(str, numbers)]), options)
 
 
-def _split(name: str) -> tuple[str, list[int]]:
+def split_name(name: str) -> tuple[str, list[int]]:
     """Return a component's name without its numbers, and these; preact-resnet-18 is a name as it is."""
     if name.startswith("preact-resnet") or name.startswith("vgg"):
         return name, []
-    match = re.fullmatch(r"(.*?)((?:-\d+)*)", name)
-    assert match is not None
-    return match[1], [int(number) for number in match[2].split("-") if number]
+    family, numbers = re.fullmatch(r"(.*?)((?:-\d+)*)", name).groups()  # type: ignore[union-attr]
+    return family, [int(number) for number in numbers.split("-") if number]
 
 
 def _depth(depth: int, scale: Scale) -> int:
@@ -196,7 +156,7 @@ def scaled_attack(name: str, scale: Scale) -> str:
     """Return the attack's name with its numbers cut down, or of the attack that stands for it at this scale."""
     if name in scale.instead:
         return scale.instead[name]
-    family, numbers = _split(name)
+    family, numbers = split_name(name)
     if "/" in name or not numbers:
         return name
     limits = [scale.queries] if family == "square" else [scale.steps, scale.restarts]

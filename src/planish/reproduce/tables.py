@@ -99,7 +99,7 @@ class Row:
     """A row: what was printed, by column, and how to train it. experiment: None if planish cannot, `missing` says why.
 
     absent: reasons, by column, for what was not printed. radius: what it is judged at, if not at the table's.
-    beside: why a row stands here that the paper does not have.
+    beside: why a row is here that the paper does not have.
     """
 
     printed: str
@@ -195,14 +195,9 @@ def table_names() -> tuple[str, ...]:
 
 def table(name: str) -> PaperTable:
     """Return the table of that name, or of a TOML file of that form. Raises BadInput that names the nearest."""
-    if name.endswith(".toml"):
-        return _checked_table(Path(name))
-    if name not in table_names():
+    if not name.endswith(".toml") and name not in table_names():
         raise BadInput(f"unknown table '{name}'.{nearest(name, table_names())} Known: {', '.join(table_names())}")
-    return _checked_table(HOME / f"{name}.toml")
-
-
-def _checked_table(path: Path) -> PaperTable:
+    path = Path(name) if name.endswith(".toml") else HOME / f"{name}.toml"
     try:
         return _table(path.stem, read(path))
     except BadInput as error:

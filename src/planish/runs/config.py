@@ -10,9 +10,8 @@ from typing import Any
 
 from planish.core.errors import BadInput, at_least
 from planish.core.threat import ThreatModel, parse_threat
-from planish.data.batches import Augmentation
-from planish.data.crops import check_resolutions, sides
-from planish.data.keeping import Stream
+from planish.data.batches import Augmentation, check_resolutions, sides
+from planish.data.images import Stream
 from planish.methods import Method
 from planish.registry import made, make, refuse_unknown
 from planish.training.collapse import OFF, Guard
@@ -26,7 +25,7 @@ class DataOptions:
     validation: images held out from training, by seed. augmentation: crop (padding in pixels), flip, cutout
     (side in pixels). size: pixels that image files are brought to, in training a random part, else the centre.
     resolutions: (share of the training, pixels) from which on another size is trained at; validation and tests are
-    then at size, or at the last of them. stream: see `data.keeping.kept`. workers: processes that decode streamed
+    then at size, or at the last of them. stream: see `Listing.kept`. workers: processes that decode streamed
     images. skip_corrupt: leave unreadable images out and name them in the run's record.
     """
 

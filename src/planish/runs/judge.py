@@ -15,18 +15,16 @@ from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.arguments import check_logits
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import Precision
-from planish.core.pass_counter import Counted
+from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.data import load
 from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
+from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
-from planish.evaluation.verify import verify as verify_images
-from planish.models import build
+from planish.models import build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
-from planish.models.pretrained import is_borrowed
 from planish.records import audit as audits
 from planish.records import distances as distance_records
 from planish.records import evaluation as results

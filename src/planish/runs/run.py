@@ -16,8 +16,7 @@ from torch import nn
 
 from planish.core.arguments import path_of
 from planish.core.errors import BadInput
-from planish.models import Normalized, build
-from planish.models.pretrained import is_borrowed
+from planish.models import Normalized, build, is_borrowed
 from planish.runs.config import read
 from planish.storage.files import write_bytes
 

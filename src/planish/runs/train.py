@@ -19,9 +19,8 @@ from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
-from planish.data.images import Images, numbered_classes
-from planish.data.keeping import kept
-from planish.data.listing import Listing, OnCorrupt, refuse
+from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
+from planish.data.listing import Listing
 from planish.data.source import find
 from planish.data.stream import Streamed, default_workers
 from planish.methods import Method
@@ -75,7 +74,7 @@ def training_images(
     """Return what is trained on, in memory or listed, and what is held out, if anything is. Raises BadInput."""
     data = experiment.data
     found = find(data.source, "train", data.limit)
-    images = kept(found, data.stream, data.size, on_corrupt, resolutions=bool(data.resolutions))
+    images = found.kept(data.stream, data.size, on_corrupt, resolutions=bool(data.resolutions))
     return images.split(data.validation, experiment.seed) if data.validation else (images, None)
 
 

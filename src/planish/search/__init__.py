@@ -1,1 +1,1 @@
-"""The inner problem: objectives, step rules, the loops that ascend, the loss as seen from an image."""
+"""The inner problem: objectives, step rules, the loops that ascend, the walk to the nearest adversarial image."""

@@ -125,8 +125,7 @@ def guess(propose: Propose, model: nn.Module, batch: Batch, queries: int) -> Sea
     A forward for each query of an image that stands, by batch.logits to begin with; steps count from 1. A candidate of
     a smaller margin is forgotten; the first is the one to beat, and the clean image stays if it is as good as the best.
     """
-    assert batch.logits is not None
-    best = clean = _initial(batch.x, margin(batch.logits, batch.labels))
+    best = clean = _initial(batch.x, margin(batch.clean_logits, batch.labels))
     rows = (clean.score < 0).nonzero().squeeze(1)
     batch = Batch(batch.x.detach(), batch.labels, batch.indices.to(batch.x.device)).select(rows)
     here = _initial(batch.x)
@@ -265,8 +264,7 @@ def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
 
 def nothing_found(batch: Batch) -> Nearest:
     """Return the record with which a distance attack begins, from the batch's clean logits."""
-    assert batch.logits is not None
-    wrong = margin(batch.logits, batch.labels) >= 0
+    wrong = margin(batch.clean_logits, batch.labels) >= 0
     distance = torch.where(wrong, 0.0, torch.inf).to(batch.x.dtype)
     count = torch.zeros_like(batch.labels)
     return Nearest(batch.x.detach().clone(), distance, count, count.clone())

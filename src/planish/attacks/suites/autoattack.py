@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from planish.attacks import Attack, Recipe, Within, Worst
 from planish.attacks.fab import FABT
 from planish.attacks.gradient import APGD, APGDT
-from planish.attacks.square import Square
+from planish.attacks.random_search import Square
 from planish.attacks.suites import Stage, Staged
 
 

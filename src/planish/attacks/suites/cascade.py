@@ -12,10 +12,8 @@ from functools import cached_property
 import numpy as np
 
 from planish.attacks import Attack, ByDistance, Worst
-from planish.attacks.ascents import Ranked, Targeted, Untargeted
-from planish.attacks.noise import Noise
-from planish.attacks.smoothed import Smoothed
-from planish.attacks.square import Square
+from planish.attacks.ascents import Ranked, Smoothed, Targeted, Untargeted
+from planish.attacks.random_search import Noise, Square
 from planish.attacks.suites import Stage, Suite
 from planish.attacks.suites.autoattack import AutoAttack
 from planish.core.errors import at_least

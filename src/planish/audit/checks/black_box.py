@@ -4,25 +4,22 @@ import torch
 from torch import Tensor
 
 from planish.attacks import Attack
+from planish.attacks.ascents import Smoothed
 from planish.attacks.boundary import Boundary
 from planish.attacks.closest import Closest
-from planish.attacks.noise import Noise
-from planish.attacks.smoothed import Smoothed
-from planish.attacks.square import Square
+from planish.attacks.random_search import Noise, Square
 from planish.attacks.transfer import transfer
-from planish.audit.check import Seen, Unknown, check, share
+from planish.audit.check import Seen, Unknown, check, named, share
 from planish.audit.evidence import Evidence
-from planish.records.evaluation import Column
 
 NOISE_STAGES, SQUARE_STAGES = ("noise",), ("random-search", "square")
 CHECK_STAGE = "check"
 """The stage of the planish suite whose first part is noise, its second Square."""
 NEARER = 0.95
-NOTHING_ROBUST = "no robust image was left, so nothing is overstated"
 
 
 @check((23,), warn_at=0.0, fail_at=0.1)
-def random_noise(evidence: Evidence) -> Seen:
+def noise(evidence: Evidence) -> Seen:
     """Random points of the ball break nothing that gradients missed."""
     by_suite = _broken_in_suite(evidence, NOISE_STAGES, part=0)
     return _blind(evidence, "noise", Noise(evidence.plan.noise), by_suite, len(evidence.images.x))
@@ -40,7 +37,9 @@ def _blind(evidence: Evidence, name: str, attack: Attack, by_suite: Tensor, most
     rows = evidence.drawn(evidence.robust.nonzero().squeeze(1), most)
     found = torch.zeros_like(by_suite)
     found[rows] = evidence.broken_by(name, attack, rows)
-    tried = f"{len(rows)} robust images were tried" if len(rows) else NOTHING_ROBUST
+    tried = (
+        f"{len(rows)} robust images were tried" if len(rows) else "no robust image was left, so nothing is overstated"
+    )
     return share(
         found | by_suite,
         len(found),
@@ -54,22 +53,16 @@ def _blind(evidence: Evidence, name: str, attack: Attack, by_suite: Tensor, most
 
 def _broken_in_suite(evidence: Evidence, stages: tuple[str, ...], part: int) -> Tensor:
     """Return which images (N,) a black box broke in the suite, after gradients; none where it has no gradients."""
-    record, device = evidence.judged.evaluation, evidence.correct.device
+    record = evidence.judged.evaluation
     found = torch.zeros_like(evidence.correct)
     if evidence.black_box:
         return found
     for column in record.columns:
         stage = column.name.removeprefix(f"{evidence.suite_name}/")
-        broken = torch.from_numpy(record.broken_by(column.name)).to(device)
-        if stage in stages:
-            found |= broken
-        elif stage == CHECK_STAGE:
-            found |= broken & _by_part(column, part).to(device)
+        if stage in stages or stage == CHECK_STAGE:
+            broken = record.broken_by(column.name)
+            found |= evidence.mask(broken if stage in stages else broken & (column.component == part))
     return found
-
-
-def _by_part(column: Column, part: int) -> Tensor:
-    return torch.from_numpy(column.component == part)
 
 
 @check((25,), warn_at=0.0, level="thorough", needs="gradients", correct="sampled")
@@ -100,28 +93,24 @@ def transferred(evidence: Evidence) -> Seen | Unknown:
     if not evidence.surrogates:
         return Unknown("No other model was given.", "Audit with --surrogates, for instance an undefended model.")
     attack = transfer(evidence.plan.curve_steps, classes=evidence.classes, surrogates=tuple(evidence.surrogates))
-    rows = evidence.robust.nonzero().squeeze(1)
-    broken = evidence.broken_by("transfer", attack, rows)
-    return share(
-        broken,
-        len(evidence.images.x),
+    return _left(
+        evidence,
+        "transfer",
+        attack,
         f"Images made on {len(evidence.surrogates)} other models break {{of}} that the suite left.",
         "The model's own gradients mislead: make adversarial images on other models too, and count them.",
-        indices=evidence.ids(rows[broken]),
     )
 
 
 @check((30,), fail_at=0.5, level="thorough", needs="graph")
 def smoothed_gradient(evidence: Evidence) -> Seen:
     """Gradients averaged over noise break nothing that the plain ones missed."""
-    rows = evidence.robust.nonzero().squeeze(1)
-    broken = evidence.broken_by("smoothed", Smoothed(evidence.plan.steps), rows)
-    return share(
-        broken,
-        len(evidence.images.x),
+    return _left(
+        evidence,
+        "smoothed",
+        Smoothed(evidence.plan.steps),
         "Gradients averaged over noise break {of} that the suite left.",
         "Plain gradients are masked by something rough; attack with smoothed gradients or a smooth backward pass.",
-        indices=evidence.ids(rows[broken]),
     )
 
 
@@ -129,10 +118,11 @@ def _finite(values: Tensor) -> list[float | None]:
     return [float(value) if value.isfinite() else None for value in values]
 
 
-COMPONENTS = {
-    "noise": random_noise,
-    "random-search": random_search,
-    "hard-labels": hard_labels,
-    "transfer": transferred,
-    "smoothed-gradient": smoothed_gradient,
-}
+def _left(evidence: Evidence, name: str, attack: Attack, meaning: str, advice: str) -> Seen:
+    """Return what share of all images an attack breaks that were robust until now."""
+    rows = evidence.robust.nonzero().squeeze(1)
+    broken = evidence.broken_by(name, attack, rows)
+    return share(broken, len(evidence.images.x), meaning, advice, indices=evidence.ids(rows[broken]))
+
+
+COMPONENTS = named(noise, random_search, hard_labels, smoothed_gradient) | {"transfer": transferred}

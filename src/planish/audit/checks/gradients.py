@@ -4,15 +4,14 @@ import torch
 from torch import Tensor
 
 from planish.attacks.ascents import Untargeted
-from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, share
+from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, named, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.arguments import logits_of
 from planish.core.batch import per_image
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked
 from planish.core.randomness import keyed_draws
-from planish.search.linearize import probe_length
-from planish.search.objectives import inner
+from planish.search.objectives import inner, probe_length
 from planish.search.step_rules import Steepest
 
 PROBED, DIRECTIONS = 8, 64
@@ -143,10 +142,15 @@ def logit_scale(evidence: Evidence) -> Seen:
     found: dict[str, int] = {}
     if extreme and gap > 0 and not evidence.black_box and len(evidence.correct_rows):
         found = {"broken_as_they_are": int(evidence.trace.broken_by(evidence.plan.steps).sum())}
-        found["broken_rescaled"] = int(_rescaled(evidence, USUAL_GAP / gap).sum())
+
+        def rescaled(logits: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(USUAL_GAP / gap * logits, labels)
+
+        attack = Untargeted(Steepest(PGD_STEP), evidence.plan.steps, rescaled)
+        found["broken_rescaled"] = int(evidence.broken_by("pgd-rescaled", attack, evidence.correct_rows).sum())
     judged = gap if gap >= SMALLEST_GAP else LARGEST_GAP / max(gap / SMALLEST_GAP, 1e-6)
-    before, rescaled = found.get("broken_as_they_are"), found.get("broken_rescaled")
-    told = f"; PGD breaks {before} images, with logits rescaled {rescaled}" if found else ""
+    counts = "; PGD breaks {broken_as_they_are} images, with logits rescaled {broken_rescaled}"
+    told = counts.format(**found) if found else ""
     return fact(
         judged,
         f"The two largest logits are {gap:.3g} apart on average" + told + ".",
@@ -156,19 +160,4 @@ def logit_scale(evidence: Evidence) -> Seen:
     )
 
 
-def _rescaled(evidence: Evidence, factor: float) -> Tensor:
-    """Return which correct images PGD breaks on cross entropy of rescaled logits."""
-    attack = Untargeted(
-        Steepest(PGD_STEP), evidence.plan.steps, lambda logits, labels: cross_entropy(factor * logits, labels)
-    )
-    return evidence.broken_by("pgd-rescaled", attack, evidence.correct_rows)
-
-
-COMPONENTS = {
-    "gradient": gradient,
-    "zero-gradients": zero_gradients,
-    "tiny-gradients": tiny_gradients,
-    "gradient-cosine": gradient_cosine,
-    "loss-stability": loss_stability,
-    "logit-scale": logit_scale,
-}
+COMPONENTS = named(gradient, zero_gradients, tiny_gradients, gradient_cosine, loss_stability, logit_scale)

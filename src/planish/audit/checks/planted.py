@@ -1,12 +1,12 @@
 """The binarization test: an adversarial image is planted, and the attack must find it (Zimmermann et al. 2022)."""
 
-from typing import Any, NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from planish.attacks import run
-from planish.audit.check import FEWEST, Seen, Unknown, check, share
+from planish.audit.check import FEWEST, Seen, Unknown, check, named, share
 from planish.audit.evidence import Evidence
 from planish.core.batch import Batch
 from planish.core.modes import evaluating
@@ -29,11 +29,7 @@ class Binary(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Return what the last linear layer is given, (N, F)."""
         taken: list[Tensor] = []
-
-        def take(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            taken.append(arguments[0])
-
-        with self.last.register_forward_pre_hook(take):
+        with self.last.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0])):
             self.network(x)
         return taken[-1].flatten(1)
 
@@ -43,57 +39,38 @@ class Binary(nn.Module):
         return torch.stack([-score, score], 1)
 
 
-class Planted(NamedTuple):
-    """A reading of the features that calls only the planted point 1; None if there is no such linear reading."""
-
-    weight: Tensor
-    bias: Tensor
-
-
 @check((32,), fail_at=95.0, worse="below", level="thorough", needs="graph")
 def planted(evidence: Evidence) -> Seen | Unknown:
     """The attack finds adversarial images that were planted (binarization test)."""
     linear = [module for module in evidence.given.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        return Unknown(
-            "The network has no linear layer to plant an adversarial image behind.", "Nothing is to be done."
-        )
-    binary, batch = Binary(evidence.model, linear[-1]), evidence.images
-    found: list[bool] = []
+        reason = "The network has no linear layer to plant an adversarial image behind."
+        return Unknown(reason, "Nothing is to be done.")
+    binary, found = Binary(evidence.model, linear[-1]), list[bool]()
     for row in evidence.drawn(evidence.every, 2 * evidence.plan.planted).tolist():
-        one = batch.select(slice(row, row + 1))
-        reading = _plant(binary, one, evidence.threat, evidence.seed)
-        if reading is None or len(found) == evidence.plan.planted:
-            continue
-        binary.weight, binary.bias = reading
-        outcome = run(
-            evidence.margin_pgd(),
-            binary,
-            Batch(one.x, torch.zeros_like(one.labels), one.indices),
-            evidence.threat,
-            generator=evidence.generator("planted"),
+        one = evidence.images.select(slice(row, row + 1))
+        if _plant(binary, one, evidence.threat, evidence.seed) and len(found) < evidence.plan.planted:
+            near = Batch(one.x, torch.zeros_like(one.labels), one.indices)
+            generator = evidence.generator("planted")
+            outcome = run(evidence.margin_pgd(), binary, near, evidence.threat, generator=generator)
+            found.append(bool(outcome.score >= 0))
+    hits, total = sum(found), len(found)
+    if total < FEWEST:
+        return Unknown(
+            f"Only {total} adversarial images could be planted.", f"Audit with more images: it takes {FEWEST}."
         )
-        found.append(bool(outcome.score >= 0))
-    if len(found) < FEWEST:
-        reason = f"Only {len(found)} adversarial images could be planted."
-        return Unknown(reason, f"Audit with more images: it takes {FEWEST}.")
-    return _seen(sum(found), len(found))
-
-
-def _seen(hits: int, total: int) -> Seen:
     seen = share(
         hits,
         total,
         f"PGD on the margin finds {hits} of {total} adversarial images that were planted in the ball.",
         "The attack misses what is known to be there: it is too weak for this model; use a stronger or adapted one.",
     )
-    upper = 100 - 100 * share(total - hits, total, "").sure / 100
-    return Seen(seen.value, upper, seen.meaning, seen.advice, seen.evidence, total)
+    return replace(seen, sure=100 - share(total - hits, total, "").sure, hits=None)
 
 
 @torch.no_grad()
-def _plant(binary: Binary, one: Batch, threat: ThreatModel, seed: int) -> Planted | None:
-    """Fit the reading for one image: least squares on the features, the threshold half-way."""
+def _plant(binary: Binary, one: Batch, threat: ThreatModel, seed: int) -> bool:
+    """Fit a reading that calls only the planted point 1: least squares, the threshold half-way; say if there is one."""
     copies = one.x.expand(INNER, *one.x.shape[1:])
     draws = keyed_draws(copies, torch.arange(INNER, device=one.x.device) + INNER * int(one.indices), seed)
     inner = torch.cat([one.x, threat.scaled(INSIDE).sample(copies, draws)])
@@ -108,10 +85,9 @@ def _plant(binary: Binary, one: Batch, threat: ThreatModel, seed: int) -> Plante
     weight = centred.T @ torch.linalg.solve(gram + RIDGE * scale * torch.eye(len(gram), device=gram.device), wanted)
     scores = features @ weight
     highest = scores[:-1].amax()
-    if not bool(scores[-1] > highest):
-        return None
     gap = scores[-1] - highest
-    return Planted((weight / gap).float(), (-(highest + gap / 2) / gap).float())
+    binary.weight, binary.bias = (weight / gap).float(), (-(highest + gap / 2) / gap).float()
+    return bool(gap > 0)
 
 
-COMPONENTS = {"planted": planted}
+COMPONENTS = named(planted)

@@ -1,4 +1,4 @@
-"""Is the model fit to be judged at all: the same answer twice, logits, honest inputs. Few passes, always made."""
+"""Is the model fit to be judged at all, and what must a reader know beside the verdicts. Few passes, always made."""
 
 import sys
 from types import FrameType
@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planish.audit.check import Seen, Unknown, check, count_text, fact, share
-from planish.audit.evidence import Evidence
-from planish.core.arguments import logits_of
-from planish.core.batch import per_image
+from planish.audit.check import Seen, Unknown, check, count_text, fact, named, share
+from planish.audit.evidence import Evidence, are_probabilities
+from planish.core.arguments import CHUNK, logits_of
 from planish.core.losses import margin
 from planish.core.modes import evaluating, fixed_statistics
 from planish.core.randomness import keyed_draws, reproducible
+from planish.records.statistics import Estimate
 
 REPEATS = 5
 TINY_NOISE = 1e-4
 """In pixels of [0, 1]: less than a tenth of a grey level."""
-BOX_TOLERANCE = 1e-5
 DRAWS = 10
 MACHINERY = ("torch/autograd/__init__.py", "torch/_functorch/eager_transforms.py", "torch/optim/")
 """Files of PyTorch whose functions a plain forward has no use for."""
@@ -26,6 +25,8 @@ CALLED = {"grad", "backward", "vjp", "jvp", "step", "_vjp_with_argnums", "grad_i
 OTHER_SCALES = {"0..255": (0.0, 1 / 255), "-1..1": (0.5, 0.5), "ImageNet's mean and deviation": (0.45, 0.226)}
 BETTER = 10.0
 """Points of clean accuracy that another scale of the input must bring."""
+COMPARED = 1000
+"""Images at most whose distances to other classes are measured."""
 
 
 @check((1,), unit="", fail_at=1e-4)
@@ -51,18 +52,16 @@ def evaluation_mode(evidence: Evidence) -> Seen | Unknown:
     x = evidence.setup.x
     if len(x) < 2:
         return Unknown("One image cannot be put into a batch with others.", "Audit with at least 2 images.")
-    with evaluating(evidence.given), reproducible(evidence.seed):
-        judged = _raw(evidence, x)
-    with fixed_statistics(evidence.given), reproducible(evidence.seed):
+    with fixed_statistics(evidence.given):
         handed_over = _raw(evidence, x)
     with evaluating(evidence.given):
-        alone = torch.cat([_seeded_raw(evidence, one) for one in torch.split(x[:8], 1)])
-        together = _seeded_raw(evidence, x[:8])
+        judged, together = _raw(evidence, x), _raw(evidence, x[:8])
+        alone = torch.cat([_raw(evidence, one) for one in torch.split(x[:8], 1)])
     left = sum(module.training for module in evidence.given.modules())
     of_mode, of_batch = float(_apart(judged, handed_over)), float(_apart(alone, together))
-    apart = max(of_mode, of_batch if _repeatable(evidence) else 0.0)
+    again = _apart(*(logits_of(evidence.model, x[:8]) for _ in range(2)))  # random models differ for another reason
     return fact(
-        apart,
+        max(of_mode, of_batch if again <= 1e-4 else 0.0),
         f"{left} modules were handed over in training mode; it changes the normalised logits by {of_mode:.2g}, and the "
         f"company of other images in a batch changes them by {of_batch:.2g}.",
         "Call model.eval() before anything is judged, and let batch norm use its running averages.",
@@ -88,7 +87,7 @@ def logits(evidence: Evidence) -> Seen:
 
 
 @check((4,), unit="classes")
-def class_count(evidence: Evidence) -> Seen:
+def classes(evidence: Evidence) -> Seen:
     """How many classes there are; with fewer than four some losses are undefined, and others take their place."""
     count = evidence.classes
     few = "so that the DLR loss is undefined and margins take its place" if count < 4 else "enough for every loss"
@@ -125,7 +124,7 @@ def plain_forward(evidence: Evidence) -> Seen:
 @check((9,), unit="", warn_at=0.0, fail_at=1.0)
 def input_scale(evidence: Evidence) -> Seen:
     """Images are in [0, 1], the model expects them there, and the radius is on their scale."""
-    x, labels, threat = evidence.sample.x, evidence.sample.labels, evidence.threat
+    x, labels, threat = evidence.images.x[evidence.rows], evidence.images.labels[evidence.rows], evidence.threat
     own = _accuracy(evidence, x, labels)
     others = {
         name: _accuracy(evidence, (x - mean) / deviation, labels) for name, (mean, deviation) in OTHER_SCALES.items()
@@ -141,11 +140,7 @@ def input_scale(evidence: Evidence) -> Seen:
         problems.append(f"a radius of {threat.radius:g} is not one of images in [0, 1]")
     meaning = (
         f"Pixels lie in [{float(x.amin()):.2g}, {float(x.amax()):.2g}] and the radius is {threat.radius:.3g}; "
-        + (
-            "; ".join(problems)
-            if problems
-            else f"no other scale of the input gives more than {own:.1f} % clean accuracy"
-        )
+        + ("; ".join(problems) or f"no other scale of the input gives more than {own:.1f} % clean accuracy")
     )
     return fact(
         2.0 if wrong_scale else float(bool(problems)),
@@ -176,56 +171,79 @@ def smooth_input(evidence: Evidence) -> Seen:
 def single_draw(evidence: Evidence) -> Seen:
     """Verdicts on adversarial images do not change when the images are judged again."""
     batch = evidence.setup
-    x_adv = evidence.images._replace(x=evidence.judged.x_adv).select(_places(evidence)).x
+    x_adv = evidence.judged.x_adv[torch.isin(evidence.images.indices, batch.indices)]
     draws = torch.stack([margin(logits_of(evidence.model, x_adv, 63), batch.labels) >= 0 for _ in range(DRAWS)])
     hits = int((draws.any(0) & ~draws.all(0)).sum())
-    return Seen(
-        100 * hits / len(x_adv),
+    return fact(
         100 * hits / len(x_adv),
         f"The verdict on {count_text(hits, len(x_adv))} as the suite left them changes between {DRAWS} draws.",
         "A single draw decides nothing here: attack the expectation over the model's randomness and report it.",
-        {"hits": hits, "images": len(x_adv)},
+        hits=hits,
+        images=len(x_adv),
     )
 
 
-def _places(evidence: Evidence) -> Tensor:
-    """Return which rows of the images the setup images are."""
-    return torch.isin(evidence.images.indices, evidence.setup.indices)
+@check((33,), unit="points")
+def sample_size(evidence: Evidence) -> Seen:
+    """How far the number of images lets the accuracy be off."""
+    share = Estimate.of(evidence.suite_robust.cpu().numpy())
+    half = 50 * (share.high - share.low)
+    few = "; 1,000 or more, drawn at random, are usual" if share.total < 1000 else ""
+    return fact(half, f"{share.total} images leave the suite's accuracy uncertain by {half:.1f} points{few}.")
 
 
-def are_probabilities(output: Tensor) -> bool:
-    """Say whether every row lies in [0, 1] and sums to 1."""
-    return bool(((output >= 0) & (output <= 1)).all()) and bool(((output.sum(1) - 1).abs() < BOX_TOLERANCE).all())
+@check((34,))
+def radius_and_classes(evidence: Evidence) -> Seen | Unknown:
+    """How many images have one of another class within twice the radius."""
+    some = evidence.images.select(evidence.drawn(evidence.every, COMPARED))
+    if bool((some.labels == some.labels[0]).all()):
+        return Unknown("All images are of one class.", "Audit images of several classes.")
+    nearest = []
+    for x, label in zip(some.x, some.labels, strict=True):
+        others = some.x[some.labels != label]
+        nearest.append(min(evidence.threat.norm(part - x).amin() for part in torch.split(others, CHUNK)))
+    near = int((torch.stack(nearest) < 2 * evidence.threat.radius).sum())
+    least = float(torch.stack(nearest).amin())
+    return fact(
+        100 * near / len(nearest),
+        f"{count_text(near, len(nearest))} have an image of another class within twice the radius; the nearest is "
+        f"{least:.3g} away: where balls overlap nobody can be right in both.",
+        least_distance=least,
+    )
+
+
+@check((35,))
+def clean_accuracy(evidence: Evidence) -> Seen:
+    """Clean accuracy, and classes that are predicted but never the label."""
+    labels, predicted = evidence.images.labels, evidence.logits.argmax(1)
+    right = int(evidence.correct.sum())
+    absent = ~torch.isin(predicted, labels)
+    tied = int((margin(evidence.logits, labels) == 0).sum())
+    return fact(
+        100 * right / len(labels),
+        f"{count_text(right, len(labels))} are right when clean; {int(absent.sum())} are put into classes that no "
+        f"image has, and {tied} are ties; both count as wrong, as an abstention would.",
+        absent_classes=int(absent.sum()),
+        ties=tied,
+    )
 
 
 @torch.no_grad()
 def _raw(evidence: Evidence, x: Tensor) -> Tensor:
-    """Return what the model returns, in the mode it is in, and count it."""
+    """Return what the model returns, in the mode it is in, with the same draws each time, and count it."""
     evidence.model.forwards += len(x)
-    output: Any = evidence.given(x)
+    with reproducible(evidence.seed):
+        output: Any = evidence.given(x)
     raw: Tensor = getattr(output, "logits", output)
     return raw.float()
 
 
-def _seeded_raw(evidence: Evidence, x: Tensor) -> Tensor:
-    with reproducible(evidence.seed):
-        return _raw(evidence, x)
-
-
-def _repeatable(evidence: Evidence) -> bool:
-    """Say whether two passes agree: a random model's batches differ for another reason, which `deterministic` tells."""
-    x = evidence.setup.x[:8]
-    return bool(_apart(logits_of(evidence.model, x), logits_of(evidence.model, x)) <= 1e-4)
-
-
 def _apart(first: Tensor, second: Tensor) -> Tensor:
     """Return the largest distance of the logits after each is brought to length 1."""
-    tiny = torch.finfo(torch.float32).tiny
-
-    def unit(values: Tensor) -> Tensor:
-        return values / per_image(values.norm(dim=1).clamp(min=tiny), values)
-
-    apart: Tensor = (unit(first) - unit(second)).norm(dim=1).amax()
+    units = [
+        part / part.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) for part in (first, second)
+    ]
+    apart: Tensor = (units[0] - units[1]).norm(dim=1).amax()
     return apart
 
 
@@ -233,13 +251,7 @@ def _accuracy(evidence: Evidence, x: Tensor, labels: Tensor) -> float:
     return 100 * float((logits_of(evidence.model, x).argmax(1) == labels).float().mean())
 
 
-COMPONENTS = {
-    "deterministic": deterministic,
-    "evaluation-mode": evaluation_mode,
-    "logits": logits,
-    "classes": class_count,
-    "plain-forward": plain_forward,
-    "input-scale": input_scale,
-    "smooth-input": smooth_input,
-    "single-draw": single_draw,
-}
+COMPONENTS = named(
+    *(deterministic, evaluation_mode, logits, classes, plain_forward, input_scale, smooth_input, single_draw),
+    *(sample_size, radius_and_classes, clean_accuracy),
+)

@@ -1,14 +1,17 @@
-"""Is the attack strong enough: does more of it, or less of it, find what the usual amount misses."""
+"""Is the attack strong enough: does more of it, less of it, or another radius find what the usual amount misses."""
 
-from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from planish.audit.check import Seen, Unknown, check, mean, of_sample, share
+from planish.audit.check import Seen, Unknown, check, fact, mean, named, of_sample, share
 from planish.audit.evidence import Evidence
+from planish.audit.measures.surfaces import INSIDE, is_distorted
 from planish.core.arguments import logits_of
 from planish.core.losses import margin
+from planish.core.threat import ThreatModel
 from planish.search.objectives import inner
 from planish.training.collapse import NONLINEAR_COSINE
 
@@ -18,6 +21,7 @@ LAST, RISING = 0.2, 0.05
 RISE_FLOOR = 1e-6
 AIMED = ("targets", "focus", "sweep", "apgd-t")
 """Stages of suites that aim at classes."""
+MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @check((11,), warn_at=0.1, fail_at=1.0, needs="gradients", correct="sampled")
@@ -152,8 +156,7 @@ def still_rising(evidence: Evidence) -> Seen:
 @check((20,), warn_at=0.0)
 def broken_stays_broken(evidence: Evidence) -> Seen:
     """Images that count as broken are misclassified when they are judged again in other batches."""
-    record = evidence.judged.evaluation
-    broken = torch.from_numpy(record.correct() & ~record.survivors()).to(evidence.correct.device)
+    broken = evidence.suite_broken
     x_adv, labels = evidence.judged.x_adv[broken], evidence.images.labels[broken]
     lost = int((margin(logits_of(evidence.model, x_adv, 37), labels) < 0).sum()) if len(x_adv) else 0
     silent = 0
@@ -186,47 +189,86 @@ def targeted(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-@check((24,), unit="reasons", warn_at=0.0)
-def escalation(evidence: Evidence) -> Seen | Unknown:
-    """The suite's own ledger gives it no cause for its long stages."""
-    reasons = _reasons(evidence)
-    if reasons is None:
-        return Unknown("The suite does not say when its short stages are not enough.", "Audit with the planish suite.")
-    told = "; ".join(reasons) if reasons else "nothing in its short stages looks wrong"
-    done = any(column.meta.get("because") for column in evidence.judged.evaluation.columns)
-    return fact_of_reasons(reasons, told, done)
-
-
-def fact_of_reasons(reasons: Sequence[str], told: str, done: bool) -> Seen:
-    """Return the count of the reasons, and whether the long stages were run."""
-    then = "its long stages were run" if done else "its long stages were left out of this budget"
-    count = float(len(reasons))
-    meaning = f"The suite: {told}" + (f"; {then}." if reasons else ".")
-    advice = "" if done else "Audit with --budget standard: short attacks are not enough for this model."
-    return Seen(
-        count, count, meaning, advice or "Look at what the other checks say of this model.", {"reasons": list(reasons)}
+@check((12,), warn_at=1.0, fail_at=5.0, needs="gradients", correct="sampled")
+def boundary_distortion(evidence: Evidence) -> Seen:
+    """A full gradient step never fails where a shorter one along the same line succeeds."""
+    batch, margins = evidence.correct_sample, [torch.where(evidence.fgsm_broken, 1.0, -1.0)]
+    for factor in INSIDE:
+        x = evidence.stepped(evidence.threat.scaled(factor))
+        margins.insert(-1, margin(logits_of(evidence.model, x), batch.labels))
+        evidence.record("short-steps", evidence.correct_rows[margins[-2] >= 0], x[margins[-2] >= 0])
+    return of_sample(
+        evidence,
+        is_distorted(torch.stack(margins, 1)),
+        "A full gradient step fails and a shorter one along the same line breaks {of}.",
+        "The decision boundary is distorted along the gradient, as after training on single steps: train with several "
+        "steps, and judge with small steps and many radii.",
     )
 
 
-def _reasons(evidence: Evidence) -> tuple[str, ...] | None:
-    reasons = getattr(evidence.suite, "reasons", None)
-    if reasons is None:
-        return None
-    record, prefix = evidence.judged.evaluation, f"{evidence.suite_name}/"
-    found: tuple[str, ...] = reasons({c.name.removeprefix(prefix): c for c in record.columns}, len(record.labels))
-    return found
+@check((21,), warn_at=0.0, fail_at=0.2, needs="gradients", correct="sampled")
+def radius_curve(evidence: Evidence) -> Seen:
+    """Accuracy under PGD falls as the radius grows."""
+    total = len(evidence.rows)
+    robust = [int((~_broken(evidence, evidence.threat.scaled(factor))).sum()) for factor in MULTIPLES]
+    rises = [later - earlier for earlier, later in pairwise(robust)]
+    curve = ", ".join(
+        f"{100 * left / total:.1f} % at {factor:g}" for factor, left in zip(MULTIPLES, robust, strict=True)
+    )
+    return share(
+        max(0, *rises),
+        total,
+        f"Under PGD accuracy is {curve} radii; its largest rise is of {{of}}.",
+        "A larger ball holds the smaller one, so the attack fails in it: its gradients mislead; use more steps, and "
+        "trust black-box attacks more.",
+        multiples=list(MULTIPLES),
+        standing=robust,
+    )
 
 
-COMPONENTS = {
-    "one-step": one_step,
-    "weak-and-strong": weak_and_strong,
-    "one-step-gap": one_step_gap,
-    "linearity": linearity,
-    "more-steps": more_steps,
-    "more-restarts": more_restarts,
-    "ascending-steps": ascending_steps,
-    "still-rising": still_rising,
-    "broken-stays-broken": broken_stays_broken,
-    "targeted": targeted,
-    "escalation": escalation,
-}
+@check((22,), fail_at=1.0, needs="graph", correct="sampled")
+def unbounded(evidence: Evidence) -> Seen:
+    """In a ball in which every image can become grey nothing survives."""
+    grey = float(evidence.threat.norm(torch.full_like(evidence.images.x[:1], 0.5)))
+    threat = replace(evidence.threat, radius=grey)
+    return of_sample(
+        evidence,
+        ~_broken(evidence, threat),
+        f"Under PGD in the {threat.name} ball of radius {threat.radius:.3g}, where every image can become grey, "
+        "{of} are still classified correctly.",
+        "No classifier can be right there: the attack fails for want of useful gradients, and its figures at smaller "
+        "radii are too high as well.",
+    )
+
+
+@check((24,), unit="reasons", warn_at=0.0)
+def escalation(evidence: Evidence) -> Seen | Unknown:
+    """The suite's own ledger gives it no cause for its long stages."""
+    find, record = getattr(evidence.suite, "reasons", None), evidence.judged.evaluation
+    if find is None:
+        return Unknown("The suite does not say when its short stages are not enough.", "Audit with the planish suite.")
+    stages = {column.name.removeprefix(f"{evidence.suite_name}/"): column for column in record.columns}
+    reasons: tuple[str, ...] = find(stages, len(record.labels))
+    told = "; ".join(reasons) or "nothing in its short stages looks wrong"
+    done = any(column.meta.get("because") for column in record.columns)
+    then = "its long stages were run" if done else "its long stages were left out of this budget"
+    return fact(
+        float(len(reasons)),
+        f"The suite: {told}" + (f"; {then}." if reasons else "."),
+        "Look at what the other checks say of this model."
+        if done
+        else "Audit with --budget standard: short attacks are not enough for this model.",
+        reasons=list(reasons),
+    )
+
+
+def _broken(evidence: Evidence, threat: ThreatModel) -> Tensor:
+    """Return which correct images PGD on the margin breaks at this radius, (n,)."""
+    attack = evidence.margin_pgd(evidence.plan.curve_steps)
+    return evidence.broken_by(f"pgd-margin at {threat.radius:.4g}", attack, evidence.correct_rows, threat)
+
+
+COMPONENTS = named(
+    *(one_step, weak_and_strong, one_step_gap, linearity, more_steps, more_restarts, ascending_steps, still_rising),
+    *(broken_stays_broken, targeted, boundary_distortion, radius_curve, unbounded, escalation),
+)

@@ -42,16 +42,15 @@ def affine_layers(model: nn.Module, x: Tensor) -> list[Affine]:
     Works on a copy in float64; costs a forward of D + 1 small batches and memory for D x H numbers, so small networks.
     Raises BadInput for any other layer.
     """
-    stages: list[list[Part]] = [[]]
-    for part in _parts(deepcopy(model).double().cpu().eval()):
+    layers, stage, point = [], list[Part](), torch.zeros_like(x[:1], dtype=torch.float64, device="cpu")
+    parts: list[Part] = [*_parts(deepcopy(model).double().cpu().eval()), nn.ReLU()]
+    for part in parts:
         if isinstance(part, nn.ReLU):
-            stages.append([])
+            layer, point = _folded(stage, point)
+            layers.append(layer)
+            stage = []
         else:
-            stages[-1].append(part)
-    layers, point = [], torch.zeros_like(x[:1], dtype=torch.float64, device="cpu")
-    for stage in stages:
-        layer, point = _folded(stage, point)
-        layers.append(layer)
+            stage.append(part)
     return layers
 
 
@@ -87,17 +86,13 @@ def _parts(module: nn.Module) -> Iterator[Part]:
     elif type(module) is Normalized:
         yield lambda x: (x - module.mean) / module.std
         yield from _parts(module.network)
-    elif type(module) is nn.ReLU or (type(module) in AFFINE and not _batch_statistics(module)):
+    elif type(module) in (nn.ReLU, *AFFINE) and getattr(module, "running_mean", module) is not None:
         yield module
     else:
         raise BadInput(
             f"{type(module).__name__} is not a layer that can be certified; use a Sequential of Linear, Conv2d, "
             "AvgPool2d, BatchNorm, Flatten and ReLU"
         )
-
-
-def _batch_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None
 
 
 @torch.no_grad()

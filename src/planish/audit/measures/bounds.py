@@ -6,14 +6,14 @@ with L and C estimated, they are estimates and can be wrong: `violations` counts
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from planish.audit.measures.chunks import in_chunks
 from planish.audit.measures.curvature import Way, curvature, gradient_norms
-from planish.core.arguments import CHUNK
+from planish.core.arguments import CHUNK, in_chunks
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import Loss, margin, masked, soft_margin, wide
@@ -86,7 +86,7 @@ def soft_top_margin(places: int) -> Loss:
 
 def l_bound(gap: Tensor, lipschitz: float | Tensor) -> Tensor:
     """Return gap / L, (N,), for gaps max(l_0 - l(x), 0); inf where L is 0 and there is a gap."""
-    return _shared(gap, torch.as_tensor(lipschitz, dtype=gap.dtype, device=gap.device))
+    return _ratio(gap, torch.as_tensor(lipschitz, dtype=gap.dtype, device=gap.device))
 
 
 def c_bound(gap: Tensor, gradient: Tensor, curvature: float | Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def c_bound(gap: Tensor, gradient: Tensor, curvature: float | Tensor) -> Tensor:
     that is sqrt(2 gap / C), which the paper prints as sqrt(gap) / C.
     """
     root = (gradient.square() + 2 * torch.as_tensor(curvature, dtype=gap.dtype, device=gap.device) * gap).sqrt()
-    return _shared(2 * gap, gradient + root)
+    return _ratio(2 * gap, gradient + root)
 
 
 def bounds(
@@ -120,8 +120,8 @@ def bounds(
     hold. Costs two forwards and two backwards an image, one each without a C-bound. Differs: in Linf the C-bound takes
     the gradient's l1 norm and C times the number of pixels, since ||d||_2^2 <= D ||d||_inf^2; the paper has l2 alone.
     """
-    negative = [constant for constant in (lipschitz, curvature) if constant is not None and _below_0(constant)]
-    if negative:
+    constants = (lipschitz,) if curvature is None else (lipschitz, curvature)
+    if not all((torch.as_tensor(constant, device="cpu") >= 0).all() for constant in constants):
         raise BadInput("the constants L and C of a bound must be 0 or more")
     first = in_chunks(lambda part: gradient_norms(model, part, threat, loss=hard), batch, chunk)
     by_lipschitz = l_bound((-first.value).clamp(min=0), lipschitz).clamp(max=within)
@@ -158,20 +158,11 @@ def estimated_bounds(
     steep = in_chunks(lambda part: gradient_norms(model, part, threat, loss=hard), batch, chunk)
     passes, most = int(steep.passes.sum()), None
     if soft is not None:
-        bent = in_chunks(
-            lambda part: curvature(model, part, loss=soft, steps=steps, seed=seed, way=way, length=length), batch, chunk
-        )
+        bend = partial(curvature, model, loss=soft, steps=steps, seed=seed, way=way, length=length)
+        bent = in_chunks(bend, batch, chunk)
         passes, most = passes + int(bent.passes.sum()), max(float(bent.largest.max()), 0.0)
-    found = bounds(
-        model,
-        batch,
-        threat,
-        lipschitz=float(steep.dual.max()),
-        curvature=most,
-        hard=hard,
-        soft=soft or soft_margin,
-        chunk=chunk,
-    )
+    losses: dict[str, Any] = {"hard": hard, "soft": soft or soft_margin}
+    found = bounds(model, batch, threat, lipschitz=float(steep.dual.max()), curvature=most, chunk=chunk, **losses)
     return replace(found, passes=found.passes + passes)
 
 
@@ -187,17 +178,12 @@ def violations(bound: Tensor, distances: Any) -> Violations:
     wrong = bound > found * (1 + SLACK)
     known = found.isfinite() & ~bound.isnan()
     ratios = (bound / found)[known & (found > 0)]
-    ratio = float(ratios.max()) if len(ratios) else math.nan
-    return Violations(wrong, int(wrong.sum()), int(known.sum()), ratio)
+    return Violations(wrong, int(wrong.sum()), int(known.sum()), float(ratios.max()) if len(ratios) else math.nan)
 
 
-def _shared(top: Tensor, bottom: Tensor) -> Tensor:
+def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
     """Return top / bottom: 0 where top is 0, inf where bottom alone is."""
     return torch.where(top > 0, top / bottom, torch.zeros_like(top))
-
-
-def _below_0(constant: float | Tensor) -> bool:
-    return not bool((torch.as_tensor(constant, device="cpu") >= 0).all())
 
 
 def _need(logits: Tensor, places: int) -> None:

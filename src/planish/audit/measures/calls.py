@@ -34,22 +34,18 @@ def on_images(
 ) -> Callable[Concatenate[nn.Module, Images, Labels | None, More], Measured]:
     """Return the measure as a function of (model, x, labels, ...), which checks what it is given. Raises BadInput."""
     own = signature(measure)
-    parameters = list(own.parameters)
 
     def call(model: nn.Module, x: Images, labels: Labels | None, *args: More.args, **options: More.kwargs) -> Measured:
-        batch, rest = batch_of(x, labels), list(args)
+        batch = batch_of(x, labels)
         check_images(batch, threat_of("Linf:0"))
-        place = parameters.index("threat") - 2 if "threat" in parameters else len(rest)
-        if place < len(rest):
-            rest[place] = threat_of(rest[place])
-        elif "threat" in options:
-            options["threat"] = threat_of(options["threat"])
-        return measure(model_of(model), batch, *rest, **options)  # type: ignore[arg-type]
+        given = own.bind(model_of(model), batch, *args, **options)
+        if "threat" in given.arguments:
+            given.arguments["threat"] = threat_of(given.arguments["threat"])
+        return measure(*given.args, **given.kwargs)
 
     named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("model", "x", "labels")]
     call.__name__, call.__doc__ = measure.__name__, measure.__doc__
-    rest = [*own.parameters.values()][2:]
-    call.__signature__ = Signature([*named, *rest])  # type: ignore[attr-defined]
+    call.__signature__ = Signature([*named, *[*own.parameters.values()][2:]])  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 

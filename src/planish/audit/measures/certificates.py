@@ -65,8 +65,9 @@ def linear_distance(model: nn.Module, batch: Batch, threat: ThreatModel) -> Line
         slope = layers[0].weight[other] - layers[0].weight[labels]
         gap = logits.gather(1, labels[:, None]).squeeze(1) - logits[:, other]
         move = _shortest(slope, gap, torch.where(slope > 0, threat.high - x, x - threat.low), threat)
-        distance = torch.where(labels == other, torch.inf, threat.norm(move))
-        distance = torch.where(distance.isnan(), torch.inf, distance)
+        distance = torch.where(
+            labels == other, torch.inf, threat.norm(move).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        )
         nearer = distance < best
         best, target = torch.where(nearer, distance, best), torch.where(nearer, other, target)
         nearest = torch.where(nearer[:, None], x + move, nearest)
@@ -97,8 +98,8 @@ def relu_distance(
         search = _ProofSearch(optimize, layers, threat, x[row], int(labels[row]), time.monotonic() + seconds)
         order = logits[row].argsort(descending=True, stable=True).tolist()
         lower[row], upper[row], proven[row], x_adv[row] = search.over(order, float(known[row]))
-    found_ = (lower, upper, proven, x_adv.view(batch.x.shape))
-    return ExactDistance(*(value.to(batch.x.device) for value in found_))
+    parts = (lower, upper, proven, x_adv.view(batch.x.shape))
+    return ExactDistance(*(part.to(batch.x.device) for part in parts))
 
 
 class _ProofSearch:
@@ -113,15 +114,10 @@ class _ProofSearch:
     def over(self, classes: list[int], known: float) -> tuple[float, float, bool, Tensor]:
         """Return lower bound, upper bound, whether they are proven, and the image, over all classes."""
         upper, nearest, lower, proven = known, self.x, self.threat.radius, True
-        for target in classes:
-            if target == self.label:
-                continue
-            reach = min(self.threat.radius, upper)
-            least, image, done = self._toward(target, reach)
-            if image is not None:
-                distance = float((image - self.x).abs().max())
-                if distance < upper:
-                    upper, nearest = distance, image
+        for target in (one for one in classes if one != self.label):
+            least, image, done = self._toward(target, min(self.threat.radius, upper))
+            if image is not None and (distance := float((image - self.x).abs().max())) < upper:
+                upper, nearest = distance, image
             lower, proven = min(lower, least), proven and done
         return min(lower, upper), upper, proven, nearest
 
@@ -243,5 +239,4 @@ def _optimize() -> ModuleType:
         import scipy.optimize
     except ImportError:
         raise BadInput("exact distances of ReLU networks need SciPy: pip install 'planish[exact]'") from None
-    module: ModuleType = scipy.optimize
-    return module
+    return scipy.optimize  # type: ignore[no-any-return]

@@ -1,7 +1,6 @@
 """How steep and how bent a loss is: gradient norms, the Hessian's extreme eigenvalues, and the constants L and C."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,8 +14,7 @@ from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import evaluated
-from planish.search.linearize import PROBE_LENGTH, LossAt, second_derivatives
-from planish.search.objectives import inner, loss_of, objective_of
+from planish.search.objectives import PROBE_LENGTH, LossAt, inner, loss_of, objective_of, second_derivatives
 
 Product = Callable[[Tensor], Tensor]
 """Vectors (N, D), one for each image -> the images' Hessians times them, (N, D)."""
@@ -114,13 +112,18 @@ def curvature(
     def loss_at(x: Tensor) -> Tensor:
         return loss(model(x), batch.labels)
 
-    with attacked(model), full_precision(x), second_derivatives(), _explained():
-        if way == "double-backward":
-            product = _by_double_backward(loss_at, x)
-        else:
-            product = _by_difference(loss_at, x, PROBE_LENGTH[x.dtype] if length is None else length)
-        found = lanczos(product, start, steps)
-    own = (2 if way == "double-backward" else 0) + min(steps, start.shape[1]) * PRODUCT_PASSES[way]
+    exact = way == "double-backward"
+    try:
+        with attacked(model), full_precision(x), second_derivatives():
+            product = _by_double_backward(loss_at, x) if exact else _by_difference(loss_at, x, length)
+            found = lanczos(product, start, steps)
+    except RuntimeError as error:
+        if "derivative" not in str(error) or "not implemented" not in str(error):
+            raise
+        raise BadInput(
+            "part of this network has no second derivative; measure its curvature by finite-difference instead"
+        ) from error
+    own = (2 if exact else 0) + min(steps, start.shape[1]) * PRODUCT_PASSES[way]
     return Curvature(*found, torch.full_like(batch.labels, own))
 
 
@@ -209,7 +212,9 @@ def _by_double_backward(loss_at: LossAt, x: Tensor) -> Product:
     return product
 
 
-def _by_difference(loss_at: LossAt, x: Tensor, length: float) -> Product:
+def _by_difference(loss_at: LossAt, x: Tensor, length: float | None) -> Product:
+    length = PROBE_LENGTH[x.dtype] if length is None else length
+
     def gradient(x: Tensor) -> Tensor:
         return evaluated(lambda x: (loss_at(x), x), x)[2].flatten(1)
 
@@ -218,15 +223,3 @@ def _by_difference(loss_at: LossAt, x: Tensor, length: float) -> Product:
         return (gradient(x + move) - gradient(x - move)) / (2 * length)
 
     return product
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "derivative" not in str(error) or "not implemented" not in str(error):
-            raise
-        raise BadInput(
-            "part of this network has no second derivative; measure its curvature by finite-difference instead"
-        ) from error

@@ -1,25 +1,37 @@
 """How linear the loss is in the ball: gamma of LLR, the error at a point, and whether gradients agree."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from planish.attacks.ascents import PAPER_STEP
-from planish.audit.measures.highest import Highest, highest
-from planish.core.batch import Batch
+from planish.core.batch import Batch, per_image
 from planish.core.errors import at_least
 from planish.core.losses import Loss, cross_entropy
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
 from planish.core.threat import L2, ThreatModel
-from planish.search.ascent import evaluated
-from planish.search.objectives import InnerGradient, inner, linearity_error, loss_of, objective_of
+from planish.search.ascent import ascend, evaluated
+from planish.search.objectives import InnerGradient, Objective, inner, linearity_error, loss_of, objective_of
 from planish.search.step_rules import Adam, StepRule
 
 PAPER_RULE = Adam(PAPER_STEP)
 """Adam of 0.1 pixels at 8/255 (Qin et al. 2019, section 4.1)."""
 _UNIT = L2(1.0)
+
+
+class Highest(NamedTuple):
+    """What an ascent met.
+
+    value: (N,) the largest value of any iterate, the start and the last included: the maximum is not smaller. x_adv:
+    (N, ...) where that was. passes: (N,) int64, 2 steps + 1.
+    """
+
+    value: Tensor
+    x_adv: Tensor
+    passes: Tensor
 
 
 class LocalLinearity(NamedTuple):
@@ -59,6 +71,29 @@ class Segment(NamedTuple):
         return self.value_adv - self.value
 
 
+def highest(
+    objective: Objective, x: Tensor, threat: ThreatModel, rule: StepRule, steps: int, *, start: Tensor | None = None
+) -> Highest:
+    """Ascend the objective in the ball round x (N, ...) and return the best iterate of each image, not the last."""
+    best: list[Tensor] = []
+
+    def remembering(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        values, logits = objective(x_adv)
+        seen, where = values.detach(), x_adv.detach()
+        if best:
+            better = seen > best[0]
+            where = torch.where(per_image(better, where), where, best[1])
+            seen = torch.where(better, seen, best[0])
+        best[:] = seen, where
+        return values, logits
+
+    last = ascend(remembering, x, threat, rule, steps, start=start)
+    with torch.no_grad():
+        remembering(last)
+    value, place = best
+    return Highest(value, place, torch.full((len(x),), 2 * steps + 1, dtype=torch.int64, device=x.device))
+
+
 def local_linearity(
     model: nn.Module,
     batch: Batch,
@@ -81,17 +116,14 @@ def local_linearity(
         value, _, gradient = evaluated(objective_of(model, loss_of(loss, batch.labels)), batch.x)
         error = linearity_error(loss, batch.labels, batch.x, value, gradient, inner_gradient=inner_gradient)
         start = random_point(batch, threat, seed)
-        found: Highest = highest(objective_of(model, error), batch.x, threat, rule, steps, start=start)
+        found = highest(objective_of(model, error), batch.x, threat, rule, steps, start=start)
     slope = inner(found.x_adv - batch.x, gradient).abs()
     return LocalLinearity(found.value, found.x_adv, slope, value, found.passes + 2)
 
 
 def between(model: nn.Module, batch: Batch, x_adv: Tensor, *, loss: Loss = cross_entropy) -> Segment:
     """Compare the loss at the images with the loss at x_adv (N, ...)."""
-    objective = objective_of(model, loss_of(loss, batch.labels))
-    with attacked(model), full_precision(batch.x):
-        value, _, gradient = evaluated(objective, batch.x)
-        return _segment(batch, x_adv, value, gradient, *evaluated(objective, x_adv))
+    return _segment(model, batch, loss, lambda _: x_adv)
 
 
 def one_step(model: nn.Module, batch: Batch, threat: ThreatModel, *, loss: Loss = cross_entropy) -> Segment:
@@ -99,11 +131,7 @@ def one_step(model: nn.Module, batch: Batch, threat: ThreatModel, *, loss: Loss 
 
     The linearity error of single-step training (Li and Yu 2022, eq. C.1); FGSM's point for Linf.
     """
-    objective = objective_of(model, loss_of(loss, batch.labels))
-    with attacked(model), full_precision(batch.x):
-        value, _, gradient = evaluated(objective, batch.x)
-        x_adv = threat.step(batch.x, batch.x, gradient)
-        return _segment(batch, x_adv, value, gradient, *evaluated(objective, x_adv))
+    return _segment(model, batch, loss, lambda gradient: threat.step(batch.x, batch.x, gradient))
 
 
 def random_point(batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
@@ -119,10 +147,14 @@ def relative_error(error: Tensor, rise: Tensor) -> Tensor:
     return torch.where(rise > 0, error / rise, torch.where(error > 0, torch.inf, 0.0).to(error))
 
 
-def _segment(
-    batch: Batch, x_adv: Tensor, value: Tensor, gradient: Tensor, value_adv: Tensor, logits: Tensor, there: Tensor
-) -> Segment:
+def _segment(model: nn.Module, batch: Batch, loss: Loss, end: Callable[[Tensor], Tensor]) -> Segment:
+    """Compare the loss at the images with the loss where `end` says, given the gradient at the images."""
+    objective = objective_of(model, loss_of(loss, batch.labels))
+    with attacked(model), full_precision(batch.x):
+        value, _, gradient = evaluated(objective, batch.x)
+        x_adv = end(gradient)
+        value_adv, _, there = evaluated(objective, x_adv)
     slope = inner(x_adv - batch.x, gradient)
     cosine = inner(_UNIT.steepest(gradient), _UNIT.steepest(there))
-    passes = torch.full_like(batch.labels, 4)
-    return Segment(x_adv, value, value_adv, slope, (value_adv - value - slope).abs(), cosine, passes)
+    error, passes = (value_adv - value - slope).abs(), torch.full_like(batch.labels, 4)
+    return Segment(x_adv, value, value_adv, slope, error, cosine, passes)

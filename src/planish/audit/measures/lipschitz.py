@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.affine import affine_layers, ball, reachable
-from planish.audit.measures.highest import highest
+from planish.audit.measures.linearity import highest
 from planish.core.batch import Batch
 from planish.core.errors import at_least
 from planish.core.losses import wide
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.linearize import logit_gradients
-from planish.search.objectives import Objective
+from planish.search.objectives import Objective, logit_gradients
 from planish.search.step_rules import Cosine, Steepest, StepRule
 
 Outputs = Literal["logits", "probabilities"]
@@ -68,8 +67,8 @@ def empirical_lipschitz(
     largest; Yang et al. make one.
     """
     at_least(1, steps=steps, restarts=restarts)
+    f = _outputs(model, outputs)
     with attacked(model), full_precision(batch.x):
-        f = _outputs(model, outputs)
         with torch.no_grad():
             clean = f(batch.x)
         largest = least = torch.full_like(clean[:, 0], -torch.inf)
@@ -119,9 +118,7 @@ def proven_lipschitz(model: nn.Module, batch: Batch, threat: ThreatModel) -> Pro
 
 
 def _outputs(model: nn.Module, outputs: Outputs) -> Callable[[Tensor], Tensor]:
-    if outputs == "logits":
-        return lambda x: wide(model(x))
-    return lambda x: wide(model(x)).softmax(1)
+    return lambda x: wide(model(x)) if outputs == "logits" else wide(model(x)).softmax(1)
 
 
 def _ratio(
@@ -137,8 +134,7 @@ def _ratio(
     def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
         logits = f(x_adv)
         away, least = threat.norm(x_adv - batch.x), NEAREST * threat.radius
-        if distance == "held":
-            away = away.detach()
+        away = away.detach() if distance == "held" else away
         ratio = sign * (logits - clean).abs().sum(1) / away.clamp(min=max(least, torch.finfo(away.dtype).tiny))
         return torch.where(away >= least, ratio, -torch.inf), logits
 

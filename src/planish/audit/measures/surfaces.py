@@ -71,10 +71,8 @@ def loss_plane(
     plane. Costs A B forwards an image.
     """
     with attacked(model), full_precision(batch.x):
-        rows = [
-            torch.stack([loss(model(batch.x + a * first + b * second), batch.labels) for b in across], 1) for a in along
-        ]
-    return torch.stack(rows, 1)
+        losses = [loss(model(batch.x + a * first + b * second), batch.labels) for a in along for b in across]
+    return torch.stack(losses, 1).view(len(batch.x), len(along), len(across))
 
 
 class Moved(nn.Module):
@@ -93,8 +91,7 @@ class Moved(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the model would with the moved parameters."""
-        output: Tensor = functional_call(self.model, self.moved, (x,))
-        return output
+        return functional_call(self.model, self.moved, (x,))  # type: ignore[no-any-return]
 
 
 def filter_normalised(model: nn.Module, seed: int) -> Direction:
@@ -155,13 +152,9 @@ def weight_plane(
     seed: int = 0,
 ) -> Tensor:
     """Return the loss with the weights moved by a first + b second, (N, A, B); as `weight_line` (SEAT's figure 4)."""
-    rows = [
-        torch.stack(
-            [_loss_at(Moved(model, (first, second), (a, b)), batch, loss, attack, threat, seed) for b in across], 1
-        )
-        for a in along
-    ]
-    return torch.stack(rows, 1)
+    moved = (Moved(model, (first, second), (a, b)) for a in along for b in across)
+    losses = [_loss_at(one, batch, loss, attack, threat, seed) for one in moved]
+    return torch.stack(losses, 1).view(len(batch.x), len(along), len(across))
 
 
 def accuracy_along(
@@ -193,9 +186,8 @@ def boundary_distortion(model: nn.Module, batch: Batch, x_adv: Tensor, shares: S
         points = (torch.lerp(batch.x, x_adv, place) for place in places)
         margins = torch.stack([margin(model(point), batch.labels) for point in points], 1)
     reached = torch.where(margins >= 0, margins.new_tensor(places), torch.inf).amin(1)
-    return Distortion(
-        is_distorted(margins) & (margins[:, 0] < 0), reached, margins, torch.full_like(batch.labels, len(places))
-    )
+    distorted = is_distorted(margins) & (margins[:, 0] < 0)
+    return Distortion(distorted, reached, margins, torch.full_like(batch.labels, len(places)))
 
 
 def is_distorted(margins: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them, binary or pickled, in a folder or an archive."""
 
 import hashlib
+import io
+import pickle
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +16,8 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.data.images import Images
-from planish.data.readers.parquet import read_parquet
-from planish.data.readers.unpickle import read_arrays
+from planish.data.readers.parquet import list_parquet
+from planish.data.source import holds
 from planish.storage.files import home
 
 SHAPE = (3, 32, 32)
@@ -28,7 +31,7 @@ class Layout:
 
     folders: names to look for inside the given folder. binary: split -> files whose records are `label_bytes`
     labels (the last one counts) and 3,072 pixels. pickled: split -> file -> its MD5. label_key: the labels in
-    a pickled file. hugging_face: the same data as Parquet files.
+    a pickled file. Hugging Face has the same data as Parquet files.
     """
 
     name: str
@@ -38,23 +41,14 @@ class Layout:
     label_bytes: int
     pickled: Mapping[str, Mapping[str, str]]
     label_key: str
-    hugging_face: str
     classes: tuple[str, ...]
 
 
 CIFAR10 = Layout(
     name="cifar10",
     title="CIFAR-10",
-    folders=(
-        "cifar-10-batches-bin",
-        "cifar-10-binary.tar.gz",
-        "cifar-10-batches-py",
-        "cifar-10-python.tar.gz",
-    ),
-    binary={
-        "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-        "test": ("test_batch.bin",),
-    },
+    folders=("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
+    binary={"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)},
     label_bytes=1,
     pickled={
         "train": {
@@ -67,19 +61,17 @@ CIFAR10 = Layout(
         "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
     },
     label_key="labels",
-    hugging_face="uoft-cs/cifar10",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 
 CIFAR100_CLASSES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
-dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
-leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
-otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
-road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-wardrobe whale willow_tree wolf woman worm
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
+wolf woman worm
 """
 
 CIFAR100 = Layout(
@@ -93,7 +85,6 @@ CIFAR100 = Layout(
         "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
     },
     label_key="fine_labels",
-    hugging_face="uoft-cs/cifar100",
     classes=tuple(CIFAR100_CLASSES.split()),
 )
 
@@ -116,25 +107,32 @@ def read_layout(layout: Layout, path: Path | None, split: str, limit: int | None
     """Read the split of a data set in that layout; see `read_cifar10`."""
     binary, pickled = layout.binary[split], layout.pickled[split]
     for source in _sources(layout, path):
-        if _is_parquet(source):
-            return _checked(layout, read_parquet(source, split, limit))
+        if holds(source, ".parquet"):
+            images = list_parquet(source, split, limit).images()
+            shape, classes = tuple(images.x.shape[1:]), len(images.classes)
+            if shape == SHAPE and classes == len(layout.classes):
+                return images
+            own = f"{layout.title}, which has {SHAPE} and {len(layout.classes)}"
+            raise BadInput(f"{images.name}: images {shape} with {classes} classes are not {own}")
         found = _contents(source, {*binary, *pickled})
         if all(name in found for name in binary):
             return _images(layout, [_from_binary(layout, found[name], name) for name in binary]).first(limit)
         if all(name in found for name in pickled):
             return _images(layout, [_from_pickle(layout, split, found[name], name) for name in pickled]).first(limit)
-    raise BadInput(_missing(layout, path, split))
+    raise BadInput(
+        f"no {layout.title} {split} data in '{home() / 'data' if path is None else path}': looked for "
+        f"{', '.join(binary)} or {', '.join(pickled)}, there and in {', '.join(layout.folders)}. "
+        f"Get {layout.folders[1]} from https://www.cs.toronto.edu/~kriz/cifar.html, or the Parquet files of "
+        f"uoft-cs/{layout.name} from Hugging Face, and name the archive or the folder: {layout.name}:PATH"
+    )
 
 
 def recognise(path: Path) -> str | None:
     """Return "cifar10" or "cifar100" if the folder or archive has the names of one; else None."""
     for layout in (CIFAR10, CIFAR100):
-        if path.is_file():
-            if path.name in layout.folders:
-                return layout.name
-            continue
-        files = (*layout.binary["test"], *layout.pickled["test"])
-        if any((path / name).is_file() for name in files) or any((path / name).exists() for name in layout.folders):
+        known = any((path / name).is_file() for name in (*layout.binary["test"], *layout.pickled["test"]))
+        known |= any((path / name).exists() for name in layout.folders)
+        if known or (path.is_file() and path.name in layout.folders):
             return layout.name
     return None
 
@@ -147,12 +145,6 @@ def _sources(layout: Layout, path: Path | None) -> Iterator[Path]:
     for name in (*layout.folders, layout.name):
         if (root / name).exists():
             yield root / name
-
-
-def _is_parquet(source: Path) -> bool:
-    if not source.is_dir():
-        return source.suffix == ".parquet"
-    return any(True for pattern in ("*.parquet", "*/*.parquet") for _ in source.glob(pattern))
 
 
 def _contents(source: Path, wanted: Collection[str]) -> dict[str, bytes]:
@@ -189,10 +181,7 @@ def _from_pickle(layout: Layout, split: str, data: bytes, name: str) -> Part:
             f"{name}: its MD5 is {found}, but the published {layout.title} file has {expected}: "
             "it was not opened; download it again or use the binary version"
         )
-    return _pixels_and_labels(layout, read_arrays(data, name), name)
-
-
-def _pixels_and_labels(layout: Layout, content: object, name: str) -> Part:
+    content = read_arrays(data, name)
     fields = content if isinstance(content, dict) else {}
     x, labels = fields.get("data"), fields.get(layout.label_key)
     whole = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
@@ -207,23 +196,43 @@ def _images(layout: Layout, parts: list[Part]) -> Images:
     return Images.numbered(torch.from_numpy(x), torch.from_numpy(labels), layout.classes, layout.name)
 
 
-def _checked(layout: Layout, images: Images) -> Images:
-    if tuple(images.x.shape[1:]) != SHAPE or len(images.classes) != len(layout.classes):
-        raise BadInput(
-            f"{images.name}: images {tuple(images.x.shape[1:])} with {len(images.classes)} classes are not "
-            f"{layout.title}, which has {SHAPE} and {len(layout.classes)}"
-        )
-    return images
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stand in for `_codecs.encode`, which pickles of protocol 2 use for bytes: latin1 only."""
+    if encoding != "latin1":
+        raise BadInput(f"a pickle asks for the encoding '{encoding}': only arrays and plain containers are read")
+    return text.encode("latin1")
 
 
-def _missing(layout: Layout, path: Path | None, split: str) -> str:
-    root = home() / "data" if path is None else path
-    return (
-        f"no {layout.title} {split} data in '{root}': looked for {', '.join(layout.binary[split])} or "
-        f"{', '.join(layout.pickled[split])}, there and in {', '.join(layout.folders)}. "
-        f"Get {layout.folders[1]} from https://www.cs.toronto.edu/~kriz/cifar.html, or the Parquet files of "
-        f"{layout.hugging_face} from Hugging Face, and name the archive or the folder: {layout.name}:PATH"
-    )
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Answers the names that stand for NumPy's own array reconstruction, refuses all others before a call.
+
+    A pickle may name any function of Python and have it called.
+    """
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) not in _ALLOWED:
+            raise BadInput(f"a pickle asks for {module_name}.{global_name}: only arrays and plain containers are read")
+        return _ALLOWED[module_name, global_name]
+
+
+def read_arrays(data: bytes, name: str) -> Any:
+    """Return what the pickle holds. Raises BadInput if it asks for any other object or is damaged."""
+    try:
+        return _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
+    except Exception as error:  # a damaged pickle may raise anything
+        raise BadInput(f"{name}: not a readable pickle ({type(error).__name__})") from None
 
 
 COMPONENTS = {"cifar10": read_cifar10, "cifar100": read_cifar100}

@@ -25,8 +25,9 @@ def list_folder(path: Path | None, split: str, limit: int | None) -> Listing:
         raise BadInput(f"no image folder '{path or ''}': write folder:PATH with a folder of one folder for each class")
     root, roots = _root_of_split(path, split)
     classes = _classes(root)
-    for other in roots:
-        _check_same(root, classes, other, _classes(other))
+    for other, others in ((other, _classes(other)) for other in roots):
+        if told := "; ".join(filter(None, [_only(root, classes, others), _only(other, others, classes)])):
+            raise BadInput(f"class folders differ: {told}. Every split needs the same ones")
     if not classes:
         raise BadInput(_none_in(root))
     return listed(root, {label: label for label in classes}, path.resolve().name, limit)
@@ -84,14 +85,8 @@ def _none_in(root: Path) -> str:
     return f"no images: looked for '{root}/<class>/*' with {', '.join(SUFFIXES)}"
 
 
-def _check_same(root: Path, classes: list[str], other: Path, others: list[str]) -> None:
-    """Raise BadInput that names the classes that only one of two splits has."""
-    told = [_only(root, classes, others), _only(other, others, classes)]
-    if any(told):
-        raise BadInput(f"class folders differ: {'; '.join(filter(None, told))}. Every split needs the same ones")
-
-
 def _only(root: Path, classes: list[str], others: list[str]) -> str:
+    """Name the classes that another split has not; "" if it has them all."""
     missing = sorted({*classes} - {*others})
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     return f"only '{root}' has {', '.join(missing[:NAMED])}{more}" if missing else ""

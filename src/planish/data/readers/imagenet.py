@@ -9,6 +9,7 @@ from planish.core.errors import BadInput
 from planish.data.listing import Files, Listing, mixed
 from planish.data.readers.folder import list_folder, listed
 from planish.data.readers.parquet import list_parquet
+from planish.data.source import holds
 from planish.storage.files import home
 
 LABELLED = ("validation", "valid", "val")
@@ -33,7 +34,7 @@ def list_imagenet(path: Path | None, split: str, limit: int | None) -> Listing:
     BadInput if it is not there or has not 1,000 classes.
     """
     place = home() / "data" / "imagenet" if path is None else path
-    if _is_parquet(place):
+    if holds(place, ".parquet"):
         return _checked("imagenet", list_parquet(place, split, limit, LABELLED))
     if not (place / "train").is_dir() and not (place / "val").is_dir():
         raise BadInput(_missing("imagenet", place))
@@ -47,7 +48,7 @@ def list_tiny_imagenet(path: Path | None, split: str, limit: int | None) -> List
     Classes are ordered by WordNet number and named by words.txt. Raises BadInput if it is not there or incomplete.
     """
     place = home() / "data" / "tiny-imagenet-200" if path is None else path
-    if _is_parquet(place):
+    if holds(place, ".parquet"):
         return _checked("tiny-imagenet", list_parquet(place, split, limit, LABELLED))
     place = place if (place / "wnids.txt").exists() else place / "tiny-imagenet-200"
     if not (place / "wnids.txt").is_file():
@@ -55,11 +56,6 @@ def list_tiny_imagenet(path: Path | None, split: str, limit: int | None) -> List
     numbers = sorted(_lines(place / "wnids.txt"))
     names = _names(place, numbers)
     return (_training if split == "train" else _validation)(place, numbers, names, limit)
-
-
-def is_tiny_imagenet(path: Path) -> bool:
-    """Say whether the folder looks like Tiny-ImageNet as published."""
-    return (path / "wnids.txt").is_file()
 
 
 def _training(root: Path, numbers: list[str], names: list[str], limit: int | None) -> Listing:
@@ -96,11 +92,6 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise BadInput(f"cannot read '{path}' ({reason}). {_where('tiny-imagenet')}") from None
-
-
-def _is_parquet(place: Path) -> bool:
-    patterns = ("*.parquet", "*/*.parquet")
-    return place.suffix == ".parquet" or any(True for pattern in patterns for _ in place.glob(pattern))
 
 
 def _checked(name: str, found: Listing) -> Listing:

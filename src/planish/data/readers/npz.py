@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.data.images import Images, numbered_classes
-from planish.data.splits import data_name, files_of_split
+from planish.data.source import data_name, files_of_split
 
 Array = NDArray[Any]
 CHANNELS = (1, 3)
@@ -45,9 +45,8 @@ def _arrays(path: Path) -> Mapping[str, Array]:
 
 
 def _pick(arrays: Mapping[str, Array], names: Sequence[str], path: Path) -> Array:
-    for name in names:
-        if name in arrays:
-            return arrays[name]
+    if found := next((name for name in names if name in arrays), None):
+        return arrays[found]
     raise BadInput(f"{path}: no array '{names[0]}' or '{names[1]}'; it has {', '.join(arrays) or 'none'}")
 
 

@@ -1,10 +1,12 @@
 """Parquet files in Hugging Face's image layout: a column of {bytes, path} and one of whole-number labels."""
 
+import contextlib
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planish.core.errors import BadInput
-from planish.data.cache import cache_path, load_pixels, save_pixels
 from planish.data.decode import Pixels, stack
-from planish.data.images import Images, numbered_classes
+from planish.data.images import numbered_classes
 from planish.data.listing import TOGETHER, Listing
-from planish.data.splits import WORDS, data_name, files_of_split
+from planish.data.source import WORDS, data_name, files_of_split
+from planish.storage.files import home, write_bytes
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -99,10 +101,13 @@ class Rows:
     def _group(self, group: int) -> Any:
         """Return the encoded images of a row group; the oldest groups at hand make room for it."""
         if group not in self._at_hand:
+            import pyarrow.compute as pc
+
             shard = _place(self._first_groups, group)
-            self._at_hand[group] = _image_bytes(
-                self._paths[shard], self._columns[shard], group - int(self._first_groups[shard])
-            )
+            number = group - int(self._first_groups[shard])
+            with _opened(self._paths[shard]) as file:
+                column = file.read_row_group(number, columns=[self._columns[shard]]).column(0)
+                self._at_hand[group] = pc.struct_field(column, "bytes")
             room = TOGETHER + len(self._at_hand[group])
             while sum(map(len, self._at_hand.values())) > room:
                 self._at_hand.popitem(last=False)
@@ -123,24 +128,26 @@ def list_parquet(path: Path | None, split: str, limit: int | None, tests: tuple[
     return Listing(Rows(shards), labels[:limit], classes, data_name(shards[0].path), indices)
 
 
-def read_parquet(path: Path | None, split: str, limit: int | None) -> Images:
-    """Return the images of `list_parquet`, decoded."""
-    return list_parquet(path, split, limit).images()
-
-
 def _shard(path: Path) -> Shard:
+    from pyarrow.types import is_integer, is_struct
+
     with _opened(path) as file:
         names = file.schema_arrow.names
         image, label = _column(path, names, IMAGE_COLUMNS), _column(path, names, LABEL_COLUMNS)
-        _check_images(path, file, image)
-        labels = _labels(path, file, label)
-        groups = tuple(file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
-        if not len(labels):
+        kind = file.schema_arrow.field(image).type
+        if not is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise BadInput(f"{path}: column '{image}' is {kind}, but must be a struct of bytes and path")
+        column = file.read(columns=[label]).column(0)
+        if not is_integer(column.type) or column.null_count:
+            raise BadInput(f"{path}: '{label}' holds {column.type} or empty values: whole numbers are needed")
+        if not len(column):
             raise BadInput(f"{path}: no rows")
+        labels = torch.from_numpy(column.to_numpy().astype(np.int64))
+        groups = tuple(file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
         return Shard(path, image, labels, _class_names(file, label) or numbered_classes(labels), groups)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -154,28 +161,9 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _column(path: Path, names: Sequence[str], known: Sequence[str]) -> str:
-    for name in known:
-        if name in names:
-            return name
+    if found := next((name for name in known if name in names), None):
+        return found
     raise BadInput(f"{path}: no column '{known[0]}' or '{known[1]}'; its columns are {', '.join(names) or 'none'}")
-
-
-def _check_images(path: Path, file: Any, image: str) -> None:
-    import pyarrow as pa
-
-    kind = file.schema_arrow.field(image).type
-    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-        raise BadInput(f"{path}: column '{image}' is {kind}, but must be a struct of bytes and path")
-
-
-def _labels(path: Path, file: Any, label: str) -> Tensor:
-    """Return all labels of the file, (rows,) int64."""
-    import pyarrow as pa
-
-    column = file.read(columns=[label]).column(0)
-    if not pa.types.is_integer(column.type) or column.null_count:
-        raise BadInput(f"{path}: '{label}' holds {column.type} or empty values: whole numbers are needed")
-    return torch.from_numpy(column.to_numpy().astype(np.int64))
 
 
 def _class_names(file: Any, label: str) -> tuple[str, ...]:
@@ -188,17 +176,36 @@ def _class_names(file: Any, label: str) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _image_bytes(path: Path, column: str, group: int) -> Any:
-    """Return the encoded images of a row group, as an Arrow array."""
-    import pyarrow.compute as pc
-
-    with _opened(path) as file:
-        return pc.struct_field(file.read_row_group(group, columns=[column]).column(0), "bytes")
-
-
 def _place(starts: NDArray[np.int64], position: int) -> int:
     """Return the last of the rising starts that is not behind the position."""
     return int(np.searchsorted(starts, position, side="right")) - 1
+
+
+def cache_path(source: Path) -> Path:
+    """Return where the decoded pixels of `source` belong: keyed by content and by the decoder's version."""
+    import PIL
+
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return home() / "decoded" / f"v1-pillow{PIL.__version__}-{digest}.npy"
+
+
+def load_pixels(cached: Path, rows: int) -> Pixels | None:
+    """Return the cached uint8 (rows, C, H, W), mapped read-only; None if the file is absent or damaged."""
+    try:
+        pixels = np.load(cached, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == rows
+    return pixels if fits else None
+
+
+def save_pixels(cached: Path, pixels: Pixels) -> None:
+    """Write the pixels whole or not at all; if they cannot be written, the next run decodes again."""
+    with contextlib.suppress(BadInput):
+        content = BytesIO()
+        np.save(content, pixels, allow_pickle=False)
+        write_bytes(content.getvalue(), cached)
 
 
 COMPONENTS = {"parquet": list_parquet}

@@ -1,4 +1,4 @@
-"""Square: random search over square windows. It asks for logits alone, so it sees through masked gradients."""
+"""Random search, points of the ball or square windows: asks for logits alone, so it sees through masked gradients."""
 
 import math
 from dataclasses import KW_ONLY, dataclass
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.modes import attacked
-from planish.core.randomness import drawn_seed, keyed
+from planish.core.randomness import drawn_seed, keyed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Adversarials, as_component, guess, with_logits
 
@@ -21,6 +21,32 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Candidates after which the windows' area is halved once more (Andriushchenko et al. 2020, section 4)."""
 RESCALED = 10000
 TILES = 5
+
+
+@dataclass(frozen=True)
+class Noise(Attack):
+    """Random points on the surface of the ball, `samples` forwards an image: a check of other attacks. noise-SAMPLES.
+
+    samples: at least 1.
+
+    Corners for Linf (Athalye, Carlini, Wagner 2018: random search must not beat a gradient).
+    """
+
+    samples: int = 30
+
+    def __post_init__(self) -> None:
+        at_least(1, samples=self.samples)
+
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
+        """Return the first adversarial sample of each image, or else the one of the largest margin."""
+        seed = drawn_seed(generator)
+
+        def propose(batch: Batch, x_adv: Tensor, query: int) -> Tensor:
+            return threat.corner(batch.x, keyed_draws(batch.x, batch.indices, seed + query))
+
+        with attacked(model):
+            batch = with_logits(model, batch)
+            return as_component(guess(propose, model, batch, self.samples), self.goal(batch)[1])
 
 
 @dataclass(frozen=True)
@@ -53,9 +79,7 @@ class Square(Attack):
         if not 0 < self.p_init <= 1:
             raise BadInput(f"p_init must be above 0 and at most 1, got {self.p_init}")
 
-    def search(
-        self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator
-    ) -> Adversarials:
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the first misclassified candidate of each image, or else the best. Raises BadInput for other norms."""
         if threat.name not in SEARCHES:
             raise BadInput(f"Square knows the norms {' and '.join(SEARCHES)}, not {threat.name}")
@@ -205,4 +229,4 @@ def _bump(height: int, width: int) -> Tensor:
 
 
 SEARCHES: dict[str, type[_Stripes] | type[_Bumps]] = {"Linf": _Stripes, "L2": _Bumps}
-COMPONENTS = {"square": Square}
+COMPONENTS = {"noise": Noise, "square": Square}
