@@ -35,7 +35,7 @@ from planish.records.origin import model_digest
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
-from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run
+from planish.runs.run import BEST, METRICS, PROVENANCE, WEIGHTS, load_run
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
 DISTANCES = "distances.npz"
@@ -78,9 +78,10 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
     folder = Path(spec)
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
         run = load_run(folder, built_by)
-        return LoadedModel(run.model.to(device), run.about["method"]["name"], run.about, training_of(folder))
+        training = training_of(run.folder or folder)
+        return LoadedModel(run.model.to(device), run.about["method"]["name"], run.about, training)
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:

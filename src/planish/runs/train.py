@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -24,12 +25,24 @@ from planish.data.listing import Listing
 from planish.data.source import find
 from planish.data.stream import Streamed, default_workers
 from planish.methods import Method
-from planish.models import Normalized
+from planish.models import Normalized, is_borrowed
 from planish.records.origin import provenance
 from planish.registry import components, make
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, parsed, read, to_toml
-from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, difference, parsed, read, to_toml
+from planish.runs.run import (
+    BEST,
+    CONFIG,
+    METRICS,
+    PROVENANCE,
+    RESUME,
+    WEIGHTS,
+    Run,
+    architecture,
+    check_storable,
+    load_run,
+    load_start,
+)
 from planish.storage.files import write_json, write_text
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
@@ -86,7 +99,9 @@ def new_model(model: Named, images: Images, seed: int) -> nn.Module:
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
         network.mean.copy_(pixels.mean(1).view_as(network.mean))
         network.std.copy_(pixels.std(1).clamp(min=1e-3).view_as(network.std))
-    return network
+    if model.weights is not None:
+        load_start(Path(model.weights), network)
+    return network.train() if is_borrowed(model.name) else network
 
 
 def train_into(
@@ -94,34 +109,67 @@ def train_into(
 ) -> Iterator[EpochRecord]:
     """Train into a run folder, one record per finished epoch, everything saved by then.
 
-    A killed run goes on with resume=True from its last whole epoch and ends, on CPU, bit-identical; where the data
-    lies may have changed, the data may not.
+    A killed run goes on with resume=True from where it was last saved (`settings.save_minutes`) and ends, on CPU,
+    bit-identical; where the data lies may have changed, the data may not. With more epochs than the folder's run had,
+    that run goes on: at the learning rates that a run of so many epochs has from there on.
+    With images held out, the weights of the epoch that was most robust on them are kept beside the last ones.
     Raises BadInput if the folder holds another configuration or other data, or a run without `resume`.
     """
     _refuse_other(experiment, folder, resume)
     corrupt = {*_known(folder).get("corrupt_images", [])}
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
-    prepared = prepare(experiment, device, on_corrupt)
+    saved = (folder / RESUME).exists()  # then the weights that it started from are not needed
+    begun = replace(experiment, model=replace(experiment.model, weights=None)) if saved else experiment
+    prepared = prepare(begun, device, on_corrupt)
+    check_storable(prepared.model)
     digest = prepared.images.digest()
     refuse_other_data(folder, digest)
     batches = _batches(experiment, prepared, device, on_corrupt)
     write_text(to_toml(experiment), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
-    if (folder / RESUME).exists():
+    if saved:
         go_on(state, runs.load_resume(folder / RESUME))
     origin = _origin(experiment, prepared, digest, device)
     write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
     settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
     probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
+
+    def keep() -> None:
+        if experiment.data.skip_corrupt:
+            write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+        runs.save_resume(folder / RESUME, to_go_on(state))
+
     also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed}
+    also["after_step"] = Saver(state, settings.save_minutes, keep)
     for record in fit(state, method, threat, batches, settings, **also):
         checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
         if experiment.data.skip_corrupt:
             checked["corrupt_images"] = len(corrupt)
-            write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
         state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
         _save(state, folder, metadata(experiment, prepared.sample))
+        keep()
         yield record._replace(metrics={**record.metrics, **checked})
+
+
+@dataclass
+class Saver:
+    """Called after each step: keeps the state whenever so many minutes have passed. Raises FloatingPointError."""
+
+    state: State
+    minutes: float
+    keep: Callable[[], None]
+    last: float = field(default_factory=lambda: monotonic())
+
+    def __call__(self) -> None:
+        """Keep the state if it is time, and worth keeping."""
+        if monotonic() - self.last < 60 * self.minutes:
+            return
+        if not self.state.finite():
+            raise FloatingPointError(
+                f"the weights are not finite in epoch {self.state.epoch + 1}; lower the learning rate"
+            )
+        self.keep()
+        self.last = monotonic()
 
 
 def _known(folder: Path) -> dict[str, Any]:
@@ -157,8 +205,12 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
     if (folder / CONFIG).exists():
-        if not same_run(parsed(read(folder / CONFIG)), experiment):
-            raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
+        earlier = parsed(read(folder / CONFIG))
+        if resume and experiment.settings.epochs > earlier.settings.epochs:
+            earlier = replace(earlier, settings=replace(earlier.settings, epochs=experiment.settings.epochs))
+        if not same_run(earlier, experiment):
+            told = difference(earlier, _results_alike(earlier, experiment))
+            raise BadInput(f"{folder} holds a run of another configuration: {told}; choose another folder")
         if not resume and (folder / RESUME).exists():
             raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
     elif folder.exists() and not (folder.is_dir() and all(name.endswith(".part") for name in os.listdir(folder))):
@@ -175,8 +227,14 @@ def refuse_other_data(folder: Path, digest: str) -> None:
 
 
 def same_run(one: Experiment, other: Experiment) -> bool:
-    """Say whether two experiments differ at most in what changes no result: where the data lies, and the workers."""
-    return one == replace(other, data=replace(other.data, workers=one.data.workers, source=one.data.source))
+    """Say whether two experiments differ at most in what changes no result: where the data lies, workers, saving."""
+    return one == _results_alike(one, other)
+
+
+def _results_alike(one: Experiment, other: Experiment) -> Experiment:
+    """Return the other with what changes no result as in the first."""
+    data = replace(other.data, workers=one.data.workers, source=one.data.source)
+    return replace(other, data=data, settings=replace(other.settings, save_minutes=one.settings.save_minutes))
 
 
 def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:
@@ -204,10 +262,12 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
 
 
 def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
-    """Write metrics and weights, then the resume file, whose epoch is what counts."""
+    """Write metrics and weights, also as the best if they are; the resume file, which comes then, is what counts."""
     write_text("".join(json.dumps(entry) + "\n" for entry in state.history), folder / METRICS)
     runs.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
-    runs.save_resume(folder / RESUME, to_go_on(state))
+    robust = [entry.get("validation_robust_accuracy", -1.0) for entry in state.history]
+    if robust[-1] > max(robust[:-1], default=-0.5):
+        runs.save_weights(folder / BEST, state.deployed, {**about, "epoch": state.epoch})
 
 
 def train(
