@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import planish as pl
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf
@@ -227,3 +230,70 @@ def test_adamw_forgets_and_recalls():
         assert all(torch.equal(one[name], other[name]) for name in one)
     restore_moments(fresh.optimizer, [None] * 4)
     assert moments(fresh.optimizer) == [None] * 4
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """Images with noise of PyTorch's global generator, as augmentation in a data set draws it."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return (X[row] + 0.1 * torch.rand(X[row].shape)).clamp(0, 1), int(LABELS[row])
+
+
+@pytest.mark.parametrize("method", [RSFGSM(), Standard()], ids=lambda one: type(one).__name__)
+def test_a_data_loader_is_trained_on_and_its_draws_are_of_the_seed(method: Method):
+    own, states = settings(), []
+    for before in (0, 1):
+        torch.manual_seed(before)
+        state = start(dense_of(3), own)
+        list(fit(state, method, THREAT, DataLoader(Noisy(), batch_size=4, shuffle=True), own, seed=0))
+        states.append(state)
+    assert states[0].step == 6 and states[0].history == states[1].history
+    pairs = zip(*(state.model.parameters() for state in states), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    other = start(dense_of(3), own)
+    list(fit(other, method, THREAT, DataLoader(Noisy(), batch_size=4, shuffle=True), own, seed=1))
+    assert other.history != states[0].history
+
+
+def dense_of(seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+
+def test_a_data_loader_goes_on_within_an_epoch_bit_for_bit():
+    own, saved = settings(), []
+    loader = DataLoader(Noisy(), batch_size=4, shuffle=True)
+    state = start(dense_of(3), own)
+    list(fit(state, RSFGSM(), THREAT, loader, own, seed=0, after_step=lambda: saved.append(deepcopy(to_go_on(state)))))
+    again = start(dense_of(3), own)
+    go_on(again, saved[1])
+    list(fit(again, RSFGSM(), THREAT, loader, own, seed=0))
+    assert again.history == state.history
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), state.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([X], "a loader must yield pairs of images and labels, not a Tensor"),
+        ([(255 * X, LABELS)], r"pixels lie in .* not in \[0, 1\]"),
+        ([((255 * X).to(torch.uint8), LABELS)], "divide by 255"),
+        ([(X, LABELS.float())], "labels must be whole numbers"),
+    ],
+)
+def test_a_loader_of_something_else_is_one_line(batches: Any, message: str):
+    own = settings()
+    with pytest.raises(BadInput, match=message):
+        list(fit(start(dense_of(3), own), RSFGSM(), THREAT, batches, own, seed=0))
+
+
+def test_a_data_loader_is_evaluated():
+    loader = DataLoader(TensorDataset(X, LABELS), batch_size=4)
+    model = dense_of(3).eval()
+    found = pl.evaluate(model, loader, threat=THREAT, attacks="pgd-5-1")
+    whole = pl.evaluate(model, X, LABELS, threat=THREAT, attacks="pgd-5-1")
+    assert np.array_equal(found.survivors(), whole.survivors()) and len(found.labels) == 9

@@ -282,6 +282,7 @@ def train(
     seed: int = 0,
     device: torch.device | str = "cpu",
     out: str | Path | None = None,
+    weights: str | Path | None = None,
 ) -> Run:
     """Train a model against a threat, and return the run.
 
@@ -294,6 +295,7 @@ def train(
     data.
     guard: against catastrophic overfitting. seed: of everything random. device: to compute on.
     out: a run folder to write as well; then model, data and method must have names, so that it can be opened again.
+    weights: to start from: of a run folder, a .safetensors file, or a checkpoint of torch.save.
     Raises BadInput.
     """
     given, settings = settings is not None, settings or Settings()
@@ -301,13 +303,15 @@ def train(
     own, threat, seed = _method(method), threat_of(threat), seed_of(seed)
     if out is not None:
         experiment = _experiment(model, data, method, threat, settings, guard, seed)
+        if weights is not None:
+            experiment = replace(experiment, model=replace(experiment.model, weights=str(path_of(weights))))
         for _ in train_into(experiment, path_of(out), device=device):
             pass
         return load_run(out, model if isinstance(model, str) else None)
     images = _images(data)
     settings = settings if given else replace(settings, batch_size=min(settings.batch_size, len(images)))
     config = _config(model, images, method, threat, settings, seed)
-    network = _network(model, images, seed).to(device)
+    network = _network(model, images, seed, weights).to(device)
     check_logits(network, images.first(2).to(device).as_batch())
     state = start(network, settings)
     batches = Batches(images, settings.batch_size, DataOptions().augmentation, device)
@@ -343,12 +347,13 @@ def _images(data: object) -> Images:
     return Images(data.x.float(), data.labels, numbered_classes(data.labels), "images in memory", data.indices)
 
 
-def _network(model: object, images: Images, seed: int) -> nn.Module:
-    if isinstance(model, str):
-        return new_model(Named(model), images, seed)
-    if not isinstance(model, nn.Module):
+def _network(model: object, images: Images, seed: int, weights: str | Path | None) -> nn.Module:
+    network = new_model(Named(model), images, seed) if isinstance(model, str) else model
+    if not isinstance(network, nn.Module):
         raise BadInput(f'the model is a torch.nn.Module or a name such as "small-cnn", not {shown(model)}')
-    return model
+    if weights is not None:
+        load_start(path_of(weights), network)
+    return network
 
 
 def _named(method: Method | str) -> Named:

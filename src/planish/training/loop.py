@@ -2,19 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from planish.core.arguments import batch_of, check_images, shown
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.modes import Precision, autocast, batch_norms, every_module, fixed_statistics
-from planish.core.randomness import reproducible, seeded
+from planish.core.randomness import drawn_seed, reproducible, seeded
 from planish.core.threat import ThreatModel
 from planish.methods import Method, StepContext, TrainingLoss
 from planish.models import corrupts_memory
@@ -30,6 +31,7 @@ from planish.training.settings import (
 from planish.training.state import State
 
 MOST_ESCALATIONS = 6
+LOADED = 0x10AD  # keeps a loader's draws apart from a method's for the same seed and step
 EXTRA_STATE = "_extra_state"
 """How PyTorch ends the names of what modules keep besides tensors (`nn.Module.get_extra_state`)."""
 SNAPSHOTS, APART = 2, 2
@@ -60,6 +62,42 @@ class Epochs(Protocol):
 
     def __len__(self) -> int: ...
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The batches of a DataLoader, or of anything else of a known length that yields (images, labels) anew each epoch.
+
+    What is drawn by PyTorch, such as the order and the augmentation, depends on the seed, the epoch and the step alone.
+    """
+
+    loader: Iterable[Any]
+    threat: ThreatModel
+    device: torch.device
+
+    @property
+    def identities(self) -> int | None:
+        """A loader does not say which image is which."""
+        return None
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the epoch's batches on the model's device. Raises BadInput."""
+        iterator: Iterator[Any] | None = None
+        for step in range(len(self)):
+            with reproducible(drawn_seed(seeded(seed, LOADED, number, step))):
+                iterator = iter(self.loader) if iterator is None else iterator
+                pair = next(iterator)
+            if step < skip:
+                continue
+            if not isinstance(pair, tuple | list) or len(pair) < 2:
+                raise BadInput(f"a loader must yield pairs of images and labels, not {shown(pair)}")
+            batch = batch_of(pair[0], pair[1])
+            if step == skip:
+                check_images(batch, self.threat)
+            yield Batch(*(part.to(self.device) for part in batch[:3]))
 
 
 class Bound(nn.Module):
@@ -95,7 +133,7 @@ def fit(
     state: State,
     method: Method,
     threat: ThreatModel,
-    batches: Epochs,
+    batches: Epochs | Iterable[Any],
     settings: Settings,
     *,
     seed: int,
@@ -105,6 +143,7 @@ def fit(
 ) -> Iterator[EpochRecord]:
     """Train from the state on, one record per finished epoch; the state is up to date at every yield.
 
+    batches: such as `planish.data.batches.Batches`; or a DataLoader of (images, labels), images (N, C, H, W) in [0, 1].
     guard: when the run is probed; when the model collapses, training goes back to a healthy state, which may lie epochs
     back, and on with the method strengthened. PGD is tried on `held_out` images, if there are any.
     after_step: called whenever the weights have moved and the state can be saved, for whoever saves within an epoch.
@@ -115,6 +154,8 @@ def fit(
     _check_derivatives(state.model, method, settings)
     model = torch.compile(state.model) if settings.compile else state.model
     monitor = CollapseMonitor(guard, threat, seed, held_out)
+    if not hasattr(batches, "epoch"):
+        batches = Loaded(batches, threat, next(state.model.parameters()).device)
     run = _Run(state, method, model, threat, batches, settings, seed, monitor, after_step)  # type: ignore[arg-type]
     began = time.perf_counter()
     while state.epoch < settings.epochs:
