@@ -1,4 +1,4 @@
-"""Beside a record: adversarial images, judged afresh if asked, a gallery, and the progress of a killed evaluation."""
+"""Beside an evaluation's record: adversarial images, judged afresh if asked, a gallery, a killed one's progress."""
 
 import time
 from dataclasses import dataclass, field

@@ -26,7 +26,7 @@ from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
-from planish.evaluation.naming import Attacks, distance_attacks_of
+from planish.evaluation.naming import Attacks, distance_attacks
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
 from planish.records.origin import describe_attack, origin
 from planish.search.ascent import Nearest
@@ -55,7 +55,7 @@ def minimum_distance(
     network, threat, batch = model_of(model), threat_of(norm, radius=0.0), batch_of(x, labels)
     check_images(batch, threat)
     classes = check_logits(network, batch.select(slice(0, 1))).shape[1]
-    attacks = distance_attacks_of(attack, classes, norm=threat.name)
+    attacks = distance_attacks(attack, classes, norm=threat.name)
     if not attacks:
         raise BadInput('no attack is named; give one such as "closest"')
     *_, last = measure(network, batch, threat, attacks, seed=seed_of(seed), about=about)

@@ -32,7 +32,7 @@ from planish.core.losses import margin
 from planish.core.modes import Counted, Precision
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
-from planish.evaluation.naming import Attacks, attacks_of
+from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack
 from planish.search.ascent import Adversarials
@@ -93,6 +93,7 @@ def evaluate(
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
     *,
+    surrogates: Surrogates = (),
     seed: int = 0,
     precision: Precision = "float32",
     about: Mapping[str, Any] | None = None,
@@ -104,11 +105,14 @@ def evaluate(
     labels: (N,) whole numbers from 0 to K - 1.
     threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
+    surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
     seed: of everything random. precision: of the search; verdicts are always float32.
     about: JSON-able facts for the record's meta, such as {"model": {"name": "mine"}}.
     Raises BadInput.
     """
-    *_, last = evaluate_steps(model, x, labels, threat, attacks, seed=seed, precision=precision, about=about)
+    *_, last = evaluate_steps(
+        model, x, labels, threat, attacks, surrogates=surrogates, seed=seed, precision=precision, about=about
+    )
     return replace(last.evaluation, x_adv=last.x_adv.float().cpu().numpy())
 
 
@@ -119,6 +123,7 @@ def evaluate_steps(
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
     *,
+    surrogates: Surrogates = (),
     seed: int = 0,
     chunk: int = CHUNK,
     precision: Precision = "float32",
@@ -142,7 +147,8 @@ def evaluate_steps(
     check_images(images, threat)
     began = time.perf_counter()
     images = images._replace(logits=check_logits(counted, images, chunk))
-    wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name)
+    others = surrogates_of(surrogates, images)
+    wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name, surrogates=others)
     judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began)
     if earlier is not None:
         judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), wanted)

@@ -8,7 +8,7 @@ from pathlib import Path
 from planish.attacks.suites import Suite
 from planish.core.errors import BadInput
 from planish.evaluation.evaluate import OnChunk
-from planish.evaluation.naming import attacks_by_name, distance_attacks
+from planish.evaluation.naming import attacks_of, distance_attacks
 from planish.records import distances
 from planish.records import evaluation as results
 from planish.records.distances import Distances, Numbers
@@ -248,7 +248,7 @@ def _complete(record: Evaluation | Distances, attack: str) -> bool:
         return set(distance_attacks([attack], classes, norm=record.norm)) <= set(record.names)
     if attack.startswith("transfer"):
         return False
-    made = attacks_by_name([attack], classes, norm=record.norm)[attack]
+    made = attacks_of([attack], classes, norm=record.norm)[attack]
     done = {column.name.partition("/")[2]: column for column in record.columns if column.name.startswith(f"{attack}/")}
     return isinstance(made, Suite) and made.following(done, len(record.labels)) is None
 

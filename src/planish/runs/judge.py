@@ -22,7 +22,7 @@ from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
-from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
+from planish.evaluation.naming import attacks_of, distance_attacks, wanted
 from planish.models import build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
@@ -31,7 +31,6 @@ from planish.records import evaluation as results
 from planish.records.audit import Audit
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
-from planish.records.origin import model_digest
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
@@ -134,7 +133,7 @@ def evaluate_into(
     if task.surrogates and not any("surrogates" in wanted(name) for name in task.attacks):
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
-    attacks = attacks_by_name(task.attacks, classes, norm=task.threat.name, surrogates=others)
+    attacks = attacks_of([*dict.fromkeys(task.attacks)], classes, norm=task.threat.name, surrogates=others)
     about = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
     kept = KeptProgress(folder / PROGRESS)
     going_on: dict[str, Any] = {"earlier": results.load(path) if path.exists() else None, "unfinished": kept}
@@ -173,7 +172,7 @@ def surrogates_of(judged: LoadedModel, task: EvaluationConfig, image: Batch, bui
         except BadInput as error:
             raise BadInput(f"surrogate '{spec}': {error}") from error
         same_classes(spec, lent, check_logits(Counted(judged.model), image))
-    return [Surrogate(other.name, model_digest(other.model), other.model) for other in found]
+    return [Surrogate.of(other.name, other.model) for other in found]
 
 
 def measure(
@@ -192,7 +191,7 @@ def measure(
     path = _place(folder / DISTANCES, "distances", resume)
     batch, data, warnings = test_images(task, judged.about)
     classes = len(judged.about.get("classes") or data["classes"])
-    attacks = distance_attacks(task.attacks, classes, norm=task.threat.name)
+    attacks = distance_attacks([*dict.fromkeys(task.attacks)], classes, norm=task.threat.name)
     about = {"model": {"name": judged.name}, "data": data, "notes": warnings}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() else None

@@ -262,30 +262,6 @@ def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
         return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, chunk)]))
 
 
-def nothing_found(batch: Batch) -> Nearest:
-    """Return the record with which a distance attack begins, from the batch's clean logits."""
-    wrong = margin(batch.clean_logits, batch.labels) >= 0
-    distance = torch.where(wrong, 0.0, torch.inf).to(batch.x.dtype)
-    count = torch.zeros_like(batch.labels)
-    return Nearest(batch.x.detach().clone(), distance, count, count.clone())
-
-
-def unfinished(found: Nearest, threat: ThreatModel) -> Tensor:
-    """Return the rows (n,) of the images that have no adversarial image within the threat's radius yet."""
-    return (found.distance > threat.radius).nonzero().squeeze(1)
-
-
-def offer(
-    found: Nearest, rows: Tensor, batch: Batch, x_adv: Tensor, adversarial: Tensor, threat: ThreatModel, step: int
-) -> None:
-    """Enter candidates (n, ...) for these rows of the batch where they are adversarial and nearer, in place."""
-    distance = threat.norm(x_adv - batch.x[rows])
-    nearer = adversarial & (distance < found.distance[rows])
-    found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), found.x_adv[rows])
-    found.distance[rows] = torch.where(nearer, distance.to(found.distance.dtype), found.distance[rows])
-    found.step[rows] = torch.where(nearer, step, found.step[rows])
-
-
 def owned(found: Adversarials) -> Adversarials:
     """Return a copy that may be written into."""
     return Adversarials(*(part.clone() for part in found))
