@@ -29,16 +29,17 @@ from planish.storage.files import write_json
 SEEDS = (0, 1, 2)
 STANDARD, HARDENED = 15, 10
 """Epochs of the standard network, and of the hardening after it."""
-RATE = 0.05
-"""The peak of the learning rate when a trained network is hardened; half of that from scratch."""
+RATES = (0.05, 0.1)
+"""Peaks of the learning rate when a trained network is hardened: half of that from scratch, and the same."""
 METHODS = ("planish", "seat")
 COLUMNS: Columns = {
     "method": lambda row: row["method"],
     "start": lambda row: row["start"],
+    "rate": lambda row: f"{row['rate']:g}",
     "epochs": lambda row: str(row["epochs"]),
     "cost": lambda row: f"{row['cost']:.1f}",
-    "clean": lambda row: " / ".join(row["clean"]),
-    "robust": lambda row: " / ".join(row["robust"]),
+    "clean": lambda row: " / ".join(share.partition(" ")[0] for share in row["clean"]),
+    "robust": lambda row: " / ".join(share.partition(" ")[0] for share in row["robust"]),
 }
 
 
@@ -50,15 +51,14 @@ class Way:
     method: str
     epochs: int
     hardened: bool = False
+    rate: float = 0.1
 
     def experiment(self, runs: Path, seed: int) -> Experiment:
         """Return its training; only the method, the epochs, the start and with it the rate differ."""
         own = experiment(self.method, seed)
-        own = replace(own, settings=replace(own.settings, epochs=self.epochs))
-        if not self.hardened:
-            return own
-        network = Named(own.model.name, own.model.options, str(runs / f"standard-{seed}"))
-        return replace(own, model=network, settings=replace(own.settings, learning_rate=RATE))
+        own = replace(own, settings=replace(own.settings, epochs=self.epochs, learning_rate=self.rate))
+        weights = str(runs / f"standard-{seed}") if self.hardened else None
+        return replace(own, model=Named(own.model.name, own.model.options, weights))
 
     @property
     def cost(self) -> float:
@@ -75,7 +75,8 @@ def ways() -> Iterator[Way]:
     yield Way("standard", "standard", STANDARD)
     for method in METHODS:
         step = make("methods", method, {}).cost
-        yield Way(f"{method}-hardened", method, HARDENED, hardened=True)
+        for rate in RATES:
+            yield Way(f"{method}-hardened-{rate:g}", method, HARDENED, hardened=True, rate=rate)
         yield Way(f"{method}-scratch", method, HARDENED)
         yield Way(f"{method}-scratch-longer", method, HARDENED + round(STANDARD / step))
 
@@ -103,6 +104,7 @@ def row_of(runs: Path, out: Path, way: Way) -> Row:
         "method": way.method,
         "start": "standard network" if way.hardened else "scratch",
         "epochs": way.epochs,
+        "rate": way.rate,
         "cost": way.cost,
         "clean": [str(record.clean_accuracy()) for record in records],
         "robust": [str(record.robust_accuracy()) for record in records],
