@@ -94,8 +94,7 @@ class DistanceAttack(ABC):
         adversarial one within the radius is found. The rest as for an `Attack`. Raises BadInput.
         """
         threat, seed = threat_of(threat, radius=0.0), seed_of(seed)
-        batch = judged_batch(model, x, labels, threat)
-        found = searched(self, model, batch, threat, seed=seed)
+        found = searched(self, model, judged_batch(model, x, labels, threat), threat, seed=seed)
         reach = threat.radius if threat.radius > 0 else torch.finfo(found.distance.dtype).max
         return DistanceResult(found.x_adv, found.distance, found.distance <= reach, found.passes)
 

@@ -137,8 +137,7 @@ class _PlaneSearch(NamedTuple):
         reach = torch.minimum(self.found.distance[rows], cap) / 2
         free = replace(self.threat, radius=1.0, low=-math.inf, high=math.inf)
         unit = free.sample(torch.zeros_like(x), keyed_draws(x, self.batch.indices[rows], noise))
-        point = x.flatten(1) + reach[:, None] * unit.flatten(1)
-        return point.clamp(self.threat.low, self.threat.high)
+        return (x.flatten(1) + reach[:, None] * unit.flatten(1)).clamp(self.threat.low, self.threat.high)
 
     def plane(self, rows: Tensor, point: Tensor, classes: Tensor, step: int) -> Plane:
         """Return the nearest plane of these classes (n, R) at the point, which is entered if it is adversarial."""

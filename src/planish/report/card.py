@@ -59,8 +59,7 @@ def _headline(ranked: Sequence[Entry]) -> str:
     sentence = f"At {threat(best.evaluation)}, {best.name} keeps {_kept(best)}"
     if last is best:
         return sentence + "."
-    same = _terms(best) == _terms(last)
-    kept = percent(last.evaluation.robust_accuracy()) if same else _kept(last)
+    kept = percent(last.evaluation.robust_accuracy()) if _terms(best) == _terms(last) else _kept(last)
     return f"{sentence}; {last.name} keeps {kept}."
 
 
@@ -82,8 +81,7 @@ def _lead(ranked: Sequence[Entry]) -> list[str]:
     if len(ranked) < 2:
         return []
     best, second = ranked[0], ranked[1]
-    same_images = np.array_equal(best.evaluation.indices, second.evaluation.indices)
-    if not same_images or _terms(best) != _terms(second):
+    if not np.array_equal(best.evaluation.indices, second.evaluation.indices) or _terms(best) != _terms(second):
         return [f"{best.name} and {second.name} were not judged on the same images by the same attacks."]
     lead = paired_interval(best.evaluation.survivors(), second.evaluation.survivors())
     points = f"{100 * lead.value:.1f} points [{100 * lead.low:.1f}, {100 * lead.high:.1f}]"
@@ -178,8 +176,7 @@ def card(entries: Sequence[Entry]) -> str:
 def audit_card(audit: Audit) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
     terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius)
-    verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
-    remarks = [verdict, *sentences(audit.findings)]
+    remarks = [f"Audit: {VERDICTS[audit.verdict].lower()}.", *sentences(audit.findings)]
     return _card([CardMetric(audit.name, *terms, audit.robust_accuracy())], f"Robustness of {audit.name}", remarks)
 
 

@@ -83,8 +83,7 @@ def _dots(axes: Axes, entries: Sequence[Entry], attack: str | None, place: int, 
 def _estimate(entry: Entry, attack: str | None) -> Estimate | None:
     if attack is None:
         return entry.evaluation.clean_accuracy()
-    known = attack in entry.evaluation.asked
-    return entry.evaluation.accuracy_after(attack) if known else None
+    return entry.evaluation.accuracy_after(attack) if attack in entry.evaluation.asked else None
 
 
 def _arms(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:

@@ -82,8 +82,7 @@ class Entry:
         """(N,) the largest margin that any attack reached, the clean one where none was tried."""
         columns = [column.margin for column in self.evaluation.columns]
         reached = np.fmax.reduce([np.full(self.size, np.nan, np.float32), *columns])
-        wrong = ~self.evaluation.correct() | np.isnan(reached)
-        return np.where(wrong, self.evaluation.clean_margin, reached)
+        return np.where(~self.evaluation.correct() | np.isnan(reached), self.evaluation.clean_margin, reached)
 
 
 def class_name(classes: Sequence[Any], number: int) -> str:
@@ -157,8 +156,7 @@ class Table:
 def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     """Return the table of these (text, sorting value) cells."""
     texts = tuple(tuple(text for text, _ in row) for row in rows)
-    values = tuple(tuple(value for _, value in row) for row in rows)
-    return Table(caption, tuple(headers), texts, values)
+    return Table(caption, tuple(headers), texts, tuple(tuple(value for _, value in row) for row in rows))
 
 
 def summary_rows(entries: Sequence[Entry]) -> Table:
@@ -193,8 +191,7 @@ def share(estimate: Estimate) -> Cell:
 
 
 def _after(entry: Entry, attack: str) -> Cell:
-    known = attack in entry.evaluation.asked
-    return share(entry.evaluation.accuracy_after(attack)) if known else (NOTHING, None)
+    return share(entry.evaluation.accuracy_after(attack)) if attack in entry.evaluation.asked else (NOTHING, None)
 
 
 def _time(entry: Entry) -> Cell:
@@ -270,8 +267,7 @@ def plain_text(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """Write a table in GitHub's Markdown, the caption above it."""
-    rule = ["---", *("---:" for _ in table.headers[1:])]
-    lines = [table.headers, rule, *table.rows]
+    lines = [table.headers, ["---", *("---:" for _ in table.headers[1:])], *table.rows]
     body = ["| " + " | ".join(map(markdown_text, line)) + " |" for line in lines]
     return "\n".join([markdown_text(table.caption), "", *body]) + "\n"
 

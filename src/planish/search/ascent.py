@@ -264,8 +264,7 @@ def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
 
 def nothing_found(batch: Batch) -> Nearest:
     """Return the record with which a distance attack begins, from the batch's clean logits."""
-    wrong = margin(batch.clean_logits, batch.labels) >= 0
-    distance = torch.where(wrong, 0.0, torch.inf).to(batch.x.dtype)
+    distance = torch.where(margin(batch.clean_logits, batch.labels) >= 0, 0.0, torch.inf).to(batch.x.dtype)
     count = torch.zeros_like(batch.labels)
     return Nearest(batch.x.detach().clone(), distance, count, count.clone())
 

@@ -61,8 +61,7 @@ class Cosine:
 
 def step_size(step: float | Schedule, point: Point) -> float:
     """Return the step at this point in pixels."""
-    radii = step(point.index / point.steps) if callable(step) else step
-    return radii * point.threat.radius
+    return (step(point.index / point.steps) if callable(step) else step) * point.threat.radius
 
 
 def steepest_step(point: Point, direction: Tensor, step: float | Schedule) -> Tensor:
@@ -226,8 +225,7 @@ class AutoPGD:
     def _checked(self, state: AutoPGDState, window: int, index: int) -> tuple[AutoPGDState, Tensor]:
         """Return the state after a checkpoint and which examples halve their step and go back."""
         stalls = state.rises <= window * self.rho
-        stuck = state.step_kept & (state.best_at_check >= state.best_value)
-        back = stalls | stuck
+        back = stalls | (state.step_kept & (state.best_at_check >= state.best_value))
         checked = state._replace(
             step=torch.where(back, state.step / 2, state.step),
             rises=torch.zeros_like(state.rises),
