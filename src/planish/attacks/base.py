@@ -13,16 +13,7 @@ from planish.core.losses import margin
 from planish.core.modes import Precision, attacked, autocast
 from planish.core.randomness import drawn_seed, seeded
 from planish.core.threat import ThreatModel
-from planish.search.ascent import (
-    Adversarials,
-    AttackResult,
-    DistanceResult,
-    Nearest,
-    Score,
-    enter,
-    owned,
-    with_logits,
-)
+from planish.search.ascent import Adversarials, AttackResult, DistanceResult, Nearest, Score, enter, owned, with_logits
 from planish.search.objectives import nearest_classes
 
 Report = Callable[[int, int], None]

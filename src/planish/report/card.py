@@ -11,19 +11,9 @@ import numpy as np
 
 from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts, paired_interval
+from planish.report import tables
 from planish.report.audited import VERDICTS, sentences
-from planish.report.tables import (
-    Entry,
-    check,
-    markdown,
-    markdown_text,
-    percent,
-    radius_text,
-    slug,
-    table,
-    threat,
-    times,
-)
+from planish.report.tables import Entry, check, markdown_text, percent, radius_text, threat, times
 
 OVERESTIMATE = 0.20  # a first attack this far above the last is worth a sentence
 CLOSE = 0.90  # a cheaper method with this share of the best accuracy is worth a sentence
@@ -185,7 +175,7 @@ def _card(found: Sequence[CardMetric], title: str, remarks: Sequence[str]) -> st
     caption = "Shares of the images classified correctly, with 95% Wilson intervals."
     headers = ("Model", "Data", "Attack", "Threat", "Images", "Accuracy")
     text = [f"# {markdown_text(title)}", "", *(line for one in remarks for line in (markdown_text(one), ""))]
-    text += [markdown(table(caption, headers, rows))]
+    text += [tables.markdown(tables.table(caption, headers, rows))]
     text += ["Robust accuracy is an upper bound: it holds for the attack named beside it, at that norm and radius"]
     text += ["(pixels of [0, 1]). A stronger attack may break more. Measured by planish."]
     return "\n".join(["---", yaml(metadata(found)), "---", "", *text]) + "\n"
@@ -204,7 +194,7 @@ def _results(found: Sequence[CardMetric]) -> list[dict[str, Any]]:
     return [
         {
             "task": _TASK,
-            "dataset": {"name": name, "type": slug(name, "unknown")},
+            "dataset": {"name": name, "type": tables.slug(name, "unknown")},
             "metrics": [_metric(metric) for metric in found if metric.dataset == name],
         }
         for name in sets

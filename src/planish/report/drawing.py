@@ -218,6 +218,25 @@ def legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4)
 
 
+def colour_of(place: int) -> str:
+    """The colour of the line at this place; after the last comes the first again."""
+    return PALETTE[place % len(PALETTE)]
+
+
+def marker_of(place: int) -> str:
+    """The marker of the line at this place, likewise."""
+    return MARKERS[place % len(MARKERS)]
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Make the vertical axis one of named rows, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    hide(axes, "left")
+
+
 def percent_axis(axes: Axes, which: str) -> None:
     """Make an axis, "x" or "y", run from 0 to 100 %."""
     axis = axes.xaxis if which == "x" else axes.yaxis

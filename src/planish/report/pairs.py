@@ -9,7 +9,7 @@ import numpy as np
 
 from planish.core.errors import BadInput
 from planish.records.statistics import Difference, Estimate, paired_interval
-from planish.report.drawing import BLUE, INK, ReportFigure, fitted, hide, panel, styled
+from planish.report.drawing import BLUE, INK, ReportFigure, fitted, name_rows, panel, styled
 from planish.report.tables import Cell, Entry, Table, check, share, table, threat
 
 
@@ -109,12 +109,8 @@ def paired_figure(found: Sequence[Pair]) -> ReportFigure:
     above = [max(100 * (pair.difference.high - pair.difference.value), 0.0) for pair in found]
     axes.errorbar(values, rows, xerr=(below, above), fmt="o", color=BLUE, markersize=6, elinewidth=1.6)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(rows, [_versus(pair) for pair in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    name_rows(axes, [_versus(pair) for pair in found])
     axes.set_xlabel("Difference in percentage points")
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    hide(axes, "left")
     caption = (
         f"Accuracy of the first model minus that of the second on the same {found[0].difference.total:,} images at"
         f" {threat(found[0].first.evaluation)}, with 95% intervals for pairs. An interval that crosses the line does"

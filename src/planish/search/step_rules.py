@@ -199,10 +199,7 @@ class AutoPGD:
         if window is not None:
             state, back = self._checked(state, window, point.index)
             rows = per_image(back, x_adv)
-            x_adv, gradient = (
-                torch.where(rows, state.best_x, x_adv),
-                torch.where(rows, state.best_gradient, gradient),
-            )
+            x_adv, gradient = (torch.where(rows, state.best_x, x_adv), torch.where(rows, state.best_gradient, gradient))
         moved = point.threat.step(x_adv, point.x, gradient, state.step)
         share = 1.0 if point.index == 0 else self.momentum
         mixed = x_adv + share * (moved - x_adv) + (1 - share) * (x_adv - state.previous)
