@@ -60,9 +60,9 @@ def distance_figure(record: Distances) -> ReportFigure:
 
 def to_json(record: Distances) -> dict[str, Any]:
     """Return the record's numbers as one JSON-able document; infinite and undefined ones are null."""
-    names: list[str | None] = [*record.names, None]
+    attacks = [_numbers(record, name) for name in (*record.names, None)]
     counted = {"norm": record.norm, "images": len(record.labels), "correct": int(record.correct().sum())}
-    return counted | {"attacks": [_numbers(record, name) for name in names], "meta": record.meta}
+    return counted | {"attacks": attacks, "meta": record.meta}
 
 
 def _numbers(record: Distances, name: str | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from planish.core.errors import BadInput
 from planish.records.audit import Audit, Finding
-from planish.records.evaluation import Evaluation, to_json
+from planish.records.evaluation import to_json
 from planish.records.statistics import Estimate
 from planish.report import audited, tables
 from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
@@ -175,7 +175,7 @@ def render(
     """
     # an interval stays on one line
     headline, *remarks = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
-    most = tables.rows_for(entries)
+    most, records = tables.rows_for(entries), [(entry.name, entry.evaluation) for entry in entries]
     return _page(
         "page.html.j2",
         provenance,
@@ -183,7 +183,10 @@ def render(
         headline=headline,
         remarks=remarks,
         terms=f"{tables.threat(entries[0].evaluation)} · {tables.images_text(entries)}",
-        scores=[_score(entry.name, entry.evaluation) for entry in entries],
+        scores=[
+            Score.of(name, one.robust_accuracy(), one.clean_accuracy() if one.columns else None)
+            for name, one in records
+        ],
         attacked=any(entry.evaluation.columns for entry in entries),
         summary=tables.summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
@@ -194,7 +197,7 @@ def render(
         images=[(entry.name, tables.image_rows(entry, most)) for entry in entries],
         models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries]
         + [(f"{name}, audited", flat(plain(audit.known))) for name, audit in audits.items()],
-        commands=_commands(provenance, *(one.meta for one in (*(e.evaluation for e in entries), *audits.values()))),
+        commands=_commands(provenance, *(one.meta for one in (*(record for _, record in records), *audits.values()))),
     )
 
 
@@ -262,11 +265,6 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
 
 def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:
     return [(drawing, Markup(to_svg(drawing))) for drawing in drawn]  # our own drawing, its text escaped by it
-
-
-def _score(name: str, record: Evaluation) -> Score:
-    shares = (record.robust_accuracy(), record.clean_accuracy()) if record.columns else (record.clean_accuracy(),)
-    return Score.of(name, *shares)
 
 
 def _shown(finding: Finding) -> dict[str, Any]:
