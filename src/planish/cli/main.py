@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from planish.report import Entry, Table
     from planish.runs.judge import EvaluationConfig, LoadedModel
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""glibc's numbers of mallopt's options (mallopt(3))."""
-MOST, LARGEST = 2**31 - 1, 32 * 2**20
-"""Bytes: what an option can hold, and the largest threshold that glibc takes for a mapping of its own."""
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers of mallopt's options (mallopt(3))
+MOST, LARGEST = 2**31 - 1, 32 * 2**20  # bytes: of an option; the largest threshold for a mapping of its own
 OWN_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
