@@ -71,12 +71,28 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def print_run(folder: Path) -> None:
+    """Print where a run lies, which files its images came from, and what a reader must know of them."""
+    from planish.runs.run import PROVENANCE
+    from planish.storage.reading import read_json
+
+    origin, screen = read_json(folder / PROVENANCE, "train again"), console()
+    screen.print(f"run folder: {folder}", markup=False)
+    if "data_files" in origin:
+        screen.print(f"data: {origin['data_name']}, {origin['data_files']}", markup=False)
+    for note in origin.get("data_notes", []):
+        screen.print(f"note: {note}", style="yellow", markup=False)
+
+
 def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     """Print a report's first table, its warnings and where the page is."""
     from planish.report import summary_rows
 
     if found:
         print_rows(summary_rows(found))
+    about = (entry.evaluation.meta.get("data", {}) for entry in found)
+    for line in dict.fromkeys(f"data: {data.get('name')}, {data['files']}" for data in about if "files" in data):
+        console().print(line, markup=False)
     for entry in found:
         print_remarks(entry.name, entry.evaluation.remarks())
     console().print(f"report: {page}")
@@ -105,6 +121,8 @@ def print_audit(audit: "Audit", folder: Path) -> None:
         table.add_row(verdict, finding.check, *finding_words(finding), f"{finding.meaning} {finding.advice}".strip())
     screen = console()
     screen.print(table)
+    if "files" in audit.meta.get("data", {}):
+        screen.print(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}", markup=False)
     for note in audit.meta["notes"]:
         screen.print(f"note: {note}", style="yellow")
     counts = [f"{sum(f.verdict == kind for f in audit.findings)} {kind}" for kind in reversed(SEVERITY)]

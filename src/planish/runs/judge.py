@@ -16,12 +16,14 @@ from planish.core.errors import BadInput, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.data import load
+from planish.data.images import matched
+from planish.data.source import remarks
 from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import wanted
-from planish.models import build, is_borrowed
+from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
 from planish.records import distances as distance_records
@@ -34,7 +36,7 @@ from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.runs.config import LARGEST_SIDE
-from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.runs.run import BEST, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
 from planish.storage.reading import read_json
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
@@ -86,15 +88,16 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
     folder = Path(spec)
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
         run = load_run(folder, built_by)
-        name = run.about.get("method", {}).get("name") or folder.name
-        return LoadedModel(run.model.to(device), name, run.about, training_of(folder), run.notes)
+        name, training = run.about.get("method", {}).get("name") or folder.name, training_of(run.folder or folder)
+        return LoadedModel(run.model.to(device), name, run.about, training, run.notes)
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:
         model = build(spec, classes=0, channels=0).to(device)
-        return LoadedModel(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2])
+        known = {"classes": list(model.classes)} if isinstance(model, Normalized) and model.classes else {}
+        return LoadedModel(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2], known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
         "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
@@ -119,10 +122,13 @@ def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch
     """Return the test batch, what is known of the data, and warnings. model: what is known of the model."""
     images = load(task.data, "test", task.limit, model.get("size") if task.size is None else task.size)
     images = images.in_channels(model.get("channels", 1))
-    about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
     short = task.limit is not None and len(images) < task.limit
     warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
-    return images.as_batch(), about, warnings
+    warnings += remarks(images, task.data, task.limit)
+    images, told = matched(images, model.get("classes", images.classes))
+    about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
+    about |= {"files": images.inventory.words()} if images.inventory.files else {}
+    return images.as_batch(), about, warnings + told
 
 
 def evaluate_into(
