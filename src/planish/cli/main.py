@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from planish.report import Entry, Table
     from planish.runs.judge import EvaluationConfig, LoadedModel
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""glibc's numbers of mallopt's options (mallopt(3))."""
-MOST, LARGEST = 2**31 - 1, 32 * 2**20
-"""Bytes: what an option can hold, and the largest threshold that glibc takes for a mapping of its own."""
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers of mallopt's options (mallopt(3))
+MOST, LARGEST = 2**31 - 1, 32 * 2**20  # bytes: of an option; the largest threshold for a mapping of its own
 OWN_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -129,10 +127,10 @@ def train(
     method: Annotated[str | None, Option(help="Training method: planish by default, or seat, llr-2, ...")] = None,
     data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
+    epochs: Annotated[int | None, Option(help="How many; with --resume, more of them extend a finished run.")] = None,
+    weights: Annotated[Path | None, Option(help="Start from a run folder, .safetensors file or checkpoint.")] = None,
     seed: Annotated[int | None, Option(help="Seed of everything random.")] = None,
-    guard: Annotated[
-        bool, Option("--guard", help="Watch for catastrophic overfitting; go back and strengthen the method.")
-    ] = False,
+    guard: Annotated[bool, Option("--guard", help="Watch for catastrophic overfitting, and go back from it.")] = False,
     device: terminal.Device = "auto",
     resume: terminal.Resume = False,
     json_: terminal.Json = False,
@@ -140,10 +138,14 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs.config import experiment_of
+    from planish.runs.run import CONFIG
     from planish.runs.train import train_into as run
     from planish.training.collapse import EVERY
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
+    named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
+    own = out / CONFIG  # a run that goes on knows its configuration
+    config = own if resume and config is None and own.exists() else config
     experiment = experiment_of(config, named, set_ or [])
     records = run(experiment, out, device=terminal.chosen_device(device), resume=resume)
     last: dict[str, Any] = {}
@@ -153,8 +155,11 @@ def train(
             last = {"epoch": record.epoch, **record.metrics}
             for alarm in () if quiet else record.alarms:
                 bars.console.print(terminal.alarm_words(alarm))
-            bars.update(task, completed=record.epoch, note=terminal.epoch_words(record.metrics))
-    terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.console().print(f"run folder: {out}")
+            words = terminal.epoch_words(record.metrics)
+            bars.update(task, completed=record.epoch, note=words)
+            if not (quiet or sys.stderr.isatty()):
+                print(f"epoch {record.epoch} of {experiment.settings.epochs}: {words}", file=sys.stderr, flush=True)
+    terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.print_run(out)
 
 
 @app.command()
@@ -172,6 +177,7 @@ def evaluate(
     precision: Annotated[
         str, Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
     ] = "float32",
+    eot: terminal.Draws = 1,
     keep_images: Annotated[
         bool, Option("--keep-images", help="Save the adversarial images too, for planish verify.")
     ] = False,
@@ -187,7 +193,12 @@ def evaluate(
 
     device, names = terminal.chosen_device(device), terminal.names_in(attacks)
     options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
-    options |= {"precision": precision, "keep_images": keep_images, "surrogates": terminal.names_in(surrogates)}
+    options |= {
+        "precision": precision,
+        "eot": eot,
+        "keep_images": keep_images,
+        "surrogates": terminal.names_in(surrogates),
+    }
     judged, task = _loaded("evaluate", model, device, built_by, name, norm=norm, radius=radius, **options)
     with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
@@ -253,7 +264,7 @@ def distances(
     json_: terminal.Json = False,
     quiet: terminal.Quiet = False,
 ) -> None:
-    """Measure how far away the nearest adversarial image is."""
+    """Measure how far away the nearest adversarial image is. Exit code 1 where an attack had no gradient to follow."""
     from planish.records.distances import Distances, load
     from planish.report.distances import distance_rows, to_json, write_distances
     from planish.runs.judge import DISTANCES, measure
@@ -272,9 +283,13 @@ def distances(
     record = found or load(out / DISTANCES)
     figure = write_distances(record, out)
     if json_:
-        return terminal.print_json(to_json(record))
-    terminal.print_rows(distance_rows(record))
-    terminal.console().print(f"figure: {figure}")
+        terminal.print_json(to_json(record))
+    else:
+        terminal.print_rows(distance_rows(record))
+        terminal.print_remarks(judged.name, record.remarks())
+        terminal.console().print(f"figure: {figure}")
+    if any(column.meta.get("no_gradient") for column in record.columns):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -286,6 +301,7 @@ def verify(
     norm: terminal.Norm = "Linf",
     built_by: terminal.BuiltBy = None,
     size: terminal.Size = None,
+    eot: terminal.Draws = 1,
     device: terminal.Device = "auto",
     json_: terminal.Json = False,
 ) -> None:
@@ -295,6 +311,7 @@ def verify(
 
     device = terminal.chosen_device(device)
     options: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "size": size}
+    options["eot"] = eot
     judged, task = _loaded("verify", model, device, built_by, **options)
     found = run(judged, task, images, device=device)
     if json_:

@@ -38,6 +38,7 @@ Size = Annotated[
 ]
 Out = Annotated[Path, Option("--out", "-o", help="Folder to write into.")]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
+Draws = Annotated[int, Option("--eot", help="Of a random model: draws averaged in a step, and that judge an image.")]
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
@@ -70,17 +71,37 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def print_run(folder: Path) -> None:
+    """Print where a run lies, which files its images came from, and what a reader must know of them."""
+    from planish.runs.run import PROVENANCE
+    from planish.storage.reading import read_json
+
+    origin, screen = read_json(folder / PROVENANCE, "train again"), console()
+    screen.print(f"run folder: {folder}", markup=False)
+    if "data_files" in origin:
+        screen.print(f"data: {origin['data_name']}, {origin['data_files']}", markup=False)
+    for note in origin.get("data_notes", []):
+        screen.print(f"note: {note}", style="yellow", markup=False)
+
+
 def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     """Print a report's first table, its warnings and where the page is."""
     from planish.report import summary_rows
 
     if found:
         print_rows(summary_rows(found))
-    screen = console()
+    about = (entry.evaluation.meta.get("data", {}) for entry in found)
+    for line in dict.fromkeys(f"data: {data.get('name')}, {data['files']}" for data in about if "files" in data):
+        console().print(line, markup=False)
     for entry in found:
-        for note in entry.evaluation.remarks():
-            screen.print(f"note: {entry.name}: {note}", style="yellow")
-    screen.print(f"report: {page}")
+        print_remarks(entry.name, entry.evaluation.remarks())
+    console().print(f"report: {page}")
+
+
+def print_remarks(name: str, remarks: "Sequence[str]") -> None:
+    """Print what a reader must know of a model's record."""
+    for remark in remarks:
+        console().print(f"note: {name}: {remark}", style="yellow")
 
 
 VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red"}
@@ -100,6 +121,8 @@ def print_audit(audit: "Audit", folder: Path) -> None:
         table.add_row(verdict, finding.check, *finding_words(finding), f"{finding.meaning} {finding.advice}".strip())
     screen = console()
     screen.print(table)
+    if "files" in audit.meta.get("data", {}):
+        screen.print(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}", markup=False)
     for note in audit.meta["notes"]:
         screen.print(f"note: {note}", style="yellow")
     counts = [f"{sum(f.verdict == kind for f in audit.findings)} {kind}" for kind in reversed(SEVERITY)]

@@ -159,10 +159,8 @@ def _check_all(runs: dict[str, tuple[Path, Experiment]], *, other_data: bool) ->
 def check(folder: Path, experiment: Experiment) -> None:
     """Raise BadInput if the folder holds a run of another configuration."""
     if (folder / CONFIG).exists() and not same_run(parsed(read_headed(folder / CONFIG)), experiment):
-        raise BadInput(
-            f"{folder} was made by another version of this recipe or scale (see its {CONFIG}); nothing was changed: "
-            "choose another --out, or move it away"
-        )
+        what = f"{folder} was made by another version of this recipe or scale (see its {CONFIG})"
+        raise BadInput(f"{what}; nothing was changed: choose another --out, or move it away")
 
 
 def twin(job: Job, experiment: Experiment) -> Path | None:
@@ -187,8 +185,7 @@ def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation
     for column in job.columns().values():
         if not column.is_judged or finished(job, row, column):
             continue
-        if model is None:
-            model = replace(load_model(str(job.folder(row)), job.device), name=row)
+        model = model or replace(load_model(str(job.folder(row)), job.device), name=row)
         task, place = _task(job, row, column), job.record(row, column)
         if column.by_distance:
             yield from measure(model, task, place, device=job.device, resume=True)
@@ -232,10 +229,8 @@ def finished(job: Job, row: str, column: PaperColumn) -> bool:
     short = any(f"asked for {limit} images" in note for note in record.meta.get("notes", []))
     same_ball = (record.norm, record.radius) == (threat.name, threat.radius)
     if not same_ball or (limit is not None and images != limit and not short):
-        raise BadInput(
-            f"{job.record(row, column)} was judged at another radius or on other images; nothing was changed: choose"
-            " another --out"
-        )
+        what = f"{job.record(row, column)} was judged at another radius or on other images"
+        raise BadInput(f"{what}; nothing was changed: choose another --out")
     attack = attack_of(column, job.scale)
     return attack is None or isinstance(record, Numbers) or _complete(record, attack)
 
