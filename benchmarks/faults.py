@@ -33,7 +33,7 @@ from planish.core.errors import BadInput
 from planish.evaluation.adversarials import load_images
 from planish.records import audit, distances, evaluation, geometry
 from planish.runs.run import load_resume, read_history, read_weights
-from planish.storage.files import write_text
+from planish.storage.files import write_arrays, write_text
 from planish.storage.reading import read_arrays, read_headed, read_json
 
 HANG = 20
@@ -209,6 +209,7 @@ def files_for_reading(folder: Path) -> None:
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 255, (30, 1, 8, 8), np.uint8), np.arange(30) % 10
     np.savez_compressed(run / "data.npz", x=x, y=y)
+    write_arrays(run / "gallery.npz", clean=x / np.float32(255), adversarial=1 - x / np.float32(255), labels=y)
     meta = {"schema_version": 1, "norm": "L2", "radius": 0.1}
     plain = np.arange(5)
     record = distances.Numbers(plain, plain, plain, {"gradient": generator.random(5).astype(np.float32)}, meta)
