@@ -32,9 +32,10 @@ import torch
 from planish.core.errors import BadInput
 from planish.evaluation.adversarials import load_images
 from planish.records import audit, distances, evaluation, geometry
+from planish.runs.judge import load_gallery
 from planish.runs.run import load_resume, read_history, read_weights
 from planish.storage.files import write_arrays, write_text
-from planish.storage.reading import read_arrays, read_headed, read_json
+from planish.storage.reading import read_headed, read_json
 
 HANG = 20
 TINY = ["data.limit=64", "settings.epochs=3", "settings.batch_size=32", "model.width=2", "threat.radius=0.1"]
@@ -88,7 +89,7 @@ READERS = (
     Reader("numbers.npz", distances.load_numbers),
     Reader("audit.npz", lambda path: audit.load(path.parent)),
     Reader("geometry.npz", lambda path: geometry.load(path.parent)),
-    Reader("gallery.npz", read_arrays),
+    Reader("gallery.npz", load_gallery),
     Reader("data.npz", of_data),
 )
 
@@ -200,11 +201,21 @@ def finished(arguments: list[str], cwd: Path, largest: int | None = None) -> tup
     return child.returncode, out, err
 
 
-def files_for_reading(folder: Path) -> None:
-    """Make one of every file."""
-    for arguments in (TRAIN, EVALUATE, AUDIT, DISTANCES):
-        code, _, err = finished(arguments, folder)
-        assert code in (0, 1), err
+def in_process(arguments: list[str], folder: Path) -> Any:
+    """Run a command in this process and that folder; its result, with the exit code and both streams."""
+    from typer.testing import CliRunner
+
+    from planish.cli.main import app
+
+    os.chdir(folder)
+    return CliRunner().invoke(app, arguments, prog_name="planish")
+
+
+def files_for_reading(folder: Path, commands: tuple[list[str], ...] = (TRAIN, EVALUATE, AUDIT, DISTANCES)) -> None:
+    """Make one of every file that these commands write, and some more."""
+    for arguments in commands:
+        result = in_process(arguments, folder)
+        assert result.exit_code in (0, 1), result.output
     run = folder / "run"
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 255, (30, 1, 8, 8), np.uint8), np.arange(30) % 10
@@ -340,11 +351,6 @@ OPTIONS: dict[str, list[str]] = {
 
 def bad_arguments(folder: Path) -> Counter[str]:
     """Give every bad argument, in this process: one line on stderr and exit code 2."""
-    from typer.testing import CliRunner
-
-    from planish.cli.main import app
-
-    os.chdir(folder / "whole")
     judge = [*JUDGE, "--radius", "0.1", "--attacks", "fgsm", "--out", "elsewhere"]
     lines = [[*TRAIN[:-1], "elsewhere", "--set", f"{key}={value}"] for key in BAD for value in BAD[key]]
     lines += [["evaluate", "run", *judge, key, value] for key in OPTIONS for value in OPTIONS[key]]
@@ -355,7 +361,7 @@ def bad_arguments(folder: Path) -> Counter[str]:
     ]
     found = Counter[str]()
     for line in lines:
-        result = CliRunner().invoke(app, line, prog_name="planish")
+        result = in_process(line, folder / "whole")
         said = result.stderr
         fine = result.exit_code == 2 and "Traceback" not in said and (said.count("\n") == 1 or "Usage" in said)
         found["commands"] += 1
