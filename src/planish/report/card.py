@@ -41,6 +41,11 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
     return told + [f"{entry.name}: {warning}" for entry in entries for warning in entry.evaluation.class_warnings()]
 
 
+def cautions(entries: Sequence[Entry]) -> list[str]:
+    """Return what a reader must know of each evaluation before its number: its remarks."""
+    return [f"{entry.name}: {remark}" for entry in entries for remark in entry.evaluation.remarks()]
+
+
 def _robust(entry: Entry) -> float:
     return entry.evaluation.robust_accuracy().value
 
@@ -172,7 +177,7 @@ def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
 
 def card(entries: Sequence[Entry]) -> str:
     """Return the card of these models."""
-    return _card(metrics_of(entries), "Robustness", [])
+    return _card(metrics_of(entries), "Robustness", cautions(entries))
 
 
 def audit_card(audit: Audit) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from planish.records.distances import Distances
 from planish.records.statistics import counts
-from planish.report.drawing import MARKERS, PALETTE, ReportFigure, legend, panel, percent_axis, styled, to_png
+from planish.report.drawing import MARKERS, PALETTE, ReportFigure, label, legend, panel, percent_axis, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, seconds_text, table
 from planish.storage.files import write_bytes, write_json
 
@@ -45,7 +45,7 @@ def distance_figure(record: Distances) -> ReportFigure:
     for place, name in enumerate(record.names):
         radii, shares = zip(*record.curve(name), strict=True)
         colour = PALETTE[place % len(PALETTE)]
-        axes.plot(radii, shares, color=colour, label=name, linewidth=1.6)
+        axes.plot(radii, shares, color=colour, label=label(name), linewidth=1.6)
         axes.plot(radii[-1], shares[-1], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
     percent_axis(axes, "y")
     axes.set_xlim(left=0)
