@@ -57,7 +57,7 @@ def run(experiment: Experiment, folder: Path, stop_after: int | None = None, res
 
 def history(folder: Path) -> list[dict[str, float]]:
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+    return [{key: value for key, value in entry.items() if key not in ("seconds", "sha256")} for entry in entries]
 
 
 def same(one: Path, other: Path) -> None:

@@ -70,8 +70,7 @@ class RandomTarget:
         """Return the targets."""
         wrong = batch.clean_logits.shape[1] - 1
         uniform = keyed_draws(batch.x[:, :1, :1, :1], batch.indices, self.seed)[:, 0]
-        offset = (uniform * wrong).long().clamp(max=wrong - 1)
-        return (batch.labels + 1 + offset) % (wrong + 1)
+        return (batch.labels + 1 + (uniform * wrong).long().clamp(max=wrong - 1)) % (wrong + 1)
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,9 @@ class Untargeted(Attack):
     steps: int
     loss: Loss = cross_entropy
     start: Start = "uniform"
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        return objective_of(model, loss_of(self.loss, batch.labels))
 
     def score(self, labels: Tensor, target: Tensor) -> Score:
         """Return the margin."""
@@ -105,6 +107,9 @@ class Targeted(Attack):
     loss: Callable[[Tensor], Loss] = toward
     start: Start = "uniform"
     aim: Literal["misclassify", "reach"] = "misclassify"
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        return objective_of(model, loss_of(self.loss(self.targets(batch)), batch.labels))
 
     def score(self, labels: Tensor, target: Tensor) -> Score:
         """Return the margin of any wrong class, or of the target over every other class."""
@@ -140,8 +145,7 @@ def _searched(
             labels, target = batch.labels[rows], targets[rows]
             return objective_of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
-        clean = score(batch.clean_logits)
-        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=clean)
+        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=score(batch.clean_logits))
     return as_component(found._replace(passes=found.passes + START_PASSES[attack.start]), targets)
 
 
@@ -193,6 +197,9 @@ class Smoothed(Attack):
         at_least(1, steps=self.steps, copies=self.copies)
         if not 0 < self.spread < math.inf:
             raise BadInput(f"spread must be above 0, got {self.spread:g}")
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        return objective_of(model, loss_of(margin, batch.labels))
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the first adversarial iterate of each image, or else the best by margin."""

@@ -67,6 +67,9 @@ class Boundary(DistanceAttack):
     def __post_init__(self) -> None:
         at_least(1, queries=self.queries)
 
+    def objective(self, model: nn.Module, batch: Batch) -> None:
+        return None
+
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image that the walk of each met."""
         first, second = drawn_seed(generator), drawn_seed(generator)
@@ -90,8 +93,7 @@ class Boundary(DistanceAttack):
                 return
             on_sphere = step % SPHERE_EVERY == 0
             x_adv = _proposed(walk, keyed(batch.indices[walk.rows], seed + step, walk.x[0].numel()), threat, on_sphere)
-            hit = search.tried(walk.rows, x_adv, step)
-            walk = _moved(walk, x_adv, hit, on_sphere)
+            walk = _moved(walk, x_adv, search.tried(walk.rows, x_adv, step), on_sphere)
             if step % BLOCK == 0:
                 walk = _adapted(walk)
 

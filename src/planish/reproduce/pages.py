@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from planish.core.errors import BadInput
-from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, hide, legend, styled, to_png
+from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, legend, name_rows, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words
 from planish.reproduce.measured import load_documents, paper_number
@@ -143,19 +143,15 @@ def _draw(axes: Axes, names: list[str], pairs: list[Pair | None]) -> None:
     arms = (value - low, high - value)
     axes.errorbar(value, height, xerr=arms, fmt="o", color=BLUE, markersize=5.5, elinewidth=1.4, label="measured")
     axes.plot(printed[both], height[both], "s", color=VERMILION, markersize=5, label="printed")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    hide(axes, "left")
+    name_rows(axes, names)
 
 
 def write_figure(own: PaperTable, whole: dict[str, Any], path: Path) -> Path | None:
     """Draw ours against the paper's into a PNG; None where nothing can be compared."""
-    drawn = paper_figure(own, whole)
-    if drawn is not None:
-        write_bytes(to_png(drawn.figure), path)
-    return None if drawn is None else path
+    if (drawn := paper_figure(own, whole)) is None:
+        return None
+    write_bytes(to_png(drawn.figure), path)
+    return path
 
 
 def write_page(root: Path, page: Path, tables: Sequence[PaperTable]) -> Path:
@@ -186,16 +182,14 @@ def page_text(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]])
 
 def _table_part(own: PaperTable) -> list[str]:
     head = own.head
-    missing = [f"- `{name}` ({row.printed}): missing, {row.missing}." for name, row in own.rows.items() if row.missing]
-    unmeasured: dict[str, list[str]] = {}
-    for column in own.columns.values():
-        if column.why:
-            unmeasured.setdefault(column.why, []).append(column.printed)
+    reasons = dict.fromkeys(column.why for column in own.columns.values() if column.why)
+    unmeasured = {why: [column.printed for column in own.columns.values() if column.why == why] for why in reasons}
     lines = [f"### {own.name}", "", f"{head.paper}, {head.printed}. {head.title}.", ""]
     lines += [f"Rows: {', '.join(f'`{name}`' for name in own.rows)}.", ""]
     if any(column.measure not in ("given", "missing") for column in own.columns.values()):
         lines += [f"`planish reproduce {own.name} --scale cpu --data PATH`", ""]
-    facts = [*missing, *(f"- Not measured ({why}): {'; '.join(names)}." for why, names in unmeasured.items())]
+    facts = [f"- `{name}` ({row.printed}): missing, {row.missing}." for name, row in own.rows.items() if row.missing]
+    facts += [f"- Not measured ({why}): {'; '.join(names)}." for why, names in unmeasured.items()]
     facts += [f"- {note}" for note in head.notes]
     facts += [f"- `{name}`: {note}" for name, row in own.rows.items() for note in row.notes]
     facts += [f"- `{name}`: {row.beside}." for name, row in own.rows.items() if row.beside]

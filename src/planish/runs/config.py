@@ -1,21 +1,26 @@
 """The one configuration tree: Experiment <-> TOML, coerced by annotations, unknown keys refused."""
 
 import json
-import tomllib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from planish.core.errors import BadInput, at_least
+from planish.core.arguments import seed_of
+from planish.core.errors import BadInput, between
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data.batches import Augmentation, check_resolutions, sides
 from planish.data.images import Stream
 from planish.methods import Method
 from planish.registry import made, make, refuse_unknown
+from planish.storage.reading import read_toml, toml_of
 from planish.training.collapse import OFF, Guard
 from planish.training.settings import Settings
+
+LARGEST_SIDE = 16384
+"""Pixels."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,11 @@ class DataOptions:
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
-        at_least(1, **{"data.size": self.size})
-        at_least(0, **{"data.workers": self.workers})
+        between(1, 2**63, **{"data.limit": self.limit})
+        between(1, LARGEST_SIDE, **{"data.size": self.size})
+        between(0, LARGEST_SIDE, **{"data.crop": self.crop, "data.cutout": self.cutout})
+        between(0, 2**63, **{"data.validation": self.validation})
+        between(0, 1024, **{"data.workers": self.workers})
         check_resolutions(self.resolutions)
 
     @property
@@ -96,6 +104,9 @@ class Experiment:
     guard: Guard = OFF
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        seed_of(self.seed)
+
     @cached_property
     def training_method(self) -> Method:
         """The method with its options. Raises BadInput."""
@@ -122,10 +133,7 @@ def parsed(tree: Mapping[str, Any]) -> Experiment:
             raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
     sections: dict[str, Any] = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
     named: dict[str, Any] = {name: _named(name, tree[name]) for name in NAMED if name in tree}
-    seed = tree.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise BadInput(f"seed = {seed!r} is wrong: give a whole number")
-    return Experiment(**sections, **named, seed=seed)
+    return Experiment(**sections, **named, seed=tree.get("seed", 0))
 
 
 def _named(section: str, table: Mapping[str, Any]) -> Named:
@@ -140,12 +148,7 @@ def _named(section: str, table: Mapping[str, Any]) -> Named:
 
 def read(path: Path) -> dict[str, Any]:
     """Return the configuration tree of a TOML file. Raises BadInput."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"no configuration file {path}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not TOML: {error}") from error
+    return read_toml(path)
 
 
 def overlaid(base: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,8 +178,8 @@ def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return toml_of(f"value = {text}")["value"]
+    except (ValueError, KeyError):
         return text
 
 
@@ -229,5 +232,7 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _literal(entry: Any) -> str:
-    """Return the entry in TOML, which is JSON without surrogate pairs and with DEL escaped."""
+    """Return the entry in TOML, which is JSON without surrogate pairs, with DEL escaped and other names of infinity."""
+    if isinstance(entry, float) and not math.isfinite(entry):
+        return str(entry)
     return json.dumps(entry, ensure_ascii=False).replace("\x7f", "\\u007f")

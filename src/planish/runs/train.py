@@ -1,7 +1,6 @@
 """The one call that trains, and an experiment carried out: put together, trained, saved and resumed."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -20,30 +19,19 @@ from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
-from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
+from planish.data.images import Images, OnCorrupt, matched, named_places, numbered_classes, refuse
 from planish.data.listing import Listing
-from planish.data.source import find
+from planish.data.source import find, remarks
 from planish.data.stream import Streamed, default_workers
 from planish.methods import Method
 from planish.models import Normalized, is_borrowed
 from planish.records.origin import provenance
 from planish.registry import components, make
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, difference, parsed, read, to_toml
-from planish.runs.run import (
-    BEST,
-    CONFIG,
-    METRICS,
-    PROVENANCE,
-    RESUME,
-    WEIGHTS,
-    Run,
-    architecture,
-    check_storable,
-    load_run,
-    load_start,
-)
-from planish.storage.files import write_json, write_text
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, difference, parsed, to_toml
+from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
+from planish.storage.files import LOCK, write_lines, write_sealed_json, write_text
+from planish.storage.reading import headed, last_good, read_headed, read_json
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
@@ -78,6 +66,10 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
         held_out = held_out.images(size, on_corrupt).in_channels(sample.x.shape[1])
     model = new_model(experiment.model, sample, experiment.seed).to(device)
     check_logits(model, sample.first(2).to(device).as_batch())
+    known = model.classes if isinstance(model, Normalized) else ()
+    if known and None not in named_places(sample.classes, known):  # a published head keeps its order of the classes
+        images, sample = matched(images, known)[0], matched(sample, known)[0]
+        held_out = None if held_out is None else matched(held_out, known)[0]
     return Prepared(images, sample, held_out, model)
 
 
@@ -100,7 +92,7 @@ def new_model(model: Named, images: Images, seed: int) -> nn.Module:
         network.mean.copy_(pixels.mean(1).view_as(network.mean))
         network.std.copy_(pixels.std(1).clamp(min=1e-3).view_as(network.std))
     if model.weights is not None:
-        load_start(Path(model.weights), network)
+        runs.load_start(Path(model.weights), network)
     return network.train() if is_borrowed(model.name) else network
 
 
@@ -121,22 +113,22 @@ def train_into(
     saved = (folder / RESUME).exists()  # then the weights that it started from are not needed
     begun = replace(experiment, model=replace(experiment.model, weights=None)) if saved else experiment
     prepared = prepare(begun, device, on_corrupt)
-    check_storable(prepared.model)
+    runs.check_storable(prepared.model)
     digest = prepared.images.digest()
     refuse_other_data(folder, digest)
     batches = _batches(experiment, prepared, device, on_corrupt)
-    write_text(to_toml(experiment), folder / CONFIG)
+    write_text(headed(to_toml(experiment)), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
     if saved:
-        go_on(state, runs.load_resume(folder / RESUME))
+        go_on(state, last_good(folder / RESUME, runs.load_resume)[0])
     origin = _origin(experiment, prepared, digest, device)
-    write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+    write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
     settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
     probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
 
     def keep() -> None:
         if experiment.data.skip_corrupt:
-            write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+            write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
         runs.save_resume(folder / RESUME, to_go_on(state))
 
     also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed}
@@ -175,7 +167,7 @@ class Saver:
 def _known(folder: Path) -> dict[str, Any]:
     """Return where the folder's run comes from, as far as it has come."""
     path = folder / PROVENANCE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, "remove it, and the run goes on without it") if path.exists() else {}
 
 
 def _batches(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
@@ -196,6 +188,8 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
     return {
         **provenance(device),
         "configuration_digest": hashlib.sha256(to_toml(experiment).encode()).hexdigest(),
+        **({"data_files": prepared.images.inventory.words()} if prepared.images.inventory.files else {}),
+        "data_notes": remarks(prepared.images, experiment.data.source, experiment.data.limit),
         "data_name": prepared.images.name,
         "data_digest": digest,
         "training_cost": cost,
@@ -205,7 +199,7 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
     if (folder / CONFIG).exists():
-        earlier = parsed(read(folder / CONFIG))
+        earlier = parsed(read_headed(folder / CONFIG))
         if resume and experiment.settings.epochs > earlier.settings.epochs:
             earlier = replace(earlier, settings=replace(earlier.settings, epochs=experiment.settings.epochs))
         if not same_run(earlier, experiment):
@@ -213,8 +207,15 @@ def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
             raise BadInput(f"{folder} holds a run of another configuration: {told}; choose another folder")
         if not resume and (folder / RESUME).exists():
             raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
-    elif folder.exists() and not (folder.is_dir() and all(name.endswith(".part") for name in os.listdir(folder))):
+    elif folder.exists() and not (
+        folder.is_dir() and all(name.endswith(".part") or name == LOCK for name in os.listdir(folder))
+    ):
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
+
+
+def _passing(name: str) -> bool:
+    """Say whether a file of this name may lie in a new folder: what a kill leaves."""
+    return name.endswith(".part") or name == LOCK
 
 
 def refuse_other_data(folder: Path, digest: str) -> None:
@@ -263,11 +264,11 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
 
 def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
     """Write metrics and weights, also as the best if they are; the resume file, which comes then, is what counts."""
-    write_text("".join(json.dumps(entry) + "\n" for entry in state.history), folder / METRICS)
+    write_lines(state.history, folder / METRICS)
     runs.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
     robust = [entry.get("validation_robust_accuracy", -1.0) for entry in state.history]
     if robust[-1] > max(robust[:-1], default=-0.5):
-        runs.save_weights(folder / BEST, state.deployed, {**about, "epoch": state.epoch})
+        runs.save_weights(folder / runs.BEST, state.deployed, {**about, "epoch": state.epoch})
 
 
 def train(
@@ -352,7 +353,7 @@ def _network(model: object, images: Images, seed: int, weights: str | Path | Non
     if not isinstance(network, nn.Module):
         raise BadInput(f'the model is a torch.nn.Module or a name such as "small-cnn", not {shown(model)}')
     if weights is not None:
-        load_start(path_of(weights), network)
+        runs.load_start(path_of(weights), network)
     return network
 
 
