@@ -297,3 +297,13 @@ def test_a_data_loader_is_evaluated():
     found = pl.evaluate(model, loader, threat=THREAT, attacks="pgd-5-1")
     whole = pl.evaluate(model, X, LABELS, threat=THREAT, attacks="pgd-5-1")
     assert np.array_equal(found.survivors(), whole.survivors()) and len(found.labels) == 9
+
+
+def test_a_run_whose_only_step_has_a_rate_of_0_is_one_line():
+    with pytest.raises(BadInput, match="starts at a learning rate of 0, and this run has one step in all"):
+        trained(dense(), settings(epochs=1, schedule="triangular"), 9)
+    before = deepcopy(dense())
+    for own in (settings(epochs=1), settings(epochs=2, schedule="triangular")):
+        state, _ = trained(dense(), own, 9)
+        pairs = zip(state.model.parameters(), before.parameters(), strict=True)
+        assert not all(torch.equal(one, other) for one, other in pairs)
