@@ -169,7 +169,8 @@ def card(entries: Sequence[Entry]) -> str:
 def audit_card(audit: Audit) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
     terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius)
-    remarks = [f"Audit: {VERDICTS[audit.verdict].lower()}.", *sentences(audit.findings)]
+    verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
+    remarks = [*audit.meta.get("notes", []), verdict, *sentences(audit.findings)]
     return _card([CardMetric(audit.name, *terms, audit.robust_accuracy())], f"Robustness of {audit.name}", remarks)
 
 

@@ -214,7 +214,7 @@ class _Run:
             )
 
     def metrics(self) -> dict[str, float]:
-        """Return the means over the present epoch: one host sync. FloatingPointError if they or the weights overflow."""
+        """Return the means over the present epoch, one host sync. FloatingPointError where something overflowed."""
         sums = torch.stack([*self.state.sums.values()]).tolist()
         means = {name: value / self.steps for name, value in zip(self.state.sums, sums, strict=True)}
         known = math.isfinite(means["loss"])
