@@ -303,6 +303,6 @@ def test_an_audit_s_notes_are_read_before_its_number(audit: Audit, tmp_path: Pat
     together = write_comparison([], tmp_path / "both", "T", {}, [noted, audit])
     places = {page: 'class="headline"', together: 'class="headline"'}
     places |= {tmp_path / "audit.md": "Robust accuracy", tmp_path / "card.md": "| Model |"}
-    for path, number in places.items():
+    for path, mark in places.items():
         text = path.read_text(encoding="utf-8")
-        assert 0 < text.index("asked for 99 images, d has 50") < text.index(number), path.name
+        assert 0 < text.index("asked for 99 images, d has 50") < text.index(mark), path.name
