@@ -20,7 +20,7 @@ from planish.records.evaluation import to_json
 from planish.records.statistics import Estimate
 from planish.report import audited, tables
 from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
-from planish.report.card import audit_card, card, verdict
+from planish.report.card import audit_card, card, cautions, verdict
 from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_caption, shots, to_png, to_svg
 from planish.report.figures import report_figures
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
@@ -174,14 +174,16 @@ def render(
     audits: by name, shown beside the entries.
     """
     # an interval stays on one line
-    headline, *remarks = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
+    headline, *told = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
+    first = cautions(entries)
     most, records = tables.rows_for(entries), [(entry.name, entry.evaluation) for entry in entries]
     return _page(
         "page.html.j2",
         provenance,
         title=title,
         headline=headline,
-        remarks=remarks,
+        cautions=first,
+        remarks=[one for one in told if one not in first],
         terms=f"{tables.threat(entries[0].evaluation)} · {tables.images_text(entries)}",
         scores=[
             Score.of(name, one.robust_accuracy(), one.clean_accuracy() if one.columns else None)
@@ -209,6 +211,7 @@ def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping
         provenance,
         title=title,
         headline=headline,
+        cautions=[f"{name}: {note}" for name, one in audits.items() for note in one.meta.get("notes", [])],
         remarks=remarks,
         terms="; ".join(dict.fromkeys(audited.terms(one) for one in audits.values())),
         scores=[Score.of(name, one.robust_accuracy(), one.clean_accuracy()) for name, one in audits.items()],
@@ -233,6 +236,7 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
         title=audit.name,
         verdict=audit.verdict,
         headline=headline,
+        cautions=audit.meta.get("notes", []),
         remarks=remarks,
         terms=audited.terms(audit),
         scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
@@ -255,6 +259,7 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     """Fill a template. The page's policy lets it run this one script and load nothing."""
     environment = Environment(loader=PackageLoader("planish.report", "."), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
+    environment.finalize = lambda value: tables.written(value) if type(value) is str else value
     environment.globals["data_uri"] = data_uri
     script = environment.get_template("script.html.j2").render()
     facts = {key: value for key, value in plain(provenance).items() if key != "commands"}

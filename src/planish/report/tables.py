@@ -102,9 +102,19 @@ def check(entries: Sequence[Entry]) -> None:
         raise BadInput(f"A report compares models at one norm and radius, got {' and '.join(threats)}.")
 
 
+_UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def written(text: str) -> str:
+    """Return text from outside as a page and a figure can show it: no control characters, none that turn a line round,
+    no halves of characters, which names of files can hold; each becomes a replacement character.
+    """
+    return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def slug(name: str, otherwise: str) -> str:
-    """Write a name in small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or otherwise
+    """Write a name in small letters, digits and hyphens, so short that a file can have it."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80] or otherwise
 
 
 def attack_names(entries: Sequence[Entry]) -> list[str]:
@@ -271,7 +281,7 @@ def markdown(table: Table) -> str:
 
 def markdown_text(text: str) -> str:
     """Escape what Markdown would take for markup; line breaks become spaces."""
-    return re.sub(r"([\\|`*_<]|\](?=\())", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|`*_<]|\](?=\())", r"\\\1", " ".join(written(text).split()))
 
 
 ROWS = 300  # in a page, over all its models

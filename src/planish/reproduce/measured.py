@@ -1,6 +1,5 @@
 """What was measured of a table, beside what the paper printed: figures, verdicts, one JSON document."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from planish.reproduce.scales import attack_of, images_judged
 from planish.reproduce.tables import PaperColumn, PaperTable
 from planish.runs.judge import DISTANCES, EVALUATION, training_of
 from planish.storage.files import write_json
+from planish.storage.reading import read_json
 
 RESULTS = "results.json"
 SCHEMA_VERSION = 1
@@ -201,7 +201,7 @@ def load_documents(root: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(root.glob(f"*/*/{RESULTS}")):
         try:
-            whole = json.loads(path.read_text(encoding="utf-8"))
+            whole = read_json(path, "run the table again")
             known = whole["schema_version"] == SCHEMA_VERSION and {"table", "scale", "rows", "claims"} <= whole.keys()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} holds no results of planish reproduce") from error
