@@ -37,7 +37,7 @@ ORDER = [
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SHARED = {"attacks.ascents"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
-    "data.readers.parquet", "evaluation.adversarials", "records.audit", "records.store", "report.distances",
+    "cli.main", "data.readers.parquet", "evaluation.adversarials", "records.audit", "records.store", "report.distances",
     "report.page", "reproduce.measured", "reproduce.pages", "reproduce.running", "runs.audit", "runs.run", "runs.train",
 }  # fmt: skip
 

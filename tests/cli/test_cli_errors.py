@@ -110,7 +110,7 @@ def test_other_images_than_the_model_takes(refused: Refused, run_folder: Path, t
         (["--set", "settings.epochs=many"], "[settings]: epochs = 'many' is wrong: input should be a valid integer"),
         (["--set", "settings.epochs.more=1"], "[settings]: epochs = {'more': 1} is wrong: input should be a"),
         (["--set", "settings=3"], "'settings' is a table: write [settings] or settings.key = value"),
-        (["--set", "seed=x"], "seed = 'x' is wrong: give a whole number"),
+        (["--set", "seed=x"], "seed must be a whole number, not 'x'"),
         (["--set", "threat.radius=8"], "Linf radius 8 is larger than the pixel range [0, 1]"),
         (["--data", "nowhere.parquet"], "no train data: looked for 'nowhere.parquet'"),
         (["nowhere.toml"], "no configuration file nowhere.toml"),

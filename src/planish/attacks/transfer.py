@@ -13,6 +13,7 @@ from planish.core.modes import Counted, attacked
 from planish.core.threat import ThreatModel
 from planish.records.origin import model_digest
 from planish.search.ascent import Adversarials, Score, with_logits
+from planish.search.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ class Lent(Attack):
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
         return self.attack.goal(batch)
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective | None:
+        climbed = self.attack.objective(LentGradients(model, self.surrogate), batch)
+
+        def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+            assert climbed is not None
+            with attacked(self.surrogate.model):
+                return climbed(x_adv)
+
+        return climbed and objective
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the first iterate of each image that reaches the attack's goal on the model, or else the best."""

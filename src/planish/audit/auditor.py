@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from planish.attacks.random_search import Noise, Square
 from planish.attacks.suites import Fixed, Stage, Suite
@@ -14,7 +14,7 @@ from planish.attacks.transfer import Surrogate
 from planish.audit.check import Check
 from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan, are_probabilities
 from planish.audit.geometry import geometry
-from planish.core.arguments import CHUNK, check_images, check_logits, logits_of
+from planish.core.arguments import CHUNK, check_images, judged_batch, logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
@@ -22,6 +22,7 @@ from planish.core.modes import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import OnChunk
+from planish.evaluation.guards import copied
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column
 from planish.records.geometry import Geometry
@@ -103,10 +104,10 @@ def audit(
             raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
     named = {name: check for name, check in known.items() if not only or name in only}
     with reproducible(seed):
-        counted, clean = _with_clean_logits(model, images, threat)
-        suite = suite or _suite(clean.shape[1], plan, black_box)
+        counted, images, fresh = _begun(model, images, threat)
+        suite = suite or _suite(images.clean_logits.shape[1], plan, black_box)
         setting = (threat, plan, "black-box" if black_box else SUITE, suite, seed, surrogates, black_box, on_chunk)
-        evidence = Evidence(counted, model, images._replace(logits=clean), *setting)
+        evidence = Evidence(counted, model, images, *setting, fresh=fresh)
         meta = _meta(evidence, about or {}, len(named))
         findings = [] if kept is None else kept.restored(evidence, meta, [*named])
         _ = evidence.judged
@@ -129,15 +130,18 @@ def own_checks(names: Sequence[str]) -> dict[str, Check]:
     return found  # type: ignore[return-value]
 
 
-def _with_clean_logits(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counted, Tensor]:
-    """Return what is attacked, and its clean logits (N, K), before anything is looked at. Raises BadInput."""
+def _begun(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counted, Batch, nn.Module | None]:
+    """Return what is attacked, the images with clean logits, and a copy that has seen none. Raises BadInput."""
     check_images(images, threat)
+    fresh = copied(model)
     try:
-        first = logits_of(Counted(model), images.x[:CHUNK])
-    except Exception:  # which check_logits words
+        first = logits_of(model, images.x[:CHUNK])
+    except Exception:  # which judged_batch words
         first = images.x.new_zeros(0)
-    counted = Counted(AsLogits(model) if first.ndim == 2 and are_probabilities(first) else model)
-    return counted, check_logits(counted, images)
+    if first.ndim == 2 and are_probabilities(first):
+        model, fresh = AsLogits(model), None if fresh is None else AsLogits(fresh)
+    counted = Counted(model)
+    return counted, judged_batch(counted, images, None, threat), fresh
 
 
 def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:

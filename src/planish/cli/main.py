@@ -172,6 +172,7 @@ def evaluate(
     precision: Annotated[
         str, Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
     ] = "float32",
+    eot: terminal.Draws = 1,
     keep_images: Annotated[
         bool, Option("--keep-images", help="Save the adversarial images too, for planish verify.")
     ] = False,
@@ -187,7 +188,12 @@ def evaluate(
 
     device, names = terminal.chosen_device(device), terminal.names_in(attacks)
     options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
-    options |= {"precision": precision, "keep_images": keep_images, "surrogates": terminal.names_in(surrogates)}
+    options |= {
+        "precision": precision,
+        "eot": eot,
+        "keep_images": keep_images,
+        "surrogates": terminal.names_in(surrogates),
+    }
     judged, task = _loaded("evaluate", model, device, built_by, name, norm=norm, radius=radius, **options)
     with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
@@ -253,7 +259,7 @@ def distances(
     json_: terminal.Json = False,
     quiet: terminal.Quiet = False,
 ) -> None:
-    """Measure how far away the nearest adversarial image is."""
+    """Measure how far away the nearest adversarial image is. Exit code 1 where an attack had no gradient to follow."""
     from planish.records.distances import Distances, load
     from planish.report.distances import distance_rows, to_json, write_distances
     from planish.runs.judge import DISTANCES, measure
@@ -272,9 +278,13 @@ def distances(
     record = found or load(out / DISTANCES)
     figure = write_distances(record, out)
     if json_:
-        return terminal.print_json(to_json(record))
-    terminal.print_rows(distance_rows(record))
-    terminal.console().print(f"figure: {figure}")
+        terminal.print_json(to_json(record))
+    else:
+        terminal.print_rows(distance_rows(record))
+        terminal.print_remarks(judged.name, record.remarks())
+        terminal.console().print(f"figure: {figure}")
+    if any(column.meta.get("no_gradient") for column in record.columns):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -286,6 +296,7 @@ def verify(
     norm: terminal.Norm = "Linf",
     built_by: terminal.BuiltBy = None,
     size: terminal.Size = None,
+    eot: terminal.Draws = 1,
     device: terminal.Device = "auto",
     json_: terminal.Json = False,
 ) -> None:
@@ -295,6 +306,7 @@ def verify(
 
     device = terminal.chosen_device(device)
     options: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "size": size}
+    options["eot"] = eot
     judged, task = _loaded("verify", model, device, built_by, **options)
     found = run(judged, task, images, device=device)
     if json_:

@@ -38,6 +38,7 @@ Size = Annotated[
 ]
 Out = Annotated[Path, Option("--out", "-o", help="Folder to write into.")]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
+Draws = Annotated[int, Option("--eot", help="Of a random model: draws averaged in a step, and that judge an image.")]
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
@@ -89,14 +90,18 @@ def print_summary(found: "Sequence[Entry]", page: Path) -> None:
 
     if found:
         print_rows(summary_rows(found))
-    screen = console()
     about = (entry.evaluation.meta.get("data", {}) for entry in found)
     for line in dict.fromkeys(f"data: {data.get('name')}, {data['files']}" for data in about if "files" in data):
-        screen.print(line, markup=False)
+        console().print(line, markup=False)
     for entry in found:
-        for note in entry.evaluation.remarks():
-            screen.print(f"note: {entry.name}: {note}", style="yellow")
-    screen.print(f"report: {page}")
+        print_remarks(entry.name, entry.evaluation.remarks())
+    console().print(f"report: {page}")
+
+
+def print_remarks(name: str, remarks: "Sequence[str]") -> None:
+    """Print what a reader must know of a model's record."""
+    for remark in remarks:
+        console().print(f"note: {name}: {remark}", style="yellow")
 
 
 VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red"}
@@ -254,15 +259,15 @@ def progress_bars(quiet: bool) -> "Iterator[Progress]":
     from rich.table import Column
     from rich.text import Text
 
-    class Plain(TextColumn):
+    class PlainColumn(TextColumn):
         """A field of a task, as it is."""
 
         def render(self, task: Any) -> Text:
             """Return the text of one bar."""
             return Text(visible(self.text_format.format(task=task)))
 
-    note = Plain("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = [Plain("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
+    note = PlainColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = [PlainColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
     plain = quiet or not sys.stderr.isatty()
     with Progress(*columns, console=console(stderr=True), disable=plain) as bars:
         yield bars

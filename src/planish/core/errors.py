@@ -19,7 +19,8 @@ def between(least: float, most: float, **values: float | None) -> None:
     """Raise BadInput that names the first of the values that is not from least to most; None is none given."""
     for name, value in values.items():
         if value is not None and not least <= value <= most:
-            raise BadInput(f"{name} must be from {least:g} to {most:g}, got {value}")
+            given = str(value) if len(str(value)) <= 40 else f"a number of {len(str(value))} digits"
+            raise BadInput(f"{name} must be from {least:g} to {most:g}, got {given}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

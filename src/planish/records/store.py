@@ -70,6 +70,25 @@ def check_version(what: str, meta: Mapping[str, Any], *known: int, unsaid: int |
         raise BadInput(f"{what} has schema version {version}; planish reads {known[-1]}")
 
 
+STUCK = 0.01
+"""Share of an attack's images that may be left at their start without a remark."""
+
+
+def stuck_remarks(name: str, meta: Mapping[str, Any], tried: int) -> list[str]:
+    """Word on how many images an attack had no gradient or never left its start, and what to do; meta: its facts."""
+    flat, vanished, stuck = len(meta.get("no_gradient", ())), meta.get("vanished", 0), meta.get("stuck", 0)
+    if flat:
+        remedy = (
+            f"on {vanished} of them the loss underflows, and the margin has one: use pgd-margin or the planish suite"
+            if vanished
+            else "attack it without: noise, square or boundary; `planish audit` tells whether gradients are masked"
+        )
+        return [f"{name} had no gradient on {flat} of {tried} images: that they are not broken says nothing; {remedy}."]
+    if stuck > STUCK * tried:
+        return [f"{name} found nothing worse than where it started on {stuck} of {tried} images; see `planish audit`."]
+    return []
+
+
 Rows = list[dict[str, Any]]
 """One dict for each row, with the same keys: numbers, texts and estimates; None = not known."""
 

@@ -22,7 +22,7 @@ from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
-from planish.evaluation.naming import attacks_of, distance_attacks, wanted
+from planish.evaluation.naming import wanted
 from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
@@ -62,7 +62,8 @@ class EvaluationConfig:
 
     precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
-    pixels that image files are brought to; None = what the model was trained for, if that is known.
+    pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
+    random model for each image.
     """
 
     data: str
@@ -74,6 +75,7 @@ class EvaluationConfig:
     keep_images: bool = False
     surrogates: tuple[str, ...] = ()
     size: int | None = None
+    eot: int = 1
 
     def __post_init__(self) -> None:
         seed_of(self.seed)
@@ -148,22 +150,19 @@ def evaluate_into(
     _refuse_gradients(judged, task)
     path = _place(folder / EVALUATION, "an evaluation", resume)
     batch, data, warnings = test_images(task, judged.about)
-    batch, classes = batch.to(device), len(judged.about.get("classes") or data["classes"])
-    if task.surrogates and not any("surrogates" in wanted(name) for name in task.attacks):
+    batch = batch.to(device)
+    asked = [wanted(name) for name in task.attacks]
+    if task.surrogates and not any("surrogates" in parameters for parameters in asked):
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
-    attacks = attacks_of([*dict.fromkeys(task.attacks)], classes, norm=task.threat.name, surrogates=others)
-    about = {
-        "model": {"name": judged.name},
-        "data": data,
-        "training": judged.training,
-        "notes": [*judged.notes, *warnings],
-    }
+    about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
+    about["notes"] = [*judged.notes, *warnings]
     kept = KeptProgress(folder / PROGRESS)
     going_on: dict[str, Any] = {"earlier": results.load(path) if path.exists() else None, "unfinished": kept}
     going_on["x_adv"] = images_left(folder / IMAGES, batch) if resume else None
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
-    steps = evaluate_steps(judged.model, batch, threat=task.threat, attacks=attacks, **options, **going_on)
+    options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
+    steps = evaluate_steps(judged.model, batch, threat=task.threat, **options, **going_on)
     for step in steps:
         if task.keep_images:
             save_images(step, folder / IMAGES)
@@ -214,12 +213,11 @@ def measure(
     """
     path = _place(folder / DISTANCES, "distances", resume)
     batch, data, warnings = test_images(task, judged.about)
-    classes = len(judged.about.get("classes") or data["classes"])
-    attacks = distance_attacks([*dict.fromkeys(task.attacks)], classes, norm=task.threat.name)
     about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() else None
-    for step in distances.measure(judged.model, batch.to(device), task.threat, attacks, **options):
+    names = [*dict.fromkeys(task.attacks)]
+    for step in distances.measure(judged.model, batch.to(device), task.threat, names, **options):
         distance_records.save(step, path)
         yield step
 
@@ -231,7 +229,7 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
     """
     batch, _, _ = test_images(task, judged.about)
     source = f"{task.data} (limit {task.limit})"
-    return verify_images(judged.model, batch.to(device), None, path, task.threat, source=source)
+    return verify_images(judged.model, batch.to(device), None, path, task.threat, eot=task.eot, source=source)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:

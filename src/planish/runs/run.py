@@ -42,13 +42,21 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> N
     The weights that stood there stay as `previous(path)`.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata})
-    write_bytes(save(tensors, {"planish": text, DIGEST: tensors_digest(tensors, text)}), path, previous(path))
+    about = {"schema_version": SCHEMA_VERSION, **metadata}
+    text = json.dumps({**about, DIGEST: tensors_digest(tensors, about)})
+    write_bytes(save(tensors, {"planish": text}), path, previous(path))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata of a weights file. Raises BadInput for anything but a whole planish file."""
-    text = _header(path).get("planish")
+    try:
+        refuse_large(path, path.stat().st_size)
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("planish")
+    except FileNotFoundError:
+        raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise Damaged(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
     try:
         metadata: dict[str, Any] = json.loads(text or "")
         newer = metadata["schema_version"] > SCHEMA_VERSION
@@ -59,23 +67,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _header(path: Path) -> dict[str, str]:
-    """Return the texts in a safetensors file's header. Raises BadInput, Damaged if it is not whole."""
-    try:
-        refuse_large(path, path.stat().st_size)
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except FileNotFoundError:
-        raise BadInput(f"no weights at {path}; give a run folder that holds {WEIGHTS}") from None
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise Damaged(f"{path} is not a whole safetensors file ({error}); pickles are never loaded") from error
-
-
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the metadata of a weights file, its digest tested. Raises BadInput, Damaged."""
-    metadata, header = read_metadata(path), _header(path)
-    tensors = load_file(path)
-    if header.get(DIGEST, digest := tensors_digest(tensors, header["planish"])) != digest:
+    metadata, tensors = read_metadata(path), load_file(path)
+    if metadata.pop(DIGEST, digest := tensors_digest(tensors, metadata)) != digest:
         raise Damaged(f"{path} is damaged: its weights are not those that were written; train again, or copy it again")
     return tensors, metadata
 

@@ -171,7 +171,8 @@ def headed(text: str) -> str:
 
 def read_headed(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file that planish wrote. Raises BadInput if its lines are others now."""
-    tables = read_toml(path)
+    if not (tables := read_toml(path)):
+        raise Damaged(f"{path} is empty; put it back, or train in another folder")
     head, _, text = content_of(path).decode().partition("\n")
     found = re.fullmatch(rf"# {DIGEST} of the lines below: ([0-9a-f]{{64}})", head)
     if found and hashlib.sha256(text.encode()).hexdigest() != found[1]:
@@ -239,11 +240,11 @@ def _check_header(opened: Any, member: zipfile.ZipInfo) -> None:
         raise ValueError(f"{member.filename} claims {shape} numbers and holds {member.file_size} bytes")
 
 
-def tensors_digest(tensors: "dict[str, Tensor]", text: str) -> str:
-    """Return the digest of tensors with their names, types and shapes, and of a text."""
+def tensors_digest(tensors: "dict[str, Tensor]", about: Mapping[str, Any]) -> str:
+    """Return the digest of tensors with their names, types and shapes, and of the JSON document about them."""
     import torch
 
-    digest = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(document_digest(about).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -9,8 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput, at_least, between
 from planish.core.modes import Precision
+
+LARGEST = 1e9
+"""What no setting exceeds."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,12 @@ class Settings:
     def __post_init__(self) -> None:
         for least, names in (
             (1, "epochs batch_size accumulate"),
-            (0, "learning_rate drop_factor weight_decay weight_perturbation clip"),
+            (0, "learning_rate drop_factor weight_decay weight_perturbation"),
         ):
-            at_least(least, **{f"settings.{name}": getattr(self, name) for name in names.split()})
+            between(least, LARGEST, **{f"settings.{name}": getattr(self, name) for name in names.split()})
+        at_least(0, **{"settings.clip": self.clip})
+        for drop in self.drops:
+            between(0, 1, **{"settings.drops": drop})
         for name in ("ema", "momentum", "weight_perturbation_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"settings.{name} must be in [0, 1), got {getattr(self, name)}")
