@@ -70,8 +70,7 @@ class RandomTarget:
         """Return the targets."""
         wrong = batch.clean_logits.shape[1] - 1
         uniform = keyed_draws(batch.x[:, :1, :1, :1], batch.indices, self.seed)[:, 0]
-        offset = (uniform * wrong).long().clamp(max=wrong - 1)
-        return (batch.labels + 1 + offset) % (wrong + 1)
+        return (batch.labels + 1 + (uniform * wrong).long().clamp(max=wrong - 1)) % (wrong + 1)
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,7 @@ def _searched(
             labels, target = batch.labels[rows], targets[rows]
             return objective_of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
-        clean = score(batch.clean_logits)
-        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=clean)
+        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=score(batch.clean_logits))
     return as_component(found._replace(passes=found.passes + START_PASSES[attack.start]), targets)
 
 

@@ -93,8 +93,7 @@ class Boundary(DistanceAttack):
                 return
             on_sphere = step % SPHERE_EVERY == 0
             x_adv = _proposed(walk, keyed(batch.indices[walk.rows], seed + step, walk.x[0].numel()), threat, on_sphere)
-            hit = search.tried(walk.rows, x_adv, step)
-            walk = _moved(walk, x_adv, hit, on_sphere)
+            walk = _moved(walk, x_adv, search.tried(walk.rows, x_adv, step), on_sphere)
             if step % BLOCK == 0:
                 walk = _adapted(walk)
 

@@ -185,8 +185,7 @@ class _Window(NamedTuple):
         """Return the pattern (side, side) in the windows, transposed where `turned` (N,), 0 around: (N, 1, H, W)."""
         turned = turned[:, None, None, None]
         row, column = torch.where(turned, self.column, self.row), torch.where(turned, self.row, self.column)
-        values = pattern[row.clamp(0, self.side - 1), column.clamp(0, self.side - 1)]
-        return torch.where(self.inside, values, 0.0)
+        return torch.where(self.inside, pattern[row.clamp(0, self.side - 1), column.clamp(0, self.side - 1)], 0.0)
 
 
 def _side(share: float, x: Tensor) -> int:
@@ -223,8 +222,7 @@ def _bump(height: int, width: int) -> Tensor:
     """Return eq. 2, (height, width), of length 1: at d pixels from the middle (Chebyshev) sum_{j=d}^n 1 / (j + 1)^2."""
     row, column = ((torch.arange(length, device="cpu") - length // 2).abs() for length in (height, width))
     terms = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64, device="cpu") ** -2
-    layers = terms.flip(0).cumsum(0).flip(0)
-    bump = layers[torch.maximum(row[:, None], column[None])]
+    bump = terms.flip(0).cumsum(0).flip(0)[torch.maximum(row[:, None], column[None])]
     return bump / bump.square().sum().sqrt()
 
 

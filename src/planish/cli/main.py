@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from planish.report import Entry, Table
     from planish.runs.judge import EvaluationConfig, LoadedModel
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""glibc's numbers of mallopt's options (mallopt(3))."""
-MOST, LARGEST = 2**31 - 1, 32 * 2**20
-"""Bytes: what an option can hold, and the largest threshold that glibc takes for a mapping of its own."""
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers of mallopt's options (mallopt(3))
+MOST, LARGEST = 2**31 - 1, 32 * 2**20  # bytes: of an option; the largest threshold for a mapping of its own
 OWN_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -129,10 +127,10 @@ def train(
     method: Annotated[str | None, Option(help="Training method: planish by default, or seat, llr-2, ...")] = None,
     data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
+    epochs: Annotated[int | None, Option(help="How many; with --resume, more of them extend a finished run.")] = None,
+    weights: Annotated[Path | None, Option(help="Start from a run folder, .safetensors file or checkpoint.")] = None,
     seed: Annotated[int | None, Option(help="Seed of everything random.")] = None,
-    guard: Annotated[
-        bool, Option("--guard", help="Watch for catastrophic overfitting; go back and strengthen the method.")
-    ] = False,
+    guard: Annotated[bool, Option("--guard", help="Watch for catastrophic overfitting, and go back from it.")] = False,
     device: terminal.Device = "auto",
     resume: terminal.Resume = False,
     json_: terminal.Json = False,
@@ -140,10 +138,14 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs.config import experiment_of
+    from planish.runs.run import CONFIG
     from planish.runs.train import train_into as run
     from planish.training.collapse import EVERY
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
+    named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
+    own = out / CONFIG  # a run that goes on knows its configuration
+    config = own if resume and config is None and own.exists() else config
     experiment = experiment_of(config, named, set_ or [])
     records = run(experiment, out, device=terminal.chosen_device(device), resume=resume)
     last: dict[str, Any] = {}
@@ -153,7 +155,10 @@ def train(
             last = {"epoch": record.epoch, **record.metrics}
             for alarm in () if quiet else record.alarms:
                 bars.console.print(terminal.alarm_words(alarm))
-            bars.update(task, completed=record.epoch, note=terminal.epoch_words(record.metrics))
+            words = terminal.epoch_words(record.metrics)
+            bars.update(task, completed=record.epoch, note=words)
+            if not (quiet or sys.stderr.isatty()):
+                print(f"epoch {record.epoch} of {experiment.settings.epochs}: {words}", file=sys.stderr, flush=True)
     terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.print_run(out)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
@@ -67,6 +68,7 @@ def model_of(model: object) -> nn.Module:
 def batch_of(x: object, labels: object = None) -> Batch:
     """Return images and labels as one Batch on the images' device; a Batch with labels None stays. Raises BadInput.
 
+    x: with labels None also a DataLoader of (images, labels), which is read whole.
     NumPy arrays become tensors, of float64 images float32 ones; half precision becomes float32; labels of any
     whole-number type become int64.
     """
@@ -74,6 +76,10 @@ def batch_of(x: object, labels: object = None) -> Batch:
         if labels is not None:
             raise BadInput("a Batch holds its labels already: give None for the labels")
         return batch_of(x.x, x.labels)._replace(indices=_tensor(x.indices, "indices"), logits=x.logits, order=x.order)
+    if labels is None and isinstance(x, DataLoader):
+        parts = [batch_of(pair[0], pair[1]) for pair in x]
+        if parts:
+            return Batch(torch.cat([part.x for part in parts]), torch.cat([part.labels for part in parts]))
     images = _tensor(x, "images x")
     if images.dtype in (torch.float16, torch.bfloat16):
         images = images.float()

@@ -79,8 +79,7 @@ class Adversarial(Plain, ABC):
         objective = objective_of(model, loss_of(cross_entropy, batch.labels))
         reach = threat.scaled(ascent.reach)  # which the box may cut short; the step stays as long as it is
         rule = Steepest(ascent.step * (threat.radius / reach.radius if reach.radius else 1.0))
-        mode = fixed_statistics if ascent.batch_norm == "train" else attacked
-        with mode(model), frozen(model):
+        with (fixed_statistics if ascent.batch_norm == "train" else attacked)(model), frozen(model):
             return ascend(objective, batch.x, reach, rule, ascent.steps, start=start)
 
 

@@ -141,8 +141,7 @@ class ELLEA(ELLE):
         before = History.recalled(context, error)
         deviation = (before.spread / before.seen.clamp(min=1)).sqrt()
         outlier = (before.seen > 2) & (error > before.mean + self.sensitivity * deviation)
-        weight = torch.where(outlier, self.weight, self.decay * before.weight)
-        history = before.entered(error, weight, context.step)
+        history = before.entered(error, torch.where(outlier, self.weight, self.decay * before.weight), context.step)
         context.memory.update({f"elle-a.{name}": value for name, value in history._asdict().items()})
         return history.weight
 

@@ -63,8 +63,7 @@ class LIET(Plain):
         loss = randomly_smoothed(self.label_smoothing, context.generator)
         x_0 = self._start(model, batch, threat, context, loss)
         (_, gradient), guide = linearize(model, loss, batch.labels, x_0)
-        x_adv = self._inside(x_0 + threat.radius * threat.steepest(gradient), batch.x.detach(), threat)
-        logits = model(x_adv)
+        logits = model(self._inside(x_0 + threat.radius * threat.steepest(gradient), batch.x.detach(), threat))
         value = loss(logits, batch.labels).mean()
         gap = jensen_shannon(guide, logits).mean()
         total = value + self.consistency_weight * context.ramp(1.0) * gap

@@ -48,8 +48,7 @@ class MART(Plain):
         x_adv = self._attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         clean, perturbed = model(batch.x), model(x_adv)
         boosted = boosted_cross_entropy(perturbed, batch.labels).mean()
-        doubt = 1 - (-cross_entropy(clean, batch.labels)).exp()
-        gap = (divergence(perturbed, clean) * doubt).mean()
+        gap = (divergence(perturbed, clean) * (1 - (-cross_entropy(clean, batch.labels)).exp())).mean()
         total = boosted + self.beta * gap
         return TrainingLoss.of(total, perturbed, x_adv, boosted_cross_entropy=boosted, weighted_divergence=gap)
 

@@ -58,8 +58,7 @@ class SSAT(Plain):
             points = [torch.lerp(batch.x, farthest, k / self.checkpoints) for k in range(self.checkpoints)]
             wrong = margin(model(torch.cat(points)), batch.labels.repeat(self.checkpoints)).view(len(points), -1) >= 0
         first = torch.where(wrong.any(0), wrong.int().argmax(0), self.checkpoints)
-        share = per_image(first / self.checkpoints, batch.x).to(batch.x.dtype)
-        return torch.lerp(batch.x, farthest, share)
+        return torch.lerp(batch.x, farthest, per_image(first / self.checkpoints, batch.x).to(batch.x.dtype))
 
 
 COMPONENTS = {"ssat": SSAT}

@@ -83,9 +83,7 @@ def _safe_source(timm: Any, name: str) -> dict[str, Any]:
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Return a number per channel; their mean for each where the images have another number of channels."""
-    if channels in (0, len(values)):
-        return tuple(values)
-    return (sum(values) / len(values),) * channels
+    return tuple(values) if channels in (0, len(values)) else (sum(values) / len(values),) * channels
 
 
 def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> LibraryNetwork:

@@ -142,13 +142,11 @@ def _ticks(finding: Finding, place: Any) -> list[str]:
 def finding_rows(findings: Sequence[Finding]) -> Table:
     """One row per finding, the gravest first."""
     headers = ("Check", "Verdict", "Statistic", "Thresholds", "Passes")
-    rows = [_finding_row(one) for _, found in grouped(findings) for one in found]
+    rows: list[list[Cell]] = []
+    for one in sorted(findings, key=lambda finding: ORDER.index(finding.verdict)):
+        judged = (VERDICTS[one.verdict], ORDER.index(one.verdict)), (number(one.statistic, one.unit), one.statistic)
+        rows.append([(one.check, None), *judged, (held_against(one), None), (f"{one.passes:,}", one.passes)])
     return table("Every check, the gravest first. Passes: forwards and backwards of single images.", headers, rows)
-
-
-def _finding_row(one: Finding) -> list[Cell]:
-    judged = (VERDICTS[one.verdict], ORDER.index(one.verdict)), (number(one.statistic, one.unit), one.statistic)
-    return [(one.check, None), *judged, (held_against(one), None), (f"{one.passes:,}", one.passes)]
 
 
 def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
@@ -159,8 +157,7 @@ def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
     lines = [f"# Audit of {markdown_text(audit.name)}: {VERDICTS[audit.verdict]}", ""]
     lines += [f"Robust accuracy {percent(audit.robust_accuracy())}; {markdown_text(terms(audit))}.", ""]
     lines += [line for sentence in sentences(audit.findings) for line in (markdown_text(sentence), "")]
-    if audit.findings:
-        lines += [markdown(finding_rows(audit.findings)), "## What it means", ""]
+    lines += [markdown(finding_rows(audit.findings)), "## What it means", ""] if audit.findings else []
     for one in (one for _, found in grouped(audit.findings) for one in found):
         told = " ".join(markdown_text(text) for text in (one.meaning, one.advice) if text)
         lines.append(f"- **{markdown_text(one.check)}** ({VERDICTS[one.verdict].lower()}): {told}")
@@ -190,13 +187,12 @@ def audit_headline(audits: Mapping[str, Audit]) -> list[str]:
     """Return what the audits say together, a sentence for each."""
     first = next(iter(audits.values()))
     opening = f"At {first.norm} radius {radius_text(first.radius)}, {len(audits)} audits side by side."
-    return [opening, *(f"{name}: {_said(audit)}." for name, audit in audits.items())]
-
-
-def _said(audit: Audit) -> str:
-    counts = Counter(one.verdict for one in audit.findings)
-    told = ", ".join(f"{counts[kind]} {VERDICTS[kind].lower()}" for kind in ORDER if counts[kind])
-    return f"{VERDICTS[audit.verdict].lower()} ({told}); robust accuracy {percent(audit.robust_accuracy())}"
+    told = []
+    for name, audit in audits.items():
+        counts = ", ".join(f"{len(found)} {VERDICTS[kind].lower()}" for kind, found in grouped(audit.findings))
+        robust = percent(audit.robust_accuracy())
+        told.append(f"{name}: {VERDICTS[audit.verdict].lower()} ({counts}); robust accuracy {robust}.")
+    return [opening, *told]
 
 
 def headline_rows(audits: Mapping[str, Audit]) -> Table:
@@ -222,10 +218,7 @@ def side_by_side(audits: Mapping[str, Audit]) -> Table:
     found = [{one.check: one for one in audit.findings} for audit in audits.values()]
     names = list(dict.fromkeys(name for one in found for name in one))
     gravest = {name: min(ORDER.index(one[name].verdict) for one in found if name in one) for name in names}
-    rows = [
-        [(name, None), *(_cell(one.get(name)) for one in found)]
-        for name in sorted(names, key=lambda name: gravest[name])
-    ]
+    rows = [[(name, None), *(_cell(one.get(name)) for one in found)] for name in sorted(names, key=gravest.__getitem__)]
     caption = (
         "Every check: its verdict and the number that was judged, the gravest first."
         f" {', '.join(verdict_text(kind) for kind in ORDER)}. Open: it could not be made."

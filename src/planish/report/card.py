@@ -11,19 +11,9 @@ import numpy as np
 
 from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts, paired_interval
+from planish.report import tables
 from planish.report.audited import VERDICTS, sentences
-from planish.report.tables import (
-    Entry,
-    check,
-    markdown,
-    markdown_text,
-    percent,
-    radius_text,
-    slug,
-    table,
-    threat,
-    times,
-)
+from planish.report.tables import Entry, check, markdown_text, percent, radius_text, threat, times
 
 OVERESTIMATE = 0.20  # a first attack this far above the last is worth a sentence
 CLOSE = 0.90  # a cheaper method with this share of the best accuracy is worth a sentence
@@ -47,11 +37,8 @@ def _robust(entry: Entry) -> float:
 
 def _clean_headline(entries: Sequence[Entry]) -> str:
     best = max(entries, key=lambda entry: entry.evaluation.clean_accuracy().value)
-    share = percent(best.evaluation.clean_accuracy())
-    return (
-        f"No attack was run, so nothing is known about robustness; {best.name} classifies {share} of "
-        f"{best.size:,} clean images correctly."
-    )
+    share = f"{percent(best.evaluation.clean_accuracy())} of {best.size:,} clean images"
+    return f"No attack was run, so nothing is known about robustness; {best.name} classifies {share} correctly."
 
 
 def _headline(ranked: Sequence[Entry]) -> str:
@@ -59,8 +46,7 @@ def _headline(ranked: Sequence[Entry]) -> str:
     sentence = f"At {threat(best.evaluation)}, {best.name} keeps {_kept(best)}"
     if last is best:
         return sentence + "."
-    same = _terms(best) == _terms(last)
-    kept = percent(last.evaluation.robust_accuracy()) if same else _kept(last)
+    kept = percent(last.evaluation.robust_accuracy()) if _terms(best) == _terms(last) else _kept(last)
     return f"{sentence}; {last.name} keeps {kept}."
 
 
@@ -82,8 +68,7 @@ def _lead(ranked: Sequence[Entry]) -> list[str]:
     if len(ranked) < 2:
         return []
     best, second = ranked[0], ranked[1]
-    same_images = np.array_equal(best.evaluation.indices, second.evaluation.indices)
-    if not same_images or _terms(best) != _terms(second):
+    if not np.array_equal(best.evaluation.indices, second.evaluation.indices) or _terms(best) != _terms(second):
         return [f"{best.name} and {second.name} were not judged on the same images by the same attacks."]
     lead = paired_interval(best.evaluation.survivors(), second.evaluation.survivors())
     points = f"{100 * lead.value:.1f} points [{100 * lead.low:.1f}, {100 * lead.high:.1f}]"
@@ -101,18 +86,15 @@ def _cheaper(ranked: Sequence[Entry]) -> list[str]:
     passes, entry = min(close, key=lambda pair: pair[0])
     if entry is best:
         return [f"{best.name} trained with {times(best.passes)} the passes of standard training."]
-    kept = percent(entry.evaluation.robust_accuracy())
-    return [
-        f"{entry.name} keeps {kept} for {times(passes)} the passes of standard training; "
-        f"{best.name} took {times(best.passes)}."
-    ]
+    kept = f"{percent(entry.evaluation.robust_accuracy())} for {times(passes)} the passes of standard training"
+    return [f"{entry.name} keeps {kept}; {best.name} took {times(best.passes)}."]
 
 
 def _overestimates(ranked: Sequence[Entry]) -> list[str]:
     sentences = []
     for entry in ranked:
-        first, last = entry.evaluation.names[0], entry.evaluation.names[-1]
-        early, late = map(entry.evaluation.accuracy_after, (first, last))
+        first = entry.evaluation.names[0]
+        early, late = map(entry.evaluation.accuracy_after, (first, entry.evaluation.names[-1]))
         if early.value - late.value >= OVERESTIMATE:
             words = f"Judged by {first} alone, {entry.name} would pass for {percent(early)}"
             sentences.append(f"{words}; the later attacks leave {percent(late)}.")
@@ -156,17 +138,21 @@ class CardMetric:
         total = f"{self.estimate.total:,}"
         return [self.model, self.dataset, self.attack, self.threat, total, percent(self.estimate)]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The metric as a model card's metadata has it."""
+        args = {"attack": self.attack, "norm": self.norm, "radius": self.radius, **counts(self.estimate)}
+        return {"type": "accuracy", "name": self.title, "value": self.estimate.value, "args": args}
+
 
 def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
     """Return the clean and the robust accuracy of each entry."""
     found = []
-    for entry in entries:
-        record = entry.evaluation
-        data = record.dataset or "unknown"
-        found.append(CardMetric(entry.name, data, "none", record.norm, 0.0, record.clean_accuracy()))
+    for name, record in ((entry.name, entry.evaluation) for entry in entries):
+        measured = [("none", record.norm, 0.0, record.clean_accuracy())]
         if record.columns:
-            attacks = " + ".join(record.asked)
-            found.append(CardMetric(entry.name, data, attacks, record.norm, record.radius, record.robust_accuracy()))
+            measured.append((" + ".join(record.asked), record.norm, record.radius, record.robust_accuracy()))
+        found += [CardMetric(name, record.dataset or "unknown", *terms) for terms in measured]
     return found
 
 
@@ -178,8 +164,7 @@ def card(entries: Sequence[Entry]) -> str:
 def audit_card(audit: Audit) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
     terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius)
-    verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
-    remarks = [verdict, *sentences(audit.findings)]
+    remarks = [f"Audit: {VERDICTS[audit.verdict].lower()}.", *sentences(audit.findings)]
     return _card([CardMetric(audit.name, *terms, audit.robust_accuracy())], f"Robustness of {audit.name}", remarks)
 
 
@@ -188,7 +173,7 @@ def _card(found: Sequence[CardMetric], title: str, remarks: Sequence[str]) -> st
     caption = "Shares of the images classified correctly, with 95% Wilson intervals."
     headers = ("Model", "Data", "Attack", "Threat", "Images", "Accuracy")
     text = [f"# {markdown_text(title)}", "", *(line for one in remarks for line in (markdown_text(one), ""))]
-    text += [markdown(table(caption, headers, rows))]
+    text += [tables.markdown(tables.table(caption, headers, rows))]
     text += ["Robust accuracy is an upper bound: it holds for the attack named beside it, at that norm and radius"]
     text += ["(pixels of [0, 1]). A stronger attack may break more. Measured by planish."]
     return "\n".join(["---", yaml(metadata(found)), "---", "", *text]) + "\n"
@@ -207,40 +192,29 @@ def _results(found: Sequence[CardMetric]) -> list[dict[str, Any]]:
     return [
         {
             "task": _TASK,
-            "dataset": {"name": name, "type": slug(name, "unknown")},
-            "metrics": [_metric(metric) for metric in found if metric.dataset == name],
+            "dataset": {"name": name, "type": tables.slug(name, "unknown")},
+            "metrics": [metric.facts for metric in found if metric.dataset == name],
         }
         for name in sets
     ]
 
 
-def _metric(metric: CardMetric) -> dict[str, Any]:
-    args = {"attack": metric.attack, "norm": metric.norm, "radius": metric.radius, **counts(metric.estimate)}
-    return {"type": "accuracy", "name": metric.title, "value": metric.estimate.value, "args": args}
-
-
 def yaml(document: Mapping[str, Any]) -> str:
     """Write mappings, lists and plain values as block YAML 1.1 and 1.2; every text is double-quoted."""
-    return "\n".join(_mapping(document))
+    return "\n".join(_block(document))
 
 
-def _mapping(document: Mapping[str, Any]) -> list[str]:
+def _block(value: Any) -> list[str]:
+    """Return the lines of a value; those of what it holds are indented."""
     lines = []
-    for key, value in document.items():
-        if isinstance(value, Mapping | list) and value:
-            body = _mapping(value) if isinstance(value, Mapping) else _list(value)
-            lines += [f"{key}:", *(f"  {line}" for line in body)]
-        else:
-            lines.append(f"{key}: {_scalar(value)}")
-    return lines
-
-
-def _list(values: Sequence[Any]) -> list[str]:
-    lines = []
-    for value in values:
-        first, *rest = _mapping(value) if isinstance(value, Mapping) else [_scalar(value)]
-        lines += [f"- {first}", *(f"  {line}" for line in rest)]
-    return lines
+    if isinstance(value, Mapping) and value:
+        for key, part in value.items():
+            nested = isinstance(part, Mapping | list) and part
+            lines += [f"{key}:", *(f"  {line}" for line in _block(part))] if nested else [f"{key}: {_scalar(part)}"]
+    elif isinstance(value, list) and value:
+        for first, *rest in map(_block, value):
+            lines += [f"- {first}", *(f"  {line}" for line in rest)]
+    return lines or [_scalar(value)]
 
 
 def _scalar(value: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from planish.records.distances import Distances
 from planish.records.statistics import counts
-from planish.report.drawing import MARKERS, PALETTE, ReportFigure, legend, panel, percent_axis, styled, to_png
+from planish.report.drawing import ReportFigure, colour_of, legend, marker_of, panel, percent_axis, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, seconds_text, table
 from planish.storage.files import write_bytes, write_json
 
@@ -15,9 +15,8 @@ BEST = "best per image"
 def distance_rows(record: Distances) -> Table:
     """One row per attack, and one for the least distance that any of them found on each image."""
     headers = ("Attack", "Mean", "Median", "Mean of all", "Fooled", "Not found", "Passes per image", "Time")
-    rows = [_row(record, name) for name in record.names]
-    if len(record.names) > 1:
-        rows.append(_row(record, None))
+    names = record.names if len(record.names) < 2 else (*record.names, None)
+    rows = [_row(record, name) for name in names]
     total, correct = len(record.labels), int(record.correct().sum())
     caption = (
         f"{record.norm} distance, in pixels of [0, 1], to the nearest adversarial image found, on {total:,}"
@@ -44,12 +43,11 @@ def distance_figure(record: Distances) -> ReportFigure:
     figure, axes = panel(3.5)
     for place, name in enumerate(record.names):
         radii, shares = zip(*record.curve(name), strict=True)
-        colour = PALETTE[place % len(PALETTE)]
+        colour = colour_of(place)
         axes.plot(radii, shares, color=colour, label=name, linewidth=1.6)
-        axes.plot(radii[-1], shares[-1], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
+        axes.plot(radii[-1], shares[-1], color=colour, marker=marker_of(place), markersize=5)
     percent_axis(axes, "y")
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"{record.norm} radius, in pixels of [0, 1]")
+    axes.set(xlim=(0, None), xlabel=f"{record.norm} radius, in pixels of [0, 1]")
     axes.set_ylabel(f"Accuracy on {len(record.labels):,} images")
     legend(figure, axes)
     caption = (
@@ -62,9 +60,9 @@ def distance_figure(record: Distances) -> ReportFigure:
 
 def to_json(record: Distances) -> dict[str, Any]:
     """Return the record's numbers as one JSON-able document; infinite and undefined ones are null."""
-    names: list[str | None] = [*record.names, None]
+    attacks = [_numbers(record, name) for name in (*record.names, None)]
     counted = {"norm": record.norm, "images": len(record.labels), "correct": int(record.correct().sum())}
-    return counted | {"attacks": [_numbers(record, name) for name in names], "meta": record.meta}
+    return counted | {"attacks": attacks, "meta": record.meta}
 
 
 def _numbers(record: Distances, name: str | None) -> dict[str, Any]:

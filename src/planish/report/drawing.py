@@ -213,10 +213,28 @@ def legend(figure: Figure, axes: Axes) -> None:
     """Put the axes' legend above them, in as many columns as fit; the figure grows with more than two rows of it."""
     handles, full = axes.get_legend_handles_labels()
     names = [fitted(name, 44, 1) for name in full]
-    room = WIDTH / (0.085 * max(map(len, names)) + 0.55)
-    columns = max(1, min(int(room), len(names)))
+    columns = max(1, min(int(WIDTH / (0.085 * max(map(len, names)) + 0.55)), len(names)))
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, math.ceil(len(names) / columns) - 2))
     figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4)
+
+
+def colour_of(place: int) -> str:
+    """The colour of the line at this place; after the last comes the first again."""
+    return PALETTE[place % len(PALETTE)]
+
+
+def marker_of(place: int) -> str:
+    """The marker of the line at this place, likewise."""
+    return MARKERS[place % len(MARKERS)]
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Make the vertical axis one of named rows, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    hide(axes, "left")
 
 
 def percent_axis(axes: Axes, which: str) -> None:
@@ -264,8 +282,7 @@ def shots_of(images: Gallery, class_name: Callable[[int], str]) -> list[Shot]:
     deltas = amplification(images) * (images["adversarial"] - images["clean"]) + 0.5
     numbers = (images["labels"], images["predicted_clean"], images["predicted_adv"])
     words = ([class_name(int(number)) for number in part] for part in numbers)
-    indices = map(int, images["indices"])
-    return list(map(Shot, images["clean"], images["adversarial"], deltas, indices, *words))
+    return list(map(Shot, images["clean"], images["adversarial"], deltas, map(int, images["indices"]), *words))
 
 
 def amplification(images: Gallery) -> float:

@@ -9,26 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from planish.records.statistics import Estimate
-from planish.report.drawing import (
-    BLUE,
-    INK,
-    MARKERS,
-    MUTED,
-    PALETTE,
-    PAPER,
-    VERMILION,
-    ReportFigure,
-    Spot,
-    blank,
-    fitted,
-    hide,
-    label_points,
-    legend,
-    panel,
-    percent_axis,
-    spots,
-    styled,
-)
+from planish.report import drawing
+from planish.report.drawing import BLUE, INK, MUTED, PAPER, VERMILION, ReportFigure, Spot, styled
 from planish.report.tables import Entry, attack_names, images_text, percent, threat
 
 READINGS = 9  # points of a curve that can be read in the page
@@ -37,8 +19,8 @@ _DASHES = ("-", "--", ":", "-.")
 
 def report_figures(entries: Sequence[Entry]) -> list[ReportFigure]:
     """Draw every figure for which the entries hold the numbers."""
-    drawn = [draw(entries) for draw in (accuracies, costs, spending, margins, curves, radii)]
-    return [drawing for drawing in drawn if drawing is not None]
+    drawn = (draw(entries) for draw in (accuracies, costs, spending, margins, curves, radii))
+    return [figure for figure in drawn if figure is not None]
 
 
 @styled()
@@ -47,31 +29,27 @@ def accuracies(entries: Sequence[Entry]) -> ReportFigure:
     names = attack_names(entries)
     shown = names if len(names) <= 5 else [names[0], *names[-4:]]
     step = 0.14 * (1 + len(shown)) + 0.2
-    figure, axes = panel(1.2 + step * len(entries))
+    figure, axes = drawing.panel(1.2 + step * len(entries))
     for place, attack in enumerate([None, *shown]):
         _dots(axes, entries, attack, place, (place - len(shown) / 2) * 0.14 / step)
-    axes.set_yticks(range(len(entries)), [fitted(entry.name) for entry in entries])
-    axes.set_ylim(len(entries) - 0.5, -0.5)
-    percent_axis(axes, "x")
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    hide(axes, "left")
+    drawing.name_rows(axes, [drawing.fitted(entry.name) for entry in entries])
+    drawing.percent_axis(axes, "x")
     robust = f",\nrobust at {threat(entries[0].evaluation)}" if shown else ""
     axes.set_xlabel(f"Accuracy on {images_text(entries)}{robust}")
-    legend(figure, axes)
+    drawing.legend(figure, axes)
     return ReportFigure("accuracy", *_accuracy_words(entries), figure)
 
 
 def _dots(axes: Axes, entries: Sequence[Entry], attack: str | None, place: int, offset: float) -> None:
-    rows = [(row, estimate) for row, entry in enumerate(entries) if (estimate := _estimate(entry, attack))]
-    heights = [row + offset for row, _ in rows]
-    estimates = [estimate for _, estimate in rows]
-    colour = PALETTE[(place - 1) % len(PALETTE)] if attack else INK
+    known = [(row, entry.evaluation) for row, entry in enumerate(entries) if attack in (None, *entry.evaluation.asked)]
+    heights = [row + offset for row, _ in known]
+    estimates = [record.accuracy_after(attack) if attack else record.clean_accuracy() for _, record in known]
+    colour = drawing.colour_of(place - 1) if attack else INK
     axes.errorbar(
         [estimate.value for estimate in estimates],
         heights,
         xerr=_arms(estimates),
-        fmt=MARKERS[(place - 1) % len(MARKERS)] if attack else "o",
+        fmt=drawing.marker_of(place - 1) if attack else "o",
         color=colour,
         markerfacecolor=colour if attack else PAPER,
         markersize=5.5,
@@ -80,16 +58,8 @@ def _dots(axes: Axes, entries: Sequence[Entry], attack: str | None, place: int, 
     )
 
 
-def _estimate(entry: Entry, attack: str | None) -> Estimate | None:
-    if attack is None:
-        return entry.evaluation.clean_accuracy()
-    known = attack in entry.evaluation.asked
-    return entry.evaluation.accuracy_after(attack) if known else None
-
-
 def _arms(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
-    below = [max(estimate.value - estimate.low, 0.0) for estimate in estimates]
-    return below, [max(estimate.high - estimate.value, 0.0) for estimate in estimates]
+    return [max(e.value - e.low, 0.0) for e in estimates], [max(e.high - e.value, 0.0) for e in estimates]
 
 
 def _accuracy_words(entries: Sequence[Entry]) -> tuple[str, str, str]:
@@ -113,31 +83,30 @@ def costs(entries: Sequence[Entry]) -> ReportFigure | None:
     known = [entry for entry in entries if entry.passes is not None and entry.evaluation.columns]
     if not known:
         return None
-    figure, axes = panel(3.6)
+    figure, axes = drawing.panel(3.6)
     passes = [float(entry.passes or 0) for entry in known]
     estimates = [entry.evaluation.robust_accuracy() for entry in known]
     values = [estimate.value for estimate in estimates]
     axes.errorbar(passes, values, yerr=_arms(estimates), fmt="o", color=BLUE, markersize=6, elinewidth=1.2)
-    percent_axis(axes, "y")
+    drawing.percent_axis(axes, "y")
     _passes_axis(axes, passes)
     axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
     axes.set_title(f"after {_suites(known)}; {images_text(known)}", fontsize=9, color=MUTED)
-    label_points(axes, [entry.name for entry in known], passes, estimates)
+    drawing.label_points(axes, [entry.name for entry in known], passes, estimates)
     words = [f"{e.name}: {percent(share)} at {e.passes:.3g} passes" for e, share in zip(known, estimates, strict=True)]
-    return ReportFigure("cost", *_cost_words(known), figure, spots(axes, passes, values, words))
+    return ReportFigure("cost", *_cost_words(known), figure, drawing.spots(axes, passes, values, words))
 
 
 def _passes_axis(axes: Axes, passes: Sequence[float]) -> None:
     low, high = min(passes), max(passes)
-    if low > 0 and high / low > 4:
+    wide = low > 0 and high / low > 4
+    if wide:
         ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low / 1.5 < tick < high * 1.5]
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_xlim(low / 1.25, high * 1.6)
-    else:
-        axes.set_xlim(0, high * 1.3 or 1.0)
-    axes.set_xlabel("Training passes, standard training = 1")
+    bounds = (low / 1.25, high * 1.6) if wide else (0, high * 1.3 or 1.0)
+    axes.set(xlim=bounds, xlabel="Training passes, standard training = 1")
 
 
 def _suites(known: Sequence[Entry]) -> str:
@@ -162,19 +131,19 @@ def spending(entries: Sequence[Entry]) -> ReportFigure | None:
     curves = [(entry, points) for entry in entries if len(points := entry.evaluation.spent()) > 1]
     if not curves:
         return None
-    figure, axes = panel(3.5)
+    figure, axes = drawing.panel(3.5)
     for place, (entry, points) in enumerate(curves):
         passes, shares = zip(*points, strict=True)
         look = _look(place)
         axes.plot(passes, shares, **look, label=entry.name, drawstyle="steps-post")
-        axes.plot(passes[-1], shares[-1], color=look["color"], marker=MARKERS[place % len(MARKERS)], markersize=6)
+        axes.plot(passes[-1], shares[-1], color=look["color"], marker=drawing.marker_of(place), markersize=6)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.minorticks_off()
-    percent_axis(axes, "y")
+    drawing.percent_axis(axes, "y")
     axes.set_xlabel("Forward and backward passes spent, per test image")
     axes.set_ylabel(f"Accuracy, {threat(curves[0][0].evaluation)}")
-    legend(figure, axes)
+    drawing.legend(figure, axes)
     return ReportFigure("spent", *_spending_words(curves), figure, _readings(axes, curves))
 
 
@@ -186,7 +155,7 @@ def _readings(axes: Axes, curves: Sequence[tuple[Entry, list[tuple[float, float]
         rows = np.searchsorted(logs, np.linspace(logs[0], logs[-1], READINGS) + 1e-9, side="right") - 1
         chosen += [(entry.name, *points[row]) for row in dict.fromkeys(rows.tolist())]
     words = [f"{name}: {share:.1%} after {passes:,.0f} passes" for name, passes, share in chosen]
-    return spots(axes, [passes for _, passes, _ in chosen], [share for *_, share in chosen], words)
+    return drawing.spots(axes, [passes for _, passes, _ in chosen], [share for *_, share in chosen], words)
 
 
 def _spending_words(curves: Sequence[tuple[Entry, list[tuple[float, float]]]]) -> tuple[str, str, str]:
@@ -207,20 +176,22 @@ def margins(entries: Sequence[Entry]) -> ReportFigure | None:
         return None
     final = [entry.final_margins() for entry in known]
     edges = _edges(np.concatenate(final))
-    figure = blank(0.75 + 0.85 * len(known))
+    figure = drawing.blank(0.75 + 0.85 * len(known))
     rows = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
     for axes, entry, values in zip(rows, known, final, strict=True):
         _histogram(axes, values, edges)
-        axes.set_title(f"{fitted(entry.name, 30, 1)}: {np.count_nonzero(values >= 0):,} of {entry.size:,} broken")
+        broken = f"{np.count_nonzero(values >= 0):,} of {entry.size:,} broken"
+        axes.set_title(f"{drawing.fitted(entry.name, 30, 1)}: {broken}")
     rows[-1].set_xlabel("Final margin (best wrong logit minus true logit)")
     return ReportFigure("margins", *_margin_words(known, final), figure)
 
 
 def _edges(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (-1.0, 1.0)
-    width = max((max(high, 0.0) - min(low, 0.0)) / 60, 1e-6)
-    return np.arange(math.floor(min(low, 0.0) / width), math.ceil(max(high, 0.0) / width) + 2) * width
+    ends = np.percentile(finite, [0.5, 99.5]) if finite.size else (-1.0, 1.0)
+    low, high = min(ends[0], 0.0), max(ends[1], 0.0)
+    width = max((high - low) / 60, 1e-6)
+    return np.arange(math.floor(low / width), math.ceil(high / width) + 2) * width
 
 
 def _histogram(axes: Axes, values: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> None:
@@ -230,7 +201,7 @@ def _histogram(axes: Axes, values: np.ndarray[Any, Any], edges: np.ndarray[Any, 
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks([])
     axes.grid(visible=False)
-    hide(axes, "left")
+    drawing.hide(axes, "left")
 
 
 def _margin_words(known: Sequence[Entry], final: Sequence[np.ndarray[Any, Any]]) -> tuple[str, str, str]:
@@ -258,21 +229,20 @@ def curves(entries: Sequence[Entry]) -> ReportFigure | None:
     keys = _recorded(known)
     if not keys:
         return None
-    figure = blank(0.6 + 2.2 * math.ceil(len(keys) / 2))
+    figure = drawing.blank(0.6 + 2.2 * math.ceil(len(keys) / 2))
     grid = figure.subplots(math.ceil(len(keys) / 2), min(len(keys), 2), squeeze=False).ravel()
     for axes, key in zip(grid, keys, strict=False):
         for place, entry in enumerate(known):
             _curve(axes, entry, key, place)
-        axes.set_title(key.replace("_", " ").capitalize())
-        axes.set_xlabel("epoch")
+        axes.set(title=key.replace("_", " ").capitalize(), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if np.diff(axes.get_xlim()) < 1:
             axes.set_xlim(np.mean(axes.get_xlim()) - 1, np.mean(axes.get_xlim()) + 1)
         if "accuracy" in key:
-            percent_axis(axes, "y")
+            drawing.percent_axis(axes, "y")
     for axes in grid[len(keys) :]:
         axes.set_visible(False)
-    legend(figure, grid[0])
+    drawing.legend(figure, grid[0])
     told = any(entry.alarms for entry in known)
     caption = (
         "Training, epoch by epoch. Losses of different methods are different quantities: compare their"
@@ -300,17 +270,17 @@ def _curve(axes: Axes, entry: Entry, key: str, place: int) -> None:
     heights = [math.nan if value is None else float(value) for _, value in points]
     _line(axes, [float(epoch) for epoch, _ in points], heights, entry.name, place)
     for alarm in entry.alarms:
-        axes.axvline(alarm["epoch"], color=PALETTE[place % len(PALETTE)], linestyle=":", linewidth=1.0)
+        axes.axvline(alarm["epoch"], color=drawing.colour_of(place), linestyle=":", linewidth=1.0)
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: int) -> None:
-    size, marker = 4 if len(x) <= 20 else 0, MARKERS[place % len(MARKERS)]
+    size, marker = 4 if len(x) <= 20 else 0, drawing.marker_of(place)
     axes.plot(x, y, **_look(place), marker=marker, markersize=size, linewidth=1.6, label=name)
 
 
 def _look(place: int) -> dict[str, Any]:
     """Return the colour and the dashes of a line."""
-    return {"color": PALETTE[place % len(PALETTE)], "linestyle": _DASHES[place // len(PALETTE) % len(_DASHES)]}
+    return {"color": drawing.colour_of(place), "linestyle": _DASHES[place // len(drawing.PALETTE) % len(_DASHES)]}
 
 
 @styled()
@@ -319,16 +289,14 @@ def radii(entries: Sequence[Entry]) -> ReportFigure | None:
     known = [entry for entry in entries if entry.accuracy_by_radius]
     if not known:
         return None
-    figure, axes = panel(3.5)
+    figure, axes = drawing.panel(3.5)
     for place, entry in enumerate(known):
         points = sorted(entry.accuracy_by_radius or [])
         _line(axes, [radius for radius, _ in points], [share for _, share in points], entry.name, place)
     axes.axvline(known[0].evaluation.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    percent_axis(axes, "y")
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"{known[0].evaluation.norm} radius, in pixels of [0, 1]")
-    axes.set_ylabel("Accuracy")
-    legend(figure, axes)
+    drawing.percent_axis(axes, "y")
+    axes.set(xlim=(0, None), xlabel=f"{known[0].evaluation.norm} radius, in pixels of [0, 1]", ylabel="Accuracy")
+    drawing.legend(figure, axes)
     caption = (
         f"Accuracy as the {known[0].evaluation.norm} radius grows; the dashed line is this report's radius."
         " Every curve must reach 0% at a large radius: one that levels off above it points to an attack that"

@@ -9,18 +9,8 @@ import numpy as np
 from planish.records.audit import Audit
 from planish.records.geometry import REACH, Array, DistanceBounds, Effort, Geometry, Linearity, Planes, Weights
 from planish.records.statistics import Estimate
-from planish.report.drawing import (
-    BLUE,
-    MUTED,
-    ReportFigure,
-    Shot,
-    amplification,
-    panel,
-    percent_axis,
-    shots_of,
-    spots,
-    styled,
-)
+from planish.report import drawing
+from planish.report.drawing import BLUE, MUTED, ReportFigure, Shot, styled
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
 from planish.report.tables import NOTHING, ROWS, SIMPLE, Cell, Gallery, Table, class_name, percent, radius_text, table
 
@@ -35,7 +25,7 @@ def geometry_figures(audit: Audit) -> list[ReportFigure]:
     if geometry is None:
         return []
     parts: list[tuple[Any, Callable[[Audit, Any], list[ReportFigure]]]] = [
-        (geometry.by_radius, lambda of, part: [_by_radius(of, part)]),
+        (geometry.by_radius, _by_radius),
         (geometry.planes, _surfaces),
         (geometry.linearity, _gammas),
         (geometry.bounds, _bounds),
@@ -46,21 +36,21 @@ def geometry_figures(audit: Audit) -> list[ReportFigure]:
 
 
 @styled()
-def _by_radius(audit: Audit, part: Any) -> ReportFigure:
+def _by_radius(audit: Audit, part: Any) -> list[ReportFigure]:
     """Accuracy under PGD at multiples of the radius, with its interval."""
     shares = [Estimate.from_counts(int(left), part.images) for left in part.standing]
     radii, values = part.radii.tolist(), [share.value for share in shares]
-    figure, axes = panel(3.2)
+    figure, axes = drawing.panel(3.2)
     axes.fill_between(radii, [s.low for s in shares], [s.high for s in shares], color=BLUE, alpha=0.16, linewidth=0)
     axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
     axes.axvline(audit.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("symlog", base=2, linthresh=min((radius for radius in radii if radius > 0), default=1.0))
     axes.set_xticks(radii, [radius_text(float(f"{radius:.7g}")) for radius in radii])
     axes.minorticks_off()
-    axes.set_xlim(left=0)
-    percent_axis(axes, "y")
-    axes.set_xlabel(f"{audit.norm} radius, in pixels of [0, 1]; each step doubles it")
-    axes.set_ylabel("Accuracy")
+    drawing.percent_axis(axes, "y")
+    axes.set(
+        xlim=(0, None), xlabel=f"{audit.norm} radius, in pixels of [0, 1]; each step doubles it", ylabel="Accuracy"
+    )
     words = [f"{percent(share)} at {radius:.4g}" for radius, share in zip(radii, shares, strict=True)]
     caption = (
         f"Accuracy under PGD of {part.steps} steps on {part.images:,} images as the radius grows, with 95% intervals;"
@@ -68,7 +58,8 @@ def _by_radius(audit: Audit, part: Any) -> ReportFigure:
         " levels off or rises shows an attack that fails."
     )
     alt = f"Line plot of accuracy by radius. {'; '.join(words)}."
-    return ReportFigure("radius", "Accuracy by radius", caption, alt, figure, spots(axes, radii, values, words))
+    read = drawing.spots(axes, radii, values, words)
+    return [ReportFigure("radius", "Accuracy by radius", caption, alt, figure, read)]
 
 
 def _surfaces(audit: Audit, part: Planes) -> list[ReportFigure]:
@@ -130,7 +121,7 @@ def _weights(audit: Audit, part: Weights) -> list[ReportFigure]:
 def geometry_shots(audit: Audit) -> list[Shot]:
     """Return the pictures of the geometry, broken ones first."""
     images = _images(audit)
-    return [] if images is None else shots_of(images, lambda number: class_name(audit.classes, number))
+    return [] if images is None else drawing.shots_of(images, lambda number: class_name(audit.classes, number))
 
 
 def geometry_caption(audit: Audit) -> str:
@@ -140,7 +131,7 @@ def geometry_caption(audit: Audit) -> str:
         return ""
     return (
         "Original, image after the attack, and their difference, scaled by"
-        f" {amplification(images):.3g} around grey. Under each, the class that the model gives it. Robust"
+        f" {drawing.amplification(images):.3g} around grey. Under each, the class that the model gives it. Robust"
         " images are shown as near to a wrong class as an attack brought them."
     )
 

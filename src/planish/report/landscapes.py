@@ -11,29 +11,18 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
-from planish.report.drawing import (
-    BLUE,
-    INK,
-    MARKERS,
-    MUTED,
-    PALETTE,
-    PAPER,
-    VERMILION,
-    ReportFigure,
-    blank,
-    fitted,
-    hide,
-    legend,
-    panel,
-    spots,
-    styled,
-)
+from planish.report import drawing
+from planish.report.drawing import BLUE, INK, MARKERS, MUTED, PAPER, VERMILION, ReportFigure, styled
 
 Array = NDArray[Any]
 
 SHADES = LinearSegmentedColormap.from_list("planish", ["#f1f5f8", "#9cc3dd", "#2f7fb5", "#0a3a5c"])
 LABELLED = 13  # rows and columns of a surface that can be read, at most
-MARKED = ((PALETTE[0], MARKERS[0]), (PALETTE[2], MARKERS[2]), (INK, MARKERS[1]))  # of lower bounds, none in red
+MARKED = (
+    (drawing.PALETTE[0], MARKERS[0]),
+    (drawing.PALETTE[2], MARKERS[2]),
+    (INK, MARKERS[1]),
+)  # of lower bounds, none in red
 MANY = 2000  # marks; more are drawn as one picture
 WIDE = 10  # between the least and the largest median of histograms on a linear axis
 
@@ -48,7 +37,7 @@ def loss_surface(
     values (B,A). attacked: how far the attack went, marked. Raises BadInput for other shapes.
     """
     _shaped("values", values, (len(across), len(along)))
-    figure, axes = panel(3.7)
+    figure, axes = drawing.panel(3.7)
     filled = axes.contourf(along, across, values, levels=14, cmap=SHADES)
     if np.ptp(values) > 0:
         axes.contour(along, across, values, levels=filled.levels, colors=MUTED, linewidths=0.5)
@@ -58,8 +47,7 @@ def loss_surface(
         axes.plot(attacked, 0, marker="^", color=PAPER, markerfacecolor=VERMILION, markersize=9)
     axes.plot(0, 0, marker="o", color=INK, markerfacecolor=PAPER, markersize=7)
     axes.grid(visible=False)
-    axes.set_xlabel("Adversarial direction, pixels of [0, 1]")
-    axes.set_ylabel("Random direction")
+    axes.set(xlabel="Adversarial direction, pixels of [0, 1]", ylabel="Random direction")
     figure.colorbar(filled, ax=axes, label=quantity, shrink=0.9, pad=0.02).outline.set_visible(False)
     rows, columns = _thinned(len(across)), _thinned(len(along))
     grid = [(float(along[c]), float(across[r]), float(values[r, c])) for r in reversed(rows) for c in columns]
@@ -71,18 +59,17 @@ def loss_surface(
         f" gradients mislead.{' The triangle is where the attack went.' * (attacked is not None)} Point at it to read"
         " values."
     )
-    alt = f"Contour plot{of}. {quantity} from {values.min():.4g} to {values.max():.4g}; {_at_origin(grid, quantity)}."
-    read = spots(axes, [x for x, *_ in grid], [y for _, y, _ in grid], words)
+    x, y, middle = min(grid, key=lambda point: math.hypot(point[0], point[1]))
+    told = (
+        f"{quantity} from {values.min():.4g} to {values.max():.4g}; {quantity.lower()} {middle:.4g} at {x:.3g}, {y:.3g}"
+    )
+    alt = f"Contour plot{of}. {told}."
+    read = drawing.spots(axes, [x for x, *_ in grid], [y for _, y, _ in grid], words)
     return ReportFigure("surface", f"{quantity} surface", caption, alt, figure, read)
 
 
 def _thinned(count: int) -> list[int]:
     return list(dict.fromkeys(np.linspace(0, count - 1, min(count, LABELLED)).round().astype(int).tolist()))
-
-
-def _at_origin(grid: Sequence[tuple[float, float, float]], quantity: str) -> str:
-    x, y, value = min(grid, key=lambda point: math.hypot(point[0], point[1]))
-    return f"{quantity.lower()} {value:.4g} at {x:.3g}, {y:.3g}"
 
 
 @styled()
@@ -93,16 +80,16 @@ def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linea
     """
     _some(gammas)
     scale, edges = _bins(gammas)
-    figure = blank(0.75 + 0.8 * len(gammas))
+    figure = drawing.blank(0.75 + 0.8 * len(gammas))
     rows = figure.subplots(len(gammas), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(rows, gammas.items(), strict=True):
         middle = float(np.median(values))
         axes.hist(np.clip(values, edges[0], edges[-1]), bins=edges.tolist(), color=BLUE, histtype="stepfilled")
         axes.axvline(middle, color=VERMILION, linewidth=1.6)
-        axes.set_title(f"{fitted(name, 30, 1)}: median {middle:.3g}")
+        axes.set_title(f"{drawing.fitted(name, 30, 1)}: median {middle:.3g}")
         axes.set_yticks([])
         axes.grid(visible=False)
-        hide(axes, "left")
+        drawing.hide(axes, "left")
     rows[-1].set_xlabel(quantity)
     rows[-1].set_xscale(scale)
     rows[-1].xaxis.set_major_formatter(_plain)
@@ -136,7 +123,7 @@ def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Arra
     Qin et al., "Adversarial Robustness through Local Linearization", 2019, figure 3.
     """
     _shaped("accuracy", accuracy, (len(restarts), len(steps)))
-    figure, axes = panel(1.2 + 0.42 * len(restarts))
+    figure, axes = drawing.panel(1.2 + 0.42 * len(restarts))
     axes.pcolormesh(accuracy, cmap=SHADES, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
     for row, column in np.ndindex(*accuracy.shape):
         share = float(accuracy[row, column])
@@ -146,16 +133,14 @@ def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Arra
     axes.set_yticks(np.arange(len(restarts)) + 0.5, [str(number) for number in restarts])
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    hide(axes, "left", "bottom")
-    axes.set_xlabel("Steps")
-    axes.set_ylabel("Restarts")
-    weakest, strongest = float(accuracy.max()), float(accuracy.min())
+    drawing.hide(axes, "left", "bottom")
+    axes.set(xlabel="Steps", ylabel="Restarts")
     on = f" on {images:,} images" if images else ""
     caption = (
         f"Accuracy in percent{on} after PGD of so many steps and restarts. A model that needs many of both to fall"
         " hides its gradients; one whose columns are all alike does not."
     )
-    alt = f"Heat map of accuracy by steps and restarts, from {weakest:.1%} down to {strongest:.1%}."
+    alt = f"Heat map of accuracy by steps and restarts, from {accuracy.max():.1%} down to {accuracy.min():.1%}."
     return ReportFigure("steps-restarts", "Accuracy by steps and restarts", caption, alt, figure)
 
 
@@ -168,14 +153,13 @@ def weight_landscape(
     distances (S,): steps in filter-normalized directions; losses: name -> (D,S), D directions. Raises BadInput.
     """
     _some(losses)
-    figure, axes = panel(3.4)
+    figure, axes = drawing.panel(3.4)
     for place, (name, values) in enumerate(losses.items()):
         _shaped(f"losses of '{name}'", values, (len(values), len(distances)))
         _band(axes, distances, values, name, place)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("Distance in the weights, in filter norms")
-    axes.set_ylabel(quantity)
-    legend(figure, axes)
+    axes.set(xlabel="Distance in the weights, in filter norms", ylabel=quantity)
+    drawing.legend(figure, axes)
     caption = (
         f"{quantity} as all weights move along random, filter-normalized directions: mean as a line, least to"
         " largest as a band. A flatter valley goes with a smaller gap between training and test robustness."
@@ -186,8 +170,8 @@ def weight_landscape(
 
 
 def _band(axes: Axes, x: Array, values: Array, name: str, place: int) -> None:
-    colour = PALETTE[place % len(PALETTE)]
-    axes.plot(x, values.mean(0), color=colour, marker=MARKERS[place % len(MARKERS)], markersize=3.5, label=name)
+    colour = drawing.colour_of(place)
+    axes.plot(x, values.mean(0), color=colour, marker=drawing.marker_of(place), markersize=3.5, label=name)
     if len(values) > 1:
         axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.16, linewidth=0)
 
@@ -211,7 +195,7 @@ def bounds(
     known = {name: np.isfinite(upper) & np.isfinite(values) for name, values in lower.items()}
     if not any(mask.any() for mask in known.values()):
         raise BadInput("A scatter of bounds needs at least one image with both bounds finite.")
-    figure, axes = panel(3.9)
+    figure, axes = drawing.panel(3.9)
     ends = (max(lower[name][mask].max(), upper[mask].max()) for name, mask in known.items() if mask.any())
     end = 1.06 * max(map(float, ends)) or 1.0
     axes.plot([0, end], [0, end], color=MUTED, linewidth=1)
@@ -224,7 +208,7 @@ def bounds(
     axes.set_xlabel(f"Upper bound: {norm} distance of the nearest image found")
     axes.set_ylabel("Lower bound" + (", estimated" if kind == "estimate" else ""))
     if len(lower) > 1:
-        legend(figure, axes)
+        drawing.legend(figure, axes)
     return ReportFigure("bounds", "Between the bounds", *_bounds_words(lower, upper, known, radius, kind), figure)
 
 
@@ -237,24 +221,22 @@ def _scattered(axes: Axes, lower: Array, upper: Array, name: str, place: int) ->
         axes.scatter(upper[part], lower[part], s=size, color=colour, label=label, **look)
 
 
+BOUNDS_WORDS = {
+    "certificate": "Each image's adversarial distance lies between its lower bound and the distance of the nearest"
+    " adversarial image found: the closer to the line, the better it is known. Above the line the two contradict each"
+    " other",
+    "estimate": "Lower bounds of each image's adversarial distance against the nearest adversarial image found. The"
+    " lower bounds are estimates, no certificates: they take the largest steepness and curvature met at these images"
+    " for the largest there is. Above the line, in red, the estimate is refuted",
+}
+
+
 def _bounds_words(
     lower: Mapping[str, Array], upper: Array, known: Mapping[str, Array], radius: float | None, kind: str
 ) -> tuple[str, str]:
     crossed = {name: np.count_nonzero(lower[name][mask] > upper[mask]) for name, mask in known.items()}
     told = ", ".join(f"{name} {count:,} of {np.count_nonzero(known[name]):,}" for name, count in crossed.items())
-    caption = (
-        "Each image's adversarial distance lies between its lower bound and the distance of the nearest adversarial"
-    )
-    caption += " image found: the closer to the line, the better it is known. Above the line the two contradict each"
-    caption += f" other: {told} images."
-    if kind == "estimate":
-        caption = (
-            "Lower bounds of each image's adversarial distance against the nearest adversarial image found. The lower"
-            " bounds are estimates, no certificates: they take the largest steepness and curvature met at these"
-            f" images for the largest there is. Above the line, in red, the estimate is refuted: {told} images."
-        )
-    if radius is not None:
-        caption += " The dashed lines are the radius."
+    caption = f"{BOUNDS_WORDS[kind]}: {told} images.{' The dashed lines are the radius.' * (radius is not None)}"
     missing = max(np.count_nonzero(~mask) for mask in known.values())
     if missing:
         caption += f" Not drawn: {missing:,} images without both."
@@ -277,7 +259,7 @@ def lower_bounds(models: Mapping[str, tuple[Array, Mapping[str, Array]]], *, nor
     """
     _some({name: distance for name, (distance, _) in models.items()})
     lines = math.ceil(len(models) / 2)
-    figure = blank(1.2 + 2.2 * lines)
+    figure = drawing.blank(1.2 + 2.2 * lines)
     panels = figure.subplots(lines, min(2, len(models)), sharex=True, sharey=True, squeeze=False)
     facts = [
         _lower(axes, name, distance, bounds)
@@ -305,14 +287,14 @@ def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) 
         known = np.isfinite(distance) & np.isfinite(bound) & (distance > 0) & (bound > 0)
         if not known.any():
             raise BadInput(f"the {kind} of '{name}' needs at least one image with a bound and a distance above 0")
-        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+        colour, marker = drawing.colour_of(place), drawing.marker_of(place)
         look: dict[str, Any] = {"s": 5, "color": colour, "marker": marker, "alpha": 0.5, "linewidths": 0}
         axes.scatter(distance[known], bound[known], **look, label=kind)
         wrong = int(np.count_nonzero(bound[known] > distance[known]))
         facts.append(f"{kind} above the distance on {wrong:,} of {np.count_nonzero(known):,}")
         ends += [float(distance[known].min()), float(distance[known].max())]
     axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=MUTED, linewidth=1)
-    axes.set(xscale="log", yscale="log", title=fitted(name, 26, 1))
+    axes.set(xscale="log", yscale="log", title=drawing.fitted(name, 26, 1))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(numticks=4))
         axis.set_major_formatter(_plain)

@@ -16,27 +16,16 @@ from markupsafe import Markup
 
 from planish.core.errors import BadInput
 from planish.records.audit import Audit, Finding
-from planish.records.evaluation import Evaluation, to_json
+from planish.records.evaluation import to_json
 from planish.records.statistics import Estimate
-from planish.report import audited
+from planish.report import audited, tables
 from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
 from planish.report.card import audit_card, card, verdict
 from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_caption, shots, to_png, to_svg
 from planish.report.figures import report_figures
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
 from planish.report.pairs import Pair, pair_facts, paired_figure, paired_rows, pairs
-from planish.report.tables import (
-    Entry,
-    check,
-    cost_rows,
-    image_rows,
-    images_text,
-    radius_text,
-    rows_for,
-    slug,
-    summary_rows,
-    threat,
-)
+from planish.report.tables import Entry
 from planish.storage.files import write_bytes, write_json, write_text
 
 
@@ -83,16 +72,16 @@ def _write(
     found: Sequence[Pair],
     audits: Mapping[str, Audit],
 ) -> Path:
-    check(entries)
-    own = threat(entries[0].evaluation)
+    tables.check(entries)
+    own = tables.threat(entries[0].evaluation)
     for name, one in audits.items():
-        if (theirs := f"{one.norm} radius {radius_text(one.radius)}") != own:
+        if (theirs := f"{one.norm} radius {tables.radius_text(one.radius)}") != own:
             raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
     drawn = report_figures(entries)
     if found:
         drawn.insert(1, paired_figure(found))
     galleries = [
-        gallery(entry, f"gallery-{place}-{slug(entry.name, 'method')}") for place, entry in enumerate(entries, 1)
+        gallery(entry, f"gallery-{place}-{tables.slug(entry.name, 'method')}") for place, entry in enumerate(entries, 1)
     ]
     _write_figures([*drawn, *(drawing for drawing in galleries if drawing)], folder)
     paired = {"pairs": plain([pair_facts(pair) for pair in found])} if found else {}
@@ -186,26 +175,29 @@ def render(
     """
     # an interval stays on one line
     headline, *remarks = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
-    most = rows_for(entries)
+    most, records = tables.rows_for(entries), [(entry.name, entry.evaluation) for entry in entries]
     return _page(
         "page.html.j2",
         provenance,
         title=title,
         headline=headline,
         remarks=remarks,
-        terms=f"{threat(entries[0].evaluation)} · {images_text(entries)}",
-        scores=[_score(entry.name, entry.evaluation) for entry in entries],
+        terms=f"{tables.threat(entries[0].evaluation)} · {tables.images_text(entries)}",
+        scores=[
+            Score.of(name, one.robust_accuracy(), one.clean_accuracy() if one.columns else None)
+            for name, one in records
+        ],
         attacked=any(entry.evaluation.columns for entry in entries),
-        summary=summary_rows(entries),
+        summary=tables.summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
         **_side_by_side(audits),
-        costs=cost_rows(entries),
+        costs=tables.cost_rows(entries),
         figures=_drawings(drawn),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
-        images=[(entry.name, image_rows(entry, most)) for entry in entries],
+        images=[(entry.name, tables.image_rows(entry, most)) for entry in entries],
         models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries]
         + [(f"{name}, audited", flat(plain(audit.known))) for name, audit in audits.items()],
-        commands=_commands(provenance, *(one.meta for one in (*(e.evaluation for e in entries), *audits.values()))),
+        commands=_commands(provenance, *(one.meta for one in (*(record for _, record in records), *audits.values()))),
     )
 
 
@@ -273,11 +265,6 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
 
 def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:
     return [(drawing, Markup(to_svg(drawing))) for drawing in drawn]  # our own drawing, its text escaped by it
-
-
-def _score(name: str, record: Evaluation) -> Score:
-    shares = (record.robust_accuracy(), record.clean_accuracy()) if record.columns else (record.clean_accuracy(),)
-    return Score.of(name, *shares)
 
 
 def _shown(finding: Finding) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from planish.core.errors import BadInput
 from planish.records.statistics import Difference, Estimate, paired_interval
-from planish.report.drawing import BLUE, INK, ReportFigure, fitted, hide, panel, styled
+from planish.report.drawing import BLUE, INK, ReportFigure, fitted, name_rows, panel, styled
 from planish.report.tables import Cell, Entry, Table, check, share, table, threat
 
 
@@ -43,30 +43,25 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
         raise BadInput("A comparison needs at least two evaluations.")
     for entry in entries[1:]:
         _check_images(entries[0], entry)
-    return [_pair(*two) for two in combinations(entries, 2)]
+    found = []
+    for first, second in combinations(entries, 2):
+        one, other = first.evaluation.survivors(), second.evaluation.survivors()
+        only = (tuple(first.evaluation.indices[mask].tolist()) for mask in (one & ~other, other & ~one))
+        found.append(Pair(first, second, paired_interval(one, other), *only))
+    return found
 
 
 def _check_images(one: Entry, other: Entry) -> None:
     a, b = one.evaluation, other.evaluation
-    digests = [record.meta.get("data", {}).get("digest") for record in (a, b)]
-    same = np.array_equal(a.indices, b.indices) and np.array_equal(a.labels, b.labels)
-    if not same or (None not in digests and digests[0] != digests[1]):
-        told = [f"{entry.name} on {entry.size:,} of {_data(entry)}" for entry in (one, other)]
+    data = [record.meta.get("data", {}) for record in (a, b)]
+    digests = {known["digest"] for known in data if known.get("digest") is not None}
+    if len(digests) > 1 or not (np.array_equal(a.indices, b.indices) and np.array_equal(a.labels, b.labels)):
+        names = [known.get("name", "an unnamed data set") for known in data]
+        told = [f"{it.name} on {it.size:,} of {name}" for it, name in zip((one, other), names, strict=True)]
         raise BadInput(
             f"A paired comparison needs the same images, got {' and '.join(told)}; evaluate both with the same"
             " --data and --limit, or put them side by side with: planish report"
         )
-
-
-def _data(entry: Entry) -> str:
-    return str(entry.evaluation.meta.get("data", {}).get("name", "an unnamed data set"))
-
-
-def _pair(first: Entry, second: Entry) -> Pair:
-    one, other = first.evaluation.survivors(), second.evaluation.survivors()
-    ids = first.evaluation.indices
-    only = [tuple(int(index) for index in ids[mask]) for mask in (one & ~other, other & ~one)]
-    return Pair(first, second, paired_interval(one, other), *only)
 
 
 def points(difference: Difference) -> str:
@@ -109,12 +104,8 @@ def paired_figure(found: Sequence[Pair]) -> ReportFigure:
     above = [max(100 * (pair.difference.high - pair.difference.value), 0.0) for pair in found]
     axes.errorbar(values, rows, xerr=(below, above), fmt="o", color=BLUE, markersize=6, elinewidth=1.6)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(rows, [_versus(pair) for pair in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    name_rows(axes, [_versus(pair) for pair in found])
     axes.set_xlabel("Difference in percentage points")
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    hide(axes, "left")
     caption = (
         f"Accuracy of the first model minus that of the second on the same {found[0].difference.total:,} images at"
         f" {threat(found[0].first.evaluation)}, with 95% intervals for pairs. An interval that crosses the line does"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
-from planish.records.evaluation import Column, Evaluation
+from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 
 
@@ -82,8 +82,7 @@ class Entry:
         """(N,) the largest margin that any attack reached, the clean one where none was tried."""
         columns = [column.margin for column in self.evaluation.columns]
         reached = np.fmax.reduce([np.full(self.size, np.nan, np.float32), *columns])
-        wrong = ~self.evaluation.correct() | np.isnan(reached)
-        return np.where(wrong, self.evaluation.clean_margin, reached)
+        return np.where(~self.evaluation.correct() | np.isnan(reached), self.evaluation.clean_margin, reached)
 
 
 def class_name(classes: Sequence[Any], number: int) -> str:
@@ -157,16 +156,19 @@ class Table:
 def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     """Return the table of these (text, sorting value) cells."""
     texts = tuple(tuple(text for text, _ in row) for row in rows)
-    values = tuple(tuple(value for _, value in row) for row in rows)
-    return Table(caption, tuple(headers), texts, values)
+    return Table(caption, tuple(headers), texts, tuple(tuple(value for _, value in row) for row in rows))
 
 
 def summary_rows(entries: Sequence[Entry]) -> Table:
     """One row per method: clean accuracy, robust accuracy after each attack, training cost."""
     attacks = attack_names(entries)
+
+    def after(attack: str, entry: Entry) -> Cell:
+        return share(entry.evaluation.accuracy_after(attack)) if attack in entry.evaluation.asked else (NOTHING, None)
+
     columns: dict[str, Callable[[Entry], Cell]] = {"Method": lambda entry: (entry.name, None)}
     columns["Clean"] = lambda entry: share(entry.evaluation.clean_accuracy())
-    columns |= {f"After {name}": partial(_after, attack=name) for name in attacks}
+    columns |= {f"After {name}": partial(after, name) for name in attacks}
     if len({entry.size for entry in entries}) > 1:
         columns["Images"] = lambda entry: _count(entry.size)
     if any(entry.training for entry in entries):
@@ -192,17 +194,11 @@ def share(estimate: Estimate) -> Cell:
     return percent(estimate), estimate.value
 
 
-def _after(entry: Entry, attack: str) -> Cell:
-    known = attack in entry.evaluation.asked
-    return share(entry.evaluation.accuracy_after(attack)) if known else (NOTHING, None)
-
-
 def _time(entry: Entry) -> Cell:
     training = entry.training or {}
     seconds, relative = training.get("seconds"), training.get("relative_seconds")
-    words = [] if seconds is None else [seconds_text(seconds)]
-    words += [] if relative is None else [f"({times(relative)})"]
-    return " ".join(words) or NOTHING, relative if seconds is None else seconds
+    words = ("" if seconds is None else seconds_text(seconds), "" if relative is None else f"({times(relative)})")
+    return " ".join(filter(None, words)) or NOTHING, relative if seconds is None else seconds
 
 
 def times(factor: float) -> str:
@@ -235,14 +231,12 @@ def _costs(entry: Entry) -> list[list[Cell]]:
     evaluation = entry.evaluation
     clean, wrong = evaluation.meta.get("clean") or {}, np.count_nonzero(~evaluation.correct())
     spent = (clean.get("forwards"), 0, clean.get("seconds"))
-    first = _cost(entry, "none (clean images)", entry.size, wrong, evaluation.clean_accuracy(), *spent)
-    return [first, *(_attack_cost(entry, column) for column in evaluation.columns)]
-
-
-def _attack_cost(entry: Entry, column: Column) -> list[Cell]:
-    tried, broken = map(np.count_nonzero, (column.attempted, entry.evaluation.broken_by(column.name)))
-    after, spent = entry.evaluation.accuracy_after(column.name), (column.forwards, column.backwards, column.seconds)
-    return _cost(entry, column.name, tried, broken, after, *spent)
+    rows = [_cost(entry, "none (clean images)", entry.size, wrong, evaluation.clean_accuracy(), *spent)]
+    for one in evaluation.columns:
+        tried, broken = map(np.count_nonzero, (one.attempted, evaluation.broken_by(one.name)))
+        spent = (one.forwards, one.backwards, one.seconds)
+        rows.append(_cost(entry, one.name, tried, broken, evaluation.accuracy_after(one.name), *spent))
+    return rows
 
 
 def _cost(entry: Entry, name: str, tried: Any, broken: Any, after: Estimate, *spent: Any) -> list[Cell]:
@@ -270,8 +264,7 @@ def plain_text(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """Write a table in GitHub's Markdown, the caption above it."""
-    rule = ["---", *("---:" for _ in table.headers[1:])]
-    lines = [table.headers, rule, *table.rows]
+    lines = [table.headers, ["---", *("---:" for _ in table.headers[1:])], *table.rows]
     body = ["| " + " | ".join(map(markdown_text, line)) + " |" for line in lines]
     return "\n".join([markdown_text(table.caption), "", *body]) + "\n"
 
@@ -309,8 +302,7 @@ def image_rows(entry: Entry, most: int) -> Table:
 def _caption(entry: Entry, shown: int) -> str:
     left_out = entry.size - shown
     scope = f"The {shown:,} images nearest to the decision boundary; {left_out:,} farther ones are left out."
-    if not left_out:
-        scope = f"All {shown:,} images, nearest to the decision boundary first."
+    scope = scope if left_out else f"All {shown:,} images, nearest to the decision boundary first."
     tried = f" that any attack ({', '.join(attack_names([entry]))}) reached" if entry.evaluation.columns else ""
     return (
         f"{scope} Margin: best wrong logit minus true logit, the largest{tried} at {threat(entry.evaluation)};"

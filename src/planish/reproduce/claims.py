@@ -86,8 +86,7 @@ def _interval(claim: Claim, figures: Mapping[str, Figure]) -> tuple[float, float
     """Return the claim's sum or ratio, and its interval."""
     if claim.ratio:
         return _ratio(*(figures[name] for name in claim.ratio))
-    signs = [*(1.0 for _ in claim.plus), *(-1.0 for _ in claim.minus)]
-    return _sum(signs, [figures[name] for name in claim.names])
+    return _sum([*(1.0 for _ in claim.plus), *(-1.0 for _ in claim.minus)], [figures[name] for name in claim.names])
 
 
 def _ratio(over: Figure, under: Figure) -> tuple[float, float, float]:
@@ -99,8 +98,7 @@ def _ratio(over: Figure, under: Figure) -> tuple[float, float, float]:
         return value, value, value
     if over.value <= 0 or under.low <= 0:
         return value, 0.0, math.inf
-    arms = [(figure.high - figure.low) / 2 / figure.value for figure in (over, under)]
-    factor = math.exp(math.hypot(*arms))
+    factor = math.exp(math.hypot(*[(figure.high - figure.low) / 2 / figure.value for figure in (over, under)]))
     return value, value / factor, value * factor
 
 

@@ -63,8 +63,7 @@ def estimate(job: Job, row: str) -> WorkEstimate:
     training = seen * _step_cost(job, row) * STANDARD if untrained else 0.0
     tests = _count(job, row, "test", images_judged(job.table, job.scale))
     judged = [column for column in job.columns().values() if column.is_judged and not finished(job, row, column)]
-    left = {job.record(row, column): column_passes(job, column) for column in judged}
-    judging = tests * sum(left.values())
+    judging = tests * sum({job.record(row, column): column_passes(job, column) for column in judged}.values())
     seconds = seen * step_seconds(job, experiment) if untrained else 0.0
     return WorkEstimate(training, judging, seconds + (judging * pass_seconds(job, experiment) if judging else 0.0))
 
@@ -167,8 +166,7 @@ def attack_passes(attack: str | None, classes: int) -> float:
     steps, restarts, *_ = (*given, 1) if given else (100, 1)
     if family == "square":
         return float(steps)
-    times = {"multi-targeted": classes - 1, "transfer": 3}.get(family, 1)
-    return 2.0 * (steps + 1) * restarts * times
+    return 2.0 * (steps + 1) * restarts * {"multi-targeted": classes - 1, "transfer": 3}.get(family, 1)
 
 
 def estimate_rows(job: Job, rows: Sequence[str]) -> Table:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from planish.core.errors import BadInput
-from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, hide, legend, styled, to_png
+from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, legend, name_rows, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words
 from planish.reproduce.measured import load_documents, paper_number
@@ -143,11 +143,7 @@ def _draw(axes: Axes, names: list[str], pairs: list[Pair | None]) -> None:
     arms = (value - low, high - value)
     axes.errorbar(value, height, xerr=arms, fmt="o", color=BLUE, markersize=5.5, elinewidth=1.4, label="measured")
     axes.plot(printed[both], height[both], "s", color=VERMILION, markersize=5, label="printed")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    hide(axes, "left")
+    name_rows(axes, names)
 
 
 def write_figure(own: PaperTable, whole: dict[str, Any], path: Path) -> Path | None:

@@ -85,10 +85,11 @@ class ThreatOptions:
 
 @dataclass(frozen=True)
 class Named:
-    """A component by name with its options."""
+    """A component by name with its options. weights: of a model, a file or run folder that training starts from."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,11 @@ def parsed(tree: Mapping[str, Any]) -> Experiment:
 def _named(section: str, table: Mapping[str, Any]) -> Named:
     if not isinstance(table.get("name"), str):
         raise BadInput(f'[{section}] needs a name, for instance name = "{getattr(Experiment(), section).name}"')
-    return Named(table["name"], {key: value for key, value in table.items() if key != "name"})
+    options = {key: value for key, value in table.items() if key != "name"}
+    weights = options.pop("weights", None) if section == "model" else None
+    if not isinstance(weights, str | None):
+        raise BadInput(f"model.weights = {weights!r} is wrong: give a run folder or a file of weights")
+    return Named(table["name"], options, weights)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -178,6 +183,18 @@ def _value(text: str) -> Any:
         return text
 
 
+def difference(one: Experiment, other: Experiment) -> str:
+    """Return the first key whose value differs, and both values; "" where the two are the same."""
+    for section in fields(Experiment):
+        both = [getattr(each, section.name) for each in (one, other)]
+        tables = [_table(each) if is_dataclass(each) else {"": each} for each in both]
+        for key in {**tables[0], **tables[1]}:
+            first, second = (table.get(key) for table in tables)
+            if first != second:
+                return f"{section.name}.{key}".rstrip(".") + f" is {first!r} there and {second!r} here"
+    return ""
+
+
 def experiment_of(config: Path | None, named: Mapping[str, Any], overrides: Iterable[str]) -> Experiment:
     """Return the experiment of a TOML file, or the default one, with named values (None = not given) and overrides.
 
@@ -204,9 +221,14 @@ def to_toml(experiment: Experiment) -> str:
 
 
 def _lines(value: Any) -> list[str]:
-    table = {item.name: getattr(value, item.name) for item in fields(value)}
-    table |= table.pop("options", {})
-    return [f"{key} = {_literal(entry)}" for key, entry in table.items() if entry is not None]
+    return [f"{key} = {_literal(entry)}" for key, entry in _table(value).items() if entry is not None]
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """Return a section's keys and values, options among them."""
+    table: dict[str, Any] = {item.name: getattr(value, item.name) for item in fields(value)}
+    options: dict[str, Any] = table.pop("options", {})
+    return table | options
 
 
 def _literal(entry: Any) -> str:

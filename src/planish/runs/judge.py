@@ -36,7 +36,7 @@ from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.runs.config import LARGEST_SIDE
-from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.runs.run import BEST, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
 from planish.storage.reading import read_json
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
@@ -88,10 +88,10 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
     folder = Path(spec)
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
         run = load_run(folder, built_by)
-        name = run.about.get("method", {}).get("name") or folder.name
-        return LoadedModel(run.model.to(device), name, run.about, training_of(folder), run.notes)
+        name, training = run.about.get("method", {}).get("name") or folder.name, training_of(run.folder or folder)
+        return LoadedModel(run.model.to(device), name, run.about, training, run.notes)
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:

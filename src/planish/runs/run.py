@@ -2,8 +2,10 @@
 
 import io
 import json
+import pickle
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from planish.storage.reading import (
     unsealed,
 )
 
-WEIGHTS, RESUME, METRICS = "model.safetensors", "resume.pt", "metrics.jsonl"
+WEIGHTS, BEST, RESUME, METRICS = "model.safetensors", "model-best.safetensors", "resume.pt", "metrics.jsonl"
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 SCHEMA_VERSION = 1
 
@@ -41,10 +43,26 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> N
 
     The weights that stood there stay as `previous(path)`.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    check_storable(model)
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()  # tied weights lie in one place; the file holds each name's own copy
+    for name, value in model.state_dict().items():
+        own = value.detach().cpu().contiguous()
+        tensors[name] = own.clone() if own.untyped_storage().data_ptr() in places else own
+        places.add(own.untyped_storage().data_ptr())
     about = {"schema_version": SCHEMA_VERSION, **metadata}
     text = json.dumps({**about, DIGEST: tensors_digest(tensors, about)})
     write_bytes(save(tensors, {"planish": text}), path, previous(path))
+
+
+def check_storable(model: nn.Module) -> None:
+    """Raise BadInput if a weights file cannot hold all that the model keeps."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise BadInput(
+                f"the model keeps '{name}', a {type(value).__name__}, and files of weights hold tensors alone: keep it "
+                "in a buffer, or train with planish.fit or planish.train without out="
+            )
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -85,10 +103,62 @@ def put_weights(tensors: dict[str, Tensor], path: Path, model: nn.Module) -> Non
     own = {name: value.shape for name, value in model.state_dict().items()}
     found = {name: value.shape for name, value in tensors.items()}
     if own != found:
-        wrong = next(name for name in sorted({*own, *found}) if own.get(name) != found.get(name))
-        there, here = (_shape(shapes.get(wrong)) for shapes in (found, own))
-        raise BadInput(f"{path} holds another architecture: '{wrong}' is {there} there and {here} in the model")
+        raise BadInput(f"{path} holds {_misfit(own, found)}")
     model.load_state_dict(tensors)
+
+
+def load_start(path: Path, model: nn.Module) -> None:
+    """Load weights to start training from: of a run folder, a .safetensors file, or a checkpoint of torch.save.
+
+    A checkpoint is read with weights_only, its state_dict found wherever it lies in it, and what wrappers put before
+    names (`module.`, `_orig_mod.`) left out. The weights of a network without planish's normalization fit as well.
+    Raises BadInput.
+    """
+    content = read_weights(path / WEIGHTS)[0] if path.is_dir() else _read(path)
+    parts = [model] if not isinstance(model, Normalized) else [model, model.network]
+    first = ""
+    for found in states_in(content):
+        for part in parts:
+            own = {name: value.shape for name, value in part.state_dict().items()}
+            if own == {name: value.shape for name, value in found.items()}:
+                part.load_state_dict(dict(found))
+                return
+            first = first or _misfit(own, {name: value.shape for name, value in found.items()})
+    raise BadInput(f"{path} holds {first or 'no tensors by name'}; give the weights of this very architecture")
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"no weights at {path}: give a run folder, a .safetensors file or a checkpoint") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(f"{path} is not a whole file of weights, or holds more than tensors ({reason})") from error
+
+
+def states_in(content: Any) -> Iterator[Mapping[str, Tensor]]:
+    """Yield every table of tensors by name in a checkpoint, the outer ones first, as it is and without wrappers' names.
+
+    Counters and other numbers beside the tables are passed over.
+    """
+    if not isinstance(content, Mapping):
+        return
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield tensors
+        yield {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in tensors.items()}
+    for part in content.values():
+        yield from states_in(part)
+
+
+def _misfit(own: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str:
+    """Word the first difference of two tables of shapes."""
+    wrong = next(name for name in sorted({*own, *found}) if own.get(name) != found.get(name))
+    there, here = (_shape(shapes.get(wrong)) for shapes in (found, own))
+    return f"another architecture: '{wrong}' is {there} there and {here} in the model"
 
 
 def copy_run(run: Path, folder: Path) -> None:
@@ -154,28 +224,34 @@ class Run:
     notes: tuple[str, ...] = ()
 
 
-def load_run(folder: str | Path, built_by: str | None = None) -> Run:
+def load_run(folder: str | Path, built_by: str | None = None, *, best: bool = False) -> Run:
     """Return the run of a folder: the trained model, in evaluation mode, its configuration and history.
 
     built_by: the user's own function that built the model, if one did. A weights file only names it; it is imported
     and called if the caller names it too, so that a folder from elsewhere never runs code of its choosing.
+    best: the weights of the epoch that was most robust on the run's own held-out images, in place of the last ones; a
+    folder's `model-best.safetensors` asks for the same.
     Weights are laid out channels last, which convolutions run faster in, and pass on to what they compute.
     Raises BadInput.
     """
     folder = path_of(folder)
-    (tensors, about), note = last_good(folder / WEIGHTS, read_weights)
+    best, folder = (True, folder.parent) if folder.name == BEST else (best, folder)
+    weights = folder / (BEST if best else WEIGHTS)
+    if best and folder.is_dir() and not weights.exists():
+        raise BadInput(f"{folder} has no best epoch: train with images held out, for instance data.validation=1000")
+    (tensors, about), note = last_good(weights, read_weights)
     try:
         name, options = about["model"]["name"], about["model"]["options"]
         classes, channels = len(about["classes"]), int(about["channels"])
     except (KeyError, TypeError, ValueError):
-        raise BadInput(f"{folder / WEIGHTS} does not say which architecture it holds") from None
+        raise BadInput(f"{weights} does not say which architecture it holds") from None
     if is_borrowed(name):
         options = {**options, "pretrained": False}  # the weights are in the folder
     elif ":" in name and (built_by is None or _code(name) != _code(built_by)):
         raise BadInput(f"the model in {folder} was built by '{name}'; if you trust that code, add --built-by {name}")
     own = built_by if built_by and ":" in name and not is_borrowed(name) else name  # the code that the caller trusts
     model = architecture(own, options, classes, channels)
-    put_weights(tensors, folder / WEIGHTS, model)
+    put_weights(tensors, weights, model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = read_headed(folder / CONFIG) if (folder / CONFIG).exists() else {}
     history = read_history(folder / METRICS, {} if note else about)

@@ -182,8 +182,7 @@ def slope_by_finite_difference(
     norm = direction.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     h = torch.where(norm > length * 1e-6, length / norm, 1.0)
     value = loss_at(x) if value is None else value
-    probe = loss_at(x + direction * per_image(h, x))
-    return Slope(value, (probe - value) / h)
+    return Slope(value, (loss_at(x + direction * per_image(h, x)) - value) / h)
 
 
 class NearestClasses(NamedTuple):

@@ -61,8 +61,7 @@ class Cosine:
 
 def step_size(step: float | Schedule, point: Point) -> float:
     """Return the step at this point in pixels."""
-    radii = step(point.index / point.steps) if callable(step) else step
-    return radii * point.threat.radius
+    return (step(point.index / point.steps) if callable(step) else step) * point.threat.radius
 
 
 def steepest_step(point: Point, direction: Tensor, step: float | Schedule) -> Tensor:
@@ -200,10 +199,7 @@ class AutoPGD:
         if window is not None:
             state, back = self._checked(state, window, point.index)
             rows = per_image(back, x_adv)
-            x_adv, gradient = (
-                torch.where(rows, state.best_x, x_adv),
-                torch.where(rows, state.best_gradient, gradient),
-            )
+            x_adv, gradient = (torch.where(rows, state.best_x, x_adv), torch.where(rows, state.best_gradient, gradient))
         moved = point.threat.step(x_adv, point.x, gradient, state.step)
         share = 1.0 if point.index == 0 else self.momentum
         mixed = x_adv + share * (moved - x_adv) + (1 - share) * (x_adv - state.previous)
@@ -226,8 +222,7 @@ class AutoPGD:
     def _checked(self, state: AutoPGDState, window: int, index: int) -> tuple[AutoPGDState, Tensor]:
         """Return the state after a checkpoint and which examples halve their step and go back."""
         stalls = state.rises <= window * self.rho
-        stuck = state.step_kept & (state.best_at_check >= state.best_value)
-        back = stalls | stuck
+        back = stalls | (state.step_kept & (state.best_at_check >= state.best_value))
         checked = state._replace(
             step=torch.where(back, state.step / 2, state.step),
             rises=torch.zeros_like(state.rises),

@@ -71,8 +71,7 @@ def linear_distance(model: nn.Module, batch: Batch, threat: ThreatModel) -> Line
         nearer = distance < best
         best, target = torch.where(nearer, distance, best), torch.where(nearer, other, target)
         nearest = torch.where(nearer[:, None], x + move, nearest)
-    x_adv = nearest.view(batch.x.shape)
-    return LinearDistance(*(value.to(batch.x.device) for value in (best, x_adv, target)))
+    return LinearDistance(*(value.to(batch.x.device) for value in (best, nearest.view(batch.x.shape), target)))
 
 
 def relu_distance(
@@ -98,8 +97,7 @@ def relu_distance(
         search = _ProofSearch(optimize, layers, threat, x[row], int(labels[row]), time.monotonic() + seconds)
         order = logits[row].argsort(descending=True, stable=True).tolist()
         lower[row], upper[row], proven[row], x_adv[row] = search.over(order, float(known[row]))
-    parts = (lower, upper, proven, x_adv.view(batch.x.shape))
-    return ExactDistance(*(part.to(batch.x.device) for part in parts))
+    return ExactDistance(*(part.to(batch.x.device) for part in (lower, upper, proven, x_adv.view(batch.x.shape))))
 
 
 class _ProofSearch:

@@ -189,8 +189,7 @@ def _extremes(diagonal: Tensor, beside: Tensor, dtype: torch.dtype) -> Extremes:
     values, vectors = torch.linalg.eigh(whole)
     strongest = values.abs().argmax(1, keepdim=True)
     residual = beside[:, -1] * vectors[:, -1].gather(1, strongest).squeeze(1).abs()
-    found = values[:, -1], values[:, 0], values.abs().amax(1), residual
-    return Extremes(*(value.to(dtype) for value in found))
+    return Extremes(*(value.to(dtype) for value in (values[:, -1], values[:, 0], values.abs().amax(1), residual)))
 
 
 def _by_double_backward(loss_at: LossAt, x: Tensor) -> Product:

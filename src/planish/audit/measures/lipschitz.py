@@ -78,8 +78,7 @@ def empirical_lipschitz(
             up = highest(_ratio(f, clean, batch, threat, 1), batch.x, threat, rule, steps, start=held.x_adv)
             down = highest(_ratio(f, clean, batch, threat, -1), batch.x, threat, rule, steps, start=start)
             largest, least = torch.maximum(largest, up.value), torch.maximum(least, down.value)
-    passes = torch.full_like(batch.labels, 1 + restarts * 3 * (2 * steps + 1))
-    return EmpiricalLipschitz(largest, -least, passes)
+    return EmpiricalLipschitz(largest, -least, torch.full_like(batch.labels, 1 + restarts * 3 * (2 * steps + 1)))
 
 
 def jacobian_bound(model: nn.Module, batch: Batch, threat: ThreatModel, *, outputs: Outputs = "logits") -> Tensor:
@@ -112,8 +111,7 @@ def proven_lipschitz(model: nn.Module, batch: Batch, threat: ThreatModel) -> Pro
         for layer, entering in zip(layers[:-1], within, strict=True):
             steepest = layer.weight.abs() @ steepest * (entering.high[row] > 0)[:, None]
         outputs = threat.dual_norm(last.abs() @ steepest).sum()
-        gaps = threat.dual_norm((last - last[label]).abs() @ steepest).amax()
-        found.append(torch.stack([outputs, gaps]))
+        found.append(torch.stack([outputs, threat.dual_norm((last - last[label]).abs() @ steepest).amax()]))
     return ProvenLipschitz(*torch.stack(found, 1).to(batch.x.device))
 
 

@@ -58,8 +58,7 @@ def smoothed_radius(
         for row, (x, index) in enumerate(zip(batch.x, batch.indices.tolist(), strict=True)):
             generator = seeded(seed, index, device=x.device)
             top = int(_votes(model, x, sigma, selection, generator).argmax())
-            hits = int(_votes(model, x, sigma, samples, generator)[top])
-            share = share_at_least(hits, samples, confidence)
+            share = share_at_least(int(_votes(model, x, sigma, samples, generator)[top]), samples, confidence)
             low[row] = share
             if share > 0.5:
                 prediction[row], radius[row] = top, sigma * NormalDist().inv_cdf(share)
@@ -70,8 +69,7 @@ def _votes(model: nn.Module, x: Tensor, sigma: float, count: int, generator: tor
     """Return how many of `count` noisy copies of one image fall into each class, (K,)."""
     votes = torch.zeros((), dtype=torch.int64, device=x.device)
     for at in range(0, count, CHUNK):
-        some = min(CHUNK, count - at)
-        noise = torch.randn(some, *x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        noise = torch.randn(min(CHUNK, count - at), *x.shape, generator=generator, device=x.device, dtype=x.dtype)
         logits = model(x + sigma * noise)
         votes = votes + torch.bincount(logits.argmax(1), minlength=logits.shape[1])
     return votes

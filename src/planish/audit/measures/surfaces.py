@@ -49,8 +49,7 @@ class Distortion(NamedTuple):
 def rademacher(batch: Batch, threat: ThreatModel, seed: int = 0) -> Tensor:
     """Return a random direction of signs for each image, (N, ...), scaled to the threat's radius."""
     signs = torch.where(keyed_draws(batch.x, batch.indices, seed)[:, 1:] < 0.5, -1.0, 1.0).to(batch.x)
-    length = threat.norm(torch.ones_like(batch.x[:1]))
-    return (threat.radius / length) * signs.view_as(batch.x)
+    return (threat.radius / threat.norm(torch.ones_like(batch.x[:1]))) * signs.view_as(batch.x)
 
 
 @torch.no_grad()
