@@ -14,6 +14,7 @@ import torch
 from planish.attacks.suites import Staged
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
+from planish.evaluation.naming import attacks_of
 from planish.records.evaluation import load
 from planish.records.origin import attack_text, model_digest
 from planish.report import write_report
@@ -23,7 +24,6 @@ from planish.runs.judge import (
     EVALUATION,
     GALLERY,
     EvaluationConfig,
-    attacks_of,
     entries,
     evaluate_into,
     load_model,
