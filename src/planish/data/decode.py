@@ -88,7 +88,9 @@ def decode(source: bytes | Path, name: str, cut: Cut | None = None) -> Pixels:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of damaged EXIF blocks and the like
+            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with opened as picture:
             return _channels_first(picture, name, cut)
     except BadInput:
         raise

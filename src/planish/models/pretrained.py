@@ -92,7 +92,8 @@ def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         known, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
         _configure(config, name, channels, options)
-        names = tuple(str(name) for _, name in sorted(dict(getattr(config, "id2label", None) or {}).items()))
+        named = sorted((int(number), str(name)) for number, name in (getattr(config, "id2label", None) or {}).items())
+        names = tuple(name for _, name in named)
         if classes:
             config.num_labels = classes
         kind = transformers.AutoModelForImageClassification
