@@ -15,7 +15,8 @@ from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Nearest, nothing_found, offer, unfinished, with_logits
+from planish.search.ascent import Nearest
+from planish.search.nearest import NearestSearch
 from planish.search.objectives import gap_gradients, target_order
 
 NORMS = ("Linf", "L2")
@@ -67,12 +68,12 @@ class FAB(DistanceAttack):
             raise BadInput(f"FAB knows the norms {' and '.join(NORMS)}, not {threat.name}")
         seed = drawn_seed(generator)
         with attacked(model):
-            batch = with_logits(model, batch)
-            search = _PlaneSearch(model, batch, threat, nothing_found(batch), margin(batch.clean_logits, batch.labels))
+            near = NearestSearch.begun(model, batch, threat)
+            batch = near.batch
+            search = _PlaneSearch(*near, margin(batch.clean_logits, batch.labels))
             walks = [(restart, classes) for restart in range(self.restarts) for classes in self._classes(batch)]
             for number, (restart, classes) in enumerate(walks):
-                noise = None if restart == 0 else seed + number
-                self._walk(search, classes, noise, number * self.steps)
+                self._walk(search, classes, None if restart == 0 else seed + number, number * self.steps)
             search.tighten(self.final, len(walks) * self.steps)
         return search.found
 
@@ -86,7 +87,7 @@ class FAB(DistanceAttack):
 
     def _walk(self, search: "_PlaneSearch", classes: Tensor, noise: int | None, taken: int) -> None:
         """Take the steps with the images that are not finished, from the image or from a random point."""
-        rows = unfinished(search.found, search.threat)
+        rows = search.near.unfinished()
         point = search.start(rows, noise)
         for step in range(taken, taken + self.steps):
             going = (search.found.distance[rows] > search.threat.radius).nonzero().squeeze(1)
@@ -127,6 +128,10 @@ class _PlaneSearch(NamedTuple):
     found: Nearest
     height: Tensor
 
+    @property
+    def near(self) -> NearestSearch:
+        return NearestSearch(self.model, self.batch, self.threat, self.found)
+
     def start(self, rows: Tensor, noise: int | None) -> Tensor:
         """Return the images (n, D), or a random point near each."""
         x = self.batch.x[rows]
@@ -148,9 +153,9 @@ class _PlaneSearch(NamedTuple):
         self._enter(rows, x_adv, margin(gaps, labels), step)
         value, normal = gaps.gather(1, classes), gradients.flatten(2)
         distance = value.abs() / self.threat.dual_norm(normal.flatten(0, 1)).reshape(value.shape)
-        nearest = distance.nan_to_num(torch.inf).argmin(1, keepdim=True)
+        nearest = distance.nan_to_num(torch.inf).argmin(1)
         own = torch.arange(len(rows), device=rows.device)
-        return Plane(value.gather(1, nearest).squeeze(1), normal[own, nearest.squeeze(1)])
+        return Plane(value[own, nearest], normal[own, nearest])
 
     def tested(self, rows: Tensor, point: Tensor, step: int) -> Tensor:
         """Return the margins (n,) of the points (n, D), which are entered where they are the nearest so far."""
@@ -163,8 +168,7 @@ class _PlaneSearch(NamedTuple):
 
     def tighten(self, rounds: int, step: int) -> None:
         """Search the segments from the images to what was found for where the margin crosses 0 (eq. 12)."""
-        found = self.found
-        rows = (found.distance.isfinite() & (found.distance > self.threat.radius)).nonzero().squeeze(1)
+        found, rows = self.found, self.near.improvable()
         if len(rows) == 0:
             return
         x, labels = self.batch.x[rows].flatten(1), self.batch.labels[rows]
@@ -182,7 +186,7 @@ class _PlaneSearch(NamedTuple):
 
     def _enter(self, rows: Tensor, x_adv: Tensor, score: Tensor, step: int) -> None:
         before = self.found.distance[rows]
-        offer(self.found, rows, self.batch, x_adv, score >= 0, self.threat, step)
+        self.near.offer(rows, x_adv, score >= 0, step)
         nearer = self.found.distance[rows] < before
         self.height[rows] = torch.where(nearer, score.to(self.height.dtype), self.height[rows])
 
@@ -235,7 +239,6 @@ class FABT(DistanceAttack):
         at_least(1, steps=self.steps, targets=self.targets, restarts=self.restarts)
 
     def assembled(self, classes: int) -> FAB:
-        """Return FAB with its targets."""
         return FAB(self.steps, self.restarts, targets=min(self.targets, classes - 1))
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:

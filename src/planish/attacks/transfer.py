@@ -44,7 +44,6 @@ class LentGradients(nn.Module):
         self.model, self.lender, self.name = model, Counted(surrogate.model), surrogate.name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, (N, K)."""
         with torch.no_grad():
             logits: Tensor = self.model(x)
         if not x.requires_grad:
@@ -77,7 +76,6 @@ class Transfer(Attack):
     surrogate: Surrogate
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the attack's goal."""
         return self.attack.goal(batch)
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:

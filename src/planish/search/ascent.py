@@ -94,10 +94,9 @@ def search(
     rows = torch.arange(len(x), device=x.device)
     objective, score = aim(rows)
     x_adv, state = x if start is None else start, rule.init(x, threat, steps)
-    first_known = start is None and clean is not None
     for index in range(steps):
         values, logits, gradient = evaluated(objective, x_adv)
-        if index == 0 and first_known:
+        if index == 0 and start is None and clean is not None:
             here = here._replace(passes=here.passes + 2)
         else:
             here = _update_best(here, x_adv, score(logits), index, passes=2)
@@ -105,9 +104,8 @@ def search(
             going = (here.score < 0).nonzero().squeeze(1)
             if len(going) < len(rows):
                 best = _scatter(best, rows, here)
-                x, x_adv, values, gradient, state, rows, here = chosen(
-                    (x, x_adv, values, gradient, state, rows, here), going
-                )
+                left = (x, x_adv, values, gradient, state, rows, here)
+                x, x_adv, values, gradient, state, rows, here = chosen(left, going)
                 objective, score = aim(rows)
             if len(rows) == 0:
                 return best
@@ -176,7 +174,6 @@ def _update_best(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes
 
 
 def _better(clean: Searched, found: Searched) -> Searched:
-    """Return what was found where it beats the clean image."""
     better = found.score > clean.score
     return Searched(
         torch.where(per_image(better, clean.x_adv), found.x_adv, clean.x_adv),
@@ -187,7 +184,6 @@ def _better(clean: Searched, found: Searched) -> Searched:
 
 
 def _scatter(best: Searched, rows: Tensor, here: Searched) -> Searched:
-    """Return the best with these rows replaced."""
     if len(rows) == len(best.score):
         return here
     return Searched(*(kept.index_put((rows,), new.to(kept.dtype)) for kept, new in zip(best, here, strict=True)))
@@ -260,29 +256,6 @@ def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
         return batch._replace(logits=batch.logits.detach())
     with torch.no_grad():
         return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, chunk)]))
-
-
-def nothing_found(batch: Batch) -> Nearest:
-    """Return the record with which a distance attack begins, from the batch's clean logits."""
-    distance = torch.where(margin(batch.clean_logits, batch.labels) >= 0, 0.0, torch.inf).to(batch.x.dtype)
-    count = torch.zeros_like(batch.labels)
-    return Nearest(batch.x.detach().clone(), distance, count, count.clone())
-
-
-def unfinished(found: Nearest, threat: ThreatModel) -> Tensor:
-    """Return the rows (n,) of the images that have no adversarial image within the threat's radius yet."""
-    return (found.distance > threat.radius).nonzero().squeeze(1)
-
-
-def offer(
-    found: Nearest, rows: Tensor, batch: Batch, x_adv: Tensor, adversarial: Tensor, threat: ThreatModel, step: int
-) -> None:
-    """Enter candidates (n, ...) for these rows of the batch where they are adversarial and nearer, in place."""
-    distance = threat.norm(x_adv - batch.x[rows])
-    nearer = adversarial & (distance < found.distance[rows])
-    found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), found.x_adv[rows])
-    found.distance[rows] = torch.where(nearer, distance.to(found.distance.dtype), found.distance[rows])
-    found.step[rows] = torch.where(nearer, step, found.step[rows])
 
 
 def owned(found: Adversarials) -> Adversarials:

@@ -10,7 +10,7 @@ from planish.core.batch import Batch, per_image
 from planish.core.losses import Loss, margin
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Nearest, chosen, evaluated, nothing_found, offer, unfinished, with_logits
+from planish.search.ascent import Nearest, chosen, evaluated, with_logits
 from planish.search.objectives import loss_of, objective_of
 
 
@@ -58,11 +58,13 @@ class NearestSearch(NamedTuple):
     def begun(cls, model: nn.Module, batch: Batch, threat: ThreatModel) -> "NearestSearch":
         """Return the search before its first step, with the clean logits, which are computed if there are none."""
         batch = with_logits(model, batch)
-        return cls(model, batch, threat, nothing_found(batch))
+        distance = torch.where(margin(batch.clean_logits, batch.labels) >= 0, 0.0, torch.inf).to(batch.x.dtype)
+        count = torch.zeros_like(batch.labels)
+        return cls(model, batch, threat, Nearest(batch.x.detach().clone(), distance, count, count.clone()))
 
     def unfinished(self) -> Tensor:
         """Return the rows (n,) of the images that have no adversarial image within the threat's radius yet."""
-        return unfinished(self.found, self.threat)
+        return (self.found.distance > self.threat.radius).nonzero().squeeze(1)
 
     def improvable(self) -> Tensor:
         """Return the rows (n,) of the images that have an adversarial image, but none within the radius."""
@@ -78,7 +80,11 @@ class NearestSearch(NamedTuple):
 
     def offer(self, rows: Tensor, x_adv: Tensor, adversarial: Tensor, step: int) -> None:
         """Enter candidates (n, ...) for these rows where they are adversarial and nearer."""
-        offer(self.found, rows, self.batch, x_adv, adversarial, self.threat, step)
+        found, distance = self.found, self.threat.norm(x_adv - self.batch.x[rows])
+        nearer = adversarial & (distance < found.distance[rows])
+        found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), found.x_adv[rows])
+        found.distance[rows] = torch.where(nearer, distance.to(found.distance.dtype), found.distance[rows])
+        found.step[rows] = torch.where(nearer, step, found.step[rows])
 
     def tried(self, rows: Tensor, x_adv: Tensor, step: int) -> Tensor:
         """Enter candidates where they are misclassified and nearer, by a forward; return which are, (n,)."""
