@@ -36,15 +36,6 @@ class Ascent(NamedTuple):
     reach: float = 1.0
     batch_norm: BatchNorm = "train"
 
-    def of(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-        """Return x_adv of the batch."""
-        start = threat.scaled(self.start).sample(batch.x, draws(batch.x, generator)) if self.start > 0 else None
-        objective = objective_of(model, loss_of(cross_entropy, batch.labels))
-        reach = threat.scaled(self.reach)  # which the box may cut short; the step stays as long as it is
-        rule = Steepest(self.step * (threat.radius / reach.radius if reach.radius else 1.0))
-        with (fixed_statistics if self.batch_norm == "train" else attacked)(model), frozen(model):
-            return ascend(objective, batch.x, reach, rule, self.steps, start=start)
-
 
 class Adversarial(Plain, ABC):
     """Cross entropy on x_adv, found by steepest ascent of cross entropy (Madry et al. 2018, eq. 2.1).
@@ -77,7 +68,13 @@ class Adversarial(Plain, ABC):
         return NFGSM(self.ascent.start + 1, self.outer) if self.ascent.steps == 1 else None
 
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-        return self.ascent.of(model, batch, threat, generator)
+        ascent = self.ascent
+        start = threat.scaled(ascent.start).sample(batch.x, draws(batch.x, generator)) if ascent.start > 0 else None
+        objective = objective_of(model, loss_of(cross_entropy, batch.labels))
+        reach = threat.scaled(ascent.reach)  # which the box may cut short; the step stays as long as it is
+        rule = Steepest(ascent.step * (threat.radius / reach.radius if reach.radius else 1.0))
+        with (fixed_statistics if ascent.batch_norm == "train" else attacked)(model), frozen(model):
+            return ascend(objective, batch.x, reach, rule, ascent.steps, start=start)
 
 
 @dataclass(frozen=True)

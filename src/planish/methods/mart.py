@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy, divergence, masked, wide
+from planish.core.modes import attacked
+from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.methods.adversarial import Ascent
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Steepest
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,18 @@ class MART(Plain):
         return 2 + 2 / 3 * self.steps
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        x_adv = context.x_adv
-        if x_adv is None:
-            ascent = Ascent(self.steps, self.step_in_radii, self.start_in_radii, batch_norm="eval")
-            x_adv = ascent.of(model, batch, threat, context.generator)
+        x_adv = self._attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         clean, perturbed = model(batch.x), model(x_adv)
         boosted = boosted_cross_entropy(perturbed, batch.labels).mean()
         gap = (divergence(perturbed, clean) * (1 - (-cross_entropy(clean, batch.labels)).exp())).mean()
         total = boosted + self.beta * gap
         return TrainingLoss.of(total, perturbed, x_adv, boosted_cross_entropy=boosted, weighted_divergence=gap)
+
+    def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+        start = threat.scaled(self.start_in_radii).sample(batch.x, draws(batch.x, generator))
+        objective = objective_of(model, loss_of(cross_entropy, batch.labels))
+        with attacked(model):
+            return ascend(objective, batch.x, threat, Steepest(self.step_in_radii), self.steps, start=start)
 
 
 def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
-from planish.core.modes import full_precision
+from planish.core.modes import fixed_statistics, frozen, full_precision
+from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
-from planish.methods.adversarial import Ascent
+from planish.search.ascent import ascend
+from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import Steepest
 
 SNAPSHOTS, BASIS = "sub-at.snapshots", "sub-at.basis"
 
@@ -57,12 +60,18 @@ class SubAT(Plain):
         x_adv = context.x_adv
         if x_adv is None:
             self._remember(weights, context)
-            x_adv = Ascent(step=self.step_in_radii).of(model, batch, threat, context.generator)
+            x_adv = self._attacked(model, batch, threat, context.generator)
         logits = model(x_adv)
         loss = cross_entropy(logits, batch.labels).mean()
         basis = context.memory.get(BASIS)
         total = loss if basis is None else within(loss, weights, basis)
         return TrainingLoss.of(total, logits, x_adv, adversarial_cross_entropy=loss)
+
+    def _attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+        objective = objective_of(model, loss_of(cross_entropy, batch.labels))
+        start = threat.sample(batch.x, draws(batch.x, generator))
+        with fixed_statistics(model), frozen(model):
+            return ascend(objective, batch.x, threat, Steepest(self.step_in_radii), 1, start=start)
 
     def _remember(self, weights: Sequence[Tensor], context: StepContext) -> None:
         """Keep a copy of the weights if it is time for one, or turn the copies into a basis if it is time for that."""
