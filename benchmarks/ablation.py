@@ -23,7 +23,7 @@ from timing import RESULTS, Columns, Row, markdown, paste, show
 from planish.core.errors import BadInput
 from planish.data import load as load_images
 from planish.evaluation.evaluate import evaluate_steps
-from planish.evaluation.naming import attacks_by_name
+from planish.evaluation.naming import attacks_of
 from planish.records.evaluation import Evaluation, load, save
 from planish.records.origin import provenance
 from planish.report.drawing import BLUE, INK, MUTED, VERMILION, blank, legend, styled, to_png
@@ -133,7 +133,7 @@ def held_out(plan: Plan) -> Evaluation:
     assert data.limit is not None
     images = load_images(data.source, "train", data.limit + plan.judged)
     batch = images.as_batch().select(slice(data.limit, None))
-    attacks = attacks_by_name(["planish"], len(images.classes))
+    attacks = attacks_of(["planish"], len(images.classes))
     *_, judged = evaluate_steps(
         load_model(str(plan.folder)).model,
         batch,

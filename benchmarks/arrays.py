@@ -17,7 +17,8 @@ from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.records.origin import data_digest, model_digest, provenance
 from planish.runs.judge import EvaluationConfig, LoadedModel, load_model, test_images
-from planish.storage.files import read_arrays, write_arrays
+from planish.storage.files import write_arrays
+from planish.storage.reading import read_arrays
 
 Arrays = dict[str, NDArray[Any]]
 

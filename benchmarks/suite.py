@@ -38,7 +38,8 @@ from planish.data import load
 from planish.records.origin import provenance
 from planish.records.statistics import Booleans, Estimate, paired_interval
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
-from planish.storage.files import read_arrays, write_arrays, write_json
+from planish.storage.files import write_arrays, write_json
+from planish.storage.reading import read_arrays
 
 Peer = Callable[[nn.Module, Batch, ThreatModel], Tensor]
 """Returns adversarial images (N, ...)."""

@@ -37,8 +37,8 @@ ORDER = [
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SHARED = {"attacks.ascents"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
-    "data.readers.parquet", "evaluation.adversarials", "records.audit", "records.store", "report.distances",
-    "report.page", "reproduce.measured", "reproduce.pages", "reproduce.running", "runs.run", "runs.train",
+    "cli.main", "data.readers.parquet", "evaluation.adversarials", "records.audit", "records.store", "report.distances",
+    "report.page", "reproduce.measured", "reproduce.pages", "reproduce.running", "runs.audit", "runs.run", "runs.train",
 }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def hands_over(tree: ast.AST) -> bool:
             if any(alias.name.startswith(("write_", "remove")) for alias in node.names):
                 return True
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            assert "planish.storage" not in ast.unparse(node), "import what you need, by name"
+            assert "planish.storage.files" not in ast.unparse(node), "import what you need, by name"
     return False
 
 

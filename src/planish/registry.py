@@ -126,6 +126,7 @@ def imported(name: str, kind: str) -> Component:
     """Return what "package.module:NAME" or "file.py:NAME" names; kind: what it should be. Raises BadInput."""
     place, _, own = name.rpartition(":")
     try:
+        _find_modules_in(Path.cwd())
         module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, FileNotFoundError, ValueError) as error:
         raise BadInput(f"cannot import '{place}' for {kind} '{name}': {error}") from error
@@ -142,9 +143,16 @@ def _loaded(path: Path, changed: int) -> ModuleType:
     """Return the module of a file; the same file is the same module, so that its classes are equal to themselves."""
     spec = importlib.util.spec_from_file_location(str(path), path)
     assert spec is not None and spec.loader is not None
+    _find_modules_in(path.parent)
     module = sys.modules[str(path)] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _find_modules_in(folder: Path) -> None:
+    """Have modules in the folder found too, after all that is installed: a user's file imports those beside it."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _module_of_file(path: Path) -> ModuleType:

@@ -1,6 +1,7 @@
 """Every attack on a device that is not the CPU finds what it finds on the CPU, to the last bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ def sent_attack(attack: Attack) -> Attack:
     if isinstance(attack, Worst):
         return Worst(tuple(map(sent_attack, attack.attacks)))
     if isinstance(attack, Transfer):
-        lender = attack.surrogate
-        return Transfer(attack.attack, Surrogate(lender.name, lender.digest, sent_model(lender.model)))
+        sent = (Surrogate(lender.name, lender.digest, sent_model(lender.model)) for lender in attack.surrogates)
+        return replace(attack, surrogates=tuple(sent))
     return attack
 
 

@@ -6,8 +6,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 
+import masks
 import numpy as np
 import torch
+from masks import Wrapped
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,23 +33,30 @@ from planish.training.settings import Settings
 RADIUS = 0.1
 IMAGES = 104
 PLAN = Plan("quick", images=IMAGES, setup=100, sample=104, steps=15, noise=8, queries=40, survivors=30, curve_steps=8)
-SUITE = Fixed(
-    (
-        Stage("scout", Untargeted(COSINE_MOMENTUM, 10, scale_free_cross_entropy)),
-        Stage("targets", Worst((ByDistance(), *(Targeted(COSINE_MOMENTUM, 10, Ranked(rank)) for rank in (1, 2, 3))))),
+
+
+def suite(classes: int = 10) -> Fixed:
+    """Return a short suite."""
+    targets = (Targeted(COSINE_MOMENTUM, 10, Ranked(rank)) for rank in range(1, min(classes, 4)))
+    scout = Untargeted(COSINE_MOMENTUM, 10, scale_free_cross_entropy)
+    return Fixed(
+        (Stage("scout", scout), Stage("targets", Worst((ByDistance(), *targets) if classes > 2 else tuple(targets))))
     )
-)
+
+
+SUITE = suite()
 
 
 @dataclass(frozen=True)
 class Liar:
-    """A model, the radius that it is judged at, and the checks of which at least one must fail, or else warn."""
+    """A model, its checks that fail and warn, radius and images, and the network that it masks ("" = none)."""
 
     make: Callable[[], nn.Module]
     fails: tuple[str, ...] = ()
     warns: tuple[str, ...] = ()
     radius: float = RADIUS
     images: int = IMAGES
+    of: str = "standard"
 
 
 def images(count: int = IMAGES) -> Batch:
@@ -73,14 +82,6 @@ def _fitted(
     for _ in fit(start(model, settings), method, Linf(radius), batches, settings, seed=0):
         pass
     return model.network.float().eval()
-
-
-class Wrapped(nn.Module):
-    """A network behind something that happens to its images."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
 
 
 class InDouble(Wrapped):
@@ -212,18 +213,212 @@ def winning() -> nn.Module:
 
 
 OVERFITTED = 0.3
+
+
+def masked(mask: Callable[[nn.Module], nn.Module], of: str = "standard") -> Callable[[], nn.Module]:
+    """Return what makes a trained network with a mask on."""
+    return lambda: mask(deepcopy(trained(of)))
+
+
+def before(change: Callable[[Tensor], Tensor], *fails: str, of: str = "standard", **how: object) -> Liar:
+    return Liar(masked(lambda network: masks.Before(network, change), of), fails, of=of, **how)  # type: ignore[arg-type]
+
+
+def after(change: Callable[[Tensor], Tensor], *fails: str, of: str = "standard", **how: object) -> Liar:
+    return Liar(masked(lambda network: masks.After(network, change), of), fails, of=of, **how)  # type: ignore[arg-type]
+
+
+def wrapped(kind: Callable[[nn.Module], nn.Module], *fails: str, of: str = "standard", **how: object) -> Liar:
+    return Liar(masked(kind, of), fails, of=of, **how)  # type: ignore[arg-type]
+
+
+def gradient(change: Callable[[Tensor, Tensor], Tensor], *fails: str, of: str = "standard", **how: object) -> Liar:
+    return before(masks.altered(change), *fails, of=of, **how)
+
+
 LIARS = {
     "logits x 1000": Liar(lambda: Scaled(trained("standard")), ("zero-gradients",), ("logit-scale", "tiny-gradients")),
-    "quantised input": Liar(lambda: Quantised(trained("pgd-7")), ("smooth-input", "zero-gradients")),
+    "quantised input": Liar(lambda: Quantised(trained("pgd-7")), ("smooth-input", "zero-gradients"), of="pgd-7"),
     "random noise": Liar(lambda: Noisy(trained("standard")), ("deterministic", "single-draw")),
     "random resizing": Liar(lambda: Resized(trained("standard")), ("deterministic", "single-draw")),
     "softmax output": Liar(lambda: Softmax(trained("standard")), ("logits",)),
     "one-hot output": Liar(lambda: Argmax(trained("standard")), ("logits", "gradient", "smooth-input")),
     "dropout left on": Liar(with_dropout, ("evaluation-mode",)),
     "batch norm left on": Liar(in_training_mode, ("evaluation-mode",)),
-    "JPEG inside": Liar(lambda: Jpeg(trained("pgd-7")), ("gradient",), images=24),
-    "distilled": Liar(distilled, ("zero-gradients",), ("logit-scale",)),
-    "FGSM overfitted": Liar(overfitted, ("gradient-cosine", "one-step-gap"), radius=OVERFITTED),
-    "k-winners": Liar(winning, ("gradient",)),
+    "JPEG inside": Liar(lambda: Jpeg(trained("pgd-7")), ("gradient",), images=24, of="pgd-7"),
+    "distilled": Liar(distilled, ("zero-gradients",), ("logit-scale",), of=""),
+    "FGSM overfitted": Liar(overfitted, ("gradient-cosine", "one-step-gap"), radius=OVERFITTED, of=""),
+    "k-winners": Liar(winning, ("gradient",), of=""),
+    "remembers images": wrapped(masks.Remembering),
+    "counts its calls": Liar(lambda: masks.Counting(deepcopy(trained("standard")), deepcopy(trained("pgd-7")))),
+    "gradient turned": gradient(masks.turned),
+    "gradient reversed": gradient(lambda gradient, x: -gradient),
+    "gradient with noise": gradient(masks.noisy_gradient),
+    "gradient on a checkerboard": gradient(masks.checkered),
+    "gradient reversed off the grid": gradient(masks.off_the_grid),
+    "no gradient at the box": gradient(masks.only_inside, of="pgd-7"),
+    "no gradient where sure": wrapped(masks.Confident),
+    "half detached": wrapped(masks.Half),
+    "without gradients": wrapped(masks.Sealed),
+    "thermometer": before(masks.thermometer),
+    "straight-through rounding": before(masks.straight_through),
+    "DCT rounded": before(masks.cosines),
+    "median filter": before(masks.median),
+    "noise by content": before(masks.by_content, of="pgd-7"),
+    "random translation": before(masks.translated),
+    "input dropout": before(masks.dropped, of="pgd-7"),
+    "activations pruned": wrapped(masks.Pruned),
+    "batch whitened": before(masks.whitened),
+    "votes on noisy copies": wrapped(masks.Voting, of="pgd-7"),
+    "searches when asked": wrapped(masks.Searching),
+    "switching networks": Liar(lambda: masks.Switching(deepcopy(trained("standard")), deepcopy(trained("pgd-7")))),
+    "abstains": wrapped(masks.Abstaining),
+    "not a number off the grid": wrapped(masks.Undefined),
+    "softmax at 0.05": after(masks.probabilities(0.05)),
+    "saturated tanh": after(masks.saturated),
+    "logits rounded": after(masks.rounded),
+    "gradients underflow": after(masks.underflowing),
 }
-HONEST = {name: name for name in ("standard", "pgd-7", "seat", "llr-2", "trades")}
+
+
+@dataclass(frozen=True)
+class Honest:
+    """A model that no check may fail, its images, and the radius."""
+
+    make: Callable[[], nn.Module]
+    images: Callable[[int], Batch] = images
+    radius: float = RADIUS
+    classes: int = 10
+
+
+@cache
+def built(name: str) -> nn.Module:
+    """Return a network of another kind, trained on the digits."""
+    builds = {
+        "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+        "no biases": lambda: nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 48, bias=False), nn.ReLU(), nn.Linear(48, 10, bias=False)
+        ),
+        "GELU": lambda: small_cnn(classes=10, channels=1, width=8, activation="gelu"),
+        "ELU, average pool": lambda: pooled(nn.ELU(), nn.AvgPool2d(2)),
+        "max pool": lambda: pooled(nn.ReLU(), nn.MaxPool2d(2)),
+        "transformer": Patches,
+    }
+    rate = 0.02 if name == "transformer" else 0.2
+    return _fitted(builds[name], make("methods", "pgd-2", {}), RADIUS, 8, learning_rate=rate)
+
+
+def pooled(activation: nn.Module, pool: nn.Module) -> nn.Module:
+    """Return one convolution, pooled, and a linear head."""
+    return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1), activation, pool, nn.Flatten(), nn.Linear(256, 10))
+
+
+class Patches(nn.Module):
+    """A small vision transformer: 2x2 patches, one block of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(1, 24, 2, 2), nn.Sequential(nn.Flatten(), nn.Linear(384, 10))
+        self.place = nn.Parameter(0.02 * torch.randn(1, 16, 24))
+        self.block = nn.TransformerEncoderLayer(24, 2, 48, 0.0, batch_first=True, norm_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).mT + self.place
+        return self.head(self.block(tokens))
+
+
+class Dictionary(masks.Wrapped):
+    """Logits in a dictionary, as Hugging Face has them."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.network(x)}
+
+
+class Spoiling(masks.Wrapped):
+    """Normalises its images in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.sub_(0.5).mul_(2).div_(2).add_(0.5))
+
+
+def in_dtype(dtype: torch.dtype) -> Callable[[int], Batch]:
+    return lambda count: images(count)._replace(x=images(count).x.to(dtype))
+
+
+def cast(dtype: torch.dtype, of: str = "pgd-7") -> nn.Module:
+    return deepcopy(trained(of)).to(dtype)
+
+
+def of_two(count: int) -> Batch:
+    """Return test images of zeros and ones."""
+    batch = images(400)
+    return batch.select((batch.labels < 2).nonzero().squeeze(1)[:count])
+
+
+@cache
+def two_classes() -> nn.Module:
+    """Return a network trained on zeros and ones against PGD."""
+    network = deepcopy(trained("pgd-7"))
+    last = nn.Linear(64, 2)
+    with torch.no_grad():
+        last.weight.copy_(network[-1].weight[:2])
+        last.bias.copy_(network[-1].bias[:2])
+    network[-1] = last
+    return network
+
+
+def of_pairs(count: int) -> Batch:
+    """Return images of two digits side by side, of a hundred classes."""
+    left, right = images(2 * count).select(slice(0, count)), images(2 * count).select(slice(count, 2 * count))
+    return Batch(torch.cat([left.x, right.x], 3), 10 * left.labels + right.labels, left.indices)
+
+
+class Pairs(masks.Wrapped):
+    """Logits of two digits side by side: sums of those of each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = (self.network(part.contiguous()).log_softmax(1) for part in x.split(x.shape[2], 3))
+        return (left[:, :, None] + right[:, None]).flatten(1)
+
+
+def weak() -> nn.Module:
+    """Return a network that is little better than chance."""
+    return _fitted(lambda: small_cnn(classes=10, channels=1, width=4), make("methods", "standard", {}), RADIUS, 1, 64)
+
+
+class Mean(nn.Module):
+    """The logarithm of the mean probability of several networks."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([network(x).log_softmax(1) for network in self.networks]).logsumexp(0)
+
+
+def normalised() -> nn.Module:
+    """Return a network behind a normalisation that its first layer undoes."""
+    inner = masks.Before(deepcopy(trained("pgd-7")), lambda x: 0.3 * x + 0.3)
+    return masks.Before(inner, lambda x: (x - 0.3) / 0.3)
+
+
+HONEST = {
+    **{name: Honest(lambda name=name: trained(name)) for name in ("standard", "pgd-7", "seat", "llr-2", "trades")},
+    **{name: Honest(lambda name=name: built(name)) for name in ("linear", "no biases", "GELU", "ELU, average pool")},
+    **{name: Honest(lambda name=name: built(name)) for name in ("max pool", "transformer")},
+    "log-softmax": Honest(lambda: masks.After(deepcopy(trained("pgd-7")), lambda logits: logits.log_softmax(1))),
+    "temperature 4": Honest(lambda: masks.After(deepcopy(trained("pgd-7")), lambda logits: logits / 4)),
+    "float64": Honest(lambda: cast(torch.float64), in_dtype(torch.float64)),
+    "bf16": Honest(lambda: cast(torch.bfloat16), in_dtype(torch.bfloat16)),
+    "float16": Honest(lambda: cast(torch.float16), in_dtype(torch.float16)),
+    "bf16 inside": Honest(lambda: masks.Before(cast(torch.bfloat16), lambda x: x.to(torch.bfloat16))),
+    "two classes": Honest(two_classes, of_two, classes=2),
+    "a hundred classes": Honest(lambda: Pairs(deepcopy(trained("pgd-7"))), of_pairs),
+    "ensemble": Honest(lambda: Mean(*(deepcopy(trained(name)) for name in ("pgd-7", "seat", "trades")))),
+    "normalised inside": Honest(normalised),
+    "normalised in place": Honest(lambda: Spoiling(deepcopy(trained("pgd-7")))),
+    "compiled": Honest(lambda: torch.compile(deepcopy(trained("pgd-7")), backend="aot_eager", dynamic=True)),
+    "dictionary": Honest(lambda: Dictionary(deepcopy(trained("pgd-7")))),
+    "weak": Honest(weak),
+}

@@ -15,7 +15,7 @@ from planish.registry import components
 from planish.runs.config import experiment_from
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
 from planish.runs.train import train_into
-from planish.storage.files import read_arrays
+from planish.storage.reading import read_arrays
 
 pytest.importorskip("torchattacks", reason="a peer that the benchmarks compare with")
 pytest.importorskip("foolbox", reason="a peer that the benchmarks compare with")

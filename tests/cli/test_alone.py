@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from planish.core.errors import BadInput
-from planish.storage.files import alone
+from planish.storage.files import LOCK, alone
 
 HOLDER = """
 import sys, time
@@ -34,7 +34,7 @@ def test_a_second_one_is_turned_away_and_a_killed_one_leaves_nothing_locked(
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         monkeypatch.chdir(tmp_path)
         for name in (folder, Path("run"), tmp_path / "elsewhere" / ".." / "run"):
-            with pytest.raises(BadInput, match="another planish is at work in"), alone(name):
+            with pytest.raises(BadInput, match=rf"\(process {holder.pid} on .*\) is at work in"), alone(name):
                 pass
         with alone(tmp_path / "other"):
             pass
@@ -42,7 +42,16 @@ def test_a_second_one_is_turned_away_and_a_killed_one_leaves_nothing_locked(
         holder.wait(20)
         with alone(folder):
             pass
-    assert not folder.exists()
+    assert not (folder / LOCK).exists()
+
+
+def test_another_home_is_kept_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The lock lies in the folder: another user, or another machine on the same disk, has another home."""
+    with alone(tmp_path / "run"):
+        monkeypatch.setenv("PLANISH_HOME", str(tmp_path / "other home"))
+        with pytest.raises(BadInput, match="is at work in"), alone(tmp_path / "run"):
+            pass
+    assert not (tmp_path / "run").exists() and not (tmp_path / "home").exists()
 
 
 def test_an_error_inside_unlocks(tmp_path: Path):
@@ -52,20 +61,23 @@ def test_an_error_inside_unlocks(tmp_path: Path):
         pass
 
 
-def test_a_cache_that_cannot_be_written_locks_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_where_no_file_can_be_made_nothing_is_locked(tmp_path: Path):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("PLANISH_HOME", str(tmp_path / "file"))
-    with alone(tmp_path), alone(tmp_path):
+    with alone(tmp_path / "file"), alone(tmp_path / "file" / "deeper"):
         pass
+    assert (tmp_path / "file").is_file()
 
 
-def test_a_file_system_without_locks_locks_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_system_without_locks_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     def refused(handle: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refused)
-    with alone(tmp_path), alone(tmp_path):
+    with alone(tmp_path):
         pass
+    assert f"no lock on {tmp_path} (No locks available): start nothing else in it" in caplog.text
 
 
 def test_the_command_line_says_so_and_touches_nothing(tmp_path: Path):
@@ -73,5 +85,6 @@ def test_the_command_line_says_so_and_touches_nothing(tmp_path: Path):
     command = [sys.executable, "-m", "planish", "train", "--data", "digits", "--out", str(out), "--quiet"]
     with alone(out):
         done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert [path.name for path in out.iterdir()] == [LOCK]
     assert (done.returncode, done.stdout) == (2, "") and not out.exists()
-    assert "another planish is at work in" in done.stderr and "Traceback" not in done.stderr
+    assert "is at work in" in done.stderr and "Traceback" not in done.stderr

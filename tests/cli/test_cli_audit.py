@@ -1,7 +1,9 @@
 """planish audit: findings, files, exit codes, black boxes."""
 
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typer.testing import Result
 from planish.audit.auditor import checks
 from planish.audit.evidence import PLANS
 from planish.records.audit import load, save
-from planish.runs.audit import draw
+from planish.runs.audit import SUITE, SUITE_IMAGES, draw
 
 Planish = Callable[..., Result]
 OPTIONS = ("--data", "digits", "--radius", "0.1", "--limit", "24", "--device", "cpu", "--out", "audited")
@@ -190,3 +192,53 @@ def test_an_onnx_file_is_attacked_without_gradients_only(planish: Planish):
     assert (
         broken.exit_code == 2 and "text.onnx is not an ONNX model that onnxruntime reads: not a model" in broken.stderr
     )
+
+
+KILLED = """
+import sys
+from dataclasses import replace
+from planish.audit.evidence import PLANS
+small = replace(PLANS["quick"], steps=3, noise=2, queries=3, survivors=3, curve_steps=2, setup=8)
+PLANS["quick"] = replace(small, measured=3, points=3, pictured=1, restarts=2)
+from planish.cli.main import app
+app(["audit", *sys.argv[1:]])
+"""
+
+
+def test_an_audit_that_is_killed_goes_on_by_check(planish: Planish, own: str):
+    """SIGKILL after some findings: --resume makes the rest, and ends with the same findings and images."""
+    whole = planish("audit", f"{own}:rounding", *OPTIONS[:-1], "whole")
+    command = [sys.executable, "-c", KILLED, f"{own}:rounding", *OPTIONS]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        for _ in range(6000):
+            if child.poll() is not None or (
+                Path("audited/audit.npz").exists() and len(load(Path("audited")).findings) > 4
+            ):
+                break
+            time.sleep(0.01)
+        child.kill()
+    cut = load(Path("audited"))
+    assert 4 < len(cut.findings) < len(checks()) and (Path("audited") / SUITE).exists()
+    resumed = planish("audit", f"{own}:rounding", *OPTIONS, "--resume")
+    assert resumed.exit_code == whole.exit_code == 1, resumed.output
+    one, other = load(Path("whole")), load(Path("audited"))
+    assert [replace(f, passes=0) for f in one.findings] == [replace(f, passes=0) for f in other.findings]
+    assert np.array_equal(one.broken_by, other.broken_by) and one.attacks == other.attacks
+    assert not (Path("audited") / SUITE).exists() and not (Path("audited") / SUITE_IMAGES).exists()
+    again = planish("audit", f"{own}:rounding", *OPTIONS, "--resume")
+    assert (again.exit_code, again.stdout) == (1, resumed.stdout)
+
+
+def test_an_audit_of_something_else_is_not_gone_on_with(planish: Planish, own: str, monkeypatch: pytest.MonkeyPatch):
+    def killed(audit: object, folder: Path, state: object = None) -> None:
+        save(audit, folder, state)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("planish.records.audit.save", killed)
+        assert planish("audit", f"{own}:honest", *OPTIONS).exit_code == 130
+    assert len(load(Path("audited")).findings) == 1
+    for changed in (["--seed", "3"], ["--radius", "0.2"], ["--limit", "20"]):
+        refused = planish("audit", f"{own}:honest", *OPTIONS, *changed, "--resume")
+        assert refused.exit_code == 2 and "choose another folder" in refused.stderr, refused.output
+    assert planish("audit", f"{own}:honest", *OPTIONS, "--resume").exit_code == 0 and load(Path("audited")).complete

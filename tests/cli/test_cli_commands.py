@@ -37,7 +37,7 @@ def test_list(what: str, planish: Planish):
 def test_train_writes_what_it_was_told(planish: Planish, tiny: list[str], tmp_path: Path):
     arguments = ("train", "--method", "seat", "--data", "digits", "--seed", "3", "--out", "run", *tiny)
     result = planish(*arguments, "--set", "data.flip=true")
-    assert (result.exit_code, result.stderr) == (0, "") and result.stdout == "run folder: run\n"
+    assert result.exit_code == 0 and result.stdout == "run folder: run\n" and len(result.stderr.splitlines()) == 2
     config = tomllib.loads(Path("run/config.toml").read_text())
     assert config["method"]["name"] == "seat" and config["seed"] == 3 and config["data"]["flip"] is True
     assert config["settings"]["epochs"] == 2 and config["model"]["width"] == 4
@@ -87,7 +87,7 @@ def test_interrupted_and_resumed(planish: Planish, tiny: list[str], run_folder: 
         patched.setattr(experiment, "fit", interrupted(experiment.fit))
         result = planish(*arguments)
     assert result.exit_code == 130
-    assert result.stderr == "planish: interrupted; what was finished is saved, --resume goes on\n"
+    assert result.stderr.endswith("\nplanish: interrupted; what was finished is saved, --resume goes on\n")
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
     resumed = planish(*arguments, "--resume", "--json")
     assert resumed.exit_code == 0 and json.loads(resumed.stdout)["last"]["epoch"] == 2
@@ -214,3 +214,40 @@ def test_progress_on_a_terminal_goes_to_stderr(quiet: bool, monkeypatch: pytest.
         bars.update(bars.add_task("pgd-7", total=2, note=""), completed=1, note="3 broken")
     assert ("3 broken" in sys.stderr.getvalue()) is not quiet
     assert sys.stdout.getvalue() == ""
+
+
+def test_a_run_goes_on_by_its_folder_alone_and_is_extended(planish: Callable[..., Result], tiny: list[str]):
+    """Its own configuration is read; a value that is given besides must be its own, or more epochs."""
+    planish("train", "--method", "rs-fgsm", "--out", "run", *tiny)
+    before = Path("run/config.toml").read_bytes()
+    assert planish("train", "--out", "run", "--resume", "--device", "cpu").exit_code == 0
+    assert Path("run/config.toml").read_bytes() == before
+    result = planish("train", "--out", "run", "--resume", "--epochs", "3", "--device", "cpu")
+    assert result.exit_code == 0 and "epoch 3 of 3: loss" in result.stderr
+    assert [entry["epoch"] for entry in map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())] == [
+        1,
+        2,
+        3,
+    ]
+    other = planish("train", "--out", "run", "--resume", "--method", "fgsm", "--device", "cpu")
+    assert other.exit_code == 2 and "method.name is 'rs-fgsm' there and 'fgsm' here" in " ".join(other.stderr.split())
+
+
+def test_a_line_an_epoch_where_there_is_no_terminal(planish: Callable[..., Result], tiny: list[str]):
+    result = planish("train", "--method", "standard", "--out", "run", *tiny)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert "epoch" not in planish("train", "--out", "quiet", "--quiet", *tiny).stderr
+
+
+def test_hardening_from_a_run_folder_and_the_best_epoch(
+    planish: Callable[..., Result], tiny: list[str], run_folder: Path
+):
+    result = planish(
+        "train", "--weights", run_folder, "--out", "run", "--method", "seat", *tiny, "--set", "data.validation=16"
+    )
+    assert result.exit_code == 0 and f'weights = "{run_folder}"' in Path("run/config.toml").read_text()
+    options = ("--data", "digits", "--radius", "0.1", "--attacks", "fgsm", "--limit", "8", "--device", "cpu")
+    best = planish("evaluate", "run/model-best.safetensors", *options, "--out", "best")
+    assert best.exit_code == 0 and "seat" in Path("best/report.html").read_text()
+    assert planish("train", "--weights", "nowhere", "--out", "other", *tiny).exit_code == 2

@@ -110,7 +110,7 @@ def test_other_images_than_the_model_takes(refused: Refused, run_folder: Path, t
         (["--set", "settings.epochs=many"], "[settings]: epochs = 'many' is wrong: input should be a valid integer"),
         (["--set", "settings.epochs.more=1"], "[settings]: epochs = {'more': 1} is wrong: input should be a"),
         (["--set", "settings=3"], "'settings' is a table: write [settings] or settings.key = value"),
-        (["--set", "seed=x"], "seed = 'x' is wrong: give a whole number"),
+        (["--set", "seed=x"], "seed must be a whole number, not 'x'"),
         (["--set", "threat.radius=8"], "Linf radius 8 is larger than the pixel range [0, 1]"),
         (["--data", "nowhere.parquet"], "no train data: looked for 'nowhere.parquet'"),
         (["nowhere.toml"], "no configuration file nowhere.toml"),
@@ -168,8 +168,8 @@ class Witness:
 
 @pytest.fixture
 def damaged(run_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the run folder, for a test to damage."""
-    return Path(shutil.copytree(run_folder, tmp_path / "run"))
+    """A copy of the run folder, without the saves before the last, for a test to damage."""
+    return Path(shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("*.previous.*")))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -100])

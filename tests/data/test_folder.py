@@ -49,7 +49,8 @@ def test_splits_share_their_classes(tmp_path: Path, rgb: Rgb):
     save(tmp_path / "train" / "ant" / "1.png", pixels[0])
     save(tmp_path / "train" / "bee" / "1.png", pixels[1])
     save(tmp_path / "val" / "bee" / "1.png", pixels[2])
-    save(tmp_path / "val" / "ant" / "notes" / "1.png", pixels[2])
+    (tmp_path / "val" / "ant").mkdir()
+    (tmp_path / "val" / "ant" / "1.txt").touch()
     for split in ("train", "test"):
         with pytest.raises(BadInput, match=r"class folders differ: only '.*/train' has ant\. Every split needs the sa"):
             read_folder(tmp_path, split, None)

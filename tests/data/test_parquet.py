@@ -163,11 +163,6 @@ def test_a_damaged_page_is_refused(tmp_path: Path, rgb: Rgb, png: Png):
 def test_unsuitable_tables_are_refused(tmp_path: Path, rgb: Rgb, png: Png):
     one, two = png(rgb(1)[0]), png(rgb(1, height=9)[0])
     cases = [
-        (
-            write(tmp_path / "1.parquet", [one], [0], image="photo"),
-            "no column 'img' or 'image'; its columns are photo",
-        ),
-        (write(tmp_path / "2.parquet", [one], [0], label="kind"), "no column 'label' or 'fine_label'"),
         (write(tmp_path / "3.parquet", [one, two], [0, 0]), "differ in size: .*row 0 is 4x5, .*row 1 is 4x9"),
         (write(tmp_path / "4.parquet", [one, None], [0, 0]), "row 1: no image bytes"),
         (write(tmp_path / "5.parquet", [one], ["cat"]), "'label' holds string"),
@@ -181,10 +176,38 @@ def test_unsuitable_tables_are_refused(tmp_path: Path, rgb: Rgb, png: Png):
             read_parquet(path, "train", None)
 
 
-def test_a_plain_image_column_is_refused(tmp_path: Path):
-    pq.write_table(pa.table({"img": [b"x"], "label": [0]}), tmp_path / "a.parquet")
-    with pytest.raises(BadInput, match="column 'img' is binary, but must be a struct"):
-        read_parquet(tmp_path / "a.parquet", "train", None)
+def test_columns_of_other_names(tmp_path: Path, rgb: Rgb, png: Png):
+    """By what the metadata call an image and a label, or by type if only one fits; else the candidates are named."""
+    pixels = rgb(2)
+    pictures = [png(image) for image in pixels]
+    for name, table in {
+        "plain": {"img": pictures, "label": [1, 0]},
+        "struct": {"photo": [{"bytes": data, "path": None} for data in pictures], "kind": [1, 0], "text": ["a", "b"]},
+    }.items():
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+        images = read_parquet(tmp_path / f"{name}.parquet", "train", None)
+        assert images.labels.tolist() == [1, 0] and torch.equal(images.x[1].permute(1, 2, 0), torch.tensor(pixels[1]))
+    both = pa.table({"photo": pictures, "mask": pictures, "kind": [1, 0], "id": [7, 8]})
+    pq.write_table(both, tmp_path / "both.parquet")
+    with pytest.raises(BadInput, match="no column 'img' or 'image'; its columns are photo, mask, kind, id; photo, mas"):
+        read_parquet(tmp_path / "both.parquet", "train", None)
+    features = {"photo": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    told = both.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(told, tmp_path / "told.parquet")
+    assert read_parquet(tmp_path / "told.parquet", "train", None).classes == ("a", "b")
+
+
+def test_shards_with_classes_in_another_order(tmp_path: Path, rgb: Rgb, png: Png):
+    """Issue: they were read by number, so that half of the labels were wrong."""
+    data = [png(image) for image in rgb(2)]
+    write(tmp_path / "train-00000-of-00002.parquet", data, [0, 1], ["cat", "dog"])
+    write(tmp_path / "train-00001-of-00002.parquet", data, [0, 1], ["dog", "cat"])
+    images = read_parquet(tmp_path, "train", None)
+    assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 1, 1, 0]
+    assert images.inventory.files == 2
+    write(tmp_path / "train-00001-of-00002.parquet", data, [0, 1], ["dog", "cow"])
+    with pytest.raises(BadInput, match=r"00001-of-00002.parquet: the other shards do not know its classes cow"):
+        read_parquet(tmp_path, "train", None)
 
 
 def test_sixteen_bit_images_are_refused(tmp_path: Path):

@@ -29,7 +29,8 @@ def write_parquet(path: Path, png: Png, labels: list[int], classes: int = 10) ->
 
 def test_every_reader_is_registered_and_described():
     known = components("data")
-    assert set(known) == {"digits", "cifar10", "cifar100", "parquet", "folder", "npz", "imagenet", "tiny-imagenet"}
+    files = {"cifar10", "cifar100", "imagenet", "tiny-imagenet", "mnist", "svhn", "parquet", "folder", "npz", "npy"}
+    assert set(known) == {"digits", "balanced", *files}
     assert all(describe(reader) for reader in known.values())
 
 

@@ -73,7 +73,7 @@ if __name__ == "__main__":
 
 def history(folder: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+    return [{key: value for key, value in entry.items() if key not in ("seconds", "sha256")} for entry in entries]
 
 
 def running(group: int) -> set[int]:

@@ -15,11 +15,12 @@ from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.evaluation.distances import measure
 from planish.evaluation.evaluate import evaluate_steps
-from planish.evaluation.naming import attacks_by_name, distance_attacks
+from planish.evaluation.naming import attacks_of, distance_attacks
 from planish.records.distances import DistanceColumn, Distances, improvement_ratio, load, save
 from planish.runs.judge import EvaluationConfig, LoadedModel
 from planish.runs.judge import measure as measure_into
-from planish.search.ascent import Nearest, nothing_found, with_logits
+from planish.search.ascent import Nearest
+from planish.search.nearest import NearestSearch
 
 SMALL = {"closest": "closest-10-2", "log-barrier": "log-barrier-8-40", "boundary": "boundary-300"}
 LEVELS_APART = [0.3, 0.07, 0.05, 0.06, 0.4, 0.0]
@@ -99,7 +100,7 @@ class Liar(DistanceAttack):
         self.shift = shift
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
-        found = nothing_found(with_logits(model, batch))
+        found = NearestSearch.begun(model, batch, threat).found
         return found._replace(x_adv=batch.x + self.shift, distance=torch.full_like(found.distance, 0.01))
 
 
@@ -114,7 +115,7 @@ class Edge(DistanceAttack):
     """Returns images a hair's breadth short of the boundary, as a bisection may."""
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: torch.Generator) -> Nearest:
-        found = nothing_found(with_logits(model, batch))
+        found = NearestSearch.begun(model, batch, threat).found
         away = 0.5 - batch.x.flatten(1).mean(1)
         x_adv = batch.x + (1 - 1e-5) * away[:, None, None, None]
         return found._replace(x_adv=x_adv, distance=away.abs())
@@ -149,7 +150,7 @@ def test_distances_and_robust_accuracy_agree(network: nn.Module, images: Batch):
     """An attack in the ball breaks exactly what a distance attack finds within the radius, on this easy network."""
     record = measured(network, images, Linf(0), "closest")
     for radius in (0.005, 0.015, 0.03):
-        *_, last = evaluate_steps(network, images, threat=Linf(radius), attacks=attacks_by_name(["planish"], 4))
+        *_, last = evaluate_steps(network, images, threat=Linf(radius), attacks=attacks_of(["planish"], 4))
         assert abs(last.evaluation.robust_accuracy().hits - record.accuracy_at(radius).hits) <= 1
 
 

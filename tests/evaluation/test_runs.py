@@ -23,7 +23,7 @@ from planish.runs.judge import (
     EVALUATION,
     GALLERY,
     EvaluationConfig,
-    attacks_by_name,
+    attacks_of,
     entries,
     evaluate_into,
     load_model,
@@ -106,22 +106,22 @@ def test_what_is_no_subject(spec: str, message: str, own_file: Path):
 
 
 def test_attacks_by_name_know_the_number_of_classes():
-    attacks = attacks_by_name(["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"], 3)
+    attacks = attacks_of(["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"], 3)
     assert list(attacks) == ["pgd-5-2", "apgd-t-5", "multi-targeted-5-1"]
     assert [len(attacks[name].assembled(3).attacks) for name in ("apgd-t-5", "multi-targeted-5-1")] == [2, 2]
     with pytest.raises(BadInput, match=r"unknown attack 'pdg-5'\. Did you mean 'pgd'\?"):
-        attacks_by_name(["pdg-5"], 3)
+        attacks_of(["pdg-5"], 3)
 
 
 def test_one_attack_of_a_suite_by_name():
-    found = attacks_by_name(["paper-llr/fgsm-20", "autoattack/apgd-ce"], 10)
-    stages = attacks_by_name(["paper-llr", "autoattack"], 10)
+    found = attacks_of(["paper-llr/fgsm-20", "autoattack/apgd-ce"], 10)
+    stages = attacks_of(["paper-llr", "autoattack"], 10)
     suites = [suite for suite in stages.values() if isinstance(suite, Staged)]
     assert list(found.values()) == [suites[0].stages[0].attack, suites[1].stages[0].attack]
     with pytest.raises(BadInput, match=r"'paper-llr' has no stage 'fgsm'\. Did you mean 'fgsm-20'\?"):
-        attacks_by_name(["paper-llr/fgsm"], 10)
+        attacks_of(["paper-llr/fgsm"], 10)
     with pytest.raises(BadInput, match="'pgd' has no stage 'first'"):
-        attacks_by_name(["pgd/first"], 10)
+        attacks_of(["pgd/first"], 10)
 
 
 def test_fewer_images_than_asked_for_are_told():

@@ -21,7 +21,7 @@ from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.evaluation.distances import measure
 from planish.evaluation.evaluate import evaluate_steps
-from planish.evaluation.naming import attacks_by_name, distance_attacks
+from planish.evaluation.naming import attacks_of, distance_attacks
 from planish.records.evaluation import Evaluation
 from planish.registry import components
 
@@ -53,9 +53,7 @@ class Misleading(nn.Module):
 
 def judged(network: nn.Module, images: Batch, name: str, threat: ThreatModel, **options: Any) -> Evaluation:
     classes = 4
-    *_, last = evaluate_steps(
-        network.eval(), images, threat=threat, attacks=attacks_by_name([name], classes), **options
-    )
+    *_, last = evaluate_steps(network.eval(), images, threat=threat, attacks=attacks_of([name], classes), **options)
     return last.evaluation
 
 
@@ -74,7 +72,7 @@ def test_autoattack_is_the_published_four_with_their_budgets():
 @pytest.mark.parametrize("name", sorted(components("suites")))
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])
 def test_every_suite_fits_any_number_of_classes(name: str, classes: int):
-    suite = attacks_by_name([name], classes)[name]
+    suite = attacks_of([name], classes)[name]
     assert isinstance(suite, Suite)
     first = suite.following({}, 100)
     assert first is not None and first.name
@@ -109,7 +107,7 @@ def test_a_masked_model_gets_the_long_stages_and_is_told_so(
 
 def test_a_resumed_suite_goes_on_with_its_next_stage(make_network: Callable[[], nn.Module], images: Batch):
     whole = judged(make_network(), images, "planish", Linf(0.015))
-    suite = attacks_by_name(["planish"], 4)
+    suite = attacks_of(["planish"], 4)
     for finished in range(1, 5):
         steps = evaluate_steps(make_network(), images, threat=Linf(0.015), attacks=suite)
         for _ in range(finished + 1):
@@ -126,7 +124,7 @@ FINLAY = ["pgd-bisection", "log-barrier", "carlini-wagner", "boundary"]
 def test_finlay_s_four_are_those_by_name_in_a_ball_and_for_distances(norm: str, suffix: str):
     names = [f"carlini-wagner{suffix}" if name == "carlini-wagner" else name for name in FINLAY]
     by_name = distance_attacks(names, 10)
-    suite = attacks_by_name(["paper-finlay"], 10, norm=norm)["paper-finlay"]
+    suite = attacks_of(["paper-finlay"], 10, norm=norm)["paper-finlay"]
     assert isinstance(suite, Staged) and {stage.name: stage.attack for stage in suite.stages} == {
         name: Within(attack) for name, attack in by_name.items()
     }
@@ -137,7 +135,7 @@ def test_finlay_s_four_are_those_by_name_in_a_ball_and_for_distances(norm: str, 
 
 def test_finlay_s_norm_is_one_of_two():
     with pytest.raises(BadInput, match=r"^suite 'paper-finlay': norm = 'L1' is wrong: input should be 'linf' or 'l2'"):
-        attacks_by_name(["paper-finlay"], 10, norm="L1")
+        attacks_of(["paper-finlay"], 10, norm="L1")
 
 
 def test_suites_that_are_not_of_distance_attacks_do_not_measure():
@@ -156,7 +154,7 @@ def test_finlay_s_four_break_what_the_nearest_of_them_is_within(
     for name, attack in small.items():
         monkeypatch.setattr(papers, name, lambda attack=attack: attack)
     network.eval()
-    asked = attacks_by_name(["paper-finlay"], 4, norm=threat.name)
+    asked = attacks_of(["paper-finlay"], 4, norm=threat.name)
     *_, last = evaluate_steps(network, images, threat=threat(radius), attacks=asked)
     *_, found = measure(network, images, threat(0), distance_attacks(["paper-finlay"], 4, norm=threat.name))
     assert found.names == last.evaluation.names and len(found.names) == 4
@@ -207,4 +205,4 @@ def test_it_runs_in_l2(network: nn.Module, images: Batch):
 def test_attacks_and_suites_share_their_names():
     assert not set(components("attacks")) & set(components("suites"))
     with pytest.raises(BadInput, match=r"unknown attack 'planich'. Did you mean 'planish'"):
-        attacks_by_name(["planich"], 10)
+        attacks_of(["planich"], 10)

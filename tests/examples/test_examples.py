@@ -24,7 +24,7 @@ from planish.cli import main as cli
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf
 from planish.data import load
-from planish.evaluation.naming import attacks_by_name, distance_attacks
+from planish.evaluation.naming import attacks_of, distance_attacks
 from planish.models import Normalized, build
 from planish.records.audit import Audit, Finding
 from planish.records.distances import DistanceColumn, Distances
@@ -163,7 +163,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         return LoadedModel(nn.Identity(), "model")
 
     def evaluate_into(judged: LoadedModel, task: Any, folder: Path, **options: Any) -> Iterator[Any]:
-        assert attacks_by_name(task.attacks, 10, norm=task.threat.name, surrogates=sketches(10) * len(task.surrogates))
+        assert attacks_of(task.attacks, 10, norm=task.threat.name, surrogates=sketches(10) * len(task.surrogates))
         return iter(())
 
     def measure(judged: LoadedModel, task: Any, folder: Path, **options: Any) -> Iterator[Distances]:

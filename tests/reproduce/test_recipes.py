@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from planish.core.errors import BadInput
-from planish.evaluation.naming import attacks_by_name, distance_attacks, package_of
+from planish.evaluation.naming import attacks_of, distance_attacks, package_of
 from planish.registry import resolve
 from planish.reproduce import table, table_names
 from planish.reproduce.claims import holds
@@ -65,7 +65,7 @@ def test_every_attack_is_known_at_every_scale(name: str, scale: str):
         elif attack.startswith("transfer"):
             assert resolve(package_of(attack), attack)[1]["steps"] > 0
         else:
-            assert attacks_by_name([attack], own.head.classes, norm=own.head.norm)
+            assert attacks_of([attack], own.head.classes, norm=own.head.norm)
 
 
 @pytest.mark.parametrize("name", table_names())

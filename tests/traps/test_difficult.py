@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.evaluation.evaluate import evaluate_steps
-from planish.evaluation.naming import attacks_by_name
+from planish.evaluation.naming import attacks_of
 from planish.records.evaluation import Evaluation
 from planish.registry import components, make
 
@@ -67,7 +67,7 @@ def small(name: str, classes: int) -> dict:
     takes = inspect.signature(components(package)[name]).parameters
     wanted = FEW | {"classes": classes, "surrogates": sketches(classes)}
     made = make(package, name, {key: value for key, value in wanted.items() if key in takes})
-    found = attacks_by_name([name], classes, surrogates=sketches(classes))
+    found = attacks_of([name], classes, surrogates=sketches(classes))
     wrapped = type(found[name])
     return {name: wrapped(made) if hasattr(made, "distances") else made}
 

@@ -12,6 +12,7 @@ from planish.attacks.base import (
     Within as Within,
     Worst as Worst,
     components_of as components_of,
+    flat_images as flat_images,
     run as run,
     searched as searched,
     untouched as untouched,

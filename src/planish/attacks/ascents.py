@@ -80,6 +80,9 @@ class Untargeted(Attack):
     loss: Loss = cross_entropy
     start: Start = "uniform"
 
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        return objective_of(model, loss_of(self.loss, batch.labels))
+
     def score(self, labels: Tensor, target: Tensor) -> Score:
         return lambda logits: margin(logits, labels)
 
@@ -100,6 +103,9 @@ class Targeted(Attack):
     loss: Callable[[Tensor], Loss] = toward
     start: Start = "uniform"
     aim: Literal["misclassify", "reach"] = "misclassify"
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        return objective_of(model, loss_of(self.loss(self.targets(batch)), batch.labels))
 
     def score(self, labels: Tensor, target: Tensor) -> Score:
         """Return the margin of any wrong class, or of the target over every other class."""
@@ -185,6 +191,9 @@ class Smoothed(Attack):
         at_least(1, steps=self.steps, copies=self.copies)
         if not 0 < self.spread < math.inf:
             raise BadInput(f"spread must be above 0, got {self.spread:g}")
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        return objective_of(model, loss_of(margin, batch.labels))
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         noise = self._noise(batch, threat, drawn_seed(generator))

@@ -7,14 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from planish.core.arguments import CHUNK, Images, Labels, judged_batch, logits_of, seed_of, threat_of
+from planish.core.arguments import CHUNK, Images, Labels, judged_batch, logits_of, model_of, seed_of, threat_of
 from planish.core.batch import Batch
 from planish.core.losses import margin
-from planish.core.modes import Precision, attacked, autocast
+from planish.core.modes import Counted, Precision, attacked, autocast
 from planish.core.randomness import drawn_seed, seeded
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Adversarials, AttackResult, DistanceResult, Nearest, Score, enter, owned, with_logits
-from planish.search.objectives import nearest_classes
+from planish.search.ascent import (
+    Adversarials,
+    AttackResult,
+    DistanceResult,
+    Nearest,
+    Score,
+    enter,
+    evaluated,
+    owned,
+    with_logits,
+)
+from planish.search.objectives import Objective, loss_of, nearest_classes, objective_of
 
 Report = Callable[[int, int], None]
 """Told after each chunk: how many images are broken so far, and how many the running attack has still to visit."""
@@ -33,6 +43,10 @@ class Attack(ABC):
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the best adversarial image of each, never worse than the clean one. batch.logits are used if given."""
 
+    def objective(self, model: nn.Module, batch: Batch) -> Objective | None:
+        """Return what the attack climbs for a batch with its clean logits; None if it asks for no gradient, as here."""
+        return None
+
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
         """Return the score and the targets (N,), -1 = none, for a batch with its clean logits: here the margin."""
         labels = batch.labels
@@ -42,6 +56,7 @@ class Attack(ABC):
         """Return the attack as it is run against so many classes: attacks of others as their parts."""
         return self
 
+    @torch.inference_mode(False)
     def __call__(
         self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
     ) -> AttackResult:
@@ -53,10 +68,10 @@ class Attack(ABC):
         threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
         seed: of the attack's random numbers. Raises BadInput.
         """
-        threat, generator = threat_of(threat), seeded(seed_of(seed))
-        batch = judged_batch(model, x, labels, threat)
-        found = run(self, model, batch, threat, generator=generator)
-        logits = logits_of(model, found.x_adv)
+        threat, generator, network = threat_of(threat), seeded(seed_of(seed)), Counted(model_of(model))
+        batch = judged_batch(network, x, labels, threat)
+        found = run(self, network, batch, threat, generator=generator)
+        logits = logits_of(network, found.x_adv)
         score, _ = self.assembled(logits.shape[1]).goal(batch)
         return AttackResult(found.x_adv, score(logits) >= 0, margin(logits, batch.labels), found.passes)
 
@@ -72,10 +87,15 @@ class DistanceAttack(ABC):
         0 all are searched to the end. batch.logits are used if given. Raises BadInput for a norm it does not know.
         """
 
+    def objective(self, model: nn.Module, batch: Batch) -> Objective | None:
+        """Return what the attack climbs, here the margin; None if it asks for no gradient."""
+        return objective_of(model, loss_of(margin, batch.labels))
+
     def assembled(self, classes: int) -> "DistanceAttack":
         """Return the attack as it is run against so many classes."""
         return self
 
+    @torch.inference_mode(False)
     def __call__(
         self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
     ) -> DistanceResult:
@@ -84,8 +104,9 @@ class DistanceAttack(ABC):
         threat: "Linf" or "L2" searches to the end; one with a radius, such as "L2:0.5", leaves an image alone once an
         adversarial one within the radius is found. The rest as for an `Attack`. Raises BadInput.
         """
-        threat, seed = threat_of(threat, radius=0.0), seed_of(seed)
-        found = searched(self, model, judged_batch(model, x, labels, threat), threat, seed=seed)
+        threat, seed, network = threat_of(threat, radius=0.0), seed_of(seed), Counted(model_of(model))
+        batch = judged_batch(network, x, labels, threat)
+        found = searched(self, network, batch, threat, seed=seed)
         reach = threat.radius if threat.radius > 0 else torch.finfo(found.distance.dtype).max
         return DistanceResult(found.x_adv, found.distance, found.distance <= reach, found.passes)
 
@@ -98,6 +119,9 @@ class Within(Attack):
 
     def assembled(self, classes: int) -> "Within":
         return Within(self.attack.assembled(classes))
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective | None:
+        return self.attack.objective(model, batch)
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return what was found within the radius, and the clean image of the rest."""
@@ -187,6 +211,19 @@ def components_of(attack: Attack) -> Iterator[Attack]:
             yield from components_of(part)
     else:
         yield attack
+
+
+def flat_images(attack: Attack | DistanceAttack, model: nn.Module, batch: Batch) -> Tensor | None:
+    """Return for which clean images (N,) the gradient of all that an attack climbs is exactly 0.
+
+    None if it asks for no gradient. batch: with clean logits. Parts of a kind are asked once: a forward and a backward.
+    """
+    parts = components_of(attack) if isinstance(attack, Attack) else [attack]
+    kinds = {(type(part), str(getattr(part, "loss", ""))): part for part in parts}
+    with attacked(model):
+        climbed = [part.objective(model, batch) for part in kinds.values()]
+        flat = [(evaluated(one, batch.x)[2] == 0).flatten(1).all(1) for one in climbed if one is not None]
+    return torch.stack(flat).all(0) if flat else None
 
 
 def untouched(attack: Attack, batch: Batch) -> Adversarials:

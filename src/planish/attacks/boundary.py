@@ -67,6 +67,9 @@ class Boundary(DistanceAttack):
     def __post_init__(self) -> None:
         at_least(1, queries=self.queries)
 
+    def objective(self, model: nn.Module, batch: Batch) -> None:
+        return None
+
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         first, second = drawn_seed(generator), drawn_seed(generator)
         with attacked(model), torch.no_grad():

@@ -14,6 +14,7 @@ from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Nearest
 from planish.search.nearest import NearestSearch, StepOutcome, Walk
+from planish.search.objectives import Objective, loss_of, objective_of
 from planish.search.step_rules import Cosine
 
 STEP = Cosine(1.0, 0.01)
@@ -56,6 +57,9 @@ class DDN(DistanceAttack):
             at = search.start(search.unfinished(), self.first_radius)
             search.walk(at, lambda at: cross_entropy, partial(self._moved, threat=threat), self.steps)
         return search.found
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        return objective_of(model, loss_of(cross_entropy, batch.labels))
 
     def _moved(self, at: Walk, seen: StepOutcome, step: int, threat: ThreatModel) -> Walk:
         factor = torch.where(seen.adversarial, 1 - self.gamma, 1 + self.gamma).to(at.radius.dtype)

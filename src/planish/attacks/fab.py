@@ -15,7 +15,7 @@ from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Nearest
+from planish.search.ascent import Nearest, chosen
 from planish.search.nearest import NearestSearch
 from planish.search.objectives import gap_gradients, target_order
 
@@ -68,13 +68,13 @@ class FAB(DistanceAttack):
             raise BadInput(f"FAB knows the norms {' and '.join(NORMS)}, not {threat.name}")
         seed = drawn_seed(generator)
         with attacked(model):
-            near = NearestSearch.begun(model, batch, threat)
-            batch = near.batch
-            search = _PlaneSearch(*near, margin(batch.clean_logits, batch.labels))
-            walks = [(restart, classes) for restart in range(self.restarts) for classes in self._classes(batch)]
+            search = NearestSearch.begun(model, batch, threat)
+            planes = _PlaneSearch(search, margin(search.batch.clean_logits, batch.labels))
+            walks = [(restart, own) for restart in range(self.restarts) for own in self._classes(search.batch)]
             for number, (restart, classes) in enumerate(walks):
-                self._walk(search, classes, None if restart == 0 else seed + number, number * self.steps)
-            search.tighten(self.final, len(walks) * self.steps)
+                noise = None if restart == 0 else seed + number
+                self._walk(planes, classes, noise, number * self.steps)
+            planes.tighten(self.final, len(walks) * self.steps)
         return search.found
 
     def _classes(self, batch: Batch) -> Iterator[Tensor]:
@@ -85,20 +85,19 @@ class FAB(DistanceAttack):
         elif ranked.shape[1]:
             yield ranked[:, : self.candidates]
 
-    def _walk(self, search: "_PlaneSearch", classes: Tensor, noise: int | None, taken: int) -> None:
+    def _walk(self, planes: "_PlaneSearch", classes: Tensor, noise: int | None, taken: int) -> None:
         """Take the steps with the images that are not finished, from the image or from a random point."""
-        rows = search.near.unfinished()
-        point = search.start(rows, noise)
+        _, batch, threat, found = planes.search
+        rows = planes.search.unfinished()
+        point = planes.start(rows, noise)
         for step in range(taken, taken + self.steps):
-            going = (search.found.distance[rows] > search.threat.radius).nonzero().squeeze(1)
-            if len(going) < len(rows):
-                rows, point = rows[going], point[going]
+            rows, point = chosen((rows, point), (found.distance[rows] > threat.radius).nonzero().squeeze(1))
             if len(rows) == 0:
                 return
-            plane = search.plane(rows, point, classes[rows], step)
-            x = search.batch.x[rows].flatten(1)
-            point = self._mixed(point, x, plane, search.threat)
-            score = search.tested(rows, point, step + 1)
+            plane = planes.plane(rows, point, classes[rows], step)
+            x = batch.x[rows].flatten(1)
+            point = self._mixed(point, x, plane, threat)
+            score = planes.tested(rows, point, step + 1)
             point = torch.where(score[:, None] >= 0, x + self.backward * (point - x), point)
 
     def _mixed(self, point: Tensor, x: Tensor, plane: "Plane", threat: ThreatModel) -> Tensor:
@@ -120,74 +119,69 @@ class Plane(NamedTuple):
 
 
 class _PlaneSearch(NamedTuple):
-    """What is known during a search; `found` and `height` (N,), the margins of found.x_adv, are updated in place."""
+    """The search, and the margins (N,) of its found.x_adv: both are updated in place."""
 
-    model: nn.Module
-    batch: Batch
-    threat: ThreatModel
-    found: Nearest
+    search: NearestSearch
     height: Tensor
-
-    @property
-    def near(self) -> NearestSearch:
-        return NearestSearch(self.model, self.batch, self.threat, self.found)
 
     def start(self, rows: Tensor, noise: int | None) -> Tensor:
         """Return the images (n, D), or a random point near each."""
-        x = self.batch.x[rows]
+        _, batch, threat, found = self.search
+        x = batch.x[rows]
         if noise is None or len(rows) == 0:
             return x.flatten(1)
-        widest = self.threat.norm(torch.full_like(x, self.threat.high - self.threat.low))
-        cap = widest.clamp(max=self.threat.radius) if self.threat.radius > 0 else widest
-        reach = torch.minimum(self.found.distance[rows], cap) / 2
-        free = replace(self.threat, radius=1.0, low=-math.inf, high=math.inf)
-        unit = free.sample(torch.zeros_like(x), keyed_draws(x, self.batch.indices[rows], noise))
-        return (x.flatten(1) + reach[:, None] * unit.flatten(1)).clamp(self.threat.low, self.threat.high)
+        widest = threat.norm(torch.full_like(x, threat.high - threat.low))
+        cap = widest.clamp(max=threat.radius) if threat.radius > 0 else widest
+        reach = torch.minimum(found.distance[rows], cap) / 2
+        free = replace(threat, radius=1.0, low=-math.inf, high=math.inf)
+        unit = free.sample(torch.zeros_like(x), keyed_draws(x, batch.indices[rows], noise))
+        return (x.flatten(1) + reach[:, None] * unit.flatten(1)).clamp(threat.low, threat.high)
 
     def plane(self, rows: Tensor, point: Tensor, classes: Tensor, step: int) -> Plane:
         """Return the nearest plane of these classes (n, R) at the point, which is entered if it is adversarial."""
-        labels = self.batch.labels[rows]
-        x_adv = point.reshape(len(rows), *self.batch.x.shape[1:])
-        gaps, gradients = gap_gradients(self.model, x_adv, labels, classes)
-        self.found.passes[rows] += 1 + classes.shape[1]
+        model, batch, threat, found = self.search
+        labels, x_adv = batch.labels[rows], point.reshape(len(rows), *batch.x.shape[1:])
+        gaps, gradients = gap_gradients(model, x_adv, labels, classes)
+        found.passes[rows] += 1 + classes.shape[1]
         self._enter(rows, x_adv, margin(gaps, labels), step)
         value, normal = gaps.gather(1, classes), gradients.flatten(2)
-        distance = value.abs() / self.threat.dual_norm(normal.flatten(0, 1)).reshape(value.shape)
-        nearest = distance.nan_to_num(torch.inf).argmin(1)
+        distance = value.abs() / threat.dual_norm(normal.flatten(0, 1)).reshape(value.shape)
+        nearest = distance.nan_to_num(torch.inf).argmin(1, keepdim=True)
         own = torch.arange(len(rows), device=rows.device)
-        return Plane(value[own, nearest], normal[own, nearest])
+        return Plane(value.gather(1, nearest).squeeze(1), normal[own, nearest.squeeze(1)])
 
     def tested(self, rows: Tensor, point: Tensor, step: int) -> Tensor:
         """Return the margins (n,) of the points (n, D), which are entered where they are the nearest so far."""
-        x_adv = point.reshape(len(rows), *self.batch.x.shape[1:])
+        model, batch, _, found = self.search
+        x_adv = point.reshape(len(rows), *batch.x.shape[1:])
         with torch.no_grad():
-            score = margin(self.model(x_adv), self.batch.labels[rows])
-        self.found.passes[rows] += 1
+            score = margin(model(x_adv), batch.labels[rows])
+        found.passes[rows] += 1
         self._enter(rows, x_adv, score, step)
         return score
 
     def tighten(self, rounds: int, step: int) -> None:
         """Search the segments from the images to what was found for where the margin crosses 0 (eq. 12)."""
-        found, rows = self.found, self.near.improvable()
+        (_, batch, threat, found), rows = self.search, self.search.improvable()
         if len(rows) == 0:
             return
-        x, labels = self.batch.x[rows].flatten(1), self.batch.labels[rows]
+        x, labels = batch.x[rows].flatten(1), batch.labels[rows]
         segment = found.x_adv[rows].flatten(1) - x
         low, high = torch.zeros_like(found.distance[rows]), torch.ones_like(found.distance[rows])
-        below, above = margin(self.batch.clean_logits[rows], labels), self.height[rows]
+        below, above = margin(batch.clean_logits[rows], labels), self.height[rows]
         for index in range(rounds):
             crossing = (below / (below - above)).nan_to_num(0.5).clamp(0, 1).to(low.dtype)
             middle = low + (high - low) * (crossing + PAST * (1 - crossing))
-            point = (x + middle[:, None] * segment).clamp(self.threat.low, self.threat.high)
+            point = (x + middle[:, None] * segment).clamp(threat.low, threat.high)
             score = self.tested(rows, point, step + 1 + index)
             hit = score >= 0
             low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
             below, above = torch.where(hit, below, score), torch.where(hit, score, above)
 
     def _enter(self, rows: Tensor, x_adv: Tensor, score: Tensor, step: int) -> None:
-        before = self.found.distance[rows]
-        self.near.offer(rows, x_adv, score >= 0, step)
-        nearer = self.found.distance[rows] < before
+        before = self.search.found.distance[rows]
+        self.search.offer(rows, x_adv, score >= 0, step)
+        nearer = self.search.found.distance[rows] < before
         self.height[rows] = torch.where(nearer, score.to(self.height.dtype), self.height[rows])
 
 
@@ -239,6 +233,7 @@ class FABT(DistanceAttack):
         at_least(1, steps=self.steps, targets=self.targets, restarts=self.restarts)
 
     def assembled(self, classes: int) -> FAB:
+        """Return FAB with its targets."""
         return FAB(self.steps, self.restarts, targets=min(self.targets, classes - 1))
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:

@@ -23,7 +23,11 @@ class FGSM(Recipe):
 
 @dataclass(frozen=True)
 class MIFGSM(Recipe):
-    """MI-FGSM: momentum on the l1-normalised gradient, steps of radius / steps (Dong et al. 2018). mi-fgsm-STEPS."""
+    """MI-FGSM: momentum on the l1-normalised gradient, steps of radius / steps (Dong et al. 2018). mi-fgsm-STEPS.
+
+    steps: at least 1.
+    decay: of the velocity g <- decay * g + gradient / ||gradient||_1, eq. 6.
+    """
 
     steps: int = 10
     decay: float = 1.0
@@ -55,7 +59,12 @@ class Restarted(Recipe):
 
 @dataclass(frozen=True)
 class PGD(Restarted):
-    """PGD: sign steps of cross entropy from random starts (Madry et al. 2018). pgd-STEPS-RESTARTS."""
+    """PGD: sign steps of cross entropy from random starts (Madry et al. 2018). pgd-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    step_in_radii: length of a step, in radii.
+    """
 
     steps: int = 50
     restarts: int = 10
@@ -67,7 +76,12 @@ class PGD(Restarted):
 
 @dataclass(frozen=True)
 class PGDMargin(Restarted):
-    """PGD on the margin of logits instead of cross entropy. pgd-margin-STEPS-RESTARTS."""
+    """PGD on the margin of logits instead of cross entropy. pgd-margin-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    step_in_radii: length of a step, in radii.
+    """
 
     steps: int = 50
     restarts: int = 10
@@ -79,7 +93,13 @@ class PGDMargin(Restarted):
 
 @dataclass(frozen=True)
 class ODIPGD(Restarted):
-    """ODI-PGD: margin from starts along random logits, 2 full steps (Tashiro et al. 2020). odi-pgd-STEPS-RESTARTS."""
+    """ODI-PGD: margin from starts along random logits, 2 full steps (Tashiro et al. 2020). odi-pgd-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+
+    Differs: steps with momentum that fall from 2 radii along half a cosine; the paper has sign steps of one length.
+    """
 
     steps: int = 50
     restarts: int = 5
@@ -90,7 +110,11 @@ class ODIPGD(Restarted):
 
 @dataclass(frozen=True)
 class AdamPGD(Restarted):
-    """PGD by Adam on cross entropy with the LLR paper's step schedule. adam-pgd-STEPS-RESTARTS."""
+    """PGD by Adam on cross entropy with the LLR paper's step schedule. adam-pgd-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    """
 
     steps: int = 200
     restarts: int = 1
@@ -101,7 +125,11 @@ class AdamPGD(Restarted):
 
 @dataclass(frozen=True)
 class LLRUntargeted(Restarted):
-    """LLR paper's Untargeted: margin by Adam, its schedule (Qin et al. 2019, Table 1). untargeted-STEPS-RESTARTS."""
+    """LLR paper's Untargeted: margin by Adam, its schedule (Qin et al. 2019, Table 1). untargeted-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    """
 
     steps: int = 200
     restarts: int = 20
@@ -112,7 +140,12 @@ class LLRUntargeted(Restarted):
 
 @dataclass(frozen=True)
 class RandomTargeted(Restarted):
-    """LLR paper's Random-Targeted: counts images driven into one random class. random-targeted-STEPS-RESTARTS."""
+    """LLR paper's Random-Targeted: counts images driven into one random class. random-targeted-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    seed: of the classes, one for each image, the same in every restart.
+    """
 
     steps: int = 200
     restarts: int = 20
@@ -124,7 +157,11 @@ class RandomTargeted(Restarted):
 
 @dataclass(frozen=True)
 class LeastLikelyTargeted(Restarted):
-    """Counts images driven into their least likely class. least-likely-STEPS-RESTARTS."""
+    """Counts images driven into their least likely class. least-likely-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    """
 
     steps: int = 200
     restarts: int = 20
@@ -137,7 +174,9 @@ class LeastLikelyTargeted(Restarted):
 class MultiTargeted(Restarted):
     """LLR paper's Multi-Targeted: margin towards every wrong class in turn, Adam at 0.1. multi-targeted-STEPS-RESTARTS.
 
-    Targets in order of their clean logit, the most likely first; `targets` limits their number.
+    steps: towards each target, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    targets: at most so many, those of the largest clean logits first, at least 1; None = every wrong class.
     """
 
     steps: int = 200
@@ -155,11 +194,15 @@ class MultiTargeted(Restarted):
 
 @dataclass(frozen=True)
 class APGD(Restarted):
-    """APGD: steps that halve where progress stops, from the best point so far (Croce and Hein 2020). apgd-ce.
+    """APGD: steps that halve where progress stops (Croce and Hein 2020, Algorithm 1). apgd-ce-STEPS-RESTARTS.
 
-    loss: "ce" ascends cross entropy; "dlr" the difference-of-logits ratio, which needs four classes; "targeted" that
-    towards the most likely wrong classes in turn, at most `targets` of them: APGD-T. With fewer than four classes,
-    where the DLR loss is undefined, the margin towards the target takes its place there. apgd-ce-STEPS-RESTARTS.
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    loss: "ce", cross entropy; "dlr", the difference-of-logits ratio (eq. 6), which needs four classes; "targeted",
+        eq. 7 towards the most likely wrong classes in turn: APGD-T.
+    targets: of "targeted", at most so many, at least 1.
+
+    Differs: with fewer than four classes, where DLR is undefined, "targeted" ascends the margin towards the target.
     """
 
     steps: int = 100
@@ -184,7 +227,11 @@ class APGD(Restarted):
 
 @dataclass(frozen=True)
 class APGDDLR(Restarted):
-    """APGD on the difference-of-logits ratio; needs four classes (Croce and Hein 2020). apgd-dlr-STEPS-RESTARTS."""
+    """APGD on the difference-of-logits ratio; needs four classes (Croce and Hein 2020). apgd-dlr-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    """
 
     steps: int = 100
     restarts: int = 1
@@ -197,7 +244,11 @@ class APGDDLR(Restarted):
 class APGDT(Recipe):
     """APGD-T: targeted DLR towards the most likely wrong classes (Croce and Hein 2020). apgd-t-STEPS-TARGETS-RESTARTS.
 
-    With fewer than four classes, where the DLR loss is undefined, the margin towards the target takes its place.
+    steps: towards each target, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that are still robust.
+    targets: at most so many, those of the largest clean logits first, at least 1.
+
+    Differs: with fewer than four classes, where the DLR loss is undefined, the margin towards the target is ascended.
     """
 
     steps: int = 100

@@ -1,4 +1,4 @@
-"""Random search, points of the ball or square windows: asks for logits alone, so it sees through masked gradients."""
+"""Random search, points of the ball or square windows: it needs logits alone, so it sees through masked gradients."""
 
 import math
 from dataclasses import KW_ONLY, dataclass

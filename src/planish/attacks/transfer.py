@@ -1,17 +1,19 @@
 """Transfer: the model under attack says how far an image has come, another model says which way to go."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
 
-from planish.attacks import Attack, Worst
+from planish.attacks import Attack, Recipe, Worst
 from planish.attacks.ascents import restarted, towards_likely
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.modes import Counted, attacked
 from planish.core.threat import ThreatModel
+from planish.records.origin import model_digest
 from planish.search.ascent import Adversarials, Score, with_logits
+from planish.search.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Surrogate:
     name: str
     digest: str
     model: nn.Module = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, model: nn.Module) -> "Surrogate":
+        """Return a model as a surrogate of this name."""
+        return cls(name, model_digest(model), model)
 
 
 def same_classes(name: str, lent: Tensor, logits: Tensor) -> None:
@@ -54,22 +61,12 @@ class LentGradients(nn.Module):
 
 
 @dataclass(frozen=True)
-class Transfer(Attack):
+class Lent(Attack):
     """An attack that goes where a surrogate's gradients point, and is judged on the model under attack alone.
 
     attack: an ascent, every forward but its last with a backward. Its loss sees the logits of the model under attack:
         take a margin, whose gradient does not fade where that model is certain.
     surrogate: whose gradients it follows.
-
-    Images made on a substitute fool other models too (Papernot, McDaniel, Goodfellow 2016); where they break what the
-    model's own gradients do not, these mislead. Success on the surrogate stops nothing: the attack goes on along the
-    surrogate's gradient until the model under attack is wrong. Every iterate is judged, and classes are those that the
-    model under attack finds most likely.
-    `passes` are those of both models: a forward of each and a backward of the surrogate for an iterate, a forward of
-    the model under attack for the last. A column's `forwards` and `backwards` count the model under attack alone.
-
-    Differs: usually the surrogate's own loss is climbed and its last iterate handed over. That breaks fewer images than
-    aiming by the model under attack; judging every iterate costs half as much again, and broken images leave at once.
     """
 
     attack: Attack
@@ -77,6 +74,16 @@ class Transfer(Attack):
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
         return self.attack.goal(batch)
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective | None:
+        climbed = self.attack.objective(LentGradients(model, self.surrogate), batch)
+
+        def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+            assert climbed is not None
+            with attacked(self.surrogate.model):
+                return climbed(x_adv)
+
+        return climbed and objective
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the first iterate of each image that reaches the attack's goal on the model, or else the best."""
@@ -86,23 +93,43 @@ class Transfer(Attack):
         return found._replace(passes=found.passes + found.passes // 2)
 
 
-def transfer(
-    steps: int = 20, restarts: int = 1, targets: int = 2, *, classes: int, surrogates: tuple[Surrogate, ...]
-) -> Attack:
+@dataclass(frozen=True)
+class Transfer(Recipe):
     """Images made on other models (Papernot et al. 2016), see --surrogates. transfer-STEPS-RESTARTS-TARGETS.
 
-    On each surrogate in turn, with the images that the ones before it have not broken: the margin towards the classes
-    that the model under attack finds most likely, as `multi-targeted` does it. Raises BadInput without surrogates.
+    steps, restarts: at least 1.
+    targets: how many of the classes that the model under attack finds most likely are aimed at, at least 1.
+    surrogates: the other models, one at least; they know the same classes.
+
+    On each surrogate in turn, with the images that the ones before it have not broken: the margin towards each target,
+    as `multi-targeted` does it. Where this breaks what the model's own gradients do not, these mislead. Success on the
+    surrogate stops nothing: the attack goes on along the surrogate's gradient until the model under attack is wrong.
+    Papernot, McDaniel, Goodfellow: Transferability in machine learning (2016).
+    `passes` are those of both models: a forward of each and a backward of the surrogate for an iterate, a forward of
+    the model under attack for the last. A column's `forwards` and `backwards` count the model under attack alone.
+
+    Differs: usually the surrogate's own loss is climbed and its last iterate handed over. That breaks fewer images than
+    aiming by the model under attack; judging every iterate costs half as much again, and broken images leave at once.
     """
-    if not surrogates:
-        raise BadInput(
-            "transfer makes its images on other models and none is given; name them with --surrogates, each a run "
-            "folder, package.module:function or file.py:function"
-        )
-    at_least(1, steps=steps, restarts=restarts, targets=targets)
-    each = towards_likely(steps, targets, classes)
-    lent = (Worst(tuple(Transfer(attack, surrogate) for attack in each)) for surrogate in surrogates)
-    return Worst(tuple(restarted(attack, restarts) for attack in lent))
+
+    steps: int = 20
+    restarts: int = 1
+    targets: int = 2
+    _: KW_ONLY
+    surrogates: tuple[Surrogate, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.surrogates:
+            raise BadInput(
+                "transfer makes its images on other models and none is given; name them with --surrogates, each a run "
+                "folder, package.module:function or file.py:function"
+            )
+        at_least(1, steps=self.steps, restarts=self.restarts, targets=self.targets)
+
+    def parts(self, classes: int) -> Attack:
+        each = towards_likely(self.steps, self.targets, classes)
+        lent = (Worst(tuple(Lent(attack, surrogate) for attack in each)) for surrogate in self.surrogates)
+        return Worst(tuple(restarted(attack, self.restarts) for attack in lent))
 
 
-COMPONENTS = {"transfer": transfer}
+COMPONENTS = {"transfer": Transfer}

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from planish.attacks.random_search import Noise, Square
 from planish.attacks.suites import Fixed, Stage, Suite
@@ -14,7 +14,7 @@ from planish.attacks.transfer import Surrogate
 from planish.audit.check import Check
 from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan, are_probabilities
 from planish.audit.geometry import geometry
-from planish.core.arguments import CHUNK, check_images, check_logits, logits_of
+from planish.core.arguments import CHUNK, check_images, judged_batch, logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
 from planish.core.losses import margin
@@ -22,6 +22,7 @@ from planish.core.modes import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import OnChunk
+from planish.evaluation.guards import copied
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column
 from planish.records.geometry import Geometry
@@ -45,6 +46,18 @@ class Short(Suite):
     def reasons(self, done: Mapping[str, Column], images: int) -> tuple[str, ...]:
         """Return the whole suite's reasons to go on."""
         return self.whole.reasons(done, images)
+
+
+class Kept(Protocol):
+    """Keeps what an audit needs to go on after a kill."""
+
+    def restored(self, evidence: Evidence, meta: Mapping[str, Any], names: Sequence[str]) -> list[Finding]:
+        """Put what was found back into the evidence, and return the findings; none if nothing was kept."""
+        ...
+
+    def begun(self, evidence: Evidence) -> None:
+        """Keep the suite's outcome: it is done, and the checks begin."""
+        ...
 
 
 def plan_of(name: str) -> Plan:
@@ -74,13 +87,14 @@ def audit(
     only: Sequence[str] = (),
     own: Sequence[str] = (),
     on_chunk: OnChunk | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Audit]:
     """Check the model: run the suite, then yield the audit after each finding, the last one complete.
 
     images: x (N, C, H, W) in [0, 1], on the model's device. black_box: it has no gradients by its nature. suite: what
     the headline rests on, planish's own unless given. about: JSON-able facts for the audit's meta. only: names of
     checks, all unless given; with some alone, no geometry is made. own: more checks, the user's, as "file.py:NAME" or
-    "package.module:NAME". The model's modes, parameters,
+    "package.module:NAME". kept: what an audit of the same that was cut short has found. The model's modes, parameters,
     statistics and the global random state stay as they are, and a random model is given the same draws every time.
     Raises BadInput as `evaluate` does, but for probabilities, whose logarithms are attacked.
     """
@@ -90,14 +104,16 @@ def audit(
             raise BadInput(f"unknown check '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
     named = {name: check for name, check in known.items() if not only or name in only}
     with reproducible(seed):
-        counted, clean = _with_clean_logits(model, images, threat)
-        suite = suite or _suite(clean.shape[1], plan, black_box)
+        counted, images, fresh = _begun(model, images, threat)
+        suite = suite or _suite(images.clean_logits.shape[1], plan, black_box)
         setting = (threat, plan, "black-box" if black_box else SUITE, suite, seed, surrogates, black_box, on_chunk)
-        evidence = Evidence(counted, model, images._replace(logits=clean), *setting)
+        evidence = Evidence(counted, model, images, *setting, fresh=fresh)
+        meta = _meta(evidence, about or {}, len(named))
+        findings = [] if kept is None else kept.restored(evidence, meta, [*named])
         _ = evidence.judged
-    meta = _meta(evidence, about or {}, len(named))
-    findings: list[Finding] = []
-    for name, check in named.items():
+    if kept is not None:
+        kept.begun(evidence)
+    for name, check in [*named.items()][len(findings) :]:
         with reproducible(seed):
             findings.append(check(name, evidence))
             done = len(findings) == len(named) and not only and plan.measured
@@ -114,15 +130,18 @@ def own_checks(names: Sequence[str]) -> dict[str, Check]:
     return found  # type: ignore[return-value]
 
 
-def _with_clean_logits(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counted, Tensor]:
-    """Return what is attacked, and its clean logits (N, K), before anything is looked at. Raises BadInput."""
+def _begun(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counted, Batch, nn.Module | None]:
+    """Return what is attacked, the images with clean logits, and a copy that has seen none. Raises BadInput."""
     check_images(images, threat)
+    fresh = copied(model)
     try:
-        first = logits_of(Counted(model), images.x[:CHUNK])
-    except Exception:  # which check_logits words
+        first = logits_of(model, images.x[:CHUNK])
+    except Exception:  # which judged_batch words
         first = images.x.new_zeros(0)
-    counted = Counted(AsLogits(model) if first.ndim == 2 and are_probabilities(first) else model)
-    return counted, check_logits(counted, images)
+    if first.ndim == 2 and are_probabilities(first):
+        model, fresh = AsLogits(model), None if fresh is None else AsLogits(fresh)
+    counted = Counted(model)
+    return counted, judged_batch(counted, images, None, threat), fresh
 
 
 def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:

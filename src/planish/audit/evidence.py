@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from planish.attacks.transfer import Surrogate
 from planish.core.arguments import in_chunks, logits_of
 from planish.core.batch import Batch, per_image
 from planish.core.losses import Loss, cross_entropy, margin
-from planish.core.modes import Counted, attacked, full_precision
+from planish.core.modes import Counted, attacked, full_precision, plain_logits
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, OnChunk, evaluate_steps
@@ -94,9 +94,7 @@ class AsLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log p, (N, K)."""
-        output = self.model(x)
-        probabilities: Tensor = getattr(output, "logits", output)
-        return probabilities.clamp(min=UNDERFLOW).log()
+        return plain_logits(self.model(x)).clamp(min=UNDERFLOW).log()
 
 
 class Gradients(NamedTuple):
@@ -119,7 +117,17 @@ class Trace(NamedTuple):
 
     def broken_by(self, steps: int) -> Tensor:
         """Return which images an iterate up to this one broke, (n,)."""
-        return (self.margins[: steps + 1] >= 0).any(0)
+        return ~(self.margins[: steps + 1] < 0).all(0)
+
+
+def gradients_of(model: nn.Module, batch: Batch, loss: Loss) -> Gradients:
+    """Return loss and gradient of a model at the images."""
+
+    def at(some: Batch) -> Gradients:
+        return Gradients(*evaluated(objective_of(model, loss_of(loss, some.labels)), some.x))
+
+    with attacked(model), full_precision(batch.x):
+        return in_chunks(at, batch)
 
 
 @dataclass(eq=False)
@@ -127,7 +135,8 @@ class Evidence:
     """A model, its images (with clean logits, on the model's device) and what has been found out so far.
 
     model: what is attacked: counted, and with logits in any case. given: the model as it was handed over. broken: by
-    attack, which of the images (N,) a check broke. adversarial: by row, the image with which one first did.
+    attack, which of the images (N,) a check broke. adversarial: by row, the image with which one first did. fresh: a
+    copy of what is attacked that has seen no image yet; None where it cannot be copied.
     """
 
     model: Counted
@@ -143,11 +152,14 @@ class Evidence:
     on_chunk: OnChunk | None = None
     broken: dict[str, Tensor] = field(default_factory=dict)
     adversarial: dict[int, Tensor] = field(default_factory=dict)
+    earlier: EvaluationStep | None = None
+    spent: int = 0
+    fresh: nn.Module | None = None
 
     @property
     def passes(self) -> int:
         """Single images through the model so far, forward and back."""
-        return self.model.forwards + self.model.backwards
+        return self.spent + self.model.forwards + self.model.backwards
 
     @property
     def logits(self) -> Tensor:
@@ -186,10 +198,22 @@ class Evidence:
         return self.rows[self.correct[self.rows]]
 
     @cached_property
-    def setup(self) -> Batch:
-        """A few images for questions about the model as such: those classified correctly if there are any."""
+    def setup_rows(self) -> Tensor:
+        """Which of the images these are: those classified correctly if there are any."""
         rows = self.correct.nonzero().squeeze(1)
-        return self.images.select((rows if len(rows) else self.rows)[: self.plan.setup])
+        return (rows if len(rows) else self.rows)[: self.plan.setup]
+
+    @cached_property
+    def setup(self) -> Batch:
+        """A few images for questions about the model as such."""
+        return self.images.select(self.setup_rows)
+
+    @cached_property
+    def arithmetic(self) -> torch.dtype:
+        """The coarsest floating dtype of the images and the weights."""
+        tensors = [self.images.x, *self.given.parameters(), *self.given.buffers()]
+        kinds: set[torch.dtype] = {part.dtype for part in tensors if part.is_floating_point()}
+        return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 
     def drawn(self, rows: Tensor, count: int) -> Tensor:
         """Return at most so many of the rows, drawn by the images' indices and the seed."""
@@ -200,12 +224,7 @@ class Evidence:
 
     def gradients(self, batch: Batch, loss: Loss = cross_entropy) -> Gradients:
         """Return loss and gradient at the images."""
-
-        def at(some: Batch) -> Gradients:
-            return Gradients(*evaluated(objective_of(self.model, loss_of(loss, some.labels)), some.x))
-
-        with attacked(self.given), full_precision(batch.x):
-            return in_chunks(at, batch)
+        return gradients_of(self.model, batch, loss)
 
     @cached_property
     def setup_gradients(self) -> Gradients:
@@ -249,7 +268,7 @@ class Evidence:
     def trace(self) -> Trace:
         """PGD on cross entropy on the correct images, twice plan.steps."""
         found = self.traced(self.correct_sample, 2 * self.plan.steps)
-        broken = found.margins.amax(0) >= 0
+        broken = found.broken_by(len(found.margins))
         self.record("pgd", self.correct_rows[broken], found.x_adv[broken])
         return found
 
@@ -294,7 +313,7 @@ class Evidence:
         mask = torch.zeros_like(self.correct)
         if len(rows):
             some = self.images.select(rows)
-            wrong = margin(logits_of(self.model, x_adv, 250), some.labels) >= 0
+            wrong = ~(margin(logits_of(self.model, x_adv, 250), some.labels) < 0)
             broken = wrong & self.threat.feasible(x_adv, some.x) & self.correct[rows]
             mask[rows] = broken
             for row, image in zip(rows[broken].tolist(), x_adv[broken], strict=True):
@@ -307,7 +326,10 @@ class Evidence:
         """The suite on all images."""
         suite = {self.suite_name: self.suite}
         judge = partial(evaluate_steps, threat=self.threat, attacks=suite, seed=self.seed, on_chunk=self.on_chunk)
-        *_, last = judge(self.model, self.images)
+        earlier: dict[str, Any] = {}
+        if self.earlier is not None:
+            earlier = {"earlier": self.earlier.evaluation, "x_adv": self.earlier.x_adv}
+        *_, last = judge(self.model, self.images, **earlier)
         return last
 
     def mask(self, marked: NDArray[np.bool_]) -> Tensor:

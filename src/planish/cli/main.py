@@ -4,6 +4,8 @@ import ctypes
 import json
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from typer.core import TyperGroup
 from planish.cli import terminal
 from planish.cli.reproduce import reproduce
 from planish.core.errors import BadInput
-from planish.storage.files import alone
+from planish.storage.files import alone, write_text
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -25,10 +27,8 @@ if TYPE_CHECKING:
     from planish.report import Entry, Table
     from planish.runs.judge import EvaluationConfig, LoadedModel
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""glibc's numbers of mallopt's options (mallopt(3))."""
-MOST, LARGEST = 2**31 - 1, 32 * 2**20
-"""Bytes: what an option can hold, and the largest threshold that glibc takes for a mapping of its own."""
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers of mallopt's options (mallopt(3))
+MOST, LARGEST = 2**31 - 1, 32 * 2**20  # bytes: of an option; the largest threshold for a mapping of its own
 OWN_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -54,9 +54,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
         keep_freed()
+        terminal.forgiving()
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except BadInput as error:
             sys.exit(terminal.failed(str(error), 2))
@@ -64,6 +65,21 @@ class Commands(TyperGroup):
             sys.exit(terminal.failed("interrupted; what was finished is saved, --resume goes on", 130))
         except (RuntimeError, FloatingPointError) as error:
             sys.exit(terminal.failed(str(error), 1))
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # wrong usage
+                raise
+            sys.exit(terminal.failed(bug(error), 1))
+
+
+def bug(error: Exception) -> str:
+    """Return the line on an error that nobody foresaw; its traceback is kept in a file."""
+    what = f"{type(error).__name__}: {error}"
+    kept = Path(tempfile.gettempdir()) / f"planish-error-{os.getpid()}.txt"
+    try:
+        write_text("".join(traceback.format_exception(error)), kept)
+    except BadInput:
+        return f"{what}; this is a mistake in planish, please report it with the command"
+    return f"{what}; this is a mistake in planish, please report it with the command and {kept}"
 
 
 app = typer.Typer(
@@ -111,10 +127,10 @@ def train(
     method: Annotated[str | None, Option(help="Training method: planish by default, or seat, llr-2, ...")] = None,
     data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
+    epochs: Annotated[int | None, Option(help="How many; with --resume, more of them extend a finished run.")] = None,
+    weights: Annotated[Path | None, Option(help="Start from a run folder, .safetensors file or checkpoint.")] = None,
     seed: Annotated[int | None, Option(help="Seed of everything random.")] = None,
-    guard: Annotated[
-        bool, Option("--guard", help="Watch for catastrophic overfitting; go back and strengthen the method.")
-    ] = False,
+    guard: Annotated[bool, Option("--guard", help="Watch for catastrophic overfitting, and go back from it.")] = False,
     device: terminal.Device = "auto",
     resume: terminal.Resume = False,
     json_: terminal.Json = False,
@@ -122,10 +138,14 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs.config import experiment_of
+    from planish.runs.run import CONFIG
     from planish.runs.train import train_into as run
     from planish.training.collapse import EVERY
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
+    named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
+    own = out / CONFIG  # a run that goes on knows its configuration
+    config = own if resume and config is None and own.exists() else config
     experiment = experiment_of(config, named, set_ or [])
     records = run(experiment, out, device=terminal.chosen_device(device), resume=resume)
     last: dict[str, Any] = {}
@@ -135,8 +155,11 @@ def train(
             last = {"epoch": record.epoch, **record.metrics}
             for alarm in () if quiet else record.alarms:
                 bars.console.print(terminal.alarm_words(alarm))
-            bars.update(task, completed=record.epoch, note=terminal.epoch_words(record.metrics))
-    terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.console().print(f"run folder: {out}")
+            words = terminal.epoch_words(record.metrics)
+            bars.update(task, completed=record.epoch, note=words)
+            if not (quiet or sys.stderr.isatty()):
+                print(f"epoch {record.epoch} of {experiment.settings.epochs}: {words}", file=sys.stderr, flush=True)
+    terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.print_run(out)
 
 
 @app.command()
@@ -154,6 +177,7 @@ def evaluate(
     precision: Annotated[
         str, Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
     ] = "float32",
+    eot: terminal.Draws = 1,
     keep_images: Annotated[
         bool, Option("--keep-images", help="Save the adversarial images too, for planish verify.")
     ] = False,
@@ -169,7 +193,12 @@ def evaluate(
 
     device, names = terminal.chosen_device(device), terminal.names_in(attacks)
     options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
-    options |= {"precision": precision, "keep_images": keep_images, "surrogates": terminal.names_in(surrogates)}
+    options |= {
+        "precision": precision,
+        "eot": eot,
+        "keep_images": keep_images,
+        "surrogates": terminal.names_in(surrogates),
+    }
     judged, task = _loaded("evaluate", model, device, built_by, name, norm=norm, radius=radius, **options)
     with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
@@ -195,6 +224,7 @@ def audit(
     out: terminal.Out = Path("runs/audit"),
     seed: terminal.Seed = 0,
     device: terminal.Device = "auto",
+    resume: terminal.Resume = False,
     json_: terminal.Json = False,
     quiet: terminal.Quiet = False,
 ) -> None:
@@ -210,7 +240,7 @@ def audit(
     with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(registered()) + len(own), note="clean")
         also: dict[str, Any] = {"device": device, "on_chunk": terminal.showing(bars, bar), "built_by": built_by}
-        for found in audit_into(judged, task, out, budget, checks=own, **also):
+        for found in audit_into(judged, task, out, budget, checks=own, resume=resume, **also):
             last = found.findings[-1]
             bars.update(bar, completed=len(found.findings), note=f"{last.check}: {last.verdict}")
     terminal.print_json(to_json(found)) if json_ else terminal.print_audit(found, out)
@@ -234,7 +264,7 @@ def distances(
     json_: terminal.Json = False,
     quiet: terminal.Quiet = False,
 ) -> None:
-    """Measure how far away the nearest adversarial image is."""
+    """Measure how far away the nearest adversarial image is. Exit code 1 where an attack had no gradient to follow."""
     from planish.records.distances import Distances, load
     from planish.report.distances import distance_rows, to_json, write_distances
     from planish.runs.judge import DISTANCES, measure
@@ -253,9 +283,13 @@ def distances(
     record = found or load(out / DISTANCES)
     figure = write_distances(record, out)
     if json_:
-        return terminal.print_json(to_json(record))
-    terminal.print_rows(distance_rows(record))
-    terminal.console().print(f"figure: {figure}")
+        terminal.print_json(to_json(record))
+    else:
+        terminal.print_rows(distance_rows(record))
+        terminal.print_remarks(judged.name, record.remarks())
+        terminal.console().print(f"figure: {figure}")
+    if any(column.meta.get("no_gradient") for column in record.columns):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -267,6 +301,7 @@ def verify(
     norm: terminal.Norm = "Linf",
     built_by: terminal.BuiltBy = None,
     size: terminal.Size = None,
+    eot: terminal.Draws = 1,
     device: terminal.Device = "auto",
     json_: terminal.Json = False,
 ) -> None:
@@ -276,6 +311,7 @@ def verify(
 
     device = terminal.chosen_device(device)
     options: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "size": size}
+    options["eot"] = eot
     judged, task = _loaded("verify", model, device, built_by, **options)
     found = run(judged, task, images, device=device)
     if json_:

@@ -1,8 +1,10 @@
 """What the commands share: arguments, tables on stdout, progress bars on stderr, and how they fail."""
 
+import io
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,7 @@ Size = Annotated[
 ]
 Out = Annotated[Path, Option("--out", "-o", help="Folder to write into.")]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
+Draws = Annotated[int, Option("--eot", help="Of a random model: draws averaged in a step, and that judge an image.")]
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
@@ -68,17 +71,37 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def print_run(folder: Path) -> None:
+    """Print where a run lies, which files its images came from, and what a reader must know of them."""
+    from planish.runs.run import PROVENANCE
+    from planish.storage.reading import read_json
+
+    origin, screen = read_json(folder / PROVENANCE, "train again"), console()
+    screen.print(f"run folder: {folder}", markup=False)
+    if "data_files" in origin:
+        screen.print(f"data: {origin['data_name']}, {origin['data_files']}", markup=False)
+    for note in origin.get("data_notes", []):
+        screen.print(f"note: {note}", style="yellow", markup=False)
+
+
 def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     """Print a report's first table, its warnings and where the page is."""
     from planish.report import summary_rows
 
     if found:
         print_rows(summary_rows(found))
-    screen = console()
+    about = (entry.evaluation.meta.get("data", {}) for entry in found)
+    for line in dict.fromkeys(f"data: {data.get('name')}, {data['files']}" for data in about if "files" in data):
+        console().print(line, markup=False)
     for entry in found:
-        for note in entry.evaluation.remarks():
-            screen.print(f"note: {entry.name}: {note}", style="yellow")
-    screen.print(f"report: {page}")
+        print_remarks(entry.name, entry.evaluation.remarks())
+    console().print(f"report: {page}")
+
+
+def print_remarks(name: str, remarks: "Sequence[str]") -> None:
+    """Print what a reader must know of a model's record."""
+    for remark in remarks:
+        console().print(f"note: {name}: {remark}", style="yellow")
 
 
 VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red"}
@@ -87,24 +110,24 @@ VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red
 def print_audit(audit: "Audit", folder: Path) -> None:
     """Print an audit's findings, the worst first, its headline and where it is."""
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from planish.records.audit import SEVERITY
 
     table = Table("verdict", "check", "found", "thresholds", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for finding in sorted(audit.findings, key=lambda finding: -SEVERITY.index(finding.verdict)):
-        verdict = f"[{VERDICT_STYLES[finding.verdict]}]{finding.verdict}[/]"
-        text = escape(f"{finding.meaning} {finding.advice}".strip())
-        table.add_row(verdict, finding.check, *finding_words(finding), text)
+        verdict = Text(finding.verdict, VERDICT_STYLES[finding.verdict])
+        table.add_row(verdict, finding.check, *finding_words(finding), f"{finding.meaning} {finding.advice}".strip())
     screen = console()
     screen.print(table)
+    if "files" in audit.meta.get("data", {}):
+        screen.print(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}", markup=False)
     for note in audit.meta["notes"]:
-        screen.print(f"note: {note}", style="yellow", markup=False)
-    name = audit.meta["model"].get("name", "the model")
+        screen.print(f"note: {note}", style="yellow")
     counts = [f"{sum(f.verdict == kind for f in audit.findings)} {kind}" for kind in reversed(SEVERITY)]
-    screen.print(f"{name}: {audit.verdict} ({', '.join(counts)}); {audit.headline()}", markup=False)
-    screen.print(f"audit: {folder}", markup=False)
+    screen.print(f"{audit.name}: {audit.verdict} ({', '.join(counts)}); {audit.headline()}")
+    screen.print(f"audit: {folder}")
 
 
 def finding_words(finding: "Finding") -> tuple[str, str]:
@@ -185,17 +208,43 @@ def alarm_words(alarm: "Mapping[str, float]") -> str:
     )
 
 
-def console() -> "Console":
-    """Return the screen, 160 columns wide where it is not a terminal."""
-    from rich.console import Console
+def visible(text: str) -> str:
+    """Return a text from outside as a terminal may print it: control characters are written as escapes."""
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cf", "Cs")
+        else letter
+        for letter in text
+    )
 
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
+
+def console(stderr: bool = False) -> "Console":
+    """Return a screen, 160 columns wide where it is not a terminal, that takes no text for markup."""
+    from rich.console import Console
+    from rich.text import Text
+
+    class Screen(Console):
+        """Prints texts as they are, control characters as escapes."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            """Return the text with its style, for a line or a cell of a table."""
+            return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Screen(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, soft_wrap=False)
 
 
 def failed(message: str, code: int) -> int:
     """Print what went wrong as one line on stderr, and return the exit code."""
-    print(f"planish: {' '.join(message.split())}", file=sys.stderr)
+    print(f"planish: {visible(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+def forgiving() -> None:
+    """Let both streams write what their encoding has not, such as snowmen in ASCII, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(document: Any) -> None:
@@ -206,12 +255,19 @@ def print_json(document: Any) -> None:
 @contextmanager
 def progress_bars(quiet: bool) -> "Iterator[Progress]":
     """Progress bars on stderr; nothing where stderr is not a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
+    from rich.text import Text
 
-    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = [TextColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
+    class PlainColumn(TextColumn):
+        """A field of a task, as it is."""
+
+        def render(self, task: Any) -> Text:
+            """Return the text of one bar."""
+            return Text(visible(self.text_format.format(task=task)))
+
+    note = PlainColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = [PlainColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
     plain = quiet or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=plain) as bars:
+    with Progress(*columns, console=console(stderr=True), disable=plain) as bars:
         yield bars

@@ -8,16 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import evaluating, full_precision
+from planish.core.modes import Counted, dtype_of, evaluating, full_precision
 from planish.core.threat import THREATS, ThreatModel, parse_threat
 
 Images = Tensor | NDArray[Any] | Batch
 """(N, C, H, W) in [0, 1]; a Batch brings its labels and indices along."""
 Labels = Tensor | NDArray[Any] | Sequence[int]
 """(N,) whole numbers."""
+CHUNK = 256
+"""Images that go through a model at a time."""
 Measured = TypeVar("Measured", bound=tuple[Any, ...])
 
 
@@ -40,9 +43,11 @@ def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
 
 
 def seed_of(seed: object) -> int:
-    """Return a seed. Raises BadInput for anything but a whole number."""
+    """Return a seed. Raises BadInput for anything but a whole number from 0 to 2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise BadInput(f"seed must be a whole number, not {shown(seed)}")
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"seed must be from 0 to {2**63 - 1}, not {shown(seed)}")
     return int(seed)
 
 
@@ -63,13 +68,21 @@ def model_of(model: object) -> nn.Module:
 def batch_of(x: object, labels: object = None) -> Batch:
     """Return images and labels as one Batch on the images' device; a Batch with labels None stays. Raises BadInput.
 
-    NumPy arrays become tensors, of float64 images float32 ones; labels of any whole-number type become int64.
+    x: with labels None also a DataLoader of (images, labels), which is read whole.
+    NumPy arrays become tensors, of float64 images float32 ones; half precision becomes float32; labels of any
+    whole-number type become int64.
     """
     if isinstance(x, Batch):
         if labels is not None:
             raise BadInput("a Batch holds its labels already: give None for the labels")
-        return x
+        return batch_of(x.x, x.labels)._replace(indices=_tensor(x.indices, "indices"), logits=x.logits, order=x.order)
+    if labels is None and isinstance(x, DataLoader):
+        parts = [batch_of(pair[0], pair[1]) for pair in x]
+        if parts:
+            return Batch(torch.cat([part.x for part in parts]), torch.cat([part.labels for part in parts]))
     images = _tensor(x, "images x")
+    if images.dtype in (torch.float16, torch.bfloat16):
+        images = images.float()
     if not images.is_floating_point():
         raise BadInput(f"images x are {images.dtype}; give floats in [0, 1]: divide by 255")
     if labels is None:
@@ -80,11 +93,12 @@ def batch_of(x: object, labels: object = None) -> Batch:
     return Batch(images, numbers.to(images.device, torch.int64))
 
 
-def judged_batch(model: object, x: object, labels: object, threat: ThreatModel) -> Batch:
-    """Return the batch with its clean logits, everything checked. Raises BadInput."""
+def judged_batch(model: object, x: object, labels: object, threat: ThreatModel, chunk: int = CHUNK) -> Batch:
+    """Return the batch with its clean logits, everything checked, in the model's dtype or float32. Raises BadInput."""
     network, batch = model_of(model), batch_of(x, labels)
     check_images(batch, threat)
-    return batch._replace(logits=check_logits(network, batch))
+    dtype = torch.promote_types(dtype_of(network) or batch.x.dtype, torch.float32)
+    return batch._replace(x=batch.x.to(dtype), logits=check_logits(network, batch, chunk))
 
 
 def shown(value: object) -> str:
@@ -95,7 +109,8 @@ def shown(value: object) -> str:
 
 def _tensor(values: object, what: str) -> Tensor:
     if isinstance(values, Tensor):
-        return values.detach()
+        with torch.inference_mode(False):
+            return values.clone() if values.is_inference() else values.detach()
     try:
         array = np.asarray(values)
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -104,14 +119,11 @@ def _tensor(values: object, what: str) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
-CHUNK = 256
-"""Images that go through a model at a time."""
-
-
 def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Return the logits (N, K) in float32, evaluation mode, autocast off, without a graph."""
-    with evaluating(model), torch.no_grad(), full_precision(x):
-        parts = [model(part).float() for part in torch.split(x, chunk) if len(part)]
+    """Return the logits (N, K) in float32 or wider, evaluation mode, autocast off, without a graph."""
+    network = model if isinstance(model, Counted) else Counted(model)
+    with evaluating(network), torch.no_grad(), full_precision(x):
+        parts = [network(part) for part in torch.split(x, chunk) if len(part)]
     return torch.cat(parts) if parts else x.new_zeros(0, 2)
 
 
@@ -147,6 +159,18 @@ def check_images(images: Batch, threat: ThreatModel) -> None:
         )
 
 
+def _remedy(output: Tensor) -> str:
+    """Word how to make logits of what is none."""
+    if not output.is_floating_point():
+        return (
+            f" of {output.dtype}; one that returns classes: return torch.nn.functional.one_hot(classes, K).float(), "
+            "and attack it by noise, square and boundary, which need no gradient"
+        )
+    if output.ndim == 1 or output.shape[1:] == (1,):
+        return "; of one output z for two classes, make two logits: torch.stack([torch.zeros_like(z), z], 1)"
+    return ""
+
+
 def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
     """Return the clean logits. Raises BadInput unless they are finite logits (N, K) with K above every label."""
     try:
@@ -156,9 +180,10 @@ def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
     except Exception as error:
         shape = tuple(images.x.shape[1:])
         raise BadInput(f"the model raises {type(error).__name__} on images of shape {shape}: {error}") from error
-    if logits.ndim != 2 or len(logits) != len(images.x) or logits.shape[1] < 2:
+    if logits.ndim != 2 or len(logits) != len(images.x) or logits.shape[1] < 2 or not logits.is_floating_point():
         raise BadInput(
             f"the model must return logits (N, classes), got {tuple(logits.shape)} for {len(images.x)} images"
+            f"{_remedy(logits)}"
         )
     if not bool(logits.isfinite().all()):
         raise BadInput(f"the model returns NaN or infinite logits on {int((~logits.isfinite()).any(1).sum())} images")
@@ -168,5 +193,8 @@ def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
             f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
         )
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
-        raise BadInput("the model returns probabilities; give logits: leave its softmax out, it hides the gradients")
+        raise BadInput(
+            "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, "
+            "or return their log"
+        )
     return logits

@@ -59,9 +59,10 @@ def _of(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return max_{j != y} z_j - z_y: positive iff misclassified (0 is a tie)."""
+    """Return max_{j != y} z_j - z_y: positive iff misclassified (0 is a tie); inf where a logit is not finite."""
     scores = wide(logits)
-    return masked(scores, labels).amax(1) - _of(scores, labels)
+    found = masked(scores, labels).amax(1) - _of(scores, labels)
+    return torch.where(scores.isfinite().all(1), found, torch.inf)
 
 
 def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """A model inside a block: what batch norm, dropout and parameters do, all put back exactly; and its passes, counted."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from planish.core.errors import BadInput
+from planish.core.losses import wide
 
 Precision = Literal["float32", "bf16"]
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
@@ -37,8 +39,8 @@ def every_module(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; afterwards each has its own mode back, frozen batch norms included."""
-    with _evaluating(model, every_module(model)):
+    """Every module in evaluation mode, inference mode left; afterwards each has its own mode back."""
+    with torch.inference_mode(False), _evaluating(model, every_module(model)):
         yield
 
 
@@ -51,13 +53,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters: how an attack sees a model. Its weights do not change meanwhile.
+    """Evaluation mode, frozen parameters, no inference mode: how an attack sees a model. Its weights do not change.
 
     Batch norms are then constant affine maps, and are computed as such: a gradient costs a tenth less on a CPU, and
     their inputs are not kept for it. Values are those of the batch norms, to the last bits at most.
     """
     modules = every_module(model)
-    with _evaluating(model, modules), _frozen(modules), _affine(modules):
+    with torch.inference_mode(False), _evaluating(model, modules), _frozen(modules), _affine(modules):
         yield
 
 
@@ -134,8 +136,9 @@ def full_precision(x: Tensor) -> AbstractContextManager[None]:
 @contextmanager
 def _evaluating(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
     modes = [module.training for module in modules]
-    if any(modes):
-        model.eval()
+    with suppress(NotImplementedError):  # the mode of a torch.export module was settled when it was exported
+        if any(modes):
+            model.eval()
     try:
         yield
     finally:
@@ -254,25 +257,44 @@ def _update_running(module: _BatchNorm, mean: Tensor, variance: Tensor, count: i
     module.running_var.lerp_((variance * (count / max(count - 1, 1))).to(module.running_var), weight)
 
 
-class Counted(nn.Module):
-    """A model whose passes are counted, with plain logits whatever the model wraps them in (`.logits`).
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """Return the floating dtype of the model's first parameter, or buffer; None where it has neither."""
+    values = itertools.chain(model.parameters(), model.buffers())
+    return next((value.dtype for value in values if value.is_floating_point()), None)
 
+
+def plain_logits(output: object) -> Tensor:
+    """Return the logits of a model's output: a tensor, or a mapping or an object with `logits`. Raises BadInput."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        remedy = "wrap it in a module that returns model(x)[0]" if isinstance(output, tuple | list) else "wrap it"
+        raise BadInput(
+            f"the model returns a {type(output).__name__}; it must return logits (N, classes) as a tensor, or as "
+            f"`logits` of a mapping or an object: {remedy}"
+        )
+    return logits
+
+
+class Counted(nn.Module):
+    """How planish asks a model: its passes are counted, and its logits are plain whatever it wraps them in.
+
+    The model gets a copy of the images, which it may write into, in the dtype of its own weights; its logits come in
+    float32 or wider.
     forwards, backwards: number of single images so far. No host sync; a backward counts when it reaches the logits.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype_of(model)
         self.forwards = self.backwards = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        output: Any = self.model(x)
-        logits: Tensor = getattr(output, "logits", output)
+        logits = plain_logits(self.model(x.clone() if self.dtype in (None, x.dtype) else x.to(self.dtype)))
         self.forwards += len(x)
-        if torch.is_tensor(logits) and logits.requires_grad:
+        if logits.requires_grad:
             logits.register_hook(self._count)  # type: ignore[no-untyped-call]
-        return logits
+        return wide(logits) if logits.is_floating_point() else logits
 
     def _count(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)

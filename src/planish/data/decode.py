@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +81,9 @@ def _centred(width: int, height: int, down: float, ratio: float) -> Box:
 def decode(source: bytes | Path, name: str, cut: Cut | None = None) -> Pixels:
     """Decode one image, or a cut of it, to uint8, (1, H, W) for grayscale and (3, H, W) for every other kind.
 
-    Transparency is dropped. A cut is resampled once, bilinear with antialiasing; a JPEG of more than twice the wanted
-    resolution is decoded at a half, a quarter or an eighth of its own. Raises BadInput that starts with `name` if it is
-    no readable 8-bit image.
+    It is turned as its EXIF orientation says; transparency is dropped. A cut is resampled once, bilinear with
+    antialiasing; a JPEG of more than twice the wanted resolution is decoded at a half, a quarter or an eighth of its
+    own. Raises BadInput that starts with `name` if it is no readable 8-bit image.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -99,6 +100,7 @@ def decode(source: bytes | Path, name: str, cut: Cut | None = None) -> Pixels:
 def _channels_first(picture: "Image", name: str, cut: Cut | None) -> Pixels:
     if picture.mode.startswith(("I", "F")):
         raise BadInput(f"{name}: pixels of more than 8 bits (mode {picture.mode}): save it with 8 bits per channel")
+    picture = _turned(picture)
     box = None if cut is None else _drafted(picture, cut)
     gray = picture.mode in ("1", "L", "LA")
     if not gray and "transparency" in picture.info:
@@ -107,6 +109,20 @@ def _channels_first(picture: "Image", name: str, cut: Cut | None) -> Pixels:
     if cut is not None:
         picture = picture.resize((cut.side, cut.side), resample=2, box=box)  # 2: bilinear
     return np.asarray(picture)[None] if gray else np.asarray(picture).transpose(2, 0, 1)
+
+
+def _turned(picture: "Image") -> "Image":
+    """Return the picture as its EXIF orientation wants it seen; one that says nothing readable as it is stored."""
+    from PIL import ImageOps
+
+    if "exif" not in picture.info:
+        return picture
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            upright = picture.getexif().get(0x0112, 1) == 1
+    except Exception:  # a damaged EXIF block may raise anything; the pixels are what counts
+        return picture
+    return picture if upright else ImageOps.exif_transpose(picture)
 
 
 def _drafted(picture: "Image", cut: Cut) -> Box:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from planish.core.errors import BadInput, at_least
 from planish.data.decode import Pixels, centre, decode, stack
-from planish.data.images import Images, OnCorrupt, Stream, check_labels, parts, refuse
+from planish.data.images import NO_FILES, Images, Inventory, OnCorrupt, Stream, check_labels, parts, refuse
 
 MOST_BYTES = 2 * 2**30
 """Decoded pixels that are kept in memory unless told otherwise."""
@@ -87,6 +87,7 @@ class Listing:
     classes: tuple[str, ...]
     name: str
     indices: Tensor
+    inventory: Inventory = NO_FILES
 
     def __post_init__(self) -> None:
         if not len(self.labels):
@@ -168,7 +169,8 @@ class Listing:
         x = stack(pixels, [self.store.name(int(rows[at])) for at, _ in found])
         if size is None and not known and len(found) == len(self):
             self.store.keep(rows, pixels)
-        return Images(torch.from_numpy(x), self.labels[kept], self.classes, self.name, self.indices[kept])
+        labels, indices = self.labels[kept], self.indices[kept]
+        return Images(torch.from_numpy(x), labels, self.classes, self.name, indices, self.inventory)
 
     def _decoded(self, size: int | None, on_corrupt: OnCorrupt) -> Iterator[tuple[int, Pixels]]:
         """Yield (position here, pixels) of every readable image."""

@@ -1,5 +1,6 @@
 """A data set from one line of text (a name, name:PATH, or just a path), and the files that hold a split of it."""
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,16 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test")
 WORDS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
-"""What each split's files may be called, the first that is there."""
+"""What each split's files, or the folder that they lie in, may be called; the first that is there is taken."""
 _ALL = tuple(word for words in WORDS.values() for word in words)
 _WORD = r"(?<![a-z])({})(?![a-z])"
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+_SHARD = re.compile(
+    r"(?P<base>.*)-(?P<number>\d{5})-of-(?P<of>\d{5})(-[0-9a-f]{8,})?|(?P<part>part)-(?P<nth>\d+)(-.*)?", re.IGNORECASE
+)
+"""A shard's name without its suffix: as Hugging Face writes it, with or without a hash, or as Spark does."""
+_NUMBERED = re.compile(r"(?:(?P<base>.*)[-_.])?(?P<number>\d+)")
+DEEP = ("*", "*/*", "*/*/*")
+"""How deep in a folder a split's files are looked for: CONFIGURATION/train/0000.parquet is the deepest."""
 
 
 def load(spec: str, split: str, limit: int | None = None, size: int | None = None) -> "Images":
@@ -40,6 +47,22 @@ def load(spec: str, split: str, limit: int | None = None, size: int | None = Non
     return found
 
 
+def remarks(found: "Images | Listing", spec: str, limit: int | None = None) -> list[str]:
+    """Say what a reader must know of data that `find` returned: files left out, and classes that a limit does not show.
+
+    The second is said where so few classes would be strange in a random choice, by more than three standard deviations.
+    """
+    left_out = found.inventory.left_out
+    said = [f"{found.name}: {found.inventory.words()}"] if left_out else []
+    count, shown, drawn = len(found.classes), len(set(found.labels.tolist())), len(found.labels)
+    missed, both = (1 - 1 / count) ** drawn, max(0.0, 1 - 2 / count) ** drawn
+    spread = math.sqrt(max(0.0, count * missed * (1 - count * missed) + count * (count - 1) * both))
+    if limit is not None and shown < count * (1 - missed) - 3 * spread and shown < min(count, drawn):
+        advice = f"its images are sorted by class; write balanced:{spec} for as many of each"
+        said.append(f"the first {drawn} images of {found.name} show {shown} of {count} classes: {advice}")
+    return said
+
+
 def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":
     """Return the data of `load`; image files are listed and not yet read. Raises BadInput."""
     if split not in SPLITS:
@@ -60,9 +83,10 @@ def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":
 def _kind(spec: str, known: list[str]) -> str:
     """Return the name of the reader for a path."""
     from planish.data.readers.cifar import recognise
+    from planish.data.readers.mnist import is_mnist
 
     path = Path(spec).expanduser()
-    if path.suffix in (".parquet", ".npz"):
+    if path.suffix in (".parquet", ".npz", ".npy"):
         return path.suffix[1:]
     if not path.exists():
         raise BadInput(
@@ -71,74 +95,122 @@ def _kind(spec: str, known: list[str]) -> str:
     if cifar := recognise(path):
         return cifar
     if path.is_file():
-        raise BadInput(f"'{spec}' is no known kind of data: give .parquet, .npz, a CIFAR archive or an image folder")
+        raise BadInput(
+            f"'{spec}' is no known kind of data: give .parquet, .npz, .npy, a CIFAR archive or an image folder"
+        )
     if (path / "wnids.txt").is_file():
         return "tiny-imagenet"
+    if is_mnist(path):
+        return "mnist"
+    if any((path / f"{split}_32x32.mat").is_file() for split in SPLITS):
+        return "svhn"
     return next((kind for kind in ("parquet", "npz") if holds(path, f".{kind}")), "folder")
 
 
 def holds(place: Path, suffix: str) -> bool:
-    """Say whether the place is a file of that suffix, or a folder with one in it or in one of its subfolders."""
+    """Say whether the place is a file of that suffix, or a folder with one in it, two folders deep at most."""
     if not place.is_dir():
         return place.suffix == suffix
-    return any(True for pattern in (f"*{suffix}", f"*/*{suffix}") for _ in place.glob(pattern))
+    return any(True for pattern in DEEP for _ in place.glob(f"{pattern}{suffix}"))
 
 
 def files_of_split(path: Path | None, split: str, suffix: str, tests: tuple[str, ...] = WORDS["test"]) -> list[Path]:
     """Return the files (one, or all shards in order) that hold the split; suffix is ".parquet" or ".npz".
 
-    A folder is searched, one level of subfolders included. A file named after the other split is swapped for
-    its sibling; a file named after neither is used as it is. tests: what files of the test split may be called.
-    Raises BadInput if nothing fits or too much does.
+    A file belongs to the split that its name says, or else the name of its folder. A folder is searched, two levels of
+    subfolders included. A file of the other split is swapped for its sibling, one of neither is used as it is. tests:
+    what files of the test split may be called. Raises BadInput if nothing fits, too much does, or a shard is missing.
     """
     words = tests if split == "test" else WORDS[split]
     if path is None:
         raise BadInput(f"'{suffix[1:]}' needs a path: write '{suffix[1:]}:PATH'")
     if path.is_dir():
         return _in_folder(path, words, suffix)
-    base = _base(path)
-    bases = [base]
-    other = next((word for word in _ALL if _mentions(base, word)), None)
-    if other and not any(_mentions(base, word) for word in words):
-        bases = [re.sub(_WORD.format(other), word, base, flags=re.IGNORECASE) for word in words]
-    found = next((family for own in bases if (family := _family(path.parent, own, path.suffix))), [])
-    if not found:
-        raise BadInput(f"no {split} data: looked for '{path.parent / (bases[0] + path.suffix)}'")
+    bases = [(path.parent, _shard(path)[0])]
+    if (other := _word_of(path)) and not any(_belongs(path, word) for word in words):
+        bases = [_swapped(path, other, word) for word in words]
+    if not (found := next((family for base in bases if (family := _family(*base, path))), [])):
+        folder, base = bases[0]
+        raise BadInput(f"no {split} data: looked for '{folder / (base or '*')}{path.suffix}'")
     return found
 
 
 def data_name(path: Path) -> str:
     """Return the file's name without its split, shard and suffix ("cifar10" for cifar10-train.parquet).
 
-    Where nothing remains (train.parquet), the name of its folder.
+    Where nothing but a number remains (train.parquet, train/0000.parquet), the name of the folder that holds the set.
     """
-    name = re.sub(r"[-_.]?" + _WORD.format("|".join(_ALL)), "", _base(path), flags=re.IGNORECASE).strip("-_. ")
-    return name or path.resolve().parent.name
+    shard = _SHARD.fullmatch(path.stem)
+    base = path.stem if shard is None else shard["base"] or ""
+    name = re.sub(r"[-_.]?" + _WORD.format("|".join(_ALL)), "", base, flags=re.IGNORECASE).strip("-_. ")
+    folder = path.resolve().parent
+    return name if name and not name.isdigit() else (folder.parent if _is_split(folder) else folder).name
 
 
 def _in_folder(folder: Path, words: tuple[str, ...], suffix: str) -> list[Path]:
-    for word in words:
-        for pattern in (f"*{suffix}", f"*/*{suffix}"):
-            candidates = sorted(p for p in folder.glob(pattern) if _mentions(_base(p), word))
-            families = sorted({(p.parent, _base(p)) for p in candidates})
+    for place in [folder, *(folder.parent / word for word in words if _is_split(folder))]:
+        for word, pattern in ((word, pattern) for word in words for pattern in DEEP):
+            found = sorted(path for path in place.glob(f"{pattern}{suffix}") if _belongs(path, word))
+            families = {tuple(_family(path.parent, _shard(path)[0], path)): path for path in found}
             if len(families) > 1:
-                raise BadInput(f"'{candidates[0]}' and '{candidates[-1]}' both look like {word} data: name the file")
+                first, *_, last = families.values()
+                more = f", {len(families) - 2} more" if len(families) > 2 else ""
+                raise BadInput(f"'{first}'{more} and '{last}' both look like {word} data: name the file")
             if families:
-                return _family(*families[0], suffix)
+                return list(next(iter(families)))
     raise BadInput(f"no {words[0]} data: looked for '{folder}/*{words[0]}*{suffix}'")
 
 
-def _family(folder: Path, base: str, suffix: str) -> list[Path]:
-    """Return the file, or the complete set of shards, of that base name; [] if there is none."""
-    found = sorted(p for p in folder.glob(f"*{suffix}") if _base(p) == base)
-    shards = [match for p in found if (match := _SHARD.search(p.stem))]
-    if shards and (len(shards) != len(found) or len(found) != int(shards[0][2])):
-        raise BadInput(f"'{folder / base}*{suffix}': {len(found)} files where {int(shards[0][2])} shards are expected")
-    return found
+def _family(folder: Path, base: str, path: Path) -> list[Path]:
+    """Return the file or files of that base name, of path's suffix: all shards, in order; [] if there is none."""
+    found = sorted((_shard(other), other) for other in folder.glob(f"*{path.suffix}") if _shard(other)[0] == base)
+    numbers = [number for (_, number, _), _ in found if number >= 0]
+    if not numbers:
+        return [other for _, other in found]
+    total = max(of for (_, _, of), _ in found)
+    if not total and numbers[0] > 1:  # a number that counts no shards, such as the side of the images
+        return [other for (_, number, _), other in found if other == path or number < 0][:1]
+    wanted = list(range(total)) if total else list(range(numbers[0], numbers[-1] + 1))
+    if numbers != wanted or len(found) != len(wanted):
+        names = ", ".join(other.name for _, other in found[:5])
+        what = f"'{folder / base}*{path.suffix}': {len(found)} files where {len(wanted)} shards are expected"
+        raise BadInput(f"{what}; there are {names}{', ...' if len(found) > 5 else ''}")
+    return [other for _, other in found]
 
 
-def _base(path: Path) -> str:
-    return _SHARD.sub("", path.stem)
+def _shard(path: Path) -> tuple[str, int, int]:
+    """Return a file's base name, its number as a shard or -1, and how many shards there are, 0 = it does not say.
+
+    A plain number counts as a shard's only behind a split's name or in a split's folder: train_0, train/0000.
+    """
+    if match := _SHARD.fullmatch(path.stem):
+        return match["base"] or match["part"] or "", int(match["number"] or match["nth"]), int(match["of"] or 0)
+    match = _NUMBERED.fullmatch(path.stem)
+    if match and (_is_split(path.parent) or any(_mentions(match["base"] or "", word) for word in _ALL)):
+        return match["base"] or "", int(match["number"]), 0
+    return path.stem, -1, 0
+
+
+def _is_split(folder: Path) -> bool:
+    return re.sub("^partial-", "", folder.name.lower()) in _ALL
+
+
+def _word_of(path: Path) -> str | None:
+    """Return the split that the file's name tells, else its folder's name."""
+    named = next((word for word in _ALL if _mentions(_shard(path)[0], word)), None)
+    return named or next((word for word in _ALL if _is_split(path.parent) and _mentions(path.parent.name, word)), None)
+
+
+def _belongs(path: Path, word: str) -> bool:
+    return _mentions(_shard(path)[0], word) or _word_of(path) == word
+
+
+def _swapped(path: Path, other: str, word: str) -> tuple[Path, str]:
+    """Return folder and base name of the file's sibling in another split."""
+    base = _shard(path)[0]
+    if _mentions(base, other):
+        return path.parent, re.sub(_WORD.format(other), word, base, flags=re.IGNORECASE)
+    return path.parent.parent / re.sub(other, word, path.parent.name, flags=re.IGNORECASE), base
 
 
 def _mentions(base: str, split: str) -> bool:

@@ -1,4 +1,4 @@
-"""Beside a record: adversarial images, judged afresh if asked, a gallery, and the progress of a killed evaluation."""
+"""Beside an evaluation's record: adversarial images, judged afresh if asked, a gallery, a killed one's progress."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,25 +12,26 @@ from torch import Tensor, nn
 
 from planish.attacks import Progress
 from planish.core.arguments import (
+    CHUNK,
     Images,
     Labels,
     batch_of,
     check_images,
     check_logits,
-    logits_of,
     model_of,
     path_of,
     threat_of,
 )
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput
-from planish.core.losses import margin
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import EvaluationStep
+from planish.evaluation.guards import Verdict, draws_of
 from planish.records.evaluation import Verified, load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
 from planish.search.ascent import Adversarials
-from planish.storage.files import UNREADABLE, read_arrays, remove, write_arrays
+from planish.storage.files import remove, write_arrays
+from planish.storage.reading import UNREADABLE, read_arrays
 
 SHOWN = 8
 
@@ -113,6 +114,7 @@ def verify(
     path: str | Path,
     threat: ThreatModel | str,
     *,
+    eot: int = 1,
     source: str = "the images given",
 ) -> Verified:
     """Judge saved adversarial images afresh, trusting nothing but the model, the clean images and the saved ones.
@@ -120,6 +122,7 @@ def verify(
     x, labels: the clean images, as for `evaluate`; each saved image is compared with the one of its index.
     path: what `save_adversarials` or `planish evaluate --keep-images` wrote.
     threat: an image outside its ball or the box breaks nothing.
+    eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
     network, threat, batch, path = model_of(model), threat_of(threat), batch_of(x, labels), path_of(path)
@@ -134,10 +137,13 @@ def verify(
         raise BadInput(f"{path} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
     x_adv = torch.from_numpy(images).to(some.x.device)
     check_images(some, threat)
-    correct = margin(check_logits(network, some), some.labels) < 0
-    feasible = threat.feasible(x_adv, some.x)
-    logits = logits_of(network, torch.where(per_image(feasible, x_adv), x_adv, some.x))
-    standing = correct & (margin(logits, some.labels) < 0)
+    draws, feasible = draws_of(eot), threat.feasible(x_adv, some.x)
+    clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
+    if draws > 1:
+        clean = Verdict.of(network, some.x, some.labels, CHUNK, draws)
+    correct = clean.margin < 0
+    tried = torch.where(per_image(feasible, x_adv), x_adv, some.x)
+    standing = correct & (Verdict.of(network, tried, some.labels, CHUNK, draws).margin < 0)
     return Verified(
         Estimate.of(correct.cpu().numpy()),
         Estimate.of(standing.cpu().numpy()),

@@ -14,8 +14,7 @@ from planish.core.arguments import (
     Images,
     Labels,
     batch_of,
-    check_images,
-    check_logits,
+    judged_batch,
     logits_of,
     model_of,
     seed_of,
@@ -26,7 +25,8 @@ from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
-from planish.evaluation.naming import Attacks, distance_attacks_of
+from planish.evaluation.guards import Verdict, stuck_facts
+from planish.evaluation.naming import Attacks, distance_attacks
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
 from planish.records.origin import describe_attack, origin
 from planish.search.ascent import Nearest
@@ -52,13 +52,7 @@ def minimum_distance(
     attack: names with commas, attack objects, a list or a dict of them; see `planish.list("attacks")`.
     Raises BadInput.
     """
-    network, threat, batch = model_of(model), threat_of(norm, radius=0.0), batch_of(x, labels)
-    check_images(batch, threat)
-    classes = check_logits(network, batch.select(slice(0, 1))).shape[1]
-    attacks = distance_attacks_of(attack, classes, norm=threat.name)
-    if not attacks:
-        raise BadInput('no attack is named; give one such as "closest"')
-    *_, last = measure(network, batch, threat, attacks, seed=seed_of(seed), about=about)
+    *_, last = measure(model, batch_of(x, labels), threat_of(norm, radius=0.0), attack, seed=seed, about=about)
     return last
 
 
@@ -66,7 +60,7 @@ def measure(
     model: nn.Module,
     images: Batch,
     threat: ThreatModel,
-    attacks: Mapping[str, DistanceAttack],
+    attacks: Attacks,
     *,
     seed: int = 0,
     chunk: int = CHUNK,
@@ -79,16 +73,18 @@ def measure(
     model as in `evaluate`. earlier: a record of the same model, data, norm and seed, whose attacks are not run again.
     Raises BadInput for images, outputs, norms or an earlier record that do not fit.
     """
-    counted = Counted(model)
-    check_images(images, threat)
-    images = images._replace(logits=check_logits(counted, images, chunk))
-    record = _begun(counted, images, threat, {**(about or {}), "seed": seed})
+    counted = Counted(model_of(model))
+    images = judged_batch(counted, images, None, threat, chunk)
+    wanted = distance_attacks(attacks, images.clean_logits.shape[1], norm=threat.name)
+    if not wanted:
+        raise BadInput('no attack is named; give one such as "closest"')
+    record = _begun(counted, images, threat, {**(about or {}), "seed": seed_of(seed)})
     if earlier is not None:
         for key in ("model", "data", "norm", "radius", "seed"):
             if earlier.meta.get(key) != record.meta[key]:
                 raise BadInput(f"the earlier distances are of another {key}; choose another folder")
         record = replace(earlier, meta={**earlier.meta, **record.meta})
-    for name, attack in attacks.items():
+    for name, attack in wanted.items():
         if name not in record.names:
             own = attack.assembled(int(record.meta["model"]["classes"]))
             column = _measured(counted, images, threat, name, own, seed, chunk)
@@ -98,8 +94,8 @@ def measure(
 
 def _begun(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any]) -> Distances:
     facts = {"schema_version": SCHEMA_VERSION, "norm": threat.name, "radius": threat.radius}
-    meta = origin(counted.model, images, about, **facts)
-    clean = margin(images.clean_logits, images.labels).cpu().numpy()
+    meta = origin(counted.model, images._replace(x=images.x.float()), about, **facts)
+    clean = Verdict.from_logits(images.clean_logits[None], images.labels).margin.cpu().numpy()
     return Distances(images.indices.cpu().numpy(), images.labels.cpu().numpy(), clean, (), meta)
 
 
@@ -120,15 +116,18 @@ def _measured(
     whole[correct] = distance.to(torch.float32)
     passes = torch.zeros_like(images.labels)
     passes[correct] = found.passes
+    spent = {"forwards": counted.forwards - forwards, "backwards": counted.backwards - backwards}
+    seconds = time.perf_counter() - began
+    facts = {"attack": describe_attack(attack)}
+    facts |= stuck_facts(attack, counted, images.select(correct), found.distance.isinf())
     return DistanceColumn(
         name=name,
         distance=whole.cpu().numpy(),
         passes=passes.cpu().numpy(),
         fragile=fragile,
-        forwards=counted.forwards - forwards,
-        backwards=counted.backwards - backwards,
-        seconds=time.perf_counter() - began,
-        meta={"attack": describe_attack(attack)},
+        **spent,
+        seconds=seconds,
+        meta=facts,
     )
 
 

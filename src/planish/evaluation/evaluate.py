@@ -14,25 +14,14 @@ from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
-from planish.core.arguments import (
-    CHUNK,
-    Images,
-    Labels,
-    batch_of,
-    check_images,
-    check_logits,
-    logits_of,
-    model_of,
-    seed_of,
-    threat_of,
-)
+from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.losses import margin
 from planish.core.modes import Counted, Precision
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
-from planish.evaluation.naming import Attacks, attacks_of
+from planish.evaluation.guards import Again, Averaged, Verdict, copied, draws_of, stuck_facts
+from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack
 from planish.search.ascent import Adversarials
@@ -78,10 +67,11 @@ class EvaluationStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """How attacks are run: images at a time, arithmetic of the search, who is told of progress, and who keeps it."""
+    """How attacks are run: images at a time, arithmetic of the search, draws; who is told of progress, who keeps it."""
 
     chunk: int = CHUNK
     precision: Precision = "float32"
+    draws: int = 1
     on_chunk: OnChunk | None = None
     unfinished: Unfinished | None = None
 
@@ -93,8 +83,10 @@ def evaluate(
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
     *,
+    surrogates: Surrogates = (),
     seed: int = 0,
     precision: Precision = "float32",
+    eot: int = 1,
     about: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Judge a model under attacks, and return the record with its adversarial images.
@@ -104,11 +96,16 @@ def evaluate(
     labels: (N,) whole numbers from 0 to K - 1.
     threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
-    seed: of everything random. precision: of the search; verdicts are always float32.
+    surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
+    seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64.
+    eot: of a random model, so many draws are averaged in each step and judge each image, 4 at least: it is broken
+        unless the 95 % interval of its share of wrong draws lies below one half.
     about: JSON-able facts for the record's meta, such as {"model": {"name": "mine"}}.
     Raises BadInput.
     """
-    *_, last = evaluate_steps(model, x, labels, threat, attacks, seed=seed, precision=precision, about=about)
+    *_, last = evaluate_steps(
+        model, x, labels, threat, attacks, surrogates=surrogates, seed=seed, precision=precision, eot=eot, about=about
+    )
     return replace(last.evaluation, x_adv=last.x_adv.float().cpu().numpy())
 
 
@@ -119,9 +116,11 @@ def evaluate_steps(
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
     *,
+    surrogates: Surrogates = (),
     seed: int = 0,
     chunk: int = CHUNK,
     precision: Precision = "float32",
+    eot: int = 1,
     about: Mapping[str, Any] | None = None,
     earlier: Evaluation | None = None,
     x_adv: Tensor | None = None,
@@ -137,16 +136,19 @@ def evaluate_steps(
     images that they left, where these were kept. unfinished: where the attack at work keeps its progress.
     Raises BadInput at once for arguments, images, labels, outputs or an earlier record that do not fit.
     """
-    counted = Counted(model_of(model))
-    images, threat, seed = batch_of(x, labels), threat_of(threat), seed_of(seed)
-    check_images(images, threat)
-    began = time.perf_counter()
-    images = images._replace(logits=check_logits(counted, images, chunk))
-    wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name)
-    judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began)
+    counted, threat, seed = Counted(model_of(model)), threat_of(threat), seed_of(seed)
+    search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished)
+    copy, began = copied(counted.model), time.perf_counter()
+    images = judged_batch(counted if eot == 1 else Averaged(counted, eot), x, labels, threat, chunk)
+    again = Again.begun(copy, images)
+    others = surrogates_of(surrogates, images)
+    wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name, surrogates=others)
+    judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began, search)
+    warnings = again.warned_before(counted, images) if eot == 1 else []
+    judged = _told(judged, warnings, len(again.rows) if eot == 1 else 0)
     if earlier is not None:
         judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), wanted)
-    return _steps(counted, images, threat, wanted, judged, Search(chunk, precision, on_chunk, unfinished))
+    return _steps(counted, images, threat, wanted, judged, search, again if eot == 1 and not warnings else None)
 
 
 def _steps(
@@ -156,12 +158,36 @@ def _steps(
     attacks: Mapping[str, Attack | Suite],
     judged: EvaluationStep,
     search: Search,
+    again: Again | None,
 ) -> Iterator[EvaluationStep]:
     yield judged
-    for name, attack in attacks.items():
-        while (stage := _next(name, attack, judged.evaluation)) is not None:
-            judged = _attacked(counted, images, threat, stage, judged, search)
-            yield judged
+    stage = _following(attacks, judged.evaluation)
+    while stage is not None:
+        judged = _attacked(counted, images, threat, stage, judged, search)
+        stage = _following(attacks, judged.evaluation)
+        if stage is None and again is not None:
+            judged = _told(
+                judged, again.warned_after(counted, images, threat, judged.evaluation.meta["seed"]), 4 * len(again.rows)
+            )
+        yield judged
+
+
+def _told(judged: EvaluationStep, warnings: list[str], forwards: int = 0) -> EvaluationStep:
+    """Return the step with more warnings in its record, and the forwards that guards have spent on them."""
+    record = judged.evaluation
+    told = list(dict.fromkeys([*record.meta.get("warnings", []), *warnings]))
+    meta = {
+        **record.meta,
+        "warnings": told,
+        "guards": {"forwards": record.meta.get("guards", {}).get("forwards", 0) + forwards},
+    }
+    return judged._replace(evaluation=replace(record, meta=meta))
+
+
+def _following(attacks: Mapping[str, Attack | Suite], record: Evaluation) -> Stage | None:
+    """Return what is to be run next; None when all is done."""
+    stages = (_next(name, attack, record) for name, attack in attacks.items())
+    return next((stage for stage in stages if stage is not None), None)
 
 
 def _next(name: str, attack: Attack | Suite, record: Evaluation) -> Stage | None:
@@ -178,26 +204,34 @@ def _next(name: str, attack: Attack | Suite, record: Evaluation) -> Stage | None
 
 
 def _clean(
-    counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], seconds: float
+    counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], seconds: float, search: Search
 ) -> EvaluationStep:
     logits = images.clean_logits
-    assert logits is not None
-    left_in_training = any(module.training for module in counted.model.modules())
-    warnings = ["the model was left in training mode; it is judged in evaluation mode"] if left_in_training else []
+    verdict = Verdict.from_logits(logits[None], images.labels)
+    if search.draws > 1:
+        verdict = Verdict.of(counted, images.x, images.labels, search.chunk, search.draws)
+    warnings, names = [], len(about.get("data", {}).get("classes", ()))
+    if any(module.training for module in counted.model.modules()):
+        warnings.append("the model was left in training mode; it is judged in evaluation mode")
+    if names not in (0, logits.shape[1]):
+        warnings.append(
+            f"the data name {names} classes, the model has {logits.shape[1]}; attacks aim at all of its own"
+        )
     meta = origin(
         counted.model,
-        images,
+        images._replace(x=images.x.float()),
         about,
         schema_version=SCHEMA_VERSION,
         threat={"norm": threat.name, "radius": threat.radius},
         clean={"forwards": counted.forwards, "seconds": seconds},
         warnings=warnings,
+        **({"eot": search.draws} if search.draws > 1 else {}),
     )
     evaluation = Evaluation(
         indices=images.indices.cpu().numpy(),
         labels=images.labels.cpu().numpy(),
-        clean_margin=margin(logits, images.labels).cpu().numpy(),
-        clean_predicted=logits.argmax(1).cpu().numpy(),
+        clean_margin=verdict.margin.cpu().numpy(),
+        clean_predicted=verdict.predicted.cpu().numpy(),
         columns=(),
         meta=meta,
     )
@@ -207,8 +241,8 @@ def _clean(
 def _continued(
     fresh: EvaluationStep, earlier: Evaluation, x_adv: Tensor, attacks: Mapping[str, Attack | Suite]
 ) -> EvaluationStep:
-    for key in ("model", "data", "threat", "seed"):
-        if earlier.meta.get(key) != fresh.evaluation.meta[key]:
+    for key in ("model", "data", "threat", "seed", "eot"):
+        if earlier.meta.get(key) != fresh.evaluation.meta.get(key):
             raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
     classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:
@@ -218,9 +252,11 @@ def _continued(
             continue
         if not same_attack(known, wanted.assembled(classes), column.name):
             raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
-    return EvaluationStep(replace(earlier, meta={**earlier.meta, **fresh.evaluation.meta}), x_adv)
+    meta = {**earlier.meta, **fresh.evaluation.meta, "warnings": earlier.meta.get("warnings", [])}
+    return _told(EvaluationStep(replace(earlier, meta=meta), x_adv), fresh.evaluation.meta["warnings"])
 
 
+@torch.inference_mode(False)
 def _attacked(
     counted: Counted, images: Batch, threat: ThreatModel, stage: Stage, judged: EvaluationStep, search: Search
 ) -> EvaluationStep:
@@ -231,7 +267,7 @@ def _attacked(
     batch = images.select(rows)
     found = run(
         stage.attack,
-        counted,
+        counted if search.draws == 1 else Averaged(counted, search.draws),
         batch,
         threat,
         generator=_generator(evaluation, stage.name),
@@ -240,31 +276,41 @@ def _attacked(
         report=search.on_chunk and partial(_update, search.on_chunk, counted, evaluation, stage.name),
         **_kept(evaluation, stage, search, images.x.device),
     )
-    logits = verified(counted, batch, found, threat, stage.name, search.chunk)
+    verdict = verified(counted, batch, found, threat, stage.name, search.chunk, search.draws)
+    spent = {"forwards": counted.forwards - forwards, "backwards": counted.backwards - backwards}
+    spent_seconds = time.perf_counter() - began
     enter = partial(_filled, len(evaluation.labels), rows)
     column = Column(
         name=stage.name,
-        margin=enter(margin(logits, batch.labels), float("nan")).numpy(),
-        distance=enter(threat.norm(found.x_adv - batch.x), float("nan")).numpy(),
-        predicted=enter(logits.argmax(1), -1).numpy(),
+        margin=enter(verdict.margin, float("nan")).numpy(),
+        distance=enter(threat.norm(found.x_adv - batch.x).to(torch.float32), float("nan")).numpy(),
+        predicted=enter(verdict.predicted, -1).numpy(),
         target=enter(found.target, -1).numpy(),
         component=enter(found.component, -1).numpy(),
         step=enter(found.step, -1).numpy(),
-        passes=enter(found.passes, -1).numpy(),
-        forwards=counted.forwards - forwards,
-        backwards=counted.backwards - backwards,
-        seconds=time.perf_counter() - began,
-        meta={
-            "attack": describe_attack(stage.attack),
-            "precision": search.precision,
-            **({"sampled": True} if stage.sample is not None or stage.focus is not None else {}),
-            **({"because": list(stage.because)} if stage.because else {}),
-        },
+        passes=enter(found.passes * search.draws, -1).numpy(),
+        **spent,
+        seconds=spent_seconds,
+        meta=_facts(counted, batch, stage, found, verdict, search),
     )
     standing = torch.from_numpy(evaluation.survivors()).to(rows.device)[rows]
     x_adv = judged.x_adv.clone()
     x_adv[rows[standing]] = found.x_adv[standing]
     return EvaluationStep(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
+
+
+def _facts(
+    counted: Counted, batch: Batch, stage: Stage, found: Adversarials, verdict: Verdict, search: Search
+) -> dict[str, Any]:
+    """Return the meta of a column: the attack, how it was run, and the images on which it came to nothing."""
+    facts: dict[str, Any] = {"attack": describe_attack(stage.attack), "precision": search.precision}
+    if stage.sample is not None or stage.focus is not None:
+        facts["sampled"] = True
+    if stage.because:
+        facts["because"] = list(stage.because)
+    if search.draws > 1:
+        facts["eot"] = {"draws": search.draws, "indices": batch.indices.tolist(), "wrong": verdict.wrong.tolist()}
+    return facts | stuck_facts(stage.attack, counted, batch, (verdict.margin < 0) & (found.step <= 0))
 
 
 def _facing(evaluation: Evaluation, stage: Stage) -> Tensor:
@@ -317,9 +363,9 @@ def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:
 
 
 def verified(
-    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int = CHUNK
-) -> Tensor:
-    """Return fresh logits of what an attack returned, in batches cut otherwise than the attack's.
+    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int, draws: int
+) -> Verdict:
+    """Judge what an attack returned by fresh forwards, in batches cut otherwise than the attack's.
 
     Raises RuntimeError if an image lies outside the ball or the box: an attack that cheats is an error, never clipped.
     """
@@ -330,4 +376,4 @@ def verified(
             f"{name} left the {threat.name} ball of radius {threat.radius:g} or the box on "
             f"{int((~feasible).sum())} images (largest distance {worst:g})"
         )
-    return logits_of(model, found.x_adv, max(1, chunk - 1))
+    return Verdict.of(model, found.x_adv, batch.labels, max(1, chunk - 1), draws)

@@ -2,77 +2,78 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import takewhile
 from typing import Any, Literal
 
+from torch import nn
+
 from planish.attacks import Attack, DistanceAttack, Within
 from planish.attacks.suites import Staged, Suite
-from planish.attacks.transfer import Surrogate
-from planish.core.arguments import shown
+from planish.attacks.transfer import Surrogate, same_classes
+from planish.core.arguments import check_logits, model_of, shown
+from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
+from planish.core.modes import Counted
 from planish.registry import components, is_known, make, resolve
 
 Attacks = str | Attack | DistanceAttack | Suite | Sequence[Any] | Mapping[str, Any]
 """A name such as "pgd-50-10", several with commas, an object, several of these, or a dict from names to these."""
 
-
-def attacks_of(attacks: object, classes: int, *, norm: str = "Linf") -> dict[str, Attack | Suite]:
-    """Return attacks and suites by name, of all forms of `Attacks`. Raises BadInput.
-
-    A distance attack is one in the ball: it succeeds within the radius.
-    """
-    return {name: as_ball_attack(part) for name, part in _by_name(attacks, {"classes": classes, "norm": norm}).items()}
+Surrogates = Mapping[str, nn.Module] | Sequence[nn.Module | Surrogate]
+"""Other models, by name or one after the other."""
 
 
-def distance_attacks_of(attacks: object, classes: int, *, norm: str = "Linf") -> dict[str, DistanceAttack]:
-    """Return distance attacks by name, of all forms of `Attacks`. Raises BadInput for an attack in a ball."""
-    found: dict[str, DistanceAttack] = {}
-    for name, part in _given(attacks).items():
-        if isinstance(part, str):
-            own = distance_attacks([part], classes, norm=norm)
-            found |= {name: own[part]} if list(own) == [part] else own
-        elif isinstance(part, DistanceAttack):
-            found[name] = part
-        else:
-            raise BadInput(f"'{name}' searches a ball of fixed radius; for distances give a DistanceAttack")
-    return found
+def surrogates_of(models: Surrogates, images: Batch) -> tuple[Surrogate, ...]:
+    """Return other models as surrogates, each tried on one of the images with clean logits. Raises BadInput."""
+    numbered = ((f"{type(one).__name__}-{number}", one) for number, one in enumerate(models, 1))
+    named: Iterable[tuple[str, object]] = models.items() if isinstance(models, Mapping) else numbered
+    found = [one if isinstance(one, Surrogate) else Surrogate.of(name, model_of(one)) for name, one in named]
+    for other in found:
+        try:
+            lent = check_logits(Counted(other.model), images.select(slice(0, 1)))
+        except BadInput as error:
+            raise BadInput(f"surrogate '{other.name}': {error}") from error
+        same_classes(other.name, lent, images.clean_logits)
+    return tuple(found)
 
 
-def attacks_by_name(
-    names: Sequence[str], classes: int, *, norm: str = "Linf", surrogates: Sequence[Surrogate] = ()
+def attacks_of(
+    attacks: object, classes: int, *, norm: str = "Linf", surrogates: Sequence[Surrogate] = ()
 ) -> dict[str, Attack | Suite]:
-    """Return the attacks and suites of these names for a data set of so many classes. Raises BadInput.
+    """Return the attacks and suites of all forms of `Attacks` by name, for a data set of so many classes.
 
     norm: "Linf" or "L2", for what differs by it; surrogates: for `transfer`. A distance attack is one in the ball: it
     succeeds within the radius. "suite/stage" names one attack of a suite that has fixed stages. One of the user's own
-    is "file.py:NAME" or "package.module:NAME".
+    is "file.py:NAME" or "package.module:NAME". Raises BadInput.
     """
     known = {"classes": classes, "norm": norm, "surrogates": tuple(surrogates)}
-    return {spoken(name): as_ball_attack(_made_or_stage(name, known)) for name in names}
+    given = _given(attacks).items()
+    return {name: _in_ball(_made_or_stage(part, known) if isinstance(part, str) else part) for name, part in given}
 
 
-def distance_attacks(names: Sequence[str], classes: int, *, norm: str = "Linf") -> dict[str, DistanceAttack]:
-    """Return the distance attacks of these names, as `attacks_by_name` does. Raises BadInput.
+def distance_attacks(attacks: object, classes: int, *, norm: str = "Linf") -> dict[str, DistanceAttack]:
+    """Return the distance attacks of all forms of `Attacks` by name, as `attacks_of` does. Raises BadInput.
 
     A suite of distance attacks stands for its stages, each as "suite/stage".
     """
     known = {"classes": classes, "norm": norm}
-    attacks: dict[str, DistanceAttack] = {}
-    for name in names:
-        found = _measuring(name, known)
-        if not found:
-            others = (own for package in ("attacks", "suites") for own in components(package) if _measuring(own, known))
+    found: dict[str, DistanceAttack] = {}
+    for name, part in _given(attacks).items():
+        own = _measuring(part, known)
+        if not own:
+            others = (
+                name for package in ("attacks", "suites") for name in components(package) if _measuring(name, known)
+            )
             raise BadInput(
                 f"'{name}' searches a ball of fixed radius; for distances use one of {', '.join(sorted(others))}"
             )
-        attacks |= found
-    return attacks
+        found |= own if isinstance(part, str) and list(own) != [spoken(part)] else {name: next(iter(own.values()))}
+    return found
 
 
-def as_ball_attack(attack: Attack | DistanceAttack | Suite) -> Attack | Suite:
-    """Return an attack in a ball: a distance attack succeeds where it finds an image within the radius."""
+def _in_ball(attack: Attack | DistanceAttack | Suite) -> Attack | Suite:
     return Within(attack) if isinstance(attack, DistanceAttack) else attack
 
 
@@ -107,7 +108,7 @@ def name_of(attack: Attack | DistanceAttack | Suite) -> str:
     """
     known = {kind: name for package in ("attacks", "suites") for name, kind in components(package).items()}
     own = known.get(type(attack), type(attack).__name__)
-    parts: list[Any] = list(fields(attack)) if is_dataclass(attack) else []
+    parts: list[Any] = [part for part in fields(attack) if part.repr] if is_dataclass(attack) else []
     values = [getattr(attack, part.name) for part in parts]
     leading = list(
         takewhile(lambda pair: type(pair[1]) is int and not pair[0].kw_only, zip(parts, values, strict=True))
@@ -118,13 +119,6 @@ def name_of(attack: Attack | DistanceAttack | Suite) -> str:
         if part.default is MISSING or value != part.default
     ]
     return " ".join(["-".join([own, *(str(value) for _, value in leading)]), *rest]).replace("/", "|")
-
-
-def _by_name(attacks: object, known: Mapping[str, Any]) -> dict[str, Any]:
-    made = {}
-    for name, part in _given(attacks).items():
-        made[name] = _made_or_stage(part, known) if isinstance(part, str) else part
-    return made
 
 
 def _given(attacks: object) -> dict[str, Any]:
@@ -158,8 +152,10 @@ def _named(part: object) -> str:
     raise BadInput(f"an attack is a name or an attack object, not {shown(part)}{hint}")
 
 
-def _measuring(name: str, known: Mapping[str, Any]) -> dict[str, DistanceAttack]:
-    """Return the distance attacks that a name stands for; none if it stands for anything else."""
+def _measuring(name: Any, known: Mapping[str, Any]) -> dict[str, DistanceAttack]:
+    """Return the distance attacks that a name stands for, or an object is; none if it is anything else."""
+    if not isinstance(name, str):
+        return {"": name} if isinstance(name, DistanceAttack) else {}
     package = package_of(name)
     component, _ = resolve(package, name)
     if package == "attacks":

@@ -8,8 +8,8 @@ from torch import nn
 from planish.core.errors import BadInput, nearest
 from planish.models import library
 
-LibraryNetwork = tuple[nn.Module, tuple[float, ...], tuple[float, ...]]
-"""A network, and what its images are normalised with, mean and std: x in [0, 1] -> (x - mean) / std per channel."""
+LibraryNetwork = tuple[nn.Module, tuple[float, ...], tuple[float, ...], tuple[str, ...]]
+"""A network, mean and std that its images are normalised with per channel, and its classes' names, none if unknown."""
 REFUSED = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 """Options of timm.create_model that name files to read."""
 
@@ -67,7 +67,7 @@ def _timm(name: str, classes: int, channels: int, pretrained: bool, options: dic
         raise BadInput(f"timm cannot make '{name}': {type(error).__name__}: {_first_line(error)}") from error
     if getattr(network, "num_classes", None) == 0:
         raise BadInput(f"'timm:{name}' has no classes of its own; train it, or name one that was trained to classify")
-    return network, _per_channel(known["mean"], channels), _per_channel(known["std"], channels)
+    return network, _per_channel(known["mean"], channels), _per_channel(known["std"], channels), ()
 
 
 def _safe_source(timm: Any, name: str) -> dict[str, Any]:
@@ -90,6 +90,7 @@ def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         known, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
         _configure(config, name, channels, options)
+        names = tuple(str(name) for _, name in sorted(dict(getattr(config, "id2label", None) or {}).items()))
         if classes:
             config.num_labels = classes
         kind = transformers.AutoModelForImageClassification
@@ -98,7 +99,8 @@ def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[
         raise
     except Exception as error:
         raise BadInput(f"cannot load 'hf:{name}': {type(error).__name__}: {_first_line(error)}") from error
-    return network.float(), *_normalization(name, known, getattr(config, "num_channels", 3))
+    names = names if pretrained and classes in (0, len(names)) else ()
+    return network.float(), *_normalization(name, known, getattr(config, "num_channels", 3)), names
 
 
 def _configure(config: Any, name: str, channels: int, options: dict[str, Any]) -> None:

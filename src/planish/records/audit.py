@@ -155,6 +155,7 @@ class Audit(JudgedImages):
 
 
 RECORD, DOCUMENT = "audit.npz", "audit.json"
+_STATE = "state/"
 FORMER = "portrait"
 """What the geometry was called in the document of an audit of an earlier planish."""
 _KIND = Kind(
@@ -193,15 +194,17 @@ def from_json(
     return Audit(findings, **own, attacks=tuple(document["attacks"]), meta=document["meta"], geometry=geometry)
 
 
-def save(audit: Audit, folder: Path) -> None:
+def save(audit: Audit, folder: Path, state: Mapping[str, NDArray[Any]] | None = None) -> None:
     """Write audit.npz, the whole record, and audit.json, the same without the arrays, for readers.
 
-    The geometry, if there is one, is written before them into geometry.npz.
+    The geometry, if there is one, is written before them into geometry.npz. state: what an audit that is not complete
+    needs to go on, in the same file, so that the two never part.
     """
     document = to_json(audit)
     if audit.geometry is not None:
         geometries.save(audit.geometry, folder)
-    store.write(folder / RECORD, document, {name: getattr(audit, name) for name in ARRAYS})
+    arrays = {name: getattr(audit, name) for name in ARRAYS}
+    store.write(folder / RECORD, document, arrays | {f"{_STATE}{name}": value for name, value in (state or {}).items()})
     write_json(document, folder / DOCUMENT)
 
 
@@ -211,5 +214,14 @@ def load(folder: Path) -> Audit:
     def build(document: dict[str, Any], arrays: store.Arrays) -> Audit:
         has_geometry = document.get("geometry") or document.get(FORMER)
         return from_json(document, arrays, geometries.load(folder) if has_geometry else None)
+
+    return _KIND.read(folder / RECORD, build)
+
+
+def load_state(folder: Path) -> store.Arrays:
+    """Return the state that `save` wrote beside an audit. Raises BadInput."""
+
+    def build(_: dict[str, Any], arrays: store.Arrays) -> store.Arrays:
+        return {name.removeprefix(_STATE): value for name, value in arrays.items() if name.startswith(_STATE)}
 
     return _KIND.read(folder / RECORD, build)

@@ -11,7 +11,7 @@ import numpy as np
 
 from planish.records import store
 from planish.records.statistics import Estimate
-from planish.records.store import Columned, Floats, Integers, Kind, Recorded, Rows, check_version
+from planish.records.store import Columned, Floats, Integers, Kind, Recorded, Rows, check_version, stuck_remarks
 
 SCHEMA_VERSION = 1
 _KIND = Kind(
@@ -41,6 +41,10 @@ class DistanceColumn:
     seconds: float
     meta: dict[str, Any]
 
+    def remarks(self) -> list[str]:
+        """What a reader must know of this attack: images on which it had nothing to follow."""
+        return stuck_remarks(self.name, self.meta, int(np.count_nonzero(self.distance)))
+
 
 @dataclass(frozen=True, eq=False)
 class Distances(Columned):
@@ -68,6 +72,11 @@ class Distances(Columned):
             cost = {"passes": column.forwards + column.backwards, "seconds": column.seconds}
             rows.append({"attack": column.name, **found, **cost})
         return rows
+
+    def remarks(self) -> list[str]:
+        """What a reader must know: notes and warnings of the record, and attacks that had nothing to follow."""
+        told = [*self.meta.get("notes", []), *self.meta.get("warnings", [])]
+        return [*told, *(remark for column in self.columns for remark in column.remarks())]
 
     def of(self, name: str | None = None) -> Floats:
         """(N,) distances found by an attack; without a name, per image the least that any found. BadInput."""

@@ -14,7 +14,7 @@ from planish.core.errors import BadInput
 from planish.records import store
 from planish.records.origin import attack_text
 from planish.records.statistics import Booleans, Estimate, accuracy, counts
-from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version
+from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version, stuck_remarks
 
 SCHEMA_VERSION = 2
 
@@ -80,6 +80,23 @@ class Column:
     def broken(self) -> Booleans:
         """(N,) True where the attack was run and the adversarial image is misclassified (a tie counts)."""
         return self.margin >= 0
+
+    def remarks(self) -> list[str]:
+        """What a reader must know of this attack: images that it never moved, and answers that were no numbers."""
+        tried, mad = np.count_nonzero(self.attempted), np.count_nonzero(np.isposinf(self.margin))
+        remarks = stuck_remarks(self.name, self.meta, int(tried))
+        if mad:
+            remarks.append(
+                f"{self.name}: on {mad} images the model gives no finite answer in the ball; they count as broken."
+            )
+        if (draws := self.meta.get("eot")) is not None:
+            tell = [Estimate.from_counts(wrong, draws["draws"]) for wrong in draws["wrong"]]
+            open_ = sum(found.low < 0.5 <= found.high for found in tell)
+            remarks.append(
+                f"{self.name}: {draws['draws']} draws judge an image, which is robust where the 95 % interval of its "
+                f"wrong ones lies below one half; on {open_} of {len(tell)} images the interval holds one half."
+            )
+        return remarks
 
     @property
     def sampled(self) -> bool:
@@ -201,9 +218,11 @@ class Evaluation(Columned):
 
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""
+        own = [remark for column in self.columns for remark in column.remarks()]
         reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
         long = [f"{name} ran its long stages, because {'; '.join(why)}." for name, why in sorted(reasons) if why]
-        return [*self.meta.get("notes", []), *self.meta.get("warnings", []), *self.class_warnings(), *long]
+        told = [*self.meta.get("notes", []), *self.meta.get("warnings", [])]
+        return [*told, *self.class_warnings(), *own, *long]
 
     def spent(self) -> list[tuple[float, float]]:
         """Return (passes per image, accuracy) points: how accuracy falls as every image is granted more passes.

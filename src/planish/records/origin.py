@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.registry import is_known
@@ -84,9 +84,30 @@ def model_digest(model: nn.Module) -> str:
     """Return the SHA-256 of the model's parameters and buffers with their names."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for part in _parts(name, value):
+            digest.update(part)
     return digest.hexdigest()
+
+
+def _parts(name: str, value: object) -> Iterator[bytes]:
+    """Yield what a value of a state is: a tensor's type, shape and bytes, or those of what a container holds."""
+    if isinstance(value, Tensor):
+        yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
+        plain = value.detach().cpu()
+        if plain.is_quantized:
+            plain = plain.dequantize()
+        elif plain.layout != torch.strided:
+            plain = plain.to_dense()
+        yield plain.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _parts(f"{name}.{key}", part)
+    elif isinstance(value, list | tuple):
+        for place, part in enumerate(value):
+            yield from _parts(f"{name}.{place}", part)
+    else:  # the repr of an object of one's own may hold its address
+        plain_value = isinstance(value, str | bytes | int | float | bool | torch.dtype | None)
+        yield f"{name} {value!r}".encode() if plain_value else f"{name} {type(value).__qualname__}".encode()
 
 
 def data_digest(images: Batch) -> str:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
 from planish.records.statistics import Booleans, Estimate
-from planish.storage.files import UNREADABLE, read_arrays, write_arrays
+from planish.storage.files import write_arrays
+from planish.storage.reading import UNREADABLE, read_arrays
 
 Record = TypeVar("Record")
 Arrays = dict[str, NDArray[Any]]
@@ -49,7 +50,7 @@ class Kind:
         except FileNotFoundError:
             raise BadInput(self.absent.format(**place)) from None
         except BadInput as error:
-            raise BadInput(f"{path}: {error}") from error
+            raise BadInput(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
         except _MISFITS as error:
             raise BadInput((self.strange or self.absent).format(**place)) from error
 
@@ -67,6 +68,25 @@ def check_version(what: str, meta: Mapping[str, Any], *known: int, unsaid: int |
     version = meta.get("schema_version", unsaid)
     if version not in known:
         raise BadInput(f"{what} has schema version {version}; planish reads {known[-1]}")
+
+
+STUCK = 0.01
+"""Share of an attack's images that may be left at their start without a remark."""
+
+
+def stuck_remarks(name: str, meta: Mapping[str, Any], tried: int) -> list[str]:
+    """Word on how many images an attack had no gradient or never left its start, and what to do; meta: its facts."""
+    flat, vanished, stuck = len(meta.get("no_gradient", ())), meta.get("vanished", 0), meta.get("stuck", 0)
+    if flat:
+        remedy = (
+            f"on {vanished} of them the loss underflows, and the margin has one: use pgd-margin or the planish suite"
+            if vanished
+            else "attack it without: noise, square or boundary; `planish audit` tells whether gradients are masked"
+        )
+        return [f"{name} had no gradient on {flat} of {tried} images: that they are not broken says nothing; {remedy}."]
+    if stuck > STUCK * tried:
+        return [f"{name} found nothing worse than where it started on {stuck} of {tried} images; see `planish audit`."]
+    return []
 
 
 Rows = list[dict[str, Any]]

@@ -152,7 +152,7 @@ def _row_document(job: Job, row: str, figures: dict[str, Figure], reasons: dict[
     if about["state"] in ("trained", "finished"):
         origin = provenance_of(job, row)
         about |= {key: origin.get(key) for key in ("data_name", "data_digest", "device", "commit", "code_digest")}
-        about["seconds"] = training_of(job.folder(row))["seconds"]
+        about["seconds"] = (training_of(job.folder(row)) or {}).get("seconds")
         about["test_images"] = _judged_on(job, row)
     return about | {"figures": plain(cells)}
 

@@ -179,16 +179,14 @@ def page_text(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]])
 
 def _table_part(own: PaperTable) -> list[str]:
     head = own.head
-    missing = [f"- `{name}` ({row.printed}): missing, {row.missing}." for name, row in own.rows.items() if row.missing]
-    unmeasured: dict[str, list[str]] = {}
-    for column in own.columns.values():
-        if column.why:
-            unmeasured.setdefault(column.why, []).append(column.printed)
+    reasons = dict.fromkeys(column.why for column in own.columns.values() if column.why)
+    unmeasured = {why: [column.printed for column in own.columns.values() if column.why == why] for why in reasons}
     lines = [f"### {own.name}", "", f"{head.paper}, {head.printed}. {head.title}.", ""]
     lines += [f"Rows: {', '.join(f'`{name}`' for name in own.rows)}.", ""]
     if any(column.measure not in ("given", "missing") for column in own.columns.values()):
         lines += [f"`planish reproduce {own.name} --scale cpu --data PATH`", ""]
-    facts = [*missing, *(f"- Not measured ({why}): {'; '.join(names)}." for why, names in unmeasured.items())]
+    facts = [f"- `{name}` ({row.printed}): missing, {row.missing}." for name, row in own.rows.items() if row.missing]
+    facts += [f"- Not measured ({why}): {'; '.join(names)}." for why, names in unmeasured.items()]
     facts += [f"- {note}" for note in head.notes]
     facts += [f"- `{name}`: {note}" for name, row in own.rows.items() for note in row.notes]
     facts += [f"- `{name}`: {row.beside}." for name, row in own.rows.items() if row.beside]

@@ -1,6 +1,5 @@
 """A table's rows trained and judged; what is finished is never run again."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from planish.attacks.suites import Suite
 from planish.core.errors import BadInput
 from planish.evaluation.evaluate import OnChunk
-from planish.evaluation.naming import attacks_by_name, distance_attacks
+from planish.evaluation.naming import attacks_of, distance_attacks
 from planish.records import distances
 from planish.records import evaluation as results
 from planish.records.distances import Distances, Numbers
@@ -16,14 +15,16 @@ from planish.records.evaluation import Evaluation
 from planish.reproduce.numbers import measure as measure_numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import PaperColumn, PaperTable, Row
-from planish.runs.config import Experiment, parsed, read
+from planish.runs.config import Experiment, parsed
 from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, evaluate_into, load_model, measure
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
 from planish.runs.train import refuse_other_data, same_run, train_into, training_images
 from planish.storage.files import write_bytes
+from planish.storage.reading import read_headed, read_json
 from planish.training.loop import EpochRecord
 
 SNAPSHOTS = "snapshots"
+REMEDY = "move its folder away to train the row again"
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,16 @@ def _check_all(runs: dict[str, tuple[Path, Experiment]], *, other_data: bool) ->
 
 def check(folder: Path, experiment: Experiment) -> None:
     """Raise BadInput if the folder holds a run of another configuration."""
-    if (folder / CONFIG).exists() and not same_run(parsed(read(folder / CONFIG)), experiment):
-        made = f"{folder} was made by another version of this recipe or scale (see its {CONFIG})"
-        raise BadInput(f"{made}; nothing was changed: choose another --out, or move it away")
+    if (folder / CONFIG).exists() and not same_run(parsed(read_headed(folder / CONFIG)), experiment):
+        what = f"{folder} was made by another version of this recipe or scale (see its {CONFIG})"
+        raise BadInput(f"{what}; nothing was changed: choose another --out, or move it away")
 
 
 def twin(job: Job, experiment: Experiment) -> Path | None:
     """Return the folder of a finished training of the same experiment on the same images, of any table, or None."""
     for config in sorted(job.out.parent.parent.glob(f"*/{job.scale.name}/*/{CONFIG}")):
-        if same_run(parsed(read(config)), experiment) and trained(config.parent, experiment):
-            digest = json.loads((config.parent / PROVENANCE).read_text())["data_digest"]
+        if same_run(parsed(read_headed(config)), experiment) and trained(config.parent, experiment):
+            digest = read_json(config.parent / PROVENANCE, REMEDY).get("data_digest")
             return config.parent if digest == training_images(experiment)[0].digest() else None
     return None
 
@@ -178,8 +179,7 @@ def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation
     for column in job.columns().values():
         if not column.is_judged or finished(job, row, column):
             continue
-        if model is None:
-            model = replace(load_model(str(job.folder(row)), job.device), name=row)
+        model = model or replace(load_model(str(job.folder(row)), job.device), name=row)
         task, place = _task(job, row, column), job.record(row, column)
         if column.by_distance:
             yield from measure(model, task, place, device=job.device, resume=True)
@@ -221,8 +221,8 @@ def finished(job: Job, row: str, column: PaperColumn) -> bool:
     short = any(f"asked for {limit} images" in note for note in record.meta.get("notes", []))
     same_ball = (record.norm, record.radius) == (threat.name, threat.radius)
     if not same_ball or (limit is not None and images != limit and not short):
-        place = f"{job.record(row, column)} was judged at another radius or on other images"
-        raise BadInput(f"{place}; nothing was changed: choose another --out")
+        what = f"{job.record(row, column)} was judged at another radius or on other images"
+        raise BadInput(f"{what}; nothing was changed: choose another --out")
     attack = attack_of(column, job.scale)
     return attack is None or isinstance(record, Numbers) or _complete(record, attack)
 
@@ -236,7 +236,7 @@ def _complete(record: Evaluation | Distances, attack: str) -> bool:
         return set(distance_attacks([attack], classes, norm=record.norm)) <= set(record.names)
     if attack.startswith("transfer"):
         return False
-    made = attacks_by_name([attack], classes, norm=record.norm)[attack]
+    made = attacks_of([attack], classes, norm=record.norm)[attack]
     done = {column.name.partition("/")[2]: column for column in record.columns if column.name.startswith(f"{attack}/")}
     return isinstance(made, Suite) and made.following(done, len(record.labels)) is None
 
@@ -255,5 +255,4 @@ def state(job: Job, row: str) -> str:
 
 def provenance_of(job: Job, row: str) -> dict[str, object]:
     """Return a row's provenance file, as training wrote it."""
-    found: dict[str, object] = json.loads((job.folder(row) / PROVENANCE).read_text())
-    return found
+    return read_json(job.folder(row) / PROVENANCE, REMEDY)

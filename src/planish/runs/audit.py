@@ -1,27 +1,33 @@
 """A model audited into a folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from planish.audit.auditor import audit as findings
 from planish.audit.auditor import own_checks, plan_of
+from planish.audit.evidence import Evidence
 from planish.core.arguments import Images, Labels, batch_of, check_images, model_of, path_of, seed_of, threat_of
 from planish.core.errors import BadInput
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import OnChunk
+from planish.evaluation.evaluate import EvaluationStep, OnChunk
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
-from planish.records.audit import Audit
+from planish.records import evaluation as results
+from planish.records.audit import Audit, Finding
 from planish.report import write_audit
 from planish.runs.judge import EvaluationConfig, LoadedModel, surrogates_of, test_images
+from planish.storage.files import remove
 
 CALLED = {"model": {"name": "the model"}, "data": {"name": "images in memory"}}
 """What a page calls things that have no name."""
+BROKEN = "broken/"
+"""What the masks of images that checks broke are called in the record, before their attack's name."""
 BLACK_BOX = "a black box: only checks and attacks that ask for no gradient were made"
 
 
@@ -79,6 +85,72 @@ def audit_steps(
     return (PageAudit(**{part.name: getattr(step, part.name) for part in fields(step)}) for step in steps)
 
 
+SUITE, SUITE_IMAGES = "audit-suite.npz", "audit-images.npz"
+"""Of an audit that is not complete: what its suite found, and the images as it left them."""
+SAME = ("model", "data", "threat", "seed", "budget", "suite", "black_box", "checks")
+
+
+def _identity(fact: Any) -> Any:
+    """Return what tells a model or data set from another: its digest."""
+    return fact.get("digest", fact) if isinstance(fact, dict) else fact
+
+
+@dataclass
+class KeptAudit:
+    """What an audit into a folder needs to go on: the suite's record once, and with each finding what checks broke."""
+
+    folder: Path
+    resume: bool
+    evidence: Evidence | None = None
+
+    def restored(self, evidence: Evidence, meta: Mapping[str, Any], names: Sequence[str]) -> list[Finding]:
+        """Put back what was found, and return the findings. Raises BadInput for those of another audit."""
+        self.evidence = evidence
+        if not self.resume or not (self.folder / SUITE_IMAGES).exists():
+            return []
+        suite = results.load(self.folder / SUITE)
+        x_adv, _ = results.load_adversarials(self.folder / SUITE_IMAGES)
+        evidence.earlier = EvaluationStep(suite, torch.from_numpy(x_adv).to(evidence.images.x))
+        evidence.spent = sum(column.forwards + column.backwards for column in suite.columns)
+        if not (self.folder / record.RECORD).exists():
+            return []
+        found, state = record.load(self.folder), record.load_state(self.folder)
+        for key in SAME:
+            if _identity(found.meta[key]) != _identity(meta[key]):
+                raise BadInput(f"{self.folder} holds an audit with another {key}; choose another folder")
+        done = [finding.check for finding in found.findings]
+        if done != [*names[: len(done)]]:
+            raise BadInput(f"{self.folder} holds an audit with other checks; choose another folder")
+        evidence.spent = found.meta["passes"]
+        for name, rows in state.items():
+            if name.startswith(BROKEN):
+                evidence.broken[name.removeprefix(BROKEN)] = evidence.mask(rows)
+        images = torch.from_numpy(state["images"]).to(evidence.images.x)
+        evidence.adversarial.update(zip(state["rows"].tolist(), images, strict=True))
+        return [*found.findings]
+
+    def begun(self, evidence: Evidence) -> None:
+        """Keep the suite's outcome, the images last."""
+        suite = evidence.judged
+        results.save(suite.evaluation, self.folder / SUITE)
+        results.save_adversarials(
+            suite.x_adv.float().cpu().numpy(), suite.evaluation.indices, self.folder / SUITE_IMAGES
+        )
+
+    def keep(self, audit: Audit) -> None:
+        """Write the audit as far as it has come; what it needs to go on is gone when it is complete."""
+        assert self.evidence is not None
+        state = {f"{BROKEN}{name}": mask.cpu().numpy() for name, mask in self.evidence.broken.items()}
+        found = self.evidence.adversarial
+        images = [image.float().cpu().numpy() for image in found.values()]
+        state["rows"] = np.array([*found], np.int64)
+        state["images"] = np.stack(images) if images else np.zeros((0, *self.evidence.images.x.shape[1:]), np.float32)
+        record.save(audit, self.folder, {} if audit.complete else state)
+        if audit.complete:
+            for name in (SUITE_IMAGES, SUITE):
+                remove(self.folder / name)
+
+
 def audit_into(
     judged: LoadedModel,
     task: EvaluationConfig,
@@ -89,24 +161,31 @@ def audit_into(
     on_chunk: OnChunk | None = None,
     built_by: str | None = None,
     checks: Sequence[str] = (),
+    resume: bool = False,
 ) -> Iterator[Audit]:
     """Audit into a folder: yield the audit after each finding, saved by then.
 
     task.attacks are not used; task.limit is the budget's unless given. built_by: of surrogates, as in `subject`.
-    Raises BadInput if the folder holds a whole audit already; one that was cut short is begun again.
+    resume: go on with an audit that was cut short, by check; a whole one is yielded as it is. Without it, one that was
+    cut short is begun again. Raises BadInput if the folder holds a whole audit already, or with resume one of something
+    else.
     """
-    if (folder / record.RECORD).exists() and record.load(folder).complete:
-        raise BadInput(f"{folder} already holds an audit; choose another folder")
+    if (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
+        if not resume:
+            raise BadInput(f"{folder} already holds an audit; choose another folder")
+        yield found
+        return
     plan, black_box = plan_of(budget), isinstance(judged.model, BlackBox)
     task = task if task.limit is not None else replace(task, limit=plan.images)
     batch, data, warnings = test_images(task, judged.about)
     batch = batch.to(device)
-    notes = [*warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
+    notes = [*judged.notes, *warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
     about = {"model": {"name": judged.name}, "data": data, "notes": notes}
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     options: dict[str, Any] = {"seed": task.seed, "own": checks, "about": about, "on_chunk": on_chunk}
+    kept = options["kept"] = KeptAudit(folder, resume)
     for step in findings(judged.model, batch, task.threat, plan, surrogates=others, black_box=black_box, **options):
-        record.save(step, folder)
+        kept.keep(step)
         if step.complete:
             draw(folder)
         yield step

@@ -1,21 +1,26 @@
 """The one configuration tree: Experiment <-> TOML, coerced by annotations, unknown keys refused."""
 
 import json
-import tomllib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from planish.core.errors import BadInput, at_least
+from planish.core.arguments import seed_of
+from planish.core.errors import BadInput, between
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data.batches import Augmentation, check_resolutions, sides
 from planish.data.images import Stream
 from planish.methods import Method
 from planish.registry import made, make, refuse_unknown
+from planish.storage.reading import read_toml, toml_of
 from planish.training.collapse import OFF, Guard
 from planish.training.settings import Settings
+
+LARGEST_SIDE = 16384
+"""Pixels."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,11 @@ class DataOptions:
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
-        at_least(1, **{"data.size": self.size})
-        at_least(0, **{"data.workers": self.workers})
+        between(1, 2**63, **{"data.limit": self.limit})
+        between(1, LARGEST_SIDE, **{"data.size": self.size})
+        between(0, LARGEST_SIDE, **{"data.crop": self.crop, "data.cutout": self.cutout})
+        between(0, 2**63, **{"data.validation": self.validation})
+        between(0, 1024, **{"data.workers": self.workers})
         check_resolutions(self.resolutions)
 
     @property
@@ -77,10 +85,11 @@ class ThreatOptions:
 
 @dataclass(frozen=True)
 class Named:
-    """A component by name with its options."""
+    """A component by name with its options. weights: of a model, a file or run folder that training starts from."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,9 @@ class Experiment:
     settings: Settings = Settings()
     guard: Guard = OFF
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        seed_of(self.seed)
 
     @cached_property
     def training_method(self) -> Method:
@@ -121,26 +133,22 @@ def parsed(tree: Mapping[str, Any]) -> Experiment:
             raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
     sections: dict[str, Any] = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
     named: dict[str, Any] = {name: _named(name, tree[name]) for name in NAMED if name in tree}
-    seed = tree.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise BadInput(f"seed = {seed!r} is wrong: give a whole number")
-    return Experiment(**sections, **named, seed=seed)
+    return Experiment(**sections, **named, seed=tree.get("seed", 0))
 
 
 def _named(section: str, table: Mapping[str, Any]) -> Named:
     if not isinstance(table.get("name"), str):
         raise BadInput(f'[{section}] needs a name, for instance name = "{getattr(Experiment(), section).name}"')
-    return Named(table["name"], {key: value for key, value in table.items() if key != "name"})
+    options = {key: value for key, value in table.items() if key != "name"}
+    weights = options.pop("weights", None) if section == "model" else None
+    if not isinstance(weights, str | None):
+        raise BadInput(f"model.weights = {weights!r} is wrong: give a run folder or a file of weights")
+    return Named(table["name"], options, weights)
 
 
 def read(path: Path) -> dict[str, Any]:
     """Return the configuration tree of a TOML file. Raises BadInput."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"no configuration file {path}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not TOML: {error}") from error
+    return read_toml(path)
 
 
 def overlaid(base: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,9 +178,21 @@ def override(tree: Mapping[str, Any], assignment: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return toml_of(f"value = {text}")["value"]
+    except (ValueError, KeyError):
         return text
+
+
+def difference(one: Experiment, other: Experiment) -> str:
+    """Return the first key whose value differs, and both values; "" where the two are the same."""
+    for section in fields(Experiment):
+        both = [getattr(each, section.name) for each in (one, other)]
+        tables = [_table(each) if is_dataclass(each) else {"": each} for each in both]
+        for key in {**tables[0], **tables[1]}:
+            first, second = (table.get(key) for table in tables)
+            if first != second:
+                return f"{section.name}.{key}".rstrip(".") + f" is {first!r} there and {second!r} here"
+    return ""
 
 
 def experiment_of(config: Path | None, named: Mapping[str, Any], overrides: Iterable[str]) -> Experiment:
@@ -201,11 +221,18 @@ def to_toml(experiment: Experiment) -> str:
 
 
 def _lines(value: Any) -> list[str]:
-    table = {item.name: getattr(value, item.name) for item in fields(value)}
-    table |= table.pop("options", {})
-    return [f"{key} = {_literal(entry)}" for key, entry in table.items() if entry is not None]
+    return [f"{key} = {_literal(entry)}" for key, entry in _table(value).items() if entry is not None]
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """Return a section's keys and values, options among them."""
+    table: dict[str, Any] = {item.name: getattr(value, item.name) for item in fields(value)}
+    options: dict[str, Any] = table.pop("options", {})
+    return table | options
 
 
 def _literal(entry: Any) -> str:
-    """Return the entry in TOML, which is JSON without surrogate pairs and with DEL escaped."""
+    """Return the entry in TOML, which is JSON without surrogate pairs, with DEL escaped and other names of infinity."""
+    if isinstance(entry, float) and not math.isfinite(entry):
+        return str(entry)
     return json.dumps(entry, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,29 +1,29 @@
 """Trained models judged into folders, and folders read back, for a report or side by side."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from planish.attacks.transfer import Surrogate, same_classes
-from planish.core.arguments import check_logits
+from planish.core.arguments import check_logits, seed_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.data import load
+from planish.data.images import matched
+from planish.data.source import remarks
 from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
-from planish.evaluation.naming import attacks_by_name, distance_attacks, wanted
-from planish.models import build, is_borrowed
+from planish.evaluation.naming import wanted
+from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
 from planish.records import distances as distance_records
@@ -31,25 +31,29 @@ from planish.records import evaluation as results
 from planish.records.audit import Audit
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
-from planish.records.origin import model_digest
+from planish.records.store import Kind
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
-from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, load_run
+from planish.runs.config import LARGEST_SIDE
+from planish.runs.run import BEST, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.storage.reading import read_json
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
 DISTANCES = "distances.npz"
+_GALLERY_KIND = Kind("{path} does not hold the pictures of an evaluation, or it is damaged; remove it")
 WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model to be judged: its name, what is known of it, and how it was trained if that is known."""
+    """A model to be judged: its name, what is known of it and of its training, and notes on its files."""
 
     model: nn.Module
     name: str
     about: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class EvaluationConfig:
 
     precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
-    pixels that image files are brought to; None = what the model was trained for, if that is known.
+    pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
+    random model for each image.
     """
 
     data: str
@@ -70,6 +75,11 @@ class EvaluationConfig:
     keep_images: bool = False
     surrogates: tuple[str, ...] = ()
     size: int | None = None
+    eot: int = 1
+
+    def __post_init__(self) -> None:
+        seed_of(self.seed)
+        between(1, LARGEST_SIDE, size=self.size)
 
 
 def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> LoadedModel:
@@ -78,24 +88,32 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
     folder = Path(spec)
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
         run = load_run(folder, built_by)
-        return LoadedModel(run.model.to(device), run.about["method"]["name"], run.about, training_of(folder))
+        name, training = run.about.get("method", {}).get("name") or folder.name, training_of(run.folder or folder)
+        return LoadedModel(run.model.to(device), name, run.about, training, run.notes)
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), folder.stem)
     if ":" in spec:
         model = build(spec, classes=0, channels=0).to(device)
-        return LoadedModel(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2])
+        known = {"classes": list(model.classes)} if isinstance(model, Normalized) and model.classes else {}
+        return LoadedModel(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2], known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
         "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
     )
 
 
-def training_of(folder: Path) -> dict[str, Any]:
-    """Return a run's cost and history: passes relative to standard training, seconds, a record per epoch."""
-    history = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    origin = json.loads((folder / PROVENANCE).read_text())
+def training_of(folder: Path) -> dict[str, Any] | None:
+    """Return a run's cost and history: passes relative to standard training, seconds, a record per epoch.
+
+    None where the folder holds weights alone. Raises BadInput.
+    """
+    try:
+        origin = read_json(folder / PROVENANCE, "remove it to judge the model without its cost")
+        history = read_history(folder / METRICS, {})
+    except FileNotFoundError:
+        return None
     seconds = sum(entry["seconds"] for entry in history)
     return {"passes": origin.get("training_cost"), "seconds": seconds, "history": history}
 
@@ -104,10 +122,13 @@ def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch
     """Return the test batch, what is known of the data, and warnings. model: what is known of the model."""
     images = load(task.data, "test", task.limit, model.get("size") if task.size is None else task.size)
     images = images.in_channels(model.get("channels", 1))
-    about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
     short = task.limit is not None and len(images) < task.limit
     warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
-    return images.as_batch(), about, warnings
+    warnings += remarks(images, task.data, task.limit)
+    images, told = matched(images, model.get("classes", images.classes))
+    about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
+    about |= {"files": images.inventory.words()} if images.inventory.files else {}
+    return images.as_batch(), about, warnings + told
 
 
 def evaluate_into(
@@ -129,17 +150,19 @@ def evaluate_into(
     _refuse_gradients(judged, task)
     path = _place(folder / EVALUATION, "an evaluation", resume)
     batch, data, warnings = test_images(task, judged.about)
-    batch, classes = batch.to(device), len(judged.about.get("classes") or data["classes"])
-    if task.surrogates and not any("surrogates" in wanted(name) for name in task.attacks):
+    batch = batch.to(device)
+    asked = [wanted(name) for name in task.attacks]
+    if task.surrogates and not any("surrogates" in parameters for parameters in asked):
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
-    attacks = attacks_by_name(task.attacks, classes, norm=task.threat.name, surrogates=others)
-    about = {"model": {"name": judged.name}, "data": data, "training": judged.training, "notes": warnings}
+    about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
+    about["notes"] = [*judged.notes, *warnings]
     kept = KeptProgress(folder / PROGRESS)
     going_on: dict[str, Any] = {"earlier": results.load(path) if path.exists() else None, "unfinished": kept}
     going_on["x_adv"] = images_left(folder / IMAGES, batch) if resume else None
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
-    steps = evaluate_steps(judged.model, batch, threat=task.threat, attacks=attacks, **options, **going_on)
+    options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
+    steps = evaluate_steps(judged.model, batch, threat=task.threat, **options, **going_on)
     for step in steps:
         if task.keep_images:
             save_images(step, folder / IMAGES)
@@ -172,7 +195,7 @@ def surrogates_of(judged: LoadedModel, task: EvaluationConfig, image: Batch, bui
         except BadInput as error:
             raise BadInput(f"surrogate '{spec}': {error}") from error
         same_classes(spec, lent, check_logits(Counted(judged.model), image))
-    return [Surrogate(other.name, model_digest(other.model), other.model) for other in found]
+    return [Surrogate.of(other.name, other.model) for other in found]
 
 
 def measure(
@@ -190,12 +213,11 @@ def measure(
     """
     path = _place(folder / DISTANCES, "distances", resume)
     batch, data, warnings = test_images(task, judged.about)
-    classes = len(judged.about.get("classes") or data["classes"])
-    attacks = distance_attacks(task.attacks, classes, norm=task.threat.name)
-    about = {"model": {"name": judged.name}, "data": data, "notes": warnings}
+    about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() else None
-    for step in distances.measure(judged.model, batch.to(device), task.threat, attacks, **options):
+    names = [*dict.fromkeys(task.attacks)]
+    for step in distances.measure(judged.model, batch.to(device), task.threat, names, **options):
         distance_records.save(step, path)
         yield step
 
@@ -207,7 +229,7 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
     """
     batch, _, _ = test_images(task, judged.about)
     source = f"{task.data} (limit {task.limit})"
-    return verify_images(judged.model, batch.to(device), None, path, task.threat, source=source)
+    return verify_images(judged.model, batch.to(device), None, path, task.threat, eot=task.eot, source=source)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
@@ -233,10 +255,8 @@ def _entry(folder: Path) -> Entry:
     if not (folder / EVALUATION).exists():
         raise BadInput(f"{folder} holds no {EVALUATION}; make one with: planish evaluate ... --out {folder}")
     record = results.load(folder / EVALUATION)
-    images: Any = None
-    if (folder / GALLERY).exists():
-        with np.load(folder / GALLERY, allow_pickle=False) as arrays:
-            images = dict(arrays)
+    shown = folder / GALLERY
+    images: Any = _GALLERY_KIND.read(shown, lambda _, arrays: arrays) if shown.exists() else None
     name = record.meta.get("model", {}).get("name", folder.name)
     return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
 

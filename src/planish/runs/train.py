@@ -1,11 +1,11 @@
 """The one call that trains, and an experiment carried out: put together, trained, saved and resumed."""
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -19,18 +19,19 @@ from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
-from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
+from planish.data.images import Images, OnCorrupt, matched, named_places, numbered_classes, refuse
 from planish.data.listing import Listing
-from planish.data.source import find
+from planish.data.source import find, remarks
 from planish.data.stream import Streamed, default_workers
 from planish.methods import Method
-from planish.models import Normalized
+from planish.models import Normalized, is_borrowed
 from planish.records.origin import provenance
 from planish.registry import components, make
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, parsed, read, to_toml
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, difference, parsed, to_toml
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
-from planish.storage.files import write_json, write_text
+from planish.storage.files import LOCK, write_lines, write_sealed_json, write_text
+from planish.storage.reading import headed, last_good, read_headed, read_json
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
@@ -65,6 +66,10 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
         held_out = held_out.images(size, on_corrupt).in_channels(sample.x.shape[1])
     model = new_model(experiment.model, sample, experiment.seed).to(device)
     check_logits(model, sample.first(2).to(device).as_batch())
+    known = model.classes if isinstance(model, Normalized) else ()
+    if known and None not in named_places(sample.classes, known):  # a published head keeps its order of the classes
+        images, sample = matched(images, known)[0], matched(sample, known)[0]
+        held_out = None if held_out is None else matched(held_out, known)[0]
     return Prepared(images, sample, held_out, model)
 
 
@@ -86,7 +91,9 @@ def new_model(model: Named, images: Images, seed: int) -> nn.Module:
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
         network.mean.copy_(pixels.mean(1).view_as(network.mean))
         network.std.copy_(pixels.std(1).clamp(min=1e-3).view_as(network.std))
-    return network
+    if model.weights is not None:
+        runs.load_start(Path(model.weights), network)
+    return network.train() if is_borrowed(model.name) else network
 
 
 def train_into(
@@ -94,40 +101,73 @@ def train_into(
 ) -> Iterator[EpochRecord]:
     """Train into a run folder, one record per finished epoch, everything saved by then.
 
-    A killed run goes on with resume=True from its last whole epoch and ends, on CPU, bit-identical; where the data
-    lies may have changed, the data may not.
+    A killed run goes on with resume=True from where it was last saved (`settings.save_minutes`) and ends, on CPU,
+    bit-identical; where the data lies may have changed, the data may not. With more epochs than the folder's run had,
+    that run goes on: at the learning rates that a run of so many epochs has from there on.
+    With images held out, the weights of the epoch that was most robust on them are kept beside the last ones.
     Raises BadInput if the folder holds another configuration or other data, or a run without `resume`.
     """
     _refuse_other(experiment, folder, resume)
     corrupt = {*_known(folder).get("corrupt_images", [])}
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
-    prepared = prepare(experiment, device, on_corrupt)
+    saved = (folder / RESUME).exists()  # then the weights that it started from are not needed
+    begun = replace(experiment, model=replace(experiment.model, weights=None)) if saved else experiment
+    prepared = prepare(begun, device, on_corrupt)
+    runs.check_storable(prepared.model)
     digest = prepared.images.digest()
     refuse_other_data(folder, digest)
     batches = _batches(experiment, prepared, device, on_corrupt)
-    write_text(to_toml(experiment), folder / CONFIG)
+    write_text(headed(to_toml(experiment)), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
-    if (folder / RESUME).exists():
-        go_on(state, runs.load_resume(folder / RESUME))
+    if saved:
+        go_on(state, last_good(folder / RESUME, runs.load_resume)[0])
     origin = _origin(experiment, prepared, digest, device)
-    write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+    write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
     settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
     probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
+
+    def keep() -> None:
+        if experiment.data.skip_corrupt:
+            write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+        runs.save_resume(folder / RESUME, to_go_on(state))
+
     also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed}
+    also["after_step"] = Saver(state, settings.save_minutes, keep)
     for record in fit(state, method, threat, batches, settings, **also):
         checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
         if experiment.data.skip_corrupt:
             checked["corrupt_images"] = len(corrupt)
-            write_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
         state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
         _save(state, folder, metadata(experiment, prepared.sample))
+        keep()
         yield record._replace(metrics={**record.metrics, **checked})
+
+
+@dataclass
+class Saver:
+    """Called after each step: keeps the state whenever so many minutes have passed. Raises FloatingPointError."""
+
+    state: State
+    minutes: float
+    keep: Callable[[], None]
+    last: float = field(default_factory=lambda: monotonic())
+
+    def __call__(self) -> None:
+        """Keep the state if it is time, and worth keeping."""
+        if monotonic() - self.last < 60 * self.minutes:
+            return
+        if not self.state.finite():
+            raise FloatingPointError(
+                f"the weights are not finite in epoch {self.state.epoch + 1}; lower the learning rate"
+            )
+        self.keep()
+        self.last = monotonic()
 
 
 def _known(folder: Path) -> dict[str, Any]:
     """Return where the folder's run comes from, as far as it has come."""
     path = folder / PROVENANCE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, "remove it, and the run goes on without it") if path.exists() else {}
 
 
 def _batches(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
@@ -148,6 +188,8 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
     return {
         **provenance(device),
         "configuration_digest": hashlib.sha256(to_toml(experiment).encode()).hexdigest(),
+        **({"data_files": prepared.images.inventory.words()} if prepared.images.inventory.files else {}),
+        "data_notes": remarks(prepared.images, experiment.data.source, experiment.data.limit),
         "data_name": prepared.images.name,
         "data_digest": digest,
         "training_cost": cost,
@@ -157,12 +199,23 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
     if (folder / CONFIG).exists():
-        if not same_run(parsed(read(folder / CONFIG)), experiment):
-            raise BadInput(f"{folder} holds a run of another configuration; choose another folder")
+        earlier = parsed(read_headed(folder / CONFIG))
+        if resume and experiment.settings.epochs > earlier.settings.epochs:
+            earlier = replace(earlier, settings=replace(earlier.settings, epochs=experiment.settings.epochs))
+        if not same_run(earlier, experiment):
+            told = difference(earlier, _results_alike(earlier, experiment))
+            raise BadInput(f"{folder} holds a run of another configuration: {told}; choose another folder")
         if not resume and (folder / RESUME).exists():
             raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
-    elif folder.exists() and not (folder.is_dir() and all(name.endswith(".part") for name in os.listdir(folder))):
+    elif folder.exists() and not (
+        folder.is_dir() and all(name.endswith(".part") or name == LOCK for name in os.listdir(folder))
+    ):
         raise BadInput(f"{folder} is not empty and not a run folder; choose another")
+
+
+def _passing(name: str) -> bool:
+    """Say whether a file of this name may lie in a new folder: what a kill leaves."""
+    return name.endswith(".part") or name == LOCK
 
 
 def refuse_other_data(folder: Path, digest: str) -> None:
@@ -175,8 +228,14 @@ def refuse_other_data(folder: Path, digest: str) -> None:
 
 
 def same_run(one: Experiment, other: Experiment) -> bool:
-    """Say whether two experiments differ at most in what changes no result: where the data lies, and the workers."""
-    return one == replace(other, data=replace(other.data, workers=one.data.workers, source=one.data.source))
+    """Say whether two experiments differ at most in what changes no result: where the data lies, workers, saving."""
+    return one == _results_alike(one, other)
+
+
+def _results_alike(one: Experiment, other: Experiment) -> Experiment:
+    """Return the other with what changes no result as in the first."""
+    data = replace(other.data, workers=one.data.workers, source=one.data.source)
+    return replace(other, data=data, settings=replace(other.settings, save_minutes=one.settings.save_minutes))
 
 
 def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:
@@ -204,10 +263,12 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
 
 
 def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
-    """Write metrics and weights, then the resume file, whose epoch is what counts."""
-    write_text("".join(json.dumps(entry) + "\n" for entry in state.history), folder / METRICS)
+    """Write metrics and weights, also as the best if they are; the resume file, which comes then, is what counts."""
+    write_lines(state.history, folder / METRICS)
     runs.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
-    runs.save_resume(folder / RESUME, to_go_on(state))
+    robust = [entry.get("validation_robust_accuracy", -1.0) for entry in state.history]
+    if robust[-1] > max(robust[:-1], default=-0.5):
+        runs.save_weights(folder / runs.BEST, state.deployed, {**about, "epoch": state.epoch})
 
 
 def train(
@@ -222,6 +283,7 @@ def train(
     seed: int = 0,
     device: torch.device | str = "cpu",
     out: str | Path | None = None,
+    weights: str | Path | None = None,
 ) -> Run:
     """Train a model against a threat, and return the run.
 
@@ -234,6 +296,7 @@ def train(
     data.
     guard: against catastrophic overfitting. seed: of everything random. device: to compute on.
     out: a run folder to write as well; then model, data and method must have names, so that it can be opened again.
+    weights: to start from: of a run folder, a .safetensors file, or a checkpoint of torch.save.
     Raises BadInput.
     """
     given, settings = settings is not None, settings or Settings()
@@ -241,13 +304,15 @@ def train(
     own, threat, seed = _method(method), threat_of(threat), seed_of(seed)
     if out is not None:
         experiment = _experiment(model, data, method, threat, settings, guard, seed)
+        if weights is not None:
+            experiment = replace(experiment, model=replace(experiment.model, weights=str(path_of(weights))))
         for _ in train_into(experiment, path_of(out), device=device):
             pass
         return load_run(out, model if isinstance(model, str) else None)
     images = _images(data)
     settings = settings if given else replace(settings, batch_size=min(settings.batch_size, len(images)))
     config = _config(model, images, method, threat, settings, seed)
-    network = _network(model, images, seed).to(device)
+    network = _network(model, images, seed, weights).to(device)
     check_logits(network, images.first(2).to(device).as_batch())
     state = start(network, settings)
     batches = Batches(images, settings.batch_size, DataOptions().augmentation, device)
@@ -283,12 +348,13 @@ def _images(data: object) -> Images:
     return Images(data.x.float(), data.labels, numbered_classes(data.labels), "images in memory", data.indices)
 
 
-def _network(model: object, images: Images, seed: int) -> nn.Module:
-    if isinstance(model, str):
-        return new_model(Named(model), images, seed)
-    if not isinstance(model, nn.Module):
+def _network(model: object, images: Images, seed: int, weights: str | Path | None) -> nn.Module:
+    network = new_model(Named(model), images, seed) if isinstance(model, str) else model
+    if not isinstance(network, nn.Module):
         raise BadInput(f'the model is a torch.nn.Module or a name such as "small-cnn", not {shown(model)}')
-    return model
+    if weights is not None:
+        runs.load_start(path_of(weights), network)
+    return network
 
 
 def _named(method: Method | str) -> Named:

@@ -45,7 +45,7 @@ class Searched(NamedTuple):
 def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return values, logits and the gradient of the values' sum at x_adv, without a graph.
 
-    The gradient is 0 where the model cuts its output off from its input.
+    The gradient is 0 where the model cuts its output off from its input, and where it is not a number.
     """
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_()
@@ -53,7 +53,7 @@ def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tens
         if not values.requires_grad:
             return values, logits, torch.zeros_like(leaf)
         (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values), materialize_grads=True)
-    return values.detach(), logits.detach(), gradient
+    return values.detach(), logits.detach(), gradient.nan_to_num_(0.0, torch.inf, -torch.inf)
 
 
 def ascend(
@@ -251,6 +251,8 @@ class DistanceResult(NamedTuple):
 
 def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
     """Return the batch with its clean logits, all without a graph; they are computed only if it has none."""
+    own = (part if part is None or not part.is_inference() else part.clone() for part in batch)
+    batch = Batch(*own)  # type: ignore[arg-type]
     batch = batch._replace(x=batch.x.detach())
     if batch.logits is not None:
         return batch._replace(logits=batch.logits.detach())

@@ -58,9 +58,10 @@ class NearestSearch(NamedTuple):
     def begun(cls, model: nn.Module, batch: Batch, threat: ThreatModel) -> "NearestSearch":
         """Return the search before its first step, with the clean logits, which are computed if there are none."""
         batch = with_logits(model, batch)
-        distance = torch.where(margin(batch.clean_logits, batch.labels) >= 0, 0.0, torch.inf).to(batch.x.dtype)
-        count = torch.zeros_like(batch.labels)
-        return cls(model, batch, threat, Nearest(batch.x.detach().clone(), distance, count, count.clone()))
+        wrong = margin(batch.clean_logits, batch.labels) >= 0
+        distance = torch.where(wrong, 0.0, torch.inf).to(batch.x.dtype)
+        none = torch.zeros_like(batch.labels)
+        return cls(model, batch, threat, Nearest(batch.x.clone(), distance, none, none.clone()))
 
     def unfinished(self) -> Tensor:
         """Return the rows (n,) of the images that have no adversarial image within the threat's radius yet."""
@@ -79,7 +80,7 @@ class NearestSearch(NamedTuple):
         return Walk(rows, x, self.batch.labels[rows], x, first, reach, own)
 
     def offer(self, rows: Tensor, x_adv: Tensor, adversarial: Tensor, step: int) -> None:
-        """Enter candidates (n, ...) for these rows where they are adversarial and nearer."""
+        """Enter candidates (n, ...) for these rows where they are adversarial and nearer, in place."""
         found, distance = self.found, self.threat.norm(x_adv - self.batch.x[rows])
         nearer = adversarial & (distance < found.distance[rows])
         found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), found.x_adv[rows])

@@ -196,7 +196,8 @@ def logit_gradients(model: Callable[[Tensor], Tensor], x: Tensor, classes: Tenso
     """Return the logits (N, K) and the gradients (N, R, ...) of the logits of these classes (N, R) at x.
 
     One forward and R backwards, to the images alone. Any class may stand anywhere: image i's r-th gradient is of its
-    own class classes[i, r]. Gradients are 0 where the model cuts its output off from its input.
+    own class classes[i, r]. Gradients are 0 where the model cuts its output off from its input. A compiled model whose
+    graph lives for one backward alone gets a forward for each.
     """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -204,10 +205,16 @@ def logit_gradients(model: Callable[[Tensor], Tensor], x: Tensor, classes: Tenso
         picked = logits.gather(1, classes).unbind(1)
         if not logits.requires_grad:
             return logits, torch.zeros_like(leaf)[:, None].expand(-1, len(picked), *[-1] * (x.ndim - 1))
-        gradients = [
-            torch.autograd.grad(one.sum(), leaf, retain_graph=one is not picked[-1], materialize_grads=True)[0]
-            for one in picked
-        ]
+        try:
+            gradients = [
+                torch.autograd.grad(one.sum(), leaf, retain_graph=one is not picked[-1], materialize_grads=True)[0]
+                for one in picked
+            ]
+        except RuntimeError as error:
+            if "donated buffers" not in str(error):
+                raise
+            every = (wide(model(leaf)).gather(1, one[:, None]).sum() for one in classes.unbind(1))
+            gradients = [torch.autograd.grad(one, leaf, materialize_grads=True)[0] for one in every]
     return logits.detach(), torch.stack(gradients, 1)
 
 

@@ -1,29 +1,28 @@
 """Files written whole or not at all, one process at a time in a folder, and where planish's own files lie."""
 
-import hashlib
 import io
 import json
 import os
+import platform
+import re
+import shutil
 import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.core.errors import BadInput
+from planish.storage.reading import DIGEST, LOG, arrays_digest, with_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
-"""What reading arrays from a file that is damaged or something else raises; FileNotFoundError is an OSError."""
 
-
-def write_bytes(content: bytes, path: str | Path) -> None:
+def write_bytes(content: bytes, path: str | Path, before: Path | None = None) -> None:
     """Write a file beside the path, flush it to disk and move it there in one step; folders are made.
 
+    before: where what stood there stays; None = nowhere.
     Raises BadInput where the folder cannot be written or is full; what stood there before then stands still.
     """
     path, temporary = Path(path), None
@@ -36,6 +35,8 @@ def write_bytes(content: bytes, path: str | Path) -> None:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o644)
+        if before is not None and path.exists():
+            _keep(path, before)
         temporary.replace(path)
     except OSError as error:
         raise BadInput(
@@ -46,14 +47,33 @@ def write_bytes(content: bytes, path: str | Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _keep(path: Path, before: Path) -> None:
+    """Let a file's content be found under another name as well; where there are no links, it is copied."""
+    before.unlink(missing_ok=True)
+    try:
+        os.link(path, before)
+    except OSError:
+        shutil.copyfile(path, before)
+
+
 def write_text(text: str, path: str | Path) -> None:
-    """Write UTF-8 text atomically. Raises BadInput."""
-    write_bytes(text.encode(), path)
+    """Write UTF-8 text atomically; parts of undecodable names are written as escapes. Raises BadInput."""
+    write_bytes(text.encode(errors="backslashreplace"), path)
 
 
 def write_json(document: Mapping[str, Any], path: str | Path) -> None:
     """Write a JSON document atomically. ValueError when it holds NaN or infinity."""
     write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", path)
+
+
+def write_sealed_json(document: dict[str, Any], path: str | Path) -> None:
+    """Write a JSON document with its digest, which `read_json` tests. ValueError when it holds NaN or infinity."""
+    write_json(with_digest(document), path)
+
+
+def write_lines(entries: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write one JSON document a line, each with its digest, which `read_lines` tests."""
+    write_text("".join(json.dumps(with_digest(entry)) + "\n" for entry in entries), path)
 
 
 def remove(path: Path) -> None:
@@ -62,55 +82,79 @@ def remove(path: Path) -> None:
 
 
 def write_arrays(path: str | Path, **arrays: "NDArray[Any]") -> None:
-    """Write one compressed .npz without pickle, as `write_bytes` does."""
+    """Write one compressed .npz without pickle, as `write_bytes` does, with the digest of its arrays."""
     import numpy as np
 
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
+    np.savez_compressed(content, allow_pickle=False, **arrays, **{DIGEST: np.array(arrays_digest(arrays))})
     write_bytes(content.getvalue(), path)
 
 
-def read_arrays(path: str | Path) -> "dict[str, NDArray[Any]]":
-    """Read all arrays of an .npz without pickle, each byte tested. Raises one of UNREADABLE."""
-    import numpy as np
-
-    content = io.BytesIO(Path(path).read_bytes())
-    with zipfile.ZipFile(content) as tested:
-        if tested.testzip() is not None:
-            raise zipfile.BadZipFile("damaged")
-    content.seek(0)
-    with np.load(content, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
 def home() -> Path:
-    """Return $PLANISH_HOME, else the user's cache folder for planish. It need not exist."""
+    """Return $PLANISH_HOME, else the user's cache folder for planish. It need not exist. BadInput without a home."""
     if chosen := os.environ.get("PLANISH_HOME"):
-        return Path(chosen).expanduser()
+        return Path(chosen).absolute()
     from platformdirs import user_cache_dir
 
-    return Path(user_cache_dir("planish"))
+    found = Path(user_cache_dir("planish"))
+    if not found.is_absolute():
+        raise BadInput("you have no home folder; set PLANISH_HOME to a folder where planish may keep its own files")
+    return found
+
+
+LOCK = ".planish.lock"
+"""Lies in a folder while a command works in it; a killed one leaves it, and it locks nothing then."""
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep the other planish commands of this user on this machine out of the folder meanwhile.
+    """Keep other planish commands out of the folder meanwhile, of other users and machines too.
 
-    The lock is the system's, on a file in planish's cache, so that nothing need be in the folder yet and a killed
-    process leaves nothing locked. Raises BadInput where another command is at work. Without file locks (Windows) or a
-    cache that can be written, nothing is kept out.
+    The lock is the system's, on a file in the folder that is gone afterwards, with the folders that were made for it.
+    Raises BadInput where another command is at work. Where the file system has no locks, that is told, and nothing is
+    kept out; nor where no file can be made: nothing can be written there anyway.
     """
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    place = folder.resolve()
+    made = [part for part in (place, *place.parents) if not part.exists()]
     with ExitStack() as held:
         with suppress(ImportError, OSError):
-            import fcntl
-
-            path = home() / "locks" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            held.callback(_tidy, made)
+            place.mkdir(parents=True, exist_ok=True)
+            handle = _locked(place / LOCK, folder)
             held.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BadInput(f"another planish is at work in {folder}; wait for it, or name another --out") from None
+            held.callback(remove, place / LOCK)
+            os.truncate(handle, 0)
+            os.write(handle, f"another planish (process {os.getpid()} on {platform.node()})".encode())
         yield
+
+
+def _locked(path: Path, folder: Path) -> int:
+    """Return a handle on it, locked where its system can. Raises BadInput if it is locked, ImportError, OSError."""
+    import fcntl
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
+            raise BlockingIOError  # whoever held it has removed it just now, and a third may hold the next
+    except BlockingIOError:
+        os.close(handle)
+        raise BadInput(f"{_holder(path)} is at work in {folder}; wait for it, or name another --out") from None
+    except OSError as error:
+        LOG.warning("planish: no lock on %s (%s): start nothing else in it meanwhile", folder, error.strerror)
+    return handle
+
+
+def _holder(path: Path) -> str:
+    """Return who holds a lock, as far as it says so."""
+    with suppress(OSError):
+        said = path.read_bytes()[:200].decode(errors="replace")
+        return said if re.fullmatch(r"another planish \(process [0-9]+ on [\w.-]*\)", said) else "another planish"
+    return "another planish"
+
+
+def _tidy(made: list[Path]) -> None:
+    """Remove those of the folders that are empty, the innermost first."""
+    with suppress(OSError):
+        for folder in made:
+            folder.rmdir()

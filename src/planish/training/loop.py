@@ -2,27 +2,38 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from planish.core.arguments import batch_of, check_images, shown
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import Precision, autocast, every_module, fixed_statistics
-from planish.core.randomness import seeded
+from planish.core.modes import Precision, autocast, batch_norms, every_module, fixed_statistics
+from planish.core.randomness import drawn_seed, reproducible, seeded
 from planish.core.threat import ThreatModel
 from planish.methods import Method, StepContext, TrainingLoss
 from planish.models import corrupts_memory
 from planish.training.collapse import OFF, CollapseMonitor, Guard
-from planish.training.settings import Settings, learning_rate, perturbable, perturbed_weights, steepest_weights
+from planish.training.settings import (
+    Settings,
+    learning_rate,
+    optimizer_of,
+    perturbable,
+    perturbed_weights,
+    steepest_weights,
+)
 from planish.training.state import State
 
 MOST_ESCALATIONS = 6
+LOADED = 0x10AD  # keeps a loader's draws apart from a method's for the same seed and step
+EXTRA_STATE = "_extra_state"
+"""How PyTorch ends the names of what modules keep besides tensors (`nn.Module.get_extra_state`)."""
 SNAPSHOTS, APART = 2, 2
 """Healthy states to go back to, and how many probes lie between them: the older is at least so far from an alarm."""
 
@@ -53,6 +64,42 @@ class Epochs(Protocol):
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]: ...
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The batches of a DataLoader, or of anything else of a known length that yields (images, labels) anew each epoch.
+
+    What is drawn by PyTorch, such as the order and the augmentation, depends on the seed, the epoch and the step alone.
+    """
+
+    loader: Iterable[Any]
+    threat: ThreatModel
+    device: torch.device
+
+    @property
+    def identities(self) -> int | None:
+        """A loader does not say which image is which."""
+        return None
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the epoch's batches on the model's device. Raises BadInput."""
+        iterator: Iterator[Any] | None = None
+        for step in range(len(self)):
+            with reproducible(drawn_seed(seeded(seed, LOADED, number, step))):
+                iterator = iter(self.loader) if iterator is None else iterator
+                pair = next(iterator)
+            if step < skip:
+                continue
+            if not isinstance(pair, tuple | list) or len(pair) < 2:
+                raise BadInput(f"a loader must yield pairs of images and labels, not {shown(pair)}")
+            batch = batch_of(pair[0], pair[1])
+            if step == skip:
+                check_images(batch, self.threat)
+            yield Batch(*(part.to(self.device) for part in batch[:3]))
+
+
 class Bound(nn.Module):
     """A method bound to its model: forward(batch) is the training loss.
 
@@ -70,56 +117,56 @@ class Bound(nn.Module):
 
 
 def start(model: nn.Module, settings: Settings) -> State:
-    """Return the state before the first step."""
+    """Return the state before the first step. Raises BadInput if every parameter is frozen.
+
+    Parts in evaluation mode of a model in training mode rest: they stay in evaluation mode. A model that is in
+    evaluation mode as a whole is trained as a whole.
+    """
     if _lies_channels_last(model, settings):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = None
-    if settings.ema > 0:
-        average = deepcopy(model).requires_grad_(False)
-    return State(model, _optimizer(model, settings), average)
-
-
-def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.requires_grad and (settings.decay_norms or p.ndim > 1)]
-    others = [p for p in model.parameters() if p.requires_grad and not (settings.decay_norms or p.ndim > 1)]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+    optimizer, resting = optimizer_of(model, settings), [module for module in model.modules() if not module.training]
+    average = deepcopy(model).requires_grad_(False) if settings.ema > 0 else None
+    return State(model, optimizer, average, resting=resting if model.training else [])
 
 
 def fit(
     state: State,
     method: Method,
     threat: ThreatModel,
-    batches: Epochs,
+    batches: Epochs | Iterable[Any],
     settings: Settings,
     *,
     seed: int,
     guard: Guard = OFF,
     held_out: Batch | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Iterator[EpochRecord]:
     """Train from the state on, one record per finished epoch; the state is up to date at every yield.
 
+    batches: such as `planish.data.batches.Batches`; or a DataLoader of (images, labels), images (N, C, H, W) in [0, 1].
     guard: when the run is probed; when the model collapses, training goes back to a healthy state, which may lie epochs
     back, and on with the method strengthened. PGD is tried on `held_out` images, if there are any.
+    after_step: called whenever the weights have moved and the state can be saved, for whoever saves within an epoch.
     Deterministic on CPU: order, augmentation and noise of a step depend on the seed and the step alone.
     Raises BadInput if the method needs derivatives that a compiled or synchronised module has not, FloatingPointError
-    if the loss is not finite.
+    if the loss or the weights are not finite.
     """
     _check_derivatives(state.model, method, settings)
     model = torch.compile(state.model) if settings.compile else state.model
     monitor = CollapseMonitor(guard, threat, seed, held_out)
-    run = _Run(state, method, model, threat, batches, settings, seed, monitor)  # type: ignore[arg-type]
+    if not hasattr(batches, "epoch"):
+        batches = Loaded(batches, threat, next(state.model.parameters()).device)
+    run = _Run(state, method, model, threat, batches, settings, seed, monitor, after_step)  # type: ignore[arg-type]
     began = time.perf_counter()
     while state.epoch < settings.epochs:
         if not run.epoch():
             continue
         metrics = run.metrics()
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the loss became {metrics['loss']} in epoch {state.epoch + 1}; lower the learning rate"
+        if not (math.isfinite(metrics["loss"]) and state.finite()):
+            what = (
+                "the weights are not finite" if math.isfinite(metrics["loss"]) else f"the loss became {metrics['loss']}"
             )
+            raise FloatingPointError(f"{what} in epoch {state.epoch + 1}; lower the learning rate")
         state.epoch, state.index, state.sums = state.epoch + 1, 0, {}
         metrics |= state.monitor.means_of(state.epoch)
         alarms = tuple(alarm for alarm in state.monitor.alarms if alarm["epoch"] == state.epoch)
@@ -154,6 +201,7 @@ class _Run:
     settings: Settings
     seed: int
     monitor: CollapseMonitor
+    after_step: Callable[[], None]
 
     @property
     def steps(self) -> int:
@@ -168,7 +216,7 @@ class _Run:
     def epoch(self) -> bool:
         """Train the rest of the present epoch; False if the model collapsed and the state has gone back."""
         state, settings = self.state, self.settings
-        state.model.train()
+        state.to_train()
         bound = Bound(self.model, strengthened(self.method, state.monitor.escalations), self.threat, settings.precision)
         if self.monitor.guard.every and not state.snapshots:
             state.snapshot(SNAPSHOTS)
@@ -176,7 +224,8 @@ class _Run:
             progress = (state.epoch + state.index / self.steps) / settings.epochs
             first = state.index - state.index % settings.accumulate
             together = min(settings.accumulate, self.steps - first)
-            loss = _backward(bound, batch, settings, self._context(batch, progress), together)
+            with _normalizable(state, batch):
+                loss = _backward(bound, batch, settings, self._context(batch, progress), together)
             state.step, state.index = state.step + 1, state.index + 1
             _add(state.sums, loss, batch)
             if state.index < first + together:
@@ -184,6 +233,7 @@ class _Run:
             _update(state, settings, progress)
             if self.monitor.due(state.step, together) and not self._healthy(batch, loss):
                 return False
+            self.after_step()
         return True
 
     def _rest(self) -> Iterator[Batch]:
@@ -264,6 +314,39 @@ def _weights_against(bound: Bound, batch: Batch, settings: Settings, context: St
         yield replace(context, generator=again, x_adv=loss.x_adv)
 
 
+@contextmanager
+def _normalizable(state: State, batch: Batch) -> Iterator[None]:
+    """For a batch of one image, batch norms that would see one value of each channel use their running averages.
+
+    Raises BadInput at the first step, before which these know nothing.
+    """
+    norms = [norm for norm in batch_norms(state.model) if norm.training] if len(batch.x) == 1 else []
+    if norms and not _normalized(state.model, batch.x):
+        if state.step == 0:
+            raise BadInput("batch norm cannot be trained on single images: set settings.batch_size to 2 or more")
+    else:
+        norms = []
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
+
+
+def _normalized(model: nn.Module, x: Tensor) -> bool:
+    """Say whether the model's batch norms have more than one value of each channel to normalise by."""
+    try:
+        with reproducible(0), torch.no_grad(), fixed_statistics(model):
+            model(x)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            return False
+        raise
+    return True
+
+
 def _update(state: State, settings: Settings, progress: float) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(settings, progress)
@@ -278,9 +361,14 @@ def _update(state: State, settings: Settings, progress: float) -> None:
 
 @torch.no_grad()
 def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the average's parameters and floating buffers towards the model's; copy the counters."""
-    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+    """Move the average's parameters and floating buffers towards the model's, tied ones once; copy all else."""
+    own, values = average.state_dict(), model.state_dict()
+    extra = {name: value for name, value in values.items() if name.endswith(EXTRA_STATE)}
+    names = {(own[name].data_ptr(), own[name].shape): name for name in own if name not in extra}
+    for mean, value in ((own[name], values[name]) for name in names.values()):
         if mean.is_floating_point():
             mean.lerp_(value, 1 - decay)
         else:
             mean.copy_(value)
+    if extra:
+        average.load_state_dict(extra, strict=False)

@@ -9,13 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput, at_least, between
 from planish.core.modes import Precision
+
+LARGEST = 1e9
+"""What no setting exceeds."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to optimise: SGD with Nesterov-free momentum.
+    """How to optimise: SGD with Nesterov-free momentum, or AdamW.
 
     learning_rate: the peak. schedule: "triangular" (0 -> peak at 40 % -> 0, per step), "onecycle" (cosine up
     to 30 %, then down), "piecewise" (x 0.1 at 50 % and 75 %), "cosine" or "constant". weight_decay: on every
@@ -26,7 +29,10 @@ class Settings:
     whose search is not apart from their loss. accumulate: batches per step. clip:
     largest gradient norm, 0 = off. precision: "bf16" runs forwards in bfloat16; losses and linearity errors
     stay in float32. channels_last: the layout of images and kernels, but for models that it would make crash
-    (`models.corrupts_memory`). compile: torch.compile, for first-order methods.
+    (`models.corrupts_memory`). compile: torch.compile, for first-order methods. optimizer: "adamw" (Loshchilov and
+    Hutter 2019) takes momentum as its first beta, 0.999 as its second, and wants a learning_rate near 0.001.
+    save_minutes: a run folder is saved at the end of each epoch, and after so many minutes within one; 0 = after every
+    step, inf = at the end of epochs alone. It changes no result.
     """
 
     epochs: int = 30
@@ -46,13 +52,18 @@ class Settings:
     precision: Precision = "float32"
     channels_last: bool = True
     compile: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    save_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         for least, names in (
             (1, "epochs batch_size accumulate"),
-            (0, "learning_rate drop_factor weight_decay weight_perturbation clip"),
+            (0, "learning_rate drop_factor weight_decay weight_perturbation save_minutes"),
         ):
-            at_least(least, **{f"settings.{name}": getattr(self, name) for name in names.split()})
+            between(least, LARGEST, **{f"settings.{name}": getattr(self, name) for name in names.split()})
+        at_least(0, **{"settings.clip": self.clip})
+        for drop in self.drops:
+            between(0, 1, **{"settings.drops": drop})
         for name in ("ema", "momentum", "weight_perturbation_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"settings.{name} must be in [0, 1), got {getattr(self, name)}")
@@ -70,6 +81,21 @@ def learning_rate(settings: Settings, share: float) -> float:
     if settings.schedule == "piecewise":
         return peak * settings.drop_factor ** sum(share >= drop for drop in settings.drops)
     return _cosine(peak, 0.0, share) if settings.schedule == "cosine" else peak
+
+
+def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Return the optimizer of the model's trained parameters. Raises BadInput if there are none."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise BadInput("every parameter of the model is frozen: leave requires_grad on where it is to be trained")
+    matrices = [parameter for parameter in trained if settings.decay_norms or parameter.ndim > 1]
+    others = [] if settings.decay_norms else [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
 
 
 def _cosine(first: float, last: float, share: float) -> float:

@@ -1,6 +1,6 @@
 """What changes while training: weights, momentum, the average, what a method remembers, where the run stands."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.errors import BadInput
+from planish.core.modes import batch_norms
 from planish.methods import Memory
 from planish.training.collapse import MonitorState
 
@@ -23,7 +24,8 @@ class State:
 
     epoch, index: how many epochs, and steps of the present one, are done. step: all steps that count. sums: of the
     present epoch's metrics, on the device. history: an entry per finished epoch. snapshots: `saved` states to go back
-    to, the latest last.
+    to, the latest last. resting: modules that their owner put in evaluation mode, such as a frozen batch norm; they
+    stay there.
     """
 
     model: nn.Module
@@ -37,11 +39,24 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     monitor: MonitorState = field(default_factory=MonitorState)
     snapshots: list[dict[str, Any]] = field(default_factory=list)
+    resting: list[nn.Module] = field(default_factory=list)
 
     @property
     def deployed(self) -> nn.Module:
         """The model to evaluate and keep: the average if there is one."""
         return self.model if self.average is None else self.average
+
+    def to_train(self) -> None:
+        """Put the model in training mode, but for what rests."""
+        self.model.train()
+        for module in self.resting:
+            module.training = False
+
+    def finite(self) -> bool:
+        """Say whether all that is trained is finite, and the running averages of batch norms."""
+        averages = (part for norm in batch_norms(self.model) for part in (norm.running_mean, norm.running_var))
+        parts = [*(weight for weight in self.model.parameters() if weight.requires_grad), *averages]
+        return bool(torch.stack([part.detach().isfinite().all() for part in parts if part is not None]).all())
 
     def saved(self) -> dict[str, Any]:
         """Return tensors, numbers and plain containers from which `restore` goes on; tensors are the state's own."""
@@ -99,17 +114,26 @@ def go_on(state: State, saved: Mapping[str, Any]) -> None:
     state.monitor, state.snapshots = MonitorState(**watch), list(saved["snapshots"])
 
 
-def moments(optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
-    """Return the momentum buffer of each of the optimizer's parameters; None where there is none (yet)."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return [optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None for p in parameters]
+Moments = Tensor | dict[str, Tensor] | None
+"""What an optimizer remembers of a parameter: SGD's momentum, all that AdamW keeps, or nothing (yet)."""
 
 
-def restore_moments(optimizer: torch.optim.Optimizer, buffers: list[Tensor | None]) -> None:
-    """Put the momentum buffers back; a parameter that had none loses its own."""
+def moments(optimizer: torch.optim.Optimizer) -> list[Moments]:
+    """Return what the optimizer remembers of each of its parameters."""
+    kept = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(optimizer, torch.optim.SGD):
+        return [state.get("momentum_buffer") for state in kept]
+    return [dict(state) or None for state in kept]
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, buffers: Sequence[Moments]) -> None:
+    """Put back what `moments` returned; a parameter of which nothing was remembered is forgotten."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter, buffer in zip(parameters, buffers, strict=True):
+        optimizer.state.pop(parameter, None)
         if buffer is not None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
-        else:
-            optimizer.state[parameter].pop("momentum_buffer", None)
+            parts = {"momentum_buffer": buffer} if isinstance(buffer, Tensor) else buffer
+            optimizer.state[parameter] = {
+                name: part.clone() if name == "step" else torch.empty_like(parameter).copy_(part)
+                for name, part in parts.items()
+            }

@@ -8,7 +8,7 @@ from planish.attacks.ascents import Smoothed
 from planish.attacks.boundary import Boundary
 from planish.attacks.closest import Closest
 from planish.attacks.random_search import Noise, Square
-from planish.attacks.transfer import transfer
+from planish.attacks.transfer import Transfer
 from planish.audit.check import Seen, Unknown, check, named, share
 from planish.audit.evidence import Evidence
 
@@ -92,7 +92,7 @@ def transferred(evidence: Evidence) -> Seen | Unknown:
     """Images made on other models break nothing that the model's own gradients missed."""
     if not evidence.surrogates:
         return Unknown("No other model was given.", "Audit with --surrogates, for instance an undefended model.")
-    attack = transfer(evidence.plan.curve_steps, classes=evidence.classes, surrogates=tuple(evidence.surrogates))
+    attack = Transfer(evidence.plan.curve_steps, surrogates=tuple(evidence.surrogates))
     return _left(
         evidence,
         "transfer",

@@ -5,13 +5,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from planish.audit.check import Seen, Unknown, check, count_text, fact, named, share
 from planish.audit.evidence import Evidence, are_probabilities
 from planish.core.arguments import CHUNK, logits_of
 from planish.core.losses import margin
-from planish.core.modes import evaluating, fixed_statistics
+from planish.core.modes import Counted, evaluating, fixed_statistics
 from planish.core.randomness import keyed_draws, reproducible
 from planish.records.statistics import Estimate
 
@@ -96,27 +96,31 @@ def classes(evidence: Evidence) -> Seen:
 
 @check((5,), unit="calls", fail_at=0.0)
 def plain_forward(evidence: Evidence) -> Seen:
-    """The forward pass computes no gradients and optimises nothing."""
+    """The forward pass computes no gradients, optimises nothing, and runs no layer where gradients are off."""
     called: list[str] = []
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_name in CALLED and any(part in code.co_filename for part in MACHINERY):
             called.append(code.co_name)
+        elif event == "call" and code is nn.Module._call_impl.__code__ and not torch.is_grad_enabled():
+            called.append("a layer without gradients")
 
-    before = sys.getprofile()
+    x, before = evidence.setup.x[:2], sys.getprofile()
     with evaluating(evidence.given), torch.enable_grad():
+        evidence.model(x.clone().requires_grad_())  # unwatched: a compiled model is compiled now
         sys.setprofile(watch)
         try:
-            evidence.model(evidence.setup.x[:2].clone().requires_grad_())
+            evidence.model(x.clone().requires_grad_())
         finally:
             sys.setprofile(before)
     names = sorted(set(called))
     return fact(
         float(len(called)),
-        f"One forward makes {len(called)} calls of gradients or optimisers"
+        f"One forward makes {len(called)} calls of gradients, optimisers or layers without gradients"
         + (f" ({', '.join(names)})." if names else "."),
-        "The model optimises while it classifies; attack it with an attack that knows this step, or judge it without.",
+        "The model optimises or searches while it classifies; attack it with an attack that knows this step, or judge "
+        "it without.",
         called=names,
     )
 
@@ -131,7 +135,8 @@ def input_scale(evidence: Evidence) -> Seen:
     }
     best = max(others, key=lambda name: others[name])
     problems = []
-    wrong_scale = len(x) >= 20 and others[best] > own + BETTER
+    commonest = 100 * int(labels.bincount().amax()) / len(labels)  # what a constant answer can reach by chance
+    wrong_scale = len(x) >= 20 and others[best] > max(own, commonest) + BETTER
     if wrong_scale:
         problems.append(f"on {best} its accuracy would be {others[best]:.1f} % instead of {own:.1f} %")
     if float(x.amax()) <= 2 / 255:
@@ -152,8 +157,10 @@ def input_scale(evidence: Evidence) -> Seen:
 
 
 @check((10,), fail_at=50.0)
-def smooth_input(evidence: Evidence) -> Seen:
+def smooth_input(evidence: Evidence) -> Seen | Unknown:
     """Noise that nobody can see changes the logits at least a little: nothing is rounded on the way."""
+    if torch.finfo(evidence.arithmetic).eps > TINY_NOISE:
+        return Unknown("The model's own dtype rounds away noise that nobody sees.", "Nothing is to be done.")
     x, indices = evidence.setup.x, evidence.setup.indices
     noise = 2 * keyed_draws(x, indices, evidence.seed)[:, 1:].reshape(x.shape).to(x.dtype) - 1
     moved = (x + TINY_NOISE * noise).clamp(evidence.threat.low, evidence.threat.high)
@@ -233,9 +240,8 @@ def _raw(evidence: Evidence, x: Tensor) -> Tensor:
     """Return what the model returns, in the mode it is in, with the same draws each time, and count it."""
     evidence.model.forwards += len(x)
     with reproducible(evidence.seed):
-        output: Any = evidence.given(x)
-    raw: Tensor = getattr(output, "logits", output)
-    return raw.float()
+        logits: Tensor = Counted(evidence.given)(x)
+    return logits
 
 
 def _apart(first: Tensor, second: Tensor) -> Tensor:

@@ -227,15 +227,18 @@ def radius_curve(evidence: Evidence) -> Seen:
 
 
 @check((22,), fail_at=1.0, needs="graph", correct="sampled")
-def unbounded(evidence: Evidence) -> Seen:
+def unbounded(evidence: Evidence) -> Seen | Unknown:
     """In a ball in which every image can become grey nothing survives."""
-    grey = float(evidence.threat.norm(torch.full_like(evidence.images.x[:1], 0.5)))
-    threat = replace(evidence.threat, radius=grey)
+    middle = torch.full_like(evidence.images.x[:1], 0.5)
+    threat = replace(evidence.threat, radius=float(evidence.threat.norm(middle)))
+    beaten = evidence.correct_sample.labels != logits_of(evidence.model, middle).argmax(1)
+    if not beaten.any():
+        return Unknown("Grey is of the class of every image that is right.", "Audit images of more classes.")
     return of_sample(
         evidence,
-        ~_broken(evidence, threat),
+        ~_broken(evidence, threat) & beaten,
         f"Under PGD in the {threat.name} ball of radius {threat.radius:.3g}, where every image can become grey, "
-        "{of} are still classified correctly.",
+        "{of} are still classified correctly, and grey is not.",
         "No classifier can be right there: the attack fails for want of useful gradients, and its figures at smaller "
         "radii are too high as well.",
     )

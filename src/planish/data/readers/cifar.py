@@ -193,7 +193,7 @@ def _from_pickle(layout: Layout, split: str, data: bytes, name: str) -> Part:
 def _images(layout: Layout, parts: list[Part]) -> Images:
     x = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, *SHAPE)
     labels = np.concatenate([labels for _, labels in parts])
-    return Images.numbered(torch.from_numpy(x), torch.from_numpy(labels), layout.classes, layout.name)
+    return Images.numbered(torch.from_numpy(x), torch.from_numpy(labels), layout.classes, layout.name, len(parts))
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from planish.core.errors import BadInput
 from planish.data.decode import Pixels, stack
-from planish.data.images import numbered_classes
+from planish.data.images import NAMED, Inventory, check_labels, has_names, named_places, numbered_classes
 from planish.data.listing import TOGETHER, Listing
 from planish.data.source import WORDS, data_name, files_of_split
 from planish.storage.files import home, write_bytes
 
 IMAGE_COLUMNS = ("img", "image")
-LABEL_COLUMNS = ("label", "fine_label")
+LABEL_COLUMNS = ("label", "fine_label", "labels")
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,13 @@ class Rows:
         """Return the encoded images of a row group; the oldest groups at hand make room for it."""
         if group not in self._at_hand:
             import pyarrow.compute as pc
+            from pyarrow.types import is_struct
 
             shard = _place(self._first_groups, group)
             number = group - int(self._first_groups[shard])
             with _opened(self._paths[shard]) as file:
                 column = file.read_row_group(number, columns=[self._columns[shard]]).column(0)
-                self._at_hand[group] = pc.struct_field(column, "bytes")
+                self._at_hand[group] = pc.struct_field(column, "bytes") if is_struct(column.type) else column
             room = TOGETHER + len(self._at_hand[group])
             while sum(map(len, self._at_hand.values())) > room:
                 self._at_hand.popitem(last=False)
@@ -117,25 +118,38 @@ class Rows:
 def list_parquet(path: Path | None, split: str, limit: int | None, tests: tuple[str, ...] = WORDS["test"]) -> Listing:
     """Parquet in Hugging Face's image layout, PNG or JPEG with labels: a file, its shards or a folder.
 
-    limit: the first so many rows. tests: what files of the test split may be called. Images are read a row group at a
-    time; if whole files are decoded into memory, their pixels are cached under PLANISH_HOME. Raises BadInput if a file
-    is damaged or lacks the columns.
+    Columns of other names are found by what Hugging Face's metadata calls an image and a class label, or by type, if
+    only one fits. Shards that list their classes in another order are matched by name. limit: the first so many rows.
+    tests: what files of the test split may be called. Images are read a row group at a time; if whole files are decoded
+    into memory, their pixels are cached under PLANISH_HOME. Raises BadInput if a file is damaged or lacks the columns.
     """
     shards = [_shard(file) for file in files_of_split(path, split, ".parquet", tests)]
-    labels = torch.cat([shard.labels for shard in shards])
     classes = max((shard.classes for shard in shards), key=len)
+    labels = torch.cat([_matched(shard, classes) for shard in shards])
     indices = torch.arange(len(labels), device="cpu")[:limit]
-    return Listing(Rows(shards), labels[:limit], classes, data_name(shards[0].path), indices)
+    return Listing(Rows(shards), labels[:limit], classes, data_name(shards[0].path), indices, Inventory(len(shards)))
+
+
+def _matched(shard: Shard, classes: tuple[str, ...]) -> Tensor:
+    """Return the shard's labels as numbers of these classes. Raises BadInput for a class that is none of them."""
+    if shard.classes == classes[: len(shard.classes)] or not (has_names(shard.classes) and has_names(classes)):
+        return shard.labels
+    places = named_places(shard.classes, classes)
+    strange = [name for name, place in zip(shard.classes, places, strict=True) if place is None]
+    if strange:
+        raise BadInput(f"{shard.path}: the other shards do not know its classes {', '.join(strange[:NAMED])}")
+    return torch.tensor([place or 0 for place in places], device="cpu")[shard.labels]
 
 
 def _shard(path: Path) -> Shard:
-    from pyarrow.types import is_integer, is_struct
+    from pyarrow.types import is_integer
 
     with _opened(path) as file:
-        names = file.schema_arrow.names
-        image, label = _column(path, names, IMAGE_COLUMNS), _column(path, names, LABEL_COLUMNS)
-        kind = file.schema_arrow.field(image).type
-        if not is_struct(kind) or kind.get_field_index("bytes") < 0:
+        schema, features = file.schema_arrow, _features(file)
+        image = _column(path, schema, IMAGE_COLUMNS, _holds_images, features, "Image")
+        label = _column(path, schema, LABEL_COLUMNS, is_integer, features, "ClassLabel")
+        kind = schema.field(image).type
+        if not _holds_images(kind):
             raise BadInput(f"{path}: column '{image}' is {kind}, but must be a struct of bytes and path")
         column = file.read(columns=[label]).column(0)
         if not is_integer(column.type) or column.null_count:
@@ -144,7 +158,9 @@ def _shard(path: Path) -> Shard:
             raise BadInput(f"{path}: no rows")
         labels = torch.from_numpy(column.to_numpy().astype(np.int64))
         groups = tuple(file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
-        return Shard(path, image, labels, _class_names(file, label) or numbered_classes(labels), groups)
+        classes = _class_names(features, label) or numbered_classes(labels)
+        check_labels(labels, classes, str(path))
+        return Shard(path, image, labels, classes, groups)
 
 
 @contextlib.contextmanager
@@ -160,20 +176,40 @@ def _opened(path: Path) -> Iterator[Any]:
         raise BadInput(f"{path}: not a readable Parquet file ({reason})") from None
 
 
-def _column(path: Path, names: Sequence[str], known: Sequence[str]) -> str:
-    if found := next((name for name in known if name in names), None):
-        return found
-    raise BadInput(f"{path}: no column '{known[0]}' or '{known[1]}'; its columns are {', '.join(names) or 'none'}")
+def _column(
+    path: Path, schema: Any, known: Sequence[str], fits: Callable[[Any], bool], features: dict[str, Any], kind: str
+) -> str:
+    """Return the name of the column that is called so, or that the metadata call so, or the only one that fits."""
+    called = [name for name in known if name in schema.names]
+    told = [name for name in schema.names if name in features and features[name].get("_type") == kind]
+    fitting = [field.name for field in schema if fits(field.type)]
+    if called or len(told) == 1 or len(fitting) == 1:
+        return str((called or (told if len(told) == 1 else fitting))[0])
+    several = f"; {', '.join(fitting)} could be it: rename one to '{known[-1]}'" if fitting else ""
+    columns = ", ".join(schema.names) or "none"
+    raise BadInput(f"{path}: no column '{known[0]}' or '{known[1]}'; its columns are {columns}{several}")
 
 
-def _class_names(file: Any, label: str) -> tuple[str, ...]:
-    """Return the class names that Hugging Face's metadata gives for the label column; () if it gives none."""
-    metadata = file.schema_arrow.metadata or {}
+def _holds_images(kind: Any) -> bool:
+    """Say whether a column's type is encoded images: bytes, or a struct with bytes."""
+    from pyarrow.types import is_binary, is_large_binary, is_struct
+
+    return bool(is_binary(kind) or is_large_binary(kind) or (is_struct(kind) and kind.get_field_index("bytes") >= 0))
+
+
+def _features(file: Any) -> dict[str, Any]:
+    """Return what Hugging Face's metadata say of each column; nothing if there are none."""
     try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return ()
-    return tuple(str(name) for name in names)
+        found = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return {name: own for name, own in found.items() if isinstance(own, dict)} if isinstance(found, dict) else {}
+
+
+def _class_names(features: dict[str, Any], label: str) -> tuple[str, ...]:
+    """Return the class names that the metadata give for the label column; () if they give none."""
+    names = features.get(label, {}).get("names")
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
 def _place(starts: NDArray[np.int64], position: int) -> int:
@@ -187,7 +223,7 @@ def cache_path(source: Path) -> Path:
 
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return home() / "decoded" / f"v1-pillow{PIL.__version__}-{digest}.npy"
+    return home() / "decoded" / f"v2-pillow{PIL.__version__}-{digest}.npy"
 
 
 def load_pixels(cached: Path, rows: int) -> Pixels | None:

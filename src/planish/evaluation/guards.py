@@ -1,0 +1,165 @@
+"""Guards: some images are asked again, of models that do not answer the same twice; and many draws judge those."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from planish.attacks import Attack, DistanceAttack, flat_images
+from planish.attacks.ascents import Untargeted
+from planish.core.arguments import logits_of
+from planish.core.batch import Batch
+from planish.core.errors import BadInput
+from planish.core.losses import margin
+from planish.core.modes import Counted, dtype_of
+from planish.core.randomness import keyed_draws
+from planish.core.threat import ThreatModel
+from planish.records.statistics import Estimate
+from planish.search.step_rules import Steepest
+
+ONE_IN, MOST = 64, 64
+"""One image of so many is asked again, two at least and so many at most: five forwards each."""
+
+
+class Averaged(nn.Module):
+    """A random model's mean logits over so many draws; gradients are those of the mean (EOT, Athalye et al. 2018)."""
+
+    def __init__(self, model: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.model, self.draws = model, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean logits, (N, K)."""
+        return torch.stack([self.model(x) for _ in range(self.draws)]).mean(0)
+
+
+def draws_of(eot: object) -> int:
+    """Return how many draws judge an image. Raises BadInput: 1, or as many as can show that an image is robust."""
+    if not isinstance(eot, int) or isinstance(eot, bool) or not (eot == 1 or eot >= 4):
+        raise BadInput(f"eot must be 1, or at least 4 draws to tell a robust image from a broken one, got {eot!r}")
+    return eot
+
+
+class Verdict(NamedTuple):
+    """What fresh forwards say of images: margin (N,), 0 or more iff broken; predicted (N,); wrong (N,) of the draws."""
+
+    margin: Tensor
+    predicted: Tensor
+    wrong: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, x: Tensor, labels: Tensor, chunk: int, draws: int = 1) -> Self:
+        """Judge images by so many fresh forwards each.
+
+        An image is broken unless the 95 % interval of its share of wrong draws (Wilson) lies below one half; its margin
+        is the draws' smallest of those that together would break it.
+        """
+        return cls.from_logits(torch.stack([logits_of(model, x, chunk) for _ in range(draws)]), labels)
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, labels: Tensor) -> Self:
+        """Judge images by the logits of their draws, (draws, N, K)."""
+        margins = torch.stack([margin(drawn, labels) for drawn in logits]).sort(0, descending=True).values
+        verdict = _narrowed(margins[_breaking(len(logits)) - 1])
+        return cls(verdict, logits.argmax(2).mode(0).values, (margins >= 0).sum(0))
+
+
+def _breaking(draws: int) -> int:
+    """Return how many wrong draws break an image."""
+    return next(wrong for wrong in range(1, draws + 1) if draws == 1 or Estimate.from_counts(wrong, draws).high >= 0.5)
+
+
+def _narrowed(margins: Tensor) -> Tensor:
+    """Return margins in float32; what is negative stays so."""
+    narrow = margins.to(torch.float32)
+    return torch.where((margins < 0) & (narrow == 0), -torch.finfo(torch.float32).tiny, narrow)
+
+
+@dataclass(frozen=True)
+class Again:
+    """What is kept from before the attacks: a copy of the model, and some images (rows) with their logits."""
+
+    copy: nn.Module | None
+    rows: Tensor
+    logits: Tensor
+
+    @classmethod
+    def begun(cls, copy: nn.Module | None, images: Batch) -> Self:
+        """Choose the images, evenly spread over those with clean logits."""
+        count = min(max(-(-len(images.x) // ONE_IN), 2), MOST, len(images.x))
+        rows = torch.arange(count, device=images.x.device) * len(images.x) // count
+        return cls(copy, rows, images.clean_logits[rows])
+
+    def warned_before(self, counted: Counted, images: Batch) -> list[str]:
+        """Ask once more, in another batch and order: return that the model is random or looks at the batch, if so."""
+        x = images.x[self.rows]
+        again = _backwards(counted, x)
+        apart = int(_differ(counted, again, self.logits).sum())
+        if not apart:
+            return []
+        if bool(_differ(counted, again, _backwards(counted, x)).any()):
+            return [
+                f"The model is random: asked twice about {len(x)} clean images, it answers otherwise on {apart}. One "
+                "draw decides here; eot=20 (--eot 20) averages gradients over 20 draws and judges by all of them."
+            ]
+        return [
+            f"The model looks at the whole batch: asked about {len(x)} clean images in another batch, it answers "
+            f"otherwise on {apart}. Numbers depend on how images are cut into batches; judge each image alone."
+        ]
+
+    def warned_after(self, counted: Counted, images: Batch, threat: ThreatModel, seed: int) -> list[str]:
+        """Ask the model and the copy from before the attacks: return that it remembers what it was asked, if so."""
+        x = images.x[self.rows]
+        near = threat.corner(x, keyed_draws(x, images.indices[self.rows], seed))
+        clean, moved = _backwards(counted, x), _backwards(counted, near)
+        changed = _differ(counted, clean, self.logits)
+        if self.copy is not None:
+            own = Counted(self.copy)
+            changed |= _differ(counted, moved, _backwards(own, near)) | _differ(counted, clean, _backwards(own, x))
+        if not bool(changed.any()):
+            return []
+        return [
+            f"The model remembers: after the attacks it answers otherwise on {int(changed.sum())} of {len(x)} images "
+            "than before them, or than a copy from before. Its numbers are those of a memory: attack a new copy of it."
+        ]
+
+
+def stuck_facts(attack: Attack | DistanceAttack, counted: Counted, batch: Batch, stuck: Tensor) -> dict[str, Any]:
+    """Return how many images (N,) an attack left at their start, and the indices of those without a gradient.
+
+    Without: the gradient of what the attack climbs is exactly 0 at the clean image. "vanished": that of the margin,
+    which does not underflow, is not. A forward and a backward each, of images that are stuck alone.
+    """
+    rows = stuck.nonzero().squeeze(1)
+    some = batch.select(rows)
+    flat = flat_images(attack, counted, some) if len(rows) else None
+    if flat is None:
+        return {}
+    facts: dict[str, Any] = {"stuck": len(rows)}
+    if bool(flat.any()):
+        some = some.select(flat)
+        still_flat = flat_images(Untargeted(Steepest(1.0), 1, margin), counted, some)
+        assert still_flat is not None
+        facts |= {"no_gradient": some.indices.tolist(), "vanished": int((~still_flat).sum())}
+    return facts
+
+
+def copied(model: nn.Module) -> nn.Module | None:
+    """Return a copy of the model as it is now; None where it cannot be copied."""
+    try:
+        return deepcopy(model)
+    except Exception:
+        return None
+
+
+def _backwards(model: nn.Module, x: Tensor) -> Tensor:
+    return logits_of(model, x.flip(0), len(x)).flip(0)
+
+
+def _differ(model: nn.Module, one: Tensor, other: Tensor) -> Tensor:
+    """Return on which images (N,) two answers differ by more than rounding in the model's dtype allows."""
+    slack = torch.finfo(dtype_of(model) or one.dtype).eps ** 0.5 * other.abs().amax()
+    near: Tensor = (one - other).abs().amax(1) <= slack
+    return ~near

@@ -1,0 +1,105 @@
+"""Class names of data and model are compared: matched by name, or refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from planish.core.errors import BadInput
+from planish.core.threat import Linf
+from planish.data.images import Images, has_names, matched, named_places
+from planish.data.source import find
+from planish.runs import judge
+from planish.runs.config import experiment_from
+from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+from planish.runs.train import train_into
+
+Rgb = Callable[..., np.ndarray]
+SHADES = {"black": 0, "gray": 120, "white": 250}
+
+
+def images(labels: list[int], classes: list[str]) -> Images:
+    return Images.numbered(torch.zeros(len(labels), 1, 2, 2), torch.tensor(labels), classes, "mine")
+
+
+def test_classes_are_matched_by_name():
+    """Issue: data that lists its classes in another order than the model was judged by number."""
+    model = ["cat", "dog", "emu"]
+    found, told = matched(images([0, 1, 2], ["emu", "cat", "dog"]), model)
+    assert found.labels.tolist() == [2, 0, 1] and found.classes == ("cat", "dog", "emu")
+    assert told == ["mine has the model's classes in an order of its own: labels were matched by name"]
+    found, told = matched(images([0, 1], ["Emu", "DOG"]), model)
+    assert found.labels.tolist() == [2, 1] and told[0].startswith("mine has 2 of the model's 3 classes")
+    for same in (model, ["Cat", "dog ", "emu"], ["cat", "dog"], ["0", "1", "2"]):
+        given = images([0, 1], same)
+        assert matched(given, model) == (given, [])
+
+
+def test_classes_that_have_numbers_alone_are_left():
+    given = images([1], ["cat", "dog"])
+    for model in (["0", "1"], ["LABEL_0", "LABEL_1"]):
+        assert matched(given, model) == (given, [])
+    found, _ = matched(images([0, 1, 2], ["1", "10", "2"]), ["1", "2", "10"])
+    assert found.labels.tolist() == [0, 2, 1]
+    assert has_names(["1", "0"]) and not has_names(["0", "1"]) and not has_names(["LABEL_0"])
+
+
+def test_strange_classes_are_refused_or_told():
+    given = images([0, 1], ["cat", "dog"])
+    found, told = matched(given, ["n01", "n02"])
+    assert found is given and "none of the class names of mine (cat, dog) is the model's (n01, n02)" in told[0]
+    for model in (["cat", "emu"], ["n01", "n02", "n03"]):
+        with pytest.raises(BadInput, match=r"mine has the classes .*dog, which the model does not know; its \d are "):
+            matched(given, model)
+    assert named_places(["a b", "A_B"], ["a b", "A_B"]) == [0, 1], "names that differ in case alone are taken exactly"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Uniform pictures, train/ with three classes, test/ in another root with two of them and other spelling."""
+    for root, names in (("known/train", SHADES), ("other", {"White": 250, "Black": 0})):
+        for name, shade in names.items():
+            for number in range(4):
+                path = tmp_path / root / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), shade + number).save(path)
+    return tmp_path
+
+
+def test_a_run_is_judged_by_the_names_of_its_classes(pictures: Path):
+    """Issue: a test folder that lacks a class was judged by number, 100 % shown as 50 %."""
+    tree = {"data": {"source": f"folder:{pictures / 'known'}"}, "model": {"name": "small-cnn", "width": 4}}
+    tree |= {"method": {"name": "standard"}, "settings": {"epochs": 12, "batch_size": 6, "learning_rate": 0.1}}
+    run = pictures / "run"
+    list(train_into(experiment_from(tree), run))
+    origin = json.loads((run / "provenance.json").read_text())
+    assert origin["data_files"] == "12 files found, 0 left out" and origin["data_notes"] == []
+    task = EvaluationConfig(str(pictures / "other"), Linf(0.0), ())
+    batch, about, told = judge.test_images(task, load_model(str(run)).about)
+    assert batch.labels.tolist() == [0] * 4 + [2] * 4 and about["classes"] == list(SHADES)
+    assert "2 of the model's 3 classes" in told[0] and about["files"] == "8 files found, 0 left out"
+    *_, record = evaluate_into(load_model(str(run)), task, pictures / "judged")
+    assert record.clean_accuracy().value == 1.0 and told[0] in record.remarks()
+    for shade in (pictures / "other").iterdir():
+        shade.rename(shade.with_name(f"{shade.name}ish"))
+    with pytest.raises(BadInput, match="which the model does not know; its 3 are black, gray, white"):
+        judge.test_images(task, load_model(str(run)).about)
+
+
+def test_what_was_left_out_is_in_the_record(pictures: Path):
+    (pictures / "other" / "Black" / "list.txt").touch()
+    task = EvaluationConfig(str(pictures / "other"), Linf(0.0), ())
+    _, about, told = judge.test_images(task, {})
+    assert told == ["other: 8 files found, 1 left out: Black/list.txt"] and about["files"] in told[0]
+
+
+def test_streamed_labels_are_matched_too(pictures: Path):
+    listing = find(str(pictures / "other"), "train")
+    found, _ = matched(listing, ["black", "white"])
+    assert found is listing
+    found, _ = matched(listing, ["white", "black"])
+    assert found.labels.tolist() == [1] * 4 + [0] * 4
