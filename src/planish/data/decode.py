@@ -145,10 +145,10 @@ def stack(images: Sequence[Pixels], names: Sequence[str]) -> Pixels:
     sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in images]
     for size, name in zip(sizes, names, strict=True):
         if size != sizes[0]:
-            raise BadInput(
-                f"images differ in size: {names[0]} is {sizes[0]}, {name} is {size}; "
-                "resize them first or name a size: data.size in a configuration, --size for a test set"
+            told = (
+                f"images differ in size: {names[0]} is {sizes[0]}, {name} is {size}; resize them first or name a size"
             )
+            raise BadInput(f"{told}: data.size in a configuration, --size for a test set")
     return in_channels(images, max(len(image) for image in images))
 
 

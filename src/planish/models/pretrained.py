@@ -42,9 +42,8 @@ def _library(module: str, extra: str) -> Any:
     try:
         return library(module, extra, f"a model named {extra}:...")
     except RuntimeError as error:
-        raise BadInput(
-            f"{module} cannot be imported: {_first_line(error)}; it needs a torchvision that fits this torch"
-        ) from error
+        told = f"{module} cannot be imported: {_first_line(error)}; it needs a torchvision that fits this torch"
+        raise BadInput(told) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -75,9 +74,8 @@ def _safe_source(timm: Any, name: str) -> dict[str, Any]:
     """Return what makes timm read a safetensors file and nothing else. Raises BadInput if there are no weights."""
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
-        raise BadInput(
-            f"timm publishes no safetensors weights for '{name}'; name another, or set model.pretrained=false"
-        )
+        told = f"timm publishes no safetensors weights for '{name}'"
+        raise BadInput(f"{told}; name another, or set model.pretrained=false")
     return {"hf_hub_filename": "model.safetensors", "url": "", "file": None, "custom_load": False}
 
 
