@@ -3,14 +3,13 @@
     python benchmarks/hardening.py runs/hardening
 
 Trains on the digits, three seeds of each, judges every model by the planish suite on all test images, prints the
-table, and writes hardening.json and the evaluations into --out. Folders that are finished are not computed again.
+table, and writes hardening.json into --out. Folders that are finished are not computed again.
 """
 
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from timing import RESULTS, Columns, Row, show
 from planish.core.threat import Linf
 from planish.records.evaluation import load
 from planish.records.origin import provenance
+from planish.records.statistics import Estimate, counts
 from planish.registry import make
 from planish.runs.config import Experiment, Named
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
@@ -32,14 +32,15 @@ STANDARD, HARDENED = 15, 10
 RATES = (0.05, 0.1)
 """Peaks of the learning rate when a trained network is hardened: half of that from scratch, and the same."""
 METHODS = ("planish", "seat")
+ABOUT = ("versions", "device", "code_digest")
 COLUMNS: Columns = {
     "method": lambda row: row["method"],
     "start": lambda row: row["start"],
     "rate": lambda row: f"{row['rate']:g}",
     "epochs": lambda row: str(row["epochs"]),
     "cost": lambda row: f"{row['cost']:.1f}",
-    "clean": lambda row: " / ".join(share.partition(" ")[0] for share in row["clean"]),
-    "robust": lambda row: " / ".join(share.partition(" ")[0] for share in row["robust"]),
+    "clean": lambda row: " / ".join(f"{share['accuracy']:.1%}" for share in row["clean"]),
+    "robust": lambda row: " / ".join(f"{share['accuracy']:.1%}" for share in row["robust"]),
 }
 
 
@@ -92,13 +93,15 @@ def computed(runs: Path, way: Way, seed: int) -> Path:
     return folder
 
 
-def row_of(runs: Path, out: Path, way: Way) -> Row:
-    """Return a line of the table: a number for each seed, with its interval and the count in the raw file."""
-    records: list[Any] = []
-    for seed in SEEDS:
-        folder = computed(runs, way, seed)
-        copyfile(folder / "evaluation.npz", out / f"{way.name}-{seed}.npz")
-        records.append(load(folder / "evaluation.npz"))
+def share(estimate: Estimate) -> dict[str, Any]:
+    """Return an accuracy with its 95 % interval and its images."""
+    return {"accuracy": estimate.value, **counts(estimate)}
+
+
+def row_of(runs: Path, way: Way) -> Row:
+    """Return a line of the table, a number for each seed."""
+    folders = [computed(runs, way, seed) for seed in SEEDS]
+    records = [load(folder / "evaluation.npz") for folder in folders]
     return {
         "name": way.name,
         "method": way.method,
@@ -106,9 +109,10 @@ def row_of(runs: Path, out: Path, way: Way) -> Row:
         "epochs": way.epochs,
         "rate": way.rate,
         "cost": way.cost,
-        "clean": [str(record.clean_accuracy()) for record in records],
-        "robust": [str(record.robust_accuracy()) for record in records],
+        "clean": [share(record.clean_accuracy()) for record in records],
+        "robust": [share(record.robust_accuracy()) for record in records],
         "seeds": list(SEEDS),
+        "weights": [record.meta["model"].get("digest") for record in records],
     }
 
 
@@ -119,9 +123,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "hardening")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    given.out.mkdir(parents=True, exist_ok=True)
-    rows = [row_of(given.runs, given.out, way) for way in ways()]
-    write_json({"rows": rows, "radius": RADIUS, "about": provenance("cpu")}, given.out / "hardening.json")
+    rows = [row_of(given.runs, way) for way in ways()]
+    about = {key: value for key, value in provenance("cpu").items() if key in ABOUT}
+    write_json({"rows": rows, "radius": RADIUS, "about": about}, given.out / "hardening.json")
     show(f"hardening on the digits, Linf {RADIUS:g}, planish suite", rows, COLUMNS)
 
 

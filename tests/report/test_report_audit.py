@@ -294,3 +294,15 @@ def test_text_stands_out_from_its_ground(scheme: int) -> None:
 def test_markdown_of_a_comparison(make: Make) -> None:
     lines = markdown(paired_rows(pairs([make("a|b", 45, {"x": 40}), make("b", 40, {"x": 5})]))).splitlines()
     assert r"a\|b is ahead" in lines[-1]
+
+
+def test_an_audit_s_notes_are_read_before_its_number(audit: Audit, tmp_path: Path):
+    """On the page, in its Markdown, in the card, and on the page of audits side by side."""
+    noted = replace(audit, meta={**audit.meta, "notes": ["asked for 99 images, d has 50"]})
+    page = write_audit(noted, tmp_path)
+    together = write_comparison([], tmp_path / "both", "T", {}, [noted, audit])
+    places = {page: 'class="headline"', together: 'class="headline"'}
+    places |= {tmp_path / "audit.md": "Robust accuracy", tmp_path / "card.md": "| Model |"}
+    for path, mark in places.items():
+        text = path.read_text(encoding="utf-8")
+        assert 0 < text.index("asked for 99 images, d has 50") < text.index(mark), path.name

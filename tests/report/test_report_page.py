@@ -4,17 +4,21 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from planish.core.errors import BadInput
-from planish.report import Entry, summary_rows, write_report
+from planish.report import Entry, summary_rows, tables, write_comparison, write_report
 from planish.report.drawing import gallery, shots
+from planish.report.figures import spending
 from planish.report.tables import Gallery, Training
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -209,3 +213,50 @@ def test_gallery_refuses_other_shapes(make: Make, images: Build) -> None:
     wrong["adversarial"] = wrong["adversarial"][:, :1]
     with pytest.raises(BadInput, match="one shape"):
         make("a", 40, {}, images=wrong)
+
+
+OUTSIDE = [
+    "_hidden",
+    "$x_1$ $\\frac{1}",
+    "a\x07\x00b",
+    "half \udcff",
+    "\u202eturned",
+    "two\nlines",
+    "a" * 300,
+    "%s {{ 7*7 }} <b>",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=range(len(OUTSIDE)))
+def test_names_from_outside_are_shown_as_they_are(
+    name: str, make: Make, training: Training, images: Callable[[int], Gallery], tmp_path: Path
+):
+    """Of models, attacks, classes, commands: nothing is markup, hides its curve, or cannot be written."""
+    more: dict[str, Any] = {"classes": [name, f"{name}1", "_"], "training": training, "images": images(1)}
+    entries = [make(name, 40, {name: 35}, **more), make(f"{name}2", 30, {name: 20}, training={"passes": 3.0})]
+    write_comparison(entries, tmp_path, name, {"commands": [name], "of": name})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    shown = escape(tables.written(name))
+    assert f"<h1>{shown}</h1>" in page and f">{shown}</span>" in page and "49" not in page.partition("<h1>")[2][:400]
+    assert not re.search("[\x00-\x08\x0e-\x1f\u202a-\u202e]", page)
+    json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "card.md").read_text(encoding="utf-8")
+
+
+def test_a_curve_whose_name_begins_with_an_underscore_is_in_the_legend(make: Make):
+    drawn = spending([make("_first", 40, {"fgsm": 30}), make("second", 35, {"fgsm": 20})])
+    assert drawn is not None
+    (legend,) = drawn.figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_first", "second"]
+
+
+def test_remarks_are_read_before_the_number_that_they_concern(make: Make, tmp_path: Path):
+    """Each above the headline and the bars, with its model's name, and once; in the card above the table, too."""
+    entry = make("net", 40, {"fgsm": 30})
+    meta = {**entry.evaluation.meta, "notes": ["asked for 99 images, d has 50"], "warnings": ["12 had no gradient"]}
+    entry = replace(entry, evaluation=replace(entry.evaluation, meta=meta))
+    page = write_report([entry, make("other", 30, {"fgsm": 20})], tmp_path, "T", {}).read_text(encoding="utf-8")
+    for text, number in ((page, 'class="headline"'), ((tmp_path / "card.md").read_text(), "| Model |")):
+        for remark in ("net: asked for 99 images, d has 50", "net: 12 had no gradient"):
+            assert text.count(remark) == 1 and text.index(remark) < text.index(number)
+    assert 'class="cautions"' not in write_report([make("other", 30, {"fgsm": 20})], tmp_path, "T", {}).read_text()

@@ -71,7 +71,7 @@ def test_drops_are_where_they_are_said_to_be():
     settings = replace(PLAIN, learning_rate=0.1, schedule="piecewise", drops=(0.3, 0.6, 0.8), drop_factor=0.2)
     found = [learning_rate(settings, step / 10) for step in range(10)]
     assert found == pytest.approx([0.1] * 3 + [0.02] * 3 + [0.004] * 2 + [0.0008] * 2)
-    with pytest.raises(BadInput, match=r"settings\.drop_factor must be at least 0"):
+    with pytest.raises(BadInput, match=r"settings\.drop_factor must be from 0"):
         replace(PLAIN, drop_factor=-1.0)
 
 

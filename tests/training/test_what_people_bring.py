@@ -140,11 +140,23 @@ def test_a_fully_frozen_model_is_one_line():
         start(dense().requires_grad_(False), settings())
 
 
+class Decaying(nn.Module):
+    """Has a large weight that does nothing, and overflows when it decays fast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.large = dense(), nn.Parameter(torch.full((2, 2), 1e30))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x) + 0 * self.large.sum()
+        return out
+
+
 @pytest.mark.parametrize("method", [Standard(), TRADES(steps=1)], ids=lambda one: type(one).__name__)
 def test_weights_that_overflow_at_the_last_step_stop_the_run(method: Method):
     """The loss that the step was taken from was finite; what it leads to is not."""
-    own = settings(epochs=1, learning_rate=1e38, momentum=0.0, weight_decay=100.0)
-    state = start(dense(), own)
+    own = settings(epochs=1, learning_rate=1e9, weight_decay=1e9)
+    state = start(Decaying(), own)
     with pytest.raises(FloatingPointError, match="the weights are not finite in epoch 1; lower the learning rate"):
         list(fit(state, method, THREAT, Sizes(9), own, seed=0))
     assert state.epoch == 0 and not state.history
@@ -297,3 +309,13 @@ def test_a_data_loader_is_evaluated():
     found = pl.evaluate(model, loader, threat=THREAT, attacks="pgd-5-1")
     whole = pl.evaluate(model, X, LABELS, threat=THREAT, attacks="pgd-5-1")
     assert np.array_equal(found.survivors(), whole.survivors()) and len(found.labels) == 9
+
+
+def test_a_run_whose_only_step_has_a_rate_of_0_is_one_line():
+    with pytest.raises(BadInput, match="starts at a learning rate of 0, and this run has one step in all"):
+        trained(dense(), settings(epochs=1, schedule="triangular"), 9)
+    before = deepcopy(dense())
+    for own in (settings(epochs=1), settings(epochs=2, schedule="triangular")):
+        state, _ = trained(dense(), own, 9)
+        pairs = zip(state.model.parameters(), before.parameters(), strict=True)
+        assert not all(torch.equal(one, other) for one, other in pairs)

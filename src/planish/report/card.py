@@ -31,6 +31,11 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
     return told + [f"{entry.name}: {warning}" for entry in entries for warning in entry.evaluation.class_warnings()]
 
 
+def cautions(entries: Sequence[Entry]) -> list[str]:
+    """Return what a reader must know of each evaluation before its number: its remarks."""
+    return [f"{entry.name}: {remark}" for entry in entries for remark in entry.evaluation.remarks()]
+
+
 def _robust(entry: Entry) -> float:
     return entry.evaluation.robust_accuracy().value
 
@@ -129,7 +134,6 @@ class CardMetric:
 
     @property
     def threat(self) -> str:
-        """The threat in words."""
         return "clean images" if self.attack == "none" else f"{self.norm} radius {radius_text(self.radius)}"
 
     @property
@@ -158,13 +162,14 @@ def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
 
 def card(entries: Sequence[Entry]) -> str:
     """Return the card of these models."""
-    return _card(metrics_of(entries), "Robustness", [])
+    return _card(metrics_of(entries), "Robustness", cautions(entries))
 
 
 def audit_card(audit: Audit) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
     terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius)
-    remarks = [f"Audit: {VERDICTS[audit.verdict].lower()}.", *sentences(audit.findings)]
+    verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
+    remarks = [*audit.meta.get("notes", []), verdict, *sentences(audit.findings)]
     return _card([CardMetric(audit.name, *terms, audit.robust_accuracy())], f"Robustness of {audit.name}", remarks)
 
 

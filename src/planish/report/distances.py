@@ -5,7 +5,17 @@ from typing import Any
 
 from planish.records.distances import Distances
 from planish.records.statistics import counts
-from planish.report.drawing import ReportFigure, colour_of, legend, marker_of, panel, percent_axis, styled, to_png
+from planish.report.drawing import (
+    ReportFigure,
+    colour_of,
+    label,
+    legend,
+    marker_of,
+    panel,
+    percent_axis,
+    styled,
+    to_png,
+)
 from planish.report.tables import NOTHING, Cell, Table, seconds_text, table
 from planish.storage.files import write_bytes, write_json
 
@@ -44,7 +54,7 @@ def distance_figure(record: Distances) -> ReportFigure:
     for place, name in enumerate(record.names):
         radii, shares = zip(*record.curve(name), strict=True)
         colour = colour_of(place)
-        axes.plot(radii, shares, color=colour, label=name, linewidth=1.6)
+        axes.plot(radii, shares, color=colour, label=label(name), linewidth=1.6)
         axes.plot(radii[-1], shares[-1], color=colour, marker=marker_of(place), markersize=5)
     percent_axis(axes, "y")
     axes.set(xlim=(0, None), xlabel=f"{record.norm} radius, in pixels of [0, 1]")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from planish.records.statistics import Estimate
-from planish.report.tables import TIMES, Entry, Gallery, threat
+from planish.report.tables import TIMES, Entry, Gallery, threat, written
 
 WIDTH, LEGEND_ROW = 5.0, 0.22  # inches
 INK, MUTED, GRID, PAPER = "#1b1d20", "#5c6066", "#dddfe3", "#fefefe"
@@ -130,7 +130,7 @@ def to_svg(drawing: ReportFigure) -> str:
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
     viewbox = re.search(r'viewBox="[^"]*"', body)
-    opening = f'<svg {viewbox.group() if viewbox else ""} role="img" aria-label="{escape(drawing.alt)}">'
+    opening = f'<svg {viewbox.group() if viewbox else ""} role="img" aria-label="{escape(written(drawing.alt))}">'
     return opening + body[body.index(">") + 1 :].strip()
 
 
@@ -149,10 +149,15 @@ def spots(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[st
 
 def fitted(name: str, width: int = 22, lines: int = 2) -> str:
     """Break a name into lines of so many characters; what does not fit becomes an ellipsis."""
-    broken = wrap(name, width) or [name]
+    broken = wrap(written(name), width) or [written(name)]
     if len(broken) > lines:
         broken = [*broken[: lines - 1], broken[lines - 1][: width - 1] + "\N{HORIZONTAL ELLIPSIS}"]
     return "\n".join(broken)
+
+
+def label(name: str) -> str:
+    """Return a name as a legend takes it: matplotlib hides labels that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def label_points(axes: Axes, names: Sequence[str], x: Sequence[float], estimates: Sequence[Estimate]) -> None:
@@ -336,6 +341,6 @@ def gallery(entry: Entry, slug: str) -> ReportFigure | None:
 
 def _tile(axes: Axes, image: NDArray[Any], words: str) -> None:
     axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_title(words, fontsize=8, loc="center", pad=3)
+    axes.set_title(written(words), fontsize=8, loc="center", pad=3)
     axes.set(xticks=[], yticks=[])
     hide(axes, "left", "bottom")

@@ -91,7 +91,7 @@ def costs(entries: Sequence[Entry]) -> ReportFigure | None:
     drawing.percent_axis(axes, "y")
     _passes_axis(axes, passes)
     axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
-    axes.set_title(f"after {_suites(known)}; {images_text(known)}", fontsize=9, color=MUTED)
+    axes.set_title(f"after {drawing.fitted(_suites(known), 60, 1)}; {images_text(known)}", fontsize=9, color=MUTED)
     drawing.label_points(axes, [entry.name for entry in known], passes, estimates)
     words = [f"{e.name}: {percent(share)} at {e.passes:.3g} passes" for e, share in zip(known, estimates, strict=True)]
     return ReportFigure("cost", *_cost_words(known), figure, drawing.spots(axes, passes, values, words))
@@ -135,7 +135,7 @@ def spending(entries: Sequence[Entry]) -> ReportFigure | None:
     for place, (entry, points) in enumerate(curves):
         passes, shares = zip(*points, strict=True)
         look = _look(place)
-        axes.plot(passes, shares, **look, label=entry.name, drawstyle="steps-post")
+        axes.plot(passes, shares, **look, label=drawing.label(entry.name), drawstyle="steps-post")
         axes.plot(passes[-1], shares[-1], color=look["color"], marker=drawing.marker_of(place), markersize=6)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
@@ -275,11 +275,10 @@ def _curve(axes: Axes, entry: Entry, key: str, place: int) -> None:
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: int) -> None:
     size, marker = 4 if len(x) <= 20 else 0, drawing.marker_of(place)
-    axes.plot(x, y, **_look(place), marker=marker, markersize=size, linewidth=1.6, label=name)
+    axes.plot(x, y, **_look(place), marker=marker, markersize=size, linewidth=1.6, label=drawing.label(name))
 
 
 def _look(place: int) -> dict[str, Any]:
-    """Return the colour and the dashes of a line."""
     return {"color": drawing.colour_of(place), "linestyle": _DASHES[place // len(drawing.PALETTE) % len(_DASHES)]}
 
 

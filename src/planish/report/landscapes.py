@@ -103,7 +103,6 @@ def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linea
 
 
 def _bins(gammas: Mapping[str, Array]) -> tuple[str, Array]:
-    """Return the scale of the axis and the edges of the bins."""
     joined = np.concatenate([np.ravel(values) for values in gammas.values()])
     medians = [float(np.median(values)) for values in gammas.values()]
     end = float(np.percentile(joined, 99)) or 1.0
@@ -171,7 +170,9 @@ def weight_landscape(
 
 def _band(axes: Axes, x: Array, values: Array, name: str, place: int) -> None:
     colour = drawing.colour_of(place)
-    axes.plot(x, values.mean(0), color=colour, marker=drawing.marker_of(place), markersize=3.5, label=name)
+    axes.plot(
+        x, values.mean(0), color=colour, marker=drawing.marker_of(place), markersize=3.5, label=drawing.label(name)
+    )
     if len(values) > 1:
         axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.16, linewidth=0)
 
@@ -217,8 +218,8 @@ def _scattered(axes: Axes, lower: Array, upper: Array, name: str, place: int) ->
     crossed = lower > upper
     own, marker = MARKED[place % len(MARKED)]
     look: dict[str, Any] = {"marker": marker, "alpha": 0.65, "linewidths": 0, "rasterized": len(lower) > MANY}
-    for part, colour, size, label in ((~crossed, own, 14, name), (crossed, VERMILION, 30, "_")):
-        axes.scatter(upper[part], lower[part], s=size, color=colour, label=label, **look)
+    for part, colour, size, said in ((~crossed, own, 14, drawing.label(name)), (crossed, VERMILION, 30, "_")):
+        axes.scatter(upper[part], lower[part], s=size, color=colour, label=said, **look)
 
 
 BOUNDS_WORDS = {
@@ -289,7 +290,7 @@ def _lower(axes: Axes, name: str, distance: Array, bounds: Mapping[str, Array]) 
             raise BadInput(f"the {kind} of '{name}' needs at least one image with a bound and a distance above 0")
         colour, marker = drawing.colour_of(place), drawing.marker_of(place)
         look: dict[str, Any] = {"s": 5, "color": colour, "marker": marker, "alpha": 0.5, "linewidths": 0}
-        axes.scatter(distance[known], bound[known], **look, label=kind)
+        axes.scatter(distance[known], bound[known], **look, label=drawing.label(kind))
         wrong = int(np.count_nonzero(bound[known] > distance[known]))
         facts.append(f"{kind} above the distance on {wrong:,} of {np.count_nonzero(known):,}")
         ends += [float(distance[known].min()), float(distance[known].max())]

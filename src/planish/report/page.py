@@ -1,6 +1,5 @@
 """The report and the audit on disk: templates filled with what they say, numbers as JSON, figures, a card."""
 
-import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -20,12 +18,12 @@ from planish.records.evaluation import to_json
 from planish.records.statistics import Estimate
 from planish.report import audited, tables
 from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
-from planish.report.card import audit_card, card, verdict
+from planish.report.card import audit_card, card, cautions, verdict
 from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_caption, shots, to_png, to_svg
 from planish.report.figures import report_figures
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
 from planish.report.pairs import Pair, pair_facts, paired_figure, paired_rows, pairs
-from planish.report.tables import Entry
+from planish.report.tables import Entry, plain
 from planish.storage.files import write_bytes, write_json, write_text
 
 
@@ -126,19 +124,6 @@ def results(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any])
 LISTED = 40  # values of a list that a page shows
 
 
-def plain(value: Any) -> Any:
-    """Turn arrays, tuples and numpy numbers into what JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
 @dataclass(frozen=True)
 class Score:
     """A bar at the top of a page: a share with its interval, and the clean share where that is another; in percent."""
@@ -151,7 +136,6 @@ class Score:
 
     @classmethod
     def of(cls, name: str, estimate: Estimate, clean: Estimate | None = None) -> Self:
-        """Return the bar of an estimate."""
         value, low, high = (100 * part for part in (estimate.value, estimate.low, estimate.high))
         return cls(name, value, low, high, None if clean is None else 100 * clean.value)
 
@@ -174,14 +158,16 @@ def render(
     audits: by name, shown beside the entries.
     """
     # an interval stays on one line
-    headline, *remarks = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
+    headline, *told = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
+    first = cautions(entries)
     most, records = tables.rows_for(entries), [(entry.name, entry.evaluation) for entry in entries]
     return _page(
         "page.html.j2",
         provenance,
         title=title,
         headline=headline,
-        remarks=remarks,
+        cautions=first,
+        remarks=[one for one in told if one not in first],
         terms=f"{tables.threat(entries[0].evaluation)} · {tables.images_text(entries)}",
         scores=[
             Score.of(name, one.robust_accuracy(), one.clean_accuracy() if one.columns else None)
@@ -209,6 +195,7 @@ def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping
         provenance,
         title=title,
         headline=headline,
+        cautions=[f"{name}: {note}" for name, one in audits.items() for note in one.meta.get("notes", [])],
         remarks=remarks,
         terms="; ".join(dict.fromkeys(audited.terms(one) for one in audits.values())),
         scores=[Score.of(name, one.robust_accuracy(), one.clean_accuracy()) for name, one in audits.items()],
@@ -233,6 +220,7 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
         title=audit.name,
         verdict=audit.verdict,
         headline=headline,
+        cautions=audit.meta.get("notes", []),
         remarks=remarks,
         terms=audited.terms(audit),
         scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
@@ -255,6 +243,7 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     """Fill a template. The page's policy lets it run this one script and load nothing."""
     environment = Environment(loader=PackageLoader("planish.report", "."), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
+    environment.finalize = lambda value: tables.written(value) if type(value) is str else value
     environment.globals["data_uri"] = data_uri
     script = environment.get_template("script.html.j2").render()
     facts = {key: value for key, value in plain(provenance).items() if key != "commands"}
@@ -268,7 +257,6 @@ def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]
 
 
 def _shown(finding: Finding) -> dict[str, Any]:
-    """Return a finding as the template takes it."""
     return {
         "check": finding.check,
         "statistic": audited.number(finding.statistic, finding.unit),

@@ -1,7 +1,8 @@
 """What a report is made of: an entry per model, how its numbers are worded, and its tables as rows of text."""
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NotRequired, TypedDict
@@ -102,9 +103,32 @@ def check(entries: Sequence[Entry]) -> None:
         raise BadInput(f"A report compares models at one norm and radius, got {' and '.join(threats)}.")
 
 
+_UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def written(text: str) -> str:
+    """Return text from outside as a page and a figure can show it: no control characters, none that turn a line round,
+    no halves of characters, which names of files can hold; each becomes a replacement character.
+    """
+    return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def plain(value: Any) -> Any:
+    """Turn arrays, tuples and numpy numbers into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
 def slug(name: str, otherwise: str) -> str:
-    """Write a name in small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or otherwise
+    """Write a name in small letters, digits and hyphens, so short that a file can have it."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80] or otherwise
 
 
 def attack_names(entries: Sequence[Entry]) -> list[str]:
@@ -250,7 +274,6 @@ def _count(number: int | None) -> Cell:
 
 
 def _cell(value: float | None, text: Callable[[Any], str]) -> Cell:
-    """Return what is known in words, with its value."""
     return (NOTHING, None) if value is None else (text(value), value)
 
 
@@ -271,7 +294,7 @@ def markdown(table: Table) -> str:
 
 def markdown_text(text: str) -> str:
     """Escape what Markdown would take for markup; line breaks become spaces."""
-    return re.sub(r"([\\|`*_<]|\](?=\())", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|`*_<]|\](?=\())", r"\\\1", " ".join(written(text).split()))
 
 
 ROWS = 300  # in a page, over all its models

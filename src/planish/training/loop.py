@@ -157,16 +157,12 @@ def fit(
     if not hasattr(batches, "epoch"):
         batches = Loaded(batches, threat, next(state.model.parameters()).device)
     run = _Run(state, method, model, threat, batches, settings, seed, monitor, after_step)  # type: ignore[arg-type]
+    run.check_rates()
     began = time.perf_counter()
     while state.epoch < settings.epochs:
         if not run.epoch():
             continue
         metrics = run.metrics()
-        if not (math.isfinite(metrics["loss"]) and state.finite()):
-            what = (
-                "the weights are not finite" if math.isfinite(metrics["loss"]) else f"the loss became {metrics['loss']}"
-            )
-            raise FloatingPointError(f"{what} in epoch {state.epoch + 1}; lower the learning rate")
         state.epoch, state.index, state.sums = state.epoch + 1, 0, {}
         metrics |= state.monitor.means_of(state.epoch)
         alarms = tuple(alarm for alarm in state.monitor.alarms if alarm["epoch"] == state.epoch)
@@ -208,10 +204,24 @@ class _Run:
         """Steps in an epoch."""
         return len(self.batches) * self.method.replays
 
+    def check_rates(self) -> None:
+        """Raise BadInput if the only step of the whole run has a learning rate of 0."""
+        own = self.settings
+        if self.steps * own.epochs == 1 and learning_rate(own, 0.0) == 0 < own.learning_rate:
+            raise BadInput(
+                f'the schedule "{own.schedule}" starts at a learning rate of 0, and this run has one step in all; set '
+                'settings.schedule = "constant", or train for more epochs'
+            )
+
     def metrics(self) -> dict[str, float]:
-        """Return the means over the present epoch: one host sync."""
+        """Return the means over the present epoch, one host sync. FloatingPointError where something overflowed."""
         sums = torch.stack([*self.state.sums.values()]).tolist()
-        return {name: value / self.steps for name, value in zip(self.state.sums, sums, strict=True)}
+        means = {name: value / self.steps for name, value in zip(self.state.sums, sums, strict=True)}
+        known = math.isfinite(means["loss"])
+        if not (known and self.state.finite()):
+            what = "the weights are not finite" if known else f"the loss became {means['loss']}"
+            raise FloatingPointError(f"{what} in epoch {self.state.epoch + 1}; lower the learning rate")
+        return means
 
     def epoch(self) -> bool:
         """Train the rest of the present epoch; False if the model collapsed and the state has gone back."""

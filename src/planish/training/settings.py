@@ -32,7 +32,7 @@ class Settings:
     (`models.corrupts_memory`). compile: torch.compile, for first-order methods. optimizer: "adamw" (Loshchilov and
     Hutter 2019) takes momentum as its first beta, 0.999 as its second, and wants a learning_rate near 0.001.
     save_minutes: a run folder is saved at the end of each epoch, and after so many minutes within one; 0 = after every
-    step, inf = at the end of epochs alone. It changes no result.
+    step. It changes no result.
     """
 
     epochs: int = 30
