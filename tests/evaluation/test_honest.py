@@ -371,6 +371,28 @@ def test_state_that_is_no_tensor(net: nn.Module, images: Batch):
     assert pl.minimum_distance(Extra(net).eval(), images, None).not_found() == 0
 
 
+def test_hard_labels(net: nn.Module, images: Batch):
+    """As the message says: one-hot answers, attacked without a gradient; a gradient attack says that it had none."""
+    model = through(after=lambda z: nn.functional.one_hot(z.argmax(1), CLASSES) - 0.5)(net)
+    assert hits(judged(model, images, "square-200")) < 40 and not told(judged(model, images, "square-20"), "gradient")
+    assert told(judged(model, images, "pgd-5-1"), "pgd-5-1 had no gradient on")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_model(net: nn.Module, images: Batch):
+    model = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+    record = judged(model, images)
+    assert told(record, "had no gradient on") and told(record, "looks at the whole batch")  # one scale for all images
+    assert record.meta["model"]["digest"] != judged(net, images).meta["model"]["digest"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model(net: nn.Module, images: Batch):
+    compiled = torch.compile(net, backend="eager")
+    assert hits(judged(compiled, images)) == hits(judged(net, images))
+    assert pl.minimum_distance(compiled, images, None).not_found() == 0
+
+
 def test_an_exported_model(net: nn.Module, images: Batch):
     batch = torch.export.Dim("batch", min=1, max=4096)
     exported = torch.export.export(net, (images.x,), dynamic_shapes=({0: batch},)).module()
