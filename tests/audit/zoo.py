@@ -387,7 +387,7 @@ class Pairs(masks.Wrapped):
 
 def weak() -> nn.Module:
     """Return a network that is little better than chance."""
-    return _fitted(lambda: small_cnn(classes=10, channels=1, width=4), make("methods", "standard", {}), RADIUS, 1, 64)
+    return _fitted(lambda: small_cnn(classes=10, channels=1, width=4), make("methods", "standard", {}), RADIUS, 1, 128)
 
 
 class Mean(nn.Module):
