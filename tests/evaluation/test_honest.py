@@ -160,7 +160,7 @@ def test_no_finite_answer_is_broken(value: float, attack: str, net: nn.Module, i
     some = images.select(finite.nonzero().squeeze(1))
     assert len(some.x) >= 5
     record = judged(model, some, attack, radius=0.6)
-    assert hits(record) == 0 and told(record, attack, "no finite answer")
+    assert hits(record) == 0 and told(record, attack, "no finite answer") and not told(record, "The model")
 
 
 def test_saved_images_without_a_finite_answer_are_broken(net: nn.Module, images: Batch, tmp_path: Path):
@@ -243,7 +243,8 @@ def test_models_that_remember_are_told(calls: int | None, net: nn.Module, images
 def test_a_model_that_cannot_be_copied_is_judged(net: nn.Module, images: Batch):
     model = Through(net, same, same).eval()
     model.lock = (line for line in ())  # a generator cannot be copied
-    assert hits(judged(model, images)) == hits(judged(net, images))
+    record = judged(model, images)
+    assert hits(record) == hits(judged(net, images)) and told(record, "The model cannot be copied")
 
 
 def test_guards_cost_five_forwards_of_one_image_in_64(net: nn.Module, images: Batch):

@@ -119,7 +119,8 @@ class Again:
             own = Counted(self.copy)
             changed |= _differ(counted, moved, _backwards(own, near)) | _differ(counted, clean, _backwards(own, x))
         if not bool(changed.any()):
-            return []
+            unknown = "The model cannot be copied: whether it remembers what it was asked is not known."
+            return [unknown] if self.copy is None else []
         return [
             f"The model remembers: after the attacks it answers otherwise on {int(changed.sum())} of {len(x)} images "
             "than before them, or than a copy from before. Its numbers are those of a memory: attack a new copy of it."
@@ -160,6 +161,7 @@ def _backwards(model: nn.Module, x: Tensor) -> Tensor:
 
 def _differ(model: nn.Module, one: Tensor, other: Tensor) -> Tensor:
     """Return on which images (N,) two answers differ by more than rounding in the model's dtype allows."""
-    slack = torch.finfo(dtype_of(model) or one.dtype).eps ** 0.5 * other.abs().amax()
-    near: Tensor = (one - other).abs().amax(1) <= slack
-    return ~near
+    largest = torch.where(other.isfinite(), other, 0.0).abs().amax()
+    slack = torch.finfo(dtype_of(model) or one.dtype).eps ** 0.5 * largest
+    near: Tensor = ((one - other).abs() <= slack) | (one == other) | (one.isnan() & other.isnan())
+    return ~near.all(1)
