@@ -240,6 +240,17 @@ def test_models_that_remember_are_told(calls: int | None, net: nn.Module, images
     assert told(record, "The model remembers")
 
 
+def test_distances_of_strange_models_are_told(net: nn.Module, images: Batch):
+    some = images.select(slice(0, 12))
+    for model, words in (
+        (noisy(0.3)(net), "The model is random"),
+        (batch_normalised(net), "looks at the whole batch"),
+        (Remembering(net), "The model remembers"),
+    ):
+        assert told(pl.minimum_distance(model, some, None, "L2", ["ddn-2", "deepfool-2"]), words)
+    assert pl.minimum_distance(net, some, None, "L2", "deepfool-2").remarks() == []
+
+
 def test_a_model_that_cannot_be_copied_is_judged(net: nn.Module, images: Batch):
     model = Through(net, same, same).eval()
     model.lock = (line for line in ())  # a generator cannot be copied
