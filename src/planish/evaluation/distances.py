@@ -87,19 +87,18 @@ def measure(
             if earlier.meta.get(key) != record.meta[key]:
                 raise BadInput(f"the earlier distances are of another {key}; choose another folder")
         record = replace(earlier, meta={**earlier.meta, **record.meta})
-    left, again = (
-        {name: attack for name, attack in wanted.items() if name not in record.names},
-        Again.begun(copy, images),
-    )
-    warnings = again.warned_before(counted, images) if left else []
+    left = {name: attack for name, attack in wanted.items() if name not in record.names}
+    again, same = Again.begun(copy, images), False
+    if left:
+        told = again.told_before(counted, images)
+        record, same = replace(record, meta=told.entered(record.meta)), not told.warnings
     for place, (name, attack) in enumerate(left.items(), 1):
         own = attack.assembled(int(record.meta["model"]["classes"]))
         column = _measured(counted, images, threat, name, own, seed, chunk)
-        if place == len(left) and not warnings:
-            warnings = again.warned_after(counted, images, replace(threat, radius=NEAR.get(threat.name, 0.0)), seed)
-        told = list(dict.fromkeys([*record.meta.get("warnings", []), *warnings]))
-        meta = {**record.meta, "warnings": told, "guards": {"forwards": 5 * len(again.rows)}}
-        record = replace(record, columns=(*record.columns, column), meta=meta)
+        record = replace(record, columns=(*record.columns, column))
+        if place == len(left) and same:
+            near = replace(threat, radius=NEAR.get(threat.name, 0.0))
+            record = replace(record, meta=again.told_after(counted, images, near, seed).entered(record.meta))
         yield record
 
 
