@@ -160,7 +160,7 @@ def test_no_finite_answer_is_broken(value: float, attack: str, net: nn.Module, i
     some = images.select(finite.nonzero().squeeze(1))
     assert len(some.x) >= 5
     record = judged(model, some, attack, radius=0.6)
-    assert hits(record) == 0 and told(record, attack, "no finite answer")
+    assert hits(record) == 0 and told(record, attack, "no finite answer") and not told(record, "The model")
 
 
 def test_saved_images_without_a_finite_answer_are_broken(net: nn.Module, images: Batch, tmp_path: Path):
@@ -240,10 +240,22 @@ def test_models_that_remember_are_told(calls: int | None, net: nn.Module, images
     assert told(record, "The model remembers")
 
 
+def test_distances_of_strange_models_are_told(net: nn.Module, images: Batch):
+    some = images.select(slice(0, 12))
+    for model, words in (
+        (noisy(0.3)(net), "The model is random"),
+        (batch_normalised(net), "looks at the whole batch"),
+        (Remembering(net), "The model remembers"),
+    ):
+        assert told(pl.minimum_distance(model, some, None, "L2", ["ddn-2", "deepfool-2"]), words)
+    assert pl.minimum_distance(net, some, None, "L2", "deepfool-2").remarks() == []
+
+
 def test_a_model_that_cannot_be_copied_is_judged(net: nn.Module, images: Batch):
     model = Through(net, same, same).eval()
     model.lock = (line for line in ())  # a generator cannot be copied
-    assert hits(judged(model, images)) == hits(judged(net, images))
+    record = judged(model, images)
+    assert hits(record) == hits(judged(net, images)) and told(record, "The model cannot be copied")
 
 
 def test_guards_cost_five_forwards_of_one_image_in_64(net: nn.Module, images: Batch):
