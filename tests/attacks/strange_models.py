@@ -50,4 +50,7 @@ class Spoilt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         last = x.detach()[:, :1, -1:, -1:]
         factor = torch.where(last > 0.9, torch.nan, torch.where(last > 0.1, 1.0, 0.0))
-        return self.model(x.detach()) + self.model((x - x.detach()) * factor) - self.model(torch.zeros_like(x))
+        same = x * 1
+        if same.requires_grad:
+            same.register_hook(lambda gradient: gradient * factor)
+        return self.model(same)

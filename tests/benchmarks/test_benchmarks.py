@@ -324,3 +324,46 @@ def test_speedrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     main(arguments)
     assert "epoch 1" not in capsys.readouterr().out
     assert json.loads(path.read_text())["rows"][0]["seconds"] == row["seconds"]
+
+
+def test_faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The short version: each file damaged some times; kills and the full disk are tested where they happen."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    faults = importlib.import_module("faults")
+    monkeypatch.chdir(tmp_path)
+    faults.files_for_reading(tmp_path, (faults.TRAIN, faults.EVALUATE, faults.DISTANCES))
+    chance, readers = faults.random.Random(3), [one for one in faults.READERS if (tmp_path / "run" / one.name).exists()]
+    found = {reader.name: faults.mutate(reader, tmp_path / "run", 25, chance) for reader in readers}
+    assert len(found) == 11 and all(sum(counts.values()) > 20 for counts in found.values())
+    for name, counts in found.items():
+        assert counts["refused"] > 10 and set(counts) <= {"refused", "unharmed"}, name
+
+
+def test_faults_counts_what_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A reader without a digest, one that raises something else, and one that never ends."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    faults = importlib.import_module("faults")
+    (tmp_path / "one").write_bytes(bytes(range(200)))
+
+    def raises(path: Path) -> None:
+        raise KeyError(path)
+
+    def never(path: Path) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(faults, "HANG", 1)
+    for read, kind in ((Path.read_bytes, "silent"), (raises, "tracebacks"), (never, "hangs")):
+        assert faults.outcome(faults.Reader("one", read), tmp_path / "one", "another digest") == kind
+
+
+def test_faults_bad_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A share of the bad arguments, each refused in one line."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    faults = importlib.import_module("faults")
+    (tmp_path / "whole").mkdir()
+    monkeypatch.setattr(faults, "BAD", {"seed": ["-1"], "model.width": ["inf", "1e8"], "data.source": ["nowhere.npz"]})
+    monkeypatch.setattr(faults, "OPTIONS", {"--radius": ["x"], "--out": ["/proc/nowhere"]})
+    monkeypatch.chdir(tmp_path)
+    found = faults.bad_arguments(tmp_path)
+    assert found["commands"] == 10 and found["refused"] == 10 and not found["silent"] + found["tracebacks"], found

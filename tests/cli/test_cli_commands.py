@@ -127,7 +127,7 @@ def test_evaluate_with_surrogates(planish: Planish, run_folder: Path):
     assert planish("evaluate", run_folder, *judge, "--surrogates", f" {run_folder}, {run_folder}").exit_code == 0
     record = load("judged/evaluation.npz")
     assert record.names == ("fgsm", "transfer-3")
-    assert attack_text(record.column("transfer-3").meta["attack"]).startswith("2 x Worst(Transfer(attack=Targeted(")
+    assert attack_text(record.column("transfer-3").meta["attack"]).startswith("2 x Worst(Lent(attack=Targeted(")
 
 
 def test_distances_go_on_even_if_nothing_is_left(planish: Planish, run_folder: Path):

@@ -146,7 +146,7 @@ def test_a_run_folder_that_is_taken(refused: Refused, run_folder: Path, tmp_path
     shutil.copytree(run_folder, tmp_path / "run")
     again = ("train", "--method", "fgsm", "--out", "run", *tiny)
     assert refused(*again).startswith("run already holds this run; add --resume to go on, or choose another folder")
-    other = "run holds a run of another configuration; choose another folder"
+    other = "run holds a run of another configuration: seed is 0 there and 5 here; choose another folder"
     assert refused(*again, "--set", "seed=5") == refused(*again, "--set", "seed=5", "--resume") == other
 
 
@@ -226,7 +226,7 @@ def test_weights_of_somebody_else(refused: Refused, damaged: Path):
         (["nosuch"], "No such command 'nosuch'"),
         (["list"], "Missing argument"),
         (["evaluate", "x", "--data", "digits"], "Missing option '--radius'"),
-        (["train", "--epochs", "3"], "No such option: --epochs"),
+        (["train", "--rounds", "3"], "No such option: --rounds"),
         (["evaluate", "x", "--data", "digits", "--radius", "0", "--limit", "few"], "Invalid value for '--limit'"),
     ],
 )

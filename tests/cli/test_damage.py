@@ -95,10 +95,18 @@ def test_the_save_before_is_used_and_the_user_told(
     path = folder / "model.safetensors"
     path.write_bytes(flipped(path.read_bytes(), -40))
     with caplog.at_level(logging.WARNING):
-        assert planish("evaluate", folder, *JUDGE).exit_code == 0
-    assert "used the save before it, model.previous.safetensors" in caplog.text
+        result = planish("evaluate", folder, *JUDGE)
+    assert result.exit_code == 0 and "used the save before it, model.previous.safetensors" in caplog.text
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith(f"planish: {path} is damaged: ")
     record = evaluation.load(tmp_path / "runs/evaluation/evaluation.npz")
     assert any("used the save before it" in note for note in record.remarks())
+
+
+def test_weights_alone_are_judged(planish: Planish, run: Path):
+    """A folder that somebody sends holds the weights and nothing else."""
+    (run.parent / "sent").mkdir()
+    shutil.copy(run / "model.safetensors", run.parent / "sent")
+    assert planish("evaluate", run.parent / "sent", *JUDGE).exit_code == 0
 
 
 def test_a_damaged_resume_file_goes_on_from_the_save_before(tmp_path: Path, caplog: pytest.LogCaptureFixture):

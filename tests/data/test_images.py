@@ -101,3 +101,10 @@ def test_numbered_classes():
     assert numbered_classes(torch.tensor([2, 0])) == ("0", "1", "2")
     with pytest.raises(BadInput, match="labels reach 100000"):
         numbered_classes(torch.tensor([100_000]))
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 3), (2, 32, 32, 4), (2, 8, 8, 1)])
+def test_arrays_with_channels_last_are_refused(shape: tuple[int, ...]):
+    """Issue: RGBA images, channels last, were taken as images of 32 channels."""
+    with pytest.raises(BadInput, match=r"channels last: give \(N, channels, height, width\), 1 or 3 channels"):
+        Images.numbered(torch.zeros(shape), torch.tensor([0, 1]), ["a", "b"], "mine")

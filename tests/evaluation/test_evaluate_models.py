@@ -80,7 +80,10 @@ def explode(logits: Tensor) -> Tensor:
         (lambda z: z[:5], "the model must return logits (N, classes), got (5, 4) for 12 images"),
         (lambda z: z[:, :2], "labels lie in 0..3, but the model has 2 classes (0..1)"),
         (explode, "the model raises ArithmeticError on images of shape (1, 8, 8): no luck"),
-        (lambda z: {"scores": z}, "the model raises AttributeError on images of shape (1, 8, 8)"),
+        (
+            lambda z: {"scores": z},
+            "the model returns a dict; it must return logits (N, classes) as a tensor",
+        ),
     ],
 )
 def test_outputs_that_cannot_be_judged(
@@ -106,7 +109,7 @@ def test_outputs_that_cannot_be_judged(
         (lambda b: b._replace(labels=b.labels - 1), "labels lie in -1..2, but the model has 4 classes (0..3)"),
         (lambda b: b._replace(labels=b.labels + 1), "labels lie in 1..4, but the model has 4 classes (0..3)"),
         (lambda b: b._replace(labels=b.labels[:5]), "labels must be int64 of shape (12,), got torch.int64 of"),
-        (lambda b: b._replace(labels=b.labels.int()), "labels must be int64 of shape (12,), got torch.int32 of"),
+        (lambda b: b._replace(labels=b.labels.float()), "labels must be whole numbers (N,), not torch.float32 of"),
         (lambda b: b._replace(indices=b.indices[:1]), "indices must be int64 of shape (12,), got torch.int64 of"),
         (lambda b: b._replace(x=b.x[..., :3, :3]), "the model raises RuntimeError on images of shape (1, 3, 3)"),
     ],

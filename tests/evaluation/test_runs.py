@@ -14,6 +14,7 @@ import torch
 from planish.attacks.suites import Staged
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
+from planish.evaluation.naming import attacks_of
 from planish.records.evaluation import load
 from planish.records.origin import attack_text, model_digest
 from planish.report import write_report
@@ -23,11 +24,11 @@ from planish.runs.judge import (
     EVALUATION,
     GALLERY,
     EvaluationConfig,
-    attacks_of,
     entries,
     evaluate_into,
     load_model,
 )
+from planish.runs.judge import measure as measure_into
 from planish.runs.judge import test_images as images_of
 from planish.runs.train import train_into
 from planish.training.settings import Settings
@@ -251,6 +252,27 @@ def test_what_is_no_surrogate(
     with pytest.raises(BadInput) as raised:
         next(evaluate_into(load_model(str(run_folder)), task, tmp_path / "lent"))
     assert str(raised.value).startswith(message.format(**place)) and not (tmp_path / "lent").exists()
+
+
+@pytest.mark.parametrize("present", [1, 2])
+def test_the_model_s_logits_decide_on_the_classes(present: int, own_file: Path, tmp_path: Path):
+    """Data that show few of a model's classes are attacked towards all of them, in a ball and by distance."""
+    judged = load_model(f"{own_file}:net")
+    x = np.random.default_rng(0).random((8, 8, 8), dtype=np.float32)
+    with torch.no_grad():
+        predicted = judged.model(torch.from_numpy(x)).argmax(1).numpy()
+    shown = np.unique(predicted)[:present]
+    rows = np.isin(predicted, shown)
+    judged.model[1].weight.data = judged.model[1].weight.data.roll(-int(shown[0]), 0)  # its class is number 0
+    with torch.no_grad():
+        labels = judged.model(torch.from_numpy(x[rows])).argmax(1).clamp(max=present - 1).numpy()
+    np.savez(tmp_path / "few.npz", x=x[rows], y=labels)
+    task = replace(TASK, data=str(tmp_path / "few.npz"), attacks=("apgd-t-10", "multi-targeted-10-1"), threat=Linf(0.9))
+    *_, record = evaluate_into(judged, task, tmp_path / "out")
+    assert record.robust_accuracy().hits == 0 and record.clean_accuracy().hits > 0
+    assert any(f"the data name {present} classes, the model has 10" in remark for remark in record.remarks())
+    *_, found = measure_into(judged, replace(task, attacks=("fab-t-20",), threat=Linf(0)), tmp_path / "far")
+    assert found.not_found() == 0
 
 
 def test_surrogates_that_nothing_uses_are_told(run_folder: Path, tmp_path: Path):

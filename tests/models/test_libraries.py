@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from planish.methods import StepContext
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
 from planish.models import Normalized, build
+from planish.runs import judge
 from planish.runs.config import experiment_from
 from planish.runs.judge import load_model
 from planish.runs.run import load_run
-from planish.runs.train import train_into
+from planish.runs.train import prepare, train_into
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -78,10 +80,11 @@ class FakeAuto:
         self.processor: dict[str, Any] = {"image_mean": list(MEAN), "image_std": list(STD)}
         self.missing: list[str] = []
         self.loads = True
+        self.names: list[str] = []
 
     def config(self, name: str, *, trust_remote_code: bool) -> Config:
         assert not trust_remote_code
-        return Config(num_labels=6, num_channels=3, image_size=8)
+        return Config(num_labels=6, num_channels=3, image_size=8, id2label=dict(enumerate(self.names)))
 
     def from_config(self, config: Config) -> nn.Module:
         network = Attending(config.num_labels, config.num_channels, config.image_size)
@@ -276,3 +279,22 @@ def test_attention_has_the_second_derivative_that_methods_need(method: Any):
     (gradient,) = torch.autograd.grad(model(x).logsumexp(1).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="not implemented"):  # what the methods' own context is for
         gradient.sum().backward()
+
+
+def test_published_class_names_are_matched(auto: FakeAuto, tmp_path: Path):
+    """Issue: data in another order than a Hugging Face model's id2label was judged by number, and fine-tuned so."""
+    auto.names = ["ant", "bee", "cat", "dog", "emu", "fox"]
+    x, classes = np.zeros((6, 8, 8, 3), np.uint8), sorted(auto.names, reverse=True)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(6), classes=classes)
+    found = load_model("hf:x/y")
+    assert found.about == {"classes": auto.names}
+    batch, about, told = judge.test_images(judge.EvaluationConfig(str(tmp_path / "a.npz"), Linf(0.1), ()), found.about)
+    assert batch.labels.tolist() == [5, 4, 3, 2, 1, 0] and about["classes"] == auto.names and "by name" in told[0]
+    tree = {"data": {"source": str(tmp_path / "a.npz")}, "model": {"name": "hf:x/y"}, "method": {"name": "standard"}}
+    prepared = prepare(experiment_from(tree))
+    assert list(prepared.sample.classes) == auto.names and prepared.images.labels.tolist() == [5, 4, 3, 2, 1, 0]
+    np.savez(tmp_path / "b.npz", x=x, y=np.arange(6), classes=["a", "b", "c", "d", "e", "f"])
+    other = prepare(experiment_from({**tree, "data": {"source": str(tmp_path / "b.npz")}}))
+    assert other.images.labels.tolist() == list(range(6)), "a new task keeps its own order"
+    auto.names = []
+    assert load_model("hf:x/y").about == {}

@@ -67,3 +67,74 @@ def test_a_file_of_ones_own_that_cannot_be_imported_is_bad_input(code: str, erro
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(BadInput, match=f"raises {error} when it is imported"):
         build(f"{tmp_path}/mine.py:net", classes=2, channels=1)
+
+
+SHARED_WIDTH = """
+WIDTH = 3
+"""
+OWN_PARTS = """
+from dataclasses import dataclass
+
+import torch
+from own_parts_of_{name} import WIDTH
+from torch import nn
+
+
+@dataclass
+class Shape:
+    width: int = WIDTH
+
+
+def make(width: int = 0) -> nn.Module:
+    shape = Shape(width or WIDTH)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, shape.width), nn.ReLU(), nn.Linear(shape.width, 10))
+
+
+def broken(width: int = 3) -> nn.Module:
+    return make("a" + width)  # type: ignore
+"""
+
+
+def own_file(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"own_parts_of_{name}.py").write_text(SHARED_WIDTH)
+    path = folder / "net_file.py"
+    path.write_text(OWN_PARTS.replace("{name}", name))
+    return path
+
+
+def test_a_model_file_has_dataclasses_and_modules_beside_it(tmp_path: Path):
+    """Issue: "NoneType has no attribute __dict__", and only what was installed could be imported."""
+    model = build(f"{own_file(tmp_path / 'models', 'beside')}:make", classes=0, channels=0)
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_modules_in_the_working_directory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_here.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.Flatten()\n")
+    assert isinstance(build("own_here:make", classes=0, channels=0), torch.nn.Flatten)
+
+
+def test_an_error_inside_a_model_is_not_taken_for_an_option(tmp_path: Path):
+    """Issue: a TypeError inside the user's function was reported as an option that does not exist."""
+    path = own_file(tmp_path, "broken")
+    with pytest.raises(BadInput, match=r"cannot be built: TypeError: can only conc.*\(.*net_file.py, line \d+\)$"):
+        build(f"{path}:broken", classes=0, channels=0)
+    with pytest.raises(BadInput, match=r"does not take these options: .*unexpected keyword argument 'depth'"):
+        build(f"{path}:make", classes=0, channels=0, depth=3)
+    with pytest.raises(BadInput, match=r"does not take these options: .*unexpected keyword argument 'depth'"):
+        build("small-cnn", classes=2, channels=1, depth=3)
+
+
+def test_a_run_is_opened_by_the_same_file_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Issue: a run whose model's file was named by another path than in training was refused."""
+    own_file(tmp_path / "here", "moved")
+    monkeypatch.chdir(tmp_path / "here")
+    tree = {"model": {"name": "net_file.py:make"}, "method": {"name": "standard"}, "settings": {"epochs": 1}}
+    list(train_into(experiment_from({"data": {"limit": 128}, **tree}), tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    for other in ("here/net_file.py:broken", "here/other.py:make"):
+        with pytest.raises(BadInput, match=r"was built by 'net_file.py:make'; if you trust that code"):
+            load_run(tmp_path / "run", other)
+    for same in ("here/net_file.py:make", f"{tmp_path}/here/net_file.py:make"):
+        assert load_run(tmp_path / "run", same).model(torch.rand(1, 1, 8, 8)).shape == (1, 10)

@@ -56,7 +56,6 @@ class LeastLikely:
     """The wrong class with the smallest clean logit."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the targets."""
         return masked(-batch.clean_logits, batch.labels).argmax(1)
 
 
@@ -67,7 +66,6 @@ class RandomTarget:
     seed: int = 0
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the targets."""
         wrong = batch.clean_logits.shape[1] - 1
         uniform = keyed_draws(batch.x[:, :1, :1, :1], batch.indices, self.seed)[:, 0]
         return (batch.labels + 1 + (uniform * wrong).long().clamp(max=wrong - 1)) % (wrong + 1)
@@ -86,11 +84,9 @@ class Untargeted(Attack):
         return objective_of(model, loss_of(self.loss, batch.labels))
 
     def score(self, labels: Tensor, target: Tensor) -> Score:
-        """Return the margin."""
         return lambda logits: margin(logits, labels)
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
-        """Return the first adversarial iterate of each image, or else the best by margin."""
         return _searched(self, lambda target: self.loss, model, batch, threat, generator)
 
 
@@ -118,12 +114,10 @@ class Targeted(Attack):
         return lambda logits: -margin(logits, target)
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the aim's score, and the targets."""
         target = self.targets(batch)
         return self.score(batch.labels, target), target
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
-        """Return the first iterate of each image that reaches the aim, or else the best by the aim's score."""
         return _searched(self, self.loss, model, batch, threat, generator)
 
 
@@ -202,7 +196,6 @@ class Smoothed(Attack):
         return objective_of(model, loss_of(margin, batch.labels))
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
-        """Return the first adversarial iterate of each image, or else the best by margin."""
         noise = self._noise(batch, threat, drawn_seed(generator))
 
         def aim(rows: Tensor) -> tuple[Objective, Score]:

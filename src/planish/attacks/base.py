@@ -118,7 +118,6 @@ class Within(Attack):
     attack: DistanceAttack
 
     def assembled(self, classes: int) -> "Within":
-        """Return it with the distance attack as it is run."""
         return Within(self.attack.assembled(classes))
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective | None:
@@ -153,15 +152,12 @@ class Worst(Attack):
     attacks: tuple[Attack, ...]
 
     def assembled(self, classes: int) -> "Worst":
-        """Return it with each attack as it is run."""
         return Worst(tuple(attack.assembled(classes) for attack in self.attacks))
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
-        """Return the best adversarial image of each."""
         return run(self, model, batch, threat, generator=generator)
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the goal of the attacks."""
         return self.attacks[0].goal(batch)
 
 
@@ -173,17 +169,14 @@ class Recipe(Attack):
         """Return the attack that this is, against so many classes."""
 
     def assembled(self, classes: int) -> Attack:
-        """Return the parts as they are run."""
         return self.parts(classes).assembled(classes)
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
-        """Return the best adversarial image of each."""
         with attacked(model):
             batch = with_logits(model, batch)
             return self.assembled(batch.clean_logits.shape[1]).search(model, batch, threat, generator=generator)
 
     def goal(self, batch: Batch) -> tuple[Score, Tensor]:
-        """Return the goal of the parts."""
         return self.assembled(batch.clean_logits.shape[1]).goal(batch)
 
 

@@ -92,7 +92,6 @@ class _Bracket(NamedTuple):
     reach: Tensor
 
     def narrowed(self, best: Tensor, succeeded: Tensor) -> "_Bracket":
-        """Return the bracket after a round, with its next radius."""
         below = torch.where(succeeded, self.below, self.radius)
         below = torch.where(below < best, below, 0.0)
         radius = torch.where(best.isfinite(), (below + best) / 2, torch.minimum(2 * self.radius, self.reach))

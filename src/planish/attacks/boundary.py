@@ -71,7 +71,6 @@ class Boundary(DistanceAttack):
         return None
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
-        """Return the nearest adversarial image that the walk of each met."""
         first, second = drawn_seed(generator), drawn_seed(generator)
         with attacked(model), torch.no_grad():
             search = NearestSearch.begun(model, batch, threat)
@@ -83,7 +82,6 @@ class Boundary(DistanceAttack):
         return search.found
 
     def _walk(self, search: NearestSearch, seed: int) -> None:
-        """Walk on from what was found, and enter what is nearer, in place."""
         _, batch, threat, found = search
         walk = self._begun(batch, found)
         for step in range(1, self.queries + 1):
@@ -99,10 +97,8 @@ class Boundary(DistanceAttack):
 
     def _begun(self, batch: Batch, found: Nearest) -> BoundaryWalk:
         rows = (found.distance.isfinite() & (found.distance > 0)).nonzero().squeeze(1)
-        one = torch.ones_like(found.distance[rows])
-        return BoundaryWalk(
-            rows, batch.x[rows], found.x_adv[rows], one * self.delta, one * self.epsilon, one * 0, one * 0
-        )
+        delta, epsilon, none = (torch.full_like(found.distance[rows], size) for size in (self.delta, self.epsilon, 0))
+        return BoundaryWalk(rows, batch.x[rows], found.x_adv[rows], delta, epsilon, none, none)
 
 
 def _proposed(walk: BoundaryWalk, uniform: Tensor, threat: ThreatModel, on_sphere: bool) -> Tensor:
@@ -120,9 +116,8 @@ def _moved(walk: BoundaryWalk, x_adv: Tensor, hit: Tensor, on_sphere: bool) -> B
     """Return the walk after its query: at the point if it is adversarial and, but for the sphere's, nearer."""
     nearer = ROUND.norm(x_adv - walk.x) < ROUND.norm(walk.here - walk.x)
     here = torch.where(per_image(hit if on_sphere else hit & nearer, x_adv), x_adv, walk.here)
-    if on_sphere:
-        return walk._replace(here=here, on_sphere=walk.on_sphere + hit)
-    return walk._replace(here=here, nearer=walk.nearer + hit)
+    counted = {"on_sphere": walk.on_sphere + hit} if on_sphere else {"nearer": walk.nearer + hit}
+    return walk._replace(here=here, **counted)
 
 
 def _adapted(walk: BoundaryWalk) -> BoundaryWalk:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import Loss, margin
+from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Nearest, chosen, evaluated
@@ -91,7 +91,6 @@ class ConstantPlan(NamedTuple):
     left: Tensor
 
     def penalty(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ||delta||_2^2 and its gradient."""
         return delta.square().flatten(1).sum(1), 2 * delta
 
     def after(self, iterate: Iterate) -> tuple["ConstantPlan", Tensor, Tensor]:
@@ -124,11 +123,9 @@ class TauPlan(NamedTuple):
 
     @property
     def rate(self) -> Tensor:
-        """Return the step, a share of tau."""
         return self.share * self.tau
 
     def penalty(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sum_i (|delta_i| - tau)+ and its gradient."""
         over = delta.abs() - per_image(self.tau, delta)
         return over.clamp(min=0).flatten(1).sum(1), delta.sign() * (over > 0)
 
@@ -249,11 +246,9 @@ class CarliniWagnerLinf(DistanceAttack):
 
     @property
     def patience(self) -> int:
-        """Return after how many iterates without progress a search ends."""
         return math.ceil(self.steps / 10)
 
     def plan(self, start: Tensor, threat: ThreatModel) -> TauPlan:
-        """Return the plan of the first search."""
         constant = start.new_full((len(start),), self.constant)
         tau = torch.full_like(constant, threat.high - threat.low)
         decrease = torch.full_like(constant, self.decrease)
@@ -283,7 +278,11 @@ def _descend(attack: CarliniWagner | CarliniWagnerLinf, model: nn.Module, batch:
         batch, found, rows, index = search.batch, search.found, search.unfinished(), 0
         start = _squashed(batch.x[rows], threat)
         plan: SearchPlan = attack.plan(start, threat)
-        walk, loss = _begun(start), _hinge(attack.confidence)
+        walk = _begun(start)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:  # 0 iff an image counts as a success
+            return (attack.confidence - margin(logits, labels)).clamp(min=0)
+
         while len(rows):
             x_adv = _image(walk.w, threat)
             hinge, _, gradient = evaluated(objective_of(model, loss_of(loss, batch.labels[rows])), x_adv)
@@ -296,17 +295,13 @@ def _descend(attack: CarliniWagner | CarliniWagnerLinf, model: nn.Module, batch:
             ended = (walk.age + 1 >= attack.steps) | (walk.stale >= attack.patience)
             moved = _moved(walk, slope * _bend(walk.w, threat), plan.rate)
             plan, again, finished = plan.after(Iterate(walk.w, hinge == 0, threat.norm(delta), ended))
-            walk = _restarted(moved, plan.start, again)
+            begun = zip(_begun(plan.start), moved, strict=True)
+            walk = AdamWalk(*(torch.where(per_image(again, old), new, old) for new, old in begun))
             going = (~finished & (found.distance[rows] > threat.radius)).nonzero().squeeze(1)
             if len(going) < len(rows):
                 rows, walk, plan = chosen((rows, walk, plan), going)
             index += 1
     return found
-
-
-def _hinge(confidence: float) -> Loss:
-    """Return max(z_y - max_{j != y} z_j + confidence, 0), which is 0 iff an image counts as a success."""
-    return lambda logits, labels: (confidence - margin(logits, labels)).clamp(min=0)
 
 
 def _begun(start: Tensor) -> AdamWalk:
@@ -316,12 +311,9 @@ def _begun(start: Tensor) -> AdamWalk:
 
 
 def _noted(walk: AdamWalk, loss: Tensor) -> AdamWalk:
-    """Return the walk with the loss of its iterate entered."""
     better = loss < PROGRESS * walk.lowest
-    return walk._replace(
-        lowest=torch.where(better, loss, walk.lowest).to(walk.lowest.dtype),
-        stale=torch.where(better, 0, walk.stale + 1),
-    )
+    lowest = torch.where(better, loss, walk.lowest).to(walk.lowest.dtype)
+    return walk._replace(lowest=lowest, stale=torch.where(better, 0, walk.stale + 1))
 
 
 def _moved(walk: AdamWalk, gradient: Tensor, rate: Tensor) -> AdamWalk:
@@ -334,12 +326,6 @@ def _moved(walk: AdamWalk, gradient: Tensor, rate: Tensor) -> AdamWalk:
     w = walk.w - per_image(rate / seen_mean, mean) * mean / scale
     edge = math.atanh(1 / REACH)
     return walk._replace(w=w.clamp(-edge, edge), mean=mean, square=square, age=age)
-
-
-def _restarted(walk: AdamWalk, start: Tensor, again: Tensor) -> AdamWalk:
-    """Return the walk with these images at the start of a new search."""
-    begun = _begun(start)
-    return AdamWalk(*(torch.where(per_image(again, old), new, old) for new, old in zip(begun, walk, strict=True)))
 
 
 def _squashed(x: Tensor, threat: ThreatModel) -> Tensor:

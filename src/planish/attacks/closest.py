@@ -65,7 +65,8 @@ class Closest(DistanceAttack):
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)
             found, rows = search.found, search.unfinished()
-            classes = _classes(search.batch, rows, max(self.candidates, self.targets))
+            likely = likely_classes(search.batch.clean_logits[rows], search.batch.labels[rows])
+            classes = likely[:, : max(self.candidates, self.targets)]
             if classes.numel() == 0:
                 return found
             classes, distances = _ranked(search, rows, classes)
@@ -80,7 +81,6 @@ class Closest(DistanceAttack):
         return found
 
     def _moved(self, at: Walk, seen: StepOutcome, step: int, threat: ThreatModel) -> Walk:
-        """Return the walk with its next radii and iterates."""
         (first, last), share = self.gamma, step / self.steps
         gamma = first * (last / first) ** share
         length = threat.norm(at.x_adv - at.x)
@@ -96,8 +96,7 @@ class Closest(DistanceAttack):
         """Bisect the segment from each image to its best: whatever is misclassified on it counts."""
         rows = search.improvable()
         end = search.found.x_adv[rows]
-        below = end.new_zeros(len(rows))
-        above = torch.ones_like(below)
+        below, above = end.new_zeros(len(rows)), end.new_ones(len(rows))
         for step in range(self.refine):
             if len(rows) == 0:
                 return
@@ -114,11 +113,6 @@ class _Aim(NamedTuple):
 
     target: Tensor
     succeeded: Tensor
-
-
-def _classes(batch: Batch, rows: Tensor, count: int) -> Tensor:
-    """Return the wrong classes of the largest clean logits, (n, R): at most so many, all if there are no more."""
-    return likely_classes(batch.clean_logits[rows], batch.labels[rows])[:, :count]
 
 
 def _ranked(search: NearestSearch, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,8 @@ class DeepFool(DistanceAttack):
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)
             batch, rows = search.batch, search.unfinished()
-            classes, reached = _candidates(batch, self.candidates), batch.x.clone()
+            wrong = likely_classes(batch.clean_logits, batch.labels)[:, : self.candidates - 1]
+            classes, reached = torch.cat([batch.labels[:, None], wrong], 1), batch.x.clone()
             for step in range(1, self.steps + 1):
                 if len(rows) == 0:
                     break
@@ -64,11 +65,6 @@ class DeepFool(DistanceAttack):
                 x_adv = reached[rows] + self.overshoot * (reached[rows] - batch.x[rows])
                 rows = rows[~search.tried(rows, x_adv.clamp(threat.low, threat.high), step)]
         return search.found
-
-
-def _candidates(batch: Batch, count: int) -> Tensor:
-    """Return the label and the wrong classes of the largest clean logits, (N, R); R = count, or all classes."""
-    return torch.cat([batch.labels[:, None], likely_classes(batch.clean_logits, batch.labels)[:, : count - 1]], 1)
 
 
 def _to_boundary(model: nn.Module, x_adv: Tensor, classes: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:

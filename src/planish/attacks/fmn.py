@@ -63,7 +63,6 @@ class FMN(DistanceAttack):
         return at._replace(x_adv=threat.project_(moved, at.x, radius), radius=radius)
 
     def _radius(self, at: Walk, seen: StepOutcome, share: float, threat: ThreatModel) -> Tensor:
-        """Return the next radius of each image."""
         gamma = Cosine(*self.gamma)(share)
         steepness = threat.dual_norm(seen.gradient).clamp(min=torch.finfo(seen.gradient.dtype).tiny)
         linearised = threat.norm(at.x_adv - at.x) + seen.value.abs().to(steepness.dtype) / steepness

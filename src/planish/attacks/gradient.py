@@ -4,18 +4,8 @@ from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
-from planish.attacks import Attack, Recipe, Worst
-from planish.attacks.ascents import (
-    PAPER_SCHEDULE,
-    LeastLikely,
-    RandomTarget,
-    Ranked,
-    Targeted,
-    Untargeted,
-    ranks,
-    restarted,
-    towards_likely,
-)
+from planish.attacks import Attack, Recipe, Worst, ascents
+from planish.attacks.ascents import PAPER_SCHEDULE, LeastLikely, RandomTarget, Ranked, Targeted, Untargeted
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import cross_entropy, dlr, dlr_toward, margin, toward
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest
@@ -64,7 +54,7 @@ class Restarted(Recipe):
         """Return one start of it."""
 
     def parts(self, classes: int) -> Attack:
-        return restarted(self.once(classes), self.restarts)
+        return ascents.restarted(self.once(classes), self.restarts)
 
 
 @dataclass(frozen=True)
@@ -199,7 +189,7 @@ class MultiTargeted(Restarted):
         at_least(1, targets=self.targets)
 
     def once(self, classes: int) -> Attack:
-        return Worst(towards_likely(self.steps, classes if self.targets is None else self.targets, classes))
+        return Worst(ascents.towards_likely(self.steps, classes if self.targets is None else self.targets, classes))
 
 
 @dataclass(frozen=True)
@@ -231,7 +221,7 @@ class APGD(Restarted):
         if self.loss != "targeted":
             return Untargeted(AutoPGD(), self.steps, cross_entropy if self.loss == "ce" else dlr)
         toward_target = toward if classes < 4 else dlr_toward
-        chosen = ranks(self.targets, classes)
+        chosen = ascents.ranks(self.targets, classes)
         return Worst(tuple(Targeted(AutoPGD(), self.steps, Ranked(rank), toward_target) for rank in chosen))
 
 

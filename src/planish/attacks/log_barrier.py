@@ -93,7 +93,6 @@ class LogBarrier(DistanceAttack):
         return found
 
     def _descend(self, search: NearestSearch) -> None:
-        """Descend from what was found, and enter what is nearer, in place."""
         model, batch, threat, found = search
         rows = search.improvable()
         if len(rows) == 0:

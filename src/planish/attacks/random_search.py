@@ -145,7 +145,8 @@ class _Bumps(NamedTuple):
         """Return the current images with new bumps in one window and nothing in the other."""
         x, channels = batch.x, batch.x.shape[1]
         uniform = keyed(batch.indices, seed, 5 + channels)
-        side = _odd(max(_side(share, x), 3), x)
+        least, room = max(_side(share, x), 3), min(x.shape[-2:])
+        side = min(least + 1 - least % 2, room - 1 + room % 2)
         first, second = (_Window.drawn(uniform[:, at : at + 2], side, x) for at in (0, 2))
         bumps = first.filled(_bumps(side, x.dtype, x.device), uniform[:, 4] < 0.5)
         delta = x_adv - x
@@ -192,12 +193,6 @@ def _side(share: float, x: Tensor) -> int:
     """Return the side of a square with this share of the image's pixels, at most the image's shorter side."""
     height, width = x.shape[-2:]
     return min(round(math.sqrt(share * height * width)), height, width)
-
-
-def _odd(side: int, x: Tensor) -> int:
-    """Return the next odd side, or the largest that the image has room for."""
-    room = min(x.shape[-2:])
-    return min(side + 1 - side % 2, room - 1 + room % 2)
 
 
 def _signs(uniform: Tensor) -> Tensor:

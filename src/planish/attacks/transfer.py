@@ -51,7 +51,6 @@ class LentGradients(nn.Module):
         self.model, self.lender, self.name = model, Counted(surrogate.model), surrogate.name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, (N, K)."""
         with torch.no_grad():
             logits: Tensor = self.model(x)
         if not x.requires_grad:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import sys
 import unicodedata
@@ -240,8 +241,20 @@ def failed(message: str, code: int) -> int:
     return code
 
 
+class Notes(logging.Handler):
+    """Prints what the library tells of, such as a damaged file, as one line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line."""
+        print(visible(record.getMessage()), file=sys.stderr)
+
+
+NOTES = Notes()
+
+
 def forgiving() -> None:
-    """Let both streams write what their encoding has not, such as snowmen in ASCII, as escapes."""
+    """Let both streams write what their encoding has not, such as snowmen in ASCII, as escapes; show the notes."""
+    logging.getLogger("planish").addHandler(NOTES)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -88,7 +88,9 @@ def decode(source: bytes | Path, name: str, cut: Cut | None = None) -> Pixels:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of damaged EXIF blocks and the like
+            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with opened as picture:
             return _channels_first(picture, name, cut)
     except BadInput:
         raise
@@ -143,10 +145,10 @@ def stack(images: Sequence[Pixels], names: Sequence[str]) -> Pixels:
     sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in images]
     for size, name in zip(sizes, names, strict=True):
         if size != sizes[0]:
-            raise BadInput(
-                f"images differ in size: {names[0]} is {sizes[0]}, {name} is {size}; "
-                "resize them first or name a size: data.size in a configuration, --size for a test set"
+            told = (
+                f"images differ in size: {names[0]} is {sizes[0]}, {name} is {size}; resize them first or name a size"
             )
+            raise BadInput(f"{told}: data.size in a configuration, --size for a test set")
     return in_channels(images, max(len(image) for image in images))
 
 

@@ -28,10 +28,11 @@ DEEP = ("*", "*/*", "*/*/*")
 def load(spec: str, split: str, limit: int | None = None, size: int | None = None) -> "Images":
     """Read the split "train" or "test" of the data that `spec` names; `limit` keeps only that many images.
 
-    spec is "digits"; "cifar10:PATH", "cifar100:PATH", "parquet:PATH", "folder:PATH", "imagenet:PATH",
-    "tiny-imagenet:PATH", "npz:PATH"; or just a path, whose kind is then recognised. size: image files of any size are
-    read as size x size, their centre resized. Fewer images than `limit` are no error. Raises BadInput if there is no
-    such data, sizes differ and none is named, or images that are no files have another.
+    spec is "digits"; "cifar10:PATH", "cifar100:PATH", "mnist:PATH", "svhn:PATH", "imagenet:PATH", "tiny-imagenet:PATH",
+    "parquet:PATH", "folder:PATH", "npz:PATH", "npy:PATH"; or just a path, whose kind is then recognised; "balanced:"
+    before any of these takes as many of each class as `limit` allows. size: image files of any size are read as size x
+    size, their centre resized. Fewer images than `limit` are no error. Raises BadInput if there is no such data, sizes
+    differ and none is named, or images that are no files have another.
     """
     from planish.data.images import Images
 
@@ -58,8 +59,8 @@ def remarks(found: "Images | Listing", spec: str, limit: int | None = None) -> l
     missed, both = (1 - 1 / count) ** drawn, max(0.0, 1 - 2 / count) ** drawn
     spread = math.sqrt(max(0.0, count * missed * (1 - count * missed) + count * (count - 1) * both))
     if limit is not None and shown < count * (1 - missed) - 3 * spread and shown < min(count, drawn):
-        advice = f"its images are sorted by class; write balanced:{spec} for as many of each"
-        said.append(f"the first {drawn} images of {found.name} show {shown} of {count} classes: {advice}")
+        advice = f"if its images are sorted by class, write balanced:{spec} for as many of each"
+        said.append(f"the first {limit} images of {found.name} show {shown} of {count} classes: {advice}")
     return said
 
 

@@ -69,10 +69,8 @@ class Reader(Dataset[Read]):
         image = decode(self.store.encoded(row), name, None if side is None else random_part(side, uniform))
         channels, height, width = self.shape
         if side is None and image.shape[1:] != (height, width):
-            raise BadInput(
-                f"{name} is {image.shape[2]}x{image.shape[1]}, the first of its set {width}x{height}: "
-                "name a size, data.size in a configuration"
-            )
+            sizes = f"{name} is {image.shape[2]}x{image.shape[1]}, the first of its set {width}x{height}"
+            raise BadInput(f"{sizes}: name a size, data.size in a configuration")
         if len(image) > channels:
             raise BadInput(f"{name} has colours, the first images of its set have none: save them all alike")
         return image
@@ -148,7 +146,6 @@ class Streamed:
             yield self._finished(read.x, own[read.kept], seed)
 
     def _finished(self, x: Tensor, rows: Tensor, seed: int) -> Batch:
-        """Augment and scale on the device."""
         indices = self.listing.indices[rows]
         draws = choices(indices, (x.shape[2], x.shape[3]), self.augmentation, seed)
         moved = Draws(*(None if part is None else part.to(self.device) for part in draws))
@@ -218,8 +215,7 @@ def shuffled(listing: Listing, generator: torch.Generator) -> Tensor:
     blocks = listing.blocks()
     if blocks is None:
         return torch.randperm(len(listing), generator=generator, device="cpu")
-    order: list[Tensor] = []
-    together: list[Tensor] = []
+    order, together = list[Tensor](), list[Tensor]()
     for number in torch.randperm(len(blocks), generator=generator, device="cpu").tolist():
         together.append(blocks[number])
         if sum(map(len, together)) >= TOGETHER:

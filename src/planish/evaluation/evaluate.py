@@ -144,11 +144,9 @@ def evaluate_steps(
     others = surrogates_of(surrogates, images)
     wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name, surrogates=others)
     judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began, search)
-    warnings = again.warned_before(counted, images) if eot == 1 else []
-    judged = _told(judged, warnings, len(again.rows) if eot == 1 else 0)
     if earlier is not None:
         judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), wanted)
-    return _steps(counted, images, threat, wanted, judged, search, again if eot == 1 and not warnings else None)
+    return _steps(counted, images, threat, wanted, judged, search, again)
 
 
 def _steps(
@@ -158,14 +156,17 @@ def _steps(
     attacks: Mapping[str, Attack | Suite],
     judged: EvaluationStep,
     search: Search,
-    again: Again | None,
+    again: Again,
 ) -> Iterator[EvaluationStep]:
     yield judged
-    stage = _following(attacks, judged.evaluation)
+    stage, warnings = _following(attacks, judged.evaluation), list[str]()
+    if stage is not None and search.draws == 1:
+        warnings = again.warned_before(counted, images)
+        judged = _told(judged, warnings, len(again.rows))
     while stage is not None:
         judged = _attacked(counted, images, threat, stage, judged, search)
         stage = _following(attacks, judged.evaluation)
-        if stage is None and again is not None:
+        if stage is None and search.draws == 1 and not warnings:
             judged = _told(
                 judged, again.warned_after(counted, images, threat, judged.evaluation.meta["seed"]), 4 * len(again.rows)
             )

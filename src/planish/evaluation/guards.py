@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from planish.attacks import Attack, DistanceAttack, flat_images
+from planish.attacks import Attack, DistanceAttack, Within, flat_images
 from planish.attacks.ascents import Untargeted
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
@@ -127,7 +127,7 @@ class Again:
 
 
 def stuck_facts(attack: Attack | DistanceAttack, counted: Counted, batch: Batch, stuck: Tensor) -> dict[str, Any]:
-    """Return how many images (N,) an attack left at their start, and the indices of those without a gradient.
+    """Return how many images (N,) an attack in a ball left at their start, and the indices of those without a gradient.
 
     Without: the gradient of what the attack climbs is exactly 0 at the clean image. "vanished": that of the margin,
     which does not underflow, is not. A forward and a backward each, of images that are stuck alone.
@@ -137,7 +137,7 @@ def stuck_facts(attack: Attack | DistanceAttack, counted: Counted, batch: Batch,
     flat = flat_images(attack, counted, some) if len(rows) else None
     if flat is None:
         return {}
-    facts: dict[str, Any] = {"stuck": len(rows)}
+    facts: dict[str, Any] = {} if isinstance(attack, DistanceAttack | Within) else {"stuck": len(rows)}
     if bool(flat.any()):
         some = some.select(flat)
         still_flat = flat_images(Untargeted(Steepest(1.0), 1, margin), counted, some)

@@ -40,8 +40,10 @@ class Ascent(NamedTuple):
 class Adversarial(Plain, ABC):
     """Cross entropy on x_adv, found by steepest ascent of cross entropy (Madry et al. 2018, eq. 2.1).
 
-    Running averages are updated by the outer pass, and with "qub" by its clean pass too.
+    outer: what is minimised. Running averages are updated by the outer pass, and with "qub" by its clean pass too.
     """
+
+    outer: Outer = "cross-entropy"
 
     @property
     @abstractmethod
@@ -49,17 +51,11 @@ class Adversarial(Plain, ABC):
         """How x_adv is found."""
 
     @property
-    def outer(self) -> Outer:
-        """What is minimised."""
-        return "cross-entropy"
-
-    @property
     def cost(self) -> float:
         """A forward and a backward to the images for each step, and a clean forward and backward with "qub"."""
         return (2 * self.ascent.steps + 3) / 3 + (self.outer == "qub")
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return the mean cross entropy on the perturbed images, or its bound."""
         x_adv = self.attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         logits = model(x_adv)
         total = loss = cross_entropy(logits, batch.labels).mean()
@@ -72,10 +68,8 @@ class Adversarial(Plain, ABC):
         return NFGSM(self.ascent.start + 1, self.outer) if self.ascent.steps == 1 else None
 
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-        """Return x_adv."""
-        ascent, start = self.ascent, None
-        if ascent.start > 0:
-            start = threat.scaled(ascent.start).sample(batch.x, draws(batch.x, generator))
+        ascent = self.ascent
+        start = threat.scaled(ascent.start).sample(batch.x, draws(batch.x, generator)) if ascent.start > 0 else None
         objective = objective_of(model, loss_of(cross_entropy, batch.labels))
         reach = threat.scaled(ascent.reach)  # which the box may cut short; the step stays as long as it is
         rule = Steepest(ascent.step * (threat.radius / reach.radius if reach.radius else 1.0))
@@ -87,10 +81,7 @@ class Adversarial(Plain, ABC):
 class FGSMAT(Adversarial):
     """FGSM adversarial training: one full step from the image; cheap, collapses (Goodfellow et al. 2015)."""
 
-    @property
-    def ascent(self) -> Ascent:
-        """One step of a radius from the image."""
-        return Ascent(start=0.0)
+    ascent = Ascent(start=0.0)
 
 
 @dataclass(frozen=True)
@@ -137,11 +128,7 @@ class QUB(Adversarial):
 
     least = ((0, "noise_in_radii"),)
     noise_in_radii: float = 2.0
-
-    @property
-    def outer(self) -> Outer:
-        """The bound."""
-        return "qub"
+    outer = "qub"
 
     @property
     def ascent(self) -> Ascent:

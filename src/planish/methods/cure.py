@@ -41,7 +41,6 @@ class CURE(Plain):
     power: Literal[1, 2] = 1
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return mean CE plus lambda times the mean change of the gradient."""
         with full_precision(batch.x):
             here, logits = linearize(model, cross_entropy, batch.labels, batch.x, differentiable=True)
             probe = batch.x + self.length * context.ramp(self.warmup) * unit(threat.steepest(here.gradient.detach()))

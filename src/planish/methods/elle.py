@@ -51,7 +51,6 @@ class ELLE(Plain):
         return 4.67 if self.points == "random" else 3.33
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return mean adversarial CE plus lambda times the mean squared error."""
         outer = (self._random if self.points == "random" else self._midpoint)(model, batch, threat, context)
         loss, error = cross_entropy(outer.logits, batch.labels).mean(), outer.error.mean()
         weight = self._weight(error.detach(), context)

@@ -48,7 +48,6 @@ class GradAlign(Plain):
         return 3.71 if self.backprop == "one-sided" else 5.08
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return mean CE plus lambda times the mean misalignment."""
         here = self._gradient(model, batch, batch.x, differentiable=self.backprop == "both")
         around = replace(threat, low=-math.inf, high=math.inf).sample(batch.x, draws(batch.x, context.generator))
         there = self._gradient(model, batch, around, differentiable=True)

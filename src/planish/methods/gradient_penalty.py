@@ -54,7 +54,6 @@ class GradientPenalty(Plain):
         return {"forward": 2.33, "central": 3.33, "double-backward": 2.04}[self.slope]
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return mean CE plus the mean penalty."""
 
         def loss_at(x: Tensor) -> Tensor:
             return cross_entropy(model(x), batch.labels)

@@ -31,7 +31,6 @@ class Guided(Plain, ABC):
     consistency_weight: float
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return mean CE + lambda * the mean distance."""
         weight, clean = self.weight(context), model(batch.x)
         x_adv = context.x_adv
         if x_adv is None:

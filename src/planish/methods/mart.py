@@ -44,7 +44,6 @@ class MART(Plain):
         return 2 + 2 / 3 * self.steps
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return mean BCE + beta * mean weighted KL."""
         x_adv = self._attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         clean, perturbed = model(batch.x), model(x_adv)
         boosted = boosted_cross_entropy(perturbed, batch.labels).mean()

@@ -95,7 +95,6 @@ class Planish(Plain):
         return self.consistency_weight > 0 or self.linearity_weight > 0 or self.outer == "qub"
 
     def _moved(self, x: Tensor, gradient: Tensor, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-        """Return x and a step up the gradient, within the box."""
         step = threat.radius * threat.steepest(gradient)
         if self.step == "per-pixel":
             step = 2 * step * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -12,17 +12,9 @@ from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
+from planish.search import objectives
 from planish.search.ascent import ascend
-from planish.search.objectives import (
-    AbsOver,
-    InnerGradient,
-    Linearization,
-    linearity_error,
-    linearize,
-    loss_of,
-    objective_of,
-    plus,
-)
+from planish.search.objectives import AbsOver, InnerGradient, Linearization, loss_of, objective_of, plus
 from planish.search.step_rules import Steepest
 
 
@@ -58,13 +50,13 @@ class SEAT(Plain):
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return the (flooded) mean adversarial cross entropy plus lambda times the mean linearity error."""
         with full_precision(batch.x):
-            local, _ = linearize(model, cross_entropy, batch.labels, batch.x)
+            local, _ = objectives.linearize(model, cross_entropy, batch.labels, batch.x)
         x_adv = self._attacked(model, batch, threat, local, context.generator)
         with full_precision(batch.x):
             logits = model(x_adv)
             value = cross_entropy(logits, batch.labels).mean()
             known = (cross_entropy, batch.labels, batch.x, local.value, local.gradient)
-            error = linearity_error(*known, abs_over=self.abs_over)(x_adv, logits).mean()
+            error = objectives.linearity_error(*known, abs_over=self.abs_over)(x_adv, logits).mean()
         flooded = (value - self.flood).abs() + self.flood if self.flood > 0 else value
         total = flooded + self.linearity_weight * error
         return TrainingLoss.of(total, logits, adversarial_cross_entropy=value, linearity_error=error)
@@ -75,7 +67,7 @@ class SEAT(Plain):
         if self.direction == "clean":
             return threat.step(batch.x, batch.x, local.gradient)
         known = (cross_entropy, batch.labels, batch.x, local.value.detach(), local.gradient)
-        error = linearity_error(*known, abs_over=self.abs_over, inner_gradient=self.inner_gradient)
+        error = objectives.linearity_error(*known, abs_over=self.abs_over, inner_gradient=self.inner_gradient)
         objective = objective_of(model, plus(loss_of(probability_margin, batch.labels), self.linearity_weight, error))
         start = threat.corner(batch.x, draws(batch.x, generator))
         with fixed_statistics(model), frozen(model):

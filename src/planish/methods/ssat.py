@@ -42,14 +42,12 @@ class SSAT(Plain):
         return 1.67 + self.checkpoints / 3
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return the mean cross entropy on the shortened perturbations."""
         x_adv = self.attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         logits = model(x_adv)
         loss = cross_entropy(logits, batch.labels).mean()
         return TrainingLoss.of(loss, logits, x_adv, adversarial_cross_entropy=loss)
 
     def attacked(self, model: nn.Module, batch: Batch, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-        """Return x_adv."""
         start = threat.sample(batch.x, draws(batch.x, generator))
         objective = objective_of(model, loss_of(cross_entropy, batch.labels))
         with fixed_statistics(model), frozen(model):

@@ -24,7 +24,6 @@ class Standard(Plain):
     label_smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return the mean cross entropy; the threat is not used."""
         logits = model(batch.x)
         loss = smoothed_cross_entropy(self.label_smoothing)(logits, batch.labels).mean()
         return TrainingLoss.of(loss, logits, cross_entropy=loss)

@@ -43,7 +43,6 @@ class TRADES(Plain):
         return 2.34 + 2 / 3 * self.steps
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
-        """Return mean CE + beta * mean KL."""
         x_adv = self._attacked(model, batch, threat, context.generator) if context.x_adv is None else context.x_adv
         clean, perturbed = model(batch.x), model(x_adv)
         nominal = cross_entropy(clean, batch.labels).mean()

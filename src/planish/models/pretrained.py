@@ -42,9 +42,8 @@ def _library(module: str, extra: str) -> Any:
     try:
         return library(module, extra, f"a model named {extra}:...")
     except RuntimeError as error:
-        raise BadInput(
-            f"{module} cannot be imported: {_first_line(error)}; it needs a torchvision that fits this torch"
-        ) from error
+        told = f"{module} cannot be imported: {_first_line(error)}; it needs a torchvision that fits this torch"
+        raise BadInput(told) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -75,9 +74,8 @@ def _safe_source(timm: Any, name: str) -> dict[str, Any]:
     """Return what makes timm read a safetensors file and nothing else. Raises BadInput if there are no weights."""
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
-        raise BadInput(
-            f"timm publishes no safetensors weights for '{name}'; name another, or set model.pretrained=false"
-        )
+        told = f"timm publishes no safetensors weights for '{name}'"
+        raise BadInput(f"{told}; name another, or set model.pretrained=false")
     return {"hf_hub_filename": "model.safetensors", "url": "", "file": None, "custom_load": False}
 
 
@@ -92,7 +90,8 @@ def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         known, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
         _configure(config, name, channels, options)
-        names = tuple(str(name) for _, name in sorted(dict(getattr(config, "id2label", None) or {}).items()))
+        named = sorted((int(number), str(name)) for number, name in (getattr(config, "id2label", None) or {}).items())
+        names = tuple(name for _, name in named)
         if classes:
             config.num_labels = classes
         kind = transformers.AutoModelForImageClassification

@@ -54,9 +54,8 @@ class Residual(nn.Module):
     def __init__(self, body: Body, inputs: int, width: int, outputs: int, stride: int, activation: str) -> None:
         super().__init__()
         self.body = body(inputs, width, stride, activation)
-        same = stride == 1 and inputs == outputs
         projection = nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
-        self.shortcut = nn.Identity() if same else projection
+        self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else projection
         self.act = activation_of(activation)
 
     def forward(self, x: Tensor) -> Tensor:

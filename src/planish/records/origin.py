@@ -93,12 +93,12 @@ def _parts(name: str, value: object) -> Iterator[bytes]:
     """Yield what a value of a state is: a tensor's type, shape and bytes, or those of what a container holds."""
     if isinstance(value, Tensor):
         yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
-        plain = value.detach().cpu()
+        plain = value.detach()
         if plain.is_quantized:
             plain = plain.dequantize()
         elif plain.layout != torch.strided:
             plain = plain.to_dense()
-        yield plain.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        yield plain.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         for key, part in value.items():
             yield from _parts(f"{name}.{key}", part)

@@ -134,7 +134,6 @@ class CardMetric:
 
     @property
     def threat(self) -> str:
-        """The threat in words."""
         return "clean images" if self.attack == "none" else f"{self.norm} radius {radius_text(self.radius)}"
 
     @property

@@ -279,7 +279,6 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: 
 
 
 def _look(place: int) -> dict[str, Any]:
-    """Return the colour and the dashes of a line."""
     return {"color": drawing.colour_of(place), "linestyle": _DASHES[place // len(drawing.PALETTE) % len(_DASHES)]}
 
 

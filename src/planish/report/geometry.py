@@ -37,7 +37,6 @@ def geometry_figures(audit: Audit) -> list[ReportFigure]:
 
 @styled()
 def _by_radius(audit: Audit, part: Any) -> list[ReportFigure]:
-    """Accuracy under PGD at multiples of the radius, with its interval."""
     shares = [Estimate.from_counts(int(left), part.images) for left in part.standing]
     radii, values = part.radii.tolist(), [share.value for share in shares]
     figure, axes = drawing.panel(3.2)
@@ -153,7 +152,6 @@ def _images(audit: Audit) -> Gallery | None:
 
 
 def _outcomes(audit: Audit) -> list[str]:
-    """Say of each image what became of it."""
     return [WRONG if breaker == SIMPLE else BROKEN if breaker else ROBUST for breaker in audit.breakers()]
 
 
@@ -179,7 +177,6 @@ def outcome_rows(audit: Audit, most: int = ROWS) -> Table:
 
 
 def _rows(audit: Audit) -> list[list[Cell]]:
-    """Return a row for each image."""
     distance = np.full(len(audit.labels), np.nan) if audit.geometry is None else audit.geometry.distance
     parts = (audit.indices, audit.labels, _outcomes(audit), audit.breakers(), audit.clean_margin, distance)
     return [

@@ -103,7 +103,6 @@ def gamma_histogram(gammas: Mapping[str, Array], *, quantity: str = "Local linea
 
 
 def _bins(gammas: Mapping[str, Array]) -> tuple[str, Array]:
-    """Return the scale of the axis and the edges of the bins."""
     joined = np.concatenate([np.ravel(values) for values in gammas.values()])
     medians = [float(np.median(values)) for values in gammas.values()]
     end = float(np.percentile(joined, 99)) or 1.0

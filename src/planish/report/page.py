@@ -1,6 +1,5 @@
 """The report and the audit on disk: templates filled with what they say, numbers as JSON, figures, a card."""
 
-import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -25,7 +23,7 @@ from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_capt
 from planish.report.figures import report_figures
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
 from planish.report.pairs import Pair, pair_facts, paired_figure, paired_rows, pairs
-from planish.report.tables import Entry
+from planish.report.tables import Entry, plain
 from planish.storage.files import write_bytes, write_json, write_text
 
 
@@ -126,19 +124,6 @@ def results(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any])
 LISTED = 40  # values of a list that a page shows
 
 
-def plain(value: Any) -> Any:
-    """Turn arrays, tuples and numpy numbers into what JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
 @dataclass(frozen=True)
 class Score:
     """A bar at the top of a page: a share with its interval, and the clean share where that is another; in percent."""
@@ -151,7 +136,6 @@ class Score:
 
     @classmethod
     def of(cls, name: str, estimate: Estimate, clean: Estimate | None = None) -> Self:
-        """Return the bar of an estimate."""
         value, low, high = (100 * part for part in (estimate.value, estimate.low, estimate.high))
         return cls(name, value, low, high, None if clean is None else 100 * clean.value)
 
@@ -273,7 +257,6 @@ def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]
 
 
 def _shown(finding: Finding) -> dict[str, Any]:
-    """Return a finding as the template takes it."""
     return {
         "check": finding.check,
         "statistic": audited.number(finding.statistic, finding.unit),

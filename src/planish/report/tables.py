@@ -1,7 +1,8 @@
 """What a report is made of: an entry per model, how its numbers are worded, and its tables as rows of text."""
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NotRequired, TypedDict
@@ -110,6 +111,19 @@ def written(text: str) -> str:
     no halves of characters, which names of files can hold; each becomes a replacement character.
     """
     return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def plain(value: Any) -> Any:
+    """Turn arrays, tuples and numpy numbers into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def slug(name: str, otherwise: str) -> str:
@@ -260,7 +274,6 @@ def _count(number: int | None) -> Cell:
 
 
 def _cell(value: float | None, text: Callable[[Any], str]) -> Cell:
-    """Return what is known in words, with its value."""
     return (NOTHING, None) if value is None else (text(value), value)
 
 

@@ -83,7 +83,6 @@ def _outcome(claim: Claim, low: float, high: float) -> Outcome:
 
 
 def _interval(claim: Claim, figures: Mapping[str, Figure]) -> tuple[float, float, float]:
-    """Return the claim's sum or ratio, and its interval."""
     if claim.ratio:
         return _ratio(*(figures[name] for name in claim.ratio))
     return _sum([*(1.0 for _ in claim.plus), *(-1.0 for _ in claim.minus)], [figures[name] for name in claim.names])

@@ -1,8 +1,8 @@
 """What a table will cost before it starts: counted work times what a piece of it takes on this machine."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from timeit import repeat
 
 import torch
 from torch import Tensor, nn
@@ -146,14 +146,7 @@ def step_seconds(job: Job, experiment: Experiment) -> float:
 
 def _seconds(once: Callable[[], Tensor]) -> float:
     """Return the shortest of three calls, after one that counts for nothing; each waits for the device."""
-
-    def timed() -> float:
-        began = time.perf_counter()
-        once().item()
-        return time.perf_counter() - began
-
-    timed()
-    return min(timed() for _ in range(3))
+    return min(repeat(lambda: once().item(), number=1, repeat=4)[1:])
 
 
 def attack_passes(attack: str | None, classes: int) -> float:

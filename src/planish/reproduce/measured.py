@@ -1,6 +1,5 @@
 """What was measured of a table, beside what the paper printed: figures, verdicts, one JSON document."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +14,14 @@ from planish.records import distances
 from planish.records import evaluation as results
 from planish.records.distances import Distances, Numbers, improvement_ratio
 from planish.records.evaluation import Evaluation
+from planish.report.tables import plain
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
 from planish.reproduce.running import Job, finished, provenance_of, record_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
 from planish.reproduce.tables import PaperColumn, PaperTable
 from planish.runs.judge import DISTANCES, EVALUATION, training_of
 from planish.storage.files import write_json
+from planish.storage.reading import read_json
 
 RESULTS = "results.json"
 SCHEMA_VERSION = 1
@@ -137,7 +138,7 @@ def document(job: Job) -> dict[str, Any]:
         "attacks": {key: attack_of(column, job.scale) for key, column in columns.items()},
         "test_images": images_judged(job.table, job.scale),
         "rows": rows,
-        "claims": _finite(claims),
+        "claims": plain(claims),
     }
 
 
@@ -153,7 +154,7 @@ def _row_document(job: Job, row: str, figures: dict[str, Figure], reasons: dict[
         about |= {key: origin.get(key) for key in ("data_name", "data_digest", "device", "commit", "code_digest")}
         about["seconds"] = (training_of(job.folder(row)) or {}).get("seconds")
         about["test_images"] = _judged_on(job, row)
-    return about | {"figures": _finite(cells)}
+    return about | {"figures": plain(cells)}
 
 
 def _judged_on(job: Job, row: str) -> dict[str, Any] | None:
@@ -164,15 +165,6 @@ def _judged_on(job: Job, row: str) -> dict[str, Any] | None:
         return None
     record = results.load(paths[0]) if paths[0].name == EVALUATION else distances.load(paths[0])
     return {"name": record.meta["data"].get("name"), "images": len(record.labels)}
-
-
-def _finite(value: Any) -> Any:
-    """Return the document with null for numbers that JSON has not."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def setting_words(job: Job, row: str) -> str:
@@ -201,7 +193,7 @@ def load_documents(root: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(root.glob(f"*/*/{RESULTS}")):
         try:
-            whole = json.loads(path.read_text(encoding="utf-8"))
+            whole = read_json(path, "run the table again")
             known = whole["schema_version"] == SCHEMA_VERSION and {"table", "scale", "rows", "claims"} <= whole.keys()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} holds no results of planish reproduce") from error

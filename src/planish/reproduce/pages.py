@@ -55,7 +55,11 @@ def results_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     """Return the table, in each cell what was measured and, in brackets, what was printed."""
     keys = [key for key, column in own.columns.items() if column.measure != "given"]
     keys += [key for key in whole["attacks"] if key not in own.columns]
-    headers = ["Row", *(_header(own.columns[key]) if key in own.columns else key for key in keys)]
+    headers = ["Row"]
+    for key in keys:
+        column = own.columns.get(key, PaperColumn(key, "given"))
+        note = f" ({column.note})" if column.note else ""
+        headers.append(column.printed + ("; measured: standard steps" if column.measure == "cost" else note))
     lines: list[list[Cell]] = []
     for name, row in own.rows.items():
         if name not in whole["rows"]:
@@ -63,12 +67,6 @@ def results_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
         found = whole["rows"][name]["figures"]
         lines.append(_cells(row.printed, *(_cell(found[key], row.paper.get(key)) for key in keys)))
     return table(_caption(own, whole), headers, lines)
-
-
-def _header(column: PaperColumn) -> str:
-    if column.measure == "cost":
-        return f"{column.printed}; measured: standard steps"
-    return f"{column.printed} ({column.note})" if column.note else column.printed
 
 
 def _cell(found: dict[str, Any], printed: str | None) -> str:
@@ -124,7 +122,6 @@ def paper_figure(own: PaperTable, whole: dict[str, Any]) -> ReportFigure | None:
 
 
 def _pairs(own: PaperTable, whole: dict[str, Any], key: str) -> dict[str, Pair]:
-    """Return value, low, high and the paper's figure of every row that has a value."""
     found: dict[str, Pair] = {}
     for name, row in own.rows.items():
         cell = whole["rows"].get(name, {}).get("figures", {}).get(key, {})

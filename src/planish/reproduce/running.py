@@ -115,19 +115,13 @@ def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] 
         if not (folder / CONFIG).exists() and (other := twin(job, experiment)):
             copy_run(other, folder)
         if not trained(folder, experiment):
-            for record in _trained(job, folder, experiment):
+            _snapshot(job, folder)
+            for record in train_into(experiment, folder, device=job.device, resume=True):
+                _snapshot(job, folder)
                 yield Step(name, record)
         if not name.startswith("source."):
             for found in _judged(job, name, None if on_chunk is None else on_chunk(name)):
                 yield Step(name, found)
-
-
-def _trained(job: Job, folder: Path, experiment: Experiment) -> Iterator[EpochRecord]:
-    """Train, and keep the weights every so many epochs."""
-    _snapshot(job, folder)
-    for record in train_into(experiment, folder, device=job.device, resume=True):
-        _snapshot(job, folder)
-        yield record
 
 
 def _snapshot(job: Job, folder: Path) -> None:
@@ -211,13 +205,11 @@ def _task(job: Job, row: str, column: PaperColumn) -> EvaluationConfig:
 def record_of(job: Job, row: str, column: PaperColumn) -> Evaluation | Distances | Numbers | None:
     """Return the record that measures the column, as far as it has come; None if it is not begun. Raises BadInput."""
     place = job.record(row, column)
-    load: Callable[[Path], Evaluation | Distances | Numbers]
-    name, load = EVALUATION, results.load
     if column.by_distance:
-        name, load = DISTANCES, distances.load
-    elif column.by_numbers:
-        name, load = distances.NUMBERS, distances.load_numbers
-    return load(place / name) if (place / name).exists() else None
+        return distances.load(place / DISTANCES) if (place / DISTANCES).exists() else None
+    if column.by_numbers:
+        return distances.load_numbers(place / distances.NUMBERS) if (place / distances.NUMBERS).exists() else None
+    return results.load(place / EVALUATION) if (place / EVALUATION).exists() else None
 
 
 def finished(job: Job, row: str, column: PaperColumn) -> bool:

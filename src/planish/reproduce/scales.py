@@ -124,7 +124,6 @@ def _least(one: int | None, other: int | None) -> int | None:
 
 
 def _smaller(model: Named, scale: Scale) -> Named:
-    """Return the network with fewer blocks and less width."""
     options = dict(model.options)
     family, numbers = split_name(model.name)
     if family == "wide-resnet" and len(numbers) == 2:

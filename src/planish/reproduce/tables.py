@@ -245,7 +245,6 @@ def _row(name: str, entry: dict[str, Any], base: dict[str, Any], columns: tuple[
 
 
 def _experiment(what: str, base: Mapping[str, Any], tree: Mapping[str, Any]) -> Experiment:
-    """Return the experiment of the base's configuration with the row's over it."""
     try:
         return experiment_from(overlaid(base, tree))
     except BadInput as error:

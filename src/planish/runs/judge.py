@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from planish.attacks.transfer import Surrogate, same_classes
@@ -251,12 +252,16 @@ def entries(folders: Sequence[Path]) -> list[Entry]:
     return found
 
 
+def load_gallery(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an evaluation's pictures. Raises BadInput."""
+    return _GALLERY_KIND.read(path, lambda _, arrays: arrays)
+
+
 def _entry(folder: Path) -> Entry:
     if not (folder / EVALUATION).exists():
         raise BadInput(f"{folder} holds no {EVALUATION}; make one with: planish evaluate ... --out {folder}")
     record = results.load(folder / EVALUATION)
-    shown = folder / GALLERY
-    images: Any = _GALLERY_KIND.read(shown, lambda _, arrays: arrays) if shown.exists() else None
+    images: Any = load_gallery(folder / GALLERY) if (folder / GALLERY).exists() else None
     name = record.meta.get("model", {}).get("name", folder.name)
     return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
 

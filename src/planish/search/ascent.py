@@ -53,7 +53,7 @@ def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tens
         if not values.requires_grad:
             return values, logits, torch.zeros_like(leaf)
         (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values), materialize_grads=True)
-    return values.detach(), logits.detach(), gradient.nan_to_num_(0.0, torch.inf, -torch.inf)
+    return values.detach(), logits.detach(), gradient.nan_to_num(0.0, torch.inf, -torch.inf)
 
 
 def ascend(
@@ -94,10 +94,9 @@ def search(
     rows = torch.arange(len(x), device=x.device)
     objective, score = aim(rows)
     x_adv, state = x if start is None else start, rule.init(x, threat, steps)
-    first_known = start is None and clean is not None
     for index in range(steps):
         values, logits, gradient = evaluated(objective, x_adv)
-        if index == 0 and first_known:
+        if index == 0 and start is None and clean is not None:
             here = here._replace(passes=here.passes + 2)
         else:
             here = _update_best(here, x_adv, score(logits), index, passes=2)
@@ -105,9 +104,8 @@ def search(
             going = (here.score < 0).nonzero().squeeze(1)
             if len(going) < len(rows):
                 best = _scatter(best, rows, here)
-                x, x_adv, values, gradient, state, rows, here = chosen(
-                    (x, x_adv, values, gradient, state, rows, here), going
-                )
+                left = (x, x_adv, values, gradient, state, rows, here)
+                x, x_adv, values, gradient, state, rows, here = chosen(left, going)
                 objective, score = aim(rows)
             if len(rows) == 0:
                 return best
@@ -176,7 +174,6 @@ def _update_best(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes
 
 
 def _better(clean: Searched, found: Searched) -> Searched:
-    """Return what was found where it beats the clean image."""
     better = found.score > clean.score
     return Searched(
         torch.where(per_image(better, clean.x_adv), found.x_adv, clean.x_adv),
@@ -187,7 +184,6 @@ def _better(clean: Searched, found: Searched) -> Searched:
 
 
 def _scatter(best: Searched, rows: Tensor, here: Searched) -> Searched:
-    """Return the best with these rows replaced."""
     if len(rows) == len(best.score):
         return here
     return Searched(*(kept.index_put((rows,), new.to(kept.dtype)) for kept, new in zip(best, here, strict=True)))

@@ -93,7 +93,7 @@ def write_arrays(path: str | Path, **arrays: "NDArray[Any]") -> None:
 def home() -> Path:
     """Return $PLANISH_HOME, else the user's cache folder for planish. It need not exist. BadInput without a home."""
     if chosen := os.environ.get("PLANISH_HOME"):
-        return Path(chosen).absolute()
+        return Path(os.path.expanduser(chosen))
     from platformdirs import user_cache_dir
 
     found = Path(user_cache_dir("planish"))

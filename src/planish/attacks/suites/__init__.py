@@ -41,7 +41,6 @@ class Staged(Suite):
     stages: tuple[Stage, ...]
 
     def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
-        """Return the first stage that has no column."""
         return next((stage for stage in self.stages if stage.name not in done), None)
 
 

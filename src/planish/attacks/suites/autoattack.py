@@ -27,7 +27,6 @@ class AutoAttack(Staged, Recipe):
     )
 
     def parts(self, classes: int) -> Attack:
-        """Return the four, one after the other."""
         return Worst(tuple(stage.attack for stage in self.stages))
 
 

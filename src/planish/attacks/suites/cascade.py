@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from planish.attacks import Attack, ByDistance, Worst
+from planish.attacks import ByDistance, Worst
 from planish.attacks.ascents import Ranked, Smoothed, Targeted, Untargeted
 from planish.attacks.random_search import Noise, Square
 from planish.attacks.suites import Stage, Suite
@@ -48,9 +48,8 @@ class Cascade(Suite):
 
     def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
         """Return the next stage: the short ones, then the long ones if there is a reason."""
-        for stage in self._short(images):
-            if stage.name not in done:
-                return stage
+        if short := [stage for stage in self._short(images) if stage.name not in done]:
+            return short[0]
         reasons = self.reasons(done, images)
         long = [stage for stage in self._long if stage.name not in done]
         return long[0]._replace(because=reasons) if reasons and long else None
@@ -93,16 +92,12 @@ class Cascade(Suite):
     def _long(self) -> tuple[Stage, ...]:
         margins = Untargeted(COSINE_MOMENTUM, 50, margin)
         diverse = Untargeted(COSINE_MOMENTUM, 50, margin, start="diverse")
-        sweep: tuple[Attack, ...] = (
-            ByDistance(),
-            *self._towards(self.targets + 1, 9, 50),
-            *self._towards(1, self.targets, 50),
-        )
+        sweep = (*self._towards(self.targets + 1, 9, 50), *self._towards(1, self.targets, 50))
         return (
             Stage("noise", Noise(100)),
             Stage("random-search", Square(1000)),
             Stage("untargeted", Worst((margins, Untargeted(COSINE_MOMENTUM, 50, scale_free_cross_entropy)))),
-            Stage("sweep", Worst(sweep)),
+            Stage("sweep", Worst((ByDistance(), *sweep))),
             Stage("diverse", Worst((diverse,) * 5)),
             Stage("smoothed", Smoothed(50)),
             *AutoAttack.stages,

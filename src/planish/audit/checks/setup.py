@@ -97,14 +97,14 @@ def classes(evidence: Evidence) -> Seen:
 @check((5,), unit="calls", fail_at=0.0)
 def plain_forward(evidence: Evidence) -> Seen:
     """The forward pass computes no gradients, optimises nothing, and runs no layer where gradients are off."""
-    called: list[str] = []
+    called, layers = list[str](), {*evidence.given.modules()}
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_name in CALLED and any(part in code.co_filename for part in MACHINERY):
             called.append(code.co_name)
         elif event == "call" and code is nn.Module._call_impl.__code__ and not torch.is_grad_enabled():
-            called.append("a layer without gradients")
+            called.extend(["a layer without gradients"] if frame.f_locals["self"] in layers else [])
 
     x, before = evidence.setup.x[:2], sys.getprofile()
     with evaluating(evidence.given), torch.enable_grad():

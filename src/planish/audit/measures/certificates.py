@@ -65,9 +65,8 @@ def linear_distance(model: nn.Module, batch: Batch, threat: ThreatModel) -> Line
         slope = layers[0].weight[other] - layers[0].weight[labels]
         gap = logits.gather(1, labels[:, None]).squeeze(1) - logits[:, other]
         move = _shortest(slope, gap, torch.where(slope > 0, threat.high - x, x - threat.low), threat)
-        distance = torch.where(
-            labels == other, torch.inf, threat.norm(move).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        )
+        away = threat.norm(move).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        distance = torch.where(labels == other, torch.inf, away)
         nearer = distance < best
         best, target = torch.where(nearer, distance, best), torch.where(nearer, other, target)
         nearest = torch.where(nearer[:, None], x + move, nearest)
@@ -163,8 +162,7 @@ class _Program:
         for number, (entries, _) in enumerate(self.rows):
             matrix[number, list(entries)] = list(entries.values())
         least = np.array([limit for _, limit in self.rows])
-        cost = np.zeros(len(self.low))
-        cost[0] = 1.0
+        cost = np.eye(1, len(self.low))[0]
         return optimize.milp(
             cost,
             constraints=optimize.LinearConstraint(matrix, least, np.inf),

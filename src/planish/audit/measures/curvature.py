@@ -81,8 +81,7 @@ def gradient_norms(model: nn.Module, batch: Batch, threat: ThreatModel, *, loss:
     """Return norms of the gradient of a loss (Finlay and Oberman 2019, Table 3)."""
     with attacked(model), full_precision(batch.x):
         value, _, gradient = evaluated(objective_of(model, loss_of(loss, batch.labels)), batch.x)
-    flat = gradient.flatten(1)
-    passes = torch.full_like(batch.labels, 2)
+    flat, passes = gradient.flatten(1), torch.full_like(batch.labels, 2)
     return GradientNorms(value, flat.norm(dim=1), flat.abs().sum(1), threat.dual_norm(gradient), passes)
 
 
@@ -120,9 +119,8 @@ def curvature(
     except RuntimeError as error:
         if "derivative" not in str(error) or "not implemented" not in str(error):
             raise
-        raise BadInput(
-            "part of this network has no second derivative; measure its curvature by finite-difference instead"
-        ) from error
+        told = "part of this network has no second derivative; measure its curvature by finite-difference instead"
+        raise BadInput(told) from error
     own = (2 if exact else 0) + min(steps, start.shape[1]) * PRODUCT_PASSES[way]
     return Curvature(*found, torch.full_like(batch.labels, own))
 

@@ -89,7 +89,6 @@ class Moved(nn.Module):
             self.moved |= {name: self.moved[name] + share * step for name, step in direction.items()}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the model would with the moved parameters."""
         return functional_call(self.model, self.moved, (x,))  # type: ignore[no-any-return]
 
 
