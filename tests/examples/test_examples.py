@@ -193,6 +193,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.judge.verify", verify)
     monkeypatch.setattr(cli, "_report", lambda *arguments: None)
     monkeypatch.setattr(cli, "_shown", lambda *arguments: None)
+    monkeypatch.setattr("planish.cli.terminal.print_run", lambda folder: None)
     nothing = SimpleNamespace(entries=[], write=lambda *arguments: Path(), tables=list)
     monkeypatch.setattr("planish.runs.judge.comparison", lambda folders: nothing)
     monkeypatch.setattr("planish.cli.terminal.chosen_device", lambda name: name)

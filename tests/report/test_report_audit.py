@@ -105,7 +105,10 @@ def test_markdown_is_escaped(audit: Audit) -> None:
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 4 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
     assert not re.search(r"(?<!\\)<|(?<!\\)\]\(", text)
-    assert text.startswith("# Audit of a: Fail\n\nRobust accuracy 60.0% [46.2, 72.4]; Linf radius 8/255")
+    assert (
+        text.startswith("# Audit of a: Fail\n\n")
+        and "\n\nRobust accuracy 60.0% [46.2, 72.4]; Linf radius 8/255" in text
+    )
     assert "- **linearity** (open): It means this. Give more passes." in text
 
 

@@ -132,5 +132,5 @@ def test_noise_is_the_same_both_times(model: nn.Module, batch: Batch):
 
 
 def test_a_negative_strength_is_refused():
-    with pytest.raises(BadInput, match=r"settings\.weight_perturbation must be at least 0"):
+    with pytest.raises(BadInput, match=r"settings\.weight_perturbation must be from 0"):
         Settings(weight_perturbation=-0.1)
