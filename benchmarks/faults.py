@@ -38,6 +38,8 @@ from planish.storage.files import write_arrays, write_text
 from planish.storage.reading import read_headed, read_json
 
 HANG = 20
+DISKS = [0, 300, 3000, 10_000, 30_000, 100_000]
+"""Bytes from which on a file cannot be written."""
 TINY = ["data.limit=64", "settings.epochs=3", "settings.batch_size=32", "model.width=2", "threat.radius=0.1"]
 SET = [part for override in TINY for part in ("--set", override)]
 JUDGE = ["--data", "digits", "--limit", "12", "--device", "cpu", "--quiet"]
@@ -261,7 +263,7 @@ def killed(folder: Path, arguments: list[str], times: int, chance: random.Random
 
 def kills(folder: Path, times: int, chance: random.Random) -> Counter[str]:
     """Kill each of four commands so many times; what they end with is what undisturbed ones end with."""
-    whole, cut = folder / "whole", folder / "cut"
+    whole, cut = folder / "left alone", folder / "cut"
     found = Counter[str]()
     for place in (whole, cut):
         place.mkdir()
@@ -385,22 +387,24 @@ def main() -> None:
     """Run all four, print their tables, and exit with 1 if anything was lost, silent, a traceback or a hang."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="a tenth of the files and one kill each")
+    parser.add_argument("--only", default="files,kills,disk,arguments", help="some of these, with commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the tables there")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    chance = random.Random(asked.seed)
+    chance, only = random.Random(asked.seed), asked.only.split(",")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         files = folder / "files"
         files.mkdir()
         files_for_reading(files)
         each = 40 if asked.short else 420
-        mutations = {reader.name: mutate(reader, files / "run", each, chance) for reader in READERS}
+        mutations = {reader.name: mutate(reader, files / "run", each, chance) for reader in READERS if "files" in only}
         mutations["all"] = sum(mutations.values(), Counter())
-        whole = kills(folder, 1 if asked.short else 8, chance)
-        full = full_disk(folder, [3000] if asked.short else [0, 300, 3000, 10_000, 30_000, 100_000])
-        bad = bad_arguments(folder)
+        shutil.copytree(files, folder / "whole")
+        whole = kills(folder, 1 if asked.short else 8, chance) if "kills" in only else Counter()
+        full = full_disk(folder, [3000] if asked.short else DISKS) if "disk" in only else Counter()
+        bad = bad_arguments(folder) if "arguments" in only else Counter()
     counts = ["refused", "unharmed", "silent", "tracebacks", "hangs"]
     other = ["commands", "kills", "refused", "ended", "refused to go on", "lost", "silent", "tracebacks", "hangs"]
     rows = {"killed and resumed": whole, "a full disk": full, "bad arguments": bad}

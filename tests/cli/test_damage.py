@@ -182,9 +182,11 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(planish: Planish, run: Path
 def test_json_whose_values_are_others(tmp_path: Path):
     write_sealed_json({"cost": 1.25}, tmp_path / "one.json")
     assert read_json(tmp_path / "one.json", "") == {"cost": 1.25}
-    (tmp_path / "one.json").write_text((tmp_path / "one.json").read_text().replace("1.25", "1.75"))
-    with pytest.raises(BadInput, match="its values are not those that were written"):
-        read_json(tmp_path / "one.json", "")
+    whole = (tmp_path / "one.json").read_text()
+    for damaged in (whole.replace("1.25", "1.75"), whole.replace("sha256", "sha254"), whole.replace("cost", "cast")):
+        (tmp_path / "one.json").write_text(damaged)
+        with pytest.raises(BadInput, match="its values are not those that were written"):
+            read_json(tmp_path / "one.json", "")
     write_lines([{"epoch": 1}, {"epoch": 2}], tmp_path / "lines.jsonl")
     assert read_lines(tmp_path / "lines.jsonl", "") == [{"epoch": 1}, {"epoch": 2}]
 
@@ -218,3 +220,20 @@ def test_what_unpacks_to_more_than_is_allowed(
     one_line(planish("evaluate", run, "--data", path, *JUDGE[2:]), "PLANISH_MAX_BYTES to at least 4195")
     monkeypatch.setenv("PLANISH_MAX_BYTES", "much")
     one_line(planish("evaluate", run, *JUDGE), "PLANISH_MAX_BYTES is 'much': give a number of bytes")
+
+
+def test_an_archive_whose_directory_lost_its_last_entries(tmp_path: Path):
+    """The zip is sound without them; a digest that was one more array got lost with them."""
+    path = tmp_path / "one.npz"
+    record = distances.Numbers(np.arange(2), np.arange(2), np.arange(2), {"gradient": np.ones(2, np.float32)}, {})
+    distances.save_numbers(record, path)
+    whole = path.read_bytes()
+    shorter = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(shorter, "w") as fewer:
+        for name in archive.namelist()[:-1]:
+            fewer.writestr(name, archive.read(name))
+    path.write_bytes(shorter.getvalue() + whole[-81:])
+    with pytest.raises(BadInput, match="does not hold planish's numbers of images"):
+        distances.load_numbers(path)
+    with np.load(io.BytesIO(whole)) as arrays:
+        assert "gradient" in arrays.files, "NumPy opens what planish sealed"

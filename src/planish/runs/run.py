@@ -263,6 +263,8 @@ def read_history(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     history = read_lines(path, "remove it to go on without it")
+    if [entry.get("epoch") for entry in history] != [*range(1, len(history) + 1)]:
+        raise Damaged(f"{path} is damaged: its epochs do not follow each other; remove it to go on without it")
     if len(history) < about.get("epoch", 0):
         raise Damaged(f"{path} is cut short: {WEIGHTS} is of epoch {about['epoch']}; remove it to go on without it")
     return history

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.core.errors import BadInput
-from planish.storage.reading import DIGEST, LOG, arrays_digest, with_digest
+from planish.storage.reading import LOG, sealed, with_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,12 +82,12 @@ def remove(path: Path) -> None:
 
 
 def write_arrays(path: str | Path, **arrays: "NDArray[Any]") -> None:
-    """Write one compressed .npz without pickle, as `write_bytes` does, with the digest of its arrays."""
+    """Write one compressed .npz without pickle, as `write_bytes` does, with a digest."""
     import numpy as np
 
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays, **{DIGEST: np.array(arrays_digest(arrays))})
-    write_bytes(content.getvalue(), path)
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_bytes(sealed(content.getvalue()), path)
 
 
 def home() -> Path:
