@@ -141,6 +141,8 @@ def elsewhere() -> Iterator[Elsewhere]:
             patch.setattr(torch, name, partial(_drawn, getattr(torch, name)))
         patch.setattr(torch, "autocast", _autocast)
         patch.setattr(torch, "is_autocast_enabled", lambda device: False)
+        # `module.double()` makes new parameters: what is written into a far one's data does not reach its near tensor
+        patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
         with Elsewhere() as watched:
             yield watched
 

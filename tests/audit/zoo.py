@@ -277,7 +277,7 @@ LIARS = {
         lambda: masks.Switching(deepcopy(trained("standard")), deepcopy(trained("pgd-7"))), ("gradient",)
     ),
     "abstains": wrapped(masks.Abstaining, "gradient", warns=("abstention",)),
-    "not a number off the grid": wrapped(masks.Undefined, "gradient-cosine", "unbounded"),
+    "not a number off the grid": wrapped(masks.Undefined, "gradient-cosine"),
     "softmax at 0.05": after(masks.probabilities(0.05), "logits", "zero-gradients"),
     "saturated tanh": after(masks.saturated, "precision"),
     "logits rounded": after(masks.rounded, "zero-gradients"),
@@ -387,7 +387,7 @@ class Pairs(masks.Wrapped):
 
 def weak() -> nn.Module:
     """Return a network that is little better than chance."""
-    return _fitted(lambda: small_cnn(classes=10, channels=1, width=4), make("methods", "standard", {}), RADIUS, 1, 64)
+    return _fitted(lambda: small_cnn(classes=10, channels=1, width=4), make("methods", "standard", {}), RADIUS, 1, 128)
 
 
 class Mean(nn.Module):

@@ -130,6 +130,43 @@ def test_evaluate_with_surrogates(planish: Planish, run_folder: Path):
     assert attack_text(record.column("transfer-3").meta["attack"]).startswith("2 x Worst(Lent(attack=Targeted(")
 
 
+def test_draws_judge_a_random_model(planish: Planish, tmp_path: Path):
+    """Attacked and verified by as many draws; one draw warns, and three can show nothing."""
+    Path("own.py").write_text(
+        "import torch\n"
+        "class Noisy(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        return self.layer((x + 0.3 * torch.randn_like(x)).flatten(1))\n"
+    )
+    judge = ("--data", "digits", "--radius", "0.1", "--limit", "20", "--device", "cpu")
+    attack = ("evaluate", "own.py:Noisy", *judge, "--attacks", "fgsm", "--keep-images")
+    once = planish(*attack, "--out", "once")
+    assert once.exit_code == 0 and "The model is random" in " ".join(once.stdout.split())
+    often = planish(*attack, "--eot", "4", "--out", "often")
+    record = load("often/evaluation.npz")
+    assert often.exit_code == 0 and record.meta["eot"] == record.columns[0].meta["eot"]["draws"] == 4
+    assert planish("verify", "own.py:Noisy", "often/adversarial.npz", *judge[:4], "--eot", "4").exit_code == 0
+    few = planish(*attack, "--eot", "3", "--out", "few")
+    assert few.exit_code == 2 and "eot must be 1, or at least 4 draws" in few.stderr
+
+
+def test_distances_without_a_gradient_are_no_success(planish: Planish, tmp_path: Path):
+    Path("own.py").write_text(
+        "import torch\n"
+        "class Flat(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1)).detach()\n"
+        "def net():\n"
+        "    return Flat(64, 10)\n"
+    )
+    arguments = ("distances", "own.py:net", "--data", "digits", "--limit", "100", "--device", "cpu")
+    result = planish(*arguments, "--attacks", "deepfool-3")
+    assert result.exit_code == 1 and "deepfool-3 had no gradient on" in " ".join(result.stdout.split())
+
+
 def test_distances_go_on_even_if_nothing_is_left(planish: Planish, run_folder: Path):
     arguments = ("distances", run_folder, "--data", "digits", "--limit", "20", "--device", "cpu", "--out", "measured")
     first = planish(*arguments, "--attacks", "deepfool")

@@ -160,7 +160,7 @@ def test_no_finite_answer_is_broken(value: float, attack: str, net: nn.Module, i
     some = images.select(finite.nonzero().squeeze(1))
     assert len(some.x) >= 5
     record = judged(model, some, attack, radius=0.6)
-    assert hits(record) == 0 and told(record, attack, "no finite answer")
+    assert hits(record) == 0 and told(record, attack, "no finite answer") and not told(record, "The model")
 
 
 def test_saved_images_without_a_finite_answer_are_broken(net: nn.Module, images: Batch, tmp_path: Path):
@@ -240,10 +240,22 @@ def test_models_that_remember_are_told(calls: int | None, net: nn.Module, images
     assert told(record, "The model remembers")
 
 
+def test_distances_of_strange_models_are_told(net: nn.Module, images: Batch):
+    some = images.select(slice(0, 12))
+    for model, words in (
+        (noisy(0.3)(net), "The model is random"),
+        (batch_normalised(net), "looks at the whole batch"),
+        (Remembering(net), "The model remembers"),
+    ):
+        assert told(pl.minimum_distance(model, some, None, "L2", ["ddn-2", "deepfool-2"]), words)
+    assert pl.minimum_distance(net, some, None, "L2", "deepfool-2").remarks() == []
+
+
 def test_a_model_that_cannot_be_copied_is_judged(net: nn.Module, images: Batch):
     model = Through(net, same, same).eval()
     model.lock = (line for line in ())  # a generator cannot be copied
-    assert hits(judged(model, images)) == hits(judged(net, images))
+    record = judged(model, images)
+    assert hits(record) == hits(judged(net, images)) and told(record, "The model cannot be copied")
 
 
 def test_guards_cost_five_forwards_of_one_image_in_64(net: nn.Module, images: Batch):
@@ -369,6 +381,28 @@ def test_state_that_is_no_tensor(net: nn.Module, images: Batch):
     assert hits(record) == hits(judged(net, images))
     assert record.meta["model"]["digest"] == again.meta["model"]["digest"]
     assert pl.minimum_distance(Extra(net).eval(), images, None).not_found() == 0
+
+
+def test_hard_labels(net: nn.Module, images: Batch):
+    """As the message says: one-hot answers, attacked without a gradient; a gradient attack says that it had none."""
+    model = through(after=lambda z: nn.functional.one_hot(z.argmax(1), CLASSES) - 0.5)(net)
+    assert hits(judged(model, images, "square-200")) < 40 and not told(judged(model, images, "square-20"), "gradient")
+    assert told(judged(model, images, "pgd-5-1"), "pgd-5-1 had no gradient on")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_model(net: nn.Module, images: Batch):
+    model = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+    record = judged(model, images)
+    assert told(record, "had no gradient on") and told(record, "looks at the whole batch")  # one scale for all images
+    assert record.meta["model"]["digest"] != judged(net, images).meta["model"]["digest"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model(net: nn.Module, images: Batch):
+    compiled = torch.compile(net, backend="eager")
+    assert hits(judged(compiled, images)) == hits(judged(net, images))
+    assert pl.minimum_distance(compiled, images, None).not_found() == 0
 
 
 def test_an_exported_model(net: nn.Module, images: Batch):

@@ -197,6 +197,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = SimpleNamespace(entries=[], write=lambda *arguments: Path(), tables=list)
     monkeypatch.setattr("planish.runs.judge.comparison", lambda folders: nothing)
     monkeypatch.setattr("planish.cli.terminal.chosen_device", lambda name: name)
+    monkeypatch.setattr("planish.cli.terminal.print_run", lambda folder: None)
 
 
 def from_root(word: str) -> str:

@@ -251,7 +251,7 @@ def test_a_run_of_a_borrowed_model_loads_without_its_published_weights(asked: li
     run = load_run(tmp_path / "run")
     model, about = run.model, run.about
     assert asked[0]["pretrained"] is False and asked[0]["num_classes"] == 10
-    assert about["model"] == {"name": "timm:tiny", "options": {}}
+    assert (about["model"]["name"], about["model"]["options"]) == ("timm:tiny", {})
     check_normalized(model, (0.4,), (0.25,))
     assert load_model(str(tmp_path / "run")).model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 

@@ -130,7 +130,8 @@ def test_a_run_is_opened_by_the_same_file_from_elsewhere(tmp_path: Path, monkeyp
     """Issue: a run whose model's file was named by another path than in training was refused."""
     own_file(tmp_path / "here", "moved")
     monkeypatch.chdir(tmp_path / "here")
-    tree = {"model": {"name": "net_file.py:make"}, "method": {"name": "standard"}, "settings": {"epochs": 1}}
+    settings = {"epochs": 1, "batch_size": 32}
+    tree = {"model": {"name": "net_file.py:make"}, "method": {"name": "standard"}, "settings": settings}
     list(train_into(experiment_from({"data": {"limit": 128}, **tree}), tmp_path / "run"))
     monkeypatch.chdir(tmp_path)
     for other in ("here/net_file.py:broken", "here/other.py:make"):

@@ -366,3 +366,21 @@ def test_a_run_without_held_out_images_has_no_best_epoch(experiment: Experiment,
     run(experiment, tmp_path / "run", stop_after=1)
     with pytest.raises(BadInput, match="has no best epoch: train with images held out"):
         load_run(tmp_path / "run", best=True)
+
+
+def test_a_run_killed_between_an_epoch_s_last_step_and_its_end_records_the_same_rate(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All was saved after the last step: no step is left in which the optimizer would be told the learning rate."""
+    experiment = replace(experiment, settings=replace(SETTINGS, epochs=2, save_minutes=0))
+    run(experiment, tmp_path / "whole")
+
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(experiment, tmp_path / "killed")
+    run(experiment, tmp_path / "killed", resume=True)
+    same(tmp_path / "whole", tmp_path / "killed")

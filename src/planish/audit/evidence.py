@@ -152,9 +152,9 @@ class Evidence:
     on_chunk: OnChunk | None = None
     broken: dict[str, Tensor] = field(default_factory=dict)
     adversarial: dict[int, Tensor] = field(default_factory=dict)
-    fresh: nn.Module | None = None
     earlier: EvaluationStep | None = None
     spent: int = 0
+    fresh: nn.Module | None = None
 
     @property
     def passes(self) -> int:

@@ -163,7 +163,7 @@ def _remedy(output: Tensor) -> str:
     """Word how to make logits of what is none."""
     if not output.is_floating_point():
         return (
-            f" of {output.dtype}; one that returns classes: return torch.nn.functional.one_hot(classes, K).float(), "
+            f" of {output.dtype}; one that returns classes: return torch.nn.functional.one_hot(classes, K) - 0.5, "
             "and attack it by noise, square and boundary, which need no gradient"
         )
     if output.ndim == 1 or output.shape[1:] == (1,):

@@ -25,12 +25,14 @@ from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
-from planish.evaluation.guards import Verdict, stuck_facts
+from planish.evaluation.guards import Again, Verdict, copied, stuck_facts
 from planish.evaluation.naming import Attacks, distance_attacks
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
 from planish.records.origin import describe_attack, origin
 from planish.search.ascent import Nearest
 
+NEAR = {"Linf": 8 / 255, "L2": 0.5}
+"""How far from an image a model's memory of it is looked for."""
 FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 """By how much of its distance an image may be moved away where a fresh forward finds it on the wrong side."""
 
@@ -74,6 +76,7 @@ def measure(
     Raises BadInput for images, outputs, norms or an earlier record that do not fit.
     """
     counted = Counted(model_of(model))
+    copy = copied(counted.model)
     images = judged_batch(counted, images, None, threat, chunk)
     wanted = distance_attacks(attacks, images.clean_logits.shape[1], norm=threat.name)
     if not wanted:
@@ -84,12 +87,19 @@ def measure(
             if earlier.meta.get(key) != record.meta[key]:
                 raise BadInput(f"the earlier distances are of another {key}; choose another folder")
         record = replace(earlier, meta={**earlier.meta, **record.meta})
-    for name, attack in wanted.items():
-        if name not in record.names:
-            own = attack.assembled(int(record.meta["model"]["classes"]))
-            column = _measured(counted, images, threat, name, own, seed, chunk)
-            record = replace(record, columns=(*record.columns, column))
-            yield record
+    left = {name: attack for name, attack in wanted.items() if name not in record.names}
+    again, same = Again.begun(copy, images), False
+    if left:
+        told = again.told_before(counted, images)
+        record, same = replace(record, meta=told.entered(record.meta)), not told.warnings
+    for place, (name, attack) in enumerate(left.items(), 1):
+        own = attack.assembled(int(record.meta["model"]["classes"]))
+        column = _measured(counted, images, threat, name, own, seed, chunk)
+        record = replace(record, columns=(*record.columns, column))
+        if place == len(left) and same:
+            near = replace(threat, radius=NEAR.get(threat.name, 0.0))
+            record = replace(record, meta=again.told_after(counted, images, near, seed).entered(record.meta))
+        yield record
 
 
 def _begun(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any]) -> Distances:

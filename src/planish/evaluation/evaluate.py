@@ -20,7 +20,7 @@ from planish.core.errors import BadInput
 from planish.core.modes import Counted, Precision
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
-from planish.evaluation.guards import Again, Averaged, Verdict, copied, draws_of, stuck_facts
+from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack
@@ -159,30 +159,23 @@ def _steps(
     again: Again,
 ) -> Iterator[EvaluationStep]:
     yield judged
-    stage, warnings = _following(attacks, judged.evaluation), list[str]()
-    if stage is not None and search.draws == 1:
-        warnings = again.warned_before(counted, images)
-        judged = _told(judged, warnings, len(again.rows))
+    stage, same = _following(attacks, judged.evaluation), search.draws == 1
+    if stage is not None and same:
+        told = again.told_before(counted, images)
+        judged, same = _entered(judged, told), not told.warnings
     while stage is not None:
         judged = _attacked(counted, images, threat, stage, judged, search)
         stage = _following(attacks, judged.evaluation)
-        if stage is None and search.draws == 1 and not warnings:
-            judged = _told(
-                judged, again.warned_after(counted, images, threat, judged.evaluation.meta["seed"]), 4 * len(again.rows)
-            )
+        if stage is None and same:
+            seed = judged.evaluation.meta["seed"]
+            judged = _entered(judged, again.told_after(counted, images, threat, seed))
         yield judged
 
 
-def _told(judged: EvaluationStep, warnings: list[str], forwards: int = 0) -> EvaluationStep:
-    """Return the step with more warnings in its record, and the forwards that guards have spent on them."""
+def _entered(judged: EvaluationStep, told: Told) -> EvaluationStep:
+    """Return the step with what guards have told in its record."""
     record = judged.evaluation
-    told = list(dict.fromkeys([*record.meta.get("warnings", []), *warnings]))
-    meta = {
-        **record.meta,
-        "warnings": told,
-        "guards": {"forwards": record.meta.get("guards", {}).get("forwards", 0) + forwards},
-    }
-    return judged._replace(evaluation=replace(record, meta=meta))
+    return judged._replace(evaluation=replace(record, meta=told.entered(record.meta)))
 
 
 def _following(attacks: Mapping[str, Attack | Suite], record: Evaluation) -> Stage | None:
@@ -254,7 +247,7 @@ def _continued(
         if not same_attack(known, wanted.assembled(classes), column.name):
             raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
     meta = {**earlier.meta, **fresh.evaluation.meta, "warnings": earlier.meta.get("warnings", [])}
-    return _told(EvaluationStep(replace(earlier, meta=meta), x_adv), fresh.evaluation.meta["warnings"])
+    return _entered(EvaluationStep(replace(earlier, meta=meta), x_adv), Told(fresh.evaluation.meta["warnings"], 0))
 
 
 @torch.inference_mode(False)

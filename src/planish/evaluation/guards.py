@@ -1,5 +1,6 @@
 """Guards: some images are asked again, of models that do not answer the same twice; and many draws judge those."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -77,6 +78,19 @@ def _narrowed(margins: Tensor) -> Tensor:
     return torch.where((margins < 0) & (narrow == 0), -torch.finfo(torch.float32).tiny, narrow)
 
 
+class Told(NamedTuple):
+    """What some images that were asked again have shown, in sentences, and the single-image forwards that it cost."""
+
+    warnings: list[str]
+    forwards: int
+
+    def entered(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a record's meta with the warnings and the forwards added to its own."""
+        warnings = list(dict.fromkeys([*meta.get("warnings", []), *self.warnings]))
+        before = meta.get("guards", {}).get("forwards", 0)
+        return {**meta, "warnings": warnings, "guards": {"forwards": self.forwards + before}}
+
+
 @dataclass(frozen=True)
 class Again:
     """What is kept from before the attacks: a copy of the model, and some images (rows) with their logits."""
@@ -92,38 +106,43 @@ class Again:
         rows = torch.arange(count, device=images.x.device) * len(images.x) // count
         return cls(copy, rows, images.clean_logits[rows])
 
-    def warned_before(self, counted: Counted, images: Batch) -> list[str]:
+    def told_before(self, counted: Counted, images: Batch) -> Told:
         """Ask once more, in another batch and order: return that the model is random or looks at the batch, if so."""
         x = images.x[self.rows]
         again = _backwards(counted, x)
         apart = int(_differ(counted, again, self.logits).sum())
         if not apart:
-            return []
+            return Told([], len(x))
         if bool(_differ(counted, again, _backwards(counted, x)).any()):
-            return [
+            warning = (
                 f"The model is random: asked twice about {len(x)} clean images, it answers otherwise on {apart}. One "
                 "draw decides here; eot=20 (--eot 20) averages gradients over 20 draws and judges by all of them."
-            ]
-        return [
-            f"The model looks at the whole batch: asked about {len(x)} clean images in another batch, it answers "
-            f"otherwise on {apart}. Numbers depend on how images are cut into batches; judge each image alone."
-        ]
+            )
+        else:
+            warning = (
+                f"The model looks at the whole batch: asked about {len(x)} clean images in another batch, it answers "
+                f"otherwise on {apart}. Numbers depend on how images are cut into batches; judge each image alone."
+            )
+        return Told([warning], 2 * len(x))
 
-    def warned_after(self, counted: Counted, images: Batch, threat: ThreatModel, seed: int) -> list[str]:
+    def told_after(self, counted: Counted, images: Batch, threat: ThreatModel, seed: int) -> Told:
         """Ask the model and the copy from before the attacks: return that it remembers what it was asked, if so."""
         x = images.x[self.rows]
         near = threat.corner(x, keyed_draws(x, images.indices[self.rows], seed))
         clean, moved = _backwards(counted, x), _backwards(counted, near)
-        changed = _differ(counted, clean, self.logits)
+        changed, forwards = _differ(counted, clean, self.logits), 2 * len(x)
         if self.copy is not None:
+            forwards += 2 * len(x)
             own = Counted(self.copy)
             changed |= _differ(counted, moved, _backwards(own, near)) | _differ(counted, clean, _backwards(own, x))
         if not bool(changed.any()):
-            return []
-        return [
+            unknown = "The model cannot be copied: whether it remembers what it was asked is not known."
+            return Told([unknown] if self.copy is None else [], forwards)
+        warning = (
             f"The model remembers: after the attacks it answers otherwise on {int(changed.sum())} of {len(x)} images "
             "than before them, or than a copy from before. Its numbers are those of a memory: attack a new copy of it."
-        ]
+        )
+        return Told([warning], forwards)
 
 
 def stuck_facts(attack: Attack | DistanceAttack, counted: Counted, batch: Batch, stuck: Tensor) -> dict[str, Any]:
@@ -160,6 +179,7 @@ def _backwards(model: nn.Module, x: Tensor) -> Tensor:
 
 def _differ(model: nn.Module, one: Tensor, other: Tensor) -> Tensor:
     """Return on which images (N,) two answers differ by more than rounding in the model's dtype allows."""
-    slack = torch.finfo(dtype_of(model) or one.dtype).eps ** 0.5 * other.abs().amax()
-    near: Tensor = (one - other).abs().amax(1) <= slack
-    return ~near
+    largest = torch.where(other.isfinite(), other, 0.0).abs().amax()
+    slack = torch.finfo(dtype_of(model) or one.dtype).eps ** 0.5 * largest
+    near: Tensor = ((one - other).abs() <= slack) | (one == other) | (one.isnan() & other.isnan())
+    return ~near.all(1)

@@ -163,11 +163,12 @@ def fit(
         if not run.epoch():
             continue
         metrics = run.metrics()
+        last = (state.epoch + (run.steps - 1) / run.steps) / settings.epochs
+        rate = learning_rate(settings, last)
         state.epoch, state.index, state.sums = state.epoch + 1, 0, {}
         metrics |= state.monitor.means_of(state.epoch)
         alarms = tuple(alarm for alarm in state.monitor.alarms if alarm["epoch"] == state.epoch)
         state.history.append({"epoch": state.epoch, **metrics, **({"alarms": list(alarms)} if alarms else {})})
-        rate = state.optimizer.param_groups[0]["lr"]
         yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began, alarms)
         began = time.perf_counter()
 

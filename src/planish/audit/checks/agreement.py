@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from planish.audit.check import Seen, Unknown, check, named, share
-from planish.audit.evidence import Evidence, gradients_of
+from planish.audit.evidence import Evidence, Gradients, gradients_of
 from planish.core.arguments import logits_of
 from planish.core.losses import margin
 from planish.core.modes import Counted
@@ -51,16 +51,20 @@ def precision(evidence: Evidence) -> Seen | Unknown:
         return Unknown(f"The model computes in {kind}, not in float32.", "Nothing is to be done.")
     if evidence.fresh is None:
         return Unknown("The model cannot be copied.", "Give a model that copy.deepcopy copies, and audit again.")
-    marked = torch.zeros_like(evidence.setup.labels, dtype=torch.bool)
+    ends = evidence.images._replace(x=evidence.judged.x_adv).select(evidence.setup_rows)
+    parts = [part._replace(logits=None) for part in (evidence.setup, ends)]
+    own = [evidence.gradients(part, margin) for part in parts]
+    again = [logits_of(evidence.model, part.x) for part in parts]
+    if any((one.logits.argmax(1) != other.argmax(1)).any() for one, other in zip(own, again, strict=True)):
+        return Unknown("The model does not answer the same twice.", "See the checks deterministic and evaluation-mode.")
     try:
         wide = Counted(deepcopy(evidence.fresh).double())
-        for x in (evidence.setup.x, evidence.judged.x_adv[evidence.setup_rows]):
-            batch = evidence.setup._replace(x=x, logits=None)
-            exact, own = gradients_of(wide, batch._replace(x=x.double()), margin), evidence.gradients(batch, margin)
-            marked |= (exact.logits.argmax(1) != own.logits.argmax(1)) | _apart(own.gradient, exact.gradient)
-    except Exception as error:
+        exact = [gradients_of(wide, part._replace(x=part.x.double()), margin) for part in parts]
+    except Exception as error:  # whatever such a model does with numbers that are not float32
         return Unknown(f"The model does not run in float64: {type(error).__name__}.", "Nothing is to be done.")
-    evidence.model.forwards, evidence.model.backwards = evidence.passes + wide.forwards, wide.backwards
+    evidence.model.forwards += wide.forwards
+    evidence.model.backwards += wide.backwards
+    marked = torch.stack([_apart(*pair) for pair in zip(own, exact, strict=True)]).any(0)
     return share(
         marked,
         len(marked),
@@ -70,10 +74,11 @@ def precision(evidence: Evidence) -> Seen | Unknown:
     )
 
 
-def _apart(own: Tensor, exact: Tensor) -> Tensor:
-    """Return which gradients (n,) have another direction in float64, where they have one at all."""
-    cosine = torch.cosine_similarity(own.flatten(1).double(), exact.flatten(1), eps=0.0).nan_to_num()
-    return (exact.flatten(1) != 0).any(1) & (cosine < ALIKE)
+def _apart(own: Gradients, exact: Gradients) -> Tensor:
+    """Return which images (n,) have another class in float64, or a gradient, if any, of another direction."""
+    one, other = own.gradient.flatten(1).double(), exact.gradient.flatten(1)
+    turned = (other != 0).any(1) & (torch.cosine_similarity(one, other, eps=0.0).nan_to_num() < ALIKE)
+    return turned | (own.logits.argmax(1) != exact.logits.argmax(1))
 
 
 @check((38,), warn_at=50.0, classes=3, correct="any")
