@@ -252,7 +252,7 @@ def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, s
 def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
     """Return what a weights file must say so that its model can be built again."""
     return {
-        "model": asdict(experiment.model),
+        "model": {"name": experiment.model.name, "options": experiment.model.options},
         "classes": list(images.classes),
         "channels": images.x.shape[1],
         "data": images.name,

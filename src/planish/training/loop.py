@@ -375,8 +375,8 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the average's parameters and floating buffers towards the model's, tied ones once; copy all else."""
     own, values = average.state_dict(), model.state_dict()
     extra = {name: value for name, value in values.items() if name.endswith(EXTRA_STATE)}
-    names = {(own[name].data_ptr(), own[name].shape): name for name in own if name not in extra}
-    for mean, value in ((own[name], values[name]) for name in names.values()):
+    once = {name for name, _ in (*average.named_parameters(), *average.named_buffers())}  # one name of what is tied
+    for mean, value in ((own[name], values[name]) for name in own if name in once):
         if mean.is_floating_point():
             mean.lerp_(value, 1 - decay)
         else:
