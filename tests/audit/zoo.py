@@ -236,9 +236,19 @@ def gradient(change: Callable[[Tensor, Tensor], Tensor], *fails: str, of: str = 
     return before(masks.altered(change), *fails, of=of, **how)
 
 
+class QuantisedLayer(masks.Wrapped):
+    """The last layer's inputs in 8 bits, by one scale for all images of the batch, as dynamic quantisation has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.network[:-1](x)
+        scale = features.abs().amax() / 127
+        return self.network[-1]((features / scale).round() * scale)
+
+
 LIARS = {
     "logits x 1000": Liar(lambda: Scaled(trained("standard")), ("zero-gradients",), ("logit-scale", "tiny-gradients")),
     "quantised input": Liar(lambda: Quantised(trained("pgd-7")), ("smooth-input", "zero-gradients"), of="pgd-7"),
+    "quantised layer": Liar(lambda: QuantisedLayer(trained("pgd-7")), ("gradient", "zero-gradients"), of="pgd-7"),
     "random noise": Liar(lambda: Noisy(trained("standard")), ("deterministic", "single-draw")),
     "random resizing": Liar(lambda: Resized(trained("standard")), ("deterministic", "single-draw")),
     "softmax output": Liar(lambda: Softmax(trained("standard")), ("logits",)),
@@ -361,7 +371,7 @@ def of_two(count: int) -> Batch:
 
 @cache
 def two_classes() -> nn.Module:
-    """Return a network trained on zeros and ones against PGD."""
+    """Return the two first logits of a network that was trained on all digits against PGD."""
     network = deepcopy(trained("pgd-7"))
     last = nn.Linear(64, 2)
     with torch.no_grad():
@@ -407,6 +417,22 @@ def normalised() -> nn.Module:
     return masks.Before(inner, lambda x: (x - 0.3) / 0.3)
 
 
+@torch.no_grad()
+def in_8_bits() -> nn.Module:
+    """Return a network whose weights are whole multiples of a 127th of the largest of each tensor."""
+    network = deepcopy(trained("pgd-7"))
+    for weight in network.parameters():
+        scale = weight.abs().amax().clamp(min=1e-12) / 127
+        weight.copy_((weight / scale).round() * scale)
+    return network
+
+
+def exported() -> nn.Module:
+    """Return the module that torch.export makes of a network, for any number of images."""
+    network, count = deepcopy(trained("pgd-7")).eval(), torch.export.Dim("count", min=1)
+    return torch.export.export(network, (images(4).x,), dynamic_shapes=({0: count},)).module()
+
+
 HONEST = {
     **{name: Honest(lambda name=name: trained(name)) for name in ("standard", "pgd-7", "seat", "llr-2", "trades")},
     **{name: Honest(lambda name=name: built(name)) for name in ("linear", "no biases", "GELU", "ELU, average pool")},
@@ -423,6 +449,8 @@ HONEST = {
     "normalised inside": Honest(normalised),
     "normalised in place": Honest(lambda: Spoiling(deepcopy(trained("pgd-7")))),
     "compiled": Honest(lambda: torch.compile(deepcopy(trained("pgd-7")), backend="aot_eager", dynamic=True)),
+    "weights in 8 bits": Honest(in_8_bits),
+    "exported": Honest(exported),
     "dictionary": Honest(lambda: Dictionary(deepcopy(trained("pgd-7")))),
     "weak": Honest(weak),
 }
