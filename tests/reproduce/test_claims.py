@@ -8,7 +8,7 @@ import pytest
 from planish.core.errors import BadInput
 from planish.records.distances import DistanceColumn, Distances
 from planish.records.statistics import paired_interval
-from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
+from planish.reproduce.claims import T95, Figure, exact, holds, judged, mean, over_seeds, share
 from planish.reproduce.measured import _improvement
 from planish.reproduce.tables import Claim
 
@@ -124,3 +124,63 @@ def test_an_improvement_ratio_has_an_interval():
     assert _improvement(record(0.4, 30), record(0.1, 30)) == "undefined: as many errors as without defence"
     hardly = _improvement(record(0.4, 31), record(0.1, 30))
     assert isinstance(hardly, Figure) and hardly.low < 0 < hardly.high  # hardly more errors: no end in sight
+
+
+def masks(*shares: float, images: int = 1000) -> list[Figure]:
+    """Shares of the same images, one for each seed."""
+    return [share(np.arange(images) < round(one * images)) for one in shares]
+
+
+def test_one_training_is_its_own_figure():
+    (alone,) = masks(0.4)
+    assert over_seeds([alone]) is alone and alone.seeds == ()
+
+
+def test_what_is_counted_is_the_same_for_every_seed():
+    counted = exact(1.67)
+    assert over_seeds([counted, exact(1.67), exact(1.67)]) is counted
+
+
+def test_seeds_that_agree_leave_the_images_interval():
+    alone, whole = masks(0.4)[0], over_seeds(masks(0.4, 0.4, 0.4))
+    assert (whole.value, whole.low, whole.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert whole.seeds == (alone.value,) * 3
+
+
+def test_seeds_that_differ_widen_the_interval_by_students_t():
+    shares = (0.38, 0.40, 0.42)
+    whole, arms = over_seeds(masks(*shares)), [one.value - one.low for one in masks(*shares)]
+    seeds = 4.303 * 2.0 / math.sqrt(3)
+    assert whole.value == pytest.approx(40.0)
+    assert whole.value - whole.low == pytest.approx(math.hypot(float(np.mean(arms)), seeds))
+
+
+def test_a_share_over_seeds_stays_a_share_and_a_collapse_in_one_of_two_decides_nothing():
+    whole = over_seeds(masks(0.0, 0.4))
+    assert (whole.value, whole.low, whole.high) == (20.0, 0.0, 100.0)
+    found = judged(Claim("falls", "here", plus=("fgsm.pgd",), below=1.0), {"fgsm.pgd": whole}, {})
+    assert found.outcome == "open" and found.because.endswith("; fgsm.pgd by seed: 0, 40")
+
+
+def test_the_difference_of_two_rows_over_seeds_is_welchs():
+    """Two and three seeds; the images' part is that of the seeds' means, pair by pair."""
+    one, other = over_seeds(masks(0.50, 0.54)), over_seeds(masks(0.40, 0.41, 0.45))
+    found = judged(Claim("more", "here", plus=("a.x",), minus=("b.x",), above=0.0), {"a.x": one, "b.x": other}, {})
+    parts = (8.0 / 2, 7.0 / 3)
+    freedom = int(sum(parts) ** 2 / (parts[0] ** 2 / 1 + parts[1] ** 2 / 2))
+    seeds = T95[freedom - 1] * math.sqrt(sum(parts))
+    assert one.each is not None and other.each is not None
+    images = 1.96 * float((one.each - other.each).std(ddof=1)) / math.sqrt(1000)
+    assert found.value == pytest.approx(52.0 - 42.0)
+    assert found.low is not None and found.value - found.low == pytest.approx(math.hypot(images, seeds), rel=1e-3)
+
+
+def test_where_every_seed_is_beyond_the_bound_the_claim_is_decided():
+    figures = {"a.x": over_seeds(masks(0.50, 0.52, 0.51)), "b.x": over_seeds(masks(0.30, 0.31, 0.32))}
+    claim = Claim("more", "here", plus=("a.x",), minus=("b.x",), above=0.0)
+    assert judged(claim, figures, {}).outcome == "confirmed"
+
+
+def test_many_seeds_use_the_last_quantile():
+    whole = over_seeds(masks(*np.linspace(0.3, 0.4, 20)))
+    assert len(whole.seeds) == 20 and 30 < whole.low < whole.high < 40

@@ -11,7 +11,9 @@ from typer.testing import CliRunner, Result
 
 from planish.cli.main import app
 from planish.core.errors import BadInput
+from planish.records import evaluation as results
 from planish.reproduce import Job, chosen_rows, estimate_rows, reproduce
+from planish.reproduce.measured import document
 from planish.reproduce.pages import claims_rows, page_text, results_rows, write_figure, write_page
 from planish.reproduce.running import state
 from planish.runs import train as training
@@ -64,6 +66,12 @@ def test_a_row_of_several_seeds_is_trained_with_each_and_its_weights_are_kept_on
     assert [path.name for path in kept.iterdir()] == ["epoch-002.safetensors"]
     last = (job.folder("robust") / "model.safetensors").read_bytes()
     assert (kept / "epoch-002.safetensors").read_bytes() != last
+    figures = document(job)["rows"]["robust"]["figures"]
+    records = [results.load(job.folder(run) / "judged/clean/evaluation.npz") for run in scale.runs("robust")]
+    seeds = [100 * record.clean_accuracy().value for record in records]
+    assert figures["clean"]["seeds"] == pytest.approx(seeds)
+    assert figures["clean"]["value"] == pytest.approx(sum(seeds) / 2)
+    assert "seeds" not in document(job)["rows"]["plain"]["figures"]["clean"]
 
 
 def test_what_is_finished_is_not_run_again(finished: Job):

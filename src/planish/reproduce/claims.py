@@ -1,8 +1,8 @@
-"""Whether a paper's claim holds for what was measured, as far as the test images can tell."""
+"""Whether a paper's claim holds for what was measured, as far as test images and seeds can tell."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,8 @@ from planish.records.statistics import Z95, Estimate, paired_interval
 from planish.reproduce.tables import Claim
 
 Outcome = Literal["confirmed", "refuted", "open", "not tested"]
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's 97.5 % quantile for 1, 2, ... degrees of freedom; the last one, which is larger, stands for more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +21,14 @@ class Figure:
     """A measured figure in the table's unit with its 95 % interval; low = high = value for what is counted.
 
     each: (N,) what every test image contributes, whose mean it is, NaN = nothing; None if it is no mean over images.
+    seeds: the value of each training, where there are several; the interval is then over these too.
     """
 
     value: float
     low: float
     high: float
     each: NDArray[np.float64] | None = None
+    seeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def judged(claim: Claim, figures: Mapping[str, Figure], why_not: Mapping[str, st
     """Judge a claim by figures named "row.column"; why_not: why others are not there.
 
     Confirmed if the whole interval lies where the claim puts the figure, refuted if none of it does, else open. The
-    interval is over test images alone, paired where both are of the same: another seed of the training is not in it.
+    interval is over test images, paired where both are of the same, and over the seeds of figures that have several.
     """
     absent = [name for name in claim.names if name not in figures]
     if absent:
@@ -52,7 +56,14 @@ def judged(claim: Claim, figures: Mapping[str, Figure], why_not: Mapping[str, st
     outcome = _outcome(claim, low, high)
     where = "on" if outcome == "confirmed" else "off" if outcome == "refuted" else "on both sides of"
     shown = f"{value:.3g}" if low == high else f"{value:.3g} [{low:.3g}, {high:.3g}]"
-    return ClaimVerdict(outcome, value, low, high, f"{shown} lies {where} the claimed side: {bound_words(claim)}")
+    seeds = [f"; {name} by seed: {seed_words(figures[name].seeds)}" for name in claim.names if figures[name].seeds]
+    because = f"{shown} lies {where} the claimed side: {bound_words(claim)}{''.join(seeds)}"
+    return ClaimVerdict(outcome, value, low, high, because)
+
+
+def seed_words(seeds: Sequence[float]) -> str:
+    """Name the value of each seed."""
+    return ", ".join(f"{value:.3g}" for value in seeds)
 
 
 def bound_words(claim: Claim) -> str:
@@ -108,8 +119,8 @@ def _sum(signs: Sequence[float], figures: Sequence[Figure]) -> tuple[float, floa
     if len(figures) == 1:
         return value, figures[0].low, figures[0].high
     if len(vectors) == len(figures) and len({len(one) for one in vectors}) == 1:
-        half = _paired(signs, vectors)
-        return value, value - half[0], value + half[1]
+        down, up = (math.hypot(arm, _seed_half(figures)) for arm in _paired(signs, vectors))
+        return value, value - down, value + up
     arms = [(figure.value - figure.low, figure.high - figure.value) for figure in figures]
     turned = [arm if sign > 0 else arm[::-1] for sign, arm in zip(signs, arms, strict=True)]
     down, up = (math.hypot(*ends) for ends in zip(*turned, strict=True))
@@ -128,6 +139,41 @@ def _paired(signs: Sequence[float], vectors: Sequence[NDArray[np.float64]]) -> t
     spread = float(np.max([np.ptp(one[~np.isnan(one)]) for one in vectors]))
     half = max(Z95 * float(known.std(ddof=1)) / math.sqrt(len(known)), 3 * spread / len(known))
     return half, half
+
+
+def over_seeds(figures: Sequence[Figure]) -> Figure:
+    """Return the mean of one figure over several trainings, with an interval over test images and seeds.
+
+    All seeds are judged on the same images, so that the images' part is the mean of theirs; the seeds' part is
+    Student's. A share stays between 0 and 100 %.
+    """
+    counted = all(one.low == one.high == figures[0].value for one in figures)
+    if len(figures) == 1 or counted:
+        return figures[0]
+    seeds = tuple(figure.value for figure in figures)
+    value, each = float(np.mean(seeds)), [figure.each for figure in figures if figure.each is not None]
+    known = len(each) == len(figures) and len({len(one) for one in each}) == 1
+    whole = Figure(value, value, value, np.mean(each, axis=0) if known else None, seeds)
+    down, up = (
+        math.hypot(float(np.mean(arms)), _seed_half([whole]))
+        for arms in zip(*((one.value - one.low, one.high - one.value) for one in figures), strict=True)
+    )
+    least, most = (0.0, 100.0) if all(map(_is_share, figures)) else (-math.inf, math.inf)
+    return replace(whole, low=max(least, value - down), high=min(most, value + up))
+
+
+def _is_share(figure: Figure) -> bool:
+    return figure.each is not None and set(np.unique(figure.each)) <= {0.0, 100.0}
+
+
+def _seed_half(figures: Sequence[Figure]) -> float:
+    """Return how far an interval reaches for the seeds of a sum of figures (Welch); 0 where all have one."""
+    parts = [(float(np.var(one.seeds, ddof=1)) / len(one.seeds), len(one.seeds) - 1) for one in figures if one.seeds]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0
+    freedom = int(variance**2 / sum(part**2 / own for part, own in parts))
+    return T95[min(max(freedom, 1), len(T95)) - 1] * math.sqrt(variance)
 
 
 def share(mask: NDArray[np.bool_]) -> Figure:

@@ -15,7 +15,7 @@ from planish.records import evaluation as results
 from planish.records.distances import Distances, Numbers, improvement_ratio
 from planish.records.evaluation import Evaluation
 from planish.report.tables import plain
-from planish.reproduce.claims import Figure, exact, holds, judged, mean, share
+from planish.reproduce.claims import Figure, exact, holds, judged, mean, over_seeds, share
 from planish.reproduce.running import Job, finished, provenance_of, record_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
 from planish.reproduce.tables import PaperColumn, PaperTable
@@ -31,14 +31,18 @@ INTERVAL = ((-math.inf, 0.025), (math.inf, 0.975))
 
 
 def figure_of(job: Job, row: str, column: PaperColumn) -> Figure | str:
-    """Return the measured figure, or why there is none."""
+    """Return the measured figure over the seeds that are there, or why there is none."""
+    first, *others = (_of_run(job, run, column) for run in job.scale.runs(row))
+    return first if isinstance(first, str) else over_seeds([first, *(one for one in others if isinstance(one, Figure))])
+
+
+def _of_run(job: Job, row: str, column: PaperColumn) -> Figure | str:
     if column.measure == "missing":
         return column.why
     if column.measure == "given":
         return "part of the setting"
-    found = job.table.row(row)
-    if found.experiment is None:
-        return found.missing
+    if job.row(row).experiment is None:
+        return job.row(row).missing
     if not trained(job.folder(row), job.experiment(row)):
         return "not run"
     if column.measure == "cost":
@@ -149,6 +153,7 @@ def _row_document(job: Job, row: str, figures: dict[str, Figure], reasons: dict[
         cells[key] = {"why": reasons.get(f"{row}.{key}")}
         if figure := figures.get(f"{row}.{key}"):
             cells[key] = {"value": figure.value, "low": figure.low, "high": figure.high}
+            cells[key] |= {"seeds": list(figure.seeds)} if figure.seeds else {}
     if about["state"] in ("trained", "finished"):
         origin = provenance_of(job, row)
         about |= {key: origin.get(key) for key in ("data_name", "data_digest", "device", "commit", "code_digest")}

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from planish.core.errors import BadInput
 from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, legend, name_rows, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
-from planish.reproduce.claims import bound_words
+from planish.reproduce.claims import bound_words, seed_words
 from planish.reproduce.measured import load_documents, paper_number
 from planish.reproduce.running import Job, state
 from planish.reproduce.scales import SCALES
@@ -23,7 +23,9 @@ STEP = 0.3
 Pair = tuple[float, float, float, float | None]
 """Value, low, high and the paper's figure."""
 INTRODUCTION = HOME / "introduction.md"
-SEEDS = "Intervals are 95 %, over test images alone: each row was trained once, and another seed is not in them."
+SEEDS = (
+    "Intervals are 95 %, over test images, and over seeds too where their values are named; other rows have one seed."
+)
 
 
 def list_rows(tables: Sequence[PaperTable], out: Path) -> Table:
@@ -75,6 +77,7 @@ def _cell(found: dict[str, Any], printed: str | None) -> str:
     if found.get("value") is not None and ends != (found["value"], found["value"]):
         low, high = ("unbounded" if end is None else number_text(end) for end in ends)
         ours += f" [{low}, {high}]"
+    ours += f", by seed: {seed_words(found['seeds'])}" if found.get("seeds") else ""
     return f"{ours} (paper: {printed})" if printed is not None else ours
 
 
@@ -117,7 +120,7 @@ def paper_figure(own: PaperTable, whole: dict[str, Any]) -> ReportFigure | None:
         axes.set_title(own.columns[key].printed)
     legend(figure, panels[0])
     words = f"{own.head.paper}, {own.head.printed}, at scale {whole['scale']} ({whole['words']})"
-    caption = "Dots: measured, with 95 % intervals over test images. Squares: printed in the paper."
+    caption = "Dots: measured, with 95 % intervals over test images and seeds. Squares: printed in the paper."
     return ReportFigure(f"reproduce-{own.name}", words, caption, f"Dumbbell plot of {words}. {caption}", figure)
 
 
