@@ -4,6 +4,7 @@ import hashlib
 import math
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -61,7 +62,7 @@ def _processor() -> str:
 
 
 def provenance(device: torch.device | str) -> dict[str, Any]:
-    """Return versions, code digest, commit, device and command line, JSON-able."""
+    """Return versions, code digest, commit, device and command line, quoted for a shell, JSON-able."""
     path = Path(sys.argv[0])
     program = path.parent.name if path.name == "__main__.py" else path.name  # `python -m planish` is planish
     return {
@@ -69,7 +70,7 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
         "code_digest": code_digest(),
         "commit": commit(),
         "device": device_name(device),
-        "command": " ".join([program, *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
     }
 
 
