@@ -20,6 +20,12 @@ from planish.training.settings import Settings
 THREAT = Linf(0.1)
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet() -> None:
+    """PyTorch stops compiling after eight graphs of one function, and other tests have made some."""
+    torch.compiler.reset()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("method", [PGDAT(2), SEAT()], ids=["pgd", "seat"])
 def test_a_compiled_model_gives_the_same_loss_gradients_and_statistics(
