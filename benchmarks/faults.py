@@ -222,7 +222,9 @@ def files_for_reading(folder: Path, commands: tuple[list[str], ...] = (TRAIN, EV
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 255, (30, 1, 8, 8), np.uint8), np.arange(30) % 10
     np.savez_compressed(run / "data.npz", x=x, y=y)
-    write_arrays(run / "gallery.npz", clean=x / np.float32(255), adversarial=1 - x / np.float32(255), labels=y)
+    pictures = {"clean": x / np.float32(255), "adversarial": 1 - x / np.float32(255)}
+    numbers = dict.fromkeys(("labels", "predicted_clean", "predicted_adv", "indices"), y)
+    write_arrays(run / "gallery.npz", **pictures, **numbers)
     meta = {"schema_version": 1, "norm": "L2", "radius": 0.1}
     plain = np.arange(5)
     record = distances.Numbers(plain, plain, plain, {"gradient": generator.random(5).astype(np.float32)}, meta)

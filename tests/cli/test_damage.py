@@ -168,6 +168,12 @@ def test_a_report_of_damaged_files(name: str, planish: Planish, run: Path):
     one_line(planish("report", run), str(run / name))
 
 
+def test_a_gallery_of_other_arrays(planish: Planish, run: Path):
+    assert planish("evaluate", run, *JUDGE, "--out", run).exit_code == 0
+    write_arrays(run / "gallery.npz", clean=np.zeros((1, 1, 8, 8)), adversarial=np.zeros((1, 1, 8, 8)))
+    one_line(planish("report", run), "does not hold the pictures of an evaluation")
+
+
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(planish: Planish, run: Path):
     import os
 

@@ -36,6 +36,7 @@ from planish.records.store import Kind
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
+from planish.report.tables import Gallery
 from planish.runs.config import LARGEST_SIDE
 from planish.runs.run import BEST, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
 from planish.storage.reading import read_json
@@ -254,7 +255,7 @@ def entries(folders: Sequence[Path]) -> list[Entry]:
 
 def load_gallery(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of an evaluation's pictures. Raises BadInput."""
-    return _GALLERY_KIND.read(path, lambda _, arrays: arrays)
+    return _GALLERY_KIND.read(path, lambda _, arrays: {name: arrays[name] for name in Gallery.__required_keys__})
 
 
 def _entry(folder: Path) -> Entry:
