@@ -14,7 +14,7 @@ from planish.core.errors import BadInput
 from planish.records import evaluation as results
 from planish.reproduce import Job, chosen_rows, estimate_rows, reproduce
 from planish.reproduce.measured import document
-from planish.reproduce.pages import claims_rows, page_text, results_rows, write_figure, write_page
+from planish.reproduce.pages import claims_rows, page_text, paper_figure, results_rows, write_figure, write_page
 from planish.reproduce.running import state
 from planish.runs import train as training
 from planish.training.loop import EpochRecord
@@ -71,6 +71,10 @@ def test_a_row_of_several_seeds_is_trained_with_each_and_its_weights_are_kept_on
     seeds = [100 * record.clean_accuracy().value for record in records]
     assert figures["clean"]["seeds"] == pytest.approx(seeds)
     assert figures["clean"]["value"] == pytest.approx(sum(seeds) / 2)
+    drawn = paper_figure(job.table, document(job))
+    assert drawn is not None
+    rings = [line.get_xdata() for line in drawn.figure.axes[0].lines if line.get_label() == "one seed"]
+    assert [list(ring) for ring in rings] == [pytest.approx(seeds)]
     assert "seeds" not in document(job)["rows"]["plain"]["figures"]["clean"]
 
 

@@ -117,22 +117,35 @@ def paper_figure(own: PaperTable, whole: dict[str, Any]) -> ReportFigure | None:
     panels = figure.subplots(len(pairs), 1, squeeze=False)[:, 0]
     for axes, (key, found) in zip(panels, pairs.items(), strict=True):
         _draw(axes, [own.rows[name].printed for name in rows], [found.get(name) for name in rows])
+        _draw_seeds(axes, [_figure(whole, name, key).get("seeds", []) for name in rows])
         axes.set_title(own.columns[key].printed)
     legend(figure, panels[0])
     words = f"{own.head.paper}, {own.head.printed}, at scale {whole['scale']} ({whole['words']})"
-    caption = "Dots: measured, with 95 % intervals over test images and seeds. Squares: printed in the paper."
+    caption = "Dots: measured, with 95 % intervals over test images and seeds; rings: one seed. Squares: printed."
     return ReportFigure(f"reproduce-{own.name}", words, caption, f"Dumbbell plot of {words}. {caption}", figure)
 
 
 def _pairs(own: PaperTable, whole: dict[str, Any], key: str) -> dict[str, Pair]:
     found: dict[str, Pair] = {}
     for name, row in own.rows.items():
-        cell = whole["rows"].get(name, {}).get("figures", {}).get(key, {})
+        cell = _figure(whole, name, key)
         if cell.get("value") is not None:
             low, high = (cell["value"] if cell[end] is None else cell[end] for end in ("low", "high"))
             printed = paper_number(row.paper[key]) if key in row.paper else None
             found[name] = (cell["value"], low, high, printed)
     return found
+
+
+def _figure(whole: dict[str, Any], row: str, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = whole["rows"].get(row, {}).get("figures", {}).get(key, {})
+    return found
+
+
+def _draw_seeds(axes: Axes, seeds: list[list[float]]) -> None:
+    heights = [height for height, values in enumerate(seeds) for _ in values]
+    if heights:
+        values = [value for own in seeds for value in own]
+        axes.plot(values, heights, "o", color=BLUE, markersize=5, markerfacecolor="none", label="one seed")
 
 
 def _draw(axes: Axes, names: list[str], pairs: list[Pair | None]) -> None:
