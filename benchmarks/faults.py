@@ -10,12 +10,14 @@ size on. Bad arguments: one line and exit code 2. "silent" counts what was read 
 """
 
 import argparse
+import gzip
 import hashlib
 import os
 import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
+from PIL import Image
 
 from planish.core.errors import BadInput
 from planish.evaluation.adversarials import load_images
@@ -94,6 +99,24 @@ READERS = (
     Reader("gallery.npz", load_gallery),
     Reader("data.npz", of_data),
 )
+
+
+def beside(kind: str) -> Callable[[Path], Any]:
+    """Return a reader of the data set that a file belongs to: of its folder, or of the one two above a picture."""
+    return lambda path: of_data(Path(f"{kind}:{path.parents[2] if kind == 'folder' else path.parent}"))
+
+
+DATA = (
+    Reader("mnist/t10k-images-idx3-ubyte", beside("mnist")),
+    Reader("mnist/t10k-labels-idx1-ubyte.gz", beside("mnist")),
+    Reader("array/images.npy", lambda path: of_data(Path(f"npy:{path}"))),
+    Reader("array/labels.npy", lambda path: of_data(Path(f"npy:{path.with_name('images.npy')}"))),
+    Reader("parquet/test.parquet", lambda path: of_data(Path(f"parquet:{path}"))),
+    Reader("pictures/test/a/0.png", beside("folder")),
+    Reader("pictures/test/a/1.jpg", beside("folder")),
+    Reader("pictures/test/b/2.webp", beside("folder")),
+)
+"""Files of data sets, whose formats have no digest: a changed byte may be a changed pixel."""
 
 
 def digest(value: Any) -> str:
@@ -229,6 +252,32 @@ def files_for_reading(folder: Path, commands: tuple[list[str], ...] = (TRAIN, EV
     plain = np.arange(5)
     record = distances.Numbers(plain, plain, plain, {"gradient": generator.random(5).astype(np.float32)}, meta)
     distances.save_numbers(record, run / "numbers.npz")
+
+
+def data_for_reading(folder: Path) -> None:
+    """Write a small data set of each format; what planish caches of them lies in the folder too."""
+    os.environ["PLANISH_HOME"] = str(folder / "home")
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    y = (np.arange(6) % 2).astype(np.uint8)
+    gray, pictures = x[..., 0], [Image.fromarray(one) for one in x]
+    for name in ("mnist", "array", "parquet", "pictures/test/a", "pictures/test/b"):
+        (folder / name).mkdir(parents=True)
+    size = struct.pack(">3I", *gray.shape)
+    (folder / "mnist/t10k-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + size + gray.tobytes())
+    numbers = bytes([0, 0, 8, 1]) + struct.pack(">I", len(y)) + y.tobytes()
+    (folder / "mnist/t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(numbers))
+    np.save(folder / "array/images.npy", x)
+    np.save(folder / "array/labels.npy", y)
+    for picture, place in zip(pictures, ("a/0.png", "a/1.jpg", "b/2.webp", "b/3.png"), strict=False):
+        picture.save(folder / "pictures/test" / place)
+    encoded = [{"bytes": path.read_bytes()} for path in sorted(folder.glob("pictures/test/*/*.png"))]
+    pyarrow.parquet.write_table(pyarrow.table({"img": encoded, "label": [0, 1]}), folder / "parquet/test.parquet")
+
+
+def read_or_refused(found: Counter[str]) -> Counter[str]:
+    """Return the counts of a format without a digest: what was read, its values unharmed or not, is one."""
+    kept = Counter({name: found[name] for name in ("refused", "tracebacks", "hangs")})
+    return kept + Counter(read=found["unharmed"] + found["silent"])
 
 
 def outcome_of(folder: Path) -> dict[str, str]:
@@ -389,7 +438,7 @@ def main() -> None:
     """Run all four, print their tables, and exit with 1 if anything was lost, silent, a traceback or a hang."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="a tenth of the files and one kill each")
-    parser.add_argument("--only", default="files,kills,disk,arguments", help="some of these, with commas")
+    parser.add_argument("--only", default="files,data,kills,disk,arguments", help="some of these, with commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the tables there")
     asked = parser.parse_args()
@@ -403,6 +452,10 @@ def main() -> None:
         each = 40 if asked.short else 420
         mutations = {reader.name: mutate(reader, files / "run", each, chance) for reader in READERS if "files" in only}
         mutations["all"] = sum(mutations.values(), Counter())
+        data_for_reading(folder / "data")
+        sets = {one.name: mutate(one, folder / "data", each // 2, chance) for one in DATA if "data" in only}
+        sets = {name: read_or_refused(found) for name, found in sets.items()}
+        sets["all"] = sum(sets.values(), Counter())
         shutil.copytree(files, folder / "whole")
         whole = kills(folder, 1 if asked.short else 8, chance) if "kills" in only else Counter()
         full = full_disk(folder, [3000] if asked.short else DISKS) if "disk" in only else Counter()
@@ -410,11 +463,13 @@ def main() -> None:
     counts = ["refused", "unharmed", "silent", "tracebacks", "hangs"]
     other = ["commands", "kills", "refused", "ended", "refused to go on", "lost", "silent", "tracebacks", "hangs"]
     rows = {"killed and resumed": whole, "a full disk": full, "bad arguments": bad}
-    text = f"{table(mutations, counts, 'damaged file')}\n\n{table(rows, other, 'fault')}\n"
+    tables = [table(mutations, counts, "damaged file"), table(rows, other, "fault")]
+    tables.insert(1, table(sets, ["refused", "read", "tracebacks", "hangs"], "damaged data set"))
+    text = "\n\n".join(tables) + "\n"
     print(text)
     if asked.out:
         write_text(text, asked.out)
-    every = mutations["all"] + whole + full + bad
+    every = mutations["all"] + sets["all"] + whole + full + bad
     sys.exit(any(every[name] for name in ("lost", "silent", "tracebacks", "hangs", "refused to go on")))
 
 

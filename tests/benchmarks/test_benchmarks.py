@@ -339,6 +339,18 @@ def test_faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert counts["refused"] > 10 and set(counts) <= {"refused", "unharmed"}, name
 
 
+def test_faults_of_data_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each format's files, damaged some times, are read or refused, whatever was hit."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setenv("PLANISH_HOME", str(tmp_path))
+    faults = importlib.import_module("faults")
+    faults.data_for_reading(tmp_path / "data")
+    chance = faults.random.Random(5)
+    found = {one.name: faults.read_or_refused(faults.mutate(one, tmp_path / "data", 20, chance)) for one in faults.DATA}
+    assert len(found) == 8 and all(sum(counts.values()) > 15 for counts in found.values())
+    assert all(set(counts) <= {"refused", "read"} for counts in found.values()), found
+
+
 def test_faults_counts_what_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A reader without a digest, one that raises something else, and one that never ends."""
     monkeypatch.syspath_prepend(SCRIPTS)
