@@ -19,6 +19,7 @@ from planish.core.modes import (
     every_module,
     fixed_statistics,
     frozen,
+    left_in_training,
     reusing,
 )
 
@@ -260,3 +261,19 @@ def test_collected_statistics_carry_gradients_and_detached_ones_do_not(model: nn
     assert (through != 0).any()
     constants = detached(statistics)
     assert not any(value.requires_grad for pair in constants.values() for value in pair)
+
+
+def test_a_dropout_beside_an_exported_module_is_off_when_it_is_judged(normed: nn.Module, batch: Batch):
+    """torch.export's modules refuse to change their mode, and the modules round them must change theirs."""
+    x, count = batch.x.double(), torch.export.Dim("count", min=1)
+    exported = torch.export.export(normed.double().eval(), (x,), dynamic_shapes=({0: count},)).module()
+    model = nn.Sequential(exported, nn.Dropout(0.5))
+    before = condition(model)
+    assert left_in_training(exported) == 0 and left_in_training(model) == 2
+    for block in (evaluating, attacked):
+        with block(model), torch.no_grad():
+            torch.testing.assert_close(model(x), normed(x))
+            assert left_in_training(model) == 0
+        assert condition(model) == before
+    with evaluating(exported), torch.no_grad():
+        torch.testing.assert_close(exported(x), normed(x))

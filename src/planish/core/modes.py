@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -35,6 +35,13 @@ def every_module(model: nn.Module) -> list[nn.Module]:
                 known.add(child)
                 found.append(child)
     return found
+
+
+def left_in_training(model: nn.Module) -> int:
+    """Return how many modules are in training mode, those apart whose mode says nothing: of torch.export."""
+    modules = every_module(model)
+    settled = {part for module in modules if _is_exported(module) for part in module.modules()}
+    return sum(module.training for module in modules if module not in settled)
 
 
 @contextmanager
@@ -136,15 +143,28 @@ def full_precision(x: Tensor) -> AbstractContextManager[None]:
 @contextmanager
 def _evaluating(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
     modes = [module.training for module in modules]
-    with suppress(NotImplementedError):  # the mode of a torch.export module was settled when it was exported
-        if any(modes):
-            model.eval()
+    if any(modes):
+        _turn_to_evaluation(model, modules)
     try:
         yield
     finally:
         for module, training in zip(modules, modes, strict=True):
             if module.training != training:
                 module.training = training
+
+
+def _turn_to_evaluation(model: nn.Module, modules: list[nn.Module]) -> None:
+    """Do as model.eval() does, also where it holds modules of torch.export, which refuse to change their mode."""
+    if not any(map(_is_exported, modules)):
+        model.eval()
+        return
+    for module in modules:
+        module.training = False
+
+
+def _is_exported(module: nn.Module) -> bool:
+    """Return whether torch.export made it: what it and its parts compute was settled then, whatever their mode says."""
+    return isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)
 
 
 @contextmanager

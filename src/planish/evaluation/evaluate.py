@@ -17,7 +17,7 @@ from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import Counted, Precision
+from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
@@ -205,7 +205,7 @@ def _clean(
     if search.draws > 1:
         verdict = Verdict.of(counted, images.x, images.labels, search.chunk, search.draws)
     warnings, names = [], len(about.get("data", {}).get("classes", ()))
-    if any(module.training for module in counted.model.modules()):
+    if left_in_training(counted.model):
         warnings.append("the model was left in training mode; it is judged in evaluation mode")
     if names not in (0, logits.shape[1]):
         warnings.append(

@@ -11,7 +11,7 @@ from planish.audit.check import Seen, Unknown, check, count_text, fact, named, s
 from planish.audit.evidence import Evidence, are_probabilities
 from planish.core.arguments import CHUNK, logits_of
 from planish.core.losses import margin
-from planish.core.modes import Counted, evaluating, fixed_statistics
+from planish.core.modes import Counted, evaluating, fixed_statistics, left_in_training
 from planish.core.randomness import keyed_draws, reproducible
 from planish.records.statistics import Estimate
 
@@ -57,7 +57,7 @@ def evaluation_mode(evidence: Evidence) -> Seen | Unknown:
     with evaluating(evidence.given):
         judged, together = _raw(evidence, x), _raw(evidence, x[:8])
         alone = torch.cat([_raw(evidence, one) for one in torch.split(x[:8], 1)])
-    left = sum(module.training for module in evidence.given.modules())
+    left = left_in_training(evidence.given)
     of_mode, of_batch = float(_apart(judged, handed_over)), float(_apart(alone, together))
     again = _apart(*(logits_of(evidence.model, x[:8]) for _ in range(2)))  # random models differ for another reason
     return fact(
