@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import planish
 from planish.audit.auditor import plan_of
+from planish.cli import judge, pages, train
 from planish.cli import main as cli
 from planish.core.batch import Batch
 from planish.core.threat import L2, Linf
@@ -191,8 +192,9 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)
     monkeypatch.setattr("planish.runs.judge.measure", measure)
     monkeypatch.setattr("planish.runs.judge.verify", verify)
-    monkeypatch.setattr(cli, "_report", lambda *arguments: None)
-    monkeypatch.setattr(cli, "_shown", lambda *arguments: None)
+    for room in (pages, judge, train):
+        monkeypatch.setattr(room, "write_page", lambda *arguments: None)
+    monkeypatch.setattr(pages, "_shown", lambda *arguments: None)
     monkeypatch.setattr("planish.cli.terminal.print_run", lambda folder: None)
     nothing = SimpleNamespace(entries=[], write=lambda *arguments: Path(), tables=list)
     monkeypatch.setattr("planish.runs.judge.comparison", lambda folders: nothing)
