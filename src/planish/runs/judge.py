@@ -1,6 +1,5 @@
 """Trained models judged into folders, and folders read back, for a report or side by side."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,8 +36,8 @@ from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.report.tables import Gallery
-from planish.runs.config import LARGEST_SIDE
-from planish.runs.run import BEST, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.runs.config import LARGEST_SIDE, written
+from planish.runs.run import BEST, CONFIG, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
 from planish.storage.reading import read_json
 
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
@@ -89,25 +88,43 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
 
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
-    folder = Path(spec)
+    folder, name = Path(spec), name_of(spec)
     if (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
         run = load_run(folder, built_by)
-        name, training = run.about.get("method", {}).get("name") or folder.name, training_of(run.folder or folder)
-        return LoadedModel(run.model.to(device), name, run.about, training, run.notes)
+        return LoadedModel(run.model.to(device), name, run.about, training_of(run.folder or folder), run.notes)
     if is_onnx(spec):
-        return LoadedModel(load_onnx(folder).to(device), folder.stem)
+        return LoadedModel(load_onnx(folder).to(device), name)
     if ":" in spec:
         model = build(spec, classes=0, channels=0).to(device)
         known = {"classes": list(model.classes)} if isinstance(model, Normalized) and model.classes else {}
-        return LoadedModel(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2], known)
+        return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
         "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
     )
 
 
+SAYING_NOTHING = {"build", "create", "get", "load", "make", "model", "net", "network"}
+"""Words of a function's name that do not tell its model from another."""
+
+
+def name_of(spec: str) -> str:
+    """Return what a model is called: as its folder, its file or its function, unless the function's name says nothing.
+
+    "runs/robust" is robust, "nets.py:wide" wide, "nets.py:build_model" nets; `model-best.safetensors` of a run is
+    robust-best.
+    """
+    place, colon, own = spec.rpartition(":")
+    if Path(spec).exists() or not colon:
+        path = Path(spec).resolve()
+        return f"{path.parent.name}-best" if path.name == BEST else path.stem if is_onnx(spec) else path.name
+    if is_borrowed(spec) or not SAYING_NOTHING.issuperset(own.lower().split("_")):
+        return own.rpartition("/")[2]
+    return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+
+
 def training_of(folder: Path) -> dict[str, Any] | None:
-    """Return a run's cost and history: passes relative to standard training, seconds, a record per epoch.
+    """Return a run's method, cost and history: see `planish.report.tables.Training`.
 
     None where the folder holds weights alone. Raises BadInput.
     """
@@ -117,7 +134,10 @@ def training_of(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     seconds = sum(entry["seconds"] for entry in history)
-    return {"passes": origin.get("training_cost"), "seconds": seconds, "history": history}
+    epochs = history[-1].get("epochs_done", len(history)) if history else 0
+    method = written(folder / CONFIG)["method"]["name"] if (folder / CONFIG).exists() else ""
+    cost = {"passes": origin.get("training_cost"), "epochs": epochs, "seconds": seconds}
+    return {"method": method, **cost, "history": history}
 
 
 def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch, dict[str, Any], list[str]]:
@@ -235,22 +255,47 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
-    """Return a report's entries from evaluated folders, costs relative to the one named "standard". Raises BadInput.
+    """Return a report's entries from evaluated folders, seconds relative to standard training's. Raises BadInput.
 
-    Entries of one model are told apart by what it was judged by.
+    Entries of one name are told apart by what judged them, or else by their folders.
     """
     found = [_entry(folder) for folder in folders]
-    shared = Counter(entry.name for entry in found)
-    base = next((entry.training for entry in found if entry.name == "standard" and entry.training), None)
+    names = _told_apart(found, folders)
+    base = next((entry.training for entry in found if entry.training and entry.method == "standard"), None)
     seconds = float(base["seconds"]) if base else 0.0
     for place, entry in enumerate(found):
-        own: dict[str, Any] = {}
-        if shared[entry.name] > 1:
-            own["name"] = f"{entry.name}, {' + '.join(entry.evaluation.asked)}"
+        own: dict[str, Any] = {"name": names[place]}
         if entry.training is not None and seconds > 0:
             own["training"] = {**entry.training, "relative_seconds": float(entry.training["seconds"]) / seconds}
         found[place] = replace(entry, **own)
     return found
+
+
+def _told_apart(found: Sequence[Entry], folders: Sequence[Path]) -> list[str]:
+    """Return a name for each entry, as far as they can be told apart."""
+    names = [entry.name for entry in found]
+    for name in set(names):
+        places = [place for place, own in enumerate(names) if own == name]
+        if len(places) > 1:
+            own = _judged_by([found[place] for place in places]) or _lying_in(name, [folders[at] for at in places])
+            for place, text in zip(places, own, strict=True):
+                names[place] = text
+    return names
+
+
+def _judged_by(found: Sequence[Entry]) -> list[str]:
+    """Return names of one model that was judged by different attacks; none if it is not the same model."""
+    digests = {entry.evaluation.meta.get("model", {}).get("digest") for entry in found}
+    names = [f"{entry.name}, {' + '.join(entry.evaluation.asked)}" for entry in found]
+    return names if len(digests) == 1 and len(set(names)) == len(names) else []
+
+
+def _lying_in(name: str, folders: Sequence[Path]) -> list[str]:
+    """Return names of models by as much of the ends of their folders' paths as tells these apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    ends = [["/".join(own[-count:]) for own in parts] for count in range(1, max(map(len, parts)) + 1)]
+    distinct = next((own for own in ends if len(set(own)) == len(own)), ends[0])
+    return [end if end.rpartition("/")[2].startswith(name) else f"{name}, {end}" for end in distinct]
 
 
 def load_gallery(path: Path) -> dict[str, NDArray[Any]]:
