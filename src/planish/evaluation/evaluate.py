@@ -24,6 +24,7 @@ from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, dr
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack
+from planish.registry import called_once
 from planish.search.ascent import Adversarials
 
 
@@ -346,8 +347,9 @@ def _counts_targets(attack: Attack) -> bool:
 
 
 def _generator(evaluation: Evaluation, name: str) -> Generator:
-    """Return a generator that depends on the seed and the attack's name, not on the attacks before it."""
-    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]))
+    """Return a generator that depends on the seed and the attack's first name, not on the attacks before it."""
+    first = called_once("suites", name)
+    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(first.encode()).digest()[:6]))
 
 
 def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:

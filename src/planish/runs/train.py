@@ -28,10 +28,10 @@ from planish.models import Normalized, is_borrowed
 from planish.records.origin import provenance
 from planish.registry import components, make
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, difference, parsed, to_toml
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, difference, parsed, to_toml, written
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
 from planish.storage.files import LOCK, write_lines, write_sealed_json, write_text
-from planish.storage.reading import headed, last_good, read_headed, read_json
+from planish.storage.reading import headed, last_good, read_json
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
@@ -199,7 +199,7 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
 def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
     if (folder / CONFIG).exists():
-        earlier = parsed(read_headed(folder / CONFIG))
+        earlier = parsed(written(folder / CONFIG))
         if resume and experiment.settings.epochs > earlier.settings.epochs:
             earlier = replace(earlier, settings=replace(earlier.settings, epochs=experiment.settings.epochs))
         if not same_run(earlier, experiment):
@@ -275,7 +275,7 @@ def train(
     model: nn.Module | str,
     data: "str | Images | Batch | tuple[Any, Any]",
     *,
-    method: Method | str = "planish",
+    method: Method | str = "planish-at",
     threat: ThreatModel | str,
     epochs: int | None = None,
     settings: Settings | None = None,
