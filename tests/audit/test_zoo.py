@@ -12,7 +12,6 @@ from planish.core.batch import Batch
 from planish.core.threat import Linf
 from planish.records.audit import Audit
 
-pytest.importorskip("sklearn", reason="the digits need it")
 TABLE = Path(__file__).parents[2] / "docs" / "audit-zoo.md"
 FEW = 48
 
