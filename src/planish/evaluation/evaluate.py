@@ -41,6 +41,7 @@ class Update(NamedTuple):
 
 
 OnChunk = Callable[[Update], None]
+IN_TRAINING = "the model was left in training mode; it is judged in evaluation mode: call .eval() where you use it"
 
 
 class Unfinished(Protocol):
@@ -206,7 +207,7 @@ def _clean(
         verdict = Verdict.of(counted, images.x, images.labels, search.chunk, search.draws)
     warnings, names = [], len(about.get("data", {}).get("classes", ()))
     if left_in_training(counted.model):
-        warnings.append("the model was left in training mode; it is judged in evaluation mode")
+        warnings.append(IN_TRAINING)
     if names not in (0, logits.shape[1]):
         warnings.append(
             f"the data name {names} classes, the model has {logits.shape[1]}; attacks aim at all of its own"
