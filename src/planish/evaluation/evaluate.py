@@ -16,7 +16,7 @@ from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import Unlike
 from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
@@ -241,7 +241,7 @@ def _continued(
 ) -> EvaluationStep:
     for key in ("model", "data", "threat", "seed", "eot"):
         if earlier.meta.get(key) != fresh.evaluation.meta.get(key):
-            raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
+            raise Unlike(f"the earlier evaluation is of another {key}; choose another folder")
     classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:
         wanted = attacks.get(column.name)
@@ -249,7 +249,7 @@ def _continued(
         if wanted is None or isinstance(wanted, Suite):
             continue
         if not same_attack(known, wanted.assembled(classes), column.name):
-            raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
+            raise Unlike(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
     meta = {**earlier.meta, **fresh.evaluation.meta, "warnings": earlier.meta.get("warnings", [])}
     return _entered(EvaluationStep(replace(earlier, meta=meta), x_adv), Told(fresh.evaluation.meta["warnings"], 0))
 
