@@ -12,7 +12,6 @@ from planish.core.batch import Batch
 from planish.core.threat import Linf
 from planish.records.audit import Audit
 
-pytest.importorskip("sklearn", reason="the digits need it")
 TABLE = Path(__file__).parents[2] / "docs" / "audit-zoo.md"
 FEW = 48
 
@@ -41,7 +40,8 @@ def test_an_honest_model_is_not_accused(name: str):
     entry = zoo.HONEST[name]
     found = audited(entry.make(), entry.images(FEW), entry.radius, entry.classes)
     assert [finding.check for finding in found.findings if finding.verdict == "fail"] == []
-    assert sum(finding.verdict == "warn" for finding in found.findings) <= 2
+    warned = [finding.check for finding in found.findings if finding.verdict == "warn"]
+    assert {*entry.warns} <= {*warned} and len(warned) <= 2 + len(entry.warns)
     assert sum(finding.verdict == "pass" for finding in found.findings) >= 12
 
 

@@ -126,17 +126,22 @@ class Shown(ABC):
 
         Raises BadInput where pandas is not installed.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError:
-            raise BadInput("to_pandas needs pandas, which is not installed: pip install pandas") from None
-        return pandas.DataFrame([_flat(row) for row in self.rows()])
+        return frame([_flat(row) for row in self.rows()])
 
     def _cells(self) -> list[list[str]]:
         """Return the header and the rows as texts."""
         rows = self.rows()
         names = list(rows[0]) if rows else ["nothing"]
         return [[name.replace("_", " ") for name in names], *([_text(row[name]) for name in names] for row in rows)]
+
+
+def frame(data: Any) -> Any:
+    """Return a pandas.DataFrame of what one is made of. Raises BadInput where pandas is not installed."""
+    try:
+        pandas = import_module("pandas")
+    except ImportError:
+        raise BadInput("to_pandas needs pandas, which is not installed: pip install pandas") from None
+    return pandas.DataFrame(data)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from planish.reproduce.tables import PaperColumn, PaperTable, Row
 from planish.runs.config import Experiment, parsed, written
 from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, evaluate_into, load_model, measure
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
-from planish.runs.train import refuse_other_data, same_run, train_into, training_images
+from planish.runs.taken import refuse_other_data, same_run
+from planish.runs.train import train_into, training_images
 from planish.storage.files import write_bytes
 from planish.storage.reading import read_json
 from planish.training.loop import EpochRecord
