@@ -139,7 +139,8 @@ def training_of(folder: Path) -> dict[str, Any] | None:
         return None
     seconds = sum(entry["seconds"] for entry in history)
     epochs = history[-1].get("epochs_done", len(history)) if history else 0
-    method = written(folder / CONFIG)["method"]["name"] if (folder / CONFIG).exists() else ""
+    tree = written(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    method = tree.get("method", {}).get("name", "")
     cost = {"passes": origin.get("training_cost"), "epochs": epochs, "seconds": seconds}
     return {"method": method, **cost, "history": history}
 
