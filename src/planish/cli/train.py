@@ -23,7 +23,7 @@ def quickstart(
     json_: terminal.Json = False,
     quiet: terminal.Quiet = False,
 ) -> None:
-    """Train five ways on handwritten digits, attack each, and write a report. About two minutes on two cores."""
+    """Train six ways on handwritten digits, attack each, and write a report. About two minutes on two cores."""
     import torch
 
     from planish.runs.quickstart import ATTACKS, EPOCHS, METHODS, folders
@@ -39,7 +39,7 @@ def quickstart(
         for step in run(out, seed=seed, resume=resume, on_chunk=on_chunk):
             if step.method not in tasks:
                 tasks[step.method] = bars.add_task(step.method, total=EPOCHS + 1 + len(ATTACKS), note="training")
-            bars.update(tasks[step.method], advance=1, note=terminal.event_words(step.event))
+            bars.update(tasks[step.method], completed=step.done, note=terminal.event_words(step.event))
     write_page(folders(out), out, f"planish quickstart: {len(METHODS)} ways to train on handwritten digits", json_)
 
 

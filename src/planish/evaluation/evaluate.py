@@ -23,7 +23,7 @@ from planish.core.threat import ThreatModel
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
-from planish.records.origin import describe_attack, origin, same_attack
+from planish.records.origin import describe_attack, origin, same_attack, unnamed
 from planish.registry import called_once
 from planish.search.ascent import Adversarials
 
@@ -240,7 +240,7 @@ def _continued(
     fresh: EvaluationStep, earlier: Evaluation, x_adv: Tensor, attacks: Mapping[str, Attack | Suite]
 ) -> EvaluationStep:
     for key in ("model", "data", "threat", "seed", "eot"):
-        if earlier.meta.get(key) != fresh.evaluation.meta.get(key):
+        if unnamed(earlier.meta.get(key)) != unnamed(fresh.evaluation.meta.get(key)):
             raise Unlike(f"the earlier evaluation is of another {key}; choose another folder")
     classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:
