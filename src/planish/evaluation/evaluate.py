@@ -20,6 +20,7 @@ from planish.core.errors import BadInput
 from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of, radius_text
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
@@ -370,7 +371,7 @@ def verified(
     if not bool(feasible.all()):
         worst = float(threat.norm(found.x_adv - batch.x).max())
         raise RuntimeError(
-            f"{name} left the {threat.name} ball of radius {threat.radius:g} or the box on "
-            f"{int((~feasible).sum())} images (largest distance {worst:g})"
+            f"{name} left the {threat.name} ball of radius {radius_text(threat.radius)} or the box on "
+            f"{number_of(int((~feasible).sum()))} (largest distance {worst:g})"
         )
     return Verdict.of(model, found.x_adv, batch.labels, max(1, chunk - 1), draws)
