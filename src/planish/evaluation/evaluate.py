@@ -16,10 +16,10 @@ from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, spelled
 from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.randomness import keyed, seeded
-from planish.core.threat import ThreatModel
+from planish.core.threat import Linf, ThreatModel
 from planish.core.words import number_of, radius_text
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
@@ -82,6 +82,7 @@ class Search:
     unfinished: Unfinished | None = None
 
 
+@spelled(threat=Linf)
 def evaluate(
     model: nn.Module,
     x: Images,
@@ -115,6 +116,7 @@ def evaluate(
     return replace(last.evaluation, x_adv=last.x_adv.float().cpu().numpy())
 
 
+@spelled(threat=Linf)
 def evaluate_steps(
     model: nn.Module,
     x: Images,
