@@ -163,7 +163,7 @@ def test_the_suites_black_box_stages_count_against_gradients():
     batch = shades(model)
     suite = Fixed((SUITE.stages[0], Stage("noise", Noise(200))))
     *_, last = audit(model, batch, Linf(0.3), PLAN, suite=suite, only=["noise"])
-    fell = last.fell_to().get("planish/noise", 0)
+    fell = last.fell_to().get("planish-suite/noise", 0)
     assert fell > 1 and last.finding("noise").verdict == "fail"
     assert len(last.finding("noise").evidence["indices"]) == fell + last.fell_to().get("noise", 0)
 

@@ -71,7 +71,7 @@ def test_what_only_a_check_breaks_counts_in_the_headline():
     found = audited(quantised, zoo.images(), zoo.RADIUS, only=checks)
     extra = sum(len(finding.evidence["indices"]) for finding in found.findings)
     fell = found.fell_to()
-    assert extra == sum(count for name, count in fell.items() if not name.startswith("planish/")) > 0
+    assert extra == sum(count for name, count in fell.items() if not name.startswith("planish-suite/")) > 0
     assert f"{number_of(extra)} that only checks broke" in found.headline()
     assert found.robust_accuracy().hits == found.clean_accuracy().hits - sum(fell.values())
 

@@ -22,7 +22,7 @@ def evaluate(
     radius: terminal.Radius,
     norm: terminal.Norm = "Linf",
     built_by: terminal.BuiltBy = None,
-    attacks: Annotated[str, Option(help="Names with commas; see: planish list attacks.")] = "planish",
+    attacks: Annotated[str, Option(help="Names with commas; see: planish list attacks.")] = "planish-suite",
     surrogates: Annotated[str, Option(help="For transfer: other models with commas, each like MODEL.")] = "",
     name: Annotated[str | None, Option(help="What a report calls the model; a run's method by default.")] = None,
     limit: terminal.Limit = None,

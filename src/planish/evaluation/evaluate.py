@@ -16,7 +16,7 @@ from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, spelled
+from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import Linf, ThreatModel
@@ -25,6 +25,7 @@ from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, dr
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack
+from planish.registry import called_once
 from planish.search.ascent import Adversarials
 
 
@@ -243,7 +244,7 @@ def _continued(
 ) -> EvaluationStep:
     for key in ("model", "data", "threat", "seed", "eot"):
         if earlier.meta.get(key) != fresh.evaluation.meta.get(key):
-            raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
+            raise Unlike(f"the earlier evaluation is of another {key}; choose another folder")
     classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:
         wanted = attacks.get(column.name)
@@ -251,7 +252,7 @@ def _continued(
         if wanted is None or isinstance(wanted, Suite):
             continue
         if not same_attack(known, wanted.assembled(classes), column.name):
-            raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
+            raise Unlike(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
     meta = {**earlier.meta, **fresh.evaluation.meta, "warnings": earlier.meta.get("warnings", [])}
     return _entered(EvaluationStep(replace(earlier, meta=meta), x_adv), Told(fresh.evaluation.meta["warnings"], 0))
 
@@ -352,8 +353,9 @@ def _counts_targets(attack: Attack) -> bool:
 
 
 def _generator(evaluation: Evaluation, name: str) -> Generator:
-    """Return a generator that depends on the seed and the attack's name, not on the attacks before it."""
-    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]))
+    """Return a generator that depends on the seed and the attack's first name, not on the attacks before it."""
+    first = called_once("suites", name)
+    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(first.encode()).digest()[:6]))
 
 
 def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:

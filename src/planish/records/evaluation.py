@@ -16,6 +16,7 @@ from planish.records import store
 from planish.records.origin import attack_text
 from planish.records.statistics import Booleans, Estimate, accuracy, counts
 from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version, stuck_remarks
+from planish.registry import called_now
 
 SCHEMA_VERSION = 2
 
@@ -276,6 +277,7 @@ def _unpack(described: dict[str, Any], arrays: store.Arrays) -> Evaluation:
         unknown = np.full_like(facts["target"], -1)
         for key in _LEDGER:
             facts[key] = arrays.get(f"{key}/{name}", arrays.get(f"{_FORMER.get(key)}/{name}", unknown))
+        facts["name"] = called_now("suites", name) if "/" in name else name
         columns.append(Column(**facts))
     parts: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
     return Evaluation(**parts, columns=tuple(columns), meta=described["evaluation"])
