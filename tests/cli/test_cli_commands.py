@@ -192,9 +192,15 @@ def test_notes_are_printed(planish: Planish, run_folder: Path, tmp_path: Path):
     arguments = ("--data", "digits", "--radius", "0.1", "--limit", "900", "--attacks", "fgsm", "--device", "cpu")
     result = planish("evaluate", "own.py:net", *arguments, "--out", "judged")
     assert result.exit_code == 0
+<<<<<<< HEAD
     assert "note: own: asked for 900 images, digits has 500" in result.stdout
     assert f"note: own: {IN_TRAINING}" in result.stdout.replace("\n", " ")
     assert "note: own: Class 0 is never predicted on clean images" in result.stdout
+=======
+    assert "note: net: asked for 900 images, digits has 500" in result.stdout
+    assert f"note: net: {IN_TRAINING}" in result.stdout.replace("\n", " ")
+    assert "note: net: 9 classes (0, 1, 2, 3, 4 and 4 more) are never predicted" in result.stdout.replace("\n", " ")
+>>>>>>> api
 
 
 def test_report_puts_folders_side_by_side(planish: Planish, run_folder: Path):

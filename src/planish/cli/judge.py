@@ -163,7 +163,7 @@ def verify(
     json_: terminal.Json = False,
 ) -> None:
     """Judge saved adversarial images afresh; trusts nothing but the model, the test set and the images."""
-    from planish.report.tables import radius_text
+    from planish.core.words import number_of, radius_text
     from planish.runs.judge import verify as run
 
     device = terminal.chosen_device(device)
@@ -178,7 +178,9 @@ def verify(
     screen.print(f"clean accuracy {found.clean}")
     ball = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
     screen.print(f"accuracy on these images, {ball}: {found.robust}")
-    screen.print(f"largest distance {found.distance:.6g}; {found.infeasible} images outside the ball count as unbroken")
+    screen.print(
+        f"largest distance {found.distance:.6g}; {number_of(found.infeasible)} outside the ball count as unbroken"
+    )
 
 
 def _loaded(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
+from planish.core.words import radius_text as radius_text
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 from planish.records.store import frame
@@ -154,14 +155,6 @@ def attack_names(entries: Sequence[Entry]) -> list[str]:
 def threat(evaluation: Evaluation) -> str:
     """Word the threat, such as "Linf radius 8/255"."""
     return f"{evaluation.norm} radius {radius_text(evaluation.radius)}"
-
-
-def radius_text(radius: float) -> str:
-    """Write a radius the way papers do: 0.1, 8/255, 0.03137."""
-    levels = 255 * radius
-    if abs(radius - round(radius, 3)) > 1e-9 and abs(levels - round(levels)) < 1e-4:
-        return f"{round(levels)}/255"
-    return f"{radius:.4g}"
 
 
 def images_text(entries: Sequence[Entry]) -> str:

@@ -16,6 +16,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of
 from planish.data import load
 from planish.data.classes import Classes, matched, numbered_as
 from planish.data.source import check_there, remarks
@@ -149,8 +150,8 @@ def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch
     """Return the test batch, what is known of the data, and warnings. model: what is known of the model."""
     images = load(task.data, "test", task.limit, model.get("size") if task.size is None else task.size)
     images = images.in_channels(model.get("channels", 1))
-    short = task.limit is not None and len(images) < task.limit
-    warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
+    asked = task.limit or 0
+    warnings = [f"asked for {number_of(asked)}, {images.name} has {len(images)}"] if len(images) < asked else []
     warnings += remarks(images, task.data, task.limit)
     if task.classes is None:
         images, told = matched(images, model.get("classes", images.classes))
