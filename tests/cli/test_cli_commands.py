@@ -12,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from planish.cli import terminal
+from planish.evaluation.evaluate import IN_TRAINING
 from planish.records.evaluation import load
 from planish.records.origin import attack_text
 from planish.registry import PACKAGES, components
@@ -39,7 +40,7 @@ def test_train_writes_what_it_was_told(planish: Planish, tiny: list[str], tmp_pa
     result = planish(*arguments, "--set", "data.flip=true")
     assert result.exit_code == 0 and len(result.stderr.splitlines()) == 2
     first, held_out, following = result.stdout.splitlines()
-    assert first == "run folder: run" and held_out.startswith("held out: no images; --set data.validation=N holds")
+    assert first == "run folder: run" and held_out.startswith("held-out images: none; --set data.validation=N holds")
     assert following == "next: planish evaluate run --data digits --radius 0.1"
     config = tomllib.loads(Path("run/config.toml").read_text())
     assert config["method"]["name"] == "seat" and config["seed"] == 3 and config["data"]["flip"] is True
@@ -195,7 +196,7 @@ def test_notes_are_printed(planish: Planish, run_folder: Path, tmp_path: Path):
     result = planish("evaluate", "own.py:net", *arguments, "--out", "judged")
     assert result.exit_code == 0
     assert "note: net: asked for 900 images, digits has 500" in result.stdout
-    assert "note: net: the model was left in training mode; it is judged in evaluation mode" in result.stdout
+    assert f"note: net: {IN_TRAINING}" in result.stdout.replace("\n", " ")
     assert "note: net: Class 0 is never predicted on clean images" in result.stdout
 
 

@@ -28,11 +28,12 @@ def evaluate(
     radius: options.Radius,
     norm: options.Norm = "Linf",
     built_by: options.BuiltBy = None,
-    attacks: options.Attacks = "planish",
+    attacks: options.Attacks = "planish-suite",
     surrogates: Annotated[str, Option(help="For transfer: other models with commas, each like MODEL.")] = "",
     name: Annotated[str | None, Option(help="What a report calls the model.")] = None,
     limit: options.Limit = None,
     size: options.Size = None,
+    classes: options.Classes = None,
     precision: options.Precision = "float32",
     eot: options.Draws = 1,
     keep_images: options.KeepImages = False,
@@ -51,9 +52,9 @@ def evaluate(
     from planish.runs.judge import check_task, evaluate_into
 
     where = terminal.Where.of(out, resume, overwrite, quiet)
-    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed, "size": size}
+    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
-    given |= {"precision": precision, "eot": eot, "keep_images": keep_images}
+    given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
     on, task = _asked("evaluate", device, given, check_task)
     judged = _model(model, on, built_by, name)
     if dry_run:
@@ -67,7 +68,7 @@ def evaluate(
     )
     write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
     if not json_:
-        again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size}
+        again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
         terminal.print_next("audit", model, **again)
 
 
@@ -82,6 +83,7 @@ def audit(
     name: Annotated[str | None, Option(help="What the audit calls the model.")] = None,
     limit: Annotated[int | None, Option(help="Only the first so many test images; the budget's by default.")] = None,
     size: options.Size = None,
+    classes: options.Classes = None,
     checks: Annotated[str, Option(help="More checks, your own, with commas: file.py:NAME.")] = "",
     all_: Annotated[bool, Option("--all", help="Print every check, not only those that failed or warned.")] = False,
     out: options.Out = None,
@@ -100,8 +102,8 @@ def audit(
     from planish.runs.audit import audit_into, check_audit
 
     where, own = terminal.Where.of(out, resume, overwrite, quiet), terminal.names_in(checks)
-    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed, "size": size}
-    given |= {"attacks": (), "surrogates": terminal.names_in(surrogates)}
+    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
+    given |= {"size": size, "classes": classes, "attacks": (), "surrogates": terminal.names_in(surrogates)}
     on, task = _asked("audit", device, given, lambda task: check_audit(task, budget, own))
     judged = _model(model, on, built_by, name)
     if dry_run:
@@ -128,6 +130,7 @@ def distances(
     name: Annotated[str | None, Option(help="What the record calls the model.")] = None,
     limit: options.Limit = None,
     size: options.Size = None,
+    classes: options.Classes = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -146,8 +149,8 @@ def distances(
     where, names = terminal.Where.of(out, resume, overwrite, quiet), terminal.names_in(attacks)
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
-    given: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
-    on, task = _asked("distances", device, {**given, "norm": norm, "radius": 0}, check_distances)
+    given: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "norm": norm, "radius": 0}
+    on, task = _asked("distances", device, {**given, "size": size, "classes": classes}, check_distances)
     judged = _model(model, on, built_by, name)
     if dry_run:
         return terminal.print_plan(rehearse.distances(judged, task, on))
@@ -171,6 +174,7 @@ def verify(
     norm: options.Norm = "Linf",
     built_by: options.BuiltBy = None,
     size: options.Size = None,
+    classes: options.Classes = None,
     eot: options.Draws = 1,
     device: options.Device = "auto",
     json_: options.Json = False,
@@ -180,7 +184,8 @@ def verify(
     from planish.runs.judge import check_task
     from planish.runs.judge import verify as run
 
-    given: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "size": size, "eot": eot}
+    given: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "eot": eot}
+    given |= {"size": size, "classes": classes}
     on, task = _asked("verify", device, given, check_task)
     found = run(_model(model, on, built_by), task, images, device=on)
     if json_:

@@ -8,7 +8,7 @@ from typer import Argument, Option
 Model = Annotated[
     str, Argument(help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME or FILE.onnx.")
 ]
-Method = Annotated[str | None, Option(help="Training method: planish by default, or seat, llr-2, ...")]
+Method = Annotated[str | None, Option(help="Training method: planish-at by default, or seat, llr-2, ...")]
 Listed = Annotated[str, Argument(help="methods, attacks, suites, models, data or checks.")]
 Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.")]
 Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255.")]
@@ -17,6 +17,10 @@ BuiltBy = Annotated[str | None, Option(help="Function of yours that built a run'
 Limit = Annotated[int | None, Option(help="Only the first so many test images.")]
 Size = Annotated[
     int | None, Option(help="Pixels that test images are brought to; what the run was trained for by default.")
+]
+Classes = Annotated[
+    str | None,
+    Option(help="How the model numbers its classes: a file with a name a line, or {name: number} as .json or .toml."),
 ]
 Out = Annotated[
     Path | None,

@@ -152,10 +152,10 @@ def _held_out_words(last: "Mapping[str, Any]", experiment: "Experiment") -> str:
 
     count, threat = experiment.data.validation, experiment.threat
     if not count:
-        return "held out: no images; --set data.validation=N holds N training images out and tells how they do"
+        return "held-out images: none; --set data.validation=N holds N training images out and tells how they do"
     if not last:
-        return f"held out: {count} images; metrics.jsonl tells how they did in each epoch"
+        return f"held-out images: {count}; metrics.jsonl tells how they did in each epoch"
     shares = (last[f"validation_{what}"] for what in ("accuracy", "robust_accuracy"))
     clean, robust = (Estimate.from_counts(round(share * count), count) for share in shares)
     after = f"PGD-10 ({threat.norm}, radius {threat.radius})"
-    return f"held out from training: {clean} images right, {robust} after {after}"
+    return f"held-out training images: {clean} right, {robust} after {after}"

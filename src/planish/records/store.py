@@ -79,7 +79,7 @@ def stuck_remarks(name: str, meta: Mapping[str, Any], tried: int) -> list[str]:
     flat, vanished, stuck = len(meta.get("no_gradient", ())), meta.get("vanished", 0), meta.get("stuck", 0)
     if flat:
         remedy = (
-            f"on {vanished} of them the loss underflows, and the margin has one: use pgd-margin or the planish suite"
+            f"on {vanished} of them the loss underflows, and the margin has one: use pgd-margin or planish-suite"
             if vanished
             else "attack it without: noise, square or boundary; `planish audit` tells whether gradients are masked"
         )

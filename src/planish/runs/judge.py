@@ -18,7 +18,7 @@ from planish.core.errors import BadInput, Unlike, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.data import load
-from planish.data.images import matched
+from planish.data.classes import Classes, matched, numbered_as
 from planish.data.source import check_there, remarks
 from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
@@ -70,7 +70,8 @@ class EvaluationConfig:
     precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
-    random model for each image.
+    random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
+    says itself, or as the data does.
     """
 
     data: str
@@ -83,6 +84,7 @@ class EvaluationConfig:
     surrogates: tuple[str, ...] = ()
     size: int | None = None
     eot: int = 1
+    classes: Classes | None = None
 
     def __post_init__(self) -> None:
         seed_of(self.seed)
@@ -148,8 +150,12 @@ def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch
     short = task.limit is not None and len(images) < task.limit
     warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
     warnings += remarks(images, task.data, task.limit)
-    images, told = matched(images, model.get("classes", images.classes))
+    if task.classes is None:
+        images, told = matched(images, model.get("classes", images.classes))
+    else:
+        images, told = numbered_as(images, task.classes)
     about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
+    about |= {"numbered": True} if task.classes is not None else {}
     about |= {"files": images.inventory.words()} if images.inventory.files else {}
     return images.as_batch(), about, warnings + told
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from planish.core.errors import BadInput, Unlike
-from planish.runs.config import Experiment, difference, parsed
+from planish.runs.config import Experiment, difference, parsed, written
 from planish.runs.places import is_free
 from planish.runs.run import CONFIG, PROVENANCE, RESUME
-from planish.storage.reading import read_headed, read_json
+from planish.storage.reading import read_json
 
 
 def known(folder: Path) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def refuse_other(experiment: Experiment, folder: Path, resume: bool, overwrite: 
     if (folder / CONFIG).exists():
         if overwrite:
             return
-        earlier = parsed(read_headed(folder / CONFIG))
+        earlier = parsed(written(folder / CONFIG))
         if resume and experiment.settings.epochs > earlier.settings.epochs:
             earlier = replace(earlier, settings=replace(earlier.settings, epochs=experiment.settings.epochs))
         if not same_run(earlier, experiment):

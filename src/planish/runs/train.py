@@ -18,7 +18,8 @@ from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
-from planish.data.images import Images, OnCorrupt, matched, named_places, numbered_classes, refuse
+from planish.data.classes import matched, named_places
+from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
 from planish.data.listing import Listing
 from planish.data.source import check_there, find, remarks
 from planish.data.stream import Streamed, default_workers
@@ -257,7 +258,7 @@ def train(
     model: nn.Module | str,
     data: "str | Images | Batch | tuple[Any, Any]",
     *,
-    method: Method | str = "planish",
+    method: Method | str = "planish-at",
     threat: ThreatModel | str,
     epochs: int | None = None,
     settings: Settings | None = None,
