@@ -52,11 +52,12 @@ def list_(
     csv: options.Csv = None,
 ) -> None:
     """List the methods, attacks, suites, models, data sets or checks by name."""
-    from planish.registry import listed
-    from planish.training.cost import stated_costs
+    from planish.registry import listed, stated_costs
 
     lines = listed(what)
-    terminal.print_json(lines) if json_ else terminal.print_lines(lines, stated_costs() if what == "methods" else {})
+    costs = stated_costs() if what == "methods" else {}
+    tables.write_lines(lines, costs, csv)
+    terminal.print_json(lines) if json_ else terminal.print_lines(lines, costs)
 
 
 def _paged(

@@ -1,6 +1,8 @@
 """Tables on stdout, and the same as files of comma-separated values."""
 
-from collections.abc import Sequence
+import csv as comma_separated
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,3 +25,13 @@ def write_csv(tables: "Sequence[Table]", csv: Path | None) -> None:
     for place, table in enumerate(tables if csv is not None else (), 1):
         assert csv is not None
         write_text(table.to_csv(), csv if place == 1 else csv.with_name(f"{csv.stem}-{place}{csv.suffix}"))
+
+
+def write_lines(lines: Mapping[str, str], costs: Mapping[str, float], csv: Path | None) -> None:
+    """Write names and what they are as CSV, if a file is named; a table is none, so that torch is not imported."""
+    if csv is not None:
+        text = io.StringIO()
+        writer = comma_separated.writer(text, lineterminator="\n")
+        writer.writerow(["Name", *(["Cost"] if costs else []), "What it is"])
+        writer.writerows([name, *([costs[name]] if costs else []), line] for name, line in lines.items())
+        write_text(text.getvalue(), csv)
