@@ -192,7 +192,7 @@ def test_a_folder_that_is_taken(run_folder: Path, tmp_path: Path):
     first = evaluate_into(judged, TASK, tmp_path / "parts")
     next(first)
     first.close()
-    with pytest.raises(BadInput, match="already holds an evaluation; add --resume to go on, or choose another"):
+    with pytest.raises(BadInput, match="already holds an evaluation: --resume goes on with it, --over"):
         next(evaluate_into(judged, TASK, tmp_path / "parts"))
     *_, resumed = evaluate_into(judged, TASK, tmp_path / "parts", resume=True)
     for one, other in zip(whole.columns, resumed.columns, strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -222,16 +223,25 @@ def experiment_of(config: Path | None, named: Mapping[str, Any], overrides: Iter
 
 def to_toml(experiment: Experiment) -> str:
     """Return the experiment as TOML, every default written out."""
-    lines = [f"seed = {experiment.seed}"]
-    for section in fields(experiment):
-        value = getattr(experiment, section.name)
-        if is_dataclass(value):
-            lines += ["", f"[{section.name}]", *_lines(value)]
+    parts = {section.name: getattr(experiment, section.name) for section in fields(experiment)}
+    return tables_text({name: _table(value) if is_dataclass(value) else value for name, value in parts.items()})
+
+
+def tables_text(tree: Mapping[str, Any]) -> str:
+    """Return values and tables as TOML, the values first, None left out."""
+    tables = {key: value for key, value in tree.items() if isinstance(value, Mapping)}
+    lines = _lines({key: value for key, value in tree.items() if key not in tables})
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *_lines(table)]
     return "\n".join(lines) + "\n"
 
 
-def _lines(value: Any) -> list[str]:
-    return [f"{key} = {_literal(entry)}" for key, entry in _table(value).items() if entry is not None]
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(key)} = {_literal(entry)}" for key, entry in table.items() if entry is not None]
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
 def _table(value: Any) -> dict[str, Any]:

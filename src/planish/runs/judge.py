@@ -92,18 +92,19 @@ class EvaluationConfig:
         between(1, LARGEST_SIDE, size=self.size)
 
 
-def check_task(task: EvaluationConfig, distances: bool = False) -> None:
-    """Raise BadInput for attacks that there are not, and for data that do not lie there: before anything is loaded.
-
-    distances: whether the attacks are to measure distances.
-    """
-    if distances:
-        distance_attacks(task.attacks, SOME_CLASSES, norm=task.threat.name)
-    lenders = [name for name in task.attacks if not distances and "surrogates" in wanted(name)]
+def check_task(task: EvaluationConfig) -> None:
+    """Raise BadInput for attacks that there are not, and for data that do not lie there: before anything is loaded."""
+    lenders = [name for name in task.attacks if "surrogates" in wanted(name)]
     if task.surrogates and task.attacks and not lenders:
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
-    tried = [] if distances else [name for name in task.attacks if name not in lenders or not task.surrogates]
-    attacks_of([*dict.fromkeys(tried)], SOME_CLASSES, norm=task.threat.name)
+    tried = [name for name in dict.fromkeys(task.attacks) if name not in lenders or not task.surrogates]
+    attacks_of(tried, SOME_CLASSES, norm=task.threat.name)
+    check_there(task.data, "test", task.limit)
+
+
+def check_distances(task: EvaluationConfig) -> None:
+    """Raise BadInput as `check_task` does, of attacks that measure distances."""
+    distance_attacks([*dict.fromkeys(task.attacks)], SOME_CLASSES, norm=task.threat.name)
     check_there(task.data, "test", task.limit)
 
 
@@ -258,7 +259,7 @@ def measure(
     task.threat gives norm and box; with a radius above 0 an image is left alone once one within it is found. resume,
     overwrite: as in `evaluate_into`. Raises BadInput as that does, and for attacks that search a ball of fixed radius.
     """
-    check_task(task, distances=True)
+    check_distances(task)
     path = folder / DISTANCES
     batch, data, warnings = test_images(task, judged.about)
     about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}
