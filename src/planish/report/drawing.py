@@ -95,9 +95,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def blank(height: float) -> Figure:
-    """Return an empty figure of the report's width and this height in inches."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def blank(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure of this height and width in inches, the report's width by default."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -110,7 +110,7 @@ def panel(height: float) -> tuple[Figure, Axes]:
 
 @styled()
 def to_png(figure: Figure) -> bytes:
-    """Render on white, 900 pixels wide; the figure keeps the layout that it has then."""
+    """Render on white, 900 pixels for the report's width; the figure keeps the layout that it has then."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=900 / WIDTH, facecolor="white", metadata={"Software": None})
     figure.set_layout_engine("none")
