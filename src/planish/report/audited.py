@@ -230,10 +230,15 @@ def headline_rows(audits: Mapping[str, Audit]) -> Table:
 
 def _row(name: str, audit: Audit) -> list[Cell]:
     images = f"{len(audit.labels):,}{f' of {audit.dataset}' if audit.dataset else ''}"
-    counts = ", ".join(f"{len(found)} {VERDICTS[kind].lower()}" for kind, found in grouped(audit.findings)) or NOTHING
+    counts = ", ".join(_count(kind, len(found)) for kind, found in grouped(audit.findings)) or NOTHING
     cells: list[Cell] = [(name, None), (verdict_text(audit.verdict), ORDER.index(audit.verdict)), (counts, None)]
     cells += map(share, (audit.robust_accuracy(), audit.clean_accuracy()))
     return [*cells, (images, len(audit.labels)), (" + ".join(audit.asked), None)]
+
+
+def _count(verdict: Verdict, findings: int) -> str:
+    name = NAMES[verdict].lower()
+    return f"{findings} {name.removesuffix('s') if findings == 1 else name}"
 
 
 def side_by_side(audits: Mapping[str, Audit]) -> Table:

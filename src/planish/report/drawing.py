@@ -242,6 +242,20 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     hide(axes, "left")
 
 
+def thin_labels(axes: Axes, first: int) -> None:
+    """Leave out labels of the horizontal axis that would touch others; the first is kept, then the last, and so on."""
+    figure, labels = axes.get_figure(root=True), [label.get_text() for label in axes.get_xticklabels()]
+    if figure is None:
+        return
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent().padded(4) for label in axes.get_xticklabels()]
+    kept: list[int] = []
+    for place in dict.fromkeys((first, *reversed(range(len(labels))))):
+        if not any(boxes[place].overlaps(boxes[other]) for other in kept):
+            kept.append(place)
+    axes.set_xticks(axes.get_xticks(), [text if place in kept else "" for place, text in enumerate(labels)])
+
+
 def percent_axis(axes: Axes, which: str) -> None:
     """Make an axis, "x" or "y", run from 0 to 100 %."""
     axis = axes.xaxis if which == "x" else axes.yaxis

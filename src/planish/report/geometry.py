@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from planish.report.tables import NOTHING, ROWS, SIMPLE, Cell, Gallery, Table, c
 
 ROBUST, BROKEN, WRONG = "robust", "broken", "wrong when clean"
 MINUS = "\N{MINUS SIGN}"
-APART = 1.6  # two radii that are nearer than this factor have no room for both labels
 L_BOUND, C_BOUND, CERTIFICATE = "L-bound", "C-bound", "certificate"
 
 
@@ -47,7 +45,8 @@ def _by_radius(audit: Audit, part: Any) -> list[ReportFigure]:
     axes.plot(radii, values, color=BLUE, marker="o", markersize=5)
     axes.axvline(audit.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("symlog", base=2, linthresh=min((radius for radius in radii if radius > 0), default=1.0))
-    axes.set_xticks(radii, _tick_words(radii, audit.radius))
+    axes.set_xticks(radii, [radius_text(float(f"{radius:.7g}")) for radius in radii])
+    axes.tick_params(axis="x", labelsize=10)
     axes.minorticks_off()
     drawing.percent_axis(axes, "y")
     axes.set(
@@ -60,17 +59,9 @@ def _by_radius(audit: Audit, part: Any) -> list[ReportFigure]:
         " levels off or rises shows an attack that fails."
     )
     alt = f"Line plot of accuracy by radius. {'; '.join(words)}."
+    drawing.thin_labels(axes, next((place for place, at in enumerate(radii) if math.isclose(at, audit.radius)), 0))
     read = drawing.spots(axes, radii, values, words)
     return [ReportFigure("radius", "Accuracy by radius", caption, alt, figure, read)]
-
-
-def _tick_words(radii: list[float], own: float) -> list[str]:
-    """Word each radius on an axis of doublings; of two that are too near, the audit's own or else the larger one."""
-    words = [radius_text(float(f"{radius:.7g}")) for radius in radii]
-    for place, (radius, after) in enumerate(pairwise(radii)):
-        if radius > 0 and after < APART * radius:
-            words[place + math.isclose(radius, own)] = ""
-    return words
 
 
 def _surfaces(audit: Audit, part: Planes) -> list[ReportFigure]:
