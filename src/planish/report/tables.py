@@ -160,9 +160,20 @@ def threat(evaluation: Evaluation) -> str:
 def images_text(entries: Sequence[Entry]) -> str:
     """Word how many images were judged, such as "500 images" or "200 to 500 images"."""
     sizes = sorted({entry.size for entry in entries})
-    if sizes == [1]:
-        return "1 image"
-    return " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))) + " images"
+    return counted(sizes[0]) if len(sizes) == 1 else f"{sizes[0]:,} to {counted(sizes[-1])}"
+
+
+def counted(images: int) -> str:
+    """Write a number of images, such as "1 image" or "1,200 images"."""
+    return f"{images:,} image{'s' * (images != 1)}"
+
+
+def terms(entries: Sequence[Entry]) -> tuple[str, str, str]:
+    """Word what the numbers hold for: the threat, the images and their data sets, the attacks ("" = none)."""
+    data = " and ".join(dict.fromkeys(filter(None, (entry.evaluation.dataset for entry in entries))))
+    images = images_text(entries) + (f" of {data}" if data else "")
+    attacks = ", ".join(attack_names(entries))
+    return threat(entries[0].evaluation), images, f"after {attacks}" if attacks else ""
 
 
 def percent(estimate: Estimate) -> str:
