@@ -129,7 +129,7 @@ def test_one_attack_of_a_suite_by_name():
 def test_fewer_images_than_asked_for_are_told():
     batch, about, warnings = images_of(EvaluationConfig("digits", Linf(0.1), (), limit=10_000), {})
     assert len(batch.x) == about["images"] == 500
-    assert warnings == ["asked for 10000 images, digits has 500"]
+    assert warnings == ["asked for 10,000 images, digits has 500"]
     assert images_of(EvaluationConfig("digits", Linf(0.1), (), limit=20), {})[2] == []
 
 
@@ -192,7 +192,7 @@ def test_a_folder_that_is_taken(run_folder: Path, tmp_path: Path):
     first = evaluate_into(judged, TASK, tmp_path / "parts")
     next(first)
     first.close()
-    with pytest.raises(BadInput, match="already holds an evaluation; add --resume to go on, or choose another"):
+    with pytest.raises(BadInput, match="already holds an evaluation: --resume goes on with it, --over"):
         next(evaluate_into(judged, TASK, tmp_path / "parts"))
     *_, resumed = evaluate_into(judged, TASK, tmp_path / "parts", resume=True)
     for one, other in zip(whole.columns, resumed.columns, strict=True):
@@ -265,7 +265,8 @@ def test_the_model_s_logits_decide_on_the_classes(present: int, own_file: Path, 
         predicted = judged.model(torch.from_numpy(x)).argmax(1).numpy()
     shown = np.unique(predicted)[:present]
     rows = np.isin(predicted, shown)
-    judged.model[1].weight.data = judged.model[1].weight.data.roll(-int(shown[0]), 0)  # its class is number 0
+    for part in judged.model[1].parameters():
+        part.data = part.data.roll(-int(shown[0]), 0)  # its class is number 0
     with torch.no_grad():
         labels = judged.model(torch.from_numpy(x[rows])).argmax(1).clamp(max=present - 1).numpy()
     np.savez(tmp_path / "few.npz", x=x[rows], y=labels)

@@ -85,7 +85,9 @@ def test_verdict_tells_a_weak_first_attack_and_a_dead_class(make: Make) -> None:
     sentences = verdict([entry])
     assert any("Judged by fgsm alone, fgsm-at would pass for 80.0%" in sentence for sentence in sentences)
     np.copyto(entry.evaluation.clean_predicted, 0)
-    assert any(sentence.startswith("fgsm-at: Class dog is never predicted") for sentence in verdict([entry]))
+    assert any(
+        sentence.startswith("fgsm-at: 2 classes (dog, eel) are never predicted") for sentence in verdict([entry])
+    )
 
 
 def test_verdict_names_a_cheaper_method_that_comes_close(make: Make) -> None:

@@ -21,7 +21,7 @@ from planish.core.arguments import (
     threat_of,
 )
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, Unlike
+from planish.core.errors import BadInput, Unlike, spelled
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
@@ -37,6 +37,7 @@ FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 """By how much of its distance an image may be moved away where a fresh forward finds it on the wrong side."""
 
 
+@spelled()
 def minimum_distance(
     model: nn.Module,
     x: Images,

@@ -165,7 +165,8 @@ def _spending_words(curves: Sequence[tuple[Entry, list[tuple[float, float]]]]) -
     known = [entry for entry, _ in curves]
     caption = (
         f"Accuracy at {threat(known[0].evaluation)} on {images_text(known)} as every image is granted more passes"
-        f" of {_suites(known)}; the mark is the end. A line that lies below another breaks more for the same cost."
+        f" of {_suites(known)}; the mark is the end. A model whose line lies above another's keeps"
+        " more at the same cost; a line that still falls at its end says that more passes would break more."
     )
     facts = [f"{entry.name} ends at {points[-1][1]:.1%} after {points[-1][0]:.3g} passes" for entry, points in curves]
     return "What the attacks' passes bought", caption, f"Line plot of accuracy by passes spent. {'; '.join(facts)}."
@@ -235,22 +236,17 @@ def curves(entries: Sequence[Entry]) -> ReportFigure | None:
     figure = drawing.blank(0.6 + 2.2 * math.ceil(len(keys) / 2))
     grid = figure.subplots(math.ceil(len(keys) / 2), min(len(keys), 2), squeeze=False).ravel()
     for axes, key in zip(grid, keys, strict=False):
-        for place, entry in enumerate(known):
-            _curve(axes, entry, key, place)
-        axes.set(title=key.replace("_", " ").capitalize(), xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if np.diff(axes.get_xlim()) < 1:
-            axes.set_xlim(np.mean(axes.get_xlim()) - 1, np.mean(axes.get_xlim()) + 1)
-        if "accuracy" in key:
-            drawing.percent_axis(axes, "y")
+        _quantity(axes, known, key)
     for axes in grid[len(keys) :]:
         axes.set_visible(False)
-    drawing.legend(figure, grid[0])
-    told = any(entry.alarms for entry in known)
+    for axes in [axes for axes in grid if axes.get_legend_handles_labels()[1]][:1]:
+        drawing.legend(figure, axes)
+    told, shared = any(entry.alarms for entry in known), any(_shared(known, key) for key in keys)
     caption = (
         "Training, epoch by epoch. Losses of different methods are different quantities: compare their"
-        " shapes, not their heights. A training accuracy that jumps up while robustness falls is the mark of"
-        f" catastrophic overfitting.{' Dotted lines: an alarm of the guard.' * told}"
+        f" shapes, not their heights.{' A shared line is the same for all.' * shared} A training accuracy that jumps up"
+        " while robustness falls is the mark of catastrophic overfitting."
+        f"{' Dotted lines: an alarm of the guard.' * told}"
     )
     alt = f"Line plots of {', '.join(keys).replace('_', ' ')} by epoch for {', '.join(e.name for e in known)}."
     return ReportFigure("training", "Training curves", caption, alt, figure)
@@ -268,17 +264,45 @@ def _recorded(entries: Sequence[Entry]) -> list[str]:
     return [key for place, key in enumerate(keys) if place < 4 or "robust" in key or key in WATCHED]
 
 
+def _quantity(axes: Axes, known: Sequence[Entry], key: str) -> None:
+    """Draw a recorded quantity, a line for each model, or one line where all are the same."""
+    title = key.replace("_", " ").capitalize()
+    if _shared(known, key):
+        _line(axes, *_points(known[0], key), "_", color=INK)
+        title += " (shared)"
+    else:
+        for place, entry in enumerate(known):
+            _curve(axes, entry, key, place)
+    axes.set(title=title, xlabel="Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if np.diff(axes.get_xlim()) < 1:
+        middle = float(np.mean(axes.get_xlim()))
+        axes.set_xlim(middle - 1, middle + 1)
+    if "accuracy" in key:
+        drawing.percent_axis(axes, "y")
+
+
+def _points(entry: Entry, key: str) -> tuple[list[float], list[float]]:
+    """Return the epochs and what was recorded in each, NaN = nothing."""
+    values = [record.get(key) for record in entry.history]
+    epochs = [float(record.get("epoch", at)) for at, record in enumerate(entry.history, 1)]
+    return epochs, [math.nan if value is None else float(value) for value in values]
+
+
+def _shared(known: Sequence[Entry], key: str) -> bool:
+    """Return True if several models have the very same line, as of one schedule."""
+    first = _points(known[0], key)
+    return len(known) > 1 and all(_points(entry, key) == first for entry in known[1:])
+
+
 def _curve(axes: Axes, entry: Entry, key: str, place: int) -> None:
-    points = [(record.get("epoch", at), record.get(key)) for at, record in enumerate(entry.history, 1)]
-    heights = [math.nan if value is None else float(value) for _, value in points]
-    _line(axes, [float(epoch) for epoch, _ in points], heights, entry.name, place)
+    _line(axes, *_points(entry, key), drawing.label(entry.name), marker=drawing.marker_of(place), **_look(place))
     for alarm in entry.alarms:
         axes.axvline(alarm["epoch"], color=drawing.colour_of(place), linestyle=":", linewidth=1.0)
 
 
-def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: int) -> None:
-    size, marker = 4 if len(x) <= 20 else 0, drawing.marker_of(place)
-    axes.plot(x, y, **_look(place), marker=marker, markersize=size, linewidth=1.6, label=drawing.label(name))
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, **look: Any) -> None:
+    axes.plot(x, y, markersize=4 if len(x) <= 20 else 0, linewidth=1.6, label=label, **look)
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -294,7 +318,8 @@ def radii(entries: Sequence[Entry]) -> ReportFigure | None:
     figure, axes = drawing.panel(3.5)
     for place, entry in enumerate(known):
         points = sorted(entry.accuracy_by_radius or [])
-        _line(axes, [radius for radius, _ in points], [share for _, share in points], entry.name, place)
+        look = _look(place) | {"marker": drawing.marker_of(place)}
+        _line(axes, [radius for radius, _ in points], [share for _, share in points], drawing.label(entry.name), **look)
     axes.axvline(known[0].evaluation.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     drawing.percent_axis(axes, "y")
     axes.set(xlim=(0, None), xlabel=f"{known[0].evaluation.norm} radius, in pixels of [0, 1]", ylabel="Accuracy")

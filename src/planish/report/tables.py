@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
+from planish.core.words import radius_text as radius_text
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 from planish.records.store import frame
@@ -156,20 +157,23 @@ def threat(evaluation: Evaluation) -> str:
     return f"{evaluation.norm} radius {radius_text(evaluation.radius)}"
 
 
-def radius_text(radius: float) -> str:
-    """Write a radius the way papers do: 0.1, 8/255, 0.03137."""
-    levels = 255 * radius
-    if abs(radius - round(radius, 3)) > 1e-9 and abs(levels - round(levels)) < 1e-4:
-        return f"{round(levels)}/255"
-    return f"{radius:.4g}"
-
-
 def images_text(entries: Sequence[Entry]) -> str:
     """Word how many images were judged, such as "500 images" or "200 to 500 images"."""
     sizes = sorted({entry.size for entry in entries})
-    if sizes == [1]:
-        return "1 image"
-    return " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))) + " images"
+    return counted(sizes[0]) if len(sizes) == 1 else f"{sizes[0]:,} to {counted(sizes[-1])}"
+
+
+def counted(images: int) -> str:
+    """Write a number of images, such as "1 image" or "1,200 images"."""
+    return f"{images:,} image{'s' * (images != 1)}"
+
+
+def terms(entries: Sequence[Entry]) -> tuple[str, str, str]:
+    """Word what the numbers hold for: the threat, the images and their data sets, the attacks ("" = none)."""
+    data = " and ".join(dict.fromkeys(filter(None, (entry.evaluation.dataset for entry in entries))))
+    images = images_text(entries) + (f" of {data}" if data else "")
+    attacks = ", ".join(attack_names(entries))
+    return threat(entries[0].evaluation), images, f"after {attacks}" if attacks else ""
 
 
 def percent(estimate: Estimate) -> str:

@@ -16,6 +16,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of
 from planish.data import load
 from planish.data.classes import Classes, matched, numbered_as
 from planish.data.source import check_there, remarks
@@ -91,18 +92,19 @@ class EvaluationConfig:
         between(1, LARGEST_SIDE, size=self.size)
 
 
-def check_task(task: EvaluationConfig, distances: bool = False) -> None:
-    """Raise BadInput for attacks that there are not, and for data that do not lie there: before anything is loaded.
-
-    distances: whether the attacks are to measure distances.
-    """
-    if distances:
-        distance_attacks(task.attacks, SOME_CLASSES, norm=task.threat.name)
-    lenders = [name for name in task.attacks if not distances and "surrogates" in wanted(name)]
+def check_task(task: EvaluationConfig) -> None:
+    """Raise BadInput for attacks that there are not, and for data that do not lie there: before anything is loaded."""
+    lenders = [name for name in task.attacks if "surrogates" in wanted(name)]
     if task.surrogates and task.attacks and not lenders:
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
-    tried = [] if distances else [name for name in task.attacks if name not in lenders or not task.surrogates]
-    attacks_of([*dict.fromkeys(tried)], SOME_CLASSES, norm=task.threat.name)
+    tried = [name for name in dict.fromkeys(task.attacks) if name not in lenders or not task.surrogates]
+    attacks_of(tried, SOME_CLASSES, norm=task.threat.name)
+    check_there(task.data, "test", task.limit)
+
+
+def check_distances(task: EvaluationConfig) -> None:
+    """Raise BadInput as `check_task` does, of attacks that measure distances."""
+    distance_attacks([*dict.fromkeys(task.attacks)], SOME_CLASSES, norm=task.threat.name)
     check_there(task.data, "test", task.limit)
 
 
@@ -149,8 +151,8 @@ def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch
     """Return the test batch, what is known of the data, and warnings. model: what is known of the model."""
     images = load(task.data, "test", task.limit, model.get("size") if task.size is None else task.size)
     images = images.in_channels(model.get("channels", 1))
-    short = task.limit is not None and len(images) < task.limit
-    warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
+    asked = task.limit or 0
+    warnings = [f"asked for {number_of(asked)}, {images.name} has {len(images)}"] if len(images) < asked else []
     warnings += remarks(images, task.data, task.limit)
     if task.classes is None:
         images, told = matched(images, model.get("classes", images.classes))
@@ -257,7 +259,7 @@ def measure(
     task.threat gives norm and box; with a radius above 0 an image is left alone once one within it is found. resume,
     overwrite: as in `evaluate_into`. Raises BadInput as that does, and for attacks that search a ball of fixed radius.
     """
-    check_task(task, distances=True)
+    check_distances(task)
     path = folder / DISTANCES
     batch, data, warnings = test_images(task, judged.about)
     about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}

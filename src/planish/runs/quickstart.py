@@ -52,17 +52,22 @@ def experiment(method: str, seed: int = 0) -> Experiment:
 
 
 def quickstart(
-    folder: Path, *, seed: int = 0, resume: bool = False, on_chunk: Callable[[str], OnChunk] | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_chunk: Callable[[str], OnChunk] | None = None,
 ) -> Iterator[QuickstartStep]:
     """Train and judge every method into its own folder; yield after each epoch and each attack."""
     task = EvaluationConfig("digits", Linf(RADIUS), ATTACKS, seed=seed)
     for name, method in METHODS.items():
         place = folder / name.replace(" ", "-")
-        for record in train_into(experiment(method, seed), place, resume=resume):
+        for record in train_into(experiment(method, seed), place, resume=resume, overwrite=overwrite):
             yield QuickstartStep(name, record)
         model: LoadedModel = replace(load_model(str(place)), name=name)
         report = None if on_chunk is None else on_chunk(name)
-        for evaluation in evaluate_into(model, task, place, resume=resume, on_chunk=report):
+        for evaluation in evaluate_into(model, task, place, resume=resume, overwrite=overwrite, on_chunk=report):
             yield QuickstartStep(name, evaluation)
 
 
