@@ -37,7 +37,7 @@ def quickstart(
     from planish.runs.quickstart import quickstart as run
 
     torch.set_num_threads(1)  # faster on networks this small, and the same figures whatever the machine
-    where, free = terminal.Where.of(out, resume, overwrite, quiet), HOME / "quickstart"
+    where, free = terminal.Where(out, resume, overwrite, quiet), HOME / "quickstart"
     with terminal.progress_bars(quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -77,7 +77,7 @@ def train(
     from planish.runs.places import HOME, all_begun, at_work, folder_name
     from planish.training.collapse import EVERY
 
-    where, on = terminal.Where.of(out, resume, overwrite, quiet), terminal.chosen_device(device)
+    where, on = terminal.Where(out, resume, overwrite, quiet), terminal.chosen_device(device)
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
     asked = Asked(config, named, set_ or [], resume)
