@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from planish.core.errors import BadInput, nearest
+from planish.core.errors import BadInput, nearest, refuse_unknown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -214,18 +214,19 @@ def _module_of_file(path: Path) -> ModuleType:
 def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
     """Return the component "name", or "name-2-10" with its first options as numbers. Raises BadInput."""
     component, numbers = resolve(package, name)
-    return made(component, {**numbers, **options}, f"{package.rstrip('s')} '{name}'")
+    what = package.rstrip("s")
+    return made(component, {**numbers, **options}, f"{what} '{name}'", (f"{what}.name",))
 
 
-def made(component: Component, options: Mapping[str, Any], what: str) -> Any:
+def made(component: Component, options: Mapping[str, Any], what: str, elsewhere: Iterable[str] = ()) -> Any:
     """Call the component with the options, coerced by its annotations.
 
-    Raises BadInput for unknown keys and bad values.
+    elsewhere: keys of other tables, for who looks for them here. Raises BadInput for unknown keys and bad values.
     """
     from pydantic import ValidationError
 
     schema = _schema(component)
-    refuse_unknown(options, schema.model_fields, what)
+    refuse_unknown(options, schema.model_fields, what, elsewhere)
     try:
         checked = schema.model_validate(dict(options))
     except ValidationError as error:
@@ -246,11 +247,3 @@ def _schema(component: Component) -> "type[BaseModel]":
         for name, parameter in inspect.signature(component).parameters.items()
     }
     return create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
-
-
-def refuse_unknown(options: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raise BadInput that names the first option that is not known."""
-    known = list(known)
-    for name in options:
-        if name not in known:
-            raise BadInput(f"{what} has no key '{name}'.{nearest(name, known)} Known: {', '.join(known)}")

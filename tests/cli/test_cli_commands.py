@@ -195,9 +195,9 @@ def test_notes_are_printed(planish: Planish, run_folder: Path, tmp_path: Path):
     arguments = ("--data", "digits", "--radius", "0.1", "--limit", "900", "--attacks", "fgsm", "--device", "cpu")
     result = planish("evaluate", "own.py:net", *arguments, "--out", "judged")
     assert result.exit_code == 0
-    assert "note: net: asked for 900 images, digits has 500" in result.stdout
-    assert f"note: net: {IN_TRAINING}" in result.stdout.replace("\n", " ")
-    assert "note: net: Class 0 is never predicted on clean images" in result.stdout
+    assert "note: own: asked for 900 images, digits has 500" in result.stdout
+    assert f"note: own: {IN_TRAINING}" in result.stdout.replace("\n", " ")
+    assert "note: own: 9 classes (0, 1, 2, 3, 4 and 4 more) are never predicted" in result.stdout.replace("\n", " ")
 
 
 def test_report_puts_folders_side_by_side(planish: Planish, run_folder: Path):
@@ -211,11 +211,11 @@ def test_report_puts_folders_side_by_side(planish: Planish, run_folder: Path):
     again = planish("report", "one", "two", "--out", "both")
     assert again.exit_code == 2 and "both already holds a report: --overwrite replaces it" in again.stderr
     document = json.loads(planish("report", "one", "two", "--out", "both", "--overwrite", "--json").stdout)
-    assert [method["name"] for method in document["methods"]] == ["fgsm", "net"]
+    assert [method["name"] for method in document["methods"]] == ["run", "own"]
     compared = planish("compare", "one", "two", "--out", "pairs")
     assert (compared.exit_code, compared.stderr) == (0, "") and "Only first" in compared.stdout
     (pair,) = json.loads(Path("pairs/results.json").read_text())["pairs"]
-    assert (pair["first"], pair["second"], pair["images"]) == ("fgsm", "net", 30)
+    assert (pair["first"], pair["second"], pair["images"]) == ("run", "own", 30)
 
 
 def test_quickstart(planish: Planish, monkeypatch: pytest.MonkeyPatch):

@@ -183,7 +183,7 @@ def verify(
     json_: options.Json = False,
 ) -> None:
     """Judge saved adversarial images afresh; trusts nothing but the model, the test set and the images."""
-    from planish.report.tables import radius_text
+    from planish.core.words import number_of, radius_text
     from planish.runs.judge import check_task
     from planish.runs.judge import verify as run
 
@@ -197,7 +197,7 @@ def verify(
     ball = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
     terminal.print_line(f"accuracy on these images, {ball}: {found.robust}")
     far = f"largest distance {found.distance:.6g}"
-    terminal.print_line(f"{far}; {found.infeasible} images outside the ball count as unbroken")
+    terminal.print_line(f"{far}; {number_of(found.infeasible)} outside the ball count as unbroken")
 
 
 def _asked(

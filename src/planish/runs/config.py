@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from planish.core.arguments import seed_of
-from planish.core.errors import BadInput, between
+from planish.core.errors import BadInput, between, refuse_unknown
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data.batches import Augmentation, check_resolutions, sides
 from planish.data.images import Stream
 from planish.methods import Method
-from planish.registry import called_now, made, make, refuse_unknown
+from planish.registry import called_now, made, make
 from planish.storage.reading import read_headed, read_toml, toml_of
 from planish.training.collapse import OFF, Guard
 from planish.training.settings import Settings
@@ -128,11 +128,14 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
 
 def parsed(tree: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a configuration tree; no code that it may name is run. Raises BadInput."""
-    refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration")
+    keys = [f"{name}.{part.name}" for name, kind in SECTIONS.items() for part in fields(kind)]
+    refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration", keys)
     for name in (*SECTIONS, *NAMED):
         if not isinstance(tree.get(name, {}), Mapping):
             raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
-    sections: dict[str, Any] = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
+    sections: dict[str, Any] = {
+        name: made(kind, tree.get(name, {}), f"[{name}]", keys) for name, kind in SECTIONS.items()
+    }
     named: dict[str, Any] = {name: _named(name, tree[name]) for name in NAMED if name in tree}
     return Experiment(**sections, **named, seed=tree.get("seed", 0))
 

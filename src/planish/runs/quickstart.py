@@ -1,4 +1,4 @@
-"""The quickstart: five ways to train on handwritten digits, each attacked, in one report."""
+"""The quickstart: six ways to train on handwritten digits, each attacked, in one report."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,8 +15,15 @@ from planish.training.settings import Settings
 
 RADIUS = 0.2
 EPOCHS = 15
-METHODS = {"standard": "standard", "FGSM-AT": "fgsm", "SEAT": "seat", "LLR-2": "llr-2", "PGD-7 AT": "pgd-7"}
-ATTACKS = ("pgd-50-10", "multi-targeted-20-1")
+METHODS = {
+    "standard": "standard",
+    "FGSM-AT": "fgsm",
+    "SEAT": "seat",
+    "LLR-2": "llr-2",
+    "PGD-7 AT": "pgd-7",
+    "planish-at": "planish-at",
+}
+ATTACKS = ("pgd-50-10", "multi-targeted-20-1", "planish-suite")
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,11 @@ class QuickstartStep:
 
     method: str
     event: EpochRecord | Evaluation
+
+    @property
+    def done(self) -> int:
+        """How many of the method's epochs, clean pass and attacks are done; of a suite, all when the first stage is."""
+        return self.event.epoch if isinstance(self.event, EpochRecord) else EPOCHS + 1 + len(self.event.asked)
 
 
 def experiment(method: str, seed: int = 0) -> Experiment:

@@ -14,9 +14,9 @@ from planish.attacks import run
 from planish.attacks.gradient import PGD
 from planish.core.arguments import batch_of, check_images, check_logits, logits_of, path_of, seed_of, shown, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, spelled
 from planish.core.randomness import initialised, seeded
-from planish.core.threat import ThreatModel
+from planish.core.threat import Linf, ThreatModel
 from planish.data.batches import Batches
 from planish.data.classes import matched, named_places
 from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
@@ -254,6 +254,7 @@ def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
         runs.save_weights(folder / runs.BEST, state.deployed, {**about, "epoch": state.epoch})
 
 
+@spelled(threat=Linf, settings=Settings)
 def train(
     model: nn.Module | str,
     data: "str | Images | Batch | tuple[Any, Any]",
