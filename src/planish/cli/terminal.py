@@ -79,6 +79,12 @@ class Where:
         return {"resume": self.resume, "overwrite": self.overwrite}
 
 
+def log(text: str, quiet: bool) -> None:
+    """Print how far a work is as a line on stderr, where no bar shows it."""
+    if not (quiet or sys.stderr.isatty()):
+        print(visible(text), file=sys.stderr, flush=True)
+
+
 def print_line(text: str, style: str = "") -> None:
     """Print a line that is not to be broken, such as one to paste."""
     console().print(text, style=style or None, soft_wrap=True)

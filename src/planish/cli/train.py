@@ -1,6 +1,5 @@
 """`planish train` and `planish quickstart`."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +140,7 @@ def _watched(
             bars.console.print(terminal.alarm_words(alarm))
         words = terminal.epoch_words(record.metrics)
         bars.update(bar, completed=record.epoch, note=words)
-        if not (quiet or sys.stderr.isatty()):
-            print(f"epoch {record.epoch} of {epochs}: {words}", file=sys.stderr, flush=True)
+        terminal.log(f"epoch {record.epoch} of {epochs}: {words}", quiet)
     return last
 
 
