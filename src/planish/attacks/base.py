@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from planish.core.arguments import CHUNK, Images, Labels, judged_batch, logits_of, model_of, seed_of, threat_of
+from planish.core.arguments import (
+    Images,
+    Labels,
+    images_at_a_time,
+    judged_batch,
+    logits_of,
+    model_of,
+    seed_of,
+    threat_of,
+)
 from planish.core.batch import Batch
 from planish.core.losses import margin
 from planish.core.modes import Counted, Precision, attacked, autocast
@@ -252,7 +261,7 @@ def run(
     threat: ThreatModel,
     *,
     generator: Generator,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     precision: Precision = "float32",
     report: Report | None = None,
     earlier: Progress | None = None,
@@ -265,6 +274,7 @@ def run(
     on which rounding may have decided are searched again in float32.
     keep: told after each chunk how far it has come; earlier: that, to go on from there with the same outcome.
     """
+    chunk = images_at_a_time(chunk)
     with attacked(model):
         batch = with_logits(model, batch, chunk)
         attack = attack.assembled(batch.clean_logits.shape[1])
@@ -294,10 +304,16 @@ def run(
 
 
 def searched(
-    attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel, *, seed: int = 0, chunk: int = CHUNK
+    attack: DistanceAttack,
+    model: nn.Module,
+    batch: Batch,
+    threat: ThreatModel,
+    *,
+    seed: int = 0,
+    chunk: int | None = None,
 ) -> Nearest:
     """Run a distance attack on a batch of any size in chunks. The outcome does not depend on `chunk`."""
-    noise = drawn_seed(seeded(seed))
+    noise, chunk = drawn_seed(seeded(seed)), images_at_a_time(chunk)
     with attacked(model):
         parts = [
             attack.distances(model, batch.select(slice(at, at + chunk)), threat, generator=seeded(noise))

@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, between
 from planish.core.modes import Counted, dtype_of, evaluating, full_precision
 from planish.core.randomness import reproducible
 from planish.core.threat import THREATS, ThreatModel, parse_threat
@@ -23,8 +25,29 @@ Images = Tensor | NDArray[Any] | Batch | Dataset[Any] | Iterable[Any]
 Labels = Tensor | NDArray[Any] | Sequence[int] | None
 """(N,) whole numbers; None where the images bring theirs."""
 CHUNK = 256
-"""Images that go through a model at a time."""
+"""Images that go through a model at a time, where nothing else is said."""
+_MOST: ContextVar[int | None] = ContextVar("images that may go through a model at a time", default=None)
 Measured = TypeVar("Measured", bound=tuple[Any, ...])
+
+
+@contextmanager
+def at_a_time(images: int | None) -> Iterator[None]:
+    """Let no more images through a model at a time within; None = as many as is usual. Outcomes do not depend on it.
+
+    Raises BadInput.
+    """
+    between(1, 2**20, **{"batch size": images})
+    token = _MOST.set(images)
+    try:
+        yield
+    finally:
+        _MOST.reset(token)
+
+
+def images_at_a_time(chunk: int | None = None) -> int:
+    """Return how many images go through a model at a time. chunk: what a call asks for; None = what is usual."""
+    most, asked = _MOST.get(), CHUNK if chunk is None else chunk
+    return asked if most is None else min(asked, most)
 
 
 def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
@@ -164,7 +187,7 @@ def device_of(model: nn.Module | None) -> torch.device | None:
     return next((value.device for value in values), None)
 
 
-def judged_batch(model: object, x: object, labels: object, threat: ThreatModel, chunk: int = CHUNK) -> Batch:
+def judged_batch(model: object, x: object, labels: object, threat: ThreatModel, chunk: int | None = None) -> Batch:
     """Return the batch with its clean logits, everything checked, in the model's dtype or float32. Raises BadInput."""
     network = model_of(model)
     batch = batch_of(x, labels, network)
@@ -191,21 +214,22 @@ def _tensor(values: object, what: str) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
-def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
+def logits_of(model: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
     """Return the logits (N, K) in float32 or wider, evaluation mode, autocast off, without a graph."""
     network = model if isinstance(model, Counted) else Counted(model)
     with evaluating(network), torch.no_grad(), full_precision(x):
-        parts = [network(part) for part in torch.split(x, chunk) if len(part)]
+        parts = [network(part) for part in torch.split(x, images_at_a_time(chunk)) if len(part)]
     return torch.cat(parts) if parts else x.new_zeros(0, 2)
 
 
-def in_chunks(measure: Callable[[Batch], Measured], batch: Batch, chunk: int = CHUNK) -> Measured:
+def in_chunks(measure: Callable[[Batch], Measured], batch: Batch, chunk: int | None = None) -> Measured:
     """Return what the measure says of all images, its (N, ...) tensors joined. The outcome does not depend on `chunk`.
 
     measure: takes a batch and returns a named tuple of tensors whose first dimension is the images, as all measures of
     an audit but estimated constants do.
     """
-    parts = [measure(batch.select(slice(at, at + chunk))) for at in range(0, max(len(batch.x), 1), chunk)]
+    size = images_at_a_time(chunk)
+    parts = [measure(batch.select(slice(at, at + size))) for at in range(0, max(len(batch.x), 1), size)]
     return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
@@ -243,7 +267,7 @@ def _remedy(output: Tensor) -> str:
     return ""
 
 
-def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
+def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> Tensor:
     """Return the clean logits. Raises BadInput unless they are finite logits (N, K) with K above every label."""
     try:
         logits = logits_of(model, images.x, chunk)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from planish.attacks import Progress
 from planish.core.arguments import (
-    CHUNK,
     Images,
     Labels,
     batch_of,
@@ -142,10 +141,10 @@ def verify(
     draws, feasible = draws_of(eot), threat.feasible(x_adv, some.x)
     clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
     if draws > 1:
-        clean = Verdict.of(network, some.x, some.labels, CHUNK, draws)
+        clean = Verdict.of(network, some.x, some.labels, None, draws)
     correct = clean.margin < 0
     tried = torch.where(per_image(feasible, x_adv), x_adv, some.x)
-    standing = correct & (Verdict.of(network, tried, some.labels, CHUNK, draws).margin < 0)
+    standing = correct & (Verdict.of(network, tried, some.labels, None, draws).margin < 0)
     return Verified(
         Estimate.of(correct.cpu().numpy()),
         Estimate.of(standing.cpu().numpy()),

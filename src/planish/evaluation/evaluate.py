@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
-from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
+from planish.core.arguments import Images, Labels, images_at_a_time, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
 from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
@@ -76,7 +76,7 @@ class EvaluationStep(NamedTuple):
 class Search:
     """How attacks are run: images at a time, arithmetic of the search, draws; who is told of progress, who keeps it."""
 
-    chunk: int = CHUNK
+    chunk: int | None = None
     precision: Precision = "float32"
     draws: int = 1
     on_chunk: OnChunk | None = None
@@ -128,7 +128,7 @@ def evaluate_steps(
     *,
     surrogates: Surrogates = (),
     seed: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     precision: Precision = "float32",
     eot: int = 1,
     about: Mapping[str, Any] | None = None,
@@ -366,7 +366,7 @@ def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:
 
 
 def verified(
-    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int, draws: int
+    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int | None, draws: int
 ) -> Verdict:
     """Judge what an attack returned by fresh forwards, in batches cut otherwise than the attack's.
 
@@ -379,4 +379,4 @@ def verified(
             f"{name} left the {threat.name} ball of radius {radius_text(threat.radius)} or the box on "
             f"{number_of(int((~feasible).sum()))} (largest distance {worst:g})"
         )
-    return Verdict.of(model, found.x_adv, batch.labels, max(1, chunk - 1), draws)
+    return Verdict.of(model, found.x_adv, batch.labels, max(1, images_at_a_time(chunk) - 1), draws)

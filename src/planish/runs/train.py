@@ -33,6 +33,7 @@ from planish.storage.files import write_lines, write_sealed_json, write_text
 from planish.storage.reading import headed, last_good
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
+from planish.training.settings import Settings
 from planish.training.state import State, go_on, to_go_on
 
 COUNTED = 4
