@@ -182,7 +182,7 @@ def test_commands_are_listed_once(text: str) -> None:
 def test_one_entry_without_training_is_enough(make: Make, after: dict[str, int], tmp_path: Path) -> None:
     _, page = written([make("only", 40, after)], tmp_path)
     assert len(page.every("svg")) == 2 * bool(after)
-    assert page.cells[:3][:2] == ["Method", "Clean"]
+    assert page.cells[:3][:2] == ["Model", "Clean"]
 
 
 def test_a_rerun_replaces_the_page_and_leaves_no_scraps(make: Make, tmp_path: Path) -> None:

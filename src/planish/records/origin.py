@@ -138,6 +138,11 @@ def origin(model: nn.Module, images: Batch, about: Mapping[str, Any], **facts: A
     }
 
 
+def unnamed(fact: Any) -> Any:
+    """Return a fact of a record without its name: the same model or data may be called otherwise now."""
+    return {key: value for key, value in fact.items() if key != "name"} if isinstance(fact, Mapping) else fact
+
+
 def describe_attack(attack: object) -> Any:
     """Return an attack's identity, JSON-able: {"name": its class, "parameters": its fields, each described so too}.
 

@@ -14,6 +14,8 @@ from planish.report.drawing import BLUE, INK, MUTED, PAPER, VERMILION, ReportFig
 from planish.report.tables import Entry, attack_names, images_text, percent, threat
 
 READINGS = 9  # points of a curve that can be read in the page
+TICKS = [digit * unit for unit in (0.1, 1, 10, 100, 1000) for digit in (1, 2, 3, 5)]
+"""Of a logarithmic axis."""
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -79,34 +81,34 @@ def _accuracy_words(entries: Sequence[Entry]) -> tuple[str, str, str]:
 
 @styled()
 def costs(entries: Sequence[Entry]) -> ReportFigure | None:
-    """Robust accuracy against training passes relative to standard training."""
-    known = [entry for entry in entries if entry.passes is not None and entry.evaluation.columns]
+    """Robust accuracy against what training cost, in epochs of standard training."""
+    known = [entry for entry in entries if entry.cost is not None and entry.evaluation.columns]
     if not known:
         return None
     figure, axes = drawing.panel(3.6)
-    passes = [float(entry.passes or 0) for entry in known]
+    spent = [float(entry.cost or 0) for entry in known]
     estimates = [entry.evaluation.robust_accuracy() for entry in known]
     values = [estimate.value for estimate in estimates]
-    axes.errorbar(passes, values, yerr=_arms(estimates), fmt="o", color=BLUE, markersize=6, elinewidth=1.2)
+    axes.errorbar(spent, values, yerr=_arms(estimates), fmt="o", color=BLUE, markersize=6, elinewidth=1.2)
     drawing.percent_axis(axes, "y")
-    _passes_axis(axes, passes)
+    _cost_axis(axes, spent)
     axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
     axes.set_title(f"after {drawing.fitted(_suites(known), 60, 1)}; {images_text(known)}", fontsize=9, color=MUTED)
-    drawing.label_points(axes, [entry.name for entry in known], passes, estimates)
-    words = [f"{e.name}: {percent(share)} at {e.passes:.3g} passes" for e, share in zip(known, estimates, strict=True)]
-    return ReportFigure("cost", *_cost_words(known), figure, drawing.spots(axes, passes, values, words))
+    drawing.label_points(axes, [entry.name for entry in known], spent, estimates)
+    words = [f"{e.name}: {percent(share)} for {e.cost:.3g} epochs" for e, share in zip(known, estimates, strict=True)]
+    return ReportFigure("cost", *_cost_words(known), figure, drawing.spots(axes, spent, values, words))
 
 
-def _passes_axis(axes: Axes, passes: Sequence[float]) -> None:
-    low, high = min(passes), max(passes)
+def _cost_axis(axes: Axes, spent: Sequence[float]) -> None:
+    low, high = min(spent), max(spent)
     wide = low > 0 and high / low > 4
     if wide:
-        ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low / 1.5 < tick < high * 1.5]
+        ticks = [tick for tick in TICKS if low / 1.5 < tick < high * 1.5]
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
     bounds = (low / 1.25, high * 1.6) if wide else (0, high * 1.3 or 1.0)
-    axes.set(xlim=bounds, xlabel="Training passes, standard training = 1")
+    axes.set(xlim=bounds, xlabel="Training cost, in epochs of standard training")
 
 
 def _suites(known: Sequence[Entry]) -> str:
@@ -115,13 +117,14 @@ def _suites(known: Sequence[Entry]) -> str:
 
 def _cost_words(known: Sequence[Entry]) -> tuple[str, str, str]:
     robust = [percent(entry.evaluation.robust_accuracy()) for entry in known]
-    facts = [f"{e.name} {share} at {e.passes:.3g} passes" for e, share in zip(known, robust, strict=True)]
+    facts = [f"{e.name} {share} for {e.cost:.3g} epochs" for e, share in zip(known, robust, strict=True)]
     caption = (
         f"Robust accuracy at {threat(known[0].evaluation)} after {_suites(known)}, on"
-        f" {images_text(known)}, with 95% intervals, against counted forward and backward passes in training."
+        f" {images_text(known)}, with 95% intervals, against what training cost: forward and backward passes, counted,"
+        " in epochs of standard training."
         " Up and to the left is better; a method below and to the right of another is not worth its cost."
     )
-    alt = f"Scatter plot of robust accuracy against training passes. {'; '.join(facts)}."
+    alt = f"Scatter plot of robust accuracy against epochs of standard training. {'; '.join(facts)}."
     return "Robust accuracy for its training cost", caption, alt
 
 
@@ -256,7 +259,7 @@ def _recorded(entries: Sequence[Entry]) -> list[str]:
         for entry in entries
         for record in entry.history
         for key, value in record.items()
-        if key not in ("epoch", "seconds") and isinstance(value, int | float) and math.isfinite(value)
+        if key not in ("epoch", "epochs_done", "seconds") and isinstance(value, int | float) and math.isfinite(value)
     )
     return [key for place, key in enumerate(keys) if place < 4 or "robust" in key or key in WATCHED]
 

@@ -1,7 +1,7 @@
 """The one call that trains, and an experiment carried out: put together, trained, saved and resumed."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -14,9 +14,9 @@ from planish.attacks import run
 from planish.attacks.gradient import PGD
 from planish.core.arguments import batch_of, check_images, check_logits, logits_of, path_of, seed_of, shown, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, spelled
 from planish.core.randomness import initialised, seeded
-from planish.core.threat import ThreatModel
+from planish.core.threat import Linf, ThreatModel
 from planish.data.batches import Batches
 from planish.data.classes import matched, named_places
 from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
@@ -117,25 +117,21 @@ def train_into(
     """
     check_experiment(experiment)
     refuse_other(experiment, folder, resume, overwrite)
+    saved = (folder / RESUME).exists() and not overwrite  # then the weights that it started from are not needed
+    begun = replace(experiment, model=replace(experiment.model, weights=None)) if saved else experiment
     earlier = {} if overwrite else known(folder)
     corrupt = {*earlier.get("corrupt_images", [])}
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
-    saved = (folder / RESUME).exists() and not overwrite  # then the weights that it started from are not needed
-    begun = replace(experiment, model=replace(experiment.model, weights=None)) if saved else experiment
     prepared = prepare(begun, device, on_corrupt)
     runs.check_storable(prepared.model)
-    digest = prepared.images.digest()
-    refuse_data(folder, earlier, digest)
-    batches = _batches(experiment, prepared, device, on_corrupt)
+    refuse_data(folder, earlier, digest := prepared.images.digest())
+    batches = batches_of(experiment, prepared, device, on_corrupt)
     if overwrite:
         clear(folder, "train")
     write_text(headed(to_toml(experiment)), folder / CONFIG)
-    state = start(prepared.model, experiment.settings)
-    if saved:
-        go_on(state, last_good(folder / RESUME, runs.load_resume)[0])
+    state = _state(prepared.model, experiment.settings, folder / RESUME if saved else None)
     origin = _origin(experiment, prepared, digest, device)
     write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
-    settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
     probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
 
     def keep() -> None:
@@ -144,15 +140,31 @@ def train_into(
         runs.save_resume(folder / RESUME, to_go_on(state))
 
     also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed}
-    also["after_step"] = Saver(state, settings.save_minutes, keep)
-    for record in fit(state, method, threat, batches, settings, **also):
-        checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
-        if experiment.data.skip_corrupt:
-            checked["corrupt_images"] = len(corrupt)
-        state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
+    also["after_step"] = Saver(state, experiment.settings.save_minutes, keep)
+    how = (experiment.training_method, experiment.threat.model, batches, experiment.settings)
+    for record in fit(state, *how, **also):
+        more = {"corrupt_images": len(corrupt)} if experiment.data.skip_corrupt else {}
+        checked = _checked(record, state, prepared.held_out, experiment, more)
         _save(state, folder, metadata(experiment, prepared.sample))
         keep()
-        yield record._replace(metrics={**record.metrics, **checked})
+        yield checked
+
+
+def _state(model: nn.Module, settings: Settings, saved: Path | None) -> State:
+    """Return the state of a training that begins, or goes on from where it was saved. Raises BadInput."""
+    state = start(model, settings)
+    if saved is not None:
+        go_on(state, last_good(saved, runs.load_resume)[0])
+    return state
+
+
+def _checked(
+    record: EpochRecord, state: State, held_out: Images | None, experiment: Experiment, more: Mapping[str, float]
+) -> EpochRecord:
+    """Return an epoch's record with what held-out images and `more` say of it, entered into the history."""
+    found = {**_validated(state.deployed, held_out, experiment.threat.model, experiment.seed), **more}
+    state.history[-1] |= {**found, "learning_rate": record.learning_rate, "seconds": record.seconds}
+    return record._replace(metrics={**record.metrics, **found})
 
 
 @dataclass
@@ -183,7 +195,7 @@ def check_experiment(experiment: Experiment) -> None:
         resolve("models", experiment.model.name)
 
 
-def _batches(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
+def batches_of(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
     """Return the training batches, of images in memory or of streamed ones. Raises BadInput."""
     data, size, images = experiment.data, experiment.settings.batch_size, prepared.images
     if isinstance(images, Images):
@@ -242,6 +254,7 @@ def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
         runs.save_weights(folder / runs.BEST, state.deployed, {**about, "epoch": state.epoch})
 
 
+@spelled(threat=Linf, settings=Settings)
 def train(
     model: nn.Module | str,
     data: "str | Images | Batch | tuple[Any, Any]",
