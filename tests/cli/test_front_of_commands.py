@@ -1,5 +1,6 @@
 """What stands before the work: version, help, examples, completion, lists, other programs' options, rehearsals."""
 
+import inspect
 import os
 import shlex
 import subprocess
