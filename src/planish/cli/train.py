@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import options, terminal
+from planish.cli import options, terminal, trust
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput, Unlike
 
@@ -94,6 +94,8 @@ def train(
     own = experiment.model.name if ":" in experiment.model.name else None
     again = {"data": experiment.data.source, "radius": experiment.threat.radius, "norm": experiment.threat.norm}
     following = terminal.next_command("evaluate", folder, **again, built_by=own)
+    if own is not None:
+        trust.remember(str(folder), own)  # whoever trains with a function trusts it
     if json_:
         return terminal.print_json({"run": str(folder), "last": last, "next": following})
     terminal.print_run(folder)
