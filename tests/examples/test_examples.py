@@ -32,7 +32,6 @@ from planish.records.distances import DistanceColumn, Distances
 from planish.records.evaluation import load as load_record
 from planish.records.statistics import Estimate
 from planish.registry import components
-from planish.report import Table
 from planish.runs.config import DataOptions, ThreatOptions, experiment_from, read
 from planish.runs.judge import LoadedModel, Verified, entries
 from planish.training.settings import Settings
@@ -185,7 +184,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
-    monkeypatch.setattr("planish.reproduce.estimate_rows", lambda job, rows: Table("", ("Row",), (), ()))
+    monkeypatch.setattr("planish.reproduce.estimates", lambda job, rows: iter(()))
     monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
