@@ -102,13 +102,6 @@ def print_next(*words: object, **given: object) -> None:
     print_line(f"next: {next_command(*words, **given)}")
 
 
-def print_plan(tree: "Mapping[str, Any]") -> None:
-    """Print a configuration as TOML."""
-    from planish.runs.config import tables_text
-
-    print(visible(tables_text(tree)), end="")
-
-
 def print_run(folder: Path) -> None:
     """Print where a run lies, which files its images came from, and what a reader must know of them."""
     from planish.runs.run import PROVENANCE

@@ -54,6 +54,11 @@ def is_free(folder: Path) -> bool:
     return folder.is_dir() and all(name.endswith(".part") or name == LOCK for name in os.listdir(folder))
 
 
+def first_free(folder: Path) -> Path:
+    """Return the first that is free of the folder and those of its name and a number."""
+    return next(place for place in numbered(folder) if is_free(place))
+
+
 def begun(folder: Path, kind: str) -> list[Path]:
     """Return the folders of this name, with a number or without, that hold such work, the newest first."""
     own = re.compile(re.escape(folder.name) + r"(-\d+)?")
