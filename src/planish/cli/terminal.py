@@ -160,7 +160,7 @@ def print_audit(audit: "Audit", folder: Path, whole: bool) -> None:
         screen.print(f"note: {note}", style="yellow")
     if not whole:
         print_line("--all prints every check")
-    print_line(f"audit: {folder / 'audit.html'}")
+    print_line(f"report: {folder / 'audit.html'}")
 
 
 def print_findings(audit: "Audit") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import options, terminal
+from planish.cli import options, terminal, trust
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput, Unlike
 
@@ -92,6 +92,8 @@ def train(
             bars.update(bar, description=experiment.method.name, total=experiment.settings.epochs)
             last = _watched(steps, experiment.settings.epochs, quiet, bars, bar)
     own = experiment.model.name if ":" in experiment.model.name else None
+    if own is not None:
+        trust.remember(str(folder), own)
     again = {"data": experiment.data.source, "radius": experiment.threat.radius, "norm": experiment.threat.norm}
     following = terminal.next_command("evaluate", folder, **again, built_by=own)
     if json_:
