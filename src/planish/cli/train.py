@@ -44,7 +44,7 @@ def quickstart(
             return lambda update: bars.update(tasks[name], note=terminal.update_words(update))
 
         begin = lambda folder: run(folder, seed=seed, on_chunk=on_chunk, **where.choice)  # noqa: E731
-        to_resume = begun_within(free, "train") if resume else None
+        to_resume = (begun_within(free, "train") if resume else []) or None
         with at_work(begin, out, free, to_resume) as (folder, steps):
             for step in steps:
                 if step.method not in tasks:
