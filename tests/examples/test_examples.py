@@ -262,13 +262,17 @@ def test_configurations_in_the_documents_are_valid(page: Path, tmp_path: Path, m
 
 @PATIENT
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python"))], ids=lambda page: page.name)
-def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Each of the library's page prints something, of a network that is trained (issue 20, item 12)."""
     monkeypatch.chdir(tmp_path)
     write_listings(page, tmp_path)
     space: dict[str, Any] = {"__name__": page.stem}
     with torch.random.fork_rng(devices=[]):
         for number, text in enumerate(blocks(page, "python"), 1):
             exec(compile(text, f"{page.name}, block {number}", "exec"), space)
+            assert capsys.readouterr().out or page.name != "library.md", f"block {number} prints nothing"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -67,13 +67,19 @@ class Attack(ABC):
 
     @torch.inference_mode(False)
     def __call__(
-        self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
+        self,
+        model: nn.Module,
+        x: Images,
+        labels: Labels = None,
+        threat: ThreatModel | str | None = None,
+        *,
+        seed: int = 0,
     ) -> AttackResult:
         """Attack the images.
 
         model: maps images in [0, 1] to logits; it is judged in evaluation mode and stays as it is.
-        x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or a Batch, with labels None.
-        labels: (N,) whole numbers from 0 to K - 1.
+        x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or, with labels None, what holds both: a Batch, a pair
+        (x, labels), a Dataset or a DataLoader of pairs. labels: (N,) whole numbers from 0 to K - 1.
         threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
         seed: of the attack's random numbers. Raises BadInput.
         """
@@ -106,7 +112,13 @@ class DistanceAttack(ABC):
 
     @torch.inference_mode(False)
     def __call__(
-        self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
+        self,
+        model: nn.Module,
+        x: Images,
+        labels: Labels = None,
+        threat: ThreatModel | str | None = None,
+        *,
+        seed: int = 0,
     ) -> DistanceResult:
         """Search the nearest adversarial image of each.
 

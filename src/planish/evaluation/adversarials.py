@@ -110,9 +110,9 @@ def save_gallery(judged: EvaluationStep, batch: Batch, path: Path) -> None:
 def verify(
     model: nn.Module,
     x: Images,
-    labels: Labels | None,
-    path: str | Path,
-    threat: ThreatModel | str,
+    labels: Labels = None,
+    path: str | Path | None = None,
+    threat: ThreatModel | str | None = None,
     *,
     eot: int = 1,
     source: str = "the images given",
@@ -125,7 +125,8 @@ def verify(
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
-    network, threat, batch, path = model_of(model), threat_of(threat), batch_of(x, labels), path_of(path)
+    network, threat, path = model_of(model), threat_of(threat), path_of(path)
+    batch = batch_of(x, labels, network)
     images, indices = load_adversarials(path)
     position = {index: row for row, index in enumerate(batch.indices.tolist())}
     missing = [index for index in indices.tolist() if index not in position]

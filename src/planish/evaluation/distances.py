@@ -41,7 +41,7 @@ FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 def minimum_distance(
     model: nn.Module,
     x: Images,
-    labels: Labels | None,
+    labels: Labels = None,
     norm: str | ThreatModel = "L2",
     attack: Attacks = "closest",
     *,
@@ -55,7 +55,10 @@ def minimum_distance(
     attack: names with commas, attack objects, a list or a dict of them; see `planish.list("attacks")`.
     Raises BadInput.
     """
-    *_, last = measure(model, batch_of(x, labels), threat_of(norm, radius=0.0), attack, seed=seed, about=about)
+    network = model_of(model)
+    *_, last = measure(
+        network, batch_of(x, labels, network), threat_of(norm, radius=0.0), attack, seed=seed, about=about
+    )
     return last
 
 

@@ -87,7 +87,7 @@ class Search:
 def evaluate(
     model: nn.Module,
     x: Images,
-    labels: Labels | None = None,
+    labels: Labels = None,
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
     *,
@@ -100,8 +100,9 @@ def evaluate(
     """Judge a model under attacks, and return the record with its adversarial images.
 
     model: maps images in [0, 1] to logits; it is judged in evaluation mode and stays as it is.
-    x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or a Batch, which brings its labels.
-    labels: (N,) whole numbers from 0 to K - 1.
+    x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or, with labels None, what holds both: a Batch, a pair
+        (x, labels), a Dataset or a DataLoader of pairs, which is read whole.
+    labels: (N,) whole numbers from 0 to K - 1, a tensor, an array or a list.
     threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
     surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
@@ -121,7 +122,7 @@ def evaluate(
 def evaluate_steps(
     model: nn.Module,
     x: Images,
-    labels: Labels | None = None,
+    labels: Labels = None,
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
     *,
