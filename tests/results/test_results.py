@@ -100,6 +100,18 @@ def test_class_warnings_name_classes_never_predicted() -> None:
     assert evaluation().class_warnings() == []
 
 
+def test_a_model_that_numbers_two_classes_the_other_way_round_is_told() -> None:
+    """Of a user whose folder names sort otherwise than their list of classes: 71 % clean, and nobody said why."""
+    labels = np.arange(30) % 3
+    for seen, said in (([1, 0, 2], True), ([0, 1, 2], False), ([1, 1, 2], False)):
+        predicted = np.array(seen)[labels]
+        margin = np.where(predicted == labels, -1, 1).astype(np.float32)
+        told = Evaluation(np.arange(30), labels, margin, predicted, (), META).class_warnings()
+        assert any("67 % more" in line and "takes 0 for 1, 1 for 0. --classes" in line for line in told) == said
+    few = Evaluation(np.arange(12), labels[:12], margin[:12], np.array([1, 0, 2])[labels[:12]], (), META)
+    assert few.class_warnings() == []
+
+
 def test_unknown_attack_names_the_nearest() -> None:
     with pytest.raises(BadInput, match="Did you mean 'second'"):
         evaluation(FIRST, SECOND).accuracy_after("secnd")

@@ -22,8 +22,7 @@ from planish.records.store import frame
 class Training(TypedDict):
     """Training's method and cost, and a record per epoch.
 
-    passes: what a step costs, counted, where one of standard training is 1. epochs: how often every batch was trained
-    on. relative_seconds: where those of standard training are 1.
+    passes: what a step costs, counted, in steps of standard training. epochs: how often each batch was trained on.
     """
 
     method: NotRequired[str]
@@ -252,10 +251,7 @@ def _summary_caption(entries: Sequence[Entry], attacks: Sequence[str]) -> str:
             " neither the clean pass nor any attack up to and including X broke."
         )
     if any(entry.training for entry in entries):
-        caption += (
-            " Standard epochs: what training cost, counted, in epochs of standard training. Times in brackets are"
-            f" relative to standard training (1{TIMES})."
-        )
+        caption += f" Standard epochs: what training cost, counted. Times in brackets: standard training is 1{TIMES}."
     return caption
 
 
