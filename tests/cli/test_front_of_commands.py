@@ -165,6 +165,8 @@ def test_rehearsals_tell_everything_and_write_nothing(planish: Planish, tiny: li
     assert told.exit_code == 0 and tomllib.loads(told.stdout)["settings"]["learning_rate"] == 0.2
     assert sorted(Path().rglob("*")) == before
     Path("again.toml").write_text(told.stdout)
+    as_json = json.loads(planish("train", "--method", "seat-fl", *tiny, "--dry-run", "--json").stdout)
+    assert as_json == tomllib.loads(told.stdout)
     assert planish("train", "again.toml", "--dry-run").stdout == told.stdout
     judge = (run_folder, "--data", "digits", "--limit", "30", "--device", "cpu", "--dry-run")
     evaluated = tomllib.loads(planish("evaluate", *judge, "--radius", "0.1", "--attacks", "pgd-5,planish-suite").stdout)

@@ -83,7 +83,7 @@ def train(
     fresh = asked.experiment(out)
     free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
     if dry_run:
-        return print(terminal.visible(f"# into {out or first_free(free)}\n{rehearse.train(fresh, on)}"), end="")
+        return terminal.print_plan(f"# into {out or first_free(free)}\n{rehearse.train(fresh, on)}", json_)
     to_resume = all_begun(free.parent, "train") if resume else None
     with terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(fresh.method.name, total=fresh.settings.epochs, note="")
