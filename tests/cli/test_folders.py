@@ -92,7 +92,7 @@ def test_resume_is_offered_only_where_it_works(planish: Planish, run_folder: Pat
     assert planish(*evaluate).exit_code == 0
     same = planish(*evaluate, "--attacks", "fgsm,pgd-2-1")
     assert same.stderr == f"planish: taken already holds an evaluation: --resume goes on with it, {LEFT}\n"
-    for other in (("--radius", "0.2"), ("--seed", "1"), ("--limit", "10"), ("--name", "other")):
+    for other in (("--radius", "0.2"), ("--seed", "1"), ("--limit", "10")):
         result = planish(*evaluate, *other)
         assert (result.exit_code, result.stderr) == (2, f"planish: taken already holds an evaluation: {LEFT}\n")
         assert planish(*evaluate, *other, "--resume").exit_code == 2
