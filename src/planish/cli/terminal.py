@@ -102,13 +102,6 @@ def print_next(*words: object, **given: object) -> None:
     print_line(f"next: {next_command(*words, **given)}")
 
 
-def print_plan(tree: "Mapping[str, Any]") -> None:
-    """Print a configuration as TOML."""
-    from planish.runs.config import tables_text
-
-    print(visible(tables_text(tree)), end="")
-
-
 def print_run(folder: Path) -> None:
     """Print where a run lies, which files its images came from, and what a reader must know of them."""
     from planish.runs.run import PROVENANCE
@@ -167,7 +160,7 @@ def print_audit(audit: "Audit", folder: Path, whole: bool) -> None:
         screen.print(f"note: {note}", style="yellow")
     if not whole:
         print_line("--all prints every check")
-    print_line(f"audit: {folder / 'audit.html'}")
+    print_line(f"report: {folder / 'audit.html'}")
 
 
 def print_findings(audit: "Audit") -> None:
