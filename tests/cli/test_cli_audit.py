@@ -57,7 +57,7 @@ def test_a_table_and_two_files(planish: Planish, own: str):
     assert (result.exit_code, result.stderr) == (0, "") and "\x1b" not in result.stdout
     found = load(Path("audited"))
     assert found.complete and found.headline() in " ".join(result.stdout.split())
-    assert all(name in result.stdout for name in checks()) and "audit: audited" in result.stdout
+    assert all(name in result.stdout for name in checks()) and "report: audited/audit.html" in result.stdout
     assert {path.name for path in Path("audited").iterdir()} == {
         "audit.html",
         "audit.json",

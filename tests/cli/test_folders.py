@@ -1,6 +1,7 @@
 """Where commands write: a folder for each model and number, nothing lost, and what fits gone on with."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_resume_is_offered_only_where_it_works(planish: Planish, run_folder: Pat
     assert planish(*evaluate).exit_code == 0
     same = planish(*evaluate, "--attacks", "fgsm,pgd-2-1")
     assert same.stderr == f"planish: taken already holds an evaluation: --resume goes on with it, {LEFT}\n"
-    for other in (("--radius", "0.2"), ("--seed", "1"), ("--limit", "10"), ("--name", "other")):
+    for other in (("--radius", "0.2"), ("--seed", "1"), ("--limit", "10")):
         result = planish(*evaluate, *other)
         assert (result.exit_code, result.stderr) == (2, f"planish: taken already holds an evaluation: {LEFT}\n")
         assert planish(*evaluate, *other, "--resume").exit_code == 2
@@ -186,3 +187,14 @@ def test_only_what_is_unlike_is_passed_over(tmp_path: Path):
         assert (folder.name, [*steps]) == ("fits", ["fits"])
     with pytest.raises(BadInput, match="damaged"), places.at_work(begin, None, tmp_path / "new", [tmp_path / "broken"]):
         pass
+
+
+def test_work_that_can_be_gone_on_with_is_found_the_newest_first(tmp_path: Path):
+    """An audit that was cut after its suite too."""
+    for age, name in enumerate(("a/audit.npz", "a-2/audit-suite.npz", "b/audit.npz", "a-x/audit.npz", "a-3/notes.txt")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    assert [path.name for path in places.begun(tmp_path / "a", "audit")] == ["a-2", "a"]
+    assert [path.name for path in places.all_begun(tmp_path, "audit")] == ["a-x", "b", "a-2", "a"]
+    assert places.first_free(tmp_path / "a") == tmp_path / "a-4" and places.first_free(tmp_path / "c").name == "c"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import options, terminal
+from planish.cli import options, terminal, trust
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput, Unlike
 
@@ -44,7 +44,7 @@ def quickstart(
             return lambda update: bars.update(tasks[name], note=terminal.update_words(update))
 
         begin = lambda folder: run(folder, seed=seed, on_chunk=on_chunk, **where.choice)  # noqa: E731
-        to_resume = begun_within(free, "train") if resume else None
+        to_resume = (begun_within(free, "train") if resume else []) or None
         with at_work(begin, out, free, to_resume) as (folder, steps):
             for step in steps:
                 if step.method not in tasks:
@@ -73,7 +73,7 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs import rehearse
-    from planish.runs.places import HOME, all_begun, at_work, folder_name
+    from planish.runs.places import HOME, all_begun, at_work, first_free, folder_name
     from planish.training.collapse import EVERY
 
     where, on = terminal.Where(out, resume, overwrite, quiet), terminal.chosen_device(device)
@@ -81,9 +81,9 @@ def train(
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
     asked = Asked(config, named, set_ or [], resume)
     fresh = asked.experiment(out)
-    if dry_run:
-        return print(terminal.visible(rehearse.train(fresh, on)), end="")
     free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
+    if dry_run:
+        return terminal.print_plan(f"# into {out or first_free(free)}\n{rehearse.train(fresh, on)}", json_)
     to_resume = all_begun(free.parent, "train") if resume else None
     with terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(fresh.method.name, total=fresh.settings.epochs, note="")
@@ -92,8 +92,12 @@ def train(
             bars.update(bar, description=experiment.method.name, total=experiment.settings.epochs)
             last = _watched(steps, experiment.settings.epochs, quiet, bars, bar)
     own = experiment.model.name if ":" in experiment.model.name else None
+    if own is not None:
+        trust.remember(str(folder), own)
     again = {"data": experiment.data.source, "radius": experiment.threat.radius, "norm": experiment.threat.norm}
     following = terminal.next_command("evaluate", folder, **again, built_by=own)
+    if own is not None:
+        trust.remember(str(folder), own)  # whoever trains with a function trusts it
     if json_:
         return terminal.print_json({"run": str(folder), "last": last, "next": following})
     terminal.print_run(folder)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput, nearest
 from planish.core.words import number_of
 from planish.records.statistics import Booleans, Estimate
-from planish.storage.files import write_arrays
+from planish.storage.files import csv_text, write_arrays
 from planish.storage.reading import UNREADABLE, read_arrays
 
 Record = TypeVar("Record")
@@ -132,6 +132,12 @@ class Shown(ABC):
         Raises BadInput where pandas is not installed.
         """
         return frame([_flat(row) for row in self.rows()])
+
+    def to_csv(self) -> str:
+        """Return the table as CSV, headers first; a share has columns for its interval, in [0, 1]."""
+        rows = [_flat(row) for row in self.rows()]
+        header = dict.fromkeys(name for row in rows for name in row)
+        return csv_text(header, ([row.get(name) for name in header] for row in rows))
 
     def _cells(self) -> list[list[str]]:
         """Return the header and the rows as texts."""
