@@ -96,6 +96,8 @@ def train(
         trust.remember(str(folder), own)
     again = {"data": experiment.data.source, "radius": experiment.threat.radius, "norm": experiment.threat.norm}
     following = terminal.next_command("evaluate", folder, **again, built_by=own)
+    if own is not None:
+        trust.remember(str(folder), own)  # whoever trains with a function trusts it
     if json_:
         return terminal.print_json({"run": str(folder), "last": last, "next": following})
     terminal.print_run(folder)

@@ -233,7 +233,7 @@ class Evaluation(Columned):
         if not len(present) or shown.min() < OF_EACH:
             return []
         mostly = np.array([np.bincount(self.clean_predicted[rows == at]).argmax() for at in range(len(present))])
-        gain = float((mostly[rows] == self.clean_predicted).mean() - self.correct().mean())
+        gain = float((mostly[rows] == self.clean_predicted).mean() - (self.labels == self.clean_predicted).mean())
         if len(np.unique(mostly)) < len(present) or gain < EXCHANGED:
             return []
         names = [self.classes[k] if k < len(self.classes) else str(k) for k in range(1 + max(*present, *mostly))]

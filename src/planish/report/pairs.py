@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from planish.core.errors import BadInput
+from planish.core.words import number_of
 from planish.records.statistics import Difference, Estimate, paired_interval
 from planish.report.drawing import BLUE, INK, ReportFigure, fitted, name_rows, panel, styled
 from planish.report.tables import Cell, Entry, Table, check, share, table, threat
@@ -75,7 +76,7 @@ def paired_rows(found: Sequence[Pair]) -> Table:
     compared = ("First keeps", "Second keeps", "Difference, points", "Only first", "Only second")
     headers = ("First", "Second", *compared, "Outcome")
     caption = (
-        f"Pairs on the same {found[0].difference.total:,} images at {threat(found[0].first.evaluation)}, after the"
+        f"Pairs on the same {number_of(found[0].difference.total)} at {threat(found[0].first.evaluation)}, after the"
         " attacks on each. Difference with its 95% interval for pairs (Newcombe, method 10). Only first: images that"
         " the first model alone gets right."
     )
@@ -107,7 +108,7 @@ def paired_figure(found: Sequence[Pair]) -> ReportFigure:
     name_rows(axes, [_versus(pair) for pair in found])
     axes.set_xlabel("Difference in percentage points")
     caption = (
-        f"Accuracy of the first model minus that of the second on the same {found[0].difference.total:,} images at"
+        f"Accuracy of the first model minus that of the second on the same {number_of(found[0].difference.total)} at"
         f" {threat(found[0].first.evaluation)}, with 95% intervals for pairs. An interval that crosses the line does"
         " not tell the two apart."
     )

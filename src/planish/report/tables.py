@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
-from planish.core.words import radius_text as radius_text
+from planish.core.words import number_of, radius_text
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 from planish.records.store import frame
@@ -158,12 +158,7 @@ def threat(evaluation: Evaluation) -> str:
 def images_text(entries: Sequence[Entry]) -> str:
     """Word how many images were judged, such as "500 images" or "200 to 500 images"."""
     sizes = sorted({entry.size for entry in entries})
-    return counted(sizes[0]) if len(sizes) == 1 else f"{sizes[0]:,} to {counted(sizes[-1])}"
-
-
-def counted(images: int) -> str:
-    """Write a number of images, such as "1 image" or "1,200 images"."""
-    return f"{images:,} image{'s' * (images != 1)}"
+    return number_of(sizes[0]) if len(sizes) == 1 else f"{sizes[0]:,} to {number_of(sizes[-1])}"
 
 
 def terms(entries: Sequence[Entry]) -> tuple[str, str, str]:

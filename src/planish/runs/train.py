@@ -32,7 +32,8 @@ from planish.runs.taken import known, refuse_data, refuse_other
 from planish.storage.files import write_lines, write_sealed_json, write_text
 from planish.storage.reading import headed, last_good
 from planish.training.cost import training_cost
-from planish.training.loop import EpochRecord, Epochs, fit, start
+from planish.training.epochs import Epochs
+from planish.training.loop import EpochRecord, fit, start
 from planish.training.settings import Settings
 from planish.training.state import State, go_on, to_go_on
 
