@@ -219,6 +219,24 @@ class JudgedImages(Recorded, Shown):
         """Share of clean images classified correctly."""
         return Estimate.of(self.correct())
 
+    def same_images(self, other: "JudgedImages") -> bool:
+        """True if both judge the same images of the same classes, however each model numbers these.
+
+        Files of an earlier planish have one digest of images and labels, and are compared by that.
+        """
+        data = [record.meta.get("data", {}) for record in (self, other)]
+        kind = "pixels" if all("pixels" in known for known in data) else "digest"
+        digests = {known[kind] for known in data if known.get(kind) is not None}
+        return len(digests) <= 1 and np.array_equal(self.indices, other.indices) and _labelled_alike(self, other)
+
+
+def _labelled_alike(one: JudgedImages, other: JudgedImages) -> bool:
+    names = [record.meta.get("data", {}).get("classes", ()) for record in (one, other)]
+    if any(len(known) <= record.labels.max(initial=0) for known, record in zip(names, (one, other), strict=True)):
+        return np.array_equal(one.labels, other.labels)
+    first, second = ([known[k] for k in record.labels] for known, record in zip(names, (one, other), strict=True))
+    return first == second
+
 
 class Columned(JudgedImages):
     """A record with a column of arrays (N,) for each attack, in the order in which they were run."""
