@@ -78,6 +78,7 @@ def test_what_is_read_is_what_is_imported(what: str):
         ("planish train --method se", ["seat", "seat-fl", "seat-published"]),
         ("planish evaluate x --attacks pgd-50-10,apgd-", ["apgd-ce", "apgd-dlr", "apgd-t"]),
         ("planish list mo", ["models"]),
+        ("planish train --set model.name=pre", ["model.name=preact-resnet-18"]),
         ("planish evaluate runs/tr", ["runs/train/", "runs/train/mine"]),
         ("planish evaluate x --data dig", ["digits", "digital.npz"]),
     ],
