@@ -125,6 +125,17 @@ def test_overwriting_leaves_what_planish_did_not_write(planish: Planish, run_fol
     assert refused.exit_code == 2 and load(folder / "evaluation.npz").radius == 0.2
 
 
+def test_a_report_that_cannot_be_made_leaves_the_old_one(planish: Planish, run_folder: Path):
+    for name, radius in (("a", "0.1"), ("b", "0.2")):
+        judge = ("--name", name, "--radius", radius, "--out", name)
+        assert planish("evaluate", run_folder, *JUDGE, "--attacks", "fgsm", *judge).exit_code == 0
+    assert planish("report", "a", "--out", "page").exit_code == 0
+    before = Path("page/report.html").read_bytes()
+    refused = planish("report", "a", "b", "--out", "page", "--overwrite")
+    assert refused.exit_code == 2 and "one norm and radius" in refused.stderr
+    assert Path("page/report.html").read_bytes() == before
+
+
 def test_training_anew_takes_what_judged_the_old_weights_with_it(planish: Planish, tiny: list[str]):
     train = ("train", "--method", "fgsm", "--out", "run", *tiny)
     assert planish(*train).exit_code == 0

@@ -78,6 +78,7 @@ def test_what_is_read_is_what_is_imported(what: str):
         ("planish train --method se", ["seat", "seat-fl", "seat-published"]),
         ("planish evaluate x --attacks pgd-50-10,apgd-", ["apgd-ce", "apgd-dlr", "apgd-t"]),
         ("planish list mo", ["models"]),
+        ("planish train --set model.name=pre", ["model.name=preact-resnet-18"]),
         ("planish evaluate runs/tr", ["runs/train/", "runs/train/mine"]),
         ("planish evaluate x --data dig", ["digits", "digital.npz"]),
     ],
@@ -165,7 +166,14 @@ def test_rehearsals_tell_everything_and_write_nothing(planish: Planish, tiny: li
     assert told.exit_code == 0 and tomllib.loads(told.stdout)["settings"]["learning_rate"] == 0.2
     assert sorted(Path().rglob("*")) == before
     Path("again.toml").write_text(told.stdout)
-    assert planish("train", "again.toml", "--dry-run").stdout == told.stdout
+    as_json = json.loads(planish("train", "--method", "seat-fl", *tiny, "--dry-run", "--json").stdout)
+    assert as_json == tomllib.loads(told.stdout)
+    again = planish("train", "again.toml", "--dry-run").stdout
+    assert (told.stdout.splitlines()[0], again.splitlines()[0]) == (
+        "# into runs/train/seat-fl",
+        "# into runs/train/again",
+    )
+    assert again.splitlines()[1:] == told.stdout.splitlines()[1:]
     judge = (run_folder, "--data", "digits", "--limit", "30", "--device", "cpu", "--dry-run")
     evaluated = tomllib.loads(planish("evaluate", *judge, "--radius", "0.1", "--attacks", "pgd-5,planish-suite").stdout)
     assert evaluated["images"]["count"] == 30 and evaluated["seed"] == 0 and evaluated["threat"]["radius"] == 0.1

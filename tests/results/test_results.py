@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,3 +308,18 @@ def test_the_share_is_clopper_and_pearsons(hits: int, total: int, confidence: fl
 def test_a_share_of_more_than_all_is_refused():
     with pytest.raises(ValueError, match="got 6 of 5"):
         share_at_least(6, 5)
+
+
+def test_models_that_number_classes_otherwise_are_judged_on_the_same_images() -> None:
+    """Two models of one folder could not be compared where --classes renumbered the labels of one."""
+    one = evaluation(FIRST)
+    names = {"digest": "1", "pixels": "a", "classes": ["ant", "bee", "cat"]}
+    other = {"digest": "2", "pixels": "a", "classes": ["cat", "ant", "bee"]}
+    first = replace(one, meta={**META, "data": names})
+    second = replace(one, labels=(one.labels + 1) % 3, meta={**META, "data": other})
+    assert first.same_images(second) and second.same_images(first)
+    assert not first.same_images(replace(second, labels=one.labels))
+    assert not first.same_images(replace(second, meta={**META, "data": {**other, "pixels": "b"}}))
+    assert not first.same_images(replace(first, meta={**META, "data": {"digest": "3"}}))
+    assert not first.same_images(replace(first, indices=first.indices + 1))
+    assert one.same_images(replace(one, meta=META))

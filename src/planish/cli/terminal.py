@@ -102,6 +102,13 @@ def print_next(*words: object, **given: object) -> None:
     print_line(f"next: {next_command(*words, **given)}")
 
 
+def print_plan(text: str, json_: bool) -> None:
+    """Print a configuration, which is TOML."""
+    from planish.storage.reading import toml_of
+
+    print_json(toml_of(text)) if json_ else print(visible(text), end="")
+
+
 def print_run(folder: Path) -> None:
     """Print where a run lies, which files its images came from, and what a reader must know of them."""
     from planish.runs.run import PROVENANCE

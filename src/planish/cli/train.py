@@ -59,7 +59,7 @@ def train(
     out: options.Out = None,
     method: options.Method = None,
     data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
-    set_: Annotated[list[str] | None, Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
+    set_: options.Set = None,
     epochs: Annotated[int | None, Option(help="How many; with --resume, more of them extend a finished run.")] = None,
     weights: Annotated[Path | None, Option(help="Start from a run folder, .safetensors file or checkpoint.")] = None,
     seed: Annotated[int | None, Option(help="Seed of everything random.")] = None,
@@ -83,7 +83,7 @@ def train(
     fresh = asked.experiment(out)
     free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
     if dry_run:
-        return print(terminal.visible(f"# into {out or first_free(free)}\n{rehearse.train(fresh, on)}"), end="")
+        return terminal.print_plan(f"# into {out or first_free(free)}\n{rehearse.train(fresh, on)}", json_)
     to_resume = all_begun(free.parent, "train") if resume else None
     with terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(fresh.method.name, total=fresh.settings.epochs, note="")

@@ -211,8 +211,8 @@ class Evaluation(Columned):
         return Estimate.of(column.predicted[tried] == column.target[tried])
 
     def class_warnings(self) -> list[str]:
-        """Sentences on classes never predicted on clean images, and on ones that seem to be exchanged."""
-        return [*self._absent(), *self._exchanged()]
+        """A sentence on classes that seem to be exchanged, or else on those never predicted on clean images."""
+        return self._exchanged() or self._absent()
 
     def _absent(self) -> list[str]:
         """A sentence on the classes that have clean images here but are never predicted on one, if there are any."""

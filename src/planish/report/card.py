@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from planish.core.words import number_of, radius_text
 from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts, paired_interval
@@ -74,7 +72,7 @@ def _lead(ranked: Sequence[Entry]) -> list[str]:
     if len(ranked) < 2:
         return []
     best, second = ranked[0], ranked[1]
-    if not np.array_equal(best.evaluation.indices, second.evaluation.indices) or _terms(best) != _terms(second):
+    if not best.evaluation.same_images(second.evaluation) or _terms(best) != _terms(second):
         return [f"{best.name} and {second.name} were not judged on the same images by the same attacks."]
     lead = paired_interval(best.evaluation.survivors(), second.evaluation.survivors())
     points = f"{100 * lead.value:.1f} points [{100 * lead.low:.1f}, {100 * lead.high:.1f}]"

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from planish.core.errors import BadInput
 from planish.core.words import number_of
 from planish.records.statistics import Difference, Estimate, paired_interval
@@ -53,11 +51,8 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
 
 
 def _check_images(one: Entry, other: Entry) -> None:
-    a, b = one.evaluation, other.evaluation
-    data = [record.meta.get("data", {}) for record in (a, b)]
-    digests = {known["digest"] for known in data if known.get("digest") is not None}
-    if len(digests) > 1 or not (np.array_equal(a.indices, b.indices) and np.array_equal(a.labels, b.labels)):
-        names = [known.get("name", "an unnamed data set") for known in data]
+    if not one.evaluation.same_images(other.evaluation):
+        names = [it.evaluation.meta.get("data", {}).get("name", "an unnamed data set") for it in (one, other)]
         told = [f"{it.name} on {it.size:,} of {name}" for it, name in zip((one, other), names, strict=True)]
         raise BadInput(
             f"A paired comparison needs the same images, got {' and '.join(told)}; evaluate both with the same"

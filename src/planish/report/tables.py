@@ -1,7 +1,5 @@
 """What a report is made of: an entry per model, how its numbers are worded, and its tables as rows of text."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +15,7 @@ from planish.core.words import number_of, radius_text
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 from planish.records.store import frame
+from planish.storage.files import csv_text
 
 
 class Training(TypedDict):
@@ -203,11 +202,8 @@ class Table:
 
     def to_csv(self) -> str:
         """Return the columns as CSV, a header line first; None is an empty cell."""
-        lines, found = io.StringIO(), self.columns()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(found)
-        writer.writerows(zip(*found.values(), strict=True))
-        return lines.getvalue()
+        found = self.columns()
+        return csv_text(found, zip(*found.values(), strict=True))
 
     def to_pandas(self) -> Any:
         """Return the columns as a pandas.DataFrame. Raises BadInput where pandas is not installed."""
