@@ -12,7 +12,7 @@ from typer.testing import Result
 
 from planish.core.errors import BadInput, Unlike
 from planish.records.evaluation import load
-from planish.runs import judge, places
+from planish.runs import judge, places, quickstart
 from planish.runs import train as training
 
 Planish = Callable[..., Result]
@@ -209,3 +209,17 @@ def test_work_that_can_be_gone_on_with_is_found_the_newest_first(tmp_path: Path)
     assert [path.name for path in places.begun(tmp_path / "a", "audit")] == ["a-2", "a"]
     assert [path.name for path in places.all_begun(tmp_path, "audit")] == ["a-x", "b", "a-2", "a"]
     assert places.first_free(tmp_path / "a") == tmp_path / "a-4" and places.first_free(tmp_path / "c").name == "c"
+
+
+def test_the_quickstart_is_numbered_and_gone_on_with(planish: Planish, monkeypatch: pytest.MonkeyPatch):
+    """`make quickstart` is `planish quickstart --resume`: the first time it begins, and says nothing of it."""
+    monkeypatch.setattr(quickstart, "EPOCHS", 1)
+    monkeypatch.setattr(quickstart, "METHODS", {"standard": "standard"})
+    monkeypatch.setattr(quickstart, "ATTACKS", ("fgsm",))
+    for arguments, number in ((("--resume",), ""), ((), "-2"), (("--resume",), "-2")):
+        result = planish("quickstart", *arguments)
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+        assert f"report: runs/quickstart{number}/report.html" in result.stdout
+    taken = planish("quickstart", "--out", "runs/quickstart")
+    assert taken.exit_code == 2 and "already holds this run: --resume goes on with it, --overwrite" in taken.stderr
+    assert planish("quickstart", "--out", "runs/quickstart", "--overwrite").exit_code == 0
