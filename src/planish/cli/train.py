@@ -68,18 +68,22 @@ def train(
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
+    track: Annotated[str, Option(help="Also tell tensorboard, mlflow or wandb of each epoch; with commas.")] = "",
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs import rehearse
     from planish.runs.places import HOME, all_begun, at_work, first_free, folder_name
+    from planish.runs.track import check_trackers
     from planish.training.collapse import EVERY
+
+    check_trackers(trackers := terminal.names_in(track))
 
     where, on = terminal.Where(out, resume, overwrite, quiet), terminal.chosen_device(device)
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
-    asked = Asked(config, named, set_ or [], resume)
+    asked = Asked(config, named, set_ or [], resume, trackers)
     fresh = asked.experiment(out)
     free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
     if dry_run:
@@ -107,12 +111,14 @@ def train(
 
 @dataclass(frozen=True)
 class Asked:
-    """What a training is to be: a file, named values, overrides, and whether a folder's own configuration counts."""
+    """What a training is to be: a file, named values, overrides, whether a folder's own configuration counts; who is
+    told of each epoch."""
 
     config: Path | None
     named: dict[str, Any]
     overrides: Sequence[str]
     resume: bool
+    trackers: Sequence[str] = ()
 
     def experiment(self, folder: Path | None) -> "Experiment":
         """Return the experiment, on top of the folder's own where it is gone on with. Raises BadInput."""
@@ -124,13 +130,14 @@ class Asked:
 
     def begin(self, folder: Path, device: str, where: terminal.Where) -> "Iterator[EpochRecord]":
         """Train in the folder. Raises BadInput, Unlike where the folder is tried and holds something else."""
+        from planish.runs.track import tracked
         from planish.runs.train import train_into
 
         try:
             experiment = self.experiment(folder)
         except BadInput as error:
             raise Unlike(str(error)) if where.out is None else error from error
-        return train_into(experiment, folder, device=device, **where.choice)
+        return tracked(train_into(experiment, folder, device=device, **where.choice), self.trackers, folder)
 
 
 def _watched(

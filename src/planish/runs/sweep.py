@@ -56,6 +56,7 @@ def sweep_into(
         _refuse_other_sweep(sweep, folder)
         digest = document_digest(sweep.definition())
         study = Study.opened(sweep, storage or folder / JOURNAL, f"{folder.resolve().name}-{digest[:12]}")
+        write_sealed_json(sweep.definition(), folder / DEFINITION)
     while True:
         with _taken(study, folder) as number:
             if number is not None:
@@ -85,11 +86,9 @@ def _turn(folder: Path) -> Iterator[None]:
 
 
 def _refuse_other_sweep(sweep: Sweep, folder: Path) -> None:
-    """Write what the sweep is into its folder. Raises Unlike if another one is there."""
+    """Raise Unlike if the folder holds another sweep; more trials of the same are no other."""
     path, own = folder / DEFINITION, sweep.definition()
-    if not path.exists():
-        return write_sealed_json(own, path)
-    known = read_json(path, "put it back, or choose another --out")
+    known = read_json(path, "put it back, or choose another --out") if path.exists() else own
     if key := next((key for key in own if known.get(key) != own[key]), None):
         raise Unlike(f"{folder} holds another sweep, which differs in its {key}; choose another --out")
 
