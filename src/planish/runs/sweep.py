@@ -62,7 +62,7 @@ def sweep_into(
             if number is not None:
                 yield from _carried_out(study, number, trial_folder(folder, number), device)
                 continue
-        if not any(one.state in ("waiting", "running") for one in study.outcomes()):
+        if not any(one.state == "running" for one in study.outcomes()):
             break
         time.sleep(POLL)
     with _turn(folder):
