@@ -91,7 +91,7 @@ class Study:
         One worker opens it at a time. Raises BadInput if the storage cannot be reached.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        pruner = optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=sweep.first().settings.epochs // 4)
+        pruner = optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=sweep.first().settings.epochs // 2)
         directions = ["maximize"] * (2 if sweep.objective == "both" else 1)
         asked: dict[str, Any] = {"study_name": name, "load_if_exists": True, "directions": directions}
         try:

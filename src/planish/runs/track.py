@@ -23,7 +23,9 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
 
     entry: a line of metrics.jsonl.
     """
-    found = {_grouped(key): float(value) for key, value in entry.items() if isinstance(value, int | float)}
+    found = {
+        _grouped(key): float(value) for key, value in entry.items() if key != "epoch" and isinstance(value, int | float)
+    }
     watched = any(name.startswith("guard/") for name in found)
     return {**found, "guard/alarms": float(len(entry.get("alarms", [])))} if watched else found
 
