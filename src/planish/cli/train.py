@@ -75,15 +75,12 @@ def train(
     """Train a model into a run folder."""
     from planish.runs import rehearse
     from planish.runs.places import HOME, all_begun, at_work, first_free, folder_name
-    from planish.runs.track import check_trackers
     from planish.training.collapse import EVERY
-
-    check_trackers(trackers := terminal.names_in(track))
 
     where, on = terminal.Where(out, resume, overwrite, quiet), terminal.chosen_device(device)
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
-    asked = Asked(config, named, set_ or [], resume, trackers)
+    asked = Asked(config, named, set_ or [], resume, terminal.names_in(track))
     fresh = asked.experiment(out)
     free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
     if dry_run:
@@ -118,7 +115,12 @@ class Asked:
     named: dict[str, Any]
     overrides: Sequence[str]
     resume: bool
-    trackers: Sequence[str] = ()
+    trackers: Sequence[str]
+
+    def __post_init__(self) -> None:
+        from planish.runs.track import check_trackers
+
+        check_trackers(self.trackers)
 
     def experiment(self, folder: Path | None) -> "Experiment":
         """Return the experiment, on top of the folder's own where it is gone on with. Raises BadInput."""
