@@ -96,7 +96,8 @@ def indicative(
         parts = torch.rand(classes, classes, generator=generator, device=scores.device, dtype=scores.dtype)
         grey = torch.full((classes, *x.shape[1:]), GREY, dtype=x.dtype, device=x.device)
         labels = torch.arange(classes, device=x.device)
-        return threat.radius * threat.steepest(linearization(lambda at: smoothed(model(at), labels, smoothing, parts), grey).gradient)
+        local = linearization(lambda at: smoothed(model(at), labels, smoothing, parts), grey)
+    return threat.radius * threat.steepest(local.gradient)
 
 
 def randomly_smoothed(smoothing: float, generator: torch.Generator) -> Loss:
@@ -109,7 +110,7 @@ def randomly_smoothed(smoothing: float, generator: torch.Generator) -> Loss:
 
 
 def smoothed(logits: Tensor, labels: Tensor, smoothing: float, parts: Tensor) -> Tensor:
-    """Return cross entropy, (N,), with labels that leave `smoothing` to the other classes, in the given parts (N, K)."""
+    """Return cross entropy, (N,), with labels that leave `smoothing` to the other classes, in these parts (N, K)."""
     scores, own = wide(logits), labels[:, None]
     parts = parts.scatter(1, own, 0.0)
     parts = parts / parts.sum(1, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
