@@ -52,11 +52,11 @@ $(BIN)/python:
 # torch comes first, so that nothing that follows chooses it.
 $(USE): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --quiet hatchling
-	$(INSTALL) --no-build-isolation torch -e '.[digits]'
+	$(INSTALL) --no-build-isolation torch -e .
 	@touch $@
 
 # torchattacks asks for an old requests and for torchvision, and needs neither for what the tests compare.
 $(CHECK): $(USE)
-	$(INSTALL) --quiet --no-build-isolation torch -e '.[digits,test]'
+	$(INSTALL) --quiet --no-build-isolation torch -e '.[test]'
 	$(INSTALL) --quiet --no-deps torchattacks
 	@touch $@

@@ -42,7 +42,7 @@ COLUMNS: Columns = {
     "cost": lambda row: f"{row['cost']:.2f}",
     "epochs": lambda row: str(row["epochs"]),
     "clean": lambda row: spread(row["clean"]),
-    "planish suite": lambda row: spread(row["robust"]),
+    "planish-suite": lambda row: spread(row["robust"]),
     "against the candidate": lambda row: gap(row["against"]),
     "seeds": lambda row: str(len(row["robust"])),
 }
@@ -128,12 +128,12 @@ def run(plan: Plan) -> None:
 
 
 def held_out(plan: Plan) -> Evaluation:
-    """Judge the run by the planish suite on the training images that follow its own."""
+    """Judge the run by planish-suite on the training images that follow its own."""
     data = plan.experiment.data
     assert data.limit is not None
     images = load_images(data.source, "train", data.limit + plan.judged)
     batch = images.as_batch().select(slice(data.limit, None))
-    attacks = attacks_of(["planish"], len(images.classes))
+    attacks = attacks_of(["planish-suite"], len(images.classes))
     *_, judged = evaluate_steps(
         load_model(str(plan.folder)).model,
         batch,
@@ -183,7 +183,7 @@ def drawn(rows: list[Row], candidate: str) -> Any:
         axes.plot([np.mean(shares)] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=2)
     axes.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)])
     axes.axvline(100 * float(np.mean(next(r["robust"] for r in rows if r["row"] == candidate))), color=MUTED, ls=":")
-    axes.set_xlabel("robust accuracy, planish suite, %")
+    axes.set_xlabel("robust accuracy, planish-suite, %")
     legend(figure, axes)
     return figure
 
@@ -191,7 +191,7 @@ def drawn(rows: list[Row], candidate: str) -> Any:
 def _kind(row: Row, candidate: str) -> tuple[str, str]:
     """Return a row's colour and what the legend calls its like."""
     if row["row"] == candidate:
-        return BLUE, "planish"
+        return BLUE, "planish-at"
     return (VERMILION, "as published") if "as published" in row["says"] else (INK, "parts changed")
 
 

@@ -90,7 +90,7 @@ def rows_of(model: str, record: Distances) -> list[Row]:
 
 def agreement(given: Namespace, run: Path, record: Distances) -> Row | None:
     """Return on which images the Linf distances and the suite disagree at the radius, and both accuracies."""
-    path = given.suite / run.name / "planish" / EVALUATION if given.suite else None
+    path = given.suite / run.name / "planish-suite" / EVALUATION if given.suite else None
     if path is None or not path.exists():
         return None
     evaluation = results.load(path)

@@ -1,8 +1,8 @@
-"""Hardening a trained network: planish and SEAT from a standard network's weights, and from scratch at equal cost.
+"""Hardening a trained network: planish-at and SEAT from a standard network's weights, and from scratch at equal cost.
 
     python benchmarks/hardening.py runs/hardening
 
-Trains on the digits, three seeds of each, judges every model by the planish suite on all test images, prints the
+Trains on the digits, three seeds of each, judges every model by planish-suite on all test images, prints the
 table, and writes hardening.json into --out. Folders that are finished are not computed again.
 """
 
@@ -31,7 +31,7 @@ STANDARD, HARDENED = 15, 10
 """Epochs of the standard network, and of the hardening after it."""
 RATES = (0.05, 0.1)
 """Peaks of the learning rate when a trained network is hardened: half of that from scratch, and the same."""
-METHODS = ("planish", "seat")
+METHODS = ("planish-at", "seat")
 ABOUT = ("versions", "device", "code_digest")
 COLUMNS: Columns = {
     "method": lambda row: row["method"],
@@ -87,7 +87,7 @@ def computed(runs: Path, way: Way, seed: int) -> Path:
     folder = runs / f"{way.name}-{seed}"
     for _ in train_into(way.experiment(runs, seed), folder, resume=folder.exists()):
         pass
-    task = EvaluationConfig("digits", Linf(RADIUS), ("planish",), seed=0)
+    task = EvaluationConfig("digits", Linf(RADIUS), ("planish-suite",), seed=0)
     for _ in evaluate_into(load_model(str(folder)), task, folder, resume=True):
         pass
     return folder
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [row_of(given.runs, way) for way in ways()]
     about = {key: value for key, value in provenance("cpu").items() if key in ABOUT}
     write_json({"rows": rows, "radius": RADIUS, "about": about}, given.out / "hardening.json")
-    show(f"hardening on the digits, Linf {RADIUS:g}, planish suite", rows, COLUMNS)
+    show(f"hardening on the digits, Linf {RADIUS:g}, planish-suite", rows, COLUMNS)
 
 
 if __name__ == "__main__":

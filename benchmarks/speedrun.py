@@ -51,7 +51,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--config", type=Path, default=Path(__file__).with_suffix(".toml"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--target", type=float, default=48.0, help="robust accuracy in percent")
-    parser.add_argument("--suite", default="planish", help="planish or autoattack")
+    parser.add_argument("--suite", default="planish-suite", help="planish-suite or autoattack")
     parser.add_argument("--images", type=int, help="only the first so many test images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)

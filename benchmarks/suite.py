@@ -132,7 +132,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--peer-images", type=int, help="give peers, which are slow, only the first so many")
     parser.add_argument("--norm", default="Linf")
     parser.add_argument("--radius", default="8/255")
-    parser.add_argument("--suites", default="planish,autoattack," + ",".join(PEERS), help="names with commas")
+    parser.add_argument("--suites", default="planish-suite,autoattack," + ",".join(PEERS), help="names with commas")
     parser.add_argument("--reference", default="autoattack", help="the suite that ratios and pairs refer to")
     parser.add_argument("--precision", default="float32", help="of all searches: float32 or bf16")
     parser.add_argument("--chunk", type=int, default=250, help="images that a peer is given at a time")

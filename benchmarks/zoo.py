@@ -22,7 +22,8 @@ and `tests/audit/masks.py`. Checks that were not made, or passed, are not named;
 HONEST = """
 ## Honest models
 
-None may fail. A warning says that a short attack overstates the model, or that its loss bends.
+None may fail. A warning says that a short attack overstates the model, that its loss bends, or that it came in training
+mode.
 
 """
 LIARS = """

@@ -18,7 +18,7 @@ from planish.methods.grad_align import GradAlign
 from planish.methods.gradient_penalty import GradientPenalty
 from planish.methods.llr import LLR
 from planish.methods.mart import MART
-from planish.methods.planish import Planish
+from planish.methods.planish_at import PlanishAT
 from planish.methods.seat import SEAT
 from planish.methods.ssat import SSAT
 from planish.methods.trades import TRADES
@@ -29,8 +29,8 @@ from planish.training.cost import stated_costs, training_cost
 THREAT = Linf("8/255")
 VARIANTS: list[Method] = [
     PGDAT(7, outer="qub"),
-    Planish(outer="qub", linearity_weight=0.5),
-    Planish(consistency_weight=1.0),
+    PlanishAT(outer="qub", linearity_weight=0.5),
+    PlanishAT(consistency_weight=1.0),
     LLR(steps=10),
     SEAT(direction="clean"),
     GradientPenalty(slope="central"),

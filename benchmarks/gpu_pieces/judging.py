@@ -23,7 +23,7 @@ from planish.records.statistics import paired_interval
 
 STEPS = 10
 BASE = "planish"
-SUITES = ("planish", "autoattack")
+SUITES = ("planish-suite", "autoattack")
 
 
 def problem(job: Job) -> tuple[Problem, bool]:

@@ -155,7 +155,7 @@ def judged(job: Job, name: str, model: nn.Module, some: Batch, suites: Mapping[s
 
 def planish_suite() -> dict[str, Suite]:
     """Return planish's own suite, as `judged` takes it."""
-    return {"planish": component("suites", "planish", classes=CLASSES)}
+    return {"planish-suite": component("suites", "planish-suite", classes=CLASSES)}
 
 
 def record(job: Job, name: str) -> Evaluation | None:

@@ -19,7 +19,7 @@ SPEEDRUN: Columns = {
     "images/s": lambda row: f"{row['images_per_second']:,.0f}",
     "compilation": lambda row: f"{row['compile_seconds']:.1f} s" if row["compile"] else "not compiled",
     "clean": lambda row: row.get("clean", "not judged"),
-    "planish suite": lambda row: row.get("robust", "not judged"),
+    "planish-suite": lambda row: row.get("robust", "not judged"),
     "judging": lambda row: f"{row['judging_seconds']:.1f} s" if "judging_seconds" in row else "",
 }
 STEPS: Columns = {
@@ -48,7 +48,7 @@ PAPERS: Columns = {
     "epochs": lambda row: f"{row['epochs_done']} of {row['epochs']}",
     "s/epoch": lambda row: f"{row['seconds_per_epoch']:.1f}",
     "clean": lambda row: row.get("judged", {}).get("clean", "not judged"),
-    "planish suite": lambda row: row.get("judged", {}).get("robust", "not judged"),
+    "planish-suite": lambda row: row.get("judged", {}).get("robust", "not judged"),
 }
 
 

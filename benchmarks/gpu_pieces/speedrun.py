@@ -1,4 +1,4 @@
-"""The robust speedrun: PreActResNet-18, 8/255, the `planish` method; then its suite on the test images.
+"""The robust speedrun: PreActResNet-18, 8/255, the method `planish-at`; then its suite on the test images.
 
 Epochs are as many as fit into the time: first a few steps are timed, by eager kernels and compiled, and the faster kind
 trains. The images lie on the device, and what is to be compiled is so before the clock starts. Before it is judged the
@@ -116,7 +116,7 @@ class Speedrun:
         return row
 
     def judge(self) -> Row:
-        """Judge the network of OUT by the planish suite, as many test images as the time allows, the first ones."""
+        """Judge the network of OUT by planish-suite, as many test images as the time allows, the first ones."""
         job = self.job
         model = network(job, self.table["model"]["activation"]).eval()
         if not kept(job, model):

@@ -21,9 +21,9 @@ from planish.training.collapse import EVERY, Guard, probe, withstanding
 from planish.training.cost import stated_costs, training_cost
 
 BASE = "standard"
-WANTED = ("planish", "pgd", "fgsm", "rs-fgsm", "n-fgsm", "seat", "seat-fl", "gradient-penalty", "llr", "trades")
+WANTED = ("planish-at", "pgd", "fgsm", "rs-fgsm", "n-fgsm", "seat", "seat-fl", "gradient-penalty", "llr", "trades")
 """What is measured first."""
-COMPILED = ("standard", "planish", "pgd", "seat")
+COMPILED = ("standard", "planish-at", "pgd", "seat")
 COUNTED = 4
 """Images that the arithmetic of a step is counted on."""
 

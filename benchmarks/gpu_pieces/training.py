@@ -155,7 +155,7 @@ def resume(job: Job) -> Row:
     whole, path = fresh(job, settings), job.work / "resume.pt"
     trained(whole, batches, settings)
     first = fresh(job, settings)
-    next(fit(first, component("methods", "planish"), THREAT, batches, settings, seed=0))
+    next(fit(first, component("methods", "planish-at"), THREAT, batches, settings, seed=0))
     save_resume(path, to_go_on(first))
     second = fresh(job, settings)
     go_on(second, load_resume(path))
@@ -172,7 +172,7 @@ def fresh(job: Job, settings: Settings) -> State:
 
 def trained(state: State, batches: Batches, settings: Settings) -> None:
     """Train to the end."""
-    for _ in fit(state, component("methods", "planish"), THREAT, batches, settings, seed=0):
+    for _ in fit(state, component("methods", "planish-at"), THREAT, batches, settings, seed=0):
         pass
 
 
@@ -206,7 +206,7 @@ def memory(job: Job) -> Row:
     given = Problem(model, some.select(slice(0, 128)), THREAT)
     calls: dict[str, Callable[[], object]] = {
         f"{name}, batch 128, {kind}": step(component("methods", name), given, kind)
-        for name in ("standard", "planish", "pgd", "seat")
+        for name in ("standard", "planish-at", "pgd", "seat")
         for kind in ("float32", "bf16")
     }
     attack = component("attacks", "pgd", steps=10, restarts=1, classes=CLASSES)

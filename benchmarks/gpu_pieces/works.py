@@ -20,7 +20,7 @@ from planish.registry import components
 BALLS = (THREAT, L2(0.5))
 ONLY = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
 """Attacks that know one norm only."""
-FIRST = ("planish", "pgd", "seat", "seat-fl", "rs-fgsm", "n-fgsm", "llr", "fgsm", "free", "trades")
+FIRST = ("planish-at", "pgd", "seat", "seat-fl", "rs-fgsm", "n-fgsm", "llr", "fgsm", "free", "trades")
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "preact-resnet-18": {"width": 8},
     "small-cnn": {"width": 8},
@@ -29,7 +29,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet": {},
     "resnext": {},
 }
-SUITES = {"planish": 48, "autoattack": 8, "paper-seat": 4, "paper-llr": 2}
+SUITES = {"planish-suite": 48, "autoattack": 8, "paper-seat": 4, "paper-llr": 2}
 """Images for each; paper-finlay's attacks are among the attacks."""
 
 
@@ -40,7 +40,9 @@ def plan(job: Job) -> dict[str, Callable[[], Row]]:
     checks: dict[str, Callable[[], Row]] = {
         "ascent": partial(training.ascent, job),
         "resume": partial(training.resume, job),
-        "suite planish": partial(agreement.suite, job, "planish", 8 if job.tiny else SUITES["planish"]),
+        "suite planish-suite": partial(
+            agreement.suite, job, "planish-suite", 8 if job.tiny else SUITES["planish-suite"]
+        ),
     }
     for name in methods:
         checks[f"method {name}"] = partial(training.method_step, job, name)
@@ -51,10 +53,10 @@ def plan(job: Job) -> dict[str, Callable[[], Row]]:
     for name, options in ARCHITECTURES.items():
         checks[f"model {name}"] = partial(agreement.architecture, job, name, options)
     checks["memory"] = partial(training.memory, job)
-    for name in ("planish",) if job.tiny else ("planish", "pgd", "seat"):
+    for name in ("planish-at",) if job.tiny else ("planish-at", "pgd", "seat"):
         checks[f"compiled {name}"] = partial(training.compiled, job, name)
     for name, count in {} if job.tiny else SUITES.items():
-        if name != "planish":
+        if name != "planish-suite":
             checks[f"suite {name}"] = partial(agreement.suite, job, name, count)
     return checks
 

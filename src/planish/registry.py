@@ -25,6 +25,8 @@ Component = Callable[..., Any]
 PACKAGES = ("methods", "attacks", "suites", "models", "data", "checks")
 HOMES = {"checks": "audit.checks", "suites": "attacks.suites", "data": "data.readers"}
 """Packages whose folder has another name."""
+RENAMED = {"methods": {"planish": "planish-at"}, "suites": {"planish": "planish-suite"}}
+"""What components were called in an earlier planish, and are called now; its files are read with the new names."""
 
 
 def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -79,10 +81,33 @@ def listed(package: str) -> dict[str, str]:
     return {name: describe(component) for name, component in sorted(components(package).items())}
 
 
+def called_now(package: str, name: str) -> str:
+    """Return a text that begins with what an earlier planish called a component so that it begins with its name."""
+    return _renamed(RENAMED.get(package, {}), name)
+
+
+def called_once(package: str, name: str) -> str:
+    """Return what an earlier planish called what is called so now."""
+    return _renamed({new: old for old, new in RENAMED.get(package, {}).items()}, name)
+
+
+def _renamed(names: Mapping[str, str], name: str) -> str:
+    for one, other in names.items():
+        name = re.sub(rf"^{one}(?=$|[/. ]|-\d)", other, name)
+    return name
+
+
+def refuse_former(package: str, name: str) -> None:
+    """Raise BadInput that says what is called so no more."""
+    if (now := called_now(package, name)) != name:
+        raise BadInput(f"{package.rstrip('s')} '{name}' is called '{now}' now")
+
+
 def get(package: str, name: str) -> Component:
     """Return the component of that name. Raises BadInput that names the nearest."""
     known = components(package)
     if name not in known:
+        refuse_former(package, name)
         word = package.rstrip("s")
         meant = nearest(re.sub(r"(-\d+)+$", "", name), known)
         raise BadInput(f"unknown {word} '{name}'.{meant} Known: {', '.join(sorted(known))}")

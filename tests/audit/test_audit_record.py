@@ -24,7 +24,7 @@ from planish.records.audit import (
 META = {
     "schema_version": SCHEMA_VERSION,
     "budget": "quick",
-    "suite": "planish",
+    "suite": "planish-suite",
     "checks": 2,
     "notes": [],
     "threat": {"norm": "Linf", "radius": 0.1},
@@ -43,7 +43,7 @@ def made(*verdicts: Verdict) -> Audit:
         labels=np.zeros(5, np.int64),
         clean_margin=np.array([-1, -2, -1, 0, -3], np.float32),
         broken_by=np.array([-1, 0, 1, -1, -1]),
-        attacks=("planish/scout", "noise"),
+        attacks=("planish-suite/scout", "noise"),
         meta=dict(META),
     )
 
@@ -65,9 +65,11 @@ def test_the_verdict_is_the_worst_finding(verdicts: tuple[Verdict, ...], worst: 
 def test_the_headline_counts_what_anything_broke():
     audit = made("pass")
     assert (audit.robust_accuracy().hits, audit.clean_accuracy().hits) == (2, 4)
-    assert audit.fell_to() == {"planish/scout": 1, "noise": 1} and not audit.complete
+    assert audit.fell_to() == {"planish-suite/scout": 1, "noise": 1} and not audit.complete
     assert audit.headline().startswith("robust accuracy 40.0% [")
-    assert "of 5 (Linf, radius 0.1, after the suite planish and 1 images that only checks broke)" in audit.headline()
+    assert (
+        "of 5 (Linf, radius 0.1, after the suite planish-suite and 1 images that only checks broke)" in audit.headline()
+    )
 
 
 def test_it_comes_back(tmp_path: Path):
@@ -102,7 +104,7 @@ def test_bad_files(tmp_path: Path):
     [
         ({"labels": np.zeros(4, np.int64)}, "labels must be int64 of shape"),
         ({"clean_margin": np.zeros(5)}, "clean_margin must be float32"),
-        ({"attacks": ("planish/scout",)}, "broken by an attack that has no name"),
+        ({"attacks": ("planish-suite/scout",)}, "broken by an attack that has no name"),
         ({"meta": {**META, "schema_version": 99}}, "schema version 99; planish reads 1"),
     ],
 )

@@ -1,6 +1,7 @@
 """How numbers become verdicts, and single checks on models with known answers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,10 +15,11 @@ from planish.attacks.suites import Fixed, Stage
 from planish.attacks.suites.cascade import Cascade
 from planish.audit.auditor import Short, audit, plan_of
 from planish.audit.check import Check, Seen, check, fact, mean, share
-from planish.audit.evidence import PLANS, Plan
+from planish.audit.evidence import PLANS, Evidence, Plan
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
+from planish.core.modes import Counted
 from planish.core.threat import Linf
 from planish.records.audit import Finding
 from planish.records.evaluation import Column
@@ -161,7 +163,7 @@ def test_the_suites_black_box_stages_count_against_gradients():
     batch = shades(model)
     suite = Fixed((SUITE.stages[0], Stage("noise", Noise(200))))
     *_, last = audit(model, batch, Linf(0.3), PLAN, suite=suite, only=["noise"])
-    fell = last.fell_to().get("planish/noise", 0)
+    fell = last.fell_to().get("planish-suite/noise", 0)
     assert fell > 1 and last.finding("noise").verdict == "fail"
     assert len(last.finding("noise").evidence["indices"]) == fell + last.fell_to().get("noise", 0)
 
@@ -202,3 +204,39 @@ def test_an_attack_that_is_cut_short_is_still_rising():
         *_, last = audit(model, shades(model), Linf(0.001), plan, suite=SUITE, only=["still-rising"])
         verdicts.append(last.finding("still-rising").verdict)
     assert verdicts == ["warn", "pass"]
+
+
+@pytest.mark.parametrize(
+    ("given", "counted", "advice"),
+    [
+        (10, 10, "Audit with at least 100 images, for instance --limit 100."),
+        (400, 50, "Audit with more images: --budget thorough --limit 500."),
+        (450, 65, "Audit with more images: --budget standard."),
+        (400, 3, "No budget looks at enough images: 3 images of 250 count here, and it takes 100."),
+        (1, 1, "Audit with at least 100 images, for instance --limit 100."),
+    ],
+)
+def test_issue_20_advice_asks_for_no_fewer_images_than_were_given(
+    given: int, counted: int, advice: str, make_evidence: Callable[[int], Evidence]
+):
+    few = check((1,), fail_at=1.0)(lambda evidence: share(0, counted, ""))
+    finding = few("few", make_evidence(given))
+    assert (finding.verdict, finding.advice) == ("open", advice)
+
+
+def test_issue_20_a_number_that_is_not_finite_is_not_cured_by_images(make_evidence: Callable[[int], Evidence]):
+    finding = check((1,), fail_at=1.0)(lambda evidence: fact(math.nan, ""))("odd", make_evidence(400))
+    assert finding.verdict == "open" and "--limit" not in finding.advice and "not finite" in finding.advice
+
+
+@pytest.fixture
+def make_evidence() -> Callable[[int], Evidence]:
+    """make_evidence(images): of a network, with nothing found out yet, at the quick budget."""
+
+    def make(count: int) -> Evidence:
+        network, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(count, 1, 2, 2)
+        batch = Batch(x, torch.zeros(count, dtype=torch.int64), logits=network(x).detach())
+        counted = Counted(network)
+        return Evidence(counted, network, batch, Linf(0.1), PLANS["quick"], "short", Fixed(()), 0, (), False, None)
+
+    return make

@@ -12,7 +12,6 @@ from planish.core.batch import Batch
 from planish.core.threat import Linf
 from planish.records.audit import Audit
 
-pytest.importorskip("sklearn", reason="the digits need it")
 TABLE = Path(__file__).parents[2] / "docs" / "audit-zoo.md"
 FEW = 48
 
@@ -41,7 +40,8 @@ def test_an_honest_model_is_not_accused(name: str):
     entry = zoo.HONEST[name]
     found = audited(entry.make(), entry.images(FEW), entry.radius, entry.classes)
     assert [finding.check for finding in found.findings if finding.verdict == "fail"] == []
-    assert sum(finding.verdict == "warn" for finding in found.findings) <= 2
+    warned = [finding.check for finding in found.findings if finding.verdict == "warn"]
+    assert {*entry.warns} <= {*warned} and len(warned) <= 2 + len(entry.warns)
     assert sum(finding.verdict == "pass" for finding in found.findings) >= 12
 
 
@@ -70,7 +70,7 @@ def test_what_only_a_check_breaks_counts_in_the_headline():
     found = audited(quantised, zoo.images(), zoo.RADIUS, only=checks)
     extra = sum(len(finding.evidence["indices"]) for finding in found.findings)
     fell = found.fell_to()
-    assert extra == sum(count for name, count in fell.items() if not name.startswith("planish/")) > 0
+    assert extra == sum(count for name, count in fell.items() if not name.startswith("planish-suite/")) > 0
     assert f"{extra} images that only checks broke" in found.headline()
     assert found.robust_accuracy().hits == found.clean_accuracy().hits - sum(fell.values())
 

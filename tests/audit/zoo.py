@@ -19,6 +19,7 @@ from planish.attacks.suites import Fixed, Stage
 from planish.audit.evidence import Plan
 from planish.core.batch import Batch
 from planish.core.losses import scale_free_cross_entropy
+from planish.core.modes import batch_norms
 from planish.core.threat import Linf
 from planish.data import load
 from planish.data.batches import Batches
@@ -174,13 +175,33 @@ class Hot(Plain):
 
 
 def with_dropout() -> nn.Module:
-    """Return a trained network whose dropout was left on."""
+    """Return a trained network whose dropout was left in training mode."""
     return nn.Sequential(nn.Dropout(0.3), deepcopy(trained("standard"))).train()
 
 
 def in_training_mode() -> nn.Module:
     """Return a trained network whose batch norm was left in training mode."""
     return deepcopy(trained("standard")).train()
+
+
+def without_averages() -> nn.Module:
+    """Return a trained network whose batch norm has no running averages: it looks at the batch in either mode."""
+    network = deepcopy(trained("standard"))
+    for norm in batch_norms(network):
+        norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    return network
+
+
+class Back(Wrapped):
+    """Every forward puts the dropout in front of the network back into training mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.dropout.train()
+        return self.network(self.dropout(x))
 
 
 @cache
@@ -253,8 +274,8 @@ LIARS = {
     "random resizing": Liar(lambda: Resized(trained("standard")), ("deterministic", "single-draw")),
     "softmax output": Liar(lambda: Softmax(trained("standard")), ("logits",)),
     "one-hot output": Liar(lambda: Argmax(trained("standard")), ("logits", "gradient", "smooth-input")),
-    "dropout left on": Liar(with_dropout, ("evaluation-mode",)),
-    "batch norm left on": Liar(in_training_mode, ("evaluation-mode",)),
+    "dropout put back on": wrapped(Back, "evaluation-mode", "deterministic"),
+    "batch norm without averages": Liar(without_averages, ("evaluation-mode",)),
     "JPEG inside": Liar(lambda: Jpeg(trained("pgd-7")), ("gradient",), images=24, of="pgd-7"),
     "distilled": Liar(distilled, ("zero-gradients",), ("logit-scale",), of=""),
     "FGSM overfitted": Liar(overfitted, ("gradient-cosine", "one-step-gap"), radius=OVERFITTED, of=""),
@@ -297,12 +318,13 @@ LIARS = {
 
 @dataclass(frozen=True)
 class Honest:
-    """A model that no check may fail, its images, and the radius."""
+    """A model that no check may fail, its images, the radius, and the checks that must warn of it."""
 
     make: Callable[[], nn.Module]
     images: Callable[[int], Batch] = images
     radius: float = RADIUS
     classes: int = 10
+    warns: tuple[str, ...] = ()
 
 
 @cache
@@ -453,4 +475,6 @@ HONEST = {
     "exported": Honest(exported),
     "dictionary": Honest(lambda: Dictionary(deepcopy(trained("pgd-7")))),
     "weak": Honest(weak),
+    "dropout in training mode": Honest(with_dropout, warns=("evaluation-mode",)),
+    "batch norm in training mode": Honest(in_training_mode, warns=("evaluation-mode",)),
 }

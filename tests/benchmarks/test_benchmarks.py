@@ -103,14 +103,14 @@ def test_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
     monkeypatch.syspath_prepend(SCRIPTS)
     experiment = experiment_from({"data": {"limit": 200}, "settings": {"epochs": 2}, "model": {"name": "small-cnn"}})
     list(train_into(experiment, tmp_path / "tiny"))
-    options = ["--data", "digits", "--images", "8", "--radius", "0.1", "--reference", "planish", "--chunk", "5"]
-    options += ["--suites", "planish,foolbox PGD-50-10"]
+    options = ["--data", "digits", "--images", "8", "--radius", "0.1", "--reference", "planish-suite", "--chunk", "5"]
+    options += ["--suites", "planish-suite,foolbox PGD-50-10"]
     main = importlib.import_module("suite").main
     for _ in range(2):
         main([str(tmp_path / "tiny"), *options, "--out", str(tmp_path / "out")])
     found = json.loads((tmp_path / "out" / "suite.json").read_text())
     ours, theirs = found["rows"]
-    assert (ours["suite"], theirs["suite"]) == ("planish", "foolbox PGD-50-10")
+    assert (ours["suite"], theirs["suite"]) == ("planish-suite", "foolbox PGD-50-10")
     assert ours["images"] == theirs["images"] == 8 and ours["cheaper"] == 1 and theirs["cheaper"] < 1
     (pair,) = found["pairs"]
     only = len(pair["broken by the first only"]) - len(pair["broken by the second only"])
@@ -125,7 +125,7 @@ def test_distances(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     experiment = experiment_from({"data": {"limit": 200}, "settings": {"epochs": 2}, "model": {"name": "small-cnn"}})
     list(train_into(experiment, tmp_path / "tiny"))
     shared = [str(tmp_path / "tiny"), "--data", "digits", "--images", "8", "--radius", "0.1"]
-    suite = ["--suites", "planish", "--reference", "planish", "--out", str(tmp_path / "suite")]
+    suite = ["--suites", "planish-suite", "--reference", "planish-suite", "--out", str(tmp_path / "suite")]
     importlib.import_module("suite").main([*shared, *suite])
     options = ["--linf", "closest,fmn", "--l2", "deepfool", "--reference", "closest-60-9", "--suite", suite[-1]]
     for _ in range(2):
@@ -275,7 +275,7 @@ method = { name = "n-fgsm" }
 
 [rows.own]
 says = "the candidate"
-method = { name = "planish" }
+method = { name = "planish-at" }
 settings = { ema = 0.9 }
 """
 
@@ -317,8 +317,8 @@ def test_speedrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     main(arguments)
     (path,) = (tmp_path / "out").glob("*.json")
     (row,) = json.loads(path.read_text())["rows"]
-    assert path.stem == "tiny-planish-1-0" and path.with_suffix(".npz").exists()
-    assert row["reached"] and row["suite"] == "planish" and row["robust"].endswith("of 10")
+    assert path.stem == "tiny-planish-at-1-0" and path.with_suffix(".npz").exists()
+    assert row["reached"] and row["suite"] == "planish-suite" and row["robust"].endswith("of 10")
     assert row["images_per_second"] == pytest.approx(80 / row["seconds"])
     assert "epoch 1" in capsys.readouterr().out
     main(arguments)

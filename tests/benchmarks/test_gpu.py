@@ -80,7 +80,7 @@ def test_it_checks_every_attack_and_method_and_a_cpu_agrees_with_itself(run: tup
     linf = {name for name in components("attacks") if name not in ("ddn", "carlini-wagner")}
     assert {f"attack {name} Linf" for name in linf} <= set(rows)
     assert {name: row for name, row in rows.items() if row["status"] not in ("ok", "not applicable")} == {}
-    assert {"resume", "ascent", "memory", "compiled planish", "suite planish"} <= set(rows)
+    assert {"resume", "ascent", "memory", "compiled planish-at", "suite planish-suite"} <= set(rows)
     assert any(0 < row["broken"] < row["images"] for name, row in rows.items() if name.startswith("attack"))
 
 
@@ -134,9 +134,9 @@ def test_steps_of_every_method_and_by_hand_are_timed(run: tuple[Path, str]):
 
 def test_judging_and_papers(run: tuple[Path, str]):
     rows = document(run[0], "judging")["rows"]
-    assert {"pgd", "apgd-ce", "planish", "autoattack", "difference"} == set(rows)
+    assert {"pgd", "apgd-ce", "planish-suite", "autoattack", "difference"} == set(rows)
     assert {"planish", "planish, bf16", "hand-written"} <= set(rows["pgd"]["by"]) and rows["pgd"]["trained"]
-    assert rows["planish"]["whole"] and rows["planish"]["images"] == 8
+    assert rows["planish-suite"]["whole"] and rows["planish-suite"]["images"] == 8
     papers = document(run[0], "papers")["rows"]
     assert list(papers) == ["seat", "seat-fl"]
     assert all(row["epochs_done"] == row["epochs"] == 2 and row["judged"]["images"] == 24 for row in papers.values())

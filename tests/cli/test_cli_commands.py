@@ -12,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from planish.cli import terminal
+from planish.evaluation.evaluate import IN_TRAINING
 from planish.records.evaluation import load
 from planish.records.origin import attack_text
 from planish.registry import PACKAGES, components
@@ -192,7 +193,7 @@ def test_notes_are_printed(planish: Planish, run_folder: Path, tmp_path: Path):
     result = planish("evaluate", "own.py:net", *arguments, "--out", "judged")
     assert result.exit_code == 0
     assert "note: net: asked for 900 images, digits has 500" in result.stdout
-    assert "note: net: the model was left in training mode; it is judged in evaluation mode" in result.stdout
+    assert f"note: net: {IN_TRAINING}" in result.stdout.replace("\n", " ")
     assert "note: net: Class 0 is never predicted on clean images" in result.stdout
 
 

@@ -234,7 +234,7 @@ def test_the_default_device_does_not_matter(few: Batch, model: nn.Module):
         batch = images.as_batch()
         *_, judged = evaluate_steps(model, batch, threat=Linf(0.1), attacks={"pgd": PGD(2, 1), "square": Square(3)})
         found = run(PGD(2, 1), model, batch, Linf(0.1), generator=seeded(0))
-        state, method = start(model, settings), components("methods")["planish"]()
+        state, method = start(model, settings), components("methods")["planish-at"]()
         guard = Guard(every=1, images=2, probe_images=2)
         list(fit(state, method, Linf(0.1), Batches(images.first(4), 2), settings, seed=0, guard=guard))
         images.split(2, 0)

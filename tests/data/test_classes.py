@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from PIL import Image
 
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
-from planish.data.images import Images, has_names, matched, named_places
+from planish.data.classes import Classes, has_names, matched, named_places, numbered_as
+from planish.data.images import Images
 from planish.data.source import find
+from planish.records.evaluation import Evaluation
 from planish.runs import judge
 from planish.runs.config import experiment_from
-from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+from planish.runs.judge import EvaluationConfig, LoadedModel, evaluate_into, load_model
 from planish.runs.train import train_into
 
 Rgb = Callable[..., np.ndarray]
@@ -103,3 +106,84 @@ def test_streamed_labels_are_matched_too(pictures: Path):
     assert found is listing
     found, _ = matched(listing, ["white", "black"])
     assert found.labels.tolist() == [1] * 4 + [0] * 4
+
+
+def test_issue_20_classes_that_do_not_fit_are_told_in_one_line():
+    """A model of 100 classes that knows none of the images' said so in up to 96 lines."""
+    labels = np.arange(100)
+    record = Evaluation(
+        labels,
+        labels,
+        np.ones(100, np.float32),
+        np.zeros(100, np.int64),
+        (),
+        {"schema_version": 2, "threat": {"norm": "Linf", "radius": 0.1}, "data": {"classes": [*map(str, labels)]}},
+    )
+    (said,) = record.class_warnings()
+    assert said == "99 classes (1, 2, 3, 4, 5 and 94 more) are never predicted on clean images, though 99 show them."
+
+
+def forms(folder: Path) -> list[Classes]:
+    """How a user may say that "cat" is number 3 and "dog" number 1, in Python and as files."""
+    names, numbers = ["ant", "dog", "emu", "Cat", "fox"], {"cat": 3, "dog": 1, "cow": 0}
+    (folder / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
+    (folder / "numbers.json").write_text(json.dumps(numbers), encoding="utf-8")
+    (folder / "numbers.toml").write_text("cat = 3\ndog = 1\n", encoding="utf-8")
+    files = ("names.txt", "names.json", "numbers.json", "numbers.toml")
+    return [names, tuple(names), numbers, *(str(folder / file) for file in files), folder / "names.txt"]
+
+
+def test_issue_20_a_user_says_which_class_is_which(tmp_path: Path):
+    for classes in forms(tmp_path):
+        found, told = numbered_as(images([0, 1, 0], ["cat", "dog"]), classes)
+        assert found.labels.tolist() == [3, 1, 3] and found.classes[1] == "dog" and found.classes[3].lower() == "cat"
+        assert told == ["2 classes of mine were given their numbers of the model"]
+        with pytest.raises(BadInput, match=r"mine has the classes owl, which the \d that were given lack"):
+            numbered_as(images([0, 1], ["cat", "owl"]), classes)
+
+
+def test_data_that_number_their_classes_keep_their_labels_and_get_the_names():
+    found, _ = numbered_as(images([1, 0], ["0", "1"]), ["cat", "dog", "emu"])
+    assert found.labels.tolist() == [1, 0] and found.classes == ("cat", "dog", "emu")
+    with pytest.raises(BadInput, match="has the classes 1, which the 1 that were given lack"):
+        numbered_as(images([1, 0], ["0", "1"]), ["cat"])
+
+
+def test_umlauts_are_the_same_however_a_file_system_spells_them():
+    found, _ = numbered_as(images([0], ["Bär"]), ["Fuchs", "Ba\u0308r"])
+    assert found.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "", "has no class; give one class name a line"),
+        ("a.txt", "cat\ncat\n", "has 'cat' twice"),
+        ("a.json", "{", "cannot be read"),
+        ("a.json", '{"cat": "1"}', "has 'cat' = '1'"),
+        ("a.json", '{"cat": true}', "has 'cat' = True"),
+        ("a.json", '{"cat": -1}', "has 'cat' = -1"),
+        ("a.json", "[1]", "has no names"),
+        ("a.toml", "cat", "cannot be read"),
+        ("b.txt", None, "no file of classes at"),
+    ],
+)
+def test_a_file_of_classes_that_is_none_is_refused(name: str, text: str | None, message: str, tmp_path: Path):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=message) as raised:
+        numbered_as(images([0], ["cat"]), str(tmp_path / name))
+    assert "\n" not in str(raised.value)
+
+
+def test_issue_20_a_folder_of_some_classes_is_judged_by_a_model_of_many(pictures: Path):
+    """Its model says no names: without `classes` the folder's first class would be the model's first."""
+    judged = LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1000)), "many")
+    task = EvaluationConfig(str(pictures / "other"), Linf(0.0), (), classes={"black": 700, "white": 20})
+    batch, about, _ = judge.test_images(task, judged.about)
+    assert sorted({*batch.labels.tolist()}) == [20, 700] and about["classes"][700] == "black"
+    *_, record = evaluate_into(judged, task, pictures / "mapped")
+    assert not any("matched by number" in remark for remark in record.remarks())
+    *_, unsaid = evaluate_into(judged, replace(task, classes=None), pictures / "unsaid")
+    assert any("--classes FILE says which class is which" in remark for remark in unsaid.remarks())

@@ -150,7 +150,7 @@ def test_distances_and_robust_accuracy_agree(network: nn.Module, images: Batch):
     """An attack in the ball breaks exactly what a distance attack finds within the radius, on this easy network."""
     record = measured(network, images, Linf(0), "closest")
     for radius in (0.005, 0.015, 0.03):
-        *_, last = evaluate_steps(network, images, threat=Linf(radius), attacks=attacks_of(["planish"], 4))
+        *_, last = evaluate_steps(network, images, threat=Linf(radius), attacks=attacks_of(["planish-suite"], 4))
         assert abs(last.evaluation.robust_accuracy().hits - record.accuracy_at(radius).hits) <= 1
 
 

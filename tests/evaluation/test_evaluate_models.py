@@ -13,7 +13,7 @@ from planish.attacks.gradient import APGDDLR, APGDT, PGD
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
-from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
+from planish.evaluation.evaluate import IN_TRAINING, EvaluationStep, evaluate_steps
 
 Judge = Callable[..., EvaluationStep]
 
@@ -29,7 +29,7 @@ def test_a_model_left_in_training_mode(
     attacks = {"pgd": PGD(3, 2)}
     found, expected = (judge(model, images, attacks, radius=0.015).evaluation for model in (left, proper))
     assert np.array_equal(found.columns[0].margin, expected.columns[0].margin, equal_nan=True)
-    assert found.meta["warnings"] == ["the model was left in training mode; it is judged in evaluation mode"]
+    assert found.meta["warnings"] == [IN_TRAINING]
     assert expected.meta["warnings"] == []
     assert [module.training for module in left.modules()] == modes
     assert all(torch.equal(value, tensors[name]) for name, value in left.state_dict().items())

@@ -71,7 +71,7 @@ def told(record: Any, *words: str) -> bool:
 
 @pytest.mark.parametrize("attack", ["pgd-20-1", "apgd-t-5", "fab-t-5", "square-50", "scout"])
 def test_inference_mode_is_left(attack: str, net: nn.Module, images: Batch):
-    attack = "planish" if attack == "scout" else attack
+    attack = "planish-suite" if attack == "scout" else attack
     expected = judged(net, images, attack)
     with torch.inference_mode():
         some = Batch(*(part.clone() for part in images[:3]))
@@ -134,7 +134,7 @@ def test_a_surrogate_without_a_gradient_is_told(net: nn.Module, images: Batch):
 def test_honest_models_are_told_nothing(net: nn.Module, images: Batch):
     deep = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, CLASSES)).eval()
     for model in (net, deep):
-        for attack in ("pgd-10-1", "apgd-t-5", "noise", "square-20", "planish"):
+        for attack in ("pgd-10-1", "apgd-t-5", "noise", "square-20", "planish-suite"):
             assert (
                 judged(model, images, attack, radius=0.02).remarks() == judged(model, images, [], radius=0.1).remarks()
             )
@@ -414,7 +414,7 @@ def test_an_exported_model(net: nn.Module, images: Batch):
 # --- classes come from logits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attack", ["apgd-t-20", "fab-t-20", "multi-targeted-20-1", "planish"])
+@pytest.mark.parametrize("attack", ["apgd-t-20", "fab-t-20", "multi-targeted-20-1", "planish-suite"])
 @pytest.mark.parametrize("present", [1, 2])
 def test_logits_decide_on_the_classes(attack: str, present: int, net: nn.Module, images: Batch):
     some = images.select(images.labels < present)

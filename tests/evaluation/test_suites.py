@@ -25,7 +25,7 @@ from planish.evaluation.naming import attacks_of, distance_attacks
 from planish.records.evaluation import Evaluation
 from planish.registry import components
 
-SHORT = ["planish/scout", "planish/targets", "planish/focus", "planish/check"]
+SHORT = ["planish-suite/scout", "planish-suite/targets", "planish-suite/focus", "planish-suite/check"]
 
 
 class Rounded(nn.Module):
@@ -79,11 +79,11 @@ def test_every_suite_fits_any_number_of_classes(name: str, classes: int):
 
 
 def test_an_honest_model_gets_the_short_stages(network: nn.Module, images: Batch):
-    record = judged(network, images, "planish", Linf(0.01))
-    assert list(record.names) == SHORT and record.asked == ("planish",)
-    assert record.column("planish/check").sampled and record.column("planish/check").attempted.sum() == 1
+    record = judged(network, images, "planish-suite", Linf(0.01))
+    assert list(record.names) == SHORT and record.asked == ("planish-suite",)
+    assert record.column("planish-suite/check").sampled and record.column("planish-suite/check").attempted.sum() == 1
     assert record.remarks() == []
-    assert record.accuracy_after("planish").hits == record.robust_accuracy().hits > 0
+    assert record.accuracy_after("planish-suite").hits == record.robust_accuracy().hits > 0
 
 
 @pytest.mark.parametrize(
@@ -96,18 +96,18 @@ def test_a_masked_model_gets_the_long_stages_and_is_told_so(
     """What gradients cannot see, random search does: robustness that is not there is not reported."""
     monkeypatch.setattr("planish.attacks.suites.cascade.CHECK_SHARE", 1)
     network.eval()
-    honest = judged(network, images, "planish", Linf(0.03))
-    masked = judged(mask(network), images, "planish", Linf(0.03))
+    honest = judged(network, images, "planish-suite", Linf(0.03))
+    masked = judged(mask(network), images, "planish-suite", Linf(0.03))
     assert len(masked.names) > 4 and list(masked.names[:4]) == SHORT
     assert any(reason in remark for remark in masked.remarks()), masked.remarks()
-    short = masked.accuracy_after("planish/targets").hits
+    short = masked.accuracy_after("planish-suite/targets").hits
     assert masked.robust_accuracy().hits < short
     assert masked.robust_accuracy().hits <= honest.robust_accuracy().hits + 2
 
 
 def test_a_resumed_suite_goes_on_with_its_next_stage(make_network: Callable[[], nn.Module], images: Batch):
-    whole = judged(make_network(), images, "planish", Linf(0.015))
-    suite = attacks_of(["planish"], 4)
+    whole = judged(make_network(), images, "planish-suite", Linf(0.015))
+    suite = attacks_of(["planish-suite"], 4)
     for finished in range(1, 5):
         steps = evaluate_steps(make_network(), images, threat=Linf(0.015), attacks=suite)
         for _ in range(finished + 1):
@@ -139,7 +139,7 @@ def test_finlay_s_norm_is_one_of_two():
 
 
 def test_suites_that_are_not_of_distance_attacks_do_not_measure():
-    for name in ("autoattack", "planish", "paper-seat", "transfer"):
+    for name in ("autoattack", "planish-suite", "paper-seat", "transfer"):
         with pytest.raises(BadInput, match=f"^'{name}' searches a ball of fixed radius; .* log-barrier, paper-finlay"):
             distance_attacks([name], 10)
 
@@ -173,7 +173,7 @@ def test_stages_that_face_all_correct_images(network: nn.Module, images: Batch):
 
 def test_what_passes_bought(network: nn.Module, images: Batch):
     """The last point is what was spent and what stands; the first is one forward and the clean accuracy."""
-    record = judged(network, images, "planish", Linf(0.015))
+    record = judged(network, images, "planish-suite", Linf(0.015))
     points = record.spent()
     assert points[0] == (1.0, record.clean_accuracy().value)
     searched = sum(int(column.passes[column.attempted].sum()) for column in record.columns)
@@ -185,7 +185,7 @@ def test_what_passes_bought(network: nn.Module, images: Batch):
 
 def test_the_ledger_counts_what_the_model_counts(network: nn.Module, images: Batch):
     """Passes by image add up to those by the model, but for the fresh forward that judges each image."""
-    record = judged(network, images, "planish", Linf(0.015))
+    record = judged(network, images, "planish-suite", Linf(0.015))
     for column in record.columns:
         tried = column.attempted
         assert column.passes[tried].sum() + tried.sum() == column.forwards + column.backwards, column.name
@@ -198,11 +198,11 @@ def test_counts_below_one_are_refused(field: str):
 
 
 def test_it_runs_in_l2(network: nn.Module, images: Batch):
-    record = judged(network, images, "planish", L2(0.05))
+    record = judged(network, images, "planish-suite", L2(0.05))
     assert list(record.names[:4]) == SHORT and record.robust_accuracy().hits < record.clean_accuracy().hits
 
 
 def test_attacks_and_suites_share_their_names():
     assert not set(components("attacks")) & set(components("suites"))
-    with pytest.raises(BadInput, match=r"unknown attack 'planich'. Did you mean 'planish'"):
-        attacks_of(["planich"], 10)
+    with pytest.raises(BadInput, match=r"unknown attack 'planish-suit'. Did you mean 'planish-suite'"):
+        attacks_of(["planish-suit"], 10)

@@ -178,7 +178,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def audit_into(judged: LoadedModel, task: Any, folder: Path, budget: str, **options: Any) -> Iterator[Audit]:
         whole = np.zeros(1, np.int64)
-        meta = {"schema_version": 1, "suite": "planish", "checks": 1, "notes": [], "model": {}}
+        meta = {"schema_version": 1, "suite": "planish-suite", "checks": 1, "notes": [], "model": {}}
         threat = {"norm": task.threat.name, "radius": task.threat.radius}
         finding = Finding(plan_of(budget).level, "pass", 0.0, "%", None, None, "All is well.", "")
         yield Audit((finding,), whole, whole, np.zeros(1, np.float32), whole - 1, (), {**meta, "threat": threat})

@@ -26,7 +26,11 @@ OLD = Path(__file__).parent / "old"
 
 def test_an_evaluation():
     record = evaluation.load(OLD / "evaluation.npz")
-    assert record.names == ("fgsm", "pgd-5-2", *(f"planish/{name}" for name in ("scout", "targets", "focus", "check")))
+    assert record.names == (
+        "fgsm",
+        "pgd-5-2",
+        *(f"planish-suite/{name}" for name in ("scout", "targets", "focus", "check")),
+    )
     assert (record.norm, record.radius, record.robust_accuracy().hits, record.clean_accuracy().hits) == (
         "Linf",
         0.06,
@@ -64,7 +68,9 @@ def test_an_audit_with_its_portrait(tmp_path: Path):
     """It opens, and its page can be drawn again; the geometry was called a portrait."""
     record = audit.load(OLD / "audit")
     assert (record.verdict, record.complete, record.robust_accuracy().hits) == ("fail", True, 4)
-    assert record.attacks == ("planish/scout", "planish/targets") and record.broken_by[[0, 3, 20]].tolist() == [
+    assert record.attacks == ("planish-suite/scout", "planish-suite/targets") and record.broken_by[
+        [0, 3, 20]
+    ].tolist() == [
         0,
         -1,
         1,
@@ -72,7 +78,11 @@ def test_an_audit_with_its_portrait(tmp_path: Path):
     assert record.finding("radius-curve").evidence["standing"] == [18, 15, 10, 1, 0, 0]
     assert record.geometry is not None and record.geometry.rows.tolist() == [2, 4, 6, 11, 17, 20]
     assert record.geometry.linearity is not None and record.geometry.linearity.gamma[0] == pytest.approx(0.13826579)
-    kept = json.loads((OLD / "audit" / "audit.json").read_text())
+    kept = json.loads((OLD / "audit" / "audit.json").read_text().replace("planish/", "planish-suite/"))
+    kept["meta"]["suite"], kept["headline"] = (
+        "planish-suite",
+        kept["headline"].replace("suite planish", "suite planish-suite"),
+    )
     written = audit.to_json(record)
     assert written.pop("geometry") == kept.pop("portrait") and written == kept
     page = draw(Path(copytree(OLD / "audit", tmp_path / "audit")))

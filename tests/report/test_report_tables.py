@@ -1,14 +1,18 @@
 """The report's tables and sentences say what the evaluations say."""
 
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from planish.core.errors import BadInput
+from planish.records.statistics import Estimate
 from planish.report import Entry, cost_rows, markdown, plain_text, summary_rows, verdict
 from planish.report.figures import curves
-from planish.report.tables import Training, percent, radius_text
+from planish.report.tables import NOTHING, Training, percent, radius_text, share
+from planish.report.tables import table as table_of
 
 Make = Callable[..., Entry]
 
@@ -133,3 +137,26 @@ def test_alarms_of_the_guard_are_told_and_drawn(make: Make) -> None:
     shown = [axes.get_title(loc="left") for axes in drawing.figure.axes if axes.get_visible()]
     assert shown == ["Loss", "A", "B", "C", "Guard falling"]
     assert len(drawing.figure.axes[0].lines) == 2 + 2
+
+
+def test_a_table_as_csv_and_in_pandas(monkeypatch: pytest.MonkeyPatch):
+    """Numbers stay numbers, an interval keeps its words, a dash is an empty cell; pandas itself is not needed."""
+    first = [("a, b", None), share(Estimate.from_counts(1, 4)), (NOTHING, None)]
+    second = [("c", None), share(Estimate.from_counts(4, 4)), ("1 s", 1.0)]
+    own = table_of("Said above.", ("Model", "Clean", "Time"), [first, second])
+    words = [row[1] for row in own.rows]
+    assert own.columns() == {
+        "Model": ["a, b", "c"],
+        "Clean": [0.25, 1.0],
+        "Clean, in words": words,
+        "Time": [None, 1.0],
+    }
+    lines = own.to_csv().splitlines()
+    assert lines[0] == 'Model,Clean,"Clean, in words",Time' and lines[1] == f'"a, b",0.25,"{words[0]}",'
+    module = ModuleType("pandas")
+    module.DataFrame = dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pandas", module)
+    assert own.to_pandas() == own.columns()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(BadInput, match="pip install pandas"):
+        own.to_pandas()

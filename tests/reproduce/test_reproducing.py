@@ -40,10 +40,10 @@ def test_every_cell_has_a_figure_or_a_reason(finished: Job):
         assert row["test_images"] == {"name": "squares", "images": 24} and row["data_name"] == "squares"
         assert row["setting"].startswith("the first 40 images, small-cnn (width 4), 2 epochs of batches of 16, ")
     assert whole["rows"]["robust"]["figures"]["time"]["value"] == pytest.approx(1.67, abs=0.2)
-    assert whole["attacks"]["pgd"] == "pgd-3-1" and whole["attacks"]["planish"] == "planish"
+    assert whole["attacks"]["pgd"] == "pgd-3-1" and whole["attacks"]["planish-suite"] == "planish-suite"
     assert [claim["outcome"] for claim in whole["claims"]][::2] == ["confirmed", "not tested"]
     assert {path.parent.name for path in finished.folder("plain").glob("judged/*/*.npz")} >= {
-        "clean", "pgd-3-1", "closest", "random-targeted-3-1", "transfer-3-1.other", "planish", "lipschitz",
+        "clean", "pgd-3-1", "closest", "random-targeted-3-1", "transfer-3-1.other", "planish-suite", "lipschitz",
         "regularity", "regularity-2",
     }  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_a_row_of_several_seeds_is_trained_with_each_and_its_weights_are_kept_on
     steps += list(reproduce(job, rows))
     assert list(dict.fromkeys(step.row for step in steps)) == ["robust", "robust.seed-1", "plain"]
     assert [job.experiment(run).seed for run in ("robust", "robust.seed-1")] == [0, 1]
-    assert (job.folder("robust.seed-1") / "judged/planish/evaluation.npz").exists()
+    assert (job.folder("robust.seed-1") / "judged/planish-suite/evaluation.npz").exists()
     metrics = [json.loads(line) for line in (job.folder("robust") / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 3 and all("validation_robust_accuracy" in line for line in metrics)
     assert [path.name for path in kept.iterdir()] == ["epoch-002.safetensors"]
@@ -152,7 +152,7 @@ def test_estimate_falls_to_nothing(finished: Job, job: Job):
 def test_tables_figure_and_page(finished: Job, tmp_path: Path):
     whole = json.loads((finished.out / "results.json").read_text())
     shown = results_rows(finished.table, whole)
-    assert shown.headers[:3] == ("Row", "Clean", "PGD-50") and shown.headers[-1] == "planish"
+    assert shown.headers[:3] == ("Row", "Clean", "PGD-50") and shown.headers[-1] == "planish-suite"
     assert "(paper: 99.0)" in shown.rows[0][1] and shown.rows[2][1].startswith("\N{EN DASH}")
     assert "24 test images of squares" in shown.caption
     assert claims_rows(finished.table, whole).rows[2][:2] == ("not tested", "Lost is worse than robust")

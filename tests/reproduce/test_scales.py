@@ -52,7 +52,7 @@ def test_full_is_the_paper_s_own():
         ("pgd-10-1", "pgd-10-1"),
         ("multi-targeted-200-20", "multi-targeted-20-1"),
         ("square-5000", "square-1000"),
-        ("autoattack", "planish"),
+        ("autoattack", "planish-suite"),
         ("fgsm", "fgsm"),
         ("paper-llr/fgsm-20", "paper-llr/fgsm-20"),
     ],

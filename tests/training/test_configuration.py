@@ -39,7 +39,7 @@ def test_every_default_is_written_out_and_read_back():
 
 
 def test_the_default_method_is_planishs_own():
-    assert experiment_of(None, {}, []).method == Experiment().method == Named("planish")
+    assert experiment_of(None, {}, []).method == Experiment().method == Named("planish-at")
 
 
 def test_an_experiment_comes_back_from_toml():
@@ -143,7 +143,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"schedule": "linear"}}, "schedule = 'linear' is wrong.*triangular"),
     ({"settings": 3}, r"'settings' is a table: write \[settings\]"),
     ({"method": "llr"}, r"'method' is a table: write \[method\]"),
-    ({"method": {"steps": 3}}, r'\[method\] needs a name, for instance name = "planish"'),
+    ({"method": {"steps": 3}}, r'\[method\] needs a name, for instance name = "planish-at"'),
     ({"method": {"name": "ller"}}, "unknown method 'ller'. Did you mean 'llr'"),
     ({"method": {"name": "llr", "step": 3}}, "method 'llr' has no key 'step'. Did you mean 'steps'"),
     ({"method": {"name": "llr", "inner_gradient": "rough"}}, "inner_gradient = 'rough' is wrong"),

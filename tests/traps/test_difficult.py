@@ -17,7 +17,7 @@ from planish.registry import components, make
 
 FEW = {"steps": 3, "restarts": 1, "targets": 2, "queries": 30, "samples": 4, "searches": 2, "rounds": 3, "outer": 2}
 FEW |= {"inner": 5, "scout_steps": 3, "target_steps": 3}
-NAMES = [*sorted(components("attacks")), "planish"]
+NAMES = [*sorted(components("attacks")), "planish-suite"]
 ONLY_L2, NEEDS_FOUR, EVERY_CLASS = {"ddn", "carlini-wagner"}, {"apgd-dlr"}, {"multi-targeted"}
 
 

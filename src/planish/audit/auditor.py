@@ -29,7 +29,7 @@ from planish.records.geometry import Geometry
 from planish.records.origin import origin
 from planish.registry import components, imported
 
-SUITE = "planish"
+SUITE = "planish-suite"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from planish.audit.evidence import LEVELS, Evidence
+from planish.audit.evidence import LEVELS, PLANS, Evidence
+from planish.core.words import counted
 from planish.records.audit import Budget, Finding, Verdict
 from planish.records.statistics import share_at_least
 
@@ -78,8 +79,7 @@ class Check:
         value, found = (seen.value, seen.evidence) if isinstance(seen, Seen) else (None, {})
         advice = "" if verdict == "pass" else seen.advice
         if isinstance(seen, Seen) and verdict == "open":
-            value, fewest = None, self.fewest(seen)
-            advice = f"Audit with at least {fewest} images, for instance --limit {fewest}."
+            value, advice = None, self._advice(seen, evidence)
         return Finding(name, verdict, value, self.unit, self.warn_at, self.fail_at, seen.meaning, advice, found, passes)
 
     def verdict(self, seen: Seen) -> Verdict:
@@ -106,6 +106,22 @@ class Check:
         if seen.hits is None or 0 in limits or not limits:
             return FEWEST
         return max(FEWEST, math.ceil(100 / max(limits)))
+
+    def _advice(self, seen: Seen, evidence: Evidence) -> str:
+        """Advise on how many images would do where those that count here are too few."""
+        if seen.images is None or seen.images >= self.fewest(seen):
+            return seen.advice or "The number is not finite: look at the model's logits and gradients."
+        given, plan = len(evidence.images.x), evidence.plan
+        looked = min(given, plan.sample)
+        wanted = math.ceil(looked * self.fewest(seen) / max(seen.images, 1))
+        if wanted <= plan.sample:
+            return f"Audit with at least {counted(wanted, 'image')}, for instance --limit {wanted}."
+        level = next((level for level, other in PLANS.items() if plan.sample < wanted <= other.sample), None)
+        if level is None:
+            found = f"{counted(seen.images, 'image')} of {looked:,} count here"
+            return f"No budget looks at enough images: {found}, and it takes {self.fewest(seen):,}."
+        more = f" --limit {wanted}" if wanted > given else ""
+        return f"Audit with more images: --budget {level}{more}."
 
     def _beyond(self, value: float, limit: float | None) -> bool:
         return limit is not None and (value > limit if self.worse == "above" else value < limit)

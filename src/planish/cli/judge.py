@@ -22,11 +22,12 @@ def evaluate(
     radius: terminal.Radius,
     norm: terminal.Norm = "Linf",
     built_by: terminal.BuiltBy = None,
-    attacks: Annotated[str, Option(help="Names with commas; see: planish list attacks.")] = "planish",
+    attacks: Annotated[str, Option(help="Names with commas; see: planish list attacks.")] = "planish-suite",
     surrogates: Annotated[str, Option(help="For transfer: other models with commas, each like MODEL.")] = "",
     name: Annotated[str | None, Option(help="What a report calls the model; a run's method by default.")] = None,
     limit: terminal.Limit = None,
     size: terminal.Size = None,
+    classes: terminal.Classes = None,
     precision: Annotated[
         str, Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
     ] = "float32",
@@ -46,6 +47,7 @@ def evaluate(
 
     device, names = terminal.chosen_device(device), terminal.names_in(attacks)
     options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
+    options["classes"] = classes
     options |= {
         "precision": precision,
         "eot": eot,
@@ -72,6 +74,7 @@ def audit(
     name: Annotated[str | None, Option(help="What the audit calls the model.")] = None,
     limit: Annotated[int | None, Option(help="Only the first so many test images; the budget's by default.")] = None,
     size: terminal.Size = None,
+    classes: terminal.Classes = None,
     checks: Annotated[str, Option(help="More checks, your own, with commas: file.py:NAME.")] = "",
     out: terminal.Out = Path("runs/audit"),
     seed: terminal.Seed = 0,
@@ -87,6 +90,7 @@ def audit(
 
     device, own = terminal.chosen_device(device), terminal.names_in(checks)
     options: dict[str, Any] = {"data": data, "attacks": (), "limit": limit, "seed": seed, "size": size}
+    options["classes"] = classes
     options["surrogates"] = terminal.names_in(surrogates)
     judged, task = _loaded("audit", model, device, built_by, name, norm=norm, radius=radius, **options)
     with alone(out), terminal.progress_bars(quiet) as bars:
@@ -108,6 +112,7 @@ def distances(
     attacks: Annotated[str, Option(help="Distance attacks with commas; see: planish list attacks.")] = "closest",
     limit: terminal.Limit = None,
     size: terminal.Size = None,
+    classes: terminal.Classes = None,
     out: terminal.Out = Path("runs/distances"),
     seed: terminal.Seed = 0,
     device: terminal.Device = "auto",
@@ -124,6 +129,7 @@ def distances(
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
     options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
+    options["classes"] = classes
     judged, task = _loaded("distances", model, device, built_by, norm=norm, radius=0, **options)
     with alone(out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(judged.name, total=len(names), note=names[0])
@@ -151,6 +157,7 @@ def verify(
     norm: terminal.Norm = "Linf",
     built_by: terminal.BuiltBy = None,
     size: terminal.Size = None,
+    classes: terminal.Classes = None,
     eot: terminal.Draws = 1,
     device: terminal.Device = "auto",
     json_: terminal.Json = False,
@@ -161,6 +168,7 @@ def verify(
 
     device = terminal.chosen_device(device)
     options: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "size": size}
+    options["classes"] = classes
     options["eot"] = eot
     judged, task = _loaded("verify", model, device, built_by, **options)
     found = run(judged, task, images, device=device)

@@ -37,6 +37,10 @@ Limit = Annotated[int | None, Option(help="Only the first so many test images.")
 Size = Annotated[
     int | None, Option(help="Pixels that test images are brought to; what the run was trained for by default.")
 ]
+Classes = Annotated[
+    str | None,
+    Option(help="How the model numbers its classes: a file with a name a line, or {name: number} as .json or .toml."),
+]
 Out = Annotated[Path, Option("--out", "-o", help="Folder to write into.")]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 Draws = Annotated[int, Option("--eot", help="Of a random model: draws averaged in a step, and that judge an image.")]

@@ -46,7 +46,7 @@ def quickstart(
 def train(
     config: Annotated[Path | None, Argument(help="TOML file; without one, the defaults.")] = None,
     out: terminal.Out = Path("runs/train"),
-    method: Annotated[str | None, Option(help="Training method: planish by default, or seat, llr-2, ...")] = None,
+    method: Annotated[str | None, Option(help="Training method: planish-at by default, or seat, llr-2, ...")] = None,
     data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
     epochs: Annotated[int | None, Option(help="How many; with --resume, more of them extend a finished run.")] = None,

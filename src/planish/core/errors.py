@@ -8,6 +8,10 @@ class BadInput(ValueError):
     """Wrong input. The message is one line that says what is wrong and what would be right."""
 
 
+class Unlike(BadInput):
+    """What a folder or record holds is of something else than what is asked for, and cannot be gone on with."""
+
+
 def at_least(least: float, **values: float | None) -> None:
     """Raise BadInput that names the first of the values that is smaller or not a number; None is none given."""
     for name, value in values.items():

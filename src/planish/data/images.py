@@ -1,10 +1,9 @@
 """A labelled set of images in memory, checked once when it is made."""
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +11,9 @@ from torch import Tensor
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 
-if TYPE_CHECKING:
-    from planish.data.listing import Listing
-
-Labelled = TypeVar("Labelled", bound="Images | Listing")
 MOST_CLASSES = 100_000
-NUMBERED = ("{}", "LABEL_{}")
 NAMED = 5
-"""Files or classes that a message names before it only counts them."""
+"""Files that a message names before it only counts them."""
 Stream = Literal["auto", "always", "never"]
 OnCorrupt = Callable[[str], object]
 """Told of every image that cannot be read; it raises, or the image is left out."""
@@ -196,60 +190,6 @@ def check_labels(labels: Tensor, classes: Sequence[str], name: str) -> None:
     if low < 0 or high >= count:
         hint = "; -1 mostly stands for images that nobody labelled: name a split that has labels" if low == -1 else ""
         raise BadInput(f"{name}: labels range from {low} to {high}, but {count} classes need 0 to {count - 1}{hint}")
-
-
-def named_places(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
-    """Return each name's place among the known ones, None = not there.
-
-    Case, spaces, hyphens and underscores make no difference unless two of the known names differ by nothing else.
-    """
-    folded = {_folded(name): place for place, name in enumerate(known)}
-    if len(folded) < len(known):
-        exact = {name: place for place, name in enumerate(known)}
-        return [exact.get(name) for name in names]
-    return [folded.get(_folded(name)) for name in names]
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
-def has_names(classes: Sequence[str]) -> bool:
-    """Say whether the classes have names, and not just their numbers: 0, 1, ... or LABEL_0, LABEL_1, ..."""
-    return all([name.format(number) for number in range(len(classes))] != list(classes) for name in NUMBERED)
-
-
-def matched(images: Labelled, classes: Sequence[str]) -> tuple[Labelled, list[str]]:
-    """Return the images labelled as a model labels that knows these classes, and what a reader must know of that.
-
-    Classes are matched by name: they may come in another order, or be fewer. Where one side has numbers alone, or
-    where no name of as many is known to both, labels stay as they are. Raises BadInput where some names are
-    the model's and others are not, and where none is and the numbers of classes differ.
-    """
-    own, theirs = images.classes, tuple(classes)
-    places = named_places(own, theirs)
-    if places == list(range(len(own))) or not has_names(own):
-        return images, []
-    if None not in places:
-        table = torch.tensor([place or 0 for place in places], device=images.labels.device)
-        share = f"{len(own)} of the model's {len(theirs)} classes" if len(own) < len(theirs) else "the model's classes"
-        said = f"{images.name} has {share} in an order of its own: labels were matched by name"
-        return replace(images, labels=table[images.labels], classes=theirs), [said]
-    if not has_names(theirs):
-        return images, []
-    strange = [name for name, place in zip(own, places, strict=True) if place is None]
-    if len(strange) == len(own) == len(theirs):
-        said = f"none of the class names of {images.name} ({_some(own)}) is the model's ({_some(theirs)})"
-        return images, [f"{said}: labels were matched by number, so both must have one order"]
-    raise BadInput(
-        f"{images.name} has the classes {_some(strange)}, which the model does not know; its {len(theirs)} are "
-        f"{_some(theirs)}: give the data the model's names"
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def parts(size: int, count: int, seed: int, name: str) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,18 @@ def remarks(found: "Images | Listing", spec: str, limit: int | None = None) -> l
     return said
 
 
+def check_there(spec: str, split: str, limit: int | None = None) -> None:
+    """Raise BadInput as `find` does where nothing lies at the path; what lies there is not read."""
+    from planish.registry import components
+
+    at_least(1, limit=limit)
+    known, place = components("data"), spec
+    while (parts := place.partition(":"))[0] in known and parts[2]:
+        place = parts[2]
+    if place not in known and not Path(place).expanduser().exists():
+        find(spec, split, limit)
+
+
 def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":
     """Return the data of `load`; image files are listed and not yet read. Raises BadInput."""
     if split not in SPLITS:

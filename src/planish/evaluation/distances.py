@@ -21,7 +21,7 @@ from planish.core.arguments import (
     threat_of,
 )
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, Unlike
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
@@ -73,7 +73,7 @@ def measure(
 
     threat: the norm and the box; with a radius above 0 an image is left alone once one within it is found. images and
     model as in `evaluate`. earlier: a record of the same model, data, norm and seed, whose attacks are not run again.
-    Raises BadInput for images, outputs, norms or an earlier record that do not fit.
+    Raises BadInput at once for images, outputs, norms or an earlier record that do not fit.
     """
     counted = Counted(model_of(model))
     copy = copied(counted.model)
@@ -85,10 +85,23 @@ def measure(
     if earlier is not None:
         for key in ("model", "data", "norm", "radius", "seed"):
             if earlier.meta.get(key) != record.meta[key]:
-                raise BadInput(f"the earlier distances are of another {key}; choose another folder")
+                raise Unlike(f"the earlier distances are of another {key}; choose another folder")
         record = replace(earlier, meta={**earlier.meta, **record.meta})
     left = {name: attack for name, attack in wanted.items() if name not in record.names}
-    again, same = Again.begun(copy, images), False
+    return _steps(counted, images, threat, left, record, Again.begun(copy, images), seed, chunk)
+
+
+def _steps(
+    counted: Counted,
+    images: Batch,
+    threat: ThreatModel,
+    left: Mapping[str, DistanceAttack],
+    record: Distances,
+    again: Again,
+    seed: int,
+    chunk: int,
+) -> Iterator[Distances]:
+    same = False
     if left:
         told = again.told_before(counted, images)
         record, same = replace(record, meta=told.entered(record.meta)), not told.warnings

@@ -16,7 +16,7 @@ from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import Unlike
 from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import ThreatModel
@@ -24,6 +24,7 @@ from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, dr
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack
+from planish.registry import called_once
 from planish.search.ascent import Adversarials
 
 
@@ -41,6 +42,11 @@ class Update(NamedTuple):
 
 
 OnChunk = Callable[[Update], None]
+OTHER_CLASSES = (
+    "the data name {} classes, the model has {}: labels were matched by number, and attacks aim at all of the model's; "
+    "--classes FILE says which class is which"
+)
+IN_TRAINING = "the model was left in training mode; it is judged in evaluation mode: call .eval() where you use it"
 
 
 class Unfinished(Protocol):
@@ -206,11 +212,9 @@ def _clean(
         verdict = Verdict.of(counted, images.x, images.labels, search.chunk, search.draws)
     warnings, names = [], len(about.get("data", {}).get("classes", ()))
     if left_in_training(counted.model):
-        warnings.append("the model was left in training mode; it is judged in evaluation mode")
-    if names not in (0, logits.shape[1]):
-        warnings.append(
-            f"the data name {names} classes, the model has {logits.shape[1]}; attacks aim at all of its own"
-        )
+        warnings.append(IN_TRAINING)
+    if names > logits.shape[1] or (0 < names < logits.shape[1] and "numbered" not in about["data"]):
+        warnings.append(OTHER_CLASSES.format(names, logits.shape[1]))
     meta = origin(
         counted.model,
         images._replace(x=images.x.float()),
@@ -237,7 +241,7 @@ def _continued(
 ) -> EvaluationStep:
     for key in ("model", "data", "threat", "seed", "eot"):
         if earlier.meta.get(key) != fresh.evaluation.meta.get(key):
-            raise BadInput(f"the earlier evaluation is of another {key}; choose another folder")
+            raise Unlike(f"the earlier evaluation is of another {key}; choose another folder")
     classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:
         wanted = attacks.get(column.name)
@@ -245,7 +249,7 @@ def _continued(
         if wanted is None or isinstance(wanted, Suite):
             continue
         if not same_attack(known, wanted.assembled(classes), column.name):
-            raise BadInput(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
+            raise Unlike(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
     meta = {**earlier.meta, **fresh.evaluation.meta, "warnings": earlier.meta.get("warnings", [])}
     return _entered(EvaluationStep(replace(earlier, meta=meta), x_adv), Told(fresh.evaluation.meta["warnings"], 0))
 
@@ -346,8 +350,9 @@ def _counts_targets(attack: Attack) -> bool:
 
 
 def _generator(evaluation: Evaluation, name: str) -> Generator:
-    """Return a generator that depends on the seed and the attack's name, not on the attacks before it."""
-    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]))
+    """Return a generator that depends on the seed and the attack's first name, not on the attacks before it."""
+    first = called_once("suites", name)
+    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(first.encode()).digest()[:6]))
 
 
 def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:

@@ -16,7 +16,7 @@ from planish.core.arguments import check_logits, model_of, shown
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
 from planish.core.modes import Counted
-from planish.registry import components, is_known, make, resolve
+from planish.registry import components, is_known, make, refuse_former, resolve
 
 Attacks = str | Attack | DistanceAttack | Suite | Sequence[Any] | Mapping[str, Any]
 """A name such as "pgd-50-10", several with commas, an object, several of these, or a dict from names to these."""
@@ -96,6 +96,7 @@ def package_of(name: str) -> Literal["attacks", "suites"]:
     for package in packages:
         if is_known(package, name):
             return package
+    refuse_former("suites", name)
     known = sorted({*components("attacks"), *components("suites")})
     meant = nearest(re.sub(r"(-\d+)+$", "", name), known)
     raise BadInput(f"unknown attack '{name}'.{meant} Known: {', '.join(known)}")

@@ -92,12 +92,12 @@ def corrupts_memory(module: nn.Module) -> bool:
     return max(module.stride) > 1 and module.in_channels // module.groups < 16
 
 
-def library(module: str, extra: str, what: str) -> Any:
-    """Import another library; extra: what of planish installs it, what: needs it. Raises BadInput."""
+def library(module: str, what: str) -> Any:
+    """Import another library, which is installed by its module's name; what: needs it. Raises BadInput."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        hint = f"install it with: pip install 'planish[{extra}]'"
+        hint = f"install it with: pip install {module}"
         raise BadInput(f"{what} needs {module}, which cannot be imported ({error}); {hint}") from error
 
 

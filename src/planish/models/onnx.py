@@ -56,7 +56,7 @@ def load_onnx(path: Path) -> BlackBox:
     """Return the model of an ONNX file. Raises BadInput if it cannot be read or onnxruntime is missing."""
     if not path.is_file():
         raise BadInput(f"there is no file {path}")
-    runtime = library("onnxruntime", "onnx", str(path))
+    runtime = library("onnxruntime", str(path))
     content = path.read_bytes()
     try:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -38,9 +38,9 @@ def _plain(value: Any) -> bool:
     return isinstance(value, bool | int | float) or (isinstance(value, str) and value.isidentifier())
 
 
-def _library(module: str, extra: str) -> Any:
+def _library(module: str, prefix: str) -> Any:
     try:
-        return library(module, extra, f"a model named {extra}:...")
+        return library(module, f"a model named {prefix}:...")
     except RuntimeError as error:
         told = f"{module} cannot be imported: {_first_line(error)}; it needs a torchvision that fits this torch"
         raise BadInput(told) from error

@@ -14,6 +14,7 @@ from planish.records import store
 from planish.records.geometry import Geometry
 from planish.records.statistics import Booleans, Estimate, accuracy
 from planish.records.store import JudgedImages, Kind, Rows, check_version
+from planish.registry import called_now
 from planish.storage.files import write_json
 
 Verdict = Literal["pass", "warn", "fail", "open"]
@@ -191,7 +192,9 @@ def from_json(
     if strange:
         raise BadInput(f"'{strange[0]}' is no verdict; known: {', '.join(SEVERITY)}")
     own: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
-    return Audit(findings, **own, attacks=tuple(document["attacks"]), meta=document["meta"], geometry=geometry)
+    attacks = tuple(called_now("suites", name) for name in document["attacks"])
+    meta = document["meta"] | {"suite": called_now("suites", document["meta"]["suite"])}
+    return Audit(findings, **own, attacks=attacks, meta=meta, geometry=geometry)
 
 
 def save(audit: Audit, folder: Path, state: Mapping[str, NDArray[Any]] | None = None) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
+from planish.core.words import few
 from planish.records import store
 from planish.records.origin import attack_text
 from planish.records.statistics import Booleans, Estimate, accuracy, counts
 from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version, stuck_remarks
+from planish.registry import called_now
 
 SCHEMA_VERSION = 2
 
@@ -207,14 +209,14 @@ class Evaluation(Columned):
         return Estimate.of(column.predicted[tried] == column.target[tried])
 
     def class_warnings(self) -> list[str]:
-        """One sentence for each class that has clean images here but is never predicted on one."""
-        classes = self.classes
-        absent = np.setdiff1d(self.labels, self.clean_predicted)
-        return [
-            f"Class {classes[k] if k < len(classes) else k} is never predicted on clean images, "
-            f"though {np.count_nonzero(self.labels == k)} show it."
-            for k in absent.tolist()
-        ]
+        """A sentence on the classes that have clean images here but are never predicted on one, if there are any."""
+        classes, absent = self.classes, np.setdiff1d(self.labels, self.clean_predicted)
+        if not len(absent):
+            return []
+        names = few([str(classes[k] if k < len(classes) else k) for k in absent.tolist()])
+        are, it = (f"Class {names} is", "it") if len(absent) == 1 else (f"{len(absent)} classes ({names}) are", "them")
+        shown = np.count_nonzero(np.isin(self.labels, absent))
+        return [f"{are} never predicted on clean images, though {shown:,} show {it}."]
 
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""
@@ -275,6 +277,7 @@ def _unpack(described: dict[str, Any], arrays: store.Arrays) -> Evaluation:
         unknown = np.full_like(facts["target"], -1)
         for key in _LEDGER:
             facts[key] = arrays.get(f"{key}/{name}", arrays.get(f"{_FORMER.get(key)}/{name}", unknown))
+        facts["name"] = called_now("suites", name) if "/" in name else name
         columns.append(Column(**facts))
     parts: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
     return Evaluation(**parts, columns=tuple(columns), meta=described["evaluation"])

@@ -79,7 +79,7 @@ def stuck_remarks(name: str, meta: Mapping[str, Any], tried: int) -> list[str]:
     flat, vanished, stuck = len(meta.get("no_gradient", ())), meta.get("vanished", 0), meta.get("stuck", 0)
     if flat:
         remedy = (
-            f"on {vanished} of them the loss underflows, and the margin has one: use pgd-margin or the planish suite"
+            f"on {vanished} of them the loss underflows, and the margin has one: use pgd-margin or planish-suite"
             if vanished
             else "attack it without: noise, square or boundary; `planish audit` tells whether gradients are masked"
         )
@@ -126,17 +126,22 @@ class Shown(ABC):
 
         Raises BadInput where pandas is not installed.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError:
-            raise BadInput("to_pandas needs pandas, which is not installed: pip install pandas") from None
-        return pandas.DataFrame([_flat(row) for row in self.rows()])
+        return frame([_flat(row) for row in self.rows()])
 
     def _cells(self) -> list[list[str]]:
         """Return the header and the rows as texts."""
         rows = self.rows()
         names = list(rows[0]) if rows else ["nothing"]
         return [[name.replace("_", " ") for name in names], *([_text(row[name]) for name in names] for row in rows)]
+
+
+def frame(data: Any) -> Any:
+    """Return a pandas.DataFrame of what one is made of. Raises BadInput where pandas is not installed."""
+    try:
+        pandas = import_module("pandas")
+    except ImportError:
+        raise BadInput("to_pandas needs pandas, which is not installed: pip install pandas") from None
+    return pandas.DataFrame(data)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

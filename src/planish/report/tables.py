@@ -1,5 +1,7 @@
 """What a report is made of: an entry per model, how its numbers are worded, and its tables as rows of text."""
 
+import csv
+import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
+from planish.records.store import frame
 
 
 class Training(TypedDict):
@@ -175,6 +178,30 @@ class Table:
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     values: tuple[tuple[float | None, ...], ...]
+
+    def columns(self) -> dict[str, list[float | str | None]]:
+        """Return the cells by header: a cell's number where it has one, a share in [0, 1], else its text; a dash is
+        None. Where texts hold an interval, they come too, under "HEADER, in words"."""
+        found: dict[str, list[float | str | None]] = {}
+        for place, header in enumerate(self.headers):
+            texts = [None if row[place] == NOTHING else row[place] for row in self.rows]
+            numbers = [row[place] for row in self.values]
+            found[header] = [text if number is None else number for text, number in zip(texts, numbers, strict=True)]
+            if any(number is not None and "[" in (text or "") for text, number in zip(texts, numbers, strict=True)):
+                found[f"{header}, in words"] = [*texts]
+        return found
+
+    def to_csv(self) -> str:
+        """Return the columns as CSV, a header line first; None is an empty cell."""
+        lines, found = io.StringIO(), self.columns()
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(found)
+        writer.writerows(zip(*found.values(), strict=True))
+        return lines.getvalue()
+
+    def to_pandas(self) -> Any:
+        """Return the columns as a pandas.DataFrame. Raises BadInput where pandas is not installed."""
+        return frame(self.columns())
 
 
 def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:

@@ -25,7 +25,7 @@ from planish.training.step import Bound
 TRAIN = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
 TEST = {"cifar10": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
 PASSES = {
-    "planish": 140,
+    "planish-suite": 140,
     "autoattack": 9767,
     "paper-llr/fgsm-20": 41,
     "closest": 300,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from planish.records import distances
 from planish.records import evaluation as results
 from planish.records.distances import Distances, Numbers, improvement_ratio
 from planish.records.evaluation import Evaluation
+from planish.registry import called_now
 from planish.report.tables import plain
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, over_seeds, share
 from planish.reproduce.running import Job, finished, provenance_of, record_of, state, trained
@@ -204,5 +206,18 @@ def load_documents(root: Path) -> list[dict[str, Any]]:
             raise BadInput(f"{path} holds no results of planish reproduce") from error
         if not known:
             raise BadInput(f"{path} holds results of another version of planish reproduce")
-        found.append(whole)
+        found.append(_named_now(whole))
     return found
+
+
+def _named_now(whole: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of an earlier planish with the present names of its methods and suites."""
+    suite, method = partial(called_now, "suites"), partial(called_now, "methods")
+    rows = {}
+    for name, row in whole["rows"].items():
+        setting = ", ".join(map(method, row["setting"].split(", ")))
+        figures = {suite(key): figure for key, figure in row["figures"].items()}
+        rows[method(name)] = row | {"setting": setting, "figures": figures}
+    attacks = {suite(key): attack and suite(attack) for key, attack in whole["attacks"].items()}
+    words = ", ".join(map(suite, whole["words"].split(", ")))
+    return whole | {"rows": rows, "attacks": attacks, "words": words}

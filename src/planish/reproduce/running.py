@@ -12,15 +12,17 @@ from planish.records import distances
 from planish.records import evaluation as results
 from planish.records.distances import Distances, Numbers
 from planish.records.evaluation import Evaluation
+from planish.registry import called_once
 from planish.reproduce.numbers import measure as measure_numbers
 from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scale_of, scaled
 from planish.reproduce.tables import PaperColumn, PaperTable, Row
-from planish.runs.config import Experiment, parsed
+from planish.runs.config import Experiment, parsed, written
 from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, evaluate_into, load_model, measure
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
-from planish.runs.train import refuse_other_data, same_run, train_into, training_images
+from planish.runs.taken import refuse_other_data, same_run
+from planish.runs.train import train_into, training_images
 from planish.storage.files import write_bytes
-from planish.storage.reading import read_headed, read_json
+from planish.storage.reading import read_json
 from planish.training.loop import EpochRecord
 
 SNAPSHOTS = "snapshots"
@@ -46,7 +48,7 @@ class Job:
 
     def folder(self, row: str) -> Path:
         """Return where a row is, or "source.NAME", a network that black-box images are made on."""
-        return self.out / row
+        return _place(self.out, "methods", row)
 
     def experiment(self, row: str) -> Experiment:
         """Return the training of a row, or of another seed of it, at this scale. Raises BadInput if planish cannot."""
@@ -64,7 +66,8 @@ class Job:
         """Return the table's columns, and planish's own suite where rows are judged in a ball."""
         if self.table.head.radius is None:
             return self.table.columns
-        return {**self.table.columns, "planish": PaperColumn("planish, not in the paper", "accuracy", "planish")}
+        own = "planish-suite"
+        return {**self.table.columns, own: PaperColumn(f"{own}, not in the paper", "accuracy", own)}
 
     def record(self, row: str, column: PaperColumn) -> Path:
         """Return the folder of the record that measures the column."""
@@ -73,7 +76,13 @@ class Job:
             return self.folder(row) / "judged" / f"{column.statistic.record}{places}"
         attack = attack_of(column, self.scale) or "clean"
         name = attack.replace("/", ".") + (f".{column.source}" if _carried(column) else "")
-        return self.folder(row) / "judged" / name
+        return _place(self.folder(row) / "judged", "suites", name)
+
+
+def _place(folder: Path, package: str, name: str) -> Path:
+    """Return where something of that name lies in a folder, which may be where an earlier planish has put it."""
+    now, once = folder / name, folder / called_once(package, name)
+    return once if once.exists() and not now.exists() else now
 
 
 def _carried(column: PaperColumn) -> bool:
@@ -152,7 +161,7 @@ def _check_all(runs: dict[str, tuple[Path, Experiment]], *, other_data: bool) ->
 
 def check(folder: Path, experiment: Experiment) -> None:
     """Raise BadInput if the folder holds a run of another configuration."""
-    if (folder / CONFIG).exists() and not same_run(parsed(read_headed(folder / CONFIG)), experiment):
+    if (folder / CONFIG).exists() and not same_run(parsed(written(folder / CONFIG)), experiment):
         what = f"{folder} was made by another version of this recipe or scale (see its {CONFIG})"
         raise BadInput(f"{what}; nothing was changed: choose another --out, or move it away")
 
@@ -160,7 +169,7 @@ def check(folder: Path, experiment: Experiment) -> None:
 def twin(job: Job, experiment: Experiment) -> Path | None:
     """Return the folder of a finished training of the same experiment on the same images, of any table, or None."""
     for config in sorted(job.out.parent.parent.glob(f"*/{job.scale.name}/*/{CONFIG}")):
-        if same_run(parsed(read_headed(config)), experiment) and trained(config.parent, experiment):
+        if same_run(parsed(written(config)), experiment) and trained(config.parent, experiment):
             digest = read_json(config.parent / PROVENANCE, REMEDY).get("data_digest")
             return config.parent if digest == training_images(experiment)[0].digest() else None
     return None

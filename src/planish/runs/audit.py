@@ -10,18 +10,22 @@ import torch
 from torch import nn
 
 from planish.audit.auditor import audit as findings
+from planish.audit.auditor import checks as registered
 from planish.audit.auditor import own_checks, plan_of
 from planish.audit.evidence import Evidence
 from planish.core.arguments import Images, Labels, batch_of, check_images, model_of, path_of, seed_of, threat_of
-from planish.core.errors import BadInput
+from planish.core.batch import Batch
+from planish.core.errors import Unlike
 from planish.core.threat import ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, OnChunk
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
+from planish.records.origin import data_digest, model_digest
 from planish.report import write_audit
-from planish.runs.judge import EvaluationConfig, LoadedModel, surrogates_of, test_images
+from planish.runs.judge import EvaluationConfig, LoadedModel, check_task, surrogates_of, test_images
+from planish.runs.places import clear, refuse_taken
 from planish.storage.files import remove
 
 CALLED = {"model": {"name": "the model"}, "data": {"name": "images in memory"}}
@@ -117,10 +121,10 @@ class KeptAudit:
         found, state = record.load(self.folder), record.load_state(self.folder)
         for key in SAME:
             if _identity(found.meta[key]) != _identity(meta[key]):
-                raise BadInput(f"{self.folder} holds an audit with another {key}; choose another folder")
+                raise Unlike(f"{self.folder} holds an audit with another {key}; choose another folder")
         done = [finding.check for finding in found.findings]
         if done != [*names[: len(done)]]:
-            raise BadInput(f"{self.folder} holds an audit with other checks; choose another folder")
+            raise Unlike(f"{self.folder} holds an audit with other checks; choose another folder")
         evidence.spent = found.meta["passes"]
         for name, rows in state.items():
             if name.startswith(BROKEN):
@@ -162,33 +166,64 @@ def audit_into(
     built_by: str | None = None,
     checks: Sequence[str] = (),
     resume: bool = False,
+    overwrite: bool = False,
 ) -> Iterator[Audit]:
     """Audit into a folder: yield the audit after each finding, saved by then.
 
-    task.attacks are not used; task.limit is the budget's unless given. built_by: of surrogates, as in `subject`.
-    resume: go on with an audit that was cut short, by check; a whole one is yielded as it is. Without it, one that was
-    cut short is begun again. Raises BadInput if the folder holds a whole audit already, or with resume one of something
-    else.
+    task.attacks are not used; task.limit is the budget's unless given. built_by: of surrogates, as in `load_model`.
+    resume: go on with an audit that was cut short, by check; a whole one is yielded as it is. overwrite: what planish
+    wrote there in auditing is replaced. With neither, one that was cut short is begun again. Raises BadInput if the
+    folder holds a whole audit already, Unlike with resume if it holds one of something else.
     """
-    if (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
-        if not resume:
-            raise BadInput(f"{folder} already holds an audit; choose another folder")
-        yield found
-        return
+    check_audit(task, budget, checks)
     plan, black_box = plan_of(budget), isinstance(judged.model, BlackBox)
     task = task if task.limit is not None else replace(task, limit=plan.images)
     batch, data, warnings = test_images(task, judged.about)
     batch = batch.to(device)
+    if not overwrite and (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
+        if not resume:
+            refuse_taken(folder, "audit", resumes=False)
+        yield _same(found, judged, task, batch, budget, checks, folder)
+        return
     notes = [*judged.notes, *warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
     about = {"model": {"name": judged.name}, "data": data, "notes": notes}
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     options: dict[str, Any] = {"seed": task.seed, "own": checks, "about": about, "on_chunk": on_chunk}
     kept = options["kept"] = KeptAudit(folder, resume)
-    for step in findings(judged.model, batch, task.threat, plan, surrogates=others, black_box=black_box, **options):
+    steps = findings(judged.model, batch, task.threat, plan, surrogates=others, black_box=black_box, **options)
+    if overwrite:
+        clear(folder, "audit")
+    for step in steps:
         kept.keep(step)
         if step.complete:
             draw(folder)
         yield step
+
+
+def check_audit(task: EvaluationConfig, budget: str, checks: Sequence[str]) -> None:
+    """Raise BadInput for a budget, checks or data that there are not: what is known before anything is loaded."""
+    plan_of(budget)
+    own_checks(checks)
+    check_task(task)
+
+
+def _same(
+    found: Audit,
+    judged: LoadedModel,
+    task: EvaluationConfig,
+    batch: Batch,
+    budget: str,
+    checks: Sequence[str],
+    folder: Path,
+) -> Audit:
+    """Return a whole audit, if it is of what is asked for. Raises Unlike."""
+    asked: dict[str, Any] = {"model": model_digest(judged.model), "data": data_digest(batch), "seed": task.seed}
+    asked |= {"threat": {"norm": task.threat.name, "radius": task.threat.radius}, "budget": budget}
+    asked["checks"] = len({*registered(), *own_checks(checks)})
+    for key, value in asked.items():
+        if key in found.meta and (found.meta[key] if key == "threat" else _identity(found.meta[key])) != value:
+            raise Unlike(f"{folder} holds an audit with another {key}; choose another folder")
+    return found
 
 
 def draw(folder: Path) -> Path:

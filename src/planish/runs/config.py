@@ -14,8 +14,8 @@ from planish.core.threat import ThreatModel, parse_threat
 from planish.data.batches import Augmentation, check_resolutions, sides
 from planish.data.images import Stream
 from planish.methods import Method
-from planish.registry import made, make, refuse_unknown
-from planish.storage.reading import read_toml, toml_of
+from planish.registry import called_now, made, make, refuse_unknown
+from planish.storage.reading import read_headed, read_toml, toml_of
 from planish.training.collapse import OFF, Guard
 from planish.training.settings import Settings
 
@@ -98,7 +98,7 @@ class Experiment:
 
     data: DataOptions = DataOptions()
     model: Named = Named("small-cnn")
-    method: Named = Named("planish")
+    method: Named = Named("planish-at")
     threat: ThreatOptions = ThreatOptions()
     settings: Settings = Settings()
     guard: Guard = OFF
@@ -149,6 +149,13 @@ def _named(section: str, table: Mapping[str, Any]) -> Named:
 def read(path: Path) -> dict[str, Any]:
     """Return the configuration tree of a TOML file. Raises BadInput."""
     return read_toml(path)
+
+
+def written(path: Path) -> dict[str, Any]:
+    """Return the configuration tree of a run folder's TOML, the method by its present name. Raises BadInput."""
+    tree = read_headed(path)
+    own = tree.get("method", {})
+    return tree | ({"method": {**own, "name": called_now("methods", own["name"])}} if "name" in own else {})
 
 
 def overlaid(base: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Trained models judged into folders, and folders read back, for a report or side by side."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -13,17 +14,17 @@ from torch import nn
 from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.arguments import check_logits, seed_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, between
+from planish.core.errors import BadInput, Unlike, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.data import load
-from planish.data.images import matched
-from planish.data.source import remarks
+from planish.data.classes import Classes, matched, numbered_as
+from planish.data.source import check_there, remarks
 from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
-from planish.evaluation.naming import wanted
+from planish.evaluation.naming import attacks_of, distance_attacks, wanted
 from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
@@ -38,13 +39,17 @@ from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.report.tables import Gallery
 from planish.runs.config import LARGEST_SIDE
+from planish.runs.places import clear, refuse_taken
 from planish.runs.run import BEST, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
 from planish.storage.reading import read_json
 
+Step = TypeVar("Step")
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
 DISTANCES = "distances.npz"
 _GALLERY_KIND = Kind("{path} does not hold the pictures of an evaluation, or it is damaged; remove it")
 WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
+SOME_CLASSES = 10
+"""Classes for which attacks are tried before the model is there to say how many it has."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class EvaluationConfig:
     precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
-    random model for each image.
+    random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
+    says itself, or as the data does.
     """
 
     data: str
@@ -78,10 +84,26 @@ class EvaluationConfig:
     surrogates: tuple[str, ...] = ()
     size: int | None = None
     eot: int = 1
+    classes: Classes | None = None
 
     def __post_init__(self) -> None:
         seed_of(self.seed)
         between(1, LARGEST_SIDE, size=self.size)
+
+
+def check_task(task: EvaluationConfig, distances: bool = False) -> None:
+    """Raise BadInput for attacks that there are not, and for data that do not lie there: before anything is loaded.
+
+    distances: whether the attacks are to measure distances.
+    """
+    if distances:
+        distance_attacks(task.attacks, SOME_CLASSES, norm=task.threat.name)
+    lenders = [name for name in task.attacks if not distances and "surrogates" in wanted(name)]
+    if task.surrogates and task.attacks and not lenders:
+        raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
+    tried = [] if distances else [name for name in task.attacks if name not in lenders or not task.surrogates]
+    attacks_of([*dict.fromkeys(tried)], SOME_CLASSES, norm=task.threat.name)
+    check_there(task.data, "test", task.limit)
 
 
 def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> LoadedModel:
@@ -127,8 +149,12 @@ def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch
     short = task.limit is not None and len(images) < task.limit
     warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
     warnings += remarks(images, task.data, task.limit)
-    images, told = matched(images, model.get("classes", images.classes))
+    if task.classes is None:
+        images, told = matched(images, model.get("classes", images.classes))
+    else:
+        images, told = numbered_as(images, task.classes)
     about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
+    about |= {"numbered": True} if task.classes is not None else {}
     about |= {"files": images.inventory.words()} if images.inventory.files else {}
     return images.as_batch(), about, warnings + told
 
@@ -140,32 +166,33 @@ def evaluate_into(
     *,
     device: torch.device | str = "cpu",
     resume: bool = False,
+    overwrite: bool = False,
     on_chunk: OnChunk | None = None,
     built_by: str | None = None,
 ) -> Iterator[Evaluation]:
     """Judge into a folder: yield the record after the clean pass and each attack, it and a gallery saved by then.
 
-    With resume, attacks that the folder's record already holds are not run again. built_by: of surrogates, as in
-    `subject`. Raises BadInput if the folder holds a record of another model, data, threat or seed, or of attacks with
-    other surrogates, or any without `resume`.
+    With resume, attacks that the folder's record already holds are not run again; with overwrite, what planish has
+    written there in judging is replaced. built_by: of surrogates, as in `load_model`. Raises BadInput if the folder
+    holds a record without either, Unlike with resume if it is of another model, data, threat or seed, or of attacks
+    with other surrogates.
     """
+    check_task(task)
     _refuse_gradients(judged, task)
-    path = _place(folder / EVALUATION, "an evaluation", resume)
+    path = folder / EVALUATION
     batch, data, warnings = test_images(task, judged.about)
     batch = batch.to(device)
-    asked = [wanted(name) for name in task.attacks]
-    if task.surrogates and not any("surrogates" in parameters for parameters in asked):
-        raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
     about["notes"] = [*judged.notes, *warnings]
     kept = KeptProgress(folder / PROGRESS)
-    going_on: dict[str, Any] = {"earlier": results.load(path) if path.exists() else None, "unfinished": kept}
+    found = results.load(path) if path.exists() and not overwrite else None
+    going_on: dict[str, Any] = {"earlier": found, "unfinished": kept}
     going_on["x_adv"] = images_left(folder / IMAGES, batch) if resume else None
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
     options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
-    steps = evaluate_steps(judged.model, batch, threat=task.threat, **options, **going_on)
-    for step in steps:
+    begin = partial(evaluate_steps, judged.model, batch, threat=task.threat, **options, **going_on)
+    for step in _allowed(begin, folder, "evaluation", resume, overwrite):
         if task.keep_images:
             save_images(step, folder / IMAGES)
         save_gallery(step, batch, folder / GALLERY)
@@ -174,11 +201,24 @@ def evaluate_into(
         yield step.evaluation
 
 
-def _place(path: Path, what: str, resume: bool) -> Path:
-    """Return where a record is to lie. Raises BadInput if there is one already that is not to be gone on with."""
-    if path.exists() and not resume:
-        raise BadInput(f"{path.parent} already holds {what}; add --resume to go on, or choose another folder")
-    return path
+def _allowed(
+    begin: Callable[[], Iterator[Step]], folder: Path, kind: str, resume: bool, overwrite: bool
+) -> Iterator[Step]:
+    """Begin work whose arguments are checked when it begins, in a folder that is free, gone on with or overwritten.
+
+    Raises BadInput for a record that is in the way, Unlike with resume for one of something else.
+    """
+    try:
+        steps, alike = begin(), True
+    except Unlike:
+        if resume:
+            raise
+        steps, alike = iter(()), False
+    if overwrite:
+        clear(folder, kind)
+    elif not resume:
+        refuse_taken(folder, kind, resumes=alike)
+    yield from steps
 
 
 def _refuse_gradients(judged: LoadedModel, task: EvaluationConfig) -> None:
@@ -207,19 +247,22 @@ def measure(
     *,
     device: torch.device | str = "cpu",
     resume: bool = False,
+    overwrite: bool = False,
 ) -> Iterator[Distances]:
     """Measure adversarial distances into a folder: yield the record after each attack, saved by then.
 
-    task.threat gives norm and box; with a radius above 0 an image is left alone once one within it is found. Raises
-    BadInput as `judge` does, and for attacks that search a ball of fixed radius.
+    task.threat gives norm and box; with a radius above 0 an image is left alone once one within it is found. resume,
+    overwrite: as in `evaluate_into`. Raises BadInput as that does, and for attacks that search a ball of fixed radius.
     """
-    path = _place(folder / DISTANCES, "distances", resume)
+    check_task(task, distances=True)
+    path = folder / DISTANCES
     batch, data, warnings = test_images(task, judged.about)
     about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
-    options["earlier"] = distance_records.load(path) if path.exists() else None
+    options["earlier"] = distance_records.load(path) if path.exists() and not overwrite else None
     names = [*dict.fromkeys(task.attacks)]
-    for step in distances.measure(judged.model, batch.to(device), task.threat, names, **options):
+    begin = partial(distances.measure, judged.model, batch.to(device), task.threat, names, **options)
+    for step in _allowed(begin, folder, "distances", resume, overwrite):
         distance_records.save(step, path)
         yield step
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from planish.core.arguments import path_of
 from planish.core.errors import BadInput
 from planish.models import Normalized, build, is_borrowed
+from planish.registry import called_now
+from planish.runs.config import written
 from planish.storage.files import write_bytes
 from planish.storage.reading import (
     DIGEST,
@@ -25,7 +27,6 @@ from planish.storage.reading import (
     content_of,
     last_good,
     previous,
-    read_headed,
     read_lines,
     refuse_large,
     sealed,
@@ -90,6 +91,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata, tensors = read_metadata(path), load_file(path)
     if metadata.pop(DIGEST, digest := tensors_digest(tensors, metadata)) != digest:
         raise Damaged(f"{path} is damaged: its weights are not those that were written; train again, or copy it again")
+    if "name" in (method := metadata.get("method") or {}):
+        metadata["method"] = {**method, "name": called_now("methods", method["name"])}
     return tensors, metadata
 
 
@@ -253,7 +256,7 @@ def load_run(folder: str | Path, built_by: str | None = None, *, best: bool = Fa
     model = architecture(own, options, classes, channels)
     put_weights(tensors, weights, model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    config = read_headed(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    config = written(folder / CONFIG) if (folder / CONFIG).exists() else {}
     history = read_history(folder / METRICS, {} if note else about)
     return Run(model.eval(), config, history, about, folder, (note,) if note else ())
 

@@ -1,7 +1,6 @@
 """The one call that trains, and an experiment carried out: put together, trained, saved and resumed."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -19,19 +18,22 @@ from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
-from planish.data.images import Images, OnCorrupt, matched, named_places, numbered_classes, refuse
+from planish.data.classes import matched, named_places
+from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
 from planish.data.listing import Listing
-from planish.data.source import find, remarks
+from planish.data.source import check_there, find, remarks
 from planish.data.stream import Streamed, default_workers
 from planish.methods import Method
 from planish.models import Normalized, is_borrowed
 from planish.records.origin import provenance
-from planish.registry import components, make
+from planish.registry import components, make, resolve
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, difference, parsed, to_toml
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, to_toml
+from planish.runs.places import clear
 from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
-from planish.storage.files import LOCK, write_lines, write_sealed_json, write_text
-from planish.storage.reading import headed, last_good, read_headed, read_json
+from planish.runs.taken import known, refuse_data, refuse_other
+from planish.storage.files import write_lines, write_sealed_json, write_text
+from planish.storage.reading import headed, last_good
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
@@ -97,7 +99,12 @@ def new_model(model: Named, images: Images, seed: int) -> nn.Module:
 
 
 def train_into(
-    experiment: Experiment, folder: Path, *, device: torch.device | str = "cpu", resume: bool = False
+    experiment: Experiment,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> Iterator[EpochRecord]:
     """Train into a run folder, one record per finished epoch, everything saved by then.
 
@@ -105,18 +112,23 @@ def train_into(
     bit-identical; where the data lies may have changed, the data may not. With more epochs than the folder's run had,
     that run goes on: at the learning rates that a run of so many epochs has from there on.
     With images held out, the weights of the epoch that was most robust on them are kept beside the last ones.
-    Raises BadInput if the folder holds another configuration or other data, or a run without `resume`.
+    overwrite: what planish wrote into the folder is replaced, and what judged its model goes.
+    Raises BadInput if the folder holds a run without either, Unlike if its configuration or data are others.
     """
-    _refuse_other(experiment, folder, resume)
-    corrupt = {*_known(folder).get("corrupt_images", [])}
+    check_experiment(experiment)
+    refuse_other(experiment, folder, resume, overwrite)
+    earlier = {} if overwrite else known(folder)
+    corrupt = {*earlier.get("corrupt_images", [])}
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
-    saved = (folder / RESUME).exists()  # then the weights that it started from are not needed
+    saved = (folder / RESUME).exists() and not overwrite  # then the weights that it started from are not needed
     begun = replace(experiment, model=replace(experiment.model, weights=None)) if saved else experiment
     prepared = prepare(begun, device, on_corrupt)
     runs.check_storable(prepared.model)
     digest = prepared.images.digest()
-    refuse_other_data(folder, digest)
+    refuse_data(folder, earlier, digest)
     batches = _batches(experiment, prepared, device, on_corrupt)
+    if overwrite:
+        clear(folder, "train")
     write_text(headed(to_toml(experiment)), folder / CONFIG)
     state = start(prepared.model, experiment.settings)
     if saved:
@@ -164,10 +176,11 @@ class Saver:
         self.last = monotonic()
 
 
-def _known(folder: Path) -> dict[str, Any]:
-    """Return where the folder's run comes from, as far as it has come."""
-    path = folder / PROVENANCE
-    return read_json(path, "remove it, and the run goes on without it") if path.exists() else {}
+def check_experiment(experiment: Experiment) -> None:
+    """Raise BadInput for data that do not lie there, and for an unknown model: before anything is loaded."""
+    check_there(experiment.data.source, "train")
+    if not (":" in experiment.model.name or is_borrowed(experiment.model.name)):
+        resolve("models", experiment.model.name)
 
 
 def _batches(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
@@ -194,48 +207,6 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
         "data_digest": digest,
         "training_cost": cost,
     }
-
-
-def _refuse_other(experiment: Experiment, folder: Path, resume: bool) -> None:
-    """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed."""
-    if (folder / CONFIG).exists():
-        earlier = parsed(read_headed(folder / CONFIG))
-        if resume and experiment.settings.epochs > earlier.settings.epochs:
-            earlier = replace(earlier, settings=replace(earlier.settings, epochs=experiment.settings.epochs))
-        if not same_run(earlier, experiment):
-            told = difference(earlier, _results_alike(earlier, experiment))
-            raise BadInput(f"{folder} holds a run of another configuration: {told}; choose another folder")
-        if not resume and (folder / RESUME).exists():
-            raise BadInput(f"{folder} already holds this run; add --resume to go on, or choose another folder")
-    elif folder.exists() and not (
-        folder.is_dir() and all(name.endswith(".part") or name == LOCK for name in os.listdir(folder))
-    ):
-        raise BadInput(f"{folder} is not empty and not a run folder; choose another")
-
-
-def _passing(name: str) -> bool:
-    """Say whether a file of this name may lie in a new folder: what a kill leaves."""
-    return name.endswith(".part") or name == LOCK
-
-
-def refuse_other_data(folder: Path, digest: str) -> None:
-    """Raise BadInput if the folder's run was trained on images of another digest."""
-    earlier = _known(folder)
-    if earlier.get("data_digest", digest) != digest:
-        raise BadInput(
-            f"{folder} holds a run on other data ({earlier.get('data_name')}); name that data, or choose another folder"
-        )
-
-
-def same_run(one: Experiment, other: Experiment) -> bool:
-    """Say whether two experiments differ at most in what changes no result: where the data lies, workers, saving."""
-    return one == _results_alike(one, other)
-
-
-def _results_alike(one: Experiment, other: Experiment) -> Experiment:
-    """Return the other with what changes no result as in the first."""
-    data = replace(other.data, workers=one.data.workers, source=one.data.source)
-    return replace(other, data=data, settings=replace(other.settings, save_minutes=one.settings.save_minutes))
 
 
 def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:
@@ -275,7 +246,7 @@ def train(
     model: nn.Module | str,
     data: "str | Images | Batch | tuple[Any, Any]",
     *,
-    method: Method | str = "planish",
+    method: Method | str = "planish-at",
     threat: ThreatModel | str,
     epochs: int | None = None,
     settings: Settings | None = None,

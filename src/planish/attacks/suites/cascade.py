@@ -32,7 +32,7 @@ on the hard cases, in a short run."""
 
 @dataclass(frozen=True)
 class Cascade(Suite):
-    """The planish suite: scout, nearest targets, hard cases, a check; long stages only with cause. planish.
+    """planish's own: scout, nearest targets, hard cases, a check; long stages only with cause. planish-suite.
 
     scout_steps, target_steps: iterates of a run. targets: how many of the nearest classes are aimed at. Published
     ideas: MIFPE loss (Yu and Xu 2023), MALT order (Melamed et al. 2024), margins towards targets (Gowal et al. 2019).
@@ -108,4 +108,4 @@ class Cascade(Suite):
         return tuple(Targeted(COSINE_MOMENTUM, steps, Ranked(rank)) for rank in ranks)
 
 
-COMPONENTS = {"planish": Cascade}
+COMPONENTS = {"planish-suite": Cascade}

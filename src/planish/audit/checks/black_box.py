@@ -14,7 +14,7 @@ from planish.audit.evidence import Evidence
 
 NOISE_STAGES, SQUARE_STAGES = ("noise",), ("random-search", "square")
 CHECK_STAGE = "check"
-"""The stage of the planish suite whose first part is noise, its second Square."""
+"""The stage of planish-suite whose first part is noise, its second Square."""
 NEARER = 0.95
 
 

@@ -19,6 +19,12 @@ REPEATS = 5
 TINY_NOISE = 1e-4
 """In pixels of [0, 1]: less than a tenth of a grey level."""
 DRAWS = 10
+SAME = 1e-4
+"""How far apart normalised logits are that count as the same."""
+STILL_TRAINING = (
+    "Evaluation mode does not settle what the model says: let batch norm use its running averages, draw nothing, and "
+    "call no train() in a forward."
+)
 MACHINERY = ("torch/autograd/__init__.py", "torch/_functorch/eager_transforms.py", "torch/optim/")
 """Files of PyTorch whose functions a plain forward has no use for."""
 CALLED = {"grad", "backward", "vjp", "jvp", "step", "_vjp_with_argnums", "grad_impl", "grad_and_value_impl"}
@@ -29,7 +35,7 @@ COMPARED = 1000
 """Images at most whose distances to other classes are measured."""
 
 
-@check((1,), unit="", fail_at=1e-4)
+@check((1,), unit="", fail_at=SAME)
 def deterministic(evidence: Evidence) -> Seen:
     """Five passes over the same images give the same logits."""
     x = evidence.setup.x
@@ -46,9 +52,9 @@ def deterministic(evidence: Evidence) -> Seen:
     )
 
 
-@check((2,), unit="", fail_at=1e-4)
+@check((2,), unit="", warn_at=0.0, fail_at=1.0)
 def evaluation_mode(evidence: Evidence) -> Seen | Unknown:
-    """Training mode changes no output, and an image's logits do not depend on its batch."""
+    """Training mode changes no output; evaluation mode stays, and in it an image's logits are those of it alone."""
     x = evidence.setup.x
     if len(x) < 2:
         return Unknown("One image cannot be put into a batch with others.", "Audit with at least 2 images.")
@@ -57,17 +63,21 @@ def evaluation_mode(evidence: Evidence) -> Seen | Unknown:
     with evaluating(evidence.given):
         judged, together = _raw(evidence, x), _raw(evidence, x[:8])
         alone = torch.cat([_raw(evidence, one) for one in torch.split(x[:8], 1)])
+        back = left_in_training(evidence.given)
     left = left_in_training(evidence.given)
     of_mode, of_batch = float(_apart(judged, handed_over)), float(_apart(alone, together))
-    again = _apart(*(logits_of(evidence.model, x[:8]) for _ in range(2)))  # random models differ for another reason
+    is_random = float(_apart(*(logits_of(evidence.model, x[:8]) for _ in range(2)))) > SAME
+    helpless = back > 0 or (of_mode > SAME if is_random else of_batch > SAME)
     return fact(
-        max(of_mode, of_batch if again <= 1e-4 else 0.0),
-        f"{left} modules were handed over in training mode; it changes the normalised logits by {of_mode:.2g}, and the "
-        f"company of other images in a batch changes them by {of_batch:.2g}.",
-        "Call model.eval() before anything is judged, and let batch norm use its running averages.",
+        2.0 if helpless else float(of_mode > SAME),
+        f"{left} modules were handed over in training mode, which changes the normalised logits by {of_mode:.2g}. "
+        f"All was judged in evaluation mode; in it the company of other images in a batch changes them by "
+        f"{of_batch:.2g}" + (f", and a forward puts {back} modules back into training mode." if back else "."),
+        STILL_TRAINING if helpless else "Call .eval() where you use the model: only there it is as it was judged here.",
         training_modules=left,
         changed_by_mode=of_mode,
         changed_by_batch=of_batch,
+        back_in_training=back,
     )
 
 

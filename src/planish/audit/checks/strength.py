@@ -179,7 +179,7 @@ def targeted(evidence: Evidence) -> Seen | Unknown:
     record, name = evidence.judged.evaluation, evidence.suite_name
     stages = [column.name for column in record.columns if column.name.removeprefix(f"{name}/") in AIMED]
     if not stages:
-        return Unknown("The suite has no stages that aim at classes.", "Audit with the planish suite.")
+        return Unknown("The suite has no stages that aim at classes.", "Audit with planish-suite.")
     hits = sum(int(record.broken_by(stage).sum()) for stage in stages)
     return share(
         hits,
@@ -249,7 +249,7 @@ def escalation(evidence: Evidence) -> Seen | Unknown:
     """The suite's own ledger gives it no cause for its long stages."""
     find, record = getattr(evidence.suite, "reasons", None), evidence.judged.evaluation
     if find is None:
-        return Unknown("The suite does not say when its short stages are not enough.", "Audit with the planish suite.")
+        return Unknown("The suite does not say when its short stages are not enough.", "Audit with planish-suite.")
     stages = {column.name.removeprefix(f"{evidence.suite_name}/"): column for column in record.columns}
     reasons: tuple[str, ...] = find(stages, len(record.labels))
     told = "; ".join(reasons) or "nothing in its short stages looks wrong"

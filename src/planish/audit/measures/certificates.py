@@ -234,5 +234,5 @@ def _optimize() -> ModuleType:
     try:
         import scipy.optimize
     except ImportError:
-        raise BadInput("exact distances of ReLU networks need SciPy: pip install 'planish[exact]'") from None
+        raise BadInput("exact distances of ReLU networks need SciPy: pip install scipy") from None
     return scipy.optimize  # type: ignore[no-any-return]

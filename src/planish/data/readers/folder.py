@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from planish.core.errors import BadInput
-from planish.data.images import NAMED, Inventory
+from planish.core.words import few
+from planish.data.images import Inventory
 from planish.data.listing import Files, Listing, mixed
 from planish.data.source import WORDS
 
@@ -119,8 +120,7 @@ def _none_in(root: Path) -> str:
 def _only(root: Path, classes: list[str], others: list[str]) -> str:
     """Name the classes that another split has not; "" if it has them all."""
     missing = sorted({*classes} - {*others})
-    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    return f"only '{root}' has {', '.join(missing[:NAMED])}{more}" if missing else ""
+    return f"only '{root}' has {few(missing)}" if missing else ""
 
 
 COMPONENTS = {"folder": list_folder}

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planish.core.errors import BadInput
+from planish.core.words import few
+from planish.data.classes import has_names, named_places
 from planish.data.decode import Pixels, stack
-from planish.data.images import NAMED, Inventory, check_labels, has_names, named_places, numbered_classes
+from planish.data.images import Inventory, check_labels, numbered_classes
 from planish.data.listing import TOGETHER, Listing
 from planish.data.source import WORDS, data_name, files_of_split
 from planish.storage.files import home, write_bytes
@@ -137,7 +139,7 @@ def _matched(shard: Shard, classes: tuple[str, ...]) -> Tensor:
     places = named_places(shard.classes, classes)
     strange = [name for name, place in zip(shard.classes, places, strict=True) if place is None]
     if strange:
-        raise BadInput(f"{shard.path}: the other shards do not know its classes {', '.join(strange[:NAMED])}")
+        raise BadInput(f"{shard.path}: the other shards do not know its classes {few(strange)}")
     return torch.tensor([place or 0 for place in places], device="cpu")[shard.labels]
 
 

@@ -37,7 +37,7 @@ def _arrays(file: Path) -> tuple[Any, Any]:
     try:
         from scipy.io import loadmat, whosmat
     except ImportError:
-        raise BadInput("SVHN's .mat files need SciPy: pip install planish[svhn]") from None
+        raise BadInput("SVHN's .mat files need SciPy: pip install scipy") from None
     try:
         shapes = {name: shape for name, shape, _ in whosmat(file)}
         count = shapes.get("X", ())[-1:]

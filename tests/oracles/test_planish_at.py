@@ -13,7 +13,7 @@ from planish.core.batch import Batch
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import StepContext, TrainingLoss
 from planish.methods.adversarial import NFGSM
-from planish.methods.planish import Planish
+from planish.methods.planish_at import PlanishAT
 
 THREATS = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.6)], ids=["Linf", "L2"])
 KINDS = pytest.mark.parametrize(
@@ -29,11 +29,11 @@ KINDS = pytest.mark.parametrize(
 )
 
 
-def run(method: Planish, model: nn.Module, batch: Batch, threat: ThreatModel) -> TrainingLoss:
+def run(method: PlanishAT, model: nn.Module, batch: Batch, threat: ThreatModel) -> TrainingLoss:
     return method(model, batch, threat, StepContext(torch.Generator().manual_seed(3)))
 
 
-def written_out(method: Planish, model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
+def written_out(method: PlanishAT, model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
     """The same in plain steps, with passes of their own for the gradient and for each term."""
     generator = torch.Generator().manual_seed(3)
     x, labels, s = batch.x, batch.labels, method.label_smoothing
@@ -64,7 +64,7 @@ def written_out(method: Planish, model: nn.Module, batch: Batch, threat: ThreatM
 @THREATS
 @KINDS
 def test_it_is_the_procedure_written_out(threat: ThreatModel, options: dict[str, Any], normed: nn.Module, batch: Batch):
-    batch, method = batch._replace(x=batch.x.double()), Planish(**options)
+    batch, method = batch._replace(x=batch.x.double()), PlanishAT(**options)
     model, twin = normed.double(), deepcopy(normed).double()
     found, expected = run(method, model, batch, threat).total, written_out(method, twin, batch, threat)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
@@ -82,7 +82,7 @@ def test_where_the_loss_is_linear_its_error_is_nothing(batch: Batch):
     with torch.no_grad():
         model[1].bias.copy_(torch.tensor([0.0, 80.0]))  # type: ignore[operator]
     batch = batch._replace(x=batch.x.double(), labels=torch.zeros(8, dtype=torch.long))
-    method = Planish(label_smoothing=0.0, consistency_weight=0.0, linearity_weight=1.0)
+    method = PlanishAT(label_smoothing=0.0, consistency_weight=0.0, linearity_weight=1.0)
     terms = run(method, model, batch, Linf(0.1)).terms
     assert terms["adversarial_cross_entropy"] > 70 and terms["linearity_error"] < 1e-9
 
@@ -92,7 +92,7 @@ def test_noise_and_step_add_up(normed: nn.Module, batch: Batch):
     seen: list[Tensor] = []
     normed.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     x = batch.x.double() * 0.4 + 0.3
-    run(Planish(noise_in_radii=1.0), normed, batch._replace(x=x), Linf(0.1))
+    run(PlanishAT(noise_in_radii=1.0), normed, batch._replace(x=x), Linf(0.1))
     x_0, x_adv = seen
     assert len(seen) == 2 and (x_0 - x).abs().max() <= 0.1 + 1e-6
     assert 0.1 < (x_adv - x).abs().max() <= 0.2 + 1e-6
@@ -101,12 +101,12 @@ def test_noise_and_step_add_up(normed: nn.Module, batch: Batch):
 @THREATS
 def test_the_radius_grows_over_the_warmup(threat: ThreatModel, normed: nn.Module, batch: Batch):
     """A quarter of the way through its warmup it is the method at a quarter of the radius; after it, at the radius."""
-    growing, model = Planish(warmup=0.4), normed.double()
+    growing, model = PlanishAT(warmup=0.4), normed.double()
     batch = batch._replace(x=batch.x.double())
     for progress, share in ((0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.7, 1.0)):
         context = StepContext(torch.Generator().manual_seed(3), progress=progress)
         found = growing(deepcopy(model), batch, threat, context).total
-        expected = run(Planish(), deepcopy(model), batch, threat.scaled(share)).total
+        expected = run(PlanishAT(), deepcopy(model), batch, threat.scaled(share)).total
         torch.testing.assert_close(found, expected)
 
 
@@ -115,10 +115,10 @@ def test_at_the_whole_radius_it_is_n_fgsm(threat: ThreatModel, normed: nn.Module
     x = batch.x.double() * 0.9 + 0.05
     context = StepContext(torch.Generator().manual_seed(3), progress=0.8)
     theirs = NFGSM()(deepcopy(normed).double(), batch._replace(x=x), threat, context).total
-    ours = run(Planish(label_smoothing=0.0), normed.double(), batch._replace(x=x), threat).total
+    ours = run(PlanishAT(label_smoothing=0.0), normed.double(), batch._replace(x=x), threat).total
     torch.testing.assert_close(ours, theirs)
 
 
 def test_hardened_holds_more():
-    harder = Planish(consistency_weight=1.0, linearity_weight=0.5).strengthened()
-    assert harder == Planish(noise_in_radii=3.0, consistency_weight=2.0, linearity_weight=1.0)
+    harder = PlanishAT(consistency_weight=1.0, linearity_weight=0.5).strengthened()
+    assert harder == PlanishAT(noise_in_radii=3.0, consistency_weight=2.0, linearity_weight=1.0)

@@ -19,7 +19,7 @@ from planish.search.objectives import linearity_error, linearize
 
 
 @dataclass(frozen=True)
-class Planish(Plain):
+class PlanishAT(Plain):
     """planish's own: CE(x_adv), one step from noise, at a radius that grows; x_adv may be held against the noise.
 
     noise_in_radii: radius of the uniform noise, at least 0.
@@ -81,7 +81,7 @@ class Planish(Plain):
         """One pass at x_0 and one at x_adv; the first has a backward to the weights where x_adv is held against it."""
         return 2.33 if self._held else 1.67
 
-    def strengthened(self) -> "Planish":
+    def strengthened(self) -> "PlanishAT":
         """Return it with a radius more of noise and twice the weights."""
         return replace(
             self,
@@ -101,4 +101,4 @@ class Planish(Plain):
         return (x + step).clamp(threat.low, threat.high)
 
 
-COMPONENTS = {"planish": Planish}
+COMPONENTS = {"planish-at": PlanishAT}

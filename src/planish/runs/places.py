@@ -1,0 +1,120 @@
+"""Where a command writes: a folder for each model and number, and which files of a folder planish wrote."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import TypeVar
+
+from planish.core.errors import BadInput, Unlike
+from planish.storage.files import LOCK, alone, remove
+
+Step = TypeVar("Step")
+PAGE = ("report.html", "results.json", "card.md")
+_TRAINED = ("config.toml", "provenance.json", "metrics.jsonl", "resume.pt", "resume.previous.pt")
+_WEIGHTS = tuple(f"model{part}.safetensors" for part in ("", ".previous", "-best", "-best.previous"))
+WRITTEN = {
+    "evaluation": ("evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz", *PAGE),
+    "audit": (
+        *("audit.npz", "audit.json", "audit.html", "audit.md", "geometry.npz", "audit-suite.npz", "audit-images.npz"),
+        "card.md",
+    ),
+    "distances": ("distances.npz", "distances.json"),
+    "report": PAGE,
+}
+"""The files of each kind of work but figures, which are written anew; the first one says that there is such work."""
+WRITTEN["train"] = (*_TRAINED, *_WEIGHTS, *(name for names in WRITTEN.values() for name in names))
+LONGEST = 60
+"""Letters of a folder's name that a model or several gave."""
+
+
+def folder_name(*names: str) -> str:
+    """Return a name for a folder from those of models: letters, digits, and what no shell takes for its own."""
+    said = [*names[:3], *([f"{len(names) - 3}-more"] if len(names) > 3 else [])]
+    parts = [re.sub(r"[^\w.]+", "-", name).strip("-._") for name in said]
+    return "+".join(filter(None, parts))[:LONGEST] or "model"
+
+
+def numbered(home: Path, name: str) -> Iterator[Path]:
+    """Yield the folders that a name can have: home/NAME, home/NAME-2, home/NAME-3, ..."""
+    yield home / name
+    yield from (home / f"{name}-{number}" for number in count(2))
+
+
+def is_free(folder: Path) -> bool:
+    """Say whether nothing lies there but what a kill leaves of a command that has written nothing yet."""
+    if not folder.exists():
+        return not folder.is_symlink()
+    return folder.is_dir() and all(name.endswith(".part") or name == LOCK for name in os.listdir(folder))
+
+
+def begun(home: Path, kind: str, name: str = "") -> list[Path]:
+    """Return the folders of home that hold such work, the newest first. name: only NAME, NAME-2, ..."""
+    marks = [path for path in home.glob(f"*/{WRITTEN[kind][0]}") if path.is_file()]
+    if name:
+        own = re.compile(re.escape(name) + r"(-\d+)?")
+        marks = [path for path in marks if own.fullmatch(path.parent.name)]
+    return [path.parent for path in sorted(marks, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
+
+
+def clear(folder: Path, kind: str) -> None:
+    """Remove what planish wrote into the folder in work of this kind; a training's goes with all that judged it."""
+    for name in WRITTEN[kind]:
+        remove(folder / name)
+
+
+def refuse_taken(folder: Path, kind: str, resumes: bool) -> None:
+    """Raise BadInput if the folder holds such work. resumes: whether it can be gone on with as it is asked for."""
+    if (folder / WRITTEN[kind][0]).exists():
+        go_on = "--resume goes on with it, " if resumes else ""
+        what = f"{folder} already holds {'an' if kind[0] in 'ae' else 'a'} {kind}".replace("a distances", "distances")
+        raise BadInput(f"{what}: {go_on}--overwrite replaces it, another --out leaves it")
+
+
+@contextmanager
+def at_work(
+    begin: Callable[[Path], Iterator[Step]],
+    out: Path | None,
+    places: Callable[[], Sequence[Path]],
+    free: Iterator[Path],
+) -> Iterator[tuple[Path, Iterator[Step]]]:
+    """Keep others out of the folder that is worked in, and give it with the steps of the work.
+
+    begin: the work in a folder. out: the folder, if it is named. places: else folders to go on in; the first is taken
+    that holds the same work. free: else folders of which the first is taken that is free. Raises BadInput.
+    """
+    with ExitStack() as held:
+        if out is not None:
+            held.enter_context(alone(out))
+            yield out, begin(out)
+            return
+        for place in places():
+            with ExitStack() as tried:
+                tried.enter_context(alone(place))
+                try:
+                    steps = begin(place)
+                    first = [*islice(steps, 1)]
+                except Unlike:
+                    continue
+                held.push(tried.pop_all())
+            yield place, chain(first, steps)
+            return
+        place = next(place for place in free if _taken(place, held))
+        yield place, begin(place)
+
+
+def _taken(place: Path, held: ExitStack) -> bool:
+    """Take a folder, if it is free and no other command takes it at the same time; say whether it was."""
+    if not is_free(place):
+        return False
+    with ExitStack() as tried:
+        try:
+            tried.enter_context(alone(place))
+        except BadInput:
+            return False
+        if not is_free(place):
+            return False
+        held.push(tried.pop_all())
+    return True
