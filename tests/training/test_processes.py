@@ -1,16 +1,12 @@
 """Two processes take the step that one would take on the same images."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from several import together
 from torch import nn
 
-from planish.core.batch import Batch
 from planish.core.threat import Linf
 from planish.data.batches import Augmentation, Batches
 from planish.data.images import Images
@@ -48,7 +44,9 @@ def network(*, frozen: bool) -> nn.Module:
     return model
 
 
-def trained(group: Group, method: Method, settings: Settings, *, frozen: bool = True, count: int = COUNT, guard: Guard = OFF) -> dict[str, Any]:
+def trained(
+    group: Group, method: Method, settings: Settings, *, frozen: bool = True, count: int = COUNT, guard: Guard = OFF
+) -> dict[str, Any]:
     model = network(frozen=frozen)
     before = torch.cat([weight.detach().flatten() for weight in model.parameters()])
     state = start(model, settings, group)
@@ -67,12 +65,19 @@ def trained(group: Group, method: Method, settings: Settings, *, frozen: bool = 
 def every(group: Group) -> dict[str, Any]:
     return {name: trained(group, make("methods", name, {}), STEP) for name in METHODS}
 
+
 if __name__ == "__main__":
     import tempfile
+
     one = every(ALONE)
     two = together(every, 2, Path(tempfile.mkdtemp()))
     for name in METHODS:
         a, b, c = one[name], two[0][name], two[1][name]
-        print(name, (a["moved"]-b["moved"]).abs().max().item(), a["moved"].abs().max().item(), torch.equal(b["moved"], c["moved"]),
-            {k: (a["memory"][k].float()-b["memory"][k].float()).abs().max().item() for k in a["memory"]},
-            max(abs(v-b["metrics"][0][k]) for k,v in a["metrics"][0].items()))
+        print(
+            name,
+            (a["moved"] - b["moved"]).abs().max().item(),
+            a["moved"].abs().max().item(),
+            torch.equal(b["moved"], c["moved"]),
+            {k: (a["memory"][k].float() - b["memory"][k].float()).abs().max().item() for k in a["memory"]},
+            max(abs(v - b["metrics"][0][k]) for k, v in a["metrics"][0].items()),
+        )

@@ -1,11 +1,11 @@
 """The one call that trains, and an experiment carried out: put together, trained, saved and resumed."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from planish.core.arguments import batch_of, check_images, check_logits, logits_
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
+from planish.core.share import WHOLE, Share
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
 from planish.data.classes import matched, named_places
@@ -29,16 +30,16 @@ from planish.records.origin import provenance
 from planish.registry import components, make, resolve
 from planish.runs import run as runs
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, to_toml
-from planish.runs.places import clear
-from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, Run, architecture, load_run
-from planish.runs.taken import known, refuse_data, refuse_other
-from planish.storage.files import write_lines, write_sealed_json, write_text
-from planish.storage.reading import headed, last_good
+from planish.runs.keeper import Keeper, Saver
+from planish.runs.run import RESUME, Run, architecture, load_run
+from planish.runs.taken import identity, known, refuse_data, refuse_other
+from planish.storage.reading import last_good
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, fit, start
+from planish.training.processes import ALONE, Group
 from planish.training.settings import Settings
-from planish.training.state import State, go_on, to_go_on
+from planish.training.state import go_on
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
@@ -105,6 +106,7 @@ def train_into(
     device: torch.device | str = "cpu",
     resume: bool = False,
     overwrite: bool = False,
+    group: Group = ALONE,
 ) -> Iterator[EpochRecord]:
     """Train into a run folder, one record per finished epoch, everything saved by then.
 
@@ -112,68 +114,64 @@ def train_into(
     bit-identical; where the data lies may have changed, the data may not. With more epochs than the folder's run had,
     that run goes on: at the learning rates that a run of so many epochs has from there on.
     With images held out, the weights of the epoch that was most robust on them are kept beside the last ones.
-    overwrite: what planish wrote into the folder is replaced, and what judged its model goes.
-    Raises BadInput if the folder holds a run without either, Unlike if its configuration or data are others.
+    overwrite: what planish wrote into the folder is replaced, and what judged its model goes. group: the processes that
+    train together, all of which call this alike; the first one writes. A run goes on with any number of them.
+    Raises BadInput if the folder holds a run without either, Unlike if its configuration or data are others, Agreed for
+    either in one of several processes, and where these differ.
     """
+    begun = group.together(lambda: _begun(experiment, folder, device, resume, overwrite, group))
+    group.agree(identity(experiment, begun.digest, begun.saved))
+    prepared, settings, threat = begun.prepared, experiment.settings, experiment.threat.model
+    origin = _origin(experiment, prepared, begun.digest, group, device)
+    state = group.together(lambda: start(prepared.model, settings, group))
+    if begun.saved is not None:
+        go_on(state, begun.saved)
+    keeper = Keeper(experiment, folder, state, origin, begun.corrupt)
+    if group.first:
+        keeper.begin(overwrite)
+    probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
+    also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed, "group": group}
+    if group.first:
+        also["after_step"] = Saver(state, settings.save_minutes, keeper.keep)
+    for record in fit(state, experiment.training_method, threat, begun.batches, settings, **also):
+        checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed, group)
+        if experiment.data.skip_corrupt:
+            begun.corrupt.update(*(json.loads(text) for text in group.texts(json.dumps([*begun.corrupt]))))
+            checked["corrupt_images"] = len(begun.corrupt)
+        state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
+        if group.first:
+            keeper.keep_epoch(metadata(experiment, prepared.sample))
+        yield record._replace(metrics={**record.metrics, **checked})
+
+
+class _Begun(NamedTuple):
+    """A run that can start. saved: the state to go on from. corrupt: images that were found unreadable so far."""
+
+    prepared: Prepared
+    batches: Epochs
+    digest: str
+    saved: Mapping[str, Any] | None
+    corrupt: set[str]
+
+
+def _begun(
+    experiment: Experiment, folder: Path, device: torch.device | str, resume: bool, overwrite: bool, group: Group
+) -> _Begun:
+    """Return what a run starts with; nothing is written. Raises BadInput."""
     check_experiment(experiment)
     refuse_other(experiment, folder, resume, overwrite)
     earlier = {} if overwrite else known(folder)
     corrupt = {*earlier.get("corrupt_images", [])}
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
-    saved = (folder / RESUME).exists() and not overwrite  # then the weights that it started from are not needed
-    begun = replace(experiment, model=replace(experiment.model, weights=None)) if saved else experiment
-    prepared = prepare(begun, device, on_corrupt)
+    goes_on = (folder / RESUME).exists() and not overwrite  # then the weights that it started from are not needed
+    own = replace(experiment, model=replace(experiment.model, weights=None)) if goes_on else experiment
+    prepared = prepare(own, device, on_corrupt)
     runs.check_storable(prepared.model)
     digest = prepared.images.digest()
     refuse_data(folder, earlier, digest)
-    batches = _batches(experiment, prepared, device, on_corrupt)
-    if overwrite:
-        clear(folder, "train")
-    write_text(headed(to_toml(experiment)), folder / CONFIG)
-    state = start(prepared.model, experiment.settings)
-    if saved:
-        go_on(state, last_good(folder / RESUME, runs.load_resume)[0])
-    origin = _origin(experiment, prepared, digest, device)
-    write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
-    settings, method, threat = experiment.settings, experiment.training_method, experiment.threat.model
-    probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
-
-    def keep() -> None:
-        if experiment.data.skip_corrupt:
-            write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
-        runs.save_resume(folder / RESUME, to_go_on(state))
-
-    also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed}
-    also["after_step"] = Saver(state, settings.save_minutes, keep)
-    for record in fit(state, method, threat, batches, settings, **also):
-        checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed)
-        if experiment.data.skip_corrupt:
-            checked["corrupt_images"] = len(corrupt)
-        state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
-        _save(state, folder, metadata(experiment, prepared.sample))
-        keep()
-        yield record._replace(metrics={**record.metrics, **checked})
-
-
-@dataclass
-class Saver:
-    """Called after each step: keeps the state whenever so many minutes have passed. Raises FloatingPointError."""
-
-    state: State
-    minutes: float
-    keep: Callable[[], None]
-    last: float = field(default_factory=lambda: monotonic())
-
-    def __call__(self) -> None:
-        """Keep the state if it is time, and worth keeping."""
-        if monotonic() - self.last < 60 * self.minutes:
-            return
-        if not self.state.finite():
-            raise FloatingPointError(
-                f"the weights are not finite in epoch {self.state.epoch + 1}; lower the learning rate"
-            )
-        self.keep()
-        self.last = monotonic()
+    batches = _batches(experiment, prepared, device, on_corrupt, group.share)
+    saved = last_good(folder / RESUME, runs.load_resume)[0] if goes_on else None
+    return _Begun(prepared, batches, digest, saved, corrupt)
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -183,18 +181,22 @@ def check_experiment(experiment: Experiment) -> None:
         resolve("models", experiment.model.name)
 
 
-def _batches(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
+def _batches(
+    experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt, share: Share = WHOLE
+) -> Epochs:
     """Return the training batches, of images in memory or of streamed ones. Raises BadInput."""
     data, size, images = experiment.data, experiment.settings.batch_size, prepared.images
     if isinstance(images, Images):
-        return Batches(images, size, data.augmentation, device)
+        return Batches(images, size, data.augmentation, device, share=share)
     channels, height, width = prepared.sample.x.shape[1:]
     shape, sides = (channels, height, width), data.sides(experiment.settings.epochs)
     workers = default_workers() if data.workers is None else data.workers
-    return Streamed(images, size, shape, data.augmentation, sides, device, workers, on_corrupt)
+    return Streamed(images, size, shape, data.augmentation, sides, device, workers, on_corrupt, share)
 
 
-def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: torch.device | str) -> dict[str, Any]:
+def _origin(
+    experiment: Experiment, prepared: Prepared, digest: str, group: Group, device: torch.device | str
+) -> dict[str, Any]:
     """Return where a run comes from, its images' digest, and what a training step costs in standard steps."""
     sample = prepared.sample.first(COUNTED).to(device).as_batch()
     cost = training_cost(experiment.training_method, prepared.model, sample, experiment.threat.model)
@@ -206,18 +208,23 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
         "data_name": prepared.images.name,
         "data_digest": digest,
         "training_cost": cost,
+        **({"processes": group.size} if group.size > 1 else {}),
     }
 
 
-def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:
+def _validated(
+    model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int, group: Group
+) -> dict[str, float]:
     """Return clean and PGD-10 accuracy on the held-out training images; nothing where none are held out."""
     if held_out is None:
         return {}
     batch = held_out.to(next(model.parameters()).device).as_batch()
+    batch = batch.select(group.share.rows(len(batch.x))) if len(batch.x) >= group.size else batch
     logits = logits_of(model, batch.x)
     found = run(PGD(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
     right = {"accuracy": logits.argmax(1) == batch.labels, "robust_accuracy": found.score < 0}
-    return {f"validation_{name}": float(share.float().mean()) for name, share in right.items()}
+    shares = {name: group.mean(share.float().mean(), len(batch.x)) for name, share in right.items()}
+    return {f"validation_{name}": float(share) for name, share in shares.items()}
 
 
 def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
@@ -231,15 +238,6 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
         "method": asdict(experiment.method),
         "threat": asdict(experiment.threat),
     }
-
-
-def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
-    """Write metrics and weights, also as the best if they are; the resume file, which comes then, is what counts."""
-    write_lines(state.history, folder / METRICS)
-    runs.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
-    robust = [entry.get("validation_robust_accuracy", -1.0) for entry in state.history]
-    if robust[-1] > max(robust[:-1], default=-0.5):
-        runs.save_weights(folder / runs.BEST, state.deployed, {**about, "epoch": state.epoch})
 
 
 def train(

@@ -1,0 +1,57 @@
+"""Commands in several processes: they are started, or this is one of them, and the first one speaks for all."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Option
+
+from planish.cli import terminal
+from planish.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from planish.training.processes import Group
+
+Processes = Annotated[int | None, Option(min=1, help="Train in so many processes of this machine, one for each GPU.")]
+Restarts = Annotated[int, Option("--max-restarts", min=0, help="With --processes: start again so often if one dies.")]
+Backend = Annotated[str | None, Option(help="How processes exchange gradients; gloo on CPUs and nccl on GPUs if unset.")]
+
+
+def starts_others(processes: int | None) -> bool:
+    """Say whether this process is to start others, and is not one of them."""
+    from planish.training.processes import are_several
+
+    return processes is not None and processes > 1 and not are_several()
+
+
+def start_all(processes: int, restarts: int, *more: str) -> typer.Exit:
+    """Run this very command line, and more, in so many processes; return how to end."""
+    from planish.runs.launch import launch
+
+    def tell(words: str) -> None:
+        print(terminal.visible(words), file=sys.stderr, flush=True)
+
+    return typer.Exit(launch([*sys.argv[1:], *more], processes, restarts, tell))
+
+
+@contextmanager
+def in_group(device: str, backend: str | None) -> "Iterator[Group]":
+    """The group that this process is one of. What all of them raise, the first one says; of else, who raised it."""
+    from planish.runs.launch import HOPELESS, WRONG
+    from planish.training.processes import Agreed, joined
+
+    with joined(device, backend) as group:
+        try:
+            yield group
+        except (Agreed, FloatingPointError) as error:
+            if group.size == 1:
+                raise
+            code = WRONG if isinstance(error, BadInput) else HOPELESS
+            raise typer.Exit(terminal.failed(str(error), code) if group.first else code) from None
+        except (BadInput, RuntimeError) as error:
+            if group.size == 1:
+                raise
+            kind = BadInput if isinstance(error, BadInput) else RuntimeError
+            raise kind(f"process {group.share.number}: {error}") from error
