@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,13 +11,16 @@ from typer import Option
 
 from planish.cli import terminal
 from planish.core.errors import BadInput
+from planish.storage.files import alone
 
 if TYPE_CHECKING:
     from planish.training.processes import Group
 
 Processes = Annotated[int | None, Option(min=1, help="Train in so many processes of this machine, one for each GPU.")]
 Restarts = Annotated[int, Option("--max-restarts", min=0, help="With --processes: start again so often if one dies.")]
-Backend = Annotated[str | None, Option(help="How processes exchange gradients; gloo on CPUs and nccl on GPUs if unset.")]
+Backend = Annotated[
+    str | None, Option(help="How processes exchange gradients; gloo on CPUs and nccl on GPUs if unset.")
+]
 
 
 def starts_others(processes: int | None) -> bool:
@@ -34,6 +38,11 @@ def start_all(processes: int, restarts: int, *more: str) -> typer.Exit:
         print(terminal.visible(words), file=sys.stderr, flush=True)
 
     return typer.Exit(launch([*sys.argv[1:], *more], processes, restarts, tell))
+
+
+def lock(group: "Group", folder: Path) -> AbstractContextManager[None]:
+    """Keep other commands out of the folder; the first process does, for all."""
+    return alone(folder) if group.first else nullcontext()
 
 
 @contextmanager

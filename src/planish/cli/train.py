@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import terminal
+from planish.cli import several, terminal
 from planish.cli.pages import write_page
 from planish.storage.files import alone
 
@@ -55,6 +55,9 @@ def train(
     guard: Annotated[bool, Option("--guard", help="Watch for catastrophic overfitting, and go back from it.")] = False,
     device: terminal.Device = "auto",
     resume: terminal.Resume = False,
+    processes: several.Processes = None,
+    restarts: several.Restarts = 3,
+    backend: several.Backend = None,
     json_: terminal.Json = False,
     quiet: terminal.Quiet = False,
 ) -> None:
@@ -63,15 +66,25 @@ def train(
     from planish.runs.run import CONFIG
     from planish.runs.train import train_into as run
     from planish.training.collapse import EVERY
+    from planish.training.processes import restarted
 
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
     own = out / CONFIG  # a run that goes on knows its configuration
     config = own if resume and config is None and own.exists() else config
-    experiment = experiment_of(config, named, set_ or [])
-    records = run(experiment, out, device=terminal.chosen_device(device), resume=resume)
+    experiment, on = experiment_of(config, named, set_ or []), terminal.chosen_device(device)
+    if several.starts_others(processes):
+        raise several.start_all(processes, restarts)
     last: dict[str, Any] = {}
-    with alone(out), terminal.progress_bars(quiet) as bars:
+    with (
+        several.in_group(on, backend) as group,
+        several.lock(group, out),
+        terminal.progress_bars(quiet or not group.first) as bars,
+    ):
+        quiet = quiet or not group.first
+        records = run(
+            experiment, out, device=group.device if group.size > 1 else on, resume=resume or restarted(), group=group
+        )
         task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
         for record in records:
             last = {"epoch": record.epoch, **record.metrics}
@@ -81,4 +94,6 @@ def train(
             bars.update(task, completed=record.epoch, note=words)
             if not (quiet or sys.stderr.isatty()):
                 print(f"epoch {record.epoch} of {experiment.settings.epochs}: {words}", file=sys.stderr, flush=True)
+    if not group.first:
+        return
     terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.print_run(out)
