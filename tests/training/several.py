@@ -1,4 +1,4 @@
-"""Processes for tests: a function of this file's importers, called in each of a group that exchanges tensors by gloo."""
+"""Processes for tests: a function of a test file, called in each of a group that exchanges tensors by gloo."""
 
 import os
 import socket

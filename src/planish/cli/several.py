@@ -1,5 +1,6 @@
 """Commands in several processes: they are started, or this is one of them, and the first one speaks for all."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 Processes = Annotated[int | None, Option(min=1, help="Train in so many processes of this machine, one for each GPU.")]
 Restarts = Annotated[int, Option("--max-restarts", min=0, help="With --processes: start again so often if one dies.")]
-Backend = Annotated[
-    str | None, Option(help="How processes exchange gradients; gloo on CPUs and nccl on GPUs if unset.")
-]
+Backend = Annotated[str | None, Option(help="How processes exchange gradients: gloo on CPUs, nccl on GPUs.")]
 
 
 def starts_others(processes: int | None) -> bool:
@@ -30,9 +29,11 @@ def starts_others(processes: int | None) -> bool:
     return processes is not None and processes > 1 and not are_several()
 
 
-def start_all(processes: int, restarts: int, *more: str) -> typer.Exit:
+def start_all(processes: int | None, restarts: int, *more: str) -> typer.Exit:
     """Run this very command line, and more, in so many processes; return how to end."""
     from planish.runs.launch import launch
+
+    assert processes is not None
 
     def tell(words: str) -> None:
         print(terminal.visible(words), file=sys.stderr, flush=True)
@@ -62,5 +63,7 @@ def in_group(device: str, backend: str | None) -> "Iterator[Group]":
         except (BadInput, RuntimeError) as error:
             if group.size == 1:
                 raise
+            if re.search("Connection (reset|closed)|Broken pipe|NCCL", str(error)):
+                raise RuntimeError(f"process {group.share.number} has lost another one") from error
             kind = BadInput if isinstance(error, BadInput) else RuntimeError
             raise kind(f"process {group.share.number}: {error}") from error

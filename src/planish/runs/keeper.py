@@ -39,7 +39,7 @@ class Keeper:
         runs.save_resume(self.folder / RESUME, to_go_on(self.state))
 
     def keep_epoch(self, about: dict[str, Any]) -> None:
-        """Write metrics and weights, also as the best if they are; the resume file, which comes then, is what counts."""
+        """Write metrics and weights, also as the best if they are; then the resume file, which is what counts."""
         state, folder, about = self.state, self.folder, {**about, "epoch": self.state.epoch}
         write_lines(state.history, folder / METRICS)
         runs.save_weights(folder / WEIGHTS, state.deployed, about)

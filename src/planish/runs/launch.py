@@ -5,11 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from uuid import uuid4
 
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from planish.storage.files import scratch
 
 WRONG, HOPELESS, INTERRUPTED = 2, 3, 130
 """Exit codes of a process that need not be started again: wrong input, a loss that is not finite, Ctrl-C."""
@@ -25,7 +28,8 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, tell: Callab
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     for left in range(restarts, -1, -1):
         try:
-            elastic_launch(_on_this_machine(processes), sys.executable)("-m", "planish", *arguments)
+            with scratch() as folder:
+                elastic_launch(_on_this_machine(processes, folder), sys.executable)("-m", "planish", *arguments)
             return 0
         except SignalException as error:
             return INTERRUPTED if error.sigval == signal.SIGINT else 128 + error.sigval
@@ -39,7 +43,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, tell: Callab
     return 1
 
 
-def _on_this_machine(processes: int) -> LaunchConfig:
+def _on_this_machine(processes: int, folder: Path) -> LaunchConfig:
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -47,14 +51,17 @@ def _on_this_machine(processes: int) -> LaunchConfig:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=uuid4().hex,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         max_restarts=0,  # elastic's own would start again after wrong input too
     )
 
 
 def _words(error: ChildFailedError) -> str:
-    """Word which process died of what: of a signal, if one did, for the others then fail as they miss it."""
-    failures = sorted(error.failures.items(), key=lambda pair: pair[1].exitcode)
-    number, failure = failures[0]
+    """Word which process died of what: by a signal, if one did; others then fail, or are ended, as they miss it."""
+    order = {-signal.SIGTERM: 2}
+    number, failure = min(
+        error.failures.items(), key=lambda pair: order.get(pair[1].exitcode, int(pair[1].exitcode > 0))
+    )
     if failure.exitcode < 0:
         return f"process {number} was ended by {signal.Signals(-failure.exitcode).name}"
     return f"process {number} failed (exit code {failure.exitcode})"

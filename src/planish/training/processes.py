@@ -6,6 +6,9 @@ memory. So the first one can save it at any time, and a run can go on with anoth
 
 import json
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -225,8 +228,17 @@ def joined(device: str = "cpu", backend: str | None = None, patience: float = PA
             f"cannot join the other processes: {str(error).splitlines()[0]}; start them by torchrun, or set "
             "MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK and LOCAL_RANK as it does"
         ) from error
+    if dist.is_torchelastic_launched():
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     yield Group(Share(dist.get_rank(), dist.get_world_size()), own)
     dist.destroy_process_group()  # not after an error: the others might be waiting for this one
+
+
+def _end_with(parent: int) -> None:
+    """End this process once the one that started it has ended, even by a kill: elastic would leave it running."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_backend(name: str) -> str:
