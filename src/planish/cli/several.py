@@ -29,11 +29,13 @@ def starts_others(processes: int | None) -> bool:
     return processes is not None and processes > 1 and not are_several()
 
 
-def start_all(processes: int | None, restarts: int, *more: str) -> typer.Exit:
-    """Run this very command line, and more, in so many processes; return how to end."""
+def start_all(processes: int | None, restarts: int, backend: str | None, *more: str) -> typer.Exit:
+    """Run this very command line, and more, in so many processes; return how to end. Raises BadInput."""
     from planish.runs.launch import launch
+    from planish.training.processes import check_backend
 
     assert processes is not None
+    check_backend(backend or "gloo")
 
     def tell(words: str) -> None:
         print(terminal.visible(words), file=sys.stderr, flush=True)
@@ -50,20 +52,20 @@ def lock(group: "Group", folder: Path) -> AbstractContextManager[None]:
 def in_group(device: str, backend: str | None) -> "Iterator[Group]":
     """The group that this process is one of. What all of them raise, the first one says; of else, who raised it."""
     from planish.runs.launch import HOPELESS, WRONG
-    from planish.training.processes import Agreed, joined
+    from planish.training.processes import Agreed, are_several, joined, number
 
-    with joined(device, backend) as group:
-        try:
+    own = number()
+    try:
+        with joined(device, backend) as group:
             yield group
-        except (Agreed, FloatingPointError) as error:
-            if group.size == 1:
-                raise
-            code = WRONG if isinstance(error, BadInput) else HOPELESS
-            raise typer.Exit(terminal.failed(str(error), code) if group.first else code) from None
-        except (BadInput, RuntimeError) as error:
-            if group.size == 1:
-                raise
-            if re.search("Connection (reset|closed)|Broken pipe|NCCL", str(error)):
-                raise RuntimeError(f"process {group.share.number} has lost another one") from error
-            kind = BadInput if isinstance(error, BadInput) else RuntimeError
-            raise kind(f"process {group.share.number}: {error}") from error
+    except (Agreed, FloatingPointError) as error:
+        if not are_several():
+            raise
+        code = WRONG if isinstance(error, BadInput) else HOPELESS
+        raise typer.Exit(terminal.failed(str(error), code) if own == 0 else code) from None
+    except (BadInput, RuntimeError) as error:
+        if not are_several():
+            raise
+        if re.search("Connection (reset|closed)|Broken pipe|NCCL", str(error)):
+            raise RuntimeError(f"process {own} has lost another one") from error
+        raise (BadInput if isinstance(error, BadInput) else RuntimeError)(f"process {own}: {error}") from error

@@ -74,7 +74,7 @@ def train(
     config = own if resume and config is None and own.exists() else config
     experiment, on = experiment_of(config, named, set_ or []), terminal.chosen_device(device)
     if several.starts_others(processes):
-        raise several.start_all(processes, restarts)
+        raise several.start_all(processes, restarts, backend)
     last: dict[str, Any] = {}
     with (
         several.in_group(on, backend) as group,

@@ -58,10 +58,8 @@ def _on_this_machine(processes: int, folder: Path) -> LaunchConfig:
 
 def _words(error: ChildFailedError) -> str:
     """Word which process died of what: by a signal, if one did; others then fail, or are ended, as they miss it."""
-    order = {-signal.SIGTERM: 2}
-    number, failure = min(
-        error.failures.items(), key=lambda pair: order.get(pair[1].exitcode, int(pair[1].exitcode > 0))
-    )
-    if failure.exitcode < 0:
-        return f"process {number} was ended by {signal.Signals(-failure.exitcode).name}"
-    return f"process {number} failed (exit code {failure.exitcode})"
+    codes = {number: failure.exitcode for number, failure in error.failures.items()}
+    number = min(codes, key=lambda each: (codes[each] > 0, codes[each] == -signal.SIGTERM))
+    if codes[number] < 0:
+        return f"process {number} was ended by {signal.Signals(-codes[number]).name}"
+    return f"process {number} failed (exit code {codes[number]})"

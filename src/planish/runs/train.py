@@ -36,7 +36,7 @@ from planish.runs.taken import identity, known, refuse_data, refuse_other
 from planish.storage.reading import last_good
 from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
-from planish.training.loop import EpochRecord, Epochs, fit, start
+from planish.training.loop import EpochRecord, Epochs, check_derivatives, fit, start
 from planish.training.processes import ALONE, Group
 from planish.training.settings import Settings
 from planish.training.state import go_on
@@ -167,6 +167,7 @@ def _begun(
     own = replace(experiment, model=replace(experiment.model, weights=None)) if goes_on else experiment
     prepared = prepare(own, device, on_corrupt)
     runs.check_storable(prepared.model)
+    check_derivatives(prepared.model, experiment.training_method, experiment.settings)
     digest = prepared.images.digest()
     refuse_data(folder, earlier, digest)
     batches = _batches(experiment, prepared, device, on_corrupt, group.share)

@@ -145,7 +145,7 @@ def fit(
     Raises BadInput if the method needs derivatives that a compiled or synchronised module has not, FloatingPointError
     if the loss or the weights are not finite.
     """
-    group.together(lambda: _check_derivatives(state.model, method, settings))
+    group.together(lambda: check_derivatives(state.model, method, settings))
     if group.size > 1 and not (isinstance(batches, Shared) and batches.share == group.share):
         raise BadInput("several processes need batches that know their share: planish.data.batches.Batches(share=)")
     model = torch.compile(state.model) if settings.compile else state.model
@@ -171,7 +171,7 @@ def fit(
         began = time.perf_counter()
 
 
-def _check_derivatives(model: nn.Module, method: Method, settings: Settings) -> None:
+def check_derivatives(model: nn.Module, method: Method, settings: Settings) -> None:
     """Raise BadInput if the method differentiates a gradient where PyTorch cannot."""
     if not method.second_order:
         return

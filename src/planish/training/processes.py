@@ -204,6 +204,11 @@ def are_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def number() -> int:
+    """Return which of the processes this is, 0 for the only one."""
+    return int(os.environ.get("RANK", "0")) if are_several() else 0
+
+
 def restarted() -> bool:
     """Say whether torchrun has started this process again, because one of several has died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -245,7 +250,7 @@ def check_backend(name: str) -> str:
     """Return the name of a way to exchange tensors. Raises BadInput if this PyTorch has none of the name."""
     known = [own for own in ("gloo", "nccl", "mpi", "ucc", "xccl") if dist.is_backend_available(own)]
     if not dist.is_backend_available(name):
-        raise BadInput(f"no backend '{name}' here: this PyTorch has {', '.join(known)}")
+        raise Agreed(f"no backend '{name}' here: this PyTorch has {', '.join(known)}")
     return name
 
 
