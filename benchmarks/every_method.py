@@ -13,8 +13,8 @@ from shutil import copyfile
 from timing import RESULTS, Columns, Row, show
 
 from planish.records.evaluation import load
+from planish.registry import stated_costs
 from planish.storage.files import write_json
-from planish.training.cost import stated_costs
 
 COLUMNS: Columns = {
     "method": lambda row: row["method"],

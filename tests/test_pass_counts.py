@@ -23,8 +23,8 @@ from planish.methods.seat import SEAT
 from planish.methods.ssat import SSAT
 from planish.methods.trades import TRADES
 from planish.models import build
-from planish.registry import components
-from planish.training.cost import stated_costs, training_cost
+from planish.registry import components, stated_costs
+from planish.training.cost import training_cost
 
 THREAT = Linf("8/255")
 VARIANTS: list[Method] = [
@@ -60,7 +60,7 @@ def images() -> Batch:
 def test_the_costs_that_the_list_shows(name: str, network: nn.Module, images: Batch):
     method = components("methods")[name]()
     assert training_cost(method, network, images, THREAT) == pytest.approx(method.cost, rel=0.02)
-    assert stated_costs()[name] == method.cost
+    assert stated_costs()[name] == pytest.approx(method.cost, abs=0.005)
 
 
 @pytest.mark.parametrize("method", VARIANTS, ids=lambda value: str(value)[:60])

@@ -16,9 +16,9 @@ from gpu_pieces.network import THREAT, batch_of, component, network
 from gpu_pieces.run import fixed_shapes
 from planish.core.randomness import seeded
 from planish.methods import Method
-from planish.registry import components
+from planish.registry import components, stated_costs
 from planish.training.collapse import EVERY, Guard, probe, withstanding
-from planish.training.cost import stated_costs, training_cost
+from planish.training.cost import training_cost
 
 BASE = "standard"
 WANTED = ("planish-at", "pgd", "fgsm", "rs-fgsm", "n-fgsm", "seat", "seat-fl", "gradient-penalty", "llr", "trades")

@@ -10,13 +10,14 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from planish.core.errors import BadInput, nearest
+from planish.core.errors import BadInput, nearest, refuse_unknown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -72,13 +73,37 @@ def components(package: str) -> dict[str, Component]:
 
 
 def listed(package: str) -> dict[str, str]:
-    """Return the names of a package's components, each with a line on what it is.
+    """Return the names of a package's components, each with a line on what it is, read from its files: nothing of them
+    is imported.
 
     package: "methods", "attacks", "suites", "models", "data" or "checks". Raises BadInput.
     """
     if package not in PACKAGES:
         raise BadInput(f"cannot list '{package}'.{nearest(str(package), PACKAGES)} Known: {', '.join(PACKAGES)}")
-    return {name: describe(component) for name, component in sorted(components(package).items())}
+    folder = Path(__file__).parent.joinpath(*HOMES.get(package, package).split("."))
+    files = (ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py"))
+    return dict(sorted(line for file in files for line in _described(file)))
+
+
+def stated_costs() -> dict[str, float]:
+    """Return the standard steps that a step of each registered method costs as it comes, on a residual network."""
+    table = tomllib.loads((Path(__file__).parent / "methods" / "costs.toml").read_text(encoding="utf-8"))
+    return {name: float(cost) for name, cost in table.items()}
+
+
+def _described(file: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield the names in a file's COMPONENTS, which is made of dicts and calls of `named`, each with its first line."""
+    made = (part for part in file.body if isinstance(part, ast.ClassDef | ast.FunctionDef))
+    lines = {part.name: (ast.get_docstring(part) or "").split("\n", 1)[0] for part in made}
+    given = (part for part in file.body if isinstance(part, ast.Assign))
+    values = [part.value for part in given if ast.unparse(part.targets[0]) == "COMPONENTS"]
+    for node in (node for value in values for node in ast.walk(value)):
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                yield ast.literal_eval(key or ast.Constant("")), lines[ast.unparse(value)]
+        elif isinstance(node, ast.Call):
+            names = (part.id for part in ast.walk(node) if isinstance(part, ast.Name) and part.id in lines)
+            yield from ((name.replace("_", "-"), lines[name]) for name in names)
 
 
 def called_now(package: str, name: str) -> str:
@@ -186,26 +211,22 @@ def _module_of_file(path: Path) -> ModuleType:
     return _loaded(path.resolve(), path.stat().st_mtime_ns)
 
 
-def describe(component: Component) -> str:
-    """Return the first line of a component's docstring."""
-    return (inspect.getdoc(component) or "").split("\n", 1)[0]
-
-
 def make(package: str, name: str, options: Mapping[str, Any]) -> Any:
     """Return the component "name", or "name-2-10" with its first options as numbers. Raises BadInput."""
     component, numbers = resolve(package, name)
-    return made(component, {**numbers, **options}, f"{package.rstrip('s')} '{name}'")
+    what = package.rstrip("s")
+    return made(component, {**numbers, **options}, f"{what} '{name}'", (f"{what}.name",))
 
 
-def made(component: Component, options: Mapping[str, Any], what: str) -> Any:
+def made(component: Component, options: Mapping[str, Any], what: str, elsewhere: Iterable[str] = ()) -> Any:
     """Call the component with the options, coerced by its annotations.
 
-    Raises BadInput for unknown keys and bad values.
+    elsewhere: keys of other tables, for who looks for them here. Raises BadInput for unknown keys and bad values.
     """
     from pydantic import ValidationError
 
     schema = _schema(component)
-    refuse_unknown(options, schema.model_fields, what)
+    refuse_unknown(options, schema.model_fields, what, elsewhere)
     try:
         checked = schema.model_validate(dict(options))
     except ValidationError as error:
@@ -226,11 +247,3 @@ def _schema(component: Component) -> "type[BaseModel]":
         for name, parameter in inspect.signature(component).parameters.items()
     }
     return create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **wanted)
-
-
-def refuse_unknown(options: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raise BadInput that names the first option that is not known."""
-    known = list(known)
-    for name in options:
-        if name not in known:
-            raise BadInput(f"{what} has no key '{name}'.{nearest(name, known)} Known: {', '.join(known)}")

@@ -67,9 +67,8 @@ def test_the_headline_counts_what_anything_broke():
     assert (audit.robust_accuracy().hits, audit.clean_accuracy().hits) == (2, 4)
     assert audit.fell_to() == {"planish-suite/scout": 1, "noise": 1} and not audit.complete
     assert audit.headline().startswith("robust accuracy 40.0% [")
-    assert (
-        "of 5 (Linf, radius 0.1, after the suite planish-suite and 1 images that only checks broke)" in audit.headline()
-    )
+    said = "of 5 (Linf, radius 0.1, after the suite planish-suite and 1 image that only checks broke)"
+    assert said in audit.headline()
 
 
 def test_it_comes_back(tmp_path: Path):

@@ -10,6 +10,7 @@ import zoo
 from planish.audit.auditor import audit
 from planish.core.batch import Batch
 from planish.core.threat import Linf
+from planish.core.words import number_of
 from planish.records.audit import Audit
 
 TABLE = Path(__file__).parents[2] / "docs" / "audit-zoo.md"
@@ -71,7 +72,7 @@ def test_what_only_a_check_breaks_counts_in_the_headline():
     extra = sum(len(finding.evidence["indices"]) for finding in found.findings)
     fell = found.fell_to()
     assert extra == sum(count for name, count in fell.items() if not name.startswith("planish-suite/")) > 0
-    assert f"{extra} images that only checks broke" in found.headline()
+    assert f"{number_of(extra)} that only checks broke" in found.headline()
     assert found.robust_accuracy().hits == found.clean_accuracy().hits - sum(fell.values())
 
 

@@ -53,7 +53,7 @@ def own(tmp_path: Path) -> str:
 
 
 def test_a_table_and_two_files(planish: Planish, own: str):
-    result = planish("audit", f"{own}:honest", *OPTIONS)
+    result = planish("audit", f"{own}:honest", *OPTIONS, "--all")
     assert (result.exit_code, result.stderr) == (0, "") and "\x1b" not in result.stdout
     found = load(Path("audited"))
     assert found.complete and found.headline() in " ".join(result.stdout.split())
@@ -92,7 +92,7 @@ def test_audits_are_compared(planish: Planish, own: str):
     result = planish("compare", "audited", "other", "--out", "both")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "honest" in result.stdout and "\N{MULTIPLICATION X} Fail" in result.stdout
-    document = json.loads(planish("compare", "audited", "other", "--out", "both", "--json").stdout)
+    document = json.loads(planish("compare", "audited", "other", "--out", "both", "--overwrite", "--json").stdout)
     assert [(one["name"], one["verdict"] == "fail") for one in document["audits"]] == [
         ("honest", False),
         ("other", True),
@@ -142,7 +142,7 @@ def test_a_folder_that_is_taken(planish: Planish, own: str):
     save(replace(found, findings=found.findings[:3]), Path("audited"))
     assert planish("audit", f"{own}:honest", *OPTIONS).exit_code == 0 and load(Path("audited")).complete
     again = planish("audit", f"{own}:honest", *OPTIONS)
-    assert again.exit_code == 2 and "audited already holds an audit; choose another folder" in again.stderr
+    assert again.exit_code == 2 and "audited already holds an audit: --overwrite replaces it" in again.stderr
 
 
 class Runtime:

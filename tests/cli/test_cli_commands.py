@@ -38,7 +38,10 @@ def test_list(what: str, planish: Planish):
 def test_train_writes_what_it_was_told(planish: Planish, tiny: list[str], tmp_path: Path):
     arguments = ("train", "--method", "seat", "--data", "digits", "--seed", "3", "--out", "run", *tiny)
     result = planish(*arguments, "--set", "data.flip=true")
-    assert result.exit_code == 0 and result.stdout == "run folder: run\n" and len(result.stderr.splitlines()) == 2
+    assert result.exit_code == 0 and len(result.stderr.splitlines()) == 2
+    first, held_out, following = result.stdout.splitlines()
+    assert first == "run folder: run" and held_out.startswith("held-out images: none; --set data.validation=N holds")
+    assert following == "next: planish evaluate run --data digits --radius 0.1"
     config = tomllib.loads(Path("run/config.toml").read_text())
     assert config["method"]["name"] == "seat" and config["seed"] == 3 and config["data"]["flip"] is True
     assert config["settings"]["epochs"] == 2 and config["model"]["width"] == 4
@@ -118,7 +121,7 @@ def test_evaluate_prints_a_table_and_no_progress(planish: Planish, run_folder: P
 def test_evaluate_goes_on(planish: Planish, run_folder: Path):
     first = planish("evaluate", run_folder, *JUDGE[:-4], "--attacks", "fgsm", "--device", "cpu", "--out", "judged")
     refused = planish("evaluate", run_folder, *JUDGE, "--out", "judged")
-    assert (first.exit_code, refused.exit_code) == (0, 2) and "add --resume to go on" in refused.stderr
+    assert (first.exit_code, refused.exit_code) == (0, 2) and "--resume goes on with it" in refused.stderr
     assert planish("evaluate", run_folder, *JUDGE, "--out", "judged", "--resume").exit_code == 0
     assert load("judged/evaluation.npz").names == ("fgsm", "pgd-2-1")
 
@@ -173,7 +176,7 @@ def test_distances_go_on_even_if_nothing_is_left(planish: Planish, run_folder: P
     first = planish(*arguments, "--attacks", "deepfool")
     assert (first.exit_code, first.stderr) == (0, "") and "figure: measured/figures/distances.png" in first.stdout
     refused = planish(*arguments, "--attacks", "deepfool")
-    assert refused.exit_code == 2 and "already holds distances; add --resume to go on" in refused.stderr
+    assert refused.exit_code == 2 and "already holds distances: --resume goes on with it, --over" in refused.stderr
     again = planish(*arguments, "--attacks", "deepfool", "--resume")
     assert (again.exit_code, again.stdout) == (0, first.stdout)
     more = planish(*arguments, "--attacks", "deepfool,pgd-bisection-5-3", "--resume", "--json")
@@ -192,9 +195,9 @@ def test_notes_are_printed(planish: Planish, run_folder: Path, tmp_path: Path):
     arguments = ("--data", "digits", "--radius", "0.1", "--limit", "900", "--attacks", "fgsm", "--device", "cpu")
     result = planish("evaluate", "own.py:net", *arguments, "--out", "judged")
     assert result.exit_code == 0
-    assert "note: net: asked for 900 images, digits has 500" in result.stdout
-    assert f"note: net: {IN_TRAINING}" in result.stdout.replace("\n", " ")
-    assert "note: net: Class 0 is never predicted on clean images" in result.stdout
+    assert "note: own: asked for 900 images, digits has 500" in result.stdout
+    assert f"note: own: {IN_TRAINING}" in result.stdout.replace("\n", " ")
+    assert "note: own: 9 classes (0, 1, 2, 3, 4 and 4 more) are never predicted" in result.stdout.replace("\n", " ")
 
 
 def test_report_puts_folders_side_by_side(planish: Planish, run_folder: Path):
@@ -205,12 +208,14 @@ def test_report_puts_folders_side_by_side(planish: Planish, run_folder: Path):
         assert planish("evaluate", model, *JUDGE, "--out", out).exit_code == 0
     shown = planish("report", "one", "two", "--out", "both", "--title", "Side by side")
     assert (shown.exit_code, shown.stderr) == (0, "") and "report: both/report.html" in shown.stdout
-    document = json.loads(planish("report", "one", "two", "--out", "both", "--json").stdout)
-    assert [method["name"] for method in document["methods"]] == ["fgsm", "net"]
+    again = planish("report", "one", "two", "--out", "both")
+    assert again.exit_code == 2 and "both already holds a report: --overwrite replaces it" in again.stderr
+    document = json.loads(planish("report", "one", "two", "--out", "both", "--overwrite", "--json").stdout)
+    assert [method["name"] for method in document["methods"]] == ["run", "own"]
     compared = planish("compare", "one", "two", "--out", "pairs")
     assert (compared.exit_code, compared.stderr) == (0, "") and "Only first" in compared.stdout
     (pair,) = json.loads(Path("pairs/results.json").read_text())["pairs"]
-    assert (pair["first"], pair["second"], pair["images"]) == ("fgsm", "net", 30)
+    assert (pair["first"], pair["second"], pair["images"]) == ("run", "own", 30)
 
 
 def test_quickstart(planish: Planish, monkeypatch: pytest.MonkeyPatch):

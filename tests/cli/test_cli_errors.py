@@ -142,11 +142,14 @@ def test_other_commands(arguments: list[str], message: str, refused: Refused):
     assert refused(*arguments).startswith(message)
 
 
+LEFT = "--overwrite replaces it, another --out leaves it"
+
+
 def test_a_run_folder_that_is_taken(refused: Refused, run_folder: Path, tmp_path: Path, tiny: list[str]):
     shutil.copytree(run_folder, tmp_path / "run")
     again = ("train", "--method", "fgsm", "--out", "run", *tiny)
-    assert refused(*again).startswith("run already holds this run; add --resume to go on, or choose another folder")
-    other = "run holds a run of another configuration: seed is 0 there and 5 here; choose another folder"
+    assert refused(*again).startswith(f"run already holds this run: --resume goes on with it, {LEFT}")
+    other = f"run holds a run of another configuration: seed is 0 there and 5 here; {LEFT}"
     assert refused(*again, "--set", "seed=5") == refused(*again, "--set", "seed=5", "--resume") == other
 
 

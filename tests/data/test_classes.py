@@ -138,7 +138,7 @@ def test_issue_20_a_user_says_which_class_is_which(tmp_path: Path):
     for classes in forms(tmp_path):
         found, told = numbered_as(images([0, 1, 0], ["cat", "dog"]), classes)
         assert found.labels.tolist() == [3, 1, 3] and found.classes[1] == "dog" and found.classes[3].lower() == "cat"
-        assert told == ["2 classes of mine were given their numbers of the model"]
+        assert told == ["2 classes of mine got the model's numbers as given"]
         with pytest.raises(BadInput, match=r"mine has the classes owl, which the \d that were given lack"):
             numbered_as(images([0, 1], ["cat", "owl"]), classes)
 

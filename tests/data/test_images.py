@@ -76,7 +76,7 @@ def test_digest_covers_pixels_labels_and_shape_but_not_the_name():
         (torch.zeros(2, 4, 4), [0, 1], r"without a channel axis: give \(N, 1, H, W\)"),
         (torch.zeros(2, 4), [0, 1], "must be"),
         (torch.zeros(0, 1, 4, 4), [], "no images"),
-        (torch.zeros(2, 1, 4, 4), [0], "2 images but 1 labels"),
+        (torch.zeros(2, 1, 4, 4), [0], "2 images, and labels for 1"),
         (torch.zeros(2, 1, 4, 4), [[0], [1]], r"must be int64 \(N,\)"),
         (torch.full((2, 1, 4, 4), 255.0), [0, 1], "from 255 to 255.*divide by 255"),
         (torch.full((2, 1, 4, 4), -0.5), [0, 1], "from -0.5 to -0.5.*undo the normalisation"),

@@ -55,7 +55,7 @@ def test_bad_arrays_are_refused(tmp_path: Path, rgb: Rgb):
         ({"x": x.astype(np.float32), "y": [0, 1]}, "divide by 255"),
         ({"x": x, "y": [0.0, 1.0]}, "labels are float64"),
         ({"x": x, "y": np.ones((2, 2), int)}, r"labels are int64 \(2, 2\)"),
-        ({"x": x, "y": [0, 1, 1]}, "2 images but 3 labels"),
+        ({"x": x, "y": [0, 1, 1]}, "2 images, and labels for 3"),
         ({"x": x, "y": [0, -1]}, "labels range from -1"),
         ({"x": x[0, 0], "y": [0] * 4}, r"must be \(N, channels, height, width\)"),
         ({"x": x, "y": np.array([0, "a"], object)}, "object arrays need pickle"),

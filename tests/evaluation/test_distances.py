@@ -172,7 +172,7 @@ def test_into_a_folder(tmp_path: Path, digits_model: nn.Module):
     judged = LoadedModel(digits_model, "linear")
     (record,) = measure_into(judged, task, tmp_path)
     assert len(record.labels) == 20 and load(tmp_path / "distances.npz").names == ("deepfool",)
-    with pytest.raises(BadInput, match="already holds distances; add --resume"):
+    with pytest.raises(BadInput, match="already holds distances: --resume goes on with it"):
         list(measure_into(judged, task, tmp_path))
     assert list(measure_into(judged, task, tmp_path, resume=True)) == []
 

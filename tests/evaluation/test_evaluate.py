@@ -148,7 +148,7 @@ def test_an_attack_that_leaves_the_ball_or_the_box_is_an_error(
 ):
     steps = evaluate_steps(brightness(), levels, threat=threat, attacks={"cheat": Forged(shift, 9.0)})
     clean = next(steps)
-    with pytest.raises(RuntimeError, match=rf"cheat left the {threat.name} ball of radius .* on \d+ images"):
+    with pytest.raises(RuntimeError, match=rf"cheat left the {threat.name} ball of radius .* on \d+ images?"):
         next(steps)
     assert clean.evaluation.columns == ()
 

@@ -73,7 +73,7 @@ def explode(logits: Tensor) -> Tensor:
     ("change", "message"),
     [
         (lambda z: z.softmax(1), "the model returns probabilities; give logits: leave its softmax out"),
-        (poisoned, "the model returns NaN or infinite logits on 1 images"),
+        (poisoned, "the model returns NaN or infinite logits on 1 image"),
         (lambda z: z * torch.inf, "the model returns NaN or infinite logits on 12 images"),
         (lambda z: z[:, :1], "the model must return logits (N, classes), got (12, 1) for 12 images"),
         (lambda z: z[:, :, None], "the model must return logits (N, classes), got (12, 4, 1) for 12 images"),

@@ -13,6 +13,7 @@ import torch
 
 from planish.attacks.suites import Staged
 from planish.core.errors import BadInput
+from planish.core.randomness import initialised
 from planish.core.threat import Linf
 from planish.evaluation.naming import attacks_of
 from planish.records.evaluation import load
@@ -72,7 +73,7 @@ def own_file(tmp_path: Path) -> Path:
 
 def test_a_run_folder_is_a_subject(run_folder: Path):
     judged = load_model(str(run_folder))
-    assert judged.name == "fgsm" and not judged.model.training
+    assert judged.name == "tiny" and not judged.model.training
     assert judged.about["classes"] == [str(digit) for digit in range(10)]
     assert judged.training["passes"] > 1 and len(judged.training["history"]) == 3
     assert judged.training["seconds"] == sum(record["seconds"] for record in judged.training["history"])
@@ -82,7 +83,7 @@ def test_a_function_is_a_subject(own_file: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(own_file.parent)
     for spec in (f"{own_file}:net", "own:net"):
         judged = load_model(spec)
-        assert judged.name == "net" and judged.training is None
+        assert judged.name == "own" and judged.training is None
         assert judged.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
@@ -128,7 +129,7 @@ def test_one_attack_of_a_suite_by_name():
 def test_fewer_images_than_asked_for_are_told():
     batch, about, warnings = images_of(EvaluationConfig("digits", Linf(0.1), (), limit=10_000), {})
     assert len(batch.x) == about["images"] == 500
-    assert warnings == ["asked for 10000 images, digits has 500"]
+    assert warnings == ["asked for 10,000 images, digits has 500"]
     assert images_of(EvaluationConfig("digits", Linf(0.1), (), limit=20), {})[2] == []
 
 
@@ -138,7 +139,7 @@ def test_judged_read_back_and_reported(run_folder: Path, tmp_path: Path):
     records = list(evaluate_into(judged, TASK, out))
     assert [len(record.columns) for record in records] == [0, 1, 2]
     (entry,) = entries([out])
-    assert entry.name == "fgsm" and entry.evaluation.names == ("fgsm", "pgd-3-1")
+    assert entry.name == "tiny" and entry.evaluation.names == ("fgsm", "pgd-3-1")
     assert entry.evaluation.robust_accuracy() == records[-1].robust_accuracy()
     assert entry.training["passes"] == judged.training["passes"]
     page = write_report([entry], out, "Title", {"commands": ["planish evaluate"]})
@@ -191,7 +192,7 @@ def test_a_folder_that_is_taken(run_folder: Path, tmp_path: Path):
     first = evaluate_into(judged, TASK, tmp_path / "parts")
     next(first)
     first.close()
-    with pytest.raises(BadInput, match="already holds an evaluation; add --resume to go on, or choose another"):
+    with pytest.raises(BadInput, match="already holds an evaluation: --resume goes on with it, --over"):
         next(evaluate_into(judged, TASK, tmp_path / "parts"))
     *_, resumed = evaluate_into(judged, TASK, tmp_path / "parts", resume=True)
     for one, other in zip(whole.columns, resumed.columns, strict=True):
@@ -213,7 +214,7 @@ def test_surrogates_are_in_the_record_and_a_resume_needs_the_same(run_folder: Pa
     lent = replace(LENT, surrogates=(str(run_folder), str(other)))
     *_, record = evaluate_into(judged, lent, out)
     text = attack_text(record.column("transfer-2").meta["attack"])
-    for folder, name in ((run_folder, "fgsm"), (other, "standard")):
+    for folder, name in ((run_folder, "tiny"), (other, other.name)):
         assert f"Surrogate(name='{name}', digest='{model_digest(load_model(str(folder)).model)}')" in text
     assert record.column("transfer-2").attempted.sum() > 0 and "Linear" not in text
     *_, resumed = evaluate_into(judged, lent, out, resume=True)
@@ -257,13 +258,15 @@ def test_what_is_no_surrogate(
 @pytest.mark.parametrize("present", [1, 2])
 def test_the_model_s_logits_decide_on_the_classes(present: int, own_file: Path, tmp_path: Path):
     """Data that show few of a model's classes are attacked towards all of them, in a ball and by distance."""
-    judged = load_model(f"{own_file}:net")
+    with initialised(0):
+        judged = load_model(f"{own_file}:net")
     x = np.random.default_rng(0).random((8, 8, 8), dtype=np.float32)
     with torch.no_grad():
         predicted = judged.model(torch.from_numpy(x)).argmax(1).numpy()
     shown = np.unique(predicted)[:present]
     rows = np.isin(predicted, shown)
-    judged.model[1].weight.data = judged.model[1].weight.data.roll(-int(shown[0]), 0)  # its class is number 0
+    for part in judged.model[1].parameters():
+        part.data = part.data.roll(-int(shown[0]), 0)  # its class is number 0
     with torch.no_grad():
         labels = judged.model(torch.from_numpy(x[rows])).argmax(1).clamp(max=present - 1).numpy()
     np.savez(tmp_path / "few.npz", x=x[rows], y=labels)
@@ -315,5 +318,5 @@ def test_one_model_judged_by_two_attacks_is_two_entries(run_folder: Path, tmp_pa
     for attack in ("fgsm", "pgd-2-1"):
         assert list(evaluate_into(load_model(str(run_folder)), replace(TASK, attacks=(attack,)), tmp_path / attack))
     found = entries([tmp_path / "fgsm", tmp_path / "pgd-2-1"])
-    assert [entry.name for entry in found] == ["fgsm, fgsm", "fgsm, pgd-2-1"]
-    assert [entry.name for entry in entries([tmp_path / "fgsm"])] == ["fgsm"]
+    assert [entry.name for entry in found] == ["tiny, fgsm", "tiny, pgd-2-1"]
+    assert [entry.name for entry in entries([tmp_path / "fgsm"])] == ["tiny"]

@@ -124,7 +124,7 @@ def test_the_hour_is_long_enough():
 
 
 def test_a_wrong_outcome_is_seen(tmp_path: Path):
-    step = Step("x", [("exit", "0"), ("shows", "a b"), ("hides", "c"), ("makes", "d"), ("leaves", ".")])
-    assert [*step.faults(1, "a c", tmp_path)] == ["exit 0", "shows a b", "hides c", "makes d", "leaves ."]
+    step = Step("x", [("exit", "0"), ("shows", "a b"), ("hides", "q"), ("makes", "d"), ("leaves", ".")])
+    assert [*step.faults(1, "a q", tmp_path)] == ["exit 0", "shows a b", "hides q", "makes d", "leaves ."]
     assert [*step.faults(0, "a\n  b Traceback", tmp_path)] == ["makes d", "leaves .", "no traceback"]
     assert shlex.split(offered("x\nnext: planish audit 'a b'\n")) == ["planish", "audit", "a b"]

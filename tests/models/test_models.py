@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from planish.core.errors import BadInput
 from planish.models import Normalized, SmoothReLU, activation, build
-from planish.registry import components, describe, get
+from planish.registry import components, get, listed
 
 
 def test_preact_resnet_halves_three_times():
@@ -104,6 +104,6 @@ def test_the_registry_names_the_nearest():
         get("methods", "seet")
     assert get("models", "small-cnn") is components("models")["small-cnn"]
     for package in ("methods", "models"):
-        for name, component in components(package).items():
+        for name, line in listed(package).items():
             assert name == name.lower() and "_" not in name
-            assert len(describe(component)) > 20 and "\n" not in describe(component), name
+            assert len(line) > 20 and "\n" not in line, name

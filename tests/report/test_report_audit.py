@@ -74,6 +74,15 @@ def test_a_scale_has_its_zones_in_order_and_its_mark_in_the_right_one(
     assert all(float(x) >= -0.1 and float(x) + float(wide) <= 320 for _, x, wide in zones)
 
 
+@pytest.mark.parametrize(("warn", "fail"), [(None, 0), (0, 1), (0, None)])
+def test_a_mark_that_passes_at_its_threshold_stands_off_the_edge(warn: float | None, fail: float | None) -> None:
+    """A threshold of 0 that 0 does not cross: the zone behind it begins beyond the mark, and says so."""
+    drawn = scale(finding("pass", 0.0, warn, fail))
+    mark = float(re.findall(r'class="mark" d="M([\d.]+)', drawn)[0])
+    start, wide = map(float, re.findall(r'<rect class="pass" x="([\d.]+)" y="26" width="([\d.]+)"', drawn)[0])
+    assert start + 20 < mark < start + wide - 20 and "above 0%" in drawn
+
+
 def test_no_scale_without_a_statistic_or_a_threshold() -> None:
     assert [scale(finding("open", None, 1, 2)), scale(finding("pass", 1.0)), scale(finding("open", np.nan, 1))] == [
         ""
@@ -245,6 +254,16 @@ def test_figures_of_an_audit_are_drawn_and_told() -> None:
     assert "from 100.0% down to 0.0%" in heat.alt
     assert "L 1 of 2 images" in scatter.caption and "Not drawn: 1 images" in scatter.caption
     assert "a: L above the distance on 0 of 2; b: L above the distance on 2 of 2, C above the" in panels.alt
+
+
+@pytest.mark.parametrize(("accuracy", "says"), [([0.9, 0.92], "within 2.0 points"), ([0.2, 0.9], "20.0% to 90.0%")])
+def test_a_heat_map_s_shades_show_its_differences(accuracy: list[float], says: str) -> None:
+    drawn = steps_restarts([1, 10], [1], np.array([accuracy]))
+    (mesh,) = drawn.figure.axes[0].collections
+    low, high = mesh.get_clim()
+    assert says in drawn.caption and high == max(accuracy) and high - low == pytest.approx(max(np.ptp(accuracy), 0.05))
+    dark = [text.get_color() == "#ffffff" for text in drawn.figure.axes[0].texts]
+    assert dark == [(value - low) / (high - low) > 0.55 for value in accuracy]
 
 
 @pytest.mark.parametrize(

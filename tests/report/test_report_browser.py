@@ -1,6 +1,9 @@
 """The pages in a real browser: on a phone, dark and light, on paper, by keyboard, without scripts, under attack."""
 
-from collections.abc import Iterator
+import re
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,15 +11,16 @@ import pytest
 from browser import CHROMIUM, Browser
 
 from planish.records.audit import Audit
-from planish.report import Entry
+from planish.report import Entry, write_comparison, write_report
 from planish.report.figures import accuracies, spending
 from planish.report.geometry import geometry_figures
 from planish.report.page import render, render_audit, render_compared
 from planish.report.pairs import paired_figure, pairs
+from planish.report.tables import Training
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open pages in")
 
-DRAWN = {"report": 3, "audit": 3 + 7, "compared": 0}
+DRAWN = {"report": 2, "audit": 3 + 7, "compared": 4}
 """Figures and scales of each page."""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 SORTED = """(() => {
@@ -182,11 +186,117 @@ def test_without_scripts_all_is_there_and_nothing_pretends(browser: Browser, pag
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_on_paper_nothing_is_cut_off_or_folded(browser: Browser, pages: dict[str, Path], name: str) -> None:
+def test_on_paper_nothing_is_cut_off_and_what_is_folded_stays_so(
+    browser: Browser, pages: dict[str, Path], name: str
+) -> None:
     browser.open(pages[name], 718, scripts=False)  # A4 less its margins
     browser.media("print", prefers_color_scheme="dark")
     assert browser.run(OVERFLOW) <= 0
     assert browser.run("[...document.querySelectorAll('table')].every((one) => one.scrollWidth <= innerWidth)")
     assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert browser.run("[...document.querySelectorAll('dl')].every((one) => one.checkVisibility())")
+    assert browser.run("[...document.querySelectorAll('dl')].filter((one) => one.checkVisibility())") == []
+    assert browser.run(LONELY) == []
+
+
+SCROLLERS = """[...document.querySelectorAll('.scroll, pre')].filter((one) => one.scrollWidth > one.clientWidth)
+  .map((one) => [one.tabIndex, one.role, Boolean(one.ariaLabel), getComputedStyle(one).backgroundAttachment])"""
+LONELY = """[...document.querySelectorAll('h2, h3, summary')].filter((one) => one.checkVisibility())
+  .filter((one) => getComputedStyle(one).breakAfter !== 'avoid').map((one) => one.textContent)"""
+ORDER = "[...document.querySelectorAll('main h2')].map((one) => one.id)"
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_scrolls_on_a_phone_shows_it_and_is_reached_by_keyboard(
+    browser: Browser, pages: dict[str, Path], name: str
+) -> None:
+    browser.open(pages[name], 375)
+    browser.run("document.querySelectorAll('details').forEach((part) => (part.open = true))")
+    shadowed = "local, local, scroll, scroll, scroll"
+    assert browser.run(SCROLLERS) and all(one == [0, "region", True, shadowed] for one in browser.run(SCROLLERS))
+    assert browser.run("[...document.querySelectorAll('table')].every((one) => one.parentElement.matches('.scroll'))")
+
+
+def test_verdict_what_failed_results_figures_evidence_in_that_order(
+    browser: Browser, pages: dict[str, Path], make: Callable[..., Entry], audit: Audit, tmp_path: Path
+) -> None:
+    grave = ["group-fail", "group-warn"]
+    last = ["evidence", "reproduce", "provenance"]
+    browser.open(pages["audit"])
+    assert browser.run(ORDER) == [*grave, "checks", "figures", "gallery", *last]
+    assert browser.run("document.querySelectorAll('details[open]').length") == 0
+    browser.open(pages["compared"])
+    assert browser.run(ORDER) == [*grave, "audits", "findings", *last[1:]]
+    found = [make("a", 40, {"x": 30}, radius=8 / 255), make("b", 40, {"x": 20}, radius=8 / 255)]
+    browser.open(write_comparison(found, tmp_path, "t", {}, [audit]))
+    assert browser.run(ORDER) == [*grave, "tables", "figures", *last]
+
+
+def test_a_comparison_of_six_fits_a_desktop(browser: Browser, make: Callable[..., Entry], tmp_path: Path) -> None:
+    names = ("standard", "fgsm-at", "seat", "llr-2", "pgd-7-at", "planish-at")
+    entries = [make(name, 400, {"pgd-50-10": 300 - 20 * place}, total=500) for place, name in enumerate(names)]
+    browser.open(write_comparison(entries, tmp_path, "t", {}))
+    wide = "[...document.querySelectorAll('table')].filter((one) => one.parentElement.scrollWidth > one.parentElement"
+    assert browser.run(f"{wide}.clientWidth).map((one) => one.className)") == []
+    assert browser.run(OVERFLOW) <= 0
+
+
+def printed(browser: Browser, page: Path, remove: str = "") -> int:
+    """How many pages of A4 a page takes; remove: what is taken away first, a selector."""
+    browser.open(page)
+    if remove:
+        browser.run(f"document.querySelectorAll({remove!r}).forEach((one) => one.remove())")
+    browser.media("")
+    size = {"paperWidth": 8.27, "paperHeight": 11.69, "preferCSSPageSize": True}
+    pdf = b64decode(browser.ask("Page.printToPDF", **size)["data"])
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+def test_an_audit_of_forty_checks_is_a_summary_of_two_pages_and_figures(
+    browser: Browser, pictured: Audit, tmp_path: Path
+) -> None:
+    passed, _, warned, failed = pictured.findings
+    names = [replace(passed, check=f"check-{place}", evidence={"images": list(range(40))}) for place in range(38)]
+    path = tmp_path / "audit.html"
+    whole = replace(pictured, findings=(*names, warned, failed))
+    path.write_text(render_audit(whole, geometry_figures(whole)), encoding="utf-8")
+    assert printed(browser, path) <= 6
+    assert printed(browser, path, ".figures, .figures ~ *") <= 2
+
+
+def test_a_report_of_six_models_takes_few_pages(
+    browser: Browser, make: Callable[..., Entry], training: Training, tmp_path: Path
+) -> None:
+    more = {"total": 500, "training": training}
+    entries = [make(f"model-{place}", 400, {"pgd": 300, "apgd": 200 - place}, **more) for place in range(6)]
+    path = write_report(entries, tmp_path, "Six models", {"commands": ["planish quickstart"]})
+    assert printed(browser, path) <= 6
+    assert printed(browser, path, ".figures, .figures ~ *") <= 2
+
+
+def test_provenance_is_a_table_without_python(
+    browser: Browser, make: Callable[..., Entry], training: Training, tmp_path: Path
+) -> None:
+    """Of a training's epochs, a mapping in a list and a number of sixteen digits."""
+    one = make("a", 40, {"x": 30}, training=training)
+    one.evaluation.meta["training"] = {**training, "passes": 3.0268756998880177}
+    one.evaluation.meta["surrogates"] = [{"name": "b", "digest": "0" * 64}]
+    browser.open(write_report([one, make("b", 40, {"x": 30})], tmp_path, "t", {"versions": {"planish": "1"}}))
+    text = browser.run("document.body.innerText")
+    assert "{'" not in text and "'epoch'" not in text and "3.02688" in text and "3.026875" not in text
+    rows = browser.run("[...document.querySelectorAll('table.facts tbody th')].map((one) => one.innerText)")
+    assert {"versions.planish", "training.passes", "surrogates.1.name"} <= set(rows) and len(rows) == len(set(rows))
+    assert "000000000000\N{HORIZONTAL ELLIPSIS}" in text and "0" * 64 not in text
+
+
+def test_a_link_to_a_folded_check_opens_it(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["audit"])
+    browser.run("document.querySelector('.checks li:last-child a').click()")
+    assert browser.run("document.querySelector('#group-pass').open")
+
+
+def test_the_commands_are_copied_by_a_click(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["audit"])
+    browser.run("document.querySelector('.copy').click()")
+    assert browser.run("getSelection().toString().trim()") == "planish audit runs/a"
+    assert browser.troubles() == []

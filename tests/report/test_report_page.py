@@ -18,7 +18,7 @@ from PIL import Image
 from planish.core.errors import BadInput
 from planish.report import Entry, summary_rows, tables, write_comparison, write_report
 from planish.report.drawing import gallery, shots
-from planish.report.figures import spending
+from planish.report.figures import curves, spending
 from planish.report.tables import Gallery, Training
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -116,11 +116,11 @@ def test_identifiers_are_unique_and_references_resolve(text: str, page: Page) ->
 
 def test_pictures_and_tables_have_words(page: Page) -> None:
     drawings = page.every("svg")
-    assert len(drawings) == 6
+    assert len(drawings) == 5
     assert all(attributes.get("role") == "img" and attributes.get("aria-label") for attributes in drawings)
     assert len(page.every("img")) == 2 * 3 * 3
     assert all(attributes.get("alt") for attributes in page.every("img"))
-    assert len(page.every("caption")) == len(page.every("table")) == 2 + 3
+    assert len(page.every("caption")) == len(page.every("table")) == 2 + 3 + 1
     assert {attributes.get("scope") for attributes in page.every("th")} == {"col", "row"}
 
 
@@ -181,8 +181,8 @@ def test_commands_are_listed_once(text: str) -> None:
 @pytest.mark.parametrize("after", [{}, {"fgsm": 0}, {"fgsm": 40}])
 def test_one_entry_without_training_is_enough(make: Make, after: dict[str, int], tmp_path: Path) -> None:
     _, page = written([make("only", 40, after)], tmp_path)
-    assert len(page.every("svg")) == 1 + 2 * bool(after)
-    assert page.cells[:3][:2] == ["Method", "Clean"]
+    assert len(page.every("svg")) == 2 * bool(after)
+    assert page.cells[:3][:2] == ["Model", "Clean"]
 
 
 def test_a_rerun_replaces_the_page_and_leaves_no_scraps(make: Make, tmp_path: Path) -> None:
@@ -248,6 +248,32 @@ def test_a_curve_whose_name_begins_with_an_underscore_is_in_the_legend(make: Mak
     assert drawn is not None
     (legend,) = drawn.figure.legends
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_first", "second"]
+
+
+def test_a_schedule_that_all_share_is_one_line(make: Make) -> None:
+    def entry(name: str, rates: list[float], loss: float) -> Entry:
+        return make(name, 40, {}, training={"history": [{"loss": loss, "learning_rate": rate} for rate in rates]})
+
+    one, other = entry("a", [0.1, 0.2], 1.0), entry("b", [0.1, 0.2], 2.0)
+    panels = {"shared": curves([one, other]), "own": curves([one, entry("c", [0.3, 0.1], 2.0)])}
+    drawn = {name: figure.figure.axes[:2] for name, figure in panels.items() if figure}
+    assert {name: [len(axes.lines) for axes in found] for name, found in drawn.items()} == {
+        "shared": [2, 1],
+        "own": [2, 2],
+    }
+    assert drawn["shared"][1].get_title(loc="left") == "Learning rate (shared)"
+
+
+def test_the_figure_of_passes_speaks_of_models(make: Make) -> None:
+    drawn = spending([make("a", 40, {"fgsm": 30}), make("b", 35, {"fgsm": 20})])
+    assert drawn is not None and "A model whose line lies above another's keeps more" in drawn.caption
+
+
+def test_the_subtitle_says_data_and_day(make: Make, tmp_path: Path) -> None:
+    entries = [make("a", 40, {"fgsm": 30}), make("b", 40, {"fgsm": 20})]
+    entries[0].evaluation.meta["date"], entries[1].evaluation.meta["date"] = "2026-11-27", "2026-11-25"
+    page = write_report(entries, tmp_path, "T", {}).read_text(encoding="utf-8")
+    assert "Linf radius 0.1 · 50 images of d · after fgsm · 2026-11-25 to 2026-11-27" in page
 
 
 def test_remarks_are_read_before_the_number_that_they_concern(make: Make, tmp_path: Path):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from planish.core.errors import BadInput
 from planish.records.audit import Audit
-from planish.records.geometry import Geometry
+from planish.records.geometry import ByRadius, Geometry
 from planish.report import Entry, write_audit, write_comparison
 from planish.report.audited import audit_headline, headline_rows, side_by_side, told_apart
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
@@ -30,6 +31,25 @@ def test_every_part_has_its_figure(pictured: Audit) -> None:
     assert "The certificates are proven, not estimated (as a test)" in bounds.caption
     assert "estimates, no certificates" in bounds.caption and "L-bound 2 of 4, C-bound 0 of 4" in bounds.caption
     assert "classified correctly when clean" in effort.caption
+
+
+@pytest.mark.parametrize(
+    "radii",
+    [
+        [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0],
+        [0.0, 4 / 255, 8 / 255, 9 / 255],
+        [0.0, *(step / 255 for step in (2, 4, 8, 16, 32, 64, 128, 255))],
+    ],
+)
+def test_labels_of_radii_do_not_collide(pictured: Audit, radii: list[float]) -> None:
+    """Some are left out where they would touch, never the audit's own radius; "0.8" had run into "1"."""
+    assert pictured.geometry is not None
+    part = ByRadius(np.array(radii), np.arange(len(radii))[::-1], len(radii), 20)
+    figure = geometry_figures(replace(pictured, geometry=replace(pictured.geometry, by_radius=part)))[0].figure
+    figure.draw_without_rendering()
+    shown = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert 2 < len(shown) < len(radii) and ("8/255" in {label.get_text() for label in shown}) == (8 / 255 in radii)
+    assert all(one.get_window_extent().x1 + 6 < other.get_window_extent().x0 for one, other in pairwise(shown))
 
 
 def test_numbers_that_are_none_leave_figures_out(pictured: Audit) -> None:
@@ -74,10 +94,11 @@ def test_the_portrait_in_words(pictured: Audit, tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(SLUGS)
 
 
-def test_the_page_shows_verdict_figures_findings_images_in_that_order(pictured: Audit) -> None:
+def test_the_page_shows_verdict_what_failed_figures_evidence_in_that_order(pictured: Audit) -> None:
     page = render_audit(pictured, geometry_figures(pictured))
-    places = [page.index(part) for part in ("badge fail", 'id="figures"', 'id="gallery"', 'id="group-fail"')]
-    places += [page.index(part) for part in ('id="tables"', 'id="images"', 'id="reproduce"', 'id="provenance"')]
+    order = ("badge fail", 'id="group-fail"', 'id="group-warn"', 'id="checks"', 'id="figures"', 'id="gallery"')
+    folded = ('id="evidence"', 'id="group-open"', 'id="group-pass"', 'id="tables"', 'id="images"')
+    places = [page.index(part) for part in (*order, *folded, 'id="reproduce"', 'id="provenance"')]
     assert places == sorted(places) and page.count("<script") == 1
     assert 'href="#shot-1-12"' in page and 'id="shot-1-12"' in page and "clean 90.0%" in page
 
@@ -90,8 +111,11 @@ def test_findings_side_by_side(pictured: Audit, audit: Audit) -> None:
     assert rows["gradients"] == ("! Warning, 7%", "\N{EN DASH}") and rows["more"][1] == "\N{CHECK MARK} Pass"
     assert [row[0] for row in table.rows][1:] == ["gradients", "linearity", "random-starts", "more"]
     first = headline_rows({"a": pictured, "b": other}).rows[0]
-    assert first[1:4] == ("\N{MULTIPLICATION X} Fail", "60.0% [46.2, 72.4]", "90.0% [78.6, 95.7]")
-    assert "a: fail (1 fail, 1 warning, 1 open, 1 pass)" in audit_headline({"a": pictured, "b": other})[1]
+    assert first[1:3] == ("\N{MULTIPLICATION X} Fail", "1 failed, 1 warning, 1 open, 1 passed")
+    assert first[3:5] == ("60.0% [46.2, 72.4]", "90.0% [78.6, 95.7]")
+    assert audit_headline({"a": pictured, "b": other}) == (
+        "At Linf radius 8/255, of 2 audits 1 fails (a), 1 passes (b)."
+    )
     page = render_compared({"a": pictured, "b": other}, "t", {})
     assert 'class="fail"' in page and page.count("<script") == 1
 

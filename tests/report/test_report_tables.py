@@ -21,17 +21,17 @@ def test_summary_holds_the_evaluations_numbers(make: Make, training: Training) -
     entries = [make("pgd", 40, {"fgsm": 35, "apgd": 30}, training=training), make("std", 50, {"fgsm": 0})]
     table = summary_rows(entries)
     assert table.headers == (
-        "Method",
+        "Model",
         "Clean",
         "After fgsm",
         "After apgd",
-        "Training passes",
+        "Standard epochs",
         "Training time",
     )
     after = [entries[0].evaluation.accuracy_after(name) for name in ("fgsm", "apgd")]
     assert table.rows[0][1:4] == tuple(map(percent, (entries[0].evaluation.clean_accuracy(), *after)))
-    assert table.values[0][1:] == (0.8, 0.7, 0.6, 8.0, 90.0)
-    assert table.rows[0][4:] == ("8.0\N{MULTIPLICATION SIGN}", "90 s (7.5\N{MULTIPLICATION SIGN})")
+    assert table.values[0][1:] == (0.8, 0.7, 0.6, 16.0, 90.0)
+    assert table.rows[0][4:] == ("16.0", "90 s (7.5\N{MULTIPLICATION SIGN})")
     assert table.values[1][1:] == (1.0, 0.0, None, None, None)
     for fact in ("Linf radius 0.1", "50 images", "95%"):
         assert fact in table.caption
@@ -39,7 +39,7 @@ def test_summary_holds_the_evaluations_numbers(make: Make, training: Training) -
 
 def test_summary_names_the_number_of_images_when_it_differs(make: Make) -> None:
     table = summary_rows([make("a", 40, {}), make("b", 40, {}, total=60)])
-    assert table.headers == ("Method", "Clean", "Images")
+    assert table.headers == ("Model", "Clean", "Images")
     assert [row[2] for row in table.rows] == ["50", "60"]
     assert "50 to 60 images" in table.caption
 
@@ -85,16 +85,22 @@ def test_verdict_tells_a_weak_first_attack_and_a_dead_class(make: Make) -> None:
     sentences = verdict([entry])
     assert any("Judged by fgsm alone, fgsm-at would pass for 80.0%" in sentence for sentence in sentences)
     np.copyto(entry.evaluation.clean_predicted, 0)
-    assert any(sentence.startswith("fgsm-at: Class dog is never predicted") for sentence in verdict([entry]))
+    assert any(
+        sentence.startswith("fgsm-at: 2 classes (dog, eel) are never predicted") for sentence in verdict([entry])
+    )
 
 
 def test_verdict_names_a_cheaper_method_that_comes_close(make: Make) -> None:
     entries = [
-        make("dear", 50, {"x": 40}, training={"passes": 8.0}),
-        make("cheap", 50, {"x": 38}, training={"passes": 2.0}),
-        make("weak", 50, {"x": 3}, training={"passes": 1.0}),
+        make("dear", 50, {"x": 40}, training={"passes": 8.0, "epochs": 5}),
+        make("cheap", 50, {"x": 38}, training={"passes": 2.0, "epochs": 5}),
+        make("weak", 50, {"x": 3}, training={"passes": 1.0, "epochs": 5}),
     ]
-    assert any(sentence.startswith("cheap keeps 76.0%") for sentence in verdict(entries))
+    assert any(
+        sentence.startswith("cheap keeps 76.0%") and "for 10.0 standard epochs; dear took 40.0" in sentence
+        for sentence in verdict(entries)
+    )
+    assert "dear was trained for the cost of 40.0 epochs of standard training." in verdict(entries[:1])
 
 
 def test_without_attacks_the_verdict_claims_nothing(make: Make) -> None:

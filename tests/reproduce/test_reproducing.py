@@ -13,8 +13,9 @@ from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.records import evaluation as results
 from planish.reproduce import Job, chosen_rows, estimate_rows, reproduce
+from planish.reproduce.figure import paper_figure, write_figure
 from planish.reproduce.measured import document
-from planish.reproduce.pages import claims_rows, page_text, paper_figure, results_rows, write_figure, write_page
+from planish.reproduce.pages import claims_rows, page_text, results_rows, write_page
 from planish.reproduce.running import state
 from planish.runs import train as training
 from planish.training.loop import EpochRecord

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from planish.reproduce import table, table_names
+from planish.reproduce.figure import figure_name, paper_figure
 from planish.reproduce.measured import load_documents
-from planish.reproduce.pages import figure_name, page_text
+from planish.reproduce.pages import page_text
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "benchmarks/results/reproduce"
@@ -19,3 +20,15 @@ def test_the_page_is_up_to_date():
         assert set(whole["rows"]) <= set(rows) and all(rows[name].beside for name in set(rows) - set(whole["rows"]))
         if f"images/{figure_name(whole)}" in (ROOT / "docs/reproduction.md").read_text():
             assert (ROOT / "docs/images" / figure_name(whole)).exists()
+
+
+def test_figures_have_named_axes_of_one_range_and_fit_a_screen_or_two():
+    """The figure of SEAT's table 1 had been 3,483 pixels high, with five ranges and no label on any axis."""
+    for whole in load_documents(KEPT):
+        drawn = paper_figure(table(whole["table"]), whole)
+        panels = [axes for axes in drawn.figure.axes if axes.get_visible()] if drawn else []
+        assert drawn is None or 180 * drawn.figure.get_figheight() <= 1600
+        kinds = {axes.get_xlabel() for axes in panels}
+        assert "" not in kinds
+        for kind in kinds:
+            assert len({axes.get_xlim() for axes in panels if axes.get_xlabel() == kind}) == 1

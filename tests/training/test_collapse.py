@@ -179,6 +179,7 @@ def test_going_back_over_an_epoch(monkeypatch: pytest.MonkeyPatch, model: nn.Mod
     assert [record.epoch for record in records] == [1, 1, 2, 3]
     assert same(state, plain) and state.step == 12 and state.monitor.escalations == 1
     assert [entry["epoch"] for entry in state.history] == [1, 2, 3]
+    assert [entry["epochs_done"] for entry in state.history] == [2.5, 3.5, 4.5], "with the six steps undone"
     (alarm,) = state.monitor.alarms
     assert (alarm["step"], alarm["epoch"], alarm["went_back"]) == (6, 2, 1.0)
     assert state.history[1]["alarms"] == [alarm] and "alarms" not in state.history[0]
@@ -247,7 +248,7 @@ def test_what_a_checkpoint_calls_it(model: nn.Module, batch: Batch):
     state, _ = run(model, batch, RSFGSM())
     saved = to_go_on(state)
     assert saved["looks"] == saved["watch"]["looks"] == state.monitor.probes and len(state.monitor.probes) == 6
-    assert saved["watch"].keys() == {"looks", "alarms", "escalations"}
+    assert saved["watch"].keys() == {"looks", "alarms", "escalations", "undone"}
     again = start(deepcopy(model), PLAIN)
     go_on(again, {**saved, "watch": {"looks": saved["looks"], "alarms": [CALM], "hardness": 2}})
     assert again.monitor == MonitorState(state.monitor.probes, [CALM], 2)

@@ -195,7 +195,7 @@ def test_metrics_are_means_over_the_batches(linear: nn.Module, batch: Batch):
     for number, record in enumerate(records, 1):
         assert record.epoch == number and record.seconds > 0
         assert record.metrics == pytest.approx({"loss": loss, "train_accuracy": accuracy, "cross_entropy": loss})
-        assert state.history[number - 1] == {"epoch": number, **record.metrics}
+        assert state.history[number - 1] == {"epoch": number, **record.metrics, "epochs_done": number}
     assert state.epoch == 2 and state.step == 4
 
 

@@ -15,6 +15,7 @@ from planish.core.losses import Loss, cross_entropy, margin, masked, toward, wid
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed, keyed_draws
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of
 from planish.search.ascent import Adversarials, Score, as_component, ascend, search, with_logits
 from planish.search.objectives import Objective, loss_of, objective_of, target_order
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, Piecewise, Steepest, StepRule
@@ -47,7 +48,7 @@ class Ranked:
         """Return the targets. Raises BadInput if there are not so many wrong classes."""
         classes = batch.clean_logits.shape[1]
         if not 1 <= self.rank < classes:
-            raise BadInput(f"target rank {self.rank} does not exist with {classes} classes")
+            raise BadInput(f"target rank {self.rank} does not exist with {number_of(classes, 'class', 'classes')}")
         return target_order(batch)[:, self.rank - 1]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from planish.audit.evidence import LEVELS, PLANS, Evidence
-from planish.core.words import counted
+from planish.core.words import number_of
 from planish.records.audit import Budget, Finding, Verdict
 from planish.records.statistics import share_at_least
 
@@ -115,10 +115,10 @@ class Check:
         looked = min(given, plan.sample)
         wanted = math.ceil(looked * self.fewest(seen) / max(seen.images, 1))
         if wanted <= plan.sample:
-            return f"Audit with at least {counted(wanted, 'image')}, for instance --limit {wanted}."
+            return f"Audit with at least {number_of(wanted)}, for instance --limit {wanted}."
         level = next((level for level, other in PLANS.items() if plan.sample < wanted <= other.sample), None)
         if level is None:
-            found = f"{counted(seen.images, 'image')} of {looked:,} count here"
+            found = f"{number_of(seen.images)} of {looked:,} count here"
             return f"No budget looks at enough images: {found}, and it takes {self.fewest(seen):,}."
         more = f" --limit {wanted}" if wanted > given else ""
         return f"Audit with more images: --budget {level}{more}."
@@ -131,7 +131,7 @@ class Check:
             reason = f"Not looked at: it is part of the {self.level} budget."
             return Unknown(reason, f"Audit with --budget {self.level}.")
         if evidence.classes < self.classes:
-            reason = f"It cannot be made with {evidence.classes} classes."
+            reason = f"It cannot be made with {number_of(evidence.classes, 'class', 'classes')}."
             return Unknown(reason, f"Nothing is to be done: it takes {self.classes} classes.")
         if self.needs != "logits" and evidence.black_box:
             return Unknown("A black box has no gradients to look at.", "Audit the PyTorch model that it was made from.")
@@ -182,6 +182,11 @@ def mean(values: Tensor, meaning: str, advice: str = "", worse: int = 1, **evide
     return Seen(average, average - worse * Z_ONE_SIDED * error, meaning, advice, evidence, len(values))
 
 
+def mean_of(values: Tensor) -> str:
+    """Say that a number is a mean of values (n,), and of how many."""
+    return f"mean of {number_of(len(values))}"
+
+
 def count_text(hits: int, total: int) -> str:
     """Word a count, such as "3 of 250 images (1.2 %)"."""
-    return f"{hits} of {total} images ({100 * hits / max(total, 1):.1f} %)"
+    return f"{hits} of {number_of(total)} ({100 * hits / max(total, 1):.1f} %)"

@@ -1,195 +1,286 @@
 """`planish evaluate`, `audit`, `distances` and `verify`: a model on a test set."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer import Argument, Option
 
-from planish.cli import terminal
+from planish.cli import options, tables, terminal
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput
-from planish.storage.files import alone
 
 if TYPE_CHECKING:
+    from planish.evaluation.evaluate import OnChunk
+    from planish.records.audit import Audit
+    from planish.records.distances import Distances
+    from planish.records.evaluation import Evaluation
     from planish.runs.judge import EvaluationConfig, LoadedModel
+
+Record = TypeVar("Record", bound="Audit | Distances | Evaluation")
 
 
 def evaluate(
-    model: terminal.Model,
-    data: terminal.Data,
-    radius: terminal.Radius,
-    norm: terminal.Norm = "Linf",
-    built_by: terminal.BuiltBy = None,
-    attacks: Annotated[str, Option(help="Names with commas; see: planish list attacks.")] = "planish-suite",
+    model: options.Model,
+    data: options.Data,
+    radius: options.Radius,
+    norm: options.Norm = "Linf",
+    built_by: options.BuiltBy = None,
+    attacks: options.Attacks = "planish-suite",
     surrogates: Annotated[str, Option(help="For transfer: other models with commas, each like MODEL.")] = "",
-    name: Annotated[str | None, Option(help="What a report calls the model; a run's method by default.")] = None,
-    limit: terminal.Limit = None,
-    size: terminal.Size = None,
-    classes: terminal.Classes = None,
-    precision: Annotated[
-        str, Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")
-    ] = "float32",
-    eot: terminal.Draws = 1,
-    keep_images: Annotated[
-        bool, Option("--keep-images", help="Save the adversarial images too, for planish verify.")
-    ] = False,
-    out: terminal.Out = Path("runs/evaluation"),
-    seed: terminal.Seed = 0,
-    device: terminal.Device = "auto",
-    resume: terminal.Resume = False,
-    json_: terminal.Json = False,
-    quiet: terminal.Quiet = False,
+    name: Annotated[str | None, Option(help="What a report calls the model.")] = None,
+    limit: options.Limit = None,
+    size: options.Size = None,
+    classes: options.Classes = None,
+    precision: options.Precision = "float32",
+    eot: options.Draws = 1,
+    keep_images: options.KeepImages = False,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json_: options.Json = False,
+    csv: options.Csv = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Attack a model on a test set, and write a report."""
-    from planish.runs.judge import evaluate_into
+    from planish.runs import rehearse
+    from planish.runs.judge import check_task, evaluate_into
 
-    device, names = terminal.chosen_device(device), terminal.names_in(attacks)
-    options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
-    options["classes"] = classes
-    options |= {
-        "precision": precision,
-        "eot": eot,
-        "keep_images": keep_images,
-        "surrogates": terminal.names_in(surrogates),
-    }
-    judged, task = _loaded("evaluate", model, device, built_by, name, norm=norm, radius=radius, **options)
-    with alone(out), terminal.progress_bars(quiet) as bars:
-        bar = bars.add_task(judged.name, total=1 + len(names), note="clean")
-        also: dict[str, Any] = {"device": device, "on_chunk": terminal.showing(bars, bar), "built_by": built_by}
-        for record in evaluate_into(judged, task, out, resume=resume, **also):
-            bars.update(bar, completed=max(1, len(record.asked)), note=terminal.record_words(record))
-    write_page([out], out, f"Robustness of {judged.name}", json_)
+    where = terminal.Where.of(out, resume, overwrite, quiet)
+    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
+    given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
+    given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
+    on, task = _asked("evaluate", device, given, check_task)
+    judged = _model(model, on, built_by, name)
+    if dry_run:
+        return terminal.print_plan(rehearse.evaluate(judged, task, on, built_by))
+    also: dict[str, Any] = {"device": on, "built_by": built_by, **where.choice}
+    folder, _ = _work(
+        lambda folder, told: evaluate_into(judged, task, folder, on_chunk=told, **also),
+        ("evaluation", judged.name, where),
+        1 + len(task.attacks),
+        _last_attack,
+    )
+    write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
+    if not json_:
+        again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
+        terminal.print_next("audit", model, **again)
 
 
 def audit(
-    model: terminal.Model,
-    data: terminal.Data,
-    radius: terminal.Radius,
-    norm: terminal.Norm = "Linf",
-    built_by: terminal.BuiltBy = None,
+    model: options.Model,
+    data: options.Data,
+    radius: options.Radius,
+    norm: options.Norm = "Linf",
+    built_by: options.BuiltBy = None,
     budget: Annotated[str, Option(help="quick, standard or thorough.")] = "quick",
     surrogates: Annotated[str, Option(help="Other models with commas, each like MODEL: try their images.")] = "",
     name: Annotated[str | None, Option(help="What the audit calls the model.")] = None,
     limit: Annotated[int | None, Option(help="Only the first so many test images; the budget's by default.")] = None,
-    size: terminal.Size = None,
-    classes: terminal.Classes = None,
+    size: options.Size = None,
+    classes: options.Classes = None,
     checks: Annotated[str, Option(help="More checks, your own, with commas: file.py:NAME.")] = "",
-    out: terminal.Out = Path("runs/audit"),
-    seed: terminal.Seed = 0,
-    device: terminal.Device = "auto",
-    resume: terminal.Resume = False,
-    json_: terminal.Json = False,
-    quiet: terminal.Quiet = False,
+    all_: Annotated[bool, Option("--all", help="Print every check, not only those that failed or warned.")] = False,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json_: options.Json = False,
+    csv: options.Csv = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Look for reasons why a model's robustness is not real. Exit code 1 where a check fails."""
     from planish.audit.auditor import checks as registered
-    from planish.records.audit import to_json
-    from planish.runs.audit import audit_into
+    from planish.runs import rehearse
+    from planish.runs.audit import audit_into, check_audit
 
-    device, own = terminal.chosen_device(device), terminal.names_in(checks)
-    options: dict[str, Any] = {"data": data, "attacks": (), "limit": limit, "seed": seed, "size": size}
-    options["classes"] = classes
-    options["surrogates"] = terminal.names_in(surrogates)
-    judged, task = _loaded("audit", model, device, built_by, name, norm=norm, radius=radius, **options)
-    with alone(out), terminal.progress_bars(quiet) as bars:
-        bar = bars.add_task(judged.name, total=len(registered()) + len(own), note="clean")
-        also: dict[str, Any] = {"device": device, "on_chunk": terminal.showing(bars, bar), "built_by": built_by}
-        for found in audit_into(judged, task, out, budget, checks=own, resume=resume, **also):
-            last = found.findings[-1]
-            bars.update(bar, completed=len(found.findings), note=f"{last.check}: {last.verdict}")
-    terminal.print_json(to_json(found)) if json_ else terminal.print_audit(found, out)
+    where, own = terminal.Where.of(out, resume, overwrite, quiet), terminal.names_in(checks)
+    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
+    given |= {"size": size, "classes": classes, "attacks": (), "surrogates": terminal.names_in(surrogates)}
+    on, task = _asked("audit", device, given, lambda task: check_audit(task, budget, own))
+    judged = _model(model, on, built_by, name)
+    if dry_run:
+        return terminal.print_plan(rehearse.audit(judged, task, on, budget, own))
+    also: dict[str, Any] = {"device": on, "built_by": built_by, "checks": own, **where.choice}
+    folder, found = _work(
+        lambda folder, told: audit_into(judged, task, folder, budget, on_chunk=told, **also),
+        ("audit", judged.name, where),
+        len(registered()) + len(own),
+        _last_check,
+    )
+    assert found is not None
+    _show_audit(found, folder, json_, csv, all_)
     if found.verdict == "fail":
         raise typer.Exit(1)
 
 
 def distances(
-    model: terminal.Model,
-    data: terminal.Data,
-    norm: terminal.Norm = "Linf",
-    built_by: terminal.BuiltBy = None,
+    model: options.Model,
+    data: options.Data,
+    norm: options.Norm = "Linf",
+    built_by: options.BuiltBy = None,
     attacks: Annotated[str, Option(help="Distance attacks with commas; see: planish list attacks.")] = "closest",
-    limit: terminal.Limit = None,
-    size: terminal.Size = None,
-    classes: terminal.Classes = None,
-    out: terminal.Out = Path("runs/distances"),
-    seed: terminal.Seed = 0,
-    device: terminal.Device = "auto",
-    resume: terminal.Resume = False,
-    json_: terminal.Json = False,
-    quiet: terminal.Quiet = False,
+    name: Annotated[str | None, Option(help="What the record calls the model.")] = None,
+    limit: options.Limit = None,
+    size: options.Size = None,
+    classes: options.Classes = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json_: options.Json = False,
+    csv: options.Csv = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure how far away the nearest adversarial image is. Exit code 1 where an attack had no gradient to follow."""
-    from planish.records.distances import Distances, load
-    from planish.report.distances import distance_rows, to_json, write_distances
-    from planish.runs.judge import DISTANCES, measure
+    from planish.records.distances import load
+    from planish.runs import rehearse
+    from planish.runs.judge import DISTANCES, check_distances, measure
 
-    device, names = terminal.chosen_device(device), terminal.names_in(attacks)
+    where, names = terminal.Where.of(out, resume, overwrite, quiet), terminal.names_in(attacks)
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
-    options: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "size": size}
-    options["classes"] = classes
-    judged, task = _loaded("distances", model, device, built_by, norm=norm, radius=0, **options)
-    with alone(out), terminal.progress_bars(quiet) as bars:
-        bar = bars.add_task(judged.name, total=len(names), note=names[0])
-        found: Distances | None = None
-        for found in measure(judged, task, out, device=device, resume=resume):
-            done = found.names[-1]
-            bars.update(bar, completed=len(found.asked), note=f"{done}: mean {found.mean(done):.4g}")
-    record = found or load(out / DISTANCES)
-    figure = write_distances(record, out)
-    if json_:
-        terminal.print_json(to_json(record))
-    else:
-        terminal.print_rows(distance_rows(record))
-        terminal.print_remarks(judged.name, record.remarks())
-        terminal.console().print(f"figure: {figure}")
+    given: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "norm": norm, "radius": 0}
+    on, task = _asked("distances", device, {**given, "size": size, "classes": classes}, check_distances)
+    judged = _model(model, on, built_by, name)
+    if dry_run:
+        return terminal.print_plan(rehearse.distances(judged, task, on))
+    folder, found = _work(
+        lambda folder, told: measure(judged, task, folder, device=on, **where.choice),
+        ("distances", judged.name, where),
+        len(names),
+        _last_distance,
+    )
+    record = found or load(folder / DISTANCES)
+    _show_distances(record, folder, judged.name, json_, csv)
     if any(column.meta.get("no_gradient") for column in record.columns):
         raise typer.Exit(1)
 
 
 def verify(
-    model: terminal.Model,
+    model: options.Model,
     images: Annotated[Path, Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
     data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
-    radius: terminal.Radius,
-    norm: terminal.Norm = "Linf",
-    built_by: terminal.BuiltBy = None,
-    size: terminal.Size = None,
-    classes: terminal.Classes = None,
-    eot: terminal.Draws = 1,
-    device: terminal.Device = "auto",
-    json_: terminal.Json = False,
+    radius: options.Radius,
+    norm: options.Norm = "Linf",
+    built_by: options.BuiltBy = None,
+    size: options.Size = None,
+    classes: options.Classes = None,
+    eot: options.Draws = 1,
+    device: options.Device = "auto",
+    json_: options.Json = False,
 ) -> None:
     """Judge saved adversarial images afresh; trusts nothing but the model, the test set and the images."""
-    from planish.report.tables import radius_text
+    from planish.core.words import number_of, radius_text
+    from planish.runs.judge import check_task
     from planish.runs.judge import verify as run
 
-    device = terminal.chosen_device(device)
-    options: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "size": size}
-    options["classes"] = classes
-    options["eot"] = eot
-    judged, task = _loaded("verify", model, device, built_by, **options)
-    found = run(judged, task, images, device=device)
+    given: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "eot": eot}
+    given |= {"size": size, "classes": classes}
+    on, task = _asked("verify", device, given, check_task)
+    found = run(_model(model, on, built_by), task, images, device=on)
     if json_:
         return terminal.print_json(found.document())
-    screen = terminal.console()
-    screen.print(f"clean accuracy {found.clean}")
+    terminal.print_line(f"clean accuracy {found.clean}")
     ball = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
-    screen.print(f"accuracy on these images, {ball}: {found.robust}")
-    screen.print(f"largest distance {found.distance:.6g}; {found.infeasible} images outside the ball count as unbroken")
+    terminal.print_line(f"accuracy on these images, {ball}: {found.robust}")
+    far = f"largest distance {found.distance:.6g}"
+    terminal.print_line(f"{far}; {number_of(found.infeasible)} outside the ball count as unbroken")
 
 
-def _loaded(
-    command: str, model: str, device: str, built_by: str | None, name: str | None = None, **options: Any
-) -> "tuple[LoadedModel, EvaluationConfig]":
-    """Return the model that a command is given, and what it is judged on: the options, checked. Raises BadInput."""
+def _asked(
+    command: str, device: str, given: dict[str, Any], check: "Callable[[EvaluationConfig], None]"
+) -> "tuple[str, EvaluationConfig]":
+    """Return the device, and what a model is to be judged on: everything tried that is known without a model."""
     from planish.core.threat import parse_threat
     from planish.registry import made
-    from planish.runs.judge import EvaluationConfig, load_model
+    from planish.runs.judge import EvaluationConfig
 
-    threat = parse_threat(options.pop("norm"), options.pop("radius"))
-    task = made(EvaluationConfig, {**options, "threat": threat}, command)
+    on = terminal.chosen_device(device)
+    threat = parse_threat(given.pop("norm"), given.pop("radius"))
+    task: EvaluationConfig = made(EvaluationConfig, {**given, "threat": threat}, command)
+    check(task)
+    return on, task
+
+
+def _model(model: str, device: str, built_by: str | None, name: str | None = None) -> "LoadedModel":
+    """Return the model that a command is given. Raises BadInput."""
+    from planish.runs.judge import load_model
+
     judged = load_model(model, device, built_by)
-    return replace(judged, name=name or judged.name), task
+    return replace(judged, name=name or judged.name)
+
+
+def _work(
+    begin: "Callable[[Path, OnChunk], Iterator[Record]]",
+    place: tuple[str, str, terminal.Where],
+    total: int,
+    words: Callable[[Record], tuple[int, str]],
+) -> tuple[Path, Record | None]:
+    """Do the work of a kind on a model in its folder, a bar showing how far it is; return the folder and the last step.
+
+    words: how many parts are done after a step, and a note.
+    """
+    from planish.runs.places import HOME, at_work, begun, folder_name
+
+    kind, name, where = place
+    free = HOME / kind / folder_name(name)
+    last: Record | None = None
+    with terminal.progress_bars(where.quiet) as bars:
+        bar = bars.add_task(name, total=total, note="clean")
+        to_resume = begun(free, kind) if where.resume else None
+        told = terminal.showing(bars, bar)
+        with at_work(lambda folder: begin(folder, told), where.out, free, to_resume) as (folder, steps):
+            for last in steps:
+                done, note = words(last)
+                bars.update(bar, completed=done, note=note)
+    return folder, last
+
+
+def _last_attack(found: "Evaluation") -> tuple[int, str]:
+    return max(1, len(found.asked)), terminal.record_words(found)
+
+
+def _last_check(found: "Audit") -> tuple[int, str]:
+    last = found.findings[-1]
+    return len(found.findings), f"{last.check}: {last.verdict}"
+
+
+def _last_distance(found: "Distances") -> tuple[int, str]:
+    done = found.names[-1]
+    return len(found.asked), f"{done}: mean {found.mean(done):.4g}"
+
+
+def _show_audit(found: "Audit", folder: Path, json_: bool, csv: Path | None, whole: bool) -> None:
+    """Print an audit, or its audit.json."""
+    from planish.records.audit import to_json
+    from planish.report.audited import finding_rows
+
+    tables.write_csv([finding_rows(found.findings)], csv)
+    if json_:
+        return terminal.print_json(to_json(found))
+    if whole:
+        terminal.print_findings(found)
+    terminal.print_audit(found, folder, whole)
+
+
+def _show_distances(record: "Distances", folder: Path, name: str, json_: bool, csv: Path | None) -> None:
+    """Draw measured distances into their folder, and print them, or their distances.json."""
+    from planish.report.distances import distance_rows, to_json, write_distances
+
+    figure = write_distances(record, folder)
+    if json_:
+        tables.write_csv([distance_rows(record)], csv)
+        return terminal.print_json(to_json(record))
+    tables.show([distance_rows(record)], csv)
+    terminal.print_remarks(name, record.remarks())
+    terminal.print_line(f"figure: {figure}")

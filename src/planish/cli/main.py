@@ -4,13 +4,16 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
-from planish.cli import terminal
+from planish import __version__
+from planish.cli import options, terminal
 from planish.cli.judge import audit, distances, evaluate, verify
 from planish.cli.memory import keep_freed
 from planish.cli.pages import compare, list_, report
@@ -38,9 +41,20 @@ class Commands(TyperGroup):
         except (RuntimeError, FloatingPointError) as error:
             sys.exit(terminal.failed(str(error), 1))
         except Exception as error:
+            if words := renamed(error):
+                sys.exit(terminal.failed(words, 2))
             if hasattr(error, "exit_code"):  # wrong usage
                 raise
             sys.exit(terminal.failed(bug(error), 1))
+
+
+def renamed(error: Exception) -> str:
+    """Return the line on an option that is called otherwise here; "" for any other error."""
+    wrong, ctx = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    if not wrong or ctx is None:
+        return ""
+    own = options.meant(wrong, {name for parameter in ctx.command.params for name in parameter.opts})
+    return own and f"no option {wrong}; planish calls it {own}"
 
 
 def bug(error: Exception) -> str:
@@ -57,17 +71,42 @@ def bug(error: Exception) -> str:
 app = typer.Typer(
     cls=Commands,
     help="planish: adversarially robust image classifiers: train them, attack them, and see whether it is real.",
-    add_completion=False,
     no_args_is_help=True,
+    subcommand_metavar="COMMAND [ARGS]",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quickstart, train, evaluate, audit, distances, verify, report, compare):
-    app.command()(command)
-app.command("list")(list_)
-app.command()(reproduce)
+EXAMPLES: dict[Callable[..., None], str] = {
+    quickstart: "planish quickstart",
+    train: "planish train --method seat --data digits --set threat.radius=0.1 --set data.validation=200 --epochs 15",
+    evaluate: "planish evaluate runs/train/seat --data digits --radius 0.1 --attacks pgd-50-10,apgd-t",
+    audit: "planish audit my_model.py:build --data cifar10:path/to/cifar --radius 8/255",
+    distances: "planish distances runs/train/seat --data digits --norm L2 --limit 100",
+    verify: "planish verify runs/train/seat adversarial.npz --data digits --radius 0.1",
+    report: 'planish report runs/evaluation/standard runs/evaluation/seat --title "SEAT against no defence"',
+    compare: "planish compare runs/evaluation/standard runs/evaluation/seat",
+    list_: "planish list attacks",
+    reproduce: "planish reproduce seat-table-1 --scale cpu --data cifar10:path/to/cifar --estimate",
+}
+"""The commands, each with an example of it."""
+for command, example in EXAMPLES.items():
+    line, _, _ = (command.__doc__ or "").partition("\n")
+    app.command(command.__name__.rstrip("_"), short_help=line, epilog=f"\b\nExample:\n  {example}")(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"planish {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def start(
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def run() -> None:
     """Run the command line; the entry point."""
-    app()
+    app(prog_name="planish")

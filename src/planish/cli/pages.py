@@ -1,13 +1,13 @@
 """`planish report`, `compare` and `list`: what there is already, side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from planish.cli import terminal
+from planish.cli import options, tables, terminal
 
 if TYPE_CHECKING:
     from planish.report import Entry, Table
@@ -15,52 +15,82 @@ if TYPE_CHECKING:
 
 def report(
     folders: Annotated[list[Path], Argument(help="Folders that hold an evaluation.npz.")],
-    out: terminal.Out = Path("runs/report"),
+    out: options.Out = None,
     title: Annotated[str, Option(help="Title of the page.")] = "Robustness report",
-    json_: terminal.Json = False,
+    overwrite: options.Overwrite = False,
+    json_: options.Json = False,
+    csv: options.Csv = None,
 ) -> None:
     """Put evaluated models side by side in one report."""
-    write_page(folders, out, title, json_)
+    from planish.report import write_report
+    from planish.runs.judge import entries
+
+    found = entries(folders)
+    page = _paged("report", folders, out, overwrite, lambda into: write_report(found, into, title, terminal.origin()))
+    _shown(found, page, json_, csv)
 
 
 def compare(
     folders: Annotated[list[Path], Argument(help="Two or more folders with an evaluation.npz or audit.npz.")],
-    out: terminal.Out = Path("runs/comparison"),
+    out: options.Out = None,
     title: Annotated[str, Option(help="Title of the page.")] = "Comparison",
-    json_: terminal.Json = False,
+    overwrite: options.Overwrite = False,
+    json_: options.Json = False,
+    csv: options.Csv = None,
 ) -> None:
     """Compare evaluated models image by image, on the same images, and audits finding by finding."""
     from planish.runs.judge import comparison
 
     found = comparison(folders)
-    _shown(found.entries, found.write(out, title, terminal.origin()), json_, found.tables())
+    page = _paged("comparison", folders, out, overwrite, lambda into: found.write(into, title, terminal.origin()))
+    _shown(found.entries, page, json_, csv, found.tables())
 
 
 def list_(
-    what: Annotated[str, Argument(help="methods, attacks, suites, models, data or checks.")],
-    json_: terminal.Json = False,
+    what: options.Listed,
+    json_: options.Json = False,
+    csv: options.Csv = None,
 ) -> None:
     """List the methods, attacks, suites, models, data sets or checks by name."""
-    from planish.registry import listed
-    from planish.training.cost import stated_costs
+    from planish.registry import listed, stated_costs
 
     lines = listed(what)
-    terminal.print_json(lines) if json_ else terminal.print_lines(lines, stated_costs() if what == "methods" else {})
+    costs = stated_costs() if what == "methods" else {}
+    tables.write_lines(lines, costs, csv)
+    terminal.print_json(lines) if json_ else terminal.print_lines(lines, costs)
 
 
-def write_page(folders: Sequence[Path], out: Path, title: str, json_: bool) -> None:
-    """Write the report of evaluated folders, and print what it says."""
+def _paged(
+    home: str, folders: Sequence[Path], out: Path | None, overwrite: bool, write: Callable[[Path], Path]
+) -> Path:
+    """Write a page into its folder, and return the page's path. Raises BadInput where one lies there already."""
+    from planish.runs.places import HOME, at_work, clear, folder_name, refuse_taken
+
+    terminal.Where.of(out, False, overwrite)
+    free = HOME / home / folder_name(*(folder.resolve().name for folder in folders))
+    with at_work(lambda _: iter(()), out, free) as (folder, _):
+        if overwrite:
+            clear(folder, "report")
+        refuse_taken(folder, "report", resumes=False)
+        return write(folder)
+
+
+def write_page(folders: Sequence[Path], out: Path, title: str, json_: bool, csv: Path | None = None) -> None:
+    """Write the report of evaluated folders into a folder that is theirs, and print what it says."""
     from planish.report import write_report
     from planish.runs.judge import entries
 
     found = entries(folders)
-    _shown(found, write_report(found, out, title, terminal.origin()), json_)
+    _shown(found, write_report(found, out, title, terminal.origin()), json_, csv)
 
 
-def _shown(found: "Sequence[Entry]", page: Path, json_: bool, tables: "Sequence[Table]" = ()) -> None:
+def _shown(found: "Sequence[Entry]", page: Path, json_: bool, csv: Path | None, more: "Sequence[Table]" = ()) -> None:
     """Print what a report says, or its results.json."""
+    from planish.report import summary_rows
+
+    shown = [*([summary_rows(found)] if found else []), *more]
     if json_:
+        tables.write_csv(shown, csv)
         return terminal.print_json(json.loads((page.parent / "results.json").read_text()))
+    tables.show(shown, csv)
     terminal.print_summary(found, page)
-    for table in tables:
-        terminal.print_rows(table)

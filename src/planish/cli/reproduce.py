@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import terminal
+from planish.cli import options, terminal
 from planish.core.errors import BadInput
 from planish.storage.files import alone
 
@@ -19,13 +19,15 @@ def reproduce(
     rows: Annotated[str, Option(help="Only these rows, with commas.")] = "",
     data: Annotated[str | None, Option(help="Training data, its test data beside it: cifar10:PATH or a path.")] = None,
     test_data: Annotated[str | None, Option(help="Test data, where it does not lie beside --data.")] = None,
-    out: terminal.Out = Path("runs/reproduce"),
+    out: Annotated[Path, Option("--out", "-o", help="Folder to write into, a folder for each table in it.")] = Path(
+        "runs/reproduce"
+    ),
     list_: Annotated[bool, Option("--list", help="Only list the tables and what has been run.")] = False,
     estimate: Annotated[bool, Option("--estimate", help="Only say what is left to do and how long it takes.")] = False,
     page: Annotated[Path | None, Option(help="Only write all results so far as a Markdown page.")] = None,
-    device: terminal.Device = "auto",
-    json_: terminal.Json = False,
-    quiet: terminal.Quiet = False,
+    device: options.Device = "auto",
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run a paper's table again, at a stated scale, beside what was printed."""
     if list_ or page is not None:

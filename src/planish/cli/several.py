@@ -2,21 +2,21 @@
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from typer import Option
 
 from planish.cli import terminal
 from planish.core.errors import BadInput
-from planish.storage.files import alone
 
 if TYPE_CHECKING:
     from planish.training.processes import Group
 
+Step = TypeVar("Step")
 Processes = Annotated[int | None, Option(min=1, help="Train in so many processes of this machine, one for each GPU.")]
 Restarts = Annotated[int, Option("--max-restarts", min=0, help="With --processes: start again so often if one dies.")]
 Backend = Annotated[str | None, Option(help="How processes exchange gradients: gloo on CPUs, nccl on GPUs.")]
@@ -30,7 +30,10 @@ def starts_others(processes: int | None) -> bool:
 
 
 def start_all(processes: int | None, restarts: int, backend: str | None, *more: str) -> typer.Exit:
-    """Run this very command line, and more, in so many processes; return how to end. Raises BadInput."""
+    """Run this very command line, and more, in so many processes; return how to end. Raises BadInput.
+
+    more: options that those do not choose each by itself.
+    """
     from planish.runs.launch import launch
     from planish.training.processes import check_backend
 
@@ -43,9 +46,43 @@ def start_all(processes: int | None, restarts: int, backend: str | None, *more: 
     return typer.Exit(launch([*sys.argv[1:], *more], processes, restarts, tell))
 
 
-def lock(group: "Group", folder: Path) -> AbstractContextManager[None]:
-    """Keep other commands out of the folder; the first process does, for all."""
-    return alone(folder) if group.first else nullcontext()
+def going_on(resume: bool, overwrite: bool) -> tuple[bool, bool]:
+    """Return both; of a process that torchrun has started again that the run goes on, however it began."""
+    from planish.training.processes import restarted
+
+    return (True, False) if restarted() else (resume, overwrite)
+
+
+def chosen_folder(out: Path | None, free: Path, resume: bool) -> list[str]:
+    """Return the option that names all processes their folder, where it is not named already. Raises BadInput."""
+    from planish.runs.places import is_free, numbered
+
+    if out is not None:
+        return []
+    if resume:
+        raise BadInput("several processes go on in a folder that you name: add --out FOLDER")
+    return ["--out", str(next(place for place in numbered(free) if is_free(place)))]
+
+
+@contextmanager
+def at_work(
+    group: "Group",
+    begin: "Callable[[Path], Iterator[Step]]",
+    out: Path | None,
+    free: Path,
+    to_resume: Sequence[Path] | None,
+) -> "Iterator[tuple[Path, Iterator[Step]]]":
+    """Do as `places.at_work` does; of several processes, the first one keeps others out, for all. Raises BadInput."""
+    from planish.runs import places
+
+    if group.size > 1 and out is None:
+        raise BadInput("several processes train into one folder: name it, --out FOLDER")
+    if group.first:
+        with places.at_work(begin, out, free, to_resume) as work:
+            yield work
+    else:
+        assert out is not None
+        yield out, begin(out)
 
 
 @contextmanager

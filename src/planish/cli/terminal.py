@@ -1,17 +1,17 @@
-"""What the commands share: arguments, tables on stdout, progress bars on stderr, and how they fail."""
+"""What the commands share: where they write, lines and tables on stdout, progress bars on stderr, how they fail."""
 
 import io
 import json
 import logging
 import re
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from typer import Argument, Option
+from typing import TYPE_CHECKING, Any, Self
 
 from planish.core.errors import BadInput
 
@@ -25,29 +25,6 @@ if TYPE_CHECKING:
     from planish.report import Entry
     from planish.report.tables import Table as Rows
     from planish.training.loop import EpochRecord
-
-Model = Annotated[
-    str, Argument(help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME or FILE.onnx.")
-]
-Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.")]
-Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255.")]
-Norm = Annotated[str, Option(help="Linf or L2.")]
-BuiltBy = Annotated[str | None, Option(help="Function of yours that built a run's model; it is imported and called.")]
-Limit = Annotated[int | None, Option(help="Only the first so many test images.")]
-Size = Annotated[
-    int | None, Option(help="Pixels that test images are brought to; what the run was trained for by default.")
-]
-Classes = Annotated[
-    str | None,
-    Option(help="How the model numbers its classes: a file with a name a line, or {name: number} as .json or .toml."),
-]
-Out = Annotated[Path, Option("--out", "-o", help="Folder to write into.")]
-Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
-Draws = Annotated[int, Option("--eot", help="Of a random model: draws averaged in a step, and that judge an image.")]
-Seed = Annotated[int, Option(help="Seed of everything random.")]
-Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, nothing else.")]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
-Resume = Annotated[bool, Option("--resume", help="Go on with what the folder already holds.")]
 
 
 def chosen_device(name: str) -> str:
@@ -76,31 +53,75 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where a command writes, what becomes of what is there, and whether it shows bars."""
+
+    out: Path | None
+    resume: bool
+    overwrite: bool
+    quiet: bool
+
+    @classmethod
+    def of(cls, out: Path | None, resume: bool, overwrite: bool, quiet: bool = False) -> Self:
+        """Return it, once it contradicts itself in nothing. Raises BadInput."""
+        if resume and overwrite:
+            raise BadInput("--resume goes on with what is there and --overwrite begins anew: give one of them")
+        if overwrite and out is None:
+            raise BadInput("--overwrite needs --out FOLDER: without it a command takes a folder of its own")
+        return cls(out, resume, overwrite, quiet)
+
+    @property
+    def choice(self) -> dict[str, bool]:
+        """What becomes of what is there, as the functions of `runs` take it."""
+        return {"resume": self.resume, "overwrite": self.overwrite}
+
+
+def print_line(text: str, style: str = "") -> None:
+    """Print a line that is not to be broken, such as one to paste."""
+    console().print(text, style=style or None, soft_wrap=True)
+
+
+def next_command(*words: object, **given: object) -> str:
+    """Return a command to type next, quoted for a shell; options that are None, and the norm Linf, are left out."""
+    told = {name: value for name, value in given.items() if value is not None and (name, value) != ("norm", "Linf")}
+    options = [part for name, value in told.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["planish", *map(str, words), *options])
+
+
+def print_next(*words: object, **given: object) -> None:
+    """Print a command to type next."""
+    print_line(f"next: {next_command(*words, **given)}")
+
+
+def print_plan(tree: "Mapping[str, Any]") -> None:
+    """Print a configuration as TOML."""
+    from planish.runs.config import tables_text
+
+    print(visible(tables_text(tree)), end="")
+
+
 def print_run(folder: Path) -> None:
     """Print where a run lies, which files its images came from, and what a reader must know of them."""
     from planish.runs.run import PROVENANCE
     from planish.storage.reading import read_json
 
-    origin, screen = read_json(folder / PROVENANCE, "train again"), console()
-    screen.print(f"run folder: {folder}", markup=False)
+    origin = read_json(folder / PROVENANCE, "train again")
+    print_line(f"run folder: {folder}")
     if "data_files" in origin:
-        screen.print(f"data: {origin['data_name']}, {origin['data_files']}", markup=False)
+        print_line(f"data: {origin['data_name']}, {origin['data_files']}")
     for note in origin.get("data_notes", []):
-        screen.print(f"note: {note}", style="yellow", markup=False)
+        print_line(f"note: {note}", "yellow")
 
 
 def print_summary(found: "Sequence[Entry]", page: Path) -> None:
-    """Print a report's first table, its warnings and where the page is."""
-    from planish.report import summary_rows
-
-    if found:
-        print_rows(summary_rows(found))
+    """Print a report's warnings and where the page is."""
     about = (entry.evaluation.meta.get("data", {}) for entry in found)
     for line in dict.fromkeys(f"data: {data.get('name')}, {data['files']}" for data in about if "files" in data):
-        console().print(line, markup=False)
+        print_line(line)
     for entry in found:
         print_remarks(entry.name, entry.evaluation.remarks())
-    console().print(f"report: {page}")
+    print_line(f"report: {page}")
 
 
 def print_remarks(name: str, remarks: "Sequence[str]") -> None:
@@ -110,10 +131,39 @@ def print_remarks(name: str, remarks: "Sequence[str]") -> None:
 
 
 VERDICT_STYLES = {"pass": "green", "open": "dim", "warn": "yellow", "fail": "red"}
+TOLD = ("fail", "warn")
+"""Verdicts whose findings are printed one by one."""
 
 
-def print_audit(audit: "Audit", folder: Path) -> None:
-    """Print an audit's findings, the worst first, its headline and where it is."""
+def print_audit(audit: "Audit", folder: Path, whole: bool) -> None:
+    """Print an audit's verdict and headline, what failed or warned with why and what to do, and where the page is.
+
+    whole: every check was printed before, so that none of them is told of again.
+    """
+    from planish.records.audit import SEVERITY
+
+    counts = [f"{sum(f.verdict == kind for f in audit.findings)} {kind}" for kind in reversed(SEVERITY)]
+    screen = console()
+    screen.print(f"{audit.name}: {audit.verdict} ({', '.join(counts)})", style=VERDICT_STYLES[audit.verdict])
+    screen.print(audit.headline())
+    for finding in () if whole else (one for kind in TOLD for one in audit.findings if one.verdict == kind):
+        number, limits = finding_words(finding)
+        found = " ".join(filter(None, [number, f"({limits})" if limits else ""]))
+        screen.print(f"\n{finding.verdict}: {finding.check} {found}".rstrip(), style=VERDICT_STYLES[finding.verdict])
+        screen.print(f"  why: {finding.meaning}")
+        screen.print(f"  what to do: {finding.advice or 'nothing'}")
+    screen.print()
+    if "files" in audit.meta.get("data", {}):
+        print_line(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}")
+    for note in audit.meta["notes"]:
+        screen.print(f"note: {note}", style="yellow")
+    if not whole:
+        print_line("--all prints every check")
+    print_line(f"audit: {folder / 'audit.html'}")
+
+
+def print_findings(audit: "Audit") -> None:
+    """Print every finding of an audit as a table, the worst first."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -124,15 +174,7 @@ def print_audit(audit: "Audit", folder: Path) -> None:
     for finding in sorted(audit.findings, key=lambda finding: -SEVERITY.index(finding.verdict)):
         verdict = Text(finding.verdict, VERDICT_STYLES[finding.verdict])
         table.add_row(verdict, finding.check, *finding_words(finding), f"{finding.meaning} {finding.advice}".strip())
-    screen = console()
-    screen.print(table)
-    if "files" in audit.meta.get("data", {}):
-        screen.print(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}", markup=False)
-    for note in audit.meta["notes"]:
-        screen.print(f"note: {note}", style="yellow")
-    counts = [f"{sum(f.verdict == kind for f in audit.findings)} {kind}" for kind in reversed(SEVERITY)]
-    screen.print(f"{audit.name}: {audit.verdict} ({', '.join(counts)}); {audit.headline()}")
-    screen.print(f"audit: {folder}")
+    console().print(table)
 
 
 def finding_words(finding: "Finding") -> tuple[str, str]:

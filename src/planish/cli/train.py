@@ -1,99 +1,176 @@
 """`planish train` and `planish quickstart`."""
 
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import several, terminal
+from planish.cli import options, several, terminal
 from planish.cli.pages import write_page
-from planish.storage.files import alone
+from planish.core.errors import BadInput, Unlike
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
     from planish.evaluation.evaluate import OnChunk
+    from planish.runs.config import Experiment
+    from planish.training.loop import EpochRecord
+    from planish.training.processes import Group
 
 
 def quickstart(
-    out: terminal.Out = Path("runs/quickstart"),
-    seed: terminal.Seed = 0,
-    resume: terminal.Resume = False,
-    json_: terminal.Json = False,
-    quiet: terminal.Quiet = False,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    json_: options.Json = False,
+    csv: options.Csv = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Train five ways on handwritten digits, attack each, and write a report. About two minutes on two cores."""
+    """Train six ways on handwritten digits, attack each, and write a report. About two minutes on two cores."""
     import torch
 
+    from planish.runs.places import HOME, at_work, begun_within
     from planish.runs.quickstart import ATTACKS, EPOCHS, METHODS, folders
     from planish.runs.quickstart import quickstart as run
 
     torch.set_num_threads(1)  # faster on networks this small, and the same figures whatever the machine
-    with alone(out), terminal.progress_bars(quiet) as bars:
+    where, free = terminal.Where.of(out, resume, overwrite, quiet), HOME / "quickstart"
+    with terminal.progress_bars(quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
         def on_chunk(name: str) -> "OnChunk":
             return lambda update: bars.update(tasks[name], note=terminal.update_words(update))
 
-        for step in run(out, seed=seed, resume=resume, on_chunk=on_chunk):
-            if step.method not in tasks:
-                tasks[step.method] = bars.add_task(step.method, total=EPOCHS + 1 + len(ATTACKS), note="training")
-            bars.update(tasks[step.method], advance=1, note=terminal.event_words(step.event))
-    write_page(folders(out), out, f"planish quickstart: {len(METHODS)} ways to train on handwritten digits", json_)
+        begin = lambda folder: run(folder, seed=seed, on_chunk=on_chunk, **where.choice)  # noqa: E731
+        to_resume = begun_within(free, "train") if resume else None
+        with at_work(begin, out, free, to_resume) as (folder, steps):
+            for step in steps:
+                if step.method not in tasks:
+                    tasks[step.method] = bars.add_task(step.method, total=EPOCHS + 1 + len(ATTACKS), note="training")
+                bars.update(tasks[step.method], completed=step.done, note=terminal.event_words(step.event))
+    title = f"planish quickstart: {len(METHODS)} ways to train on handwritten digits"
+    write_page(folders(folder), folder, title, json_, csv)
 
 
 def train(
     config: Annotated[Path | None, Argument(help="TOML file; without one, the defaults.")] = None,
-    out: terminal.Out = Path("runs/train"),
-    method: Annotated[str | None, Option(help="Training method: planish-at by default, or seat, llr-2, ...")] = None,
+    out: options.Out = None,
+    method: options.Method = None,
     data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
     epochs: Annotated[int | None, Option(help="How many; with --resume, more of them extend a finished run.")] = None,
     weights: Annotated[Path | None, Option(help="Start from a run folder, .safetensors file or checkpoint.")] = None,
     seed: Annotated[int | None, Option(help="Seed of everything random.")] = None,
     guard: Annotated[bool, Option("--guard", help="Watch for catastrophic overfitting, and go back from it.")] = False,
-    device: terminal.Device = "auto",
-    resume: terminal.Resume = False,
+    device: options.Device = "auto",
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
     processes: several.Processes = None,
     restarts: several.Restarts = 3,
     backend: several.Backend = None,
-    json_: terminal.Json = False,
-    quiet: terminal.Quiet = False,
+    dry_run: options.DryRun = False,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a model into a run folder."""
-    from planish.runs.config import experiment_of
-    from planish.runs.run import CONFIG
-    from planish.runs.train import train_into as run
+    from planish.runs import rehearse
+    from planish.runs.places import HOME, all_begun, folder_name
     from planish.training.collapse import EVERY
-    from planish.training.processes import restarted
 
+    resume, overwrite = several.going_on(resume, overwrite)
+    where, on = terminal.Where.of(out, resume, overwrite, quiet), terminal.chosen_device(device)
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
-    own = out / CONFIG  # a run that goes on knows its configuration
-    config = own if resume and config is None and own.exists() else config
-    experiment, on = experiment_of(config, named, set_ or []), terminal.chosen_device(device)
+    asked = Asked(config, named, set_ or [], resume)
+    fresh = asked.experiment(out)
+    if dry_run:
+        return print(terminal.visible(rehearse.train(fresh, on)), end="")
+    free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
+    to_resume = all_begun(free.parent, "train") if resume else None
     if several.starts_others(processes):
-        raise several.start_all(processes, restarts, backend)
+        raise several.start_all(processes, restarts, backend, *several.chosen_folder(out, free, resume))
+    with several.in_group(on, backend) as group, terminal.progress_bars(silent := quiet or not group.first) as bars:
+        bar = bars.add_task(fresh.method.name, total=fresh.settings.epochs, note="")
+        with several.at_work(group, lambda folder: asked.begin(folder, on, where, group), out, free, to_resume) as work:
+            folder, steps = work
+            experiment = asked.experiment(folder)
+            bars.update(bar, description=experiment.method.name, total=experiment.settings.epochs)
+            last = _watched(steps, experiment.settings.epochs, silent, bars, bar)
+    if group.first:
+        _tell(folder, experiment, last, json_)
+
+
+def _tell(folder: Path, experiment: "Experiment", last: dict[str, Any], json_: bool) -> None:
+    """Print what was trained, how it does, and what to type next."""
+    own = experiment.model.name if ":" in experiment.model.name else None
+    again = {"data": experiment.data.source, "radius": experiment.threat.radius, "norm": experiment.threat.norm}
+    following = terminal.next_command("evaluate", folder, **again, built_by=own)
+    if json_:
+        return terminal.print_json({"run": str(folder), "last": last, "next": following})
+    terminal.print_run(folder)
+    terminal.print_line(_held_out_words(last, experiment))
+    terminal.print_line(f"next: {following}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a training is to be: a file, named values, overrides, and whether a folder's own configuration counts."""
+
+    config: Path | None
+    named: dict[str, Any]
+    overrides: Sequence[str]
+    resume: bool
+
+    def experiment(self, folder: Path | None) -> "Experiment":
+        """Return the experiment, on top of the folder's own where it is gone on with. Raises BadInput."""
+        from planish.runs.config import experiment_of
+        from planish.runs.run import CONFIG
+
+        own = folder / CONFIG if folder is not None and self.resume and self.config is None else None
+        return experiment_of(own if own and own.exists() else self.config, self.named, self.overrides)
+
+    def begin(self, folder: Path, device: str, where: terminal.Where, group: "Group") -> "Iterator[EpochRecord]":
+        """Train in the folder. Raises BadInput, Unlike where the folder is tried and holds something else."""
+        from planish.runs.train import train_into
+
+        try:
+            experiment = self.experiment(folder)
+        except BadInput as error:
+            raise Unlike(str(error)) if where.out is None else error from error
+        on = group.device if group.size > 1 else device
+        return train_into(experiment, folder, device=on, group=group, **where.choice)
+
+
+def _watched(
+    steps: "Iterator[EpochRecord]", epochs: int, quiet: bool, bars: "Progress", bar: "TaskID"
+) -> dict[str, Any]:
+    """Train, tell of each epoch and alarm, and return the last epoch's numbers; none where all was done before."""
     last: dict[str, Any] = {}
-    with (
-        several.in_group(on, backend) as group,
-        several.lock(group, out),
-        terminal.progress_bars(quiet or not group.first) as bars,
-    ):
-        quiet = quiet or not group.first
-        records = run(
-            experiment, out, device=group.device if group.size > 1 else on, resume=resume or restarted(), group=group
-        )
-        task = bars.add_task(experiment.method.name, total=experiment.settings.epochs, note="")
-        for record in records:
-            last = {"epoch": record.epoch, **record.metrics}
-            for alarm in () if quiet else record.alarms:
-                bars.console.print(terminal.alarm_words(alarm))
-            words = terminal.epoch_words(record.metrics)
-            bars.update(task, completed=record.epoch, note=words)
-            if not (quiet or sys.stderr.isatty()):
-                print(f"epoch {record.epoch} of {experiment.settings.epochs}: {words}", file=sys.stderr, flush=True)
-    if not group.first:
-        return
-    terminal.print_json({"run": str(out), "last": last}) if json_ else terminal.print_run(out)
+    for record in steps:
+        last = {"epoch": record.epoch, **record.metrics}
+        for alarm in () if quiet else record.alarms:
+            bars.console.print(terminal.alarm_words(alarm))
+        words = terminal.epoch_words(record.metrics)
+        bars.update(bar, completed=record.epoch, note=words)
+        if not (quiet or sys.stderr.isatty()):
+            print(f"epoch {record.epoch} of {epochs}: {words}", file=sys.stderr, flush=True)
+    return last
+
+
+def _held_out_words(last: "Mapping[str, Any]", experiment: "Experiment") -> str:
+    """Word how the model does on images held out from training; how to hold some out, where none are."""
+    from planish.records.statistics import Estimate
+
+    count, threat = experiment.data.validation, experiment.threat
+    if not count:
+        return "held-out images: none; --set data.validation=N holds N training images out and tells how they do"
+    if not last:
+        return f"held-out images: {count}; metrics.jsonl tells how they did in each epoch"
+    shares = (last[f"validation_{what}"] for what in ("accuracy", "robust_accuracy"))
+    clean, robust = (Estimate.from_counts(round(share * count), count) for share in shares)
+    after = f"PGD-10 ({threat.norm}, radius {threat.radius})"
+    return f"held-out training images: {clean} right, {robust} after {after}"

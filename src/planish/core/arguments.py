@@ -14,6 +14,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.modes import Counted, dtype_of, evaluating, full_precision
 from planish.core.threat import THREATS, ThreatModel, parse_threat
+from planish.core.words import number_of
 
 Images = Tensor | NDArray[Any] | Batch
 """(N, C, H, W) in [0, 1]; a Batch brings its labels and indices along."""
@@ -182,11 +183,12 @@ def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
         raise BadInput(f"the model raises {type(error).__name__} on images of shape {shape}: {error}") from error
     if logits.ndim != 2 or len(logits) != len(images.x) or logits.shape[1] < 2 or not logits.is_floating_point():
         raise BadInput(
-            f"the model must return logits (N, classes), got {tuple(logits.shape)} for {len(images.x)} images"
+            f"the model must return logits (N, classes), got {tuple(logits.shape)} for {number_of(len(images.x))}"
             f"{_remedy(logits)}"
         )
-    if not bool(logits.isfinite().all()):
-        raise BadInput(f"the model returns NaN or infinite logits on {int((~logits.isfinite()).any(1).sum())} images")
+    mad = int((~logits.isfinite()).any(1).sum())
+    if mad:
+        raise BadInput(f"the model returns NaN or infinite logits on {number_of(mad)}")
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise BadInput(

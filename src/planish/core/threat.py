@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from planish.core.batch import per_image, pixels
-from planish.core.errors import BadInput, nearest
+from planish.core.errors import BadInput, nearest, spelled
 
 SLACK = 1e-6
 
@@ -112,6 +112,7 @@ def _uniform_like(x: Tensor, uniform: Tensor) -> Tensor:
     return uniform[:, 1:].reshape(x.shape).to(x.dtype)
 
 
+@spelled()
 @dataclass(frozen=True)
 class Linf(ThreatModel):
     """Each pixel may move by up to the radius."""
@@ -151,6 +152,7 @@ class Linf(ThreatModel):
         return (x + signs).clamp(self.low, self.high)
 
 
+@spelled()
 @dataclass(frozen=True)
 class L2(ThreatModel):
     """The image may move by up to the radius in Euclidean length."""

@@ -1,4 +1,4 @@
-"""How messages count and list."""
+"""How messages count, list and write a radius."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,17 @@ FEW = 5
 """Names that a message lists before it only counts them."""
 
 
-def counted(number: int, thing: str, things: str = "") -> str:
+def number_of(number: int, thing: str = "image", things: str = "") -> str:
     """Word a count: "1 image", "1,000 images". things: the plural, where it is not thing + "s"."""
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def radius_text(radius: float) -> str:
+    """Write a radius the way papers do: 0.1, 8/255, 0.5/255, 0.03137."""
+    quarters = 4 * 255 * radius
+    if abs(radius - round(radius, 3)) > 1e-9 and abs(quarters - round(quarters)) < 1e-4:
+        return f"{round(quarters) / 4:g}/255"
+    return f"{radius:.4g}"
 
 
 def few(names: Sequence[str]) -> str:

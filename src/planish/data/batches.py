@@ -13,6 +13,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.randomness import seeded
 from planish.core.share import WHOLE, Share
+from planish.core.words import number_of
 from planish.data.images import Images, to_unit
 
 _DATA_STREAM = 0xDA7A  # keeps these draws apart from a method's for the same seed and epoch
@@ -153,7 +154,7 @@ def check_batch_size(batch_size: int, count: int, name: str) -> None:
     """Raise BadInput unless the data set of that name has that many images for a batch, and the batch has one."""
     at_least(1, **{"batch size": batch_size})
     if batch_size > count:
-        raise BadInput(f"batch size {batch_size} is larger than the {count} images of {name}: use a smaller one")
+        raise BadInput(f"batch size {batch_size} is larger than the {number_of(count)} of {name}: use a smaller one")
 
 
 def check_skip(skip: int, steps: int) -> None:

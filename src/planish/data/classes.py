@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from planish.core.errors import BadInput, nearest
-from planish.core.words import few
+from planish.core.words import few, number_of
 from planish.storage.reading import content_of, toml_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def numbered_as(images: Labelled, classes: Classes) -> tuple[Labelled, list[str]
             f"{images.name} has the classes {few(strange)}, which the {len(known)} that were given lack."
             f"{nearest(strange[0], known)} Give {FORMS}"
         )
-    said = f"{len(images.classes)} classes of {images.name} were given their numbers of the model"
+    said = f"{number_of(len(images.classes), 'class', 'classes')} of {images.name} got the model's numbers as given"
     return _labelled(images, [place or 0 for place in places], tuple(names)), [said]
 
 

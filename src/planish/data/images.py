@@ -10,6 +10,7 @@ from torch import Tensor
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
+from planish.core.words import number_of
 
 MOST_CLASSES = 100_000
 NAMED = 5
@@ -55,7 +56,7 @@ class Inventory:
     def words(self) -> str:
         """Say how many files were found and left out, and name the first of these."""
         named = ", ".join(self.left_out[:NAMED]) + (", ..." if len(self.left_out) > NAMED else "")
-        found = f"{self.files:,} {'file' if self.files == 1 else 'files'} found"
+        found = f"{number_of(self.files, 'file')} found"
         return f"{found}, {len(self.left_out):,} left out" + (f": {named}" if named else "")
 
 
@@ -168,7 +169,7 @@ def _check_shapes(images: Images) -> None:
         if values.dtype != torch.int64 or values.ndim != 1:
             raise BadInput(f"{name}: {what} are {values.dtype} {tuple(values.shape)}, but must be int64 (N,)")
         if len(values) != shape[0]:
-            raise BadInput(f"{name}: {shape[0]} images but {len(values)} {what}: give one for each image")
+            raise BadInput(f"{name}: {number_of(shape[0])}, and {what} for {len(values)}: give one for each image")
 
 
 def _check_pixels(images: Images) -> None:
@@ -195,6 +196,6 @@ def check_labels(labels: Tensor, classes: Sequence[str], name: str) -> None:
 def parts(size: int, count: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
     """Return the rows of the rest and of `count` held-out images, both rising. Raises BadInput."""
     if not 0 < count < size:
-        raise BadInput(f"cannot hold out {count} of {size} images of {name}: use 1 to {size - 1}")
+        raise BadInput(f"cannot hold out {count} of {number_of(size)} of {name}: use 1 to {size - 1}")
     order = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     return order[count:].sort().values, order[:count].sort().values

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planish.core.errors import BadInput, at_least
+from planish.core.words import number_of
 from planish.data.decode import Pixels, centre, decode, stack
 from planish.data.images import NO_FILES, Images, Inventory, OnCorrupt, Stream, check_labels, parts, refuse
 
@@ -164,7 +165,7 @@ class Listing:
         known = self.store.known(rows) if size is None else None
         found = list(enumerate(known)) if known else list(self._decoded(size, on_corrupt))
         if not found:
-            raise BadInput(f"{self.name}: none of {len(self)} images is readable")
+            raise BadInput(f"{self.name}: none of {number_of(len(self))} is readable")
         pixels, kept = [image for _, image in found], torch.tensor([at for at, _ in found], device="cpu")
         x = stack(pixels, [self.store.name(int(rows[at])) for at, _ in found])
         if size is None and not known and len(found) == len(self):

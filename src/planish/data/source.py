@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planish.core.errors import BadInput, at_least, nearest
+from planish.core.words import number_of
 
 if TYPE_CHECKING:
     from planish.data.images import Images
@@ -60,7 +61,7 @@ def remarks(found: "Images | Listing", spec: str, limit: int | None = None) -> l
     spread = math.sqrt(max(0.0, count * missed * (1 - count * missed) + count * (count - 1) * both))
     if limit is not None and shown < count * (1 - missed) - 3 * spread and shown < min(count, drawn):
         advice = f"if its images are sorted by class, write balanced:{spec} for as many of each"
-        said.append(f"the first {limit} images of {found.name} show {shown} of {count} classes: {advice}")
+        said.append(f"the first {number_of(limit)} of {found.name} show {shown} of {count} classes: {advice}")
     return said
 
 

@@ -23,8 +23,8 @@ from planish.core.arguments import (
     threat_of,
 )
 from planish.core.batch import Batch, per_image
-from planish.core.errors import BadInput
-from planish.core.threat import ThreatModel
+from planish.core.errors import BadInput, spelled
+from planish.core.threat import Linf, ThreatModel
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
 from planish.records.evaluation import Verified, load_adversarials, save_adversarials
@@ -107,6 +107,7 @@ def save_gallery(judged: EvaluationStep, batch: Batch, path: Path) -> None:
     write_arrays(path, **arrays)
 
 
+@spelled(threat=Linf)
 def verify(
     model: nn.Module,
     x: Images,

@@ -21,14 +21,14 @@ from planish.core.arguments import (
     threat_of,
 )
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, Unlike
+from planish.core.errors import BadInput, Unlike, spelled
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
 from planish.evaluation.guards import Again, Verdict, copied, stuck_facts
 from planish.evaluation.naming import Attacks, distance_attacks
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
-from planish.records.origin import describe_attack, origin
+from planish.records.origin import describe_attack, origin, unnamed
 from planish.search.ascent import Nearest
 
 NEAR = {"Linf": 8 / 255, "L2": 0.5}
@@ -37,6 +37,7 @@ FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 """By how much of its distance an image may be moved away where a fresh forward finds it on the wrong side."""
 
 
+@spelled()
 def minimum_distance(
     model: nn.Module,
     x: Images,
@@ -84,7 +85,7 @@ def measure(
     record = _begun(counted, images, threat, {**(about or {}), "seed": seed_of(seed)})
     if earlier is not None:
         for key in ("model", "data", "norm", "radius", "seed"):
-            if earlier.meta.get(key) != record.meta[key]:
+            if unnamed(earlier.meta.get(key)) != unnamed(record.meta[key]):
                 raise Unlike(f"the earlier distances are of another {key}; choose another folder")
         record = replace(earlier, meta={**earlier.meta, **record.meta})
     left = {name: attack for name, attack in wanted.items() if name not in record.names}

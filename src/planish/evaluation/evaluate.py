@@ -16,14 +16,15 @@ from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import Unlike
+from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.randomness import keyed, seeded
-from planish.core.threat import ThreatModel
+from planish.core.threat import Linf, ThreatModel
+from planish.core.words import number_of, radius_text
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
-from planish.records.origin import describe_attack, origin, same_attack
+from planish.records.origin import describe_attack, origin, same_attack, unnamed
 from planish.registry import called_once
 from planish.search.ascent import Adversarials
 
@@ -82,6 +83,7 @@ class Search:
     unfinished: Unfinished | None = None
 
 
+@spelled(threat=Linf)
 def evaluate(
     model: nn.Module,
     x: Images,
@@ -115,6 +117,7 @@ def evaluate(
     return replace(last.evaluation, x_adv=last.x_adv.float().cpu().numpy())
 
 
+@spelled(threat=Linf)
 def evaluate_steps(
     model: nn.Module,
     x: Images,
@@ -240,7 +243,7 @@ def _continued(
     fresh: EvaluationStep, earlier: Evaluation, x_adv: Tensor, attacks: Mapping[str, Attack | Suite]
 ) -> EvaluationStep:
     for key in ("model", "data", "threat", "seed", "eot"):
-        if earlier.meta.get(key) != fresh.evaluation.meta.get(key):
+        if unnamed(earlier.meta.get(key)) != unnamed(fresh.evaluation.meta.get(key)):
             raise Unlike(f"the earlier evaluation is of another {key}; choose another folder")
     classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:
@@ -372,7 +375,7 @@ def verified(
     if not bool(feasible.all()):
         worst = float(threat.norm(found.x_adv - batch.x).max())
         raise RuntimeError(
-            f"{name} left the {threat.name} ball of radius {threat.radius:g} or the box on "
-            f"{int((~feasible).sum())} images (largest distance {worst:g})"
+            f"{name} left the {threat.name} ball of radius {radius_text(threat.radius)} or the box on "
+            f"{number_of(int((~feasible).sum()))} (largest distance {worst:g})"
         )
     return Verdict.of(model, found.x_adv, batch.labels, max(1, chunk - 1), draws)

@@ -17,6 +17,7 @@ from planish.core.losses import margin
 from planish.core.modes import Counted, dtype_of
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of
 from planish.records.statistics import Estimate
 from planish.search.step_rules import Steepest
 
@@ -115,13 +116,15 @@ class Again:
             return Told([], len(x))
         if bool(_differ(counted, again, _backwards(counted, x)).any()):
             warning = (
-                f"The model is random: asked twice about {len(x)} clean images, it answers otherwise on {apart}. One "
-                "draw decides here; eot=20 (--eot 20) averages gradients over 20 draws and judges by all of them."
+                f"The model is random: asked twice about {number_of(len(x), 'clean image')}, it answers otherwise on "
+                f"{apart}. One draw decides here; "
+                "eot=20 (--eot 20) averages gradients over 20 draws and judges by all of them."
             )
         else:
             warning = (
-                f"The model looks at the whole batch: asked about {len(x)} clean images in another batch, it answers "
-                f"otherwise on {apart}. Numbers depend on how images are cut into batches; judge each image alone."
+                f"The model looks at the whole batch: asked about {number_of(len(x), 'clean image')} in another batch, "
+                f"it answers otherwise on {apart}. Numbers depend on how images are cut into batches; judge each image "
+                "alone."
             )
         return Told([warning], 2 * len(x))
 
@@ -139,8 +142,9 @@ class Again:
             unknown = "The model cannot be copied: whether it remembers what it was asked is not known."
             return Told([unknown] if self.copy is None else [], forwards)
         warning = (
-            f"The model remembers: after the attacks it answers otherwise on {int(changed.sum())} of {len(x)} images "
-            "than before them, or than a copy from before. Its numbers are those of a memory: attack a new copy of it."
+            f"The model remembers: after the attacks it answers otherwise on {int(changed.sum())} of "
+            f"{number_of(len(x))} than before them, or than a copy from before. Its numbers are those of a memory: "
+            "attack a new copy of it."
         )
         return Told([warning], forwards)
 

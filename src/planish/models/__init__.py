@@ -115,9 +115,13 @@ COPIES = 4
 def _check_options(component: Component, name: str, options: dict[str, Any]) -> None:
     """Raise BadInput for options that a user's function or a registered one does not take."""
     try:
-        inspect.signature(component).bind(**options)
+        signature = inspect.signature(component)
+        signature.bind(**options)
     except TypeError as error:
-        raise BadInput(f"model '{name}' does not take these options: {error}") from error
+        strange = next((key for key in options if key not in signature.parameters), "")
+        hint = strange and nearest(strange, signature.parameters, ("model.name", "model.weights"))
+        told = f"model '{name}' does not take these options: {error}"
+        raise BadInput(f"{told}.{hint}" if hint else told) from error
     except ValueError:  # some callables do not tell what they take
         pass
 

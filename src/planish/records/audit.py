@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
+from planish.core.words import number_of, radius_text
 from planish.records import geometry as geometries
 from planish.records import store
 from planish.records.geometry import Geometry
@@ -85,7 +86,7 @@ class Audit(JudgedImages):
         if not (self.broken_by < len(self.attacks)).all():
             raise BadInput("an image is broken by an attack that has no name")
         if self.geometry is not None and self.geometry.distance.shape != shape:
-            raise BadInput(f"the geometry is of {len(self.geometry.distance)} images, the audit of {shape[0]}")
+            raise BadInput(f"the geometry is of {number_of(len(self.geometry.distance))}, the audit of {shape[0]}")
         check_version("this audit", self.meta, SCHEMA_VERSION)
 
     @property
@@ -151,8 +152,8 @@ class Audit(JudgedImages):
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
         robust = self.robust_accuracy()
         extra = sum(count for name, count in self.fell_to().items() if not name.startswith(f"{self.meta['suite']}/"))
-        by = f"the suite {self.meta['suite']}" + (f" and {extra} images that only checks broke" if extra else "")
-        return f"robust accuracy {robust} ({self.norm}, radius {self.radius:.4g}, after {by})"
+        by = f"the suite {self.meta['suite']}" + (f" and {number_of(extra)} that only checks broke" if extra else "")
+        return f"robust accuracy {robust} ({self.norm}, radius {radius_text(self.radius)}, after {by})"
 
 
 RECORD, DOCUMENT = "audit.npz", "audit.json"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from planish.core.words import number_of
 from planish.records import store
 from planish.records.statistics import Estimate
 from planish.records.store import Columned, Floats, Integers, Kind, Recorded, Rows, check_version, stuck_remarks
@@ -62,7 +63,7 @@ class Distances(Columned):
 
     def headline(self) -> str:
         """Return what was measured, and of how many images."""
-        return f"distances in {self.norm} of {len(self.labels)} images, {int(self.correct().sum())} correct"
+        return f"distances in {self.norm} of {number_of(len(self.labels))}, {int(self.correct().sum())} correct"
 
     def rows(self) -> Rows:
         """Return the mean and the median of each attack's distances over the correct images, and what they cost."""

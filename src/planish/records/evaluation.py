@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
-from planish.core.words import few
+from planish.core.words import few, number_of, radius_text
 from planish.records import store
 from planish.records.origin import attack_text
 from planish.records.statistics import Booleans, Estimate, accuracy, counts
@@ -69,7 +69,7 @@ class Column:
         strange = int(np.count_nonzero(np.isnan(self.margin) != (self.predicted < 0)))
         if strange:
             raise BadInput(
-                f"Attack '{self.name}': {strange} images have only one of margin and predicted class; an "
+                f"Attack '{self.name}': {strange} of its images have only one of margin and predicted class; an "
                 "attempted image needs both (a NaN margin means that the model's logits are not finite)."
             )
 
@@ -85,18 +85,18 @@ class Column:
 
     def remarks(self) -> list[str]:
         """What a reader must know of this attack: images that it never moved, and answers that were no numbers."""
-        tried, mad = np.count_nonzero(self.attempted), np.count_nonzero(np.isposinf(self.margin))
+        tried, mad = np.count_nonzero(self.attempted), int(np.isposinf(self.margin).sum())
         remarks = stuck_remarks(self.name, self.meta, int(tried))
         if mad:
             remarks.append(
-                f"{self.name}: on {mad} images the model gives no finite answer in the ball; they count as broken."
+                f"{self.name}: on {number_of(mad)} the model gives no finite answer in the ball; they count as broken."
             )
         if (draws := self.meta.get("eot")) is not None:
             tell = [Estimate.from_counts(wrong, draws["draws"]) for wrong in draws["wrong"]]
             open_ = sum(found.low < 0.5 <= found.high for found in tell)
             remarks.append(
                 f"{self.name}: {draws['draws']} draws judge an image, which is robust where the 95 % interval of its "
-                f"wrong ones lies below one half; on {open_} of {len(tell)} images the interval holds one half."
+                f"wrong ones lies below one half; on {open_} of {number_of(len(tell))} the interval holds one half."
             )
         return remarks
 
@@ -145,7 +145,7 @@ class Evaluation(Columned):
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
         by = f"after {self.asked[-1]}" if self.columns else "before any attack"
-        return f"accuracy {self.robust_accuracy()} ({self.norm}, radius {self.radius:.4g}, {by})"
+        return f"accuracy {self.robust_accuracy()} ({self.norm}, radius {radius_text(self.radius)}, {by})"
 
     def rows(self) -> Rows:
         """Return the accuracy when clean and after each attack, and what each one broke and cost."""
@@ -248,7 +248,7 @@ class Evaluation(Columned):
         for column in self.columns[:count]:
             missing = int(np.count_nonzero(robust & ~column.attempted))
             if missing and not column.sampled:
-                raise ValueError(f"'{column.name}' did not attempt {missing} images that were still robust.")
+                raise ValueError(f"'{column.name}' did not attempt {number_of(missing)} still robust.")
             robust = robust & ~column.broken
         return robust
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,10 +63,11 @@ def _processor() -> str:
 
 
 def provenance(device: torch.device | str) -> dict[str, Any]:
-    """Return versions, code digest, commit, device and command line, quoted for a shell, JSON-able."""
+    """Return the day, versions, code digest, commit, device and command line, quoted for a shell, JSON-able."""
     path = Path(sys.argv[0])
     program = path.parent.name if path.name == "__main__.py" else path.name  # `python -m planish` is planish
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "code_digest": code_digest(),
         "commit": commit(),
@@ -134,6 +136,11 @@ def origin(model: nn.Module, images: Batch, about: Mapping[str, Any], **facts: A
         **facts,
         **provenance(images.x.device),
     }
+
+
+def unnamed(fact: Any) -> Any:
+    """Return a fact of a record without its name: the same model or data may be called otherwise now."""
+    return {key: value for key, value in fact.items() if key != "name"} if isinstance(fact, Mapping) else fact
 
 
 def describe_attack(attack: object) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
+from planish.core.words import number_of
 from planish.records.statistics import Booleans, Estimate
 from planish.storage.files import write_arrays
 from planish.storage.reading import UNREADABLE, read_arrays
@@ -83,9 +84,13 @@ def stuck_remarks(name: str, meta: Mapping[str, Any], tried: int) -> list[str]:
             if vanished
             else "attack it without: noise, square or boundary; `planish audit` tells whether gradients are masked"
         )
-        return [f"{name} had no gradient on {flat} of {tried} images: that they are not broken says nothing; {remedy}."]
+        return [
+            f"{name} had no gradient on {flat} of {number_of(tried)}: that they are not broken says nothing; {remedy}."
+        ]
     if stuck > STUCK * tried:
-        return [f"{name} found nothing worse than where it started on {stuck} of {tried} images; see `planish audit`."]
+        return [
+            f"{name} found nothing worse than where it started on {stuck} of {number_of(tried)}; see `planish audit`."
+        ]
     return []
 
 

@@ -2,25 +2,39 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from planish.core.errors import BadInput
 from planish.records.audit import SEVERITY, Audit, Finding, Verdict, worst
-from planish.report.tables import NOTHING, Cell, Table, markdown, markdown_text, percent, radius_text, share, table
+from planish.report.tables import (
+    NOTHING,
+    Cell,
+    Table,
+    counted,
+    markdown,
+    markdown_text,
+    percent,
+    radius_text,
+    share,
+    table,
+)
 
 ORDER: tuple[Verdict, ...] = tuple(reversed(SEVERITY))
 """The gravest first."""
 SYMBOLS = {"fail": "\N{MULTIPLICATION X}", "warn": "!", "open": "?", "pass": "\N{CHECK MARK}"}
 NAMES = {"fail": "Failed", "warn": "Warnings", "open": "Open", "pass": "Passed"}
+SAID = {"fail": ("fails", "fail"), "warn": ("warns", "warn"), "open": ("stays open", "stay open")}
+SAID |= {"pass": ("passes", "pass")}
 VERDICTS = {"fail": "Fail", "warn": "Warning", "open": "Open", "pass": "Pass"}
 
 
 def terms(audit: Audit) -> str:
-    """Return the threat, the images and the attacks."""
-    images = f"{len(audit.labels):,} images{f' of {audit.dataset}' if audit.dataset else ''}"
-    return f"{audit.norm} radius {radius_text(audit.radius)} · {images} · after {' + '.join(audit.asked)}"
+    """Return the threat, the images, the attacks and the day."""
+    images = f"{counted(len(audit.labels))}{f' of {audit.dataset}' if audit.dataset else ''}"
+    told = (f"{audit.norm} radius {radius_text(audit.radius)}", images, f"after {' + '.join(audit.asked)}")
+    return " · ".join(filter(None, (*told, audit.meta.get("date"))))
 
 
 def grouped(findings: Sequence[Finding]) -> list[tuple[Verdict, list[Finding]]]:
@@ -73,6 +87,7 @@ def falling(finding: Finding) -> bool:
 
 
 WIDE, TOP, THICK = 320, 26, 10
+BEYOND = 0.15  # of the scale's length, between a statistic and the threshold that it is exactly at
 
 
 def scale(finding: Finding) -> str:
@@ -88,12 +103,17 @@ def scale(finding: Finding) -> str:
     def place(value: float) -> float:
         return 6 + (WIDE - 12) * (min(max(value, low), high) - low) / (high - low)
 
+    def edge(value: float) -> float:
+        """A threshold lies a little beyond the statistic that is exactly at it: it takes more to cross it."""
+        beyond = 0.0 if value != finding.statistic else -BEYOND if falling(finding) else BEYOND
+        return value + beyond * (high - low)
+
     at = place(finding.statistic)
     outside = " \N{RIGHTWARDS ARROW}" * (finding.statistic > high) + " \N{LEFTWARDS ARROW}" * (finding.statistic < low)
     shown = escape(number(finding.statistic, finding.unit))
     anchor = "start" if at < WIDE / 4 else "end" if at > 3 * WIDE / 4 else "middle"
-    parts = [_zone(place(start), place(end), kind) for start, end, kind in _zones(finding, low, high)]
-    parts += _ticks(finding, place)
+    parts = [_zone(place(start), place(end), kind) for start, end, kind in _zones(finding, low, high, edge)]
+    parts += _ticks(finding, lambda value: place(edge(value)))
     parts.append(f'<path class="mark" d="M{at:.1f} {TOP + THICK + 3}V{TOP - 3}l-5 -7h10l-5 7"/>')
     parts.append(f'<text class="value" x="{at:.1f}" y="11" text-anchor="{anchor}">{shown}{outside}</text>')
     words = escape(f"{number(finding.statistic, finding.unit)}: {held_against(finding)}")
@@ -112,14 +132,14 @@ def _span(statistic: float, marks: Sequence[float]) -> tuple[float, float]:
     return start, end
 
 
-def _zones(finding: Finding, low: float, high: float) -> list[tuple[float, float, str]]:
-    """Return (start, end, verdict) from left to right."""
+def _zones(finding: Finding, low: float, high: float, edge: Callable[[float], float]) -> list[tuple[float, float, str]]:
+    """Return (start, end, verdict) from left to right; edge: where a threshold is drawn."""
     kinds = (("warn", finding.warn_at), ("fail", finding.fail_at))
     marks = [(float(at), kind) for kind, at in kinds if at is not None and math.isfinite(at)]
     names = ["pass", *(kind for _, kind in marks)]
     if falling(finding):
         marks, names = marks[::-1], names[::-1]
-    ends = [low, *(at for at, _ in marks), high]
+    ends = [low, *(edge(at) for at, _ in marks), high]
     return list(zip(ends, ends[1:], names, strict=False))
 
 
@@ -127,9 +147,12 @@ def _zone(start: float, end: float, kind: str) -> str:
     return f'<rect class="{kind}" x="{start:.1f}" y="{TOP}" width="{max(end - start, 0):.1f}" height="{THICK}"/>'
 
 
-def _ticks(finding: Finding, place: Any) -> list[str]:
+def _ticks(finding: Finding, place: Callable[[float], float]) -> list[str]:
     kinds = (("warn", finding.warn_at), ("fail", finding.fail_at))
-    spots = sorted((place(float(at)), f"{kind} {number(at, finding.unit)}") for kind, at in kinds if at is not None)
+    word = "below" if falling(finding) else "above"
+    known = [(kind, float(at)) for kind, at in kinds if at is not None]
+    sides = {at: f"{word} " if at == finding.statistic else "" for _, at in known}
+    spots = sorted((place(at), f"{kind} {sides[at]}{number(at, finding.unit)}") for kind, at in known)
     near = len(spots) == 2 and spots[1][0] - spots[0][0] < 90
     parts = []
     for order, (at, words) in enumerate(spots):
@@ -184,34 +207,38 @@ def verdict_text(verdict: Verdict) -> str:
     return f"{SYMBOLS[verdict]} {VERDICTS[verdict]}"
 
 
-def audit_headline(audits: Mapping[str, Audit]) -> list[str]:
-    """Return what the audits say together, a sentence for each."""
+def audit_headline(audits: Mapping[str, Audit]) -> str:
+    """Return which audits failed, warned, stayed open and passed, as one sentence."""
     first = next(iter(audits.values()))
-    opening = f"At {first.norm} radius {radius_text(first.radius)}, {len(audits)} audits side by side."
-    told = []
-    for name, audit in audits.items():
-        counts = ", ".join(f"{len(found)} {VERDICTS[kind].lower()}" for kind, found in grouped(audit.findings))
-        robust = percent(audit.robust_accuracy())
-        told.append(f"{name}: {VERDICTS[audit.verdict].lower()} ({counts}); robust accuracy {robust}.")
-    return [opening, *told]
+    groups = {kind: [name for name, one in audits.items() if one.verdict == kind] for kind in ORDER}
+    told = [
+        f"{len(names)} {SAID[kind][len(names) > 1]} ({', '.join(names)})" for kind, names in groups.items() if names
+    ]
+    return f"At {first.norm} radius {radius_text(first.radius)}, of {len(audits)} audits {', '.join(told)}."
 
 
 def headline_rows(audits: Mapping[str, Audit]) -> Table:
-    """One row per audit: verdict, robust accuracy, clean accuracy, images and attacks."""
+    """One row per audit: verdict, how many checks gave which, robust and clean accuracy, images and attacks."""
     first = next(iter(audits.values()))
     caption = (
         f"Robust accuracy at {first.norm} radius {radius_text(first.radius)} after all attacks and checks"
         " of each audit, with 95% Wilson intervals; an upper bound, and possibly far too high where a check fails."
     )
-    headers = ("Model", "Verdict", "Robust", "Clean", "Images", "Attacks")
+    headers = ("Model", "Verdict", "Checks", "Robust", "Clean", "Images", "Attacks")
     return table(caption, headers, [_row(name, audit) for name, audit in audits.items()])
 
 
 def _row(name: str, audit: Audit) -> list[Cell]:
     images = f"{len(audit.labels):,}{f' of {audit.dataset}' if audit.dataset else ''}"
-    cells: list[Cell] = [(name, None), (verdict_text(audit.verdict), ORDER.index(audit.verdict))]
+    counts = ", ".join(_count(kind, len(found)) for kind, found in grouped(audit.findings)) or NOTHING
+    cells: list[Cell] = [(name, None), (verdict_text(audit.verdict), ORDER.index(audit.verdict)), (counts, None)]
     cells += map(share, (audit.robust_accuracy(), audit.clean_accuracy()))
     return [*cells, (images, len(audit.labels)), (" + ".join(audit.asked), None)]
+
+
+def _count(verdict: Verdict, findings: int) -> str:
+    name = NAMES[verdict].lower()
+    return f"{findings} {name.removesuffix('s') if findings == 1 else name}"
 
 
 def side_by_side(audits: Mapping[str, Audit]) -> Table:

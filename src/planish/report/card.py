@@ -13,7 +13,7 @@ from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts, paired_interval
 from planish.report import tables
 from planish.report.audited import VERDICTS, sentences
-from planish.report.tables import Entry, check, markdown_text, percent, radius_text, threat, times
+from planish.report.tables import Entry, check, epochs_text, markdown_text, percent, radius_text, threat
 
 OVERESTIMATE = 0.20  # a first attack this far above the last is worth a sentence
 CLOSE = 0.90  # a cheaper method with this share of the best accuracy is worth a sentence
@@ -84,15 +84,15 @@ def _lead(ranked: Sequence[Entry]) -> list[str]:
 def _cheaper(ranked: Sequence[Entry]) -> list[str]:
     """Name the cheapest method that comes close to the best one."""
     best = ranked[0]
-    priced = [(entry.passes, entry) for entry in ranked if entry.passes is not None]
-    close = [(passes, entry) for passes, entry in priced if _robust(entry) >= CLOSE * _robust(best)]
-    if best.passes is None or _robust(best) == 0:
+    priced = [(entry.cost, entry) for entry in ranked if entry.cost is not None]
+    close = [(cost, entry) for cost, entry in priced if _robust(entry) >= CLOSE * _robust(best)]
+    if best.cost is None or _robust(best) == 0:
         return []
-    passes, entry = min(close, key=lambda pair: pair[0])
+    cost, entry = min(close, key=lambda pair: pair[0])
     if entry is best:
-        return [f"{best.name} trained with {times(best.passes)} the passes of standard training."]
-    kept = f"{percent(entry.evaluation.robust_accuracy())} for {times(passes)} the passes of standard training"
-    return [f"{entry.name} keeps {kept}; {best.name} took {times(best.passes)}."]
+        return [f"{best.name} was trained for the cost of {epochs_text(best.cost)} epochs of standard training."]
+    kept = f"{percent(entry.evaluation.robust_accuracy())} after training for {epochs_text(cost)} standard epochs"
+    return [f"{entry.name} keeps {kept}; {best.name} took {epochs_text(best.cost)}."]
 
 
 def _overestimates(ranked: Sequence[Entry]) -> list[str]:

@@ -95,9 +95,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def blank(height: float) -> Figure:
-    """Return an empty figure of the report's width and this height in inches."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def blank(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure of this height and width in inches, the report's width by default."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -110,7 +110,7 @@ def panel(height: float) -> tuple[Figure, Axes]:
 
 @styled()
 def to_png(figure: Figure) -> bytes:
-    """Render on white, 900 pixels wide; the figure keeps the layout that it has then."""
+    """Render on white, 900 pixels for the report's width; the figure keeps the layout that it has then."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=900 / WIDTH, facecolor="white", metadata={"Software": None})
     figure.set_layout_engine("none")
@@ -240,6 +240,20 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     hide(axes, "left")
+
+
+def thin_labels(axes: Axes, first: int) -> None:
+    """Leave out labels of the horizontal axis that would touch others; the first is kept, then the last, and so on."""
+    figure, labels = axes.get_figure(root=True), [label.get_text() for label in axes.get_xticklabels()]
+    if figure is None:
+        return
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent().padded(4) for label in axes.get_xticklabels()]
+    kept: list[int] = []
+    for place in dict.fromkeys((first, *reversed(range(len(labels))))):
+        if not any(boxes[place].overlaps(boxes[other]) for other in kept):
+            kept.append(place)
+    axes.set_xticks(axes.get_xticks(), [text if place in kept else "" for place, text in enumerate(labels)])
 
 
 def percent_axis(axes: Axes, which: str) -> None:

@@ -14,6 +14,8 @@ from planish.report.drawing import BLUE, INK, MUTED, PAPER, VERMILION, ReportFig
 from planish.report.tables import Entry, attack_names, images_text, percent, threat
 
 READINGS = 9  # points of a curve that can be read in the page
+TICKS = [digit * unit for unit in (0.1, 1, 10, 100, 1000) for digit in (1, 2, 3, 5)]
+"""Of a logarithmic axis."""
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -79,34 +81,34 @@ def _accuracy_words(entries: Sequence[Entry]) -> tuple[str, str, str]:
 
 @styled()
 def costs(entries: Sequence[Entry]) -> ReportFigure | None:
-    """Robust accuracy against training passes relative to standard training."""
-    known = [entry for entry in entries if entry.passes is not None and entry.evaluation.columns]
+    """Robust accuracy against what training cost, in epochs of standard training."""
+    known = [entry for entry in entries if entry.cost is not None and entry.evaluation.columns]
     if not known:
         return None
     figure, axes = drawing.panel(3.6)
-    passes = [float(entry.passes or 0) for entry in known]
+    spent = [float(entry.cost or 0) for entry in known]
     estimates = [entry.evaluation.robust_accuracy() for entry in known]
     values = [estimate.value for estimate in estimates]
-    axes.errorbar(passes, values, yerr=_arms(estimates), fmt="o", color=BLUE, markersize=6, elinewidth=1.2)
+    axes.errorbar(spent, values, yerr=_arms(estimates), fmt="o", color=BLUE, markersize=6, elinewidth=1.2)
     drawing.percent_axis(axes, "y")
-    _passes_axis(axes, passes)
+    _cost_axis(axes, spent)
     axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
     axes.set_title(f"after {drawing.fitted(_suites(known), 60, 1)}; {images_text(known)}", fontsize=9, color=MUTED)
-    drawing.label_points(axes, [entry.name for entry in known], passes, estimates)
-    words = [f"{e.name}: {percent(share)} at {e.passes:.3g} passes" for e, share in zip(known, estimates, strict=True)]
-    return ReportFigure("cost", *_cost_words(known), figure, drawing.spots(axes, passes, values, words))
+    drawing.label_points(axes, [entry.name for entry in known], spent, estimates)
+    words = [f"{e.name}: {percent(share)} for {e.cost:.3g} epochs" for e, share in zip(known, estimates, strict=True)]
+    return ReportFigure("cost", *_cost_words(known), figure, drawing.spots(axes, spent, values, words))
 
 
-def _passes_axis(axes: Axes, passes: Sequence[float]) -> None:
-    low, high = min(passes), max(passes)
+def _cost_axis(axes: Axes, spent: Sequence[float]) -> None:
+    low, high = min(spent), max(spent)
     wide = low > 0 and high / low > 4
     if wide:
-        ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low / 1.5 < tick < high * 1.5]
+        ticks = [tick for tick in TICKS if low / 1.5 < tick < high * 1.5]
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
     bounds = (low / 1.25, high * 1.6) if wide else (0, high * 1.3 or 1.0)
-    axes.set(xlim=bounds, xlabel="Training passes, standard training = 1")
+    axes.set(xlim=bounds, xlabel="Training cost, in epochs of standard training")
 
 
 def _suites(known: Sequence[Entry]) -> str:
@@ -115,13 +117,14 @@ def _suites(known: Sequence[Entry]) -> str:
 
 def _cost_words(known: Sequence[Entry]) -> tuple[str, str, str]:
     robust = [percent(entry.evaluation.robust_accuracy()) for entry in known]
-    facts = [f"{e.name} {share} at {e.passes:.3g} passes" for e, share in zip(known, robust, strict=True)]
+    facts = [f"{e.name} {share} for {e.cost:.3g} epochs" for e, share in zip(known, robust, strict=True)]
     caption = (
         f"Robust accuracy at {threat(known[0].evaluation)} after {_suites(known)}, on"
-        f" {images_text(known)}, with 95% intervals, against counted forward and backward passes in training."
+        f" {images_text(known)}, with 95% intervals, against what training cost: forward and backward passes, counted,"
+        " in epochs of standard training."
         " Up and to the left is better; a method below and to the right of another is not worth its cost."
     )
-    alt = f"Scatter plot of robust accuracy against training passes. {'; '.join(facts)}."
+    alt = f"Scatter plot of robust accuracy against epochs of standard training. {'; '.join(facts)}."
     return "Robust accuracy for its training cost", caption, alt
 
 
@@ -162,7 +165,8 @@ def _spending_words(curves: Sequence[tuple[Entry, list[tuple[float, float]]]]) -
     known = [entry for entry, _ in curves]
     caption = (
         f"Accuracy at {threat(known[0].evaluation)} on {images_text(known)} as every image is granted more passes"
-        f" of {_suites(known)}; the mark is the end. A line that lies below another breaks more for the same cost."
+        f" of {_suites(known)}; the mark is the end. A model whose line lies above another's keeps"
+        " more at the same cost; a line that still falls at its end says that more passes would break more."
     )
     facts = [f"{entry.name} ends at {points[-1][1]:.1%} after {points[-1][0]:.3g} passes" for entry, points in curves]
     return "What the attacks' passes bought", caption, f"Line plot of accuracy by passes spent. {'; '.join(facts)}."
@@ -232,22 +236,17 @@ def curves(entries: Sequence[Entry]) -> ReportFigure | None:
     figure = drawing.blank(0.6 + 2.2 * math.ceil(len(keys) / 2))
     grid = figure.subplots(math.ceil(len(keys) / 2), min(len(keys), 2), squeeze=False).ravel()
     for axes, key in zip(grid, keys, strict=False):
-        for place, entry in enumerate(known):
-            _curve(axes, entry, key, place)
-        axes.set(title=key.replace("_", " ").capitalize(), xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if np.diff(axes.get_xlim()) < 1:
-            axes.set_xlim(np.mean(axes.get_xlim()) - 1, np.mean(axes.get_xlim()) + 1)
-        if "accuracy" in key:
-            drawing.percent_axis(axes, "y")
+        _quantity(axes, known, key)
     for axes in grid[len(keys) :]:
         axes.set_visible(False)
-    drawing.legend(figure, grid[0])
-    told = any(entry.alarms for entry in known)
+    for axes in [axes for axes in grid if axes.get_legend_handles_labels()[1]][:1]:
+        drawing.legend(figure, axes)
+    told, shared = any(entry.alarms for entry in known), any(_shared(known, key) for key in keys)
     caption = (
         "Training, epoch by epoch. Losses of different methods are different quantities: compare their"
-        " shapes, not their heights. A training accuracy that jumps up while robustness falls is the mark of"
-        f" catastrophic overfitting.{' Dotted lines: an alarm of the guard.' * told}"
+        f" shapes, not their heights.{' A shared line is the same for all.' * shared} A training accuracy that jumps up"
+        " while robustness falls is the mark of catastrophic overfitting."
+        f"{' Dotted lines: an alarm of the guard.' * told}"
     )
     alt = f"Line plots of {', '.join(keys).replace('_', ' ')} by epoch for {', '.join(e.name for e in known)}."
     return ReportFigure("training", "Training curves", caption, alt, figure)
@@ -260,22 +259,50 @@ def _recorded(entries: Sequence[Entry]) -> list[str]:
         for entry in entries
         for record in entry.history
         for key, value in record.items()
-        if key not in ("epoch", "seconds") and isinstance(value, int | float) and math.isfinite(value)
+        if key not in ("epoch", "epochs_done", "seconds") and isinstance(value, int | float) and math.isfinite(value)
     )
     return [key for place, key in enumerate(keys) if place < 4 or "robust" in key or key in WATCHED]
 
 
+def _quantity(axes: Axes, known: Sequence[Entry], key: str) -> None:
+    """Draw a recorded quantity, a line for each model, or one line where all are the same."""
+    title = key.replace("_", " ").capitalize()
+    if _shared(known, key):
+        _line(axes, *_points(known[0], key), "_", color=INK)
+        title += " (shared)"
+    else:
+        for place, entry in enumerate(known):
+            _curve(axes, entry, key, place)
+    axes.set(title=title, xlabel="Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if np.diff(axes.get_xlim()) < 1:
+        middle = float(np.mean(axes.get_xlim()))
+        axes.set_xlim(middle - 1, middle + 1)
+    if "accuracy" in key:
+        drawing.percent_axis(axes, "y")
+
+
+def _points(entry: Entry, key: str) -> tuple[list[float], list[float]]:
+    """Return the epochs and what was recorded in each, NaN = nothing."""
+    values = [record.get(key) for record in entry.history]
+    epochs = [float(record.get("epoch", at)) for at, record in enumerate(entry.history, 1)]
+    return epochs, [math.nan if value is None else float(value) for value in values]
+
+
+def _shared(known: Sequence[Entry], key: str) -> bool:
+    """Return True if several models have the very same line, as of one schedule."""
+    first = _points(known[0], key)
+    return len(known) > 1 and all(_points(entry, key) == first for entry in known[1:])
+
+
 def _curve(axes: Axes, entry: Entry, key: str, place: int) -> None:
-    points = [(record.get("epoch", at), record.get(key)) for at, record in enumerate(entry.history, 1)]
-    heights = [math.nan if value is None else float(value) for _, value in points]
-    _line(axes, [float(epoch) for epoch, _ in points], heights, entry.name, place)
+    _line(axes, *_points(entry, key), drawing.label(entry.name), marker=drawing.marker_of(place), **_look(place))
     for alarm in entry.alarms:
         axes.axvline(alarm["epoch"], color=drawing.colour_of(place), linestyle=":", linewidth=1.0)
 
 
-def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, place: int) -> None:
-    size, marker = 4 if len(x) <= 20 else 0, drawing.marker_of(place)
-    axes.plot(x, y, **_look(place), marker=marker, markersize=size, linewidth=1.6, label=drawing.label(name))
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, **look: Any) -> None:
+    axes.plot(x, y, markersize=4 if len(x) <= 20 else 0, linewidth=1.6, label=label, **look)
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -291,7 +318,8 @@ def radii(entries: Sequence[Entry]) -> ReportFigure | None:
     figure, axes = drawing.panel(3.5)
     for place, entry in enumerate(known):
         points = sorted(entry.accuracy_by_radius or [])
-        _line(axes, [radius for radius, _ in points], [share for _, share in points], entry.name, place)
+        look = _look(place) | {"marker": drawing.marker_of(place)}
+        _line(axes, [radius for radius, _ in points], [share for _, share in points], drawing.label(entry.name), **look)
     axes.axvline(known[0].evaluation.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     drawing.percent_axis(axes, "y")
     axes.set(xlim=(0, None), xlabel=f"{known[0].evaluation.norm} radius, in pixels of [0, 1]", ylabel="Accuracy")

@@ -1,5 +1,6 @@
 """An audit's geometry on the page: its figures, its pictures, its numbers in words, and what became of each image."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,7 @@ def _by_radius(audit: Audit, part: Any) -> list[ReportFigure]:
     axes.axvline(audit.radius, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("symlog", base=2, linthresh=min((radius for radius in radii if radius > 0), default=1.0))
     axes.set_xticks(radii, [radius_text(float(f"{radius:.7g}")) for radius in radii])
+    axes.tick_params(axis="x", labelsize=10)
     axes.minorticks_off()
     drawing.percent_axis(axes, "y")
     axes.set(
@@ -57,6 +59,7 @@ def _by_radius(audit: Audit, part: Any) -> list[ReportFigure]:
         " levels off or rises shows an attack that fails."
     )
     alt = f"Line plot of accuracy by radius. {'; '.join(words)}."
+    drawing.thin_labels(axes, next((place for place, at in enumerate(radii) if math.isclose(at, audit.radius)), 0))
     read = drawing.spots(axes, radii, values, words)
     return [ReportFigure("radius", "Accuracy by radius", caption, alt, figure, read)]
 

@@ -22,7 +22,8 @@ MARKED = (
     (drawing.PALETTE[0], MARKERS[0]),
     (drawing.PALETTE[2], MARKERS[2]),
     (INK, MARKERS[1]),
-)  # of lower bounds, none in red
+)  # of lower bounds, none in vermilion
+LEAST = 0.05  # of accuracy, between the lightest and the darkest shade of a heat map
 MANY = 2000  # marks; more are drawn as one picture
 WIDE = 10  # between the least and the largest median of histograms on a linear axis
 
@@ -123,10 +124,11 @@ def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Arra
     """
     _shaped("accuracy", accuracy, (len(restarts), len(steps)))
     figure, axes = drawing.panel(1.2 + 0.42 * len(restarts))
-    axes.pcolormesh(accuracy, cmap=SHADES, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
+    low, high = _shades(accuracy)
+    axes.pcolormesh(accuracy, cmap=SHADES, vmin=low, vmax=high, edgecolors=PAPER, linewidth=1.5)
     for row, column in np.ndindex(*accuracy.shape):
         share = float(accuracy[row, column])
-        colour = "#ffffff" if share > 0.55 else "#101418"
+        colour = "#ffffff" if (share - low) / (high - low) > 0.55 else "#101418"
         axes.text(column + 0.5, row + 0.5, f"{100 * share:.1f}", ha="center", va="center", fontsize=10, color=colour)
     axes.set_xticks(np.arange(len(steps)) + 0.5, [str(number) for number in steps])
     axes.set_yticks(np.arange(len(restarts)) + 0.5, [str(number) for number in restarts])
@@ -137,10 +139,23 @@ def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Arra
     on = f" on {images:,} images" if images else ""
     caption = (
         f"Accuracy in percent{on} after PGD of so many steps and restarts. A model that needs many of both to fall"
-        " hides its gradients; one whose columns are all alike does not."
+        f" hides its gradients; one whose columns are all alike does not. {_range_words(accuracy)}"
     )
     alt = f"Heat map of accuracy by steps and restarts, from {accuracy.max():.1%} down to {accuracy.min():.1%}."
     return ReportFigure("steps-restarts", "Accuracy by steps and restarts", caption, alt, figure)
+
+
+def _shades(accuracy: Array) -> tuple[float, float]:
+    """Return what the lightest and the darkest shade stand for: the least and the largest, 5 points apart at least."""
+    low, high = float(accuracy.min()), float(accuracy.max())
+    return low - max(LEAST - (high - low), 0.0), high
+
+
+def _range_words(accuracy: Array) -> str:
+    apart = 100 * float(np.ptp(accuracy))
+    if apart < 100 * LEAST:
+        return f"All cells are within {apart:.1f} points of each other."
+    return f"The shades run from {accuracy.min():.1%} to {accuracy.max():.1%}."
 
 
 @styled()
@@ -214,7 +229,7 @@ def bounds(
 
 
 def _scattered(axes: Axes, lower: Array, upper: Array, name: str, place: int) -> None:
-    """Draw a bound's marks; those above the line are larger and red."""
+    """Draw a bound's marks; those above the line are larger, in vermilion."""
     crossed = lower > upper
     own, marker = MARKED[place % len(MARKED)]
     look: dict[str, Any] = {"marker": marker, "alpha": 0.65, "linewidths": 0, "rasterized": len(lower) > MANY}
@@ -228,7 +243,7 @@ BOUNDS_WORDS = {
     " other",
     "estimate": "Lower bounds of each image's adversarial distance against the nearest adversarial image found. The"
     " lower bounds are estimates, no certificates: they take the largest steepness and curvature met at these images"
-    " for the largest there is. Above the line, in red, the estimate is refuted",
+    " for the largest there is. Above the line, in larger marks, the estimate is refuted",
 }
 
 

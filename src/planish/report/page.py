@@ -23,6 +23,7 @@ from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_capt
 from planish.report.figures import report_figures
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
 from planish.report.pairs import Pair, pair_facts, paired_figure, paired_rows, pairs
+from planish.report.provenance import commands, dates, flat, origin_of, provenance_tables
 from planish.report.tables import Entry, plain
 from planish.storage.files import write_bytes, write_json, write_text
 
@@ -121,7 +122,7 @@ def results(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any])
     return {key: plain(value) for key, value in (document | {"provenance": provenance}).items()}
 
 
-LISTED = 40  # values of a list that a page shows
+FILED = ("accuracy",)  # figures that are files alone: the page's bars and first table show their numbers
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def render(
     headline, *told = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
     first = cautions(entries)
     most, records = tables.rows_for(entries), [(entry.name, entry.evaluation) for entry in entries]
+    metas = [one.meta for one in (*(record for _, record in records), *audits.values())]
     return _page(
         "page.html.j2",
         provenance,
@@ -168,52 +170,65 @@ def render(
         headline=headline,
         cautions=first,
         remarks=[one for one in told if one not in first],
-        terms=f"{tables.threat(entries[0].evaluation)} · {tables.images_text(entries)}",
+        terms=" · ".join(filter(None, (*tables.terms(entries), dates(*metas)))),
         scores=[
             Score.of(name, one.robust_accuracy(), one.clean_accuracy() if one.columns else None)
             for name, one in records
         ],
         attacked=any(entry.evaluation.columns for entry in entries),
+        trained=any(entry.training for entry in entries),
         summary=tables.summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
         **_side_by_side(audits),
         costs=tables.cost_rows(entries),
-        figures=_drawings(drawn),
+        figures=_drawings([one for one in drawn if one.slug not in FILED]),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
         images=[(entry.name, tables.image_rows(entry, most)) for entry in entries],
-        models=[(entry.name, flat(plain(_origin(entry)))) for entry in entries]
-        + [(f"{name}, audited", flat(plain(audit.known))) for name, audit in audits.items()],
-        commands=_commands(provenance, *(one.meta for one in (*(record for _, record in records), *audits.values()))),
+        models=[(entry.name, origin_of(entry)) for entry in entries]
+        + [(f"{name}, audited", audit.known) for name, audit in audits.items()],
+        commands=commands(provenance, *metas),
     )
 
 
 def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping[str, Any]) -> str:
     """Return the page of audits side by side."""
-    headline, *remarks = audit_headline(audits)
+    metas = [one.meta for one in audits.values()]
     return _page(
         "compared.html.j2",
         provenance,
         title=title,
-        headline=headline,
+        headline=audit_headline(audits),
         cautions=[f"{name}: {note}" for name, one in audits.items() for note in one.meta.get("notes", [])],
-        remarks=remarks,
+        remarks=[],
         terms="; ".join(dict.fromkeys(audited.terms(one) for one in audits.values())),
         scores=[Score.of(name, one.robust_accuracy(), one.clean_accuracy()) for name, one in audits.items()],
-        models=[(name, flat(plain(one.known))) for name, one in audits.items()],
-        commands=_commands(provenance, *(one.meta for one in audits.values())),
+        models=[(name, one.known) for name, one in audits.items()],
+        commands=commands(provenance, *metas),
         **_side_by_side(audits),
     )
 
 
 def _side_by_side(audits: Mapping[str, Audit]) -> dict[str, Any]:
-    """Return the tables of audits, None without any, and which symbol is whose."""
+    """Return the tables of audits, None without any, which symbol is whose, and the findings by verdict."""
     marks = {symbol: kind for kind, symbol in audited.SYMBOLS.items()}
-    return {"audited": (headline_rows(audits), side_by_side(audits)) if audits else None, "marks": marks}
+    found = (headline_rows(audits), side_by_side(audits)) if audits else None
+    return {"audited": found, "marks": marks, "groups": _groups(audits)}
+
+
+def _groups(audits: Mapping[str, Audit]) -> dict[str, list[dict[str, Any]]]:
+    """Return every finding of the audits by its verdict, the gravest first, and only verdicts that were given."""
+    every = [
+        _shown(finding, name, f"check-{place}-{number}")
+        for place, (name, audit) in enumerate(audits.items(), 1)
+        for number, finding in enumerate(audit.findings, 1)
+    ]
+    groups = {kind: [one for one in every if one["verdict"] == kind] for kind in audited.ORDER}
+    return {kind: found for kind, found in groups.items() if found}
 
 
 def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
     """Return the audit's page as one HTML document that asks the network for nothing."""
-    headline, *remarks = audited.sentences(audit.findings)
+    headline, *_ = audited.sentences(audit.findings)  # the sections say the rest
     return _page(
         "audit.html.j2",
         audit.known,
@@ -221,13 +236,10 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
         verdict=audit.verdict,
         headline=headline,
         cautions=audit.meta.get("notes", []),
-        remarks=remarks,
+        remarks=[],
         terms=audited.terms(audit),
         scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
-        groups=[(kind, [_shown(one) for one in found]) for kind, found in audited.grouped(audit.findings)],
-        symbols=audited.SYMBOLS,
-        names=audited.NAMES,
-        words=audited.VERDICTS,
+        groups=_groups({audit.name: audit}),
         rows=audited.finding_rows(audit.findings),
         figures=_drawings(figures),
         notes=audit.geometry.notes if audit.geometry else (),
@@ -235,7 +247,7 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
         shots_caption=geometry_caption(audit),
         outcomes=outcome_rows(audit),
         models=[],
-        commands=_commands({}, audit.meta),
+        commands=commands({}, audit.meta),
     )
 
 
@@ -244,10 +256,10 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     environment = Environment(loader=PackageLoader("planish.report", "."), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.finalize = lambda value: tables.written(value) if type(value) is str else value
-    environment.globals["data_uri"] = data_uri
+    environment.globals |= {"data_uri": data_uri, "names": audited.NAMES}
+    environment.globals |= {"symbols": audited.SYMBOLS, "words": audited.VERDICTS}
     script = environment.get_template("script.html.j2").render()
-    facts = {key: value for key, value in plain(provenance).items() if key != "commands"}
-    content |= {"facts": flat(facts), "script": Markup(script)}
+    content |= {"provenance": provenance_tables(provenance, content["models"]), "script": Markup(script)}
     content["script_digest"] = b64encode(sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(**content)
 
@@ -256,8 +268,11 @@ def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]
     return [(drawing, Markup(to_svg(drawing))) for drawing in drawn]  # our own drawing, its text escaped by it
 
 
-def _shown(finding: Finding) -> dict[str, Any]:
+def _shown(finding: Finding, model: str, anchor: str) -> dict[str, Any]:
     return {
+        "model": model,
+        "anchor": anchor,
+        "verdict": finding.verdict,
         "check": finding.check,
         "statistic": audited.number(finding.statistic, finding.unit),
         "against": audited.held_against(finding),
@@ -267,30 +282,3 @@ def _shown(finding: Finding) -> dict[str, Any]:
         "evidence": flat(plain(finding.evidence)),
         "passes": finding.passes,
     }
-
-
-def _origin(entry: Entry) -> dict[str, Any]:
-    """What an evaluation says about itself, less what the tables show and the lists too long to read."""
-    meta = {key: value for key, value in entry.evaluation.meta.items() if key not in ("command", "clean")}
-    data = {key: value for key, value in meta.get("data", {}).items() if key != "classes"}
-    return meta | ({"data": data} if data else {})
-
-
-def flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Turn nested facts into (dotted name, text) pairs."""
-    pairs = []
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            pairs += flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):  # its first values, and how many are left out
-            rest = f" and {len(value) - LISTED:,} more" if len(value) > LISTED else ""
-            pairs.append((f"{prefix}{key}", ", ".join(map(str, value[:LISTED])) + rest))
-        else:
-            pairs.append((f"{prefix}{key}", str(value)))
-    return pairs
-
-
-def _commands(provenance: Mapping[str, Any], *metas: Mapping[str, Any]) -> list[str]:
-    """Return each command once, as a line: those of the page and those that made its records."""
-    given = [*provenance.get("commands", []), *(meta.get("command") for meta in metas)]
-    return list(dict.fromkeys(one if isinstance(one, str) else " ".join(one) for one in given if one))

@@ -13,15 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
+from planish.core.words import radius_text as radius_text
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 from planish.records.store import frame
 
 
 class Training(TypedDict):
-    """Training's cost: passes relative to standard training (counted), wall seconds, a record per epoch."""
+    """Training's method and cost, and a record per epoch.
 
+    passes: what a step costs, counted, where one of standard training is 1. epochs: how often every batch was trained
+    on. relative_seconds: where those of standard training are 1.
+    """
+
+    method: NotRequired[str]
     passes: NotRequired[float]
+    epochs: NotRequired[float]
     seconds: NotRequired[float]
     relative_seconds: NotRequired[float]
     history: NotRequired[list[dict[str, Any]]]
@@ -64,9 +71,15 @@ class Entry:
         return int(self.evaluation.indices.size)
 
     @property
-    def passes(self) -> float | None:
-        """Training passes relative to standard training, None = unknown."""
-        return self.training.get("passes") if self.training else None
+    def method(self) -> str:
+        """The training method's name; records of an earlier planish had it for the model's name."""
+        return (self.training or {}).get("method", self.name)
+
+    @property
+    def cost(self) -> float | None:
+        """What training cost, in epochs of standard training, None = unknown."""
+        passes, epochs = (self.training or {}).get("passes"), (self.training or {}).get("epochs", len(self.history))
+        return passes * epochs if passes is not None and epochs else None
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -100,7 +113,7 @@ def check(entries: Sequence[Entry]) -> None:
         raise BadInput("A report needs at least one evaluation.")
     names = [entry.name for entry in entries]
     if len(set(names)) != len(names):
-        raise BadInput(f"Each method in a report needs its own name, got {', '.join(names)}.")
+        raise BadInput(f"Each model in a report needs its own name, got {', '.join(names)}.")
     threats = list(dict.fromkeys(threat(entry.evaluation) for entry in entries))
     if len(threats) > 1:
         raise BadInput(f"A report compares models at one norm and radius, got {' and '.join(threats)}.")
@@ -144,20 +157,23 @@ def threat(evaluation: Evaluation) -> str:
     return f"{evaluation.norm} radius {radius_text(evaluation.radius)}"
 
 
-def radius_text(radius: float) -> str:
-    """Write a radius the way papers do: 0.1, 8/255, 0.03137."""
-    levels = 255 * radius
-    if abs(radius - round(radius, 3)) > 1e-9 and abs(levels - round(levels)) < 1e-4:
-        return f"{round(levels)}/255"
-    return f"{radius:.4g}"
-
-
 def images_text(entries: Sequence[Entry]) -> str:
     """Word how many images were judged, such as "500 images" or "200 to 500 images"."""
     sizes = sorted({entry.size for entry in entries})
-    if sizes == [1]:
-        return "1 image"
-    return " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))) + " images"
+    return counted(sizes[0]) if len(sizes) == 1 else f"{sizes[0]:,} to {counted(sizes[-1])}"
+
+
+def counted(images: int) -> str:
+    """Write a number of images, such as "1 image" or "1,200 images"."""
+    return f"{images:,} image{'s' * (images != 1)}"
+
+
+def terms(entries: Sequence[Entry]) -> tuple[str, str, str]:
+    """Word what the numbers hold for: the threat, the images and their data sets, the attacks ("" = none)."""
+    data = " and ".join(dict.fromkeys(filter(None, (entry.evaluation.dataset for entry in entries))))
+    images = images_text(entries) + (f" of {data}" if data else "")
+    attacks = ", ".join(attack_names(entries))
+    return threat(entries[0].evaluation), images, f"after {attacks}" if attacks else ""
 
 
 def percent(estimate: Estimate) -> str:
@@ -211,19 +227,19 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) 
 
 
 def summary_rows(entries: Sequence[Entry]) -> Table:
-    """One row per method: clean accuracy, robust accuracy after each attack, training cost."""
+    """One row per model: clean accuracy, robust accuracy after each attack, training cost."""
     attacks = attack_names(entries)
 
     def after(attack: str, entry: Entry) -> Cell:
         return share(entry.evaluation.accuracy_after(attack)) if attack in entry.evaluation.asked else (NOTHING, None)
 
-    columns: dict[str, Callable[[Entry], Cell]] = {"Method": lambda entry: (entry.name, None)}
+    columns: dict[str, Callable[[Entry], Cell]] = {"Model": lambda entry: (entry.name, None)}
     columns["Clean"] = lambda entry: share(entry.evaluation.clean_accuracy())
     columns |= {f"After {name}": partial(after, name) for name in attacks}
     if len({entry.size for entry in entries}) > 1:
         columns["Images"] = lambda entry: _count(entry.size)
     if any(entry.training for entry in entries):
-        columns |= {"Training passes": lambda entry: _cell(entry.passes, times), "Training time": _time}
+        columns |= {"Standard epochs": lambda entry: _cell(entry.cost, epochs_text), "Training time": _time}
     rows = [[cell(entry) for cell in columns.values()] for entry in entries]
     return table(_summary_caption(entries, attacks), list(columns), rows)
 
@@ -236,7 +252,10 @@ def _summary_caption(entries: Sequence[Entry], attacks: Sequence[str]) -> str:
             " neither the clean pass nor any attack up to and including X broke."
         )
     if any(entry.training for entry in entries):
-        caption += f" Training cost is relative to standard training (1{TIMES})."
+        caption += (
+            " Standard epochs: what training cost, counted, in epochs of standard training. Times in brackets are"
+            f" relative to standard training (1{TIMES})."
+        )
     return caption
 
 
@@ -257,6 +276,11 @@ def times(factor: float) -> str:
     return f"{factor:.3g}{TIMES}" if factor >= 10 else f"{factor:.1f}{TIMES}"
 
 
+def epochs_text(cost: float) -> str:
+    """Write what a training cost in epochs of standard training."""
+    return f"{cost:.1f}" if cost < 100 else f"{cost:,.0f}"
+
+
 def seconds_text(seconds: float) -> str:
     """Write a duration, such as "0.8 s", "42 s", "12 min" or "3.4 h"."""
     if seconds < 10:
@@ -267,8 +291,8 @@ def seconds_text(seconds: float) -> str:
 
 
 def cost_rows(entries: Sequence[Entry]) -> Table:
-    """One row per method and attack: what it broke and what that cost."""
-    headers = ("Method", "Attack", "Tried", "Broken", "Accuracy after", "Forwards", "Backwards", "Time")
+    """One row per model and attack: what it broke and what that cost."""
+    headers = ("Model", "Attack", "Tried", "Broken", "Accuracy after", "Forwards", "Backwards", "Time")
     rows = [row for entry in entries for row in _costs(entry)]
     caption = (
         f"What each attack did at {threat(entries[0].evaluation)} and what it cost; accuracies with 95%"

@@ -1,8 +1,9 @@
 """Papers' tables run again at a stated scale, beside what was printed, with a verdict on each claim."""
 
 from planish.reproduce.estimate import estimate_rows
+from planish.reproduce.figure import write_figure
 from planish.reproduce.measured import document, save
-from planish.reproduce.pages import list_rows, results_rows, write_figure, write_page
+from planish.reproduce.pages import list_rows, results_rows, write_page
 from planish.reproduce.running import Job, Step, chosen_rows, reproduce
 from planish.reproduce.tables import table, table_names
 

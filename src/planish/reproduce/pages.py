@@ -1,27 +1,20 @@
-"""What was reproduced, as tables for the screen, a figure, and the page docs/reproduction.md."""
+"""What was reproduced, as tables for the screen, and the page docs/reproduction.md."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-
 from planish.core.errors import BadInput
-from planish.report.drawing import BLUE, MUTED, VERMILION, ReportFigure, blank, legend, name_rows, styled, to_png
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words, seed_words
-from planish.reproduce.measured import load_documents, paper_number
+from planish.reproduce.figure import figure_name, paper_figure, write_figure
+from planish.reproduce.measured import load_documents
 from planish.reproduce.running import Job, state
 from planish.reproduce.scales import SCALES
-from planish.reproduce.tables import HOME, STATISTICS, PaperColumn, PaperTable
-from planish.storage.files import write_bytes, write_text
+from planish.reproduce.tables import HOME, PaperColumn, PaperTable
+from planish.storage.files import write_text
 
 FIGURE = "figure.png"
-COMPARED = ("clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", *STATISTICS)
-STEP = 0.3
-Pair = tuple[float, float, float, float | None]
-"""Value, low, high and the paper's figure."""
 INTRODUCTION = HOME / "introduction.md"
 SEEDS = (
     "Intervals are 95 %, over test images, and over seeds too where their values are named; other rows have one seed."
@@ -105,68 +98,6 @@ def claims_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     return table(f"Verdicts at scale {whole['scale']}. {SEEDS}", headers, lines)
 
 
-@styled()
-def paper_figure(own: PaperTable, whole: dict[str, Any]) -> ReportFigure | None:
-    """Draw a panel for each column that was measured: ours with its interval, the paper's, a line between the two."""
-    keys = [key for key, column in own.columns.items() if column.measure in COMPARED and not column.note]
-    pairs = {key: found for key in keys if (found := _pairs(own, whole, key))}
-    if not pairs:
-        return None
-    rows = [name for name in own.rows if any(name in found for found in pairs.values())]
-    figure = blank(len(pairs) * (STEP * len(rows) + 0.75) + 0.6)
-    panels = figure.subplots(len(pairs), 1, squeeze=False)[:, 0]
-    for axes, (key, found) in zip(panels, pairs.items(), strict=True):
-        _draw(axes, [own.rows[name].printed for name in rows], [found.get(name) for name in rows])
-        _draw_seeds(axes, [_figure(whole, name, key).get("seeds", []) for name in rows])
-        axes.set_title(own.columns[key].printed)
-    legend(figure, panels[0])
-    words = f"{own.head.paper}, {own.head.printed}, at scale {whole['scale']} ({whole['words']})"
-    caption = "Dots: measured, with 95 % intervals over test images and seeds; rings: one seed. Squares: printed."
-    return ReportFigure(f"reproduce-{own.name}", words, caption, f"Dumbbell plot of {words}. {caption}", figure)
-
-
-def _pairs(own: PaperTable, whole: dict[str, Any], key: str) -> dict[str, Pair]:
-    found: dict[str, Pair] = {}
-    for name, row in own.rows.items():
-        cell = _figure(whole, name, key)
-        if cell.get("value") is not None:
-            low, high = (cell["value"] if cell[end] is None else cell[end] for end in ("low", "high"))
-            printed = paper_number(row.paper[key]) if key in row.paper else None
-            found[name] = (cell["value"], low, high, printed)
-    return found
-
-
-def _figure(whole: dict[str, Any], row: str, key: str) -> dict[str, Any]:
-    found: dict[str, Any] = whole["rows"].get(row, {}).get("figures", {}).get(key, {})
-    return found
-
-
-def _draw_seeds(axes: Axes, seeds: list[list[float]]) -> None:
-    heights = [height for height, values in enumerate(seeds) for _ in values]
-    if heights:
-        values = [value for own in seeds for value in own]
-        axes.plot(values, heights, "o", color=BLUE, markersize=5, markerfacecolor="none", label="one seed")
-
-
-def _draw(axes: Axes, names: list[str], pairs: list[Pair | None]) -> None:
-    ours = [(height, *pair) for height, pair in enumerate(pairs) if pair is not None]
-    height, value, low, high, printed = np.array(ours, dtype=float).T
-    both = ~np.isnan(printed)
-    axes.hlines(height[both], value[both], printed[both], color=MUTED, linewidth=1)
-    arms = (value - low, high - value)
-    axes.errorbar(value, height, xerr=arms, fmt="o", color=BLUE, markersize=5.5, elinewidth=1.4, label="measured")
-    axes.plot(printed[both], height[both], "s", color=VERMILION, markersize=5, label="printed")
-    name_rows(axes, names)
-
-
-def write_figure(own: PaperTable, whole: dict[str, Any], path: Path) -> Path | None:
-    """Draw ours against the paper's into a PNG; None where nothing can be compared."""
-    if (drawn := paper_figure(own, whole)) is None:
-        return None
-    write_bytes(to_png(drawn.figure), path)
-    return path
-
-
 def write_page(root: Path, page: Path, tables: Sequence[PaperTable]) -> Path:
     """Write the page of every table and of all results below the folder, its figures into images/ beside it."""
     known = {own.name: own for own in tables}
@@ -175,11 +106,6 @@ def write_page(root: Path, page: Path, tables: Sequence[PaperTable]) -> Path:
         write_figure(known[whole["table"]], whole, page.parent / "images" / figure_name(whole))
     write_text(page_text(tables, documents), page)
     return page
-
-
-def figure_name(whole: dict[str, Any]) -> str:
-    """Return the file name of a document's figure on the page."""
-    return f"reproduce-{whole['table']}-{whole['scale']}.png"
 
 
 def page_text(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]]) -> str:

@@ -15,8 +15,8 @@ from planish.audit.auditor import own_checks, plan_of
 from planish.audit.evidence import Evidence
 from planish.core.arguments import Images, Labels, batch_of, check_images, model_of, path_of, seed_of, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import Unlike
-from planish.core.threat import ThreatModel
+from planish.core.errors import Unlike, spelled
+from planish.core.threat import Linf, ThreatModel
 from planish.evaluation.evaluate import EvaluationStep, OnChunk
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
@@ -44,6 +44,7 @@ class PageAudit(Audit):
         return draw(path_of(folder))
 
 
+@spelled(threat=Linf)
 def audit(
     model: nn.Module,
     x: Images,
@@ -67,6 +68,7 @@ def audit(
     return last
 
 
+@spelled(threat=Linf)
 def audit_steps(
     model: nn.Module,
     x: Images,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from planish.core.arguments import seed_of
-from planish.core.errors import BadInput, between
+from planish.core.errors import BadInput, between, refuse_unknown
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data.batches import Augmentation, check_resolutions, sides
 from planish.data.images import Stream
 from planish.methods import Method
-from planish.registry import called_now, made, make, refuse_unknown
+from planish.registry import called_now, made, make
 from planish.storage.reading import read_headed, read_toml, toml_of
 from planish.training.collapse import OFF, Guard
 from planish.training.settings import Settings
@@ -127,11 +128,14 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
 
 def parsed(tree: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a configuration tree; no code that it may name is run. Raises BadInput."""
-    refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration")
+    keys = [f"{name}.{part.name}" for name, kind in SECTIONS.items() for part in fields(kind)]
+    refuse_unknown(tree, [*SECTIONS, *NAMED, "seed"], "the configuration", keys)
     for name in (*SECTIONS, *NAMED):
         if not isinstance(tree.get(name, {}), Mapping):
             raise BadInput(f"'{name}' is a table: write [{name}] or {name}.key = value")
-    sections: dict[str, Any] = {name: made(kind, tree.get(name, {}), f"[{name}]") for name, kind in SECTIONS.items()}
+    sections: dict[str, Any] = {
+        name: made(kind, tree.get(name, {}), f"[{name}]", keys) for name, kind in SECTIONS.items()
+    }
     named: dict[str, Any] = {name: _named(name, tree[name]) for name in NAMED if name in tree}
     return Experiment(**sections, **named, seed=tree.get("seed", 0))
 
@@ -219,16 +223,25 @@ def experiment_of(config: Path | None, named: Mapping[str, Any], overrides: Iter
 
 def to_toml(experiment: Experiment) -> str:
     """Return the experiment as TOML, every default written out."""
-    lines = [f"seed = {experiment.seed}"]
-    for section in fields(experiment):
-        value = getattr(experiment, section.name)
-        if is_dataclass(value):
-            lines += ["", f"[{section.name}]", *_lines(value)]
+    parts = {section.name: getattr(experiment, section.name) for section in fields(experiment)}
+    return tables_text({name: _table(value) if is_dataclass(value) else value for name, value in parts.items()})
+
+
+def tables_text(tree: Mapping[str, Any]) -> str:
+    """Return values and tables as TOML, the values first, None left out."""
+    tables = {key: value for key, value in tree.items() if isinstance(value, Mapping)}
+    lines = _lines({key: value for key, value in tree.items() if key not in tables})
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *_lines(table)]
     return "\n".join(lines) + "\n"
 
 
-def _lines(value: Any) -> list[str]:
-    return [f"{key} = {_literal(entry)}" for key, entry in _table(value).items() if entry is not None]
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(key)} = {_literal(entry)}" for key, entry in table.items() if entry is not None]
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
 def _table(value: Any) -> dict[str, Any]:

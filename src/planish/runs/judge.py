@@ -1,6 +1,5 @@
 """Trained models judged into folders, and folders read back, for a report or side by side."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +16,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of
 from planish.data import load
 from planish.data.classes import Classes, matched, numbered_as
 from planish.data.source import check_there, remarks
@@ -38,9 +38,10 @@ from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.report.tables import Gallery
-from planish.runs.config import LARGEST_SIDE
+from planish.runs.config import LARGEST_SIDE, written
+from planish.runs.names import entry_names, name_of
 from planish.runs.places import clear, refuse_taken
-from planish.runs.run import BEST, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.runs.run import BEST, CONFIG, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
 from planish.storage.reading import read_json
 
 Step = TypeVar("Step")
@@ -91,18 +92,19 @@ class EvaluationConfig:
         between(1, LARGEST_SIDE, size=self.size)
 
 
-def check_task(task: EvaluationConfig, distances: bool = False) -> None:
-    """Raise BadInput for attacks that there are not, and for data that do not lie there: before anything is loaded.
-
-    distances: whether the attacks are to measure distances.
-    """
-    if distances:
-        distance_attacks(task.attacks, SOME_CLASSES, norm=task.threat.name)
-    lenders = [name for name in task.attacks if not distances and "surrogates" in wanted(name)]
+def check_task(task: EvaluationConfig) -> None:
+    """Raise BadInput for attacks that there are not, and for data that do not lie there: before anything is loaded."""
+    lenders = [name for name in task.attacks if "surrogates" in wanted(name)]
     if task.surrogates and task.attacks and not lenders:
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
-    tried = [] if distances else [name for name in task.attacks if name not in lenders or not task.surrogates]
-    attacks_of([*dict.fromkeys(tried)], SOME_CLASSES, norm=task.threat.name)
+    tried = [name for name in dict.fromkeys(task.attacks) if name not in lenders or not task.surrogates]
+    attacks_of(tried, SOME_CLASSES, norm=task.threat.name)
+    check_there(task.data, "test", task.limit)
+
+
+def check_distances(task: EvaluationConfig) -> None:
+    """Raise BadInput as `check_task` does, of attacks that measure distances."""
+    distance_attacks([*dict.fromkeys(task.attacks)], SOME_CLASSES, norm=task.threat.name)
     check_there(task.data, "test", task.limit)
 
 
@@ -111,17 +113,16 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
 
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
-    folder = Path(spec)
+    folder, name = Path(spec), name_of(spec)
     if (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
         run = load_run(folder, built_by)
-        name, training = run.about.get("method", {}).get("name") or folder.name, training_of(run.folder or folder)
-        return LoadedModel(run.model.to(device), name, run.about, training, run.notes)
+        return LoadedModel(run.model.to(device), name, run.about, training_of(run.folder or folder), run.notes)
     if is_onnx(spec):
-        return LoadedModel(load_onnx(folder).to(device), folder.stem)
+        return LoadedModel(load_onnx(folder).to(device), name)
     if ":" in spec:
         model = build(spec, classes=0, channels=0).to(device)
         known = {"classes": list(model.classes)} if isinstance(model, Normalized) and model.classes else {}
-        return LoadedModel(model.eval() if is_borrowed(spec) else model, spec.rpartition(":")[2], known)
+        return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
         "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
@@ -129,7 +130,7 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
 
 
 def training_of(folder: Path) -> dict[str, Any] | None:
-    """Return a run's cost and history: passes relative to standard training, seconds, a record per epoch.
+    """Return a run's method, cost and history: see `planish.report.tables.Training`.
 
     None where the folder holds weights alone. Raises BadInput.
     """
@@ -139,15 +140,19 @@ def training_of(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     seconds = sum(entry["seconds"] for entry in history)
-    return {"passes": origin.get("training_cost"), "seconds": seconds, "history": history}
+    epochs = history[-1].get("epochs_done", len(history)) if history else 0
+    tree = written(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    method = tree.get("method", {}).get("name", "")
+    cost = {"passes": origin.get("training_cost"), "epochs": epochs, "seconds": seconds}
+    return {"method": method, **cost, "history": history}
 
 
 def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch, dict[str, Any], list[str]]:
     """Return the test batch, what is known of the data, and warnings. model: what is known of the model."""
     images = load(task.data, "test", task.limit, model.get("size") if task.size is None else task.size)
     images = images.in_channels(model.get("channels", 1))
-    short = task.limit is not None and len(images) < task.limit
-    warnings = [f"asked for {task.limit} images, {images.name} has {len(images)}"] if short else []
+    asked = task.limit or 0
+    warnings = [f"asked for {number_of(asked)}, {images.name} has {len(images)}"] if len(images) < asked else []
     warnings += remarks(images, task.data, task.limit)
     if task.classes is None:
         images, told = matched(images, model.get("classes", images.classes))
@@ -254,7 +259,7 @@ def measure(
     task.threat gives norm and box; with a radius above 0 an image is left alone once one within it is found. resume,
     overwrite: as in `evaluate_into`. Raises BadInput as that does, and for attacks that search a ball of fixed radius.
     """
-    check_task(task, distances=True)
+    check_distances(task)
     path = folder / DISTANCES
     batch, data, warnings = test_images(task, judged.about)
     about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}
@@ -278,18 +283,16 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
-    """Return a report's entries from evaluated folders, costs relative to the one named "standard". Raises BadInput.
+    """Return a report's entries from evaluated folders, seconds relative to standard training's. Raises BadInput.
 
-    Entries of one model are told apart by what it was judged by.
+    Entries of one name are told apart by what judged them, or else by their folders.
     """
     found = [_entry(folder) for folder in folders]
-    shared = Counter(entry.name for entry in found)
-    base = next((entry.training for entry in found if entry.name == "standard" and entry.training), None)
+    names = entry_names(found, folders)
+    base = next((entry.training for entry in found if entry.training and entry.method == "standard"), None)
     seconds = float(base["seconds"]) if base else 0.0
     for place, entry in enumerate(found):
-        own: dict[str, Any] = {}
-        if shared[entry.name] > 1:
-            own["name"] = f"{entry.name}, {' + '.join(entry.evaluation.asked)}"
+        own: dict[str, Any] = {"name": names[place]}
         if entry.training is not None and seconds > 0:
             own["training"] = {**entry.training, "relative_seconds": float(entry.training["seconds"]) / seconds}
         found[place] = replace(entry, **own)

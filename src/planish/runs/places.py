@@ -1,10 +1,11 @@
 """Where a command writes: a folder for each model and number, and which files of a folder planish wrote."""
 
+import itertools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain, count, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,9 @@ from planish.core.errors import BadInput, Unlike
 from planish.storage.files import LOCK, alone, remove
 
 Step = TypeVar("Step")
+LOG = logging.getLogger("planish")
+HOME = Path("runs")
+"""Where commands write that are not told where."""
 PAGE = ("report.html", "results.json", "card.md")
 _TRAINED = ("config.toml", "provenance.json", "metrics.jsonl", "resume.pt", "resume.previous.pt")
 _WEIGHTS = tuple(f"model{part}.safetensors" for part in ("", ".previous", "-best", "-best.previous"))
@@ -37,10 +41,10 @@ def folder_name(*names: str) -> str:
     return "+".join(filter(None, parts))[:LONGEST] or "model"
 
 
-def numbered(home: Path, name: str) -> Iterator[Path]:
-    """Yield the folders that a name can have: home/NAME, home/NAME-2, home/NAME-3, ..."""
-    yield home / name
-    yield from (home / f"{name}-{number}" for number in count(2))
+def numbered(folder: Path) -> Iterator[Path]:
+    """Yield the folder, and those of its name and a number: NAME, NAME-2, NAME-3, ..."""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
 
 
 def is_free(folder: Path) -> bool:
@@ -50,12 +54,21 @@ def is_free(folder: Path) -> bool:
     return folder.is_dir() and all(name.endswith(".part") or name == LOCK for name in os.listdir(folder))
 
 
-def begun(home: Path, kind: str, name: str = "") -> list[Path]:
-    """Return the folders of home that hold such work, the newest first. name: only NAME, NAME-2, ..."""
+def begun(folder: Path, kind: str) -> list[Path]:
+    """Return the folders of this name, with a number or without, that hold such work, the newest first."""
+    own = re.compile(re.escape(folder.name) + r"(-\d+)?")
+    return [path for path in all_begun(folder.parent, kind) if own.fullmatch(path.name)]
+
+
+def begun_within(folder: Path, kind: str) -> list[Path]:
+    """Return the folders of this name, with a number or without, in which folders hold such work, the newest first."""
+    first = itertools.takewhile(Path.exists, numbered(folder))
+    return [path for path in reversed([*first]) if all_begun(path, kind)]
+
+
+def all_begun(home: Path, kind: str) -> list[Path]:
+    """Return all folders in home that hold such work, the newest first."""
     marks = [path for path in home.glob(f"*/{WRITTEN[kind][0]}") if path.is_file()]
-    if name:
-        own = re.compile(re.escape(name) + r"(-\d+)?")
-        marks = [path for path in marks if own.fullmatch(path.parent.name)]
     return [path.parent for path in sorted(marks, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
 
 
@@ -75,33 +88,33 @@ def refuse_taken(folder: Path, kind: str, resumes: bool) -> None:
 
 @contextmanager
 def at_work(
-    begin: Callable[[Path], Iterator[Step]],
-    out: Path | None,
-    places: Callable[[], Sequence[Path]],
-    free: Iterator[Path],
+    begin: Callable[[Path], Iterator[Step]], out: Path | None, free: Path, to_resume: Sequence[Path] | None = None
 ) -> Iterator[tuple[Path, Iterator[Step]]]:
     """Keep others out of the folder that is worked in, and give it with the steps of the work.
 
-    begin: the work in a folder. out: the folder, if it is named. places: else folders to go on in; the first is taken
-    that holds the same work. free: else folders of which the first is taken that is free. Raises BadInput.
+    begin: the work in a folder. out: the folder, if it is named. to_resume: else folders to go on in, of which the
+    first is taken that holds the same work; None = nothing is gone on with. free: else this folder, or the first that
+    is free of those with its name and a number. Raises BadInput.
     """
     with ExitStack() as held:
         if out is not None:
             held.enter_context(alone(out))
             yield out, begin(out)
             return
-        for place in places():
+        for place in to_resume or ():
             with ExitStack() as tried:
                 tried.enter_context(alone(place))
                 try:
                     steps = begin(place)
-                    first = [*islice(steps, 1)]
+                    first = [*itertools.islice(steps, 1)]
                 except Unlike:
                     continue
                 held.push(tried.pop_all())
-            yield place, chain(first, steps)
+            yield place, itertools.chain(first, steps)
             return
-        place = next(place for place in free if _taken(place, held))
+        place = next(place for place in numbered(free) if _taken(place, held))
+        if to_resume is not None:
+            LOG.warning("planish: nothing in %s to go on with as it is asked for; begun in %s", free.parent, place)
         yield place, begin(place)
 
 

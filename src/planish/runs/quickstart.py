@@ -1,4 +1,4 @@
-"""The quickstart: five ways to train on handwritten digits, each attacked, in one report."""
+"""The quickstart: six ways to train on handwritten digits, each attacked, in one report."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,8 +15,15 @@ from planish.training.settings import Settings
 
 RADIUS = 0.2
 EPOCHS = 15
-METHODS = {"standard": "standard", "FGSM-AT": "fgsm", "SEAT": "seat", "LLR-2": "llr-2", "PGD-7 AT": "pgd-7"}
-ATTACKS = ("pgd-50-10", "multi-targeted-20-1")
+METHODS = {
+    "standard": "standard",
+    "FGSM-AT": "fgsm",
+    "SEAT": "seat",
+    "LLR-2": "llr-2",
+    "PGD-7 AT": "pgd-7",
+    "planish-at": "planish-at",
+}
+ATTACKS = ("pgd-50-10", "multi-targeted-20-1", "planish-suite")
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,11 @@ class QuickstartStep:
 
     method: str
     event: EpochRecord | Evaluation
+
+    @property
+    def done(self) -> int:
+        """How many of the method's epochs, clean pass and attacks are done; of a suite, all when the first stage is."""
+        return self.event.epoch if isinstance(self.event, EpochRecord) else EPOCHS + 1 + len(self.event.asked)
 
 
 def experiment(method: str, seed: int = 0) -> Experiment:
@@ -40,17 +52,22 @@ def experiment(method: str, seed: int = 0) -> Experiment:
 
 
 def quickstart(
-    folder: Path, *, seed: int = 0, resume: bool = False, on_chunk: Callable[[str], OnChunk] | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_chunk: Callable[[str], OnChunk] | None = None,
 ) -> Iterator[QuickstartStep]:
     """Train and judge every method into its own folder; yield after each epoch and each attack."""
     task = EvaluationConfig("digits", Linf(RADIUS), ATTACKS, seed=seed)
     for name, method in METHODS.items():
         place = folder / name.replace(" ", "-")
-        for record in train_into(experiment(method, seed), place, resume=resume):
+        for record in train_into(experiment(method, seed), place, resume=resume, overwrite=overwrite):
             yield QuickstartStep(name, record)
         model: LoadedModel = replace(load_model(str(place)), name=name)
         report = None if on_chunk is None else on_chunk(name)
-        for evaluation in evaluate_into(model, task, place, resume=resume, on_chunk=report):
+        for evaluation in evaluate_into(model, task, place, resume=resume, overwrite=overwrite, on_chunk=report):
             yield QuickstartStep(name, evaluation)
 
 

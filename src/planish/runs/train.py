@@ -14,10 +14,10 @@ from planish.attacks import run
 from planish.attacks.gradient import PGD
 from planish.core.arguments import batch_of, check_images, check_logits, logits_of, path_of, seed_of, shown, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, spelled
 from planish.core.randomness import initialised, seeded
 from planish.core.share import WHOLE, Share
-from planish.core.threat import ThreatModel
+from planish.core.threat import Linf, ThreatModel
 from planish.data.batches import Batches
 from planish.data.classes import matched, named_places
 from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
@@ -39,7 +39,7 @@ from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, check_derivatives, fit, start
 from planish.training.processes import ALONE, Group
 from planish.training.settings import Settings
-from planish.training.state import go_on
+from planish.training.state import State, go_on
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
@@ -134,14 +134,10 @@ def train_into(
     if group.first:
         also["after_step"] = Saver(state, settings.save_minutes, keeper.keep)
     for record in fit(state, experiment.training_method, threat, begun.batches, settings, **also):
-        checked = _validated(state.deployed, prepared.held_out, threat, experiment.seed, group)
-        if experiment.data.skip_corrupt:
-            begun.corrupt.update(*(json.loads(text) for text in group.texts(json.dumps([*begun.corrupt]))))
-            checked["corrupt_images"] = len(begun.corrupt)
-        state.history[-1] |= {**checked, "learning_rate": record.learning_rate, "seconds": record.seconds}
+        checked = _checked(record, state, begun, experiment, group)
         if group.first:
             keeper.keep_epoch(metadata(experiment, prepared.sample))
-        yield record._replace(metrics={**record.metrics, **checked})
+        yield checked
 
 
 class _Begun(NamedTuple):
@@ -170,9 +166,19 @@ def _begun(
     check_derivatives(prepared.model, experiment.training_method, experiment.settings)
     digest = prepared.images.digest()
     refuse_data(folder, earlier, digest)
-    batches = _batches(experiment, prepared, device, on_corrupt, group.share)
+    batches = batches_of(experiment, prepared, device, on_corrupt, group.share)
     saved = last_good(folder / RESUME, runs.load_resume)[0] if goes_on else None
     return _Begun(prepared, batches, digest, saved, corrupt)
+
+
+def _checked(record: EpochRecord, state: State, begun: _Begun, experiment: Experiment, group: Group) -> EpochRecord:
+    """Return an epoch's record with what held-out images say, and unreadable ones, entered into the history."""
+    found = _validated(state.deployed, begun.prepared.held_out, experiment.threat.model, experiment.seed, group)
+    if experiment.data.skip_corrupt:
+        begun.corrupt.update(*(json.loads(text) for text in group.texts(json.dumps([*begun.corrupt]))))
+        found["corrupt_images"] = len(begun.corrupt)
+    state.history[-1] |= {**found, "learning_rate": record.learning_rate, "seconds": record.seconds}
+    return record._replace(metrics={**record.metrics, **found})
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -182,7 +188,7 @@ def check_experiment(experiment: Experiment) -> None:
         resolve("models", experiment.model.name)
 
 
-def _batches(
+def batches_of(
     experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt, share: Share = WHOLE
 ) -> Epochs:
     """Return the training batches, of images in memory or of streamed ones. Raises BadInput."""
@@ -241,6 +247,7 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
     }
 
 
+@spelled(threat=Linf, settings=Settings)
 def train(
     model: nn.Module | str,
     data: "str | Images | Batch | tuple[Any, Any]",

@@ -86,11 +86,15 @@ class Probe(NamedTuple):
 
 @dataclass
 class MonitorState:
-    """What was seen of a run: probes and alarms in order, and how often the method was strengthened since."""
+    """What was seen of a run: probes and alarms in order, and how often the method was strengthened since.
+
+    undone: steps that going back has undone, in all.
+    """
 
     probes: list[dict[str, float]] = field(default_factory=list)
     alarms: list[dict[str, float]] = field(default_factory=list)
     escalations: int = 0
+    undone: int = 0
 
     @property
     def best(self) -> float:

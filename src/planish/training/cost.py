@@ -14,12 +14,6 @@ from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
 from planish.methods import Method, StepContext
 from planish.methods.standard import Standard
-from planish.registry import components
-
-
-def stated_costs() -> dict[str, float]:
-    """Return the standard steps that a step of each registered method costs as it comes, on a residual network."""
-    return {name: float(component().cost) for name, component in components("methods").items()}
 
 
 def training_cost(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> float:

@@ -158,7 +158,9 @@ def fit(
     run.check_rates()
     began = time.perf_counter()
     while state.epoch < settings.epochs:
+        before = [entry.get("seconds", 0.0) for entry in state.history]
         if not run.epoch():
+            began -= sum(before[len(state.history) :])  # what was undone took its time, too
             continue
         metrics = run.metrics()
         last = (state.epoch + (run.steps - 1) / run.steps) / settings.epochs
@@ -166,7 +168,8 @@ def fit(
         state.epoch, state.index, state.sums = state.epoch + 1, 0, {}
         metrics |= state.monitor.means_of(state.epoch)
         alarms = tuple(alarm for alarm in state.monitor.alarms if alarm["epoch"] == state.epoch)
-        state.history.append({"epoch": state.epoch, **metrics, **({"alarms": list(alarms)} if alarms else {})})
+        told = {"alarms": list(alarms)} if alarms else {}
+        state.history.append({"epoch": state.epoch, **metrics, "epochs_done": run.done, **told})
         yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began, alarms)
         began = time.perf_counter()
 
@@ -201,6 +204,11 @@ class _Run:
     def steps(self) -> int:
         """Steps in an epoch."""
         return len(self.batches) * self.method.replays
+
+    @property
+    def done(self) -> float:
+        """How often every batch was trained on so far, replays and what was undone included."""
+        return (self.state.step + self.state.monitor.undone) / len(self.batches)
 
     def check_rates(self) -> None:
         """Raise BadInput if the only step of the whole run has a learning rate of 0."""

@@ -4,18 +4,21 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from planish.core.errors import BadInput, at_least, between
+from planish.core.errors import BadInput, at_least, between, one_of, spelled
 from planish.core.modes import Precision
 
+Schedule = Literal["triangular", "onecycle", "piecewise", "cosine", "constant"]
+Optimizer = Literal["sgd", "adamw"]
 LARGEST = 1e9
 """What no setting exceeds."""
 
 
+@spelled()
 @dataclass(frozen=True)
 class Settings:
     """How to optimise: SGD with Nesterov-free momentum, or AdamW.
@@ -41,7 +44,7 @@ class Settings:
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.2
-    schedule: Literal["triangular", "onecycle", "piecewise", "cosine", "constant"] = "triangular"
+    schedule: Schedule = "triangular"
     drops: tuple[float, ...] = (0.5, 0.75)
     drop_factor: float = 0.1
     momentum: float = 0.9
@@ -55,7 +58,7 @@ class Settings:
     precision: Precision = "float32"
     channels_last: bool = True
     compile: bool = False
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     save_minutes: float = 10.0
     batch_norm: Literal["local", "synchronized"] = "local"
 
@@ -66,6 +69,8 @@ class Settings:
         ):
             between(least, LARGEST, **{f"settings.{name}": getattr(self, name) for name in names.split()})
         at_least(0, **{"settings.clip": self.clip})
+        for name, choices in (("schedule", Schedule), ("optimizer", Optimizer), ("precision", Precision)):
+            one_of(get_args(choices), **{f"settings.{name}": getattr(self, name)})
         for drop in self.drops:
             between(0, 1, **{"settings.drops": drop})
         for name in ("ema", "momentum", "weight_perturbation_from"):

@@ -92,13 +92,14 @@ class State:
     def go_back(self) -> None:
         """Return to the oldest snapshot and forget the others."""
         self.snapshots = self.snapshots[:1]
+        self.monitor.undone += self.step - self.snapshots[0]["step"]
         self.restore(self.snapshots[0])
 
 
 def to_go_on(state: State) -> dict[str, Any]:
     """Return everything that a run needs to go on after its end: the state, its monitor's and its snapshots."""
     seen = state.monitor
-    watch = {"looks": seen.probes, "alarms": seen.alarms, "escalations": seen.escalations}
+    watch = {"looks": seen.probes, "alarms": seen.alarms, "escalations": seen.escalations, "undone": seen.undone}
     return {**state.saved(), "watch": watch, "snapshots": state.snapshots}
 
 

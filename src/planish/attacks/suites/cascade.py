@@ -18,6 +18,7 @@ from planish.attacks.suites import Stage, Suite
 from planish.attacks.suites.autoattack import AutoAttack
 from planish.core.errors import at_least
 from planish.core.losses import margin, scale_free_cross_entropy
+from planish.core.words import number_of
 from planish.records.evaluation import Column
 from planish.search.step_rules import COSINE_MOMENTUM
 
@@ -65,14 +66,14 @@ class Cascade(Suite):
         hits = int(done["check"].broken.sum())
         if hits:
             tried = int(done["check"].attempted.sum())
-            found.append(f"noise and random search broke {hits} of {tried} images that gradients had not broken")
+            found.append(f"noise and random search broke {hits} of {number_of(tried)} that gradients had not broken")
         scout = done["scout"]
         stuck = scout.attempted & ~scout.broken & (scout.step <= 0)
         if stuck.sum() > STUCK * images:
-            found.append(f"the gradient led nowhere on {int(stuck.sum())} of {images} images")
+            found.append(f"the gradient led nowhere on {int(stuck.sum())} of {number_of(images)}")
         leap = int(done["targets"].broken.sum())
         if leap > LEAP * images:
-            found.append(f"targets broke {leap} of {images} images that the untargeted scout had not")
+            found.append(f"targets broke {leap} of {number_of(images)} that the untargeted scout had not")
         gain = int(done["focus"].broken.sum())
         if gain > GAIN * images and gain > 1:
             found.append(f"a second attack on the hardest images still broke {gain} of {images}")

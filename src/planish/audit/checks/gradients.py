@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from planish.attacks.ascents import Untargeted
-from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, named, share
+from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, mean_of, named, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch, per_image
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked
 from planish.core.randomness import keyed_draws
+from planish.core.words import number_of
 from planish.search.objectives import PROBE_LENGTH, inner
 from planish.search.step_rules import Steepest
 
@@ -59,7 +60,7 @@ def gradient(evidence: Evidence) -> Seen | Unknown:
     worst = min(medians, key=lambda place: medians[place])
     meaning = (
         f"Along {DIRECTIONS} random directions the slopes that gradients predict and those that finite differences "
-        f"measure have a cosine of {medians[worst]:.3f}, median of {len(cosines[worst])} images {worst}."
+        f"measure have a cosine of {medians[worst]:.3f}, median of {number_of(len(cosines[worst]))} {worst}."
     )
     return fact(medians[worst], meaning, advice, cosines=cosines)
 
@@ -140,7 +141,7 @@ def gradient_cosine(evidence: Evidence) -> Seen | Unknown:
     return mean(
         min(cosines, key=lambda cosine: float(cosine.mean())),
         f"The gradient has a cosine of {by_noise:.2f} with the one at a random point of the ball and of {by_step:.2f} "
-        f"with the one at the FGSM image, means of {len(cosines[0])} images.",
+        f"with the one at the FGSM image, {mean_of(cosines[0])}.",
         "The loss bends within the ball: one gradient step says little; use many steps, restarts, black boxes.",
         worse=-1,
         random_point=by_noise,
@@ -168,8 +169,8 @@ def loss_stability(evidence: Evidence) -> Seen:
     relative = torch.stack(changes).mean(0) / here.abs().mean()
     return mean(
         relative,
-        f"Noise of a tenth of the radius changes the margin by {100 * float(relative.mean()):.1f} % of its size, mean "
-        f"of {len(relative)} images.",
+        f"Noise of a tenth of the radius changes the margin by {100 * float(relative.mean()):.1f} % of its size, "
+        f"{mean_of(relative)}.",
         "The loss is rough: gradients at a point are not those of its surroundings; average them over noise.",
     )
 

@@ -13,6 +13,7 @@ from planish.core.arguments import CHUNK, logits_of
 from planish.core.losses import margin
 from planish.core.modes import Counted, evaluating, fixed_statistics, left_in_training
 from planish.core.randomness import keyed_draws, reproducible
+from planish.core.words import number_of, radius_text
 from planish.records.statistics import Estimate
 
 REPEATS = 5
@@ -44,8 +45,8 @@ def deterministic(evidence: Evidence) -> Seen:
     changed = max(int((passes[0].argmax(1) != other.argmax(1)).sum()) for other in passes[1:])
     return fact(
         apart,
-        f"Between {REPEATS} passes over {len(x)} images the normalised logits differ by up to {apart:.2g}, and "
-        f"{changed} images change their class.",
+        f"Between {REPEATS} passes over {number_of(len(x))} the normalised logits differ by up to {apart:.2g}, and "
+        f"{number_of(changed)} changed class.",
         "The model is random: an attack must average over its draws (expectation over transformation), and a verdict "
         "must rest on many draws; switch the randomness off and audit again.",
         changed_class=changed,
@@ -70,9 +71,10 @@ def evaluation_mode(evidence: Evidence) -> Seen | Unknown:
     helpless = back > 0 or (of_mode > SAME if is_random else of_batch > SAME)
     return fact(
         2.0 if helpless else float(of_mode > SAME),
-        f"{left} modules were handed over in training mode, which changes the normalised logits by {of_mode:.2g}. "
+        f"{left} of its modules came in training mode, which changes the normalised logits by {of_mode:.2g}. "
         f"All was judged in evaluation mode; in it the company of other images in a batch changes them by "
-        f"{of_batch:.2g}" + (f", and a forward puts {back} modules back into training mode." if back else "."),
+        f"{of_batch:.2g}"
+        + (f", and a forward puts {number_of(back, 'module')} back into training mode." if back else "."),
         STILL_TRAINING if helpless else "Call .eval() where you use the model: only there it is as it was judged here.",
         training_modules=left,
         changed_by_mode=of_mode,
@@ -127,7 +129,7 @@ def plain_forward(evidence: Evidence) -> Seen:
     names = sorted(set(called))
     return fact(
         float(len(called)),
-        f"One forward makes {len(called)} calls of gradients, optimisers or layers without gradients"
+        f"One forward makes {number_of(len(called), 'call')} of gradients, optimisers or layers without gradients"
         + (f" ({', '.join(names)})." if names else "."),
         "The model optimises or searches while it classifies; attack it with an attack that knows this step, or judge "
         "it without.",
@@ -152,9 +154,9 @@ def input_scale(evidence: Evidence) -> Seen:
     if float(x.amax()) <= 2 / 255:
         problems.append(f"no pixel is above {float(x.amax()):.2g}: the images were divided by 255 twice")
     if 0 < threat.radius < 1e-4 or threat.radius > float(threat.farthest(x).amax()) / 2:
-        problems.append(f"a radius of {threat.radius:g} is not one of images in [0, 1]")
+        problems.append(f"a radius of {radius_text(threat.radius)} is not one of images in [0, 1]")
     meaning = (
-        f"Pixels lie in [{float(x.amin()):.2g}, {float(x.amax()):.2g}] and the radius is {threat.radius:.3g}; "
+        f"Pixels lie in [{float(x.amin()):.2g}, {float(x.amax()):.2g}] and the radius is {radius_text(threat.radius)}; "
         + ("; ".join(problems) or f"no other scale of the input gives more than {own:.1f} % clean accuracy")
     )
     return fact(
@@ -205,8 +207,11 @@ def sample_size(evidence: Evidence) -> Seen:
     """How far the number of images lets the accuracy be off."""
     share = Estimate.of(evidence.suite_robust.cpu().numpy())
     half = 50 * (share.high - share.low)
-    few = "; 1,000 or more, drawn at random, are usual" if share.total < 1000 else ""
-    return fact(half, f"{share.total} images leave the suite's accuracy uncertain by {half:.1f} points{few}.")
+    more = "; 1,000 or more, drawn at random, are usual" if share.total < 1000 else ""
+    return fact(
+        half,
+        f"Of {number_of(share.total)} the suite's accuracy is uncertain by {half:.1f} points{more}.",
+    )
 
 
 @check((34,))

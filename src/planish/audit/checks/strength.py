@@ -6,12 +6,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from planish.audit.check import Seen, Unknown, check, fact, mean, named, of_sample, share
+from planish.audit.check import Seen, Unknown, check, fact, mean, mean_of, named, of_sample, share
 from planish.audit.evidence import Evidence
 from planish.audit.measures.surfaces import INSIDE, is_distorted
 from planish.core.arguments import logits_of
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of, radius_text
 from planish.search.objectives import inner
 from planish.training.collapse import NONLINEAR_COSINE
 
@@ -46,7 +47,7 @@ def weak_and_strong(evidence: Evidence) -> Seen:
     return of_sample(
         evidence,
         left,
-        f"PGD of {few} steps leaves {{of}} that stronger attacks break.",
+        f"PGD of {number_of(few, 'step')} leaves {{of}} that stronger attacks break.",
         "A figure of a short PGD overstates this model; quote the suite's.",
     )
 
@@ -86,8 +87,8 @@ def linearity(evidence: Evidence) -> Seen:
     return mean(
         error / rise,
         f"A full gradient step misses the linear prediction of the margin by {float(error.mean()):.3g}, which is "
-        f"{float(error.mean() / rise):.2f} of the {float(rise):.3g} that PGD makes it rise, means of "
-        f"{len(error)} images.",
+        f"{float(error.mean() / rise):.2f} of the {float(rise):.3g} that PGD makes it rise, "
+        f"{mean_of(error)}.",
         "One gradient does not describe the ball: the model is far from locally linear; rely on attacks of many steps.",
         error=float(error.mean()),
         rise=float(rise),
@@ -131,8 +132,8 @@ def ascending_steps(evidence: Evidence) -> Seen:
     rising = (losses.diff(dim=0) > 0).float().mean(0)
     return mean(
         rising,
-        f"{100 * float(rising.mean()):.0f} % of the first {few} steps of PGD raise the loss, mean of {len(rising)} "
-        "images.",
+        f"{100 * float(rising.mean()):.0f} % of the first {number_of(few, 'step')} of PGD raise the loss, "
+        f"{mean_of(rising)}.",
         "Gradients do not lead uphill: the surface is rough or the gradients are wrong.",
         worse=-1,
     )
@@ -166,7 +167,7 @@ def broken_stays_broken(evidence: Evidence) -> Seen:
     return share(
         lost,
         len(broken),
-        f"{lost} of {len(x_adv)} images that the suite broke are right again when judged once more; {silent} images "
+        f"{lost} of {number_of(len(x_adv))} that the suite broke are right again when judged once more; {silent} "
         "were adversarial on the way of PGD and are not at its last step.",
         "The verdicts hang on rounding or chance: judge in float32 and evaluation mode, and count the first success.",
         silent=silent,
@@ -237,8 +238,8 @@ def unbounded(evidence: Evidence) -> Seen | Unknown:
     return of_sample(
         evidence,
         ~_broken(evidence, threat) & beaten,
-        f"Under PGD in the {threat.name} ball of radius {threat.radius:.3g}, where every image can become grey, "
-        "{of} are still classified correctly, and grey is not.",
+        f"Under PGD in the {threat.name} ball of radius {radius_text(threat.radius)}, where every image can become "
+        "grey, {of} are still classified correctly, and grey is not.",
         "No classifier can be right there: the attack fails for want of useful gradients, and its figures at smaller "
         "radii are too high as well.",
     )

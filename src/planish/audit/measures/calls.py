@@ -20,9 +20,9 @@ from planish.audit.measures import smoothing as _smoothing
 from planish.audit.measures import surfaces as _surfaces
 from planish.core.arguments import Images, Labels, batch_of, check_images, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least
+from planish.core.errors import at_least, spelled
 from planish.core.randomness import seeded
-from planish.core.threat import ThreatModel
+from planish.core.threat import Linf, ThreatModel
 from planish.records.geometry import REACH, Planes
 
 More = ParamSpec("More")
@@ -46,7 +46,7 @@ def on_images(
     named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("model", "x", "labels")]
     call.__name__, call.__doc__ = measure.__name__, measure.__doc__
     call.__signature__ = Signature([*named, *[*own.parameters.values()][2:]])  # type: ignore[attr-defined]
-    return call  # type: ignore[return-value]
+    return spelled(threat=Linf)(call)  # type: ignore[return-value]
 
 
 local_linearity = on_images(_linearity.local_linearity)
@@ -66,6 +66,7 @@ accuracy_along = on_images(_surfaces.accuracy_along)
 one_step_distortion = on_images(_surfaces.one_step_distortion)
 
 
+@spelled(threat=Linf)
 def loss_plane(
     model: nn.Module,
     x: Images,

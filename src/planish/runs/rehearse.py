@@ -1,0 +1,76 @@
+"""What a command would do: every input tried, the whole configuration told, and nothing written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from planish.attacks.suites import Suite
+from planish.audit.auditor import checks, own_checks, plan_of
+from planish.core.arguments import check_logits
+from planish.core.modes import Counted
+from planish.data.images import refuse
+from planish.evaluation.naming import attacks_of, distance_attacks
+from planish.records.origin import attack_text, describe_attack
+from planish.runs.config import Experiment, to_toml
+from planish.runs.judge import EvaluationConfig, LoadedModel, surrogates_of, test_images
+from planish.runs.train import batches_of, prepare
+
+Tree = dict[str, Any]
+
+
+def train(experiment: Experiment, device: torch.device | str) -> str:
+    """Return a training's whole configuration as TOML, once its images and model were tried. Raises BadInput."""
+    on_corrupt = set[str]().add if experiment.data.skip_corrupt else refuse
+    batches_of(experiment, prepare(experiment, device, on_corrupt), device, on_corrupt)
+    return to_toml(experiment)
+
+
+def evaluate(judged: LoadedModel, task: EvaluationConfig, device: torch.device | str, built_by: str | None) -> Tree:
+    """Return an evaluation's configuration, its attacks with all their options. Raises BadInput as it would."""
+    image = test_images(task, judged.about)[0].to(device).select(slice(0, 1))
+    others = surrogates_of(judged, task, image, built_by)
+
+    def named(classes: int) -> Mapping[str, Any]:
+        found = attacks_of([*dict.fromkeys(task.attacks)], classes, norm=task.threat.name, surrogates=others)
+        return {name: one if isinstance(one, Suite) else one.assembled(classes) for name, one in found.items()}
+
+    return _judged(judged, task, device, named)
+
+
+def distances(judged: LoadedModel, task: EvaluationConfig, device: torch.device | str) -> Tree:
+    """Return the configuration of a measurement of distances. Raises BadInput as it would."""
+
+    def named(classes: int) -> Mapping[str, Any]:
+        return distance_attacks([*dict.fromkeys(task.attacks)], classes, norm=task.threat.name)
+
+    return _judged(judged, task, device, named)
+
+
+def audit(
+    judged: LoadedModel, task: EvaluationConfig, device: torch.device | str, budget: str, own: Sequence[str]
+) -> Tree:
+    """Return an audit's configuration: its budget and its checks. Raises BadInput as it would."""
+    plan = asdict(plan_of(budget))
+    known = [*checks(), *own_checks(own)]
+    return {**_judged(judged, task, device, lambda classes: {}), "checks": known, "budget": plan}
+
+
+def _judged(
+    judged: LoadedModel,
+    task: EvaluationConfig,
+    device: torch.device | str,
+    named: Callable[[int], Mapping[str, Any]],
+) -> Tree:
+    batch, data, notes = test_images(task, judged.about)
+    classes = check_logits(Counted(judged.model), batch.select(slice(0, 2)).to(device)).shape[1]
+    own = {name: value for name, value in asdict(task).items() if name not in ("threat", "attacks")}
+    known = {"name": judged.name, **own, "device": str(device), "notes": [*judged.notes, *notes]}
+    attacks = {name: attack_text(describe_attack(attack)) for name, attack in named(classes).items()}
+    return {
+        **known,
+        "images": {"name": data["name"], "count": data["images"], "shape": [*batch.x.shape[1:]], "classes": classes},
+        "threat": {"norm": task.threat.name, "radius": task.threat.radius},
+        "attacks": attacks,
+    }
