@@ -1,5 +1,6 @@
 """Commands in several processes: they are started, or this is one of them, and the first one speaks for all."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -88,21 +89,32 @@ def at_work(
 @contextmanager
 def in_group(device: str, backend: str | None) -> "Iterator[Group]":
     """The group that this process is one of. What all of them raise, the first one says; of else, who raised it."""
-    from planish.runs.launch import HOPELESS, WRONG
-    from planish.training.processes import Agreed, are_several, joined, number
+    from planish.training.processes import are_several, joined, number
 
-    own = number()
     try:
         with joined(device, backend) as group:
             yield group
-    except (Agreed, FloatingPointError) as error:
+    except (BadInput, FloatingPointError, RuntimeError, KeyboardInterrupt) as error:
         if not are_several():
             raise
-        code = WRONG if isinstance(error, BadInput) else HOPELESS
-        raise typer.Exit(terminal.failed(str(error), code) if own == 0 else code) from None
-    except (BadInput, RuntimeError) as error:
-        if not are_several():
-            raise
-        if re.search("Connection (reset|closed)|Broken pipe|NCCL", str(error)):
-            raise RuntimeError(f"process {own} has lost another one") from error
-        raise (BadInput if isinstance(error, BadInput) else RuntimeError)(f"process {own}: {error}") from error
+        code, words = _ending(error, number())
+        if words:
+            terminal.failed(words, code)
+        sys.stdout.flush()
+        os._exit(code)  # an ordinary end waits for exchanges with the other processes that may never be
+
+
+def _ending(error: BaseException, number: int) -> tuple[int, str]:
+    """Return the exit code of one of several processes, and what it says."""
+    from planish.runs.launch import HOPELESS, INTERRUPTED, WRONG
+    from planish.training.processes import Agreed
+
+    if isinstance(error, BadInput):
+        own = "" if number else str(error)
+        return WRONG, own if isinstance(error, Agreed) else f"process {number}: {error}"
+    if isinstance(error, RuntimeError):
+        lost = re.search("Connection (reset|closed)|Broken pipe|NCCL", str(error))
+        return 1, f"process {number} has lost another one" if lost else f"process {number}: {error}"
+    if isinstance(error, FloatingPointError):
+        return HOPELESS, "" if number else str(error)
+    return INTERRUPTED, "" if number else "interrupted; what was finished is saved, --resume goes on"
