@@ -85,7 +85,7 @@ def test_wrong_input_is_said_once_and_not_tried_again(experiment: Experiment, tm
     done = planish(tmp_path, "train", "--processes", 2, "--out", "run", "--set", "settings.batch_size=1")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert done.stderr.splitlines() == [
-        "planish: a batch of 1 images cannot be shared by 2 processes: set settings.batch_size to 2 or more, or start "
+        "planish: a batch of 1 image cannot be shared by 2 processes: set settings.batch_size to 2 or more, or start "
         "fewer processes"
     ]
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from planish.core.errors import BadInput
+from planish.core.words import number_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Share:
         """Return which of so many rows are its own. Raises BadInput if there are fewer rows than processes."""
         if count < self.of:
             raise BadInput(
-                f"a batch of {count} images cannot be shared by {self.of} processes: set settings.batch_size to "
+                f"a batch of {number_of(count)} cannot be shared by {self.of} processes: set settings.batch_size to "
                 f"{self.of} or more, or start fewer processes"
             )
         part, more = divmod(count, self.of)
