@@ -4,8 +4,9 @@
 
 Steps: each number of processes trains on the same batches of 128 images, and on 128 images each; the median time of a
 step, and of what the processes tell each other in it, measured alone; each has one thread. With more processes than
-cores the time of a step grows with their number. It wants an otherwise idle machine. Kills: of two processes one is killed with
-SIGKILL at random moments, again and again; the run must end by itself with the weights of an undisturbed one.
+cores the time of a step grows with their number. It wants an otherwise idle machine.
+Kills: of two processes one is killed with SIGKILL at random moments, again and again; the run must end by itself with
+the weights of an undisturbed one.
 """
 
 import argparse

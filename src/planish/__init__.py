@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from planish.registry import listed as list
     from planish.report import plot
     from planish.runs.audit import audit, audit_steps
+    from planish.runs.called import train, train_steps
     from planish.runs.run import Run, load_run
-    from planish.runs.train import train
     from planish.training.loop import fit
     from planish.training.settings import Settings
 
@@ -47,6 +47,7 @@ __all__ = [
     "parse_threat",
     "plot",
     "train",
+    "train_steps",
     "verify",
 ]
 __getattr__, __dir__, _ = lazy(__name__)

@@ -167,7 +167,8 @@ def _with_numbers(
     parameters = inspect.signature(component).parameters.values()
     leading = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
     if len(leading) < len(numbers):
-        what = f"{package.rstrip('s')} '{name.split('-')[0]}'" if package else f"'{name.rpartition(':')[2]}'"
+        own = re.sub(r"(-\d+)+$", "", name)
+        what = f"{package.rstrip('s')} '{own}'" if package else f"'{name.rpartition(':')[2]}'"
         raise BadInput(f"'{name}' has more numbers than {what} takes")
     return component, dict(zip(leading, numbers, strict=False))
 

@@ -1,9 +1,13 @@
 """What stands before the work: version, help, examples, completion, lists, other programs' options, rehearsals."""
 
+import csv
+import inspect
+import json
 import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,3 +123,98 @@ def test_what_options_are_called_here_is_there():
         if own.startswith("set "):
             result = CliRunner().invoke(app, ["train", *shlex.split(f"--{own}"), "--set", "seed=-1"])
             assert "seed must be from 0" in result.output, result.output
+
+
+OWN = """
+import torch
+
+def net(classes=10, channels=1):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+
+
+def test_who_built_a_model_is_remembered(planish: Planish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """For the same weights and the same file, whatever the folder is called; a changed file asks again."""
+    monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path / "known" / name)
+    Path("own.py").write_text(OWN)
+    tiny = ("--set", "data.limit=20", "--set", "settings.batch_size=10", "--epochs", "1", "--device", "cpu")
+    own = ("--method", "standard", "--set", "model.name=own.py:net", "--out", "run")
+    assert planish("train", *own, *tiny).exit_code == 0
+    evaluate = ("evaluate", "run", "--data", "digits", "--radius", "0.1", "--limit", "8", "--attacks", "fgsm")
+    asked = planish(*evaluate)
+    assert asked.exit_code == 2 and "if you trust that code, add --built-by own.py:net" in asked.stderr
+    assert planish(*evaluate, "--built-by", "own.py:net").exit_code == 0
+    Path("run").rename("moved")
+    assert planish("evaluate", "moved", *evaluate[2:]).exit_code == 0
+    assert not (Path("moved") / "built-by.json").exists() and (tmp_path / "known/planish/built-by.json").exists()
+    Path("own.py").write_text(OWN + "# changed\n")
+    assert planish("evaluate", "moved", *evaluate[2:]).exit_code == 2
+    assert planish("evaluate", "moved", *evaluate[2:], "--built-by", "own.py:net").exit_code == 0
+    assert planish("evaluate", "moved", *evaluate[2:]).exit_code == 0
+    (tmp_path / "known/planish/built-by.json").write_text("{")
+    assert planish("evaluate", "moved", *evaluate[2:]).exit_code == 2
+
+
+def test_rehearsals_tell_everything_and_write_nothing(planish: Planish, tiny: list[str], run_folder: Path):
+    before = sorted(Path().rglob("*"))
+    told = planish("train", "--method", "seat-fl", *tiny, "--dry-run")
+    assert told.exit_code == 0 and tomllib.loads(told.stdout)["settings"]["learning_rate"] == 0.2
+    assert sorted(Path().rglob("*")) == before
+    Path("again.toml").write_text(told.stdout)
+    assert planish("train", "again.toml", "--dry-run").stdout == told.stdout
+    judge = (run_folder, "--data", "digits", "--limit", "30", "--device", "cpu", "--dry-run")
+    evaluated = tomllib.loads(planish("evaluate", *judge, "--radius", "0.1", "--attacks", "pgd-5,planish-suite").stdout)
+    assert evaluated["images"]["count"] == 30 and evaluated["seed"] == 0 and evaluated["threat"]["radius"] == 0.1
+    assert list(evaluated["attacks"]) == ["pgd-5", "planish-suite"] and "steps=5" in evaluated["attacks"]["pgd-5"]
+    audited = tomllib.loads(planish("audit", *judge, "--radius", "0.1", "--budget", "standard").stdout)
+    assert audited["budget"]["level"] == "standard" and {*audited["checks"]} == {*components("checks")}
+    measured = tomllib.loads(planish("distances", *judge, "--norm", "L2").stdout)
+    assert measured["threat"]["norm"] == "L2" and list(measured["attacks"]) == ["closest"]
+    assert not Path("runs").exists()
+    for wrong in (("--attacks", "pdg"), ("--data", "nowhere"), ("--batch-size", "0"), ("--limit", "0")):
+        assert planish("evaluate", *judge, "--radius", "0.1", *wrong).exit_code == 2
+
+
+def test_fewer_images_at_a_time_come_to_the_same(planish: Planish, run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The largest batch that the model sees is what was asked for."""
+    import torch
+
+    from planish.core.modes import Counted
+
+    seen: list[int] = []
+    real = Counted.forward
+
+    def forward(model: Counted, x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return real(model, x)
+
+    monkeypatch.setattr(Counted, "forward", forward)
+    judge = ("evaluate", run_folder, "--data", "digits", "--radius", "0.1", "--limit", "40")
+    documents = []
+    for size in ((), ("--batch-size", "7")):
+        seen.clear()
+        documents.append(
+            json.loads(planish(*judge, "--attacks", "pgd-3-2,apgd-t-3", *size, "--json").stdout)["methods"][0][
+                "evaluation"
+            ]
+        )
+    assert max(seen) == 7
+    one, other = ([attack["accuracy"] for attack in found["attacks"]] for found in documents)
+    assert one == other
+
+
+def test_tables_as_csv(planish: Planish, run_folder: Path):
+    judge = (run_folder, "--data", "digits", "--limit", "30", "--device", "cpu")
+    first = planish("evaluate", *judge, "--radius", "0.1", "--attacks", "fgsm", "--out", "a", "--csv", "a.csv")
+    assert first.exit_code == 0
+    (row,) = csv.DictReader(Path("a.csv").read_text().splitlines())
+    assert 0 <= float(row["After fgsm"]) <= float(row["Clean"]) <= 1 and "[" in row["Clean, in words"]
+    options = ("--radius", "0.1", "--attacks", "fgsm", "--name", "other", "--out", "b")
+    assert planish("evaluate", *judge, *options).exit_code == 0
+    assert planish("compare", "a", "b", "--csv", "both.csv", "--json").exit_code == 0
+    assert len(Path("both.csv").read_text().splitlines()) == 3 and "Only first" in Path("both-2.csv").read_text()
+    assert planish("list", "methods", "--csv", "methods.csv").exit_code == 0
+    rows = [*csv.DictReader(Path("methods.csv").read_text().splitlines())]
+    assert {row["Name"]: row["What it is"] for row in rows} == listed("methods") and float(rows[0]["Cost"]) >= 1
+    measured = planish("distances", *judge, "--attacks", "deepfool-3", "--csv", "far.csv")
+    assert measured.exit_code == 0 and Path("far.csv").read_text().startswith("Attack,Mean,Median,")

@@ -32,7 +32,6 @@ from planish.records.distances import DistanceColumn, Distances
 from planish.records.evaluation import load as load_record
 from planish.records.statistics import Estimate
 from planish.registry import components
-from planish.report import Table
 from planish.runs.config import DataOptions, ThreatOptions, experiment_from, read
 from planish.runs.judge import LoadedModel, Verified, entries
 from planish.training.settings import Settings
@@ -185,7 +184,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
-    monkeypatch.setattr("planish.reproduce.estimate_rows", lambda job, rows: Table("", ("Row",), (), ()))
+    monkeypatch.setattr("planish.reproduce.estimates", lambda job, rows: iter(()))
     monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
@@ -233,13 +232,17 @@ def test_configurations_in_the_documents_are_valid(page: Path, tmp_path: Path, m
 
 @PATIENT
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python"))], ids=lambda page: page.name)
-def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Each of the library's page prints something, of a network that is trained (issue 20, item 12)."""
     monkeypatch.chdir(tmp_path)
     write_listings(page, tmp_path)
     space: dict[str, Any] = {"__name__": page.stem}
     with torch.random.fork_rng(devices=[]):
         for number, text in enumerate(blocks(page, "python"), 1):
             exec(compile(text, f"{page.name}, block {number}", "exec"), space)
+            assert capsys.readouterr().out or page.name != "library.md", f"block {number} prints nothing"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

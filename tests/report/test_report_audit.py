@@ -17,6 +17,7 @@ from planish.report import Entry, card, markdown, write_audit, write_comparison
 from planish.report.audited import ORDER, falling, grouped, number, scale, sentences, to_markdown
 from planish.report.card import audit_card, yaml
 from planish.report.drawing import ReportFigure, fitted, to_png, to_svg
+from planish.report.images import image_rows
 from planish.report.landscapes import (
     bounds,
     gamma_histogram,
@@ -27,7 +28,6 @@ from planish.report.landscapes import (
 )
 from planish.report.page import render_audit
 from planish.report.pairs import paired_rows, pairs
-from planish.report.tables import image_rows
 
 Make = Callable[..., Entry]
 

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.records import evaluation as results
-from planish.reproduce import Job, chosen_rows, estimate_rows, reproduce
+from planish.reproduce import Job, chosen_rows, estimate, estimate_rows, estimates, reproduce
+from planish.reproduce.estimate import FEW, LONG
 from planish.reproduce.figure import paper_figure, write_figure
 from planish.reproduce.measured import document
 from planish.reproduce.pages import claims_rows, page_text, results_rows, write_page
@@ -145,7 +147,7 @@ def test_a_table_of_which_nothing_is_measured_is_refused(finished: Job):
 
 
 def test_estimate_falls_to_nothing(finished: Job, job: Job):
-    begun, done = (estimate_rows(one, one.table.trainable) for one in (job, finished))
+    begun, done = (estimate_rows(one, [*estimates(one, one.table.trainable)]) for one in (job, finished))
     assert [row[1] for row in begun.rows] == ["240", "408"] and "An estimate" in begun.caption
     assert [row[1:3] for row in done.rows] == [("0", "0")] * 2
 
@@ -194,7 +196,23 @@ def test_command_lists_and_estimates(planish, finished: Job, squares_folder: Pat
         squares_folder / "table-0.toml", "--data", squares_folder / "squares-train.npz", "--estimate", "--json"
     )
     assert [row[0] for row in json.loads(told.stdout)["rows"]] == ["plain", "robust"]
+    assert [line.partition(": about ")[0] for line in told.stderr.splitlines()] == ["1 of 2: plain", "2 of 2: robust"]
     assert not Path("runs").exists()
+
+
+def test_an_estimate_times_few_images_once_where_they_take_long(job: Job, monkeypatch: pytest.MonkeyPatch):
+    """Each row once took four calls with 64 images before anything was said; rows of one network share its passes."""
+    calls: list[int] = []
+
+    def taken(once: Callable[[int], Tensor], count: int) -> float:
+        assert once(count).numel() == 1
+        calls.append(count)
+        return 2 * LONG
+
+    monkeypatch.setattr(estimate, "_taken", taken)
+    found = dict(estimate.estimates(job, job.table.trainable))
+    assert len(found) == 2 and calls == [FEW, FEW, FEW]  # two kinds of steps and one network's pass
+    assert all(one.seconds > LONG for one in found.values())
 
 
 def test_command_runs_and_shows(planish, finished: Job, squares_folder: Path, tmp_path: Path):

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from planish.core.arguments import CHUNK, Images, Labels, judged_batch, logits_of, model_of, seed_of, threat_of
+from planish.core.arguments import (
+    Images,
+    Labels,
+    images_at_a_time,
+    judged_batch,
+    logits_of,
+    model_of,
+    seed_of,
+    threat_of,
+)
 from planish.core.batch import Batch
 from planish.core.losses import margin
 from planish.core.modes import Counted, Precision, attacked, autocast
@@ -58,13 +67,19 @@ class Attack(ABC):
 
     @torch.inference_mode(False)
     def __call__(
-        self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
+        self,
+        model: nn.Module,
+        x: Images,
+        labels: Labels = None,
+        threat: ThreatModel | str | None = None,
+        *,
+        seed: int = 0,
     ) -> AttackResult:
         """Attack the images.
 
         model: maps images in [0, 1] to logits; it is judged in evaluation mode and stays as it is.
-        x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or a Batch, with labels None.
-        labels: (N,) whole numbers from 0 to K - 1.
+        x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or, with labels None, what holds both: a Batch, a pair
+        (x, labels), a Dataset or a DataLoader of pairs. labels: (N,) whole numbers from 0 to K - 1.
         threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
         seed: of the attack's random numbers. Raises BadInput.
         """
@@ -97,7 +112,13 @@ class DistanceAttack(ABC):
 
     @torch.inference_mode(False)
     def __call__(
-        self, model: nn.Module, x: Images, labels: Labels | None, threat: ThreatModel | str, *, seed: int = 0
+        self,
+        model: nn.Module,
+        x: Images,
+        labels: Labels = None,
+        threat: ThreatModel | str | None = None,
+        *,
+        seed: int = 0,
     ) -> DistanceResult:
         """Search the nearest adversarial image of each.
 
@@ -240,7 +261,7 @@ def run(
     threat: ThreatModel,
     *,
     generator: Generator,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     precision: Precision = "float32",
     report: Report | None = None,
     earlier: Progress | None = None,
@@ -253,6 +274,7 @@ def run(
     on which rounding may have decided are searched again in float32.
     keep: told after each chunk how far it has come; earlier: that, to go on from there with the same outcome.
     """
+    chunk = images_at_a_time(chunk)
     with attacked(model):
         batch = with_logits(model, batch, chunk)
         attack = attack.assembled(batch.clean_logits.shape[1])
@@ -282,10 +304,16 @@ def run(
 
 
 def searched(
-    attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel, *, seed: int = 0, chunk: int = CHUNK
+    attack: DistanceAttack,
+    model: nn.Module,
+    batch: Batch,
+    threat: ThreatModel,
+    *,
+    seed: int = 0,
+    chunk: int | None = None,
 ) -> Nearest:
     """Run a distance attack on a batch of any size in chunks. The outcome does not depend on `chunk`."""
-    noise = drawn_seed(seeded(seed))
+    noise, chunk = drawn_seed(seeded(seed)), images_at_a_time(chunk)
     with attacked(model):
         parts = [
             attack.distances(model, batch.select(slice(at, at + chunk)), threat, generator=seeded(noise))

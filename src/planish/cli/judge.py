@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer import Argument, Option
 
-from planish.cli import options, tables, terminal
+from planish.cli import options, tables, terminal, trust
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput
 
@@ -40,6 +40,7 @@ def evaluate(
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    batch_size: options.BatchSize = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -51,7 +52,7 @@ def evaluate(
     from planish.runs import rehearse
     from planish.runs.judge import check_task, evaluate_into
 
-    where = terminal.Where.of(out, resume, overwrite, quiet)
+    where = terminal.Where(out, resume, overwrite, quiet, batch_size)
     given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
@@ -89,6 +90,7 @@ def audit(
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    batch_size: options.BatchSize = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -101,7 +103,7 @@ def audit(
     from planish.runs import rehearse
     from planish.runs.audit import audit_into, check_audit
 
-    where, own = terminal.Where.of(out, resume, overwrite, quiet), terminal.names_in(checks)
+    where, own = terminal.Where(out, resume, overwrite, quiet, batch_size), terminal.names_in(checks)
     given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
     given |= {"size": size, "classes": classes, "attacks": (), "surrogates": terminal.names_in(surrogates)}
     on, task = _asked("audit", device, given, lambda task: check_audit(task, budget, own))
@@ -134,6 +136,7 @@ def distances(
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    batch_size: options.BatchSize = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -146,7 +149,7 @@ def distances(
     from planish.runs import rehearse
     from planish.runs.judge import DISTANCES, check_distances, measure
 
-    where, names = terminal.Where.of(out, resume, overwrite, quiet), terminal.names_in(attacks)
+    where, names = terminal.Where(out, resume, overwrite, quiet, batch_size), terminal.names_in(attacks)
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
     given: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "norm": norm, "radius": 0}
@@ -213,10 +216,12 @@ def _asked(
 
 
 def _model(model: str, device: str, built_by: str | None, name: str | None = None) -> "LoadedModel":
-    """Return the model that a command is given. Raises BadInput."""
+    """Return the model that a command is given; who built a run's is remembered. Raises BadInput."""
     from planish.runs.judge import load_model
 
-    judged = load_model(model, device, built_by)
+    judged = load_model(model, device, built_by or trust.remembered(model))
+    if built_by is not None:
+        trust.remember(model, built_by)
     return replace(judged, name=name or judged.name)
 
 
@@ -230,12 +235,13 @@ def _work(
 
     words: how many parts are done after a step, and a note.
     """
+    from planish.core.arguments import at_a_time
     from planish.runs.places import HOME, at_work, begun, folder_name
 
     kind, name, where = place
     free = HOME / kind / folder_name(name)
     last: Record | None = None
-    with terminal.progress_bars(where.quiet) as bars:
+    with at_a_time(where.batch_size), terminal.progress_bars(where.quiet) as bars:
         bar = bars.add_task(name, total=total, note="clean")
         to_resume = begun(free, kind) if where.resume else None
         told = terminal.showing(bars, bar)

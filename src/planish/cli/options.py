@@ -61,6 +61,9 @@ Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.", autocomple
 Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255.")]
 Norm = Annotated[str, Option(help="Linf or L2.")]
 BuiltBy = Annotated[str | None, Option(help="Function of yours that built a run's model; it is imported and called.")]
+BatchSize = Annotated[
+    int | None, Option(help="At most so many images through the model at a time: less memory, the same outcome.")
+]
 Limit = Annotated[int | None, Option(help="Only the first so many test images.")]
 Size = Annotated[
     int | None, Option(help="Pixels that test images are brought to; what the run was trained for by default.")

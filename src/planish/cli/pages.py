@@ -66,7 +66,7 @@ def _paged(
     """Write a page into its folder, and return the page's path. Raises BadInput where one lies there already."""
     from planish.runs.places import HOME, at_work, clear, folder_name, refuse_taken
 
-    terminal.Where.of(out, False, overwrite)
+    terminal.Where(out, False, overwrite)
     free = HOME / home / folder_name(*(folder.resolve().name for folder in folders))
     with at_work(lambda _: iter(()), out, free) as (folder, _):
         if overwrite:

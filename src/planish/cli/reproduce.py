@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import options, terminal
+from planish.cli import options, tables, terminal
 from planish.core.errors import BadInput
 from planish.storage.files import alone
 
@@ -27,35 +27,56 @@ def reproduce(
     page: Annotated[Path | None, Option(help="Only write all results so far as a Markdown page.")] = None,
     device: options.Device = "auto",
     json_: options.Json = False,
+    csv: options.Csv = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Run a paper's table again, at a stated scale, beside what was printed."""
     if list_ or page is not None:
-        return _overview(table, out, page, json_)
+        return _overview(table, out, page, json_, csv)
     if table is None:
         raise BadInput("name a table; planish reproduce --list shows them")
-    from planish.reproduce import Job, chosen_rows, estimate_rows
+    from planish.reproduce import Job, chosen_rows
     from planish.reproduce import table as table_of
 
     job = Job.of(table_of(table), scale, out, train=data, test=test_data, device=terminal.chosen_device(device))
     chosen = chosen_rows(job.table, terminal.names_in(rows), job.scale)
     if estimate:
-        found = estimate_rows(job, chosen)
-        document = {"headers": found.headers, "rows": found.rows, "about": found.caption}
-        return terminal.print_json(document) if json_ else terminal.print_rows(found)
+        return _estimate(job, chosen, json_, csv, quiet)
     _run(job, chosen, quiet)
-    _show(job, json_)
+    _show(job, json_, csv)
 
 
-def _overview(table: str | None, out: Path, page: Path | None, json_: bool) -> None:
+def _estimate(job: "Job", rows: tuple[str, ...], json_: bool, csv: Path | None, quiet: bool) -> None:
+    """Print what is left to do; what is known of each row goes to stderr as soon as it is."""
+    from planish.report.tables import seconds_text
+    from planish.reproduce import estimate_rows, estimates
+
+    runs = [run for row in rows for run in job.scale.runs(row)]
+    found = []
+    with terminal.progress_bars(quiet) as bars:
+        bar = bars.add_task(job.table.name, total=len(runs), note=f"{runs[0]}: measuring" if runs else "")
+        for run, one in estimates(job, rows):
+            found.append((run, one))
+            words = f"{run}: about {seconds_text(one.seconds)}"
+            bars.update(bar, completed=len(found), note=words)
+            terminal.log(f"{len(found)} of {len(runs)}: {words}", quiet)
+    whole = estimate_rows(job, found)
+    document = {"headers": whole.headers, "rows": whole.rows, "about": whole.caption}
+    tables.write_csv([whole], csv)
+    terminal.print_json(document) if json_ else tables.show([whole])
+
+
+def _overview(table: str | None, out: Path, page: Path | None, json_: bool, csv: Path | None) -> None:
     from planish.reproduce import list_rows, table_names, write_page
     from planish.reproduce import table as table_of
 
-    tables = [table_of(name) for name in ([table] if table else table_names())]
+    known = [table_of(name) for name in ([table] if table else table_names())]
     if page is not None:
-        return terminal.console().print(f"page: {write_page(out, page, tables)}")
-    document = {own.name: {"title": own.head.title, "rows": list(own.rows)} for own in tables}
-    terminal.print_json(document) if json_ else terminal.print_rows(list_rows(tables, out))
+        return terminal.print_line(f"page: {write_page(out, page, known)}")
+    document = {own.name: {"title": own.head.title, "rows": list(own.rows)} for own in known}
+    listed = list_rows(known, out)
+    tables.write_csv([listed], csv)
+    terminal.print_json(document) if json_ else tables.show([listed])
 
 
 def _run(job: "Job", rows: tuple[str, ...], quiet: bool) -> None:
@@ -79,16 +100,17 @@ def _words(step: "Step") -> str:
     return (f"epoch {event.epoch}, " if isinstance(event, EpochRecord) else "") + terminal.event_words(event)
 
 
-def _show(job: "Job", json_: bool) -> None:
+def _show(job: "Job", json_: bool, csv: Path | None) -> None:
     from planish.reproduce import save, write_figure
     from planish.reproduce.pages import FIGURE, claims_rows, results_rows
 
     whole: dict[str, Any] = save(job)
     figure = write_figure(job.table, whole, job.out / FIGURE)
+    shown = [results_rows(job.table, whole), claims_rows(job.table, whole)]
+    tables.write_csv(shown, csv)
     if json_:
         return terminal.print_json(whole)
     for name, row in whole["rows"].items():
         terminal.console().print(f"{name}: {row['setting']}; {row['state']}")
-    terminal.print_rows(results_rows(job.table, whole))
-    terminal.print_rows(claims_rows(job.table, whole))
-    terminal.console().print(f"results: {job.out}" + (f", figure: {figure}" if figure else ""))
+    tables.show(shown)
+    terminal.print_line(f"results: {job.out}" + (f", figure: {figure}" if figure else ""))

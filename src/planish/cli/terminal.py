@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, at_least
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,26 +55,34 @@ def names_in(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Where:
-    """Where a command writes, what becomes of what is there, and whether it shows bars."""
+    """Where a command writes, what becomes of what is there, whether it shows bars, and images at a time.
+
+    Raises BadInput where options contradict each other.
+    """
 
     out: Path | None
     resume: bool
     overwrite: bool
-    quiet: bool
+    quiet: bool = False
+    batch_size: int | None = None
 
-    @classmethod
-    def of(cls, out: Path | None, resume: bool, overwrite: bool, quiet: bool = False) -> Self:
-        """Return it, once it contradicts itself in nothing. Raises BadInput."""
-        if resume and overwrite:
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
             raise BadInput("--resume goes on with what is there and --overwrite begins anew: give one of them")
-        if overwrite and out is None:
+        if self.overwrite and self.out is None:
             raise BadInput("--overwrite needs --out FOLDER: without it a command takes a folder of its own")
-        return cls(out, resume, overwrite, quiet)
+        at_least(1, **{"--batch-size": self.batch_size})
 
     @property
     def choice(self) -> dict[str, bool]:
         """What becomes of what is there, as the functions of `runs` take it."""
         return {"resume": self.resume, "overwrite": self.overwrite}
+
+
+def log(text: str, quiet: bool) -> None:
+    """Print how far a work is as a line on stderr, where no bar shows it."""
+    if not (quiet or sys.stderr.isatty()):
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def print_line(text: str, style: str = "") -> None:

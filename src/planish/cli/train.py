@@ -1,6 +1,5 @@
 """`planish train` and `planish quickstart`."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ def quickstart(
     from planish.runs.quickstart import quickstart as run
 
     torch.set_num_threads(1)  # faster on networks this small, and the same figures whatever the machine
-    where, free = terminal.Where.of(out, resume, overwrite, quiet), HOME / "quickstart"
+    where, free = terminal.Where(out, resume, overwrite, quiet), HOME / "quickstart"
     with terminal.progress_bars(quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -82,7 +81,7 @@ def train(
     from planish.training.collapse import EVERY
 
     resume, overwrite = several.going_on(resume, overwrite)
-    where, on = terminal.Where.of(out, resume, overwrite, quiet), terminal.chosen_device(device)
+    where, on = terminal.Where(out, resume, overwrite, quiet), terminal.chosen_device(device)
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
     asked = Asked(config, named, set_ or [], resume)
@@ -156,8 +155,7 @@ def _watched(
             bars.console.print(terminal.alarm_words(alarm))
         words = terminal.epoch_words(record.metrics)
         bars.update(bar, completed=record.epoch, note=words)
-        if not (quiet or sys.stderr.isatty()):
-            print(f"epoch {record.epoch} of {epochs}: {words}", file=sys.stderr, flush=True)
+        terminal.log(f"epoch {record.epoch} of {epochs}: {words}", quiet)
     return last
 
 

@@ -1,6 +1,9 @@
 """What public calls take: each argument is checked at once; BadInput says what would be right."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,21 +11,43 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, between
 from planish.core.modes import Counted, dtype_of, evaluating, full_precision
+from planish.core.randomness import reproducible
 from planish.core.threat import THREATS, ThreatModel, parse_threat
 from planish.core.words import number_of
 
-Images = Tensor | NDArray[Any] | Batch
-"""(N, C, H, W) in [0, 1]; a Batch brings its labels and indices along."""
-Labels = Tensor | NDArray[Any] | Sequence[int]
-"""(N,) whole numbers."""
+Images = Tensor | NDArray[Any] | Batch | Dataset[Any] | Iterable[Any]
+"""(N, C, H, W) in [0, 1]; or with labels, as `batch_of` takes it: a Batch, a pair, a Dataset, a DataLoader."""
+Labels = Tensor | NDArray[Any] | Sequence[int] | None
+"""(N,) whole numbers; None where the images bring theirs."""
 CHUNK = 256
-"""Images that go through a model at a time."""
+"""Images that go through a model at a time, where nothing else is said."""
+_MOST: ContextVar[int | None] = ContextVar("images that may go through a model at a time", default=None)
 Measured = TypeVar("Measured", bound=tuple[Any, ...])
+
+
+@contextmanager
+def at_a_time(images: int | None) -> Iterator[None]:
+    """Let no more images through a model at a time within; None = as many as is usual. Outcomes do not depend on it.
+
+    Raises BadInput.
+    """
+    between(1, 2**20, **{"batch size": images})
+    token = _MOST.set(images)
+    try:
+        yield
+    finally:
+        _MOST.reset(token)
+
+
+def images_at_a_time(chunk: int | None = None) -> int:
+    """Return how many images go through a model at a time. chunk: what a call asks for; None = what is usual."""
+    most, asked = _MOST.get(), CHUNK if chunk is None else chunk
+    return asked if most is None else min(asked, most)
 
 
 def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
@@ -66,21 +91,22 @@ def model_of(model: object) -> nn.Module:
     return model
 
 
-def batch_of(x: object, labels: object = None) -> Batch:
-    """Return images and labels as one Batch on the images' device; a Batch with labels None stays. Raises BadInput.
+def batch_of(x: object, labels: object = None, model: nn.Module | None = None) -> Batch:
+    """Return images and labels as one Batch; this is what every public call makes of what it is given.
 
-    x: with labels None also a DataLoader of (images, labels), which is read whole.
-    NumPy arrays become tensors, of float64 images float32 ones; half precision becomes float32; labels of any
-    whole-number type become int64.
+    x: images, with their labels; or, with labels None, what holds both: a Batch, a pair (x, labels), a Dataset of
+    pairs, a set that `planish.data.load` returns, or a DataLoader or whatever else yields batches of pairs, which is
+    read whole, as drawn from seed 0.
+    model: what is no tensor is brought to its device; tensors stay where they are, and labels go to their images.
+    NumPy arrays and lists become tensors, of float64 images float32 ones; half precision becomes float32; labels of
+    any whole-number type become int64. Raises BadInput.
     """
-    if isinstance(x, Batch):
-        if labels is not None:
-            raise BadInput("a Batch holds its labels already: give None for the labels")
-        return batch_of(x.x, x.labels)._replace(indices=_tensor(x.indices, "indices"), logits=x.logits, order=x.order)
-    if labels is None and isinstance(x, DataLoader):
-        parts = [batch_of(pair[0], pair[1]) for pair in x]
-        if parts:
-            return Batch(torch.cat([part.x for part in parts]), torch.cat([part.labels for part in parts]))
+    if labels is None and not isinstance(x, Tensor | np.ndarray):
+        return _with_labels(x, model)
+    if labels is not None and (
+        isinstance(x, Batch | Dataset | DataLoader) or (isinstance(x, tuple) and is_pair(x)) or hasattr(x, "as_batch")
+    ):
+        raise BadInput(f"a {type(x).__name__} holds its labels already: give None for the labels")
     images = _tensor(x, "images x")
     if images.dtype in (torch.float16, torch.bfloat16):
         images = images.float()
@@ -91,12 +117,80 @@ def batch_of(x: object, labels: object = None) -> Batch:
     numbers = _tensor(labels, "labels")
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
         raise BadInput(f"labels must be whole numbers (N,), not {numbers.dtype} of shape {tuple(numbers.shape)}")
+    if not isinstance(x, Tensor) and (device := device_of(model)) is not None:
+        images = images.to(device)
     return Batch(images, numbers.to(images.device, torch.int64))
 
 
-def judged_batch(model: object, x: object, labels: object, threat: ThreatModel, chunk: int = CHUNK) -> Batch:
+def _with_labels(x: object, model: nn.Module | None) -> Batch:
+    """Return the Batch of what holds images and labels. Raises BadInput."""
+    if isinstance(x, Batch):
+        own = batch_of(x.x, x.labels)
+        return own._replace(indices=_tensor(x.indices, "indices"), logits=x.logits, order=x.order)
+    if is_pair(x):
+        return batch_of(x[0], x[1], model)  # type: ignore[index]
+    if hasattr(x, "as_batch"):
+        found: Batch = x.as_batch()
+    elif isinstance(x, str) or not isinstance(x, Iterable | Dataset):
+        raise BadInput(f"images x must be a tensor or a NumPy array, a DataLoader or a Dataset, not {shown(x)}")
+    else:
+        with reproducible(0):
+            parts = [pair_of(item) for item in _loader(x)]
+        if not parts:
+            raise BadInput(f"{shown(x)} yields no images: give it some")
+        found = Batch(torch.cat([part.x for part in parts]), torch.cat([part.labels for part in parts]))
+    device = device_of(model)
+    return found if device is None else found.to(device)
+
+
+def is_pair(x: object) -> bool:
+    """Say whether this is images and their labels, and not a sequence of batches or of images."""
+    whole = isinstance(x, tuple | list) and not isinstance(x, Batch) and len(x) == 2
+    return whole and isinstance(x[0], Tensor | np.ndarray)  # type: ignore[index]
+
+
+def is_loader(x: object) -> bool:
+    """Say whether this yields batches of images and labels anew each time, such as a DataLoader."""
+    other = (
+        isinstance(x, Tensor | np.ndarray | Batch | Dataset | str | Iterator) or is_pair(x) or hasattr(x, "as_batch")
+    )
+    return isinstance(x, Iterable) and not other
+
+
+def pair_of(item: object) -> Batch:
+    """Return the batch that a loader yields: images and labels, and what else comes with them left out."""
+    if isinstance(item, Batch):
+        return item
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise BadInput(f"a loader must yield pairs of images and labels, not {shown(item)}")
+    return batch_of(item[0], item[1])
+
+
+def _loader(x: Any) -> Iterable[Any]:
+    """Return what yields batches: a Dataset is collated as PyTorch does it. Raises BadInput."""
+    if not isinstance(x, Dataset):
+        return x  # type: ignore[no-any-return]
+
+    def batches() -> Iterator[Any]:
+        try:
+            yield from DataLoader(x, batch_size=CHUNK)
+        except (TypeError, RuntimeError) as error:
+            told = " ".join(str(error).split())
+            raise BadInput(f"the Dataset gives no pairs (image as a tensor, label): {told[:200]}") from error
+
+    return batches()
+
+
+def device_of(model: nn.Module | None) -> torch.device | None:
+    """Return where the model's first parameter, or buffer, lies; None where it has neither."""
+    values = () if model is None else itertools.chain(model.parameters(), model.buffers())
+    return next((value.device for value in values), None)
+
+
+def judged_batch(model: object, x: object, labels: object, threat: ThreatModel, chunk: int | None = None) -> Batch:
     """Return the batch with its clean logits, everything checked, in the model's dtype or float32. Raises BadInput."""
-    network, batch = model_of(model), batch_of(x, labels)
+    network = model_of(model)
+    batch = batch_of(x, labels, network)
     check_images(batch, threat)
     dtype = torch.promote_types(dtype_of(network) or batch.x.dtype, torch.float32)
     return batch._replace(x=batch.x.to(dtype), logits=check_logits(network, batch, chunk))
@@ -113,28 +207,29 @@ def _tensor(values: object, what: str) -> Tensor:
         with torch.inference_mode(False):
             return values.clone() if values.is_inference() else values.detach()
     try:
-        array = np.asarray(values)
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        array = np.ascontiguousarray(np.asarray(values))
+        tensor = torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array)
     except (TypeError, ValueError):
         raise BadInput(f"{what} must be a tensor or a NumPy array, not {shown(values)}") from None
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
-def logits_of(model: nn.Module, x: Tensor, chunk: int = CHUNK) -> Tensor:
+def logits_of(model: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
     """Return the logits (N, K) in float32 or wider, evaluation mode, autocast off, without a graph."""
     network = model if isinstance(model, Counted) else Counted(model)
     with evaluating(network), torch.no_grad(), full_precision(x):
-        parts = [network(part) for part in torch.split(x, chunk) if len(part)]
+        parts = [network(part) for part in torch.split(x, images_at_a_time(chunk)) if len(part)]
     return torch.cat(parts) if parts else x.new_zeros(0, 2)
 
 
-def in_chunks(measure: Callable[[Batch], Measured], batch: Batch, chunk: int = CHUNK) -> Measured:
+def in_chunks(measure: Callable[[Batch], Measured], batch: Batch, chunk: int | None = None) -> Measured:
     """Return what the measure says of all images, its (N, ...) tensors joined. The outcome does not depend on `chunk`.
 
     measure: takes a batch and returns a named tuple of tensors whose first dimension is the images, as all measures of
     an audit but estimated constants do.
     """
-    parts = [measure(batch.select(slice(at, at + chunk))) for at in range(0, max(len(batch.x), 1), chunk)]
+    size = images_at_a_time(chunk)
+    parts = [measure(batch.select(slice(at, at + size))) for at in range(0, max(len(batch.x), 1), size)]
     return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
@@ -172,7 +267,7 @@ def _remedy(output: Tensor) -> str:
     return ""
 
 
-def check_logits(model: nn.Module, images: Batch, chunk: int = CHUNK) -> Tensor:
+def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> Tensor:
     """Return the clean logits. Raises BadInput unless they are finite logits (N, K) with K above every label."""
     try:
         logits = logits_of(model, images.x, chunk)

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from planish.core.arguments import batch_of, check_images, shown, threat_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.words import number_of
@@ -191,6 +193,24 @@ def check_labels(labels: Tensor, classes: Sequence[str], name: str) -> None:
     if low < 0 or high >= count:
         hint = "; -1 mostly stands for images that nobody labelled: name a split that has labels" if low == -1 else ""
         raise BadInput(f"{name}: labels range from {low} to {high}, but {count} classes need 0 to {count - 1}{hint}")
+
+
+def images_of(data: object) -> Images:
+    """Return images in memory of a text such as "digits", of which the training split is read, or of images and labels.
+
+    data: or what `planish.core.arguments.batch_of` takes. Raises BadInput.
+    """
+    if isinstance(data, Images):
+        return data
+    if isinstance(data, str):
+        from planish.data.source import load
+
+        return load(data, "train")
+    if isinstance(data, Tensor | np.ndarray):
+        raise BadInput(f'data is a text such as "digits", or images and labels (x, labels), not {shown(data)}')
+    batch = batch_of(data)
+    check_images(batch, threat_of("Linf:0"))
+    return Images(batch.x.float(), batch.labels, numbered_classes(batch.labels), "images in memory", batch.indices)
 
 
 def parts(size: int, count: int, seed: int, name: str) -> tuple[Tensor, Tensor]:

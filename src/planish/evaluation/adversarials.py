@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from planish.attacks import Progress
 from planish.core.arguments import (
-    CHUNK,
     Images,
     Labels,
     batch_of,
@@ -111,9 +110,9 @@ def save_gallery(judged: EvaluationStep, batch: Batch, path: Path) -> None:
 def verify(
     model: nn.Module,
     x: Images,
-    labels: Labels | None,
-    path: str | Path,
-    threat: ThreatModel | str,
+    labels: Labels = None,
+    path: str | Path | None = None,
+    threat: ThreatModel | str | None = None,
     *,
     eot: int = 1,
     source: str = "the images given",
@@ -126,7 +125,8 @@ def verify(
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
-    network, threat, batch, path = model_of(model), threat_of(threat), batch_of(x, labels), path_of(path)
+    network, threat, path = model_of(model), threat_of(threat), path_of(path)
+    batch = batch_of(x, labels, network)
     images, indices = load_adversarials(path)
     position = {index: row for row, index in enumerate(batch.indices.tolist())}
     missing = [index for index in indices.tolist() if index not in position]
@@ -141,10 +141,10 @@ def verify(
     draws, feasible = draws_of(eot), threat.feasible(x_adv, some.x)
     clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
     if draws > 1:
-        clean = Verdict.of(network, some.x, some.labels, CHUNK, draws)
+        clean = Verdict.of(network, some.x, some.labels, None, draws)
     correct = clean.margin < 0
     tried = torch.where(per_image(feasible, x_adv), x_adv, some.x)
-    standing = correct & (Verdict.of(network, tried, some.labels, CHUNK, draws).margin < 0)
+    standing = correct & (Verdict.of(network, tried, some.labels, None, draws).margin < 0)
     return Verified(
         Estimate.of(correct.cpu().numpy()),
         Estimate.of(standing.cpu().numpy()),

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from planish.attacks import DistanceAttack, searched
 from planish.core.arguments import (
-    CHUNK,
     Images,
     Labels,
     batch_of,
+    images_at_a_time,
     judged_batch,
     logits_of,
     model_of,
@@ -41,7 +41,7 @@ FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 def minimum_distance(
     model: nn.Module,
     x: Images,
-    labels: Labels | None,
+    labels: Labels = None,
     norm: str | ThreatModel = "L2",
     attack: Attacks = "closest",
     *,
@@ -55,7 +55,10 @@ def minimum_distance(
     attack: names with commas, attack objects, a list or a dict of them; see `planish.list("attacks")`.
     Raises BadInput.
     """
-    *_, last = measure(model, batch_of(x, labels), threat_of(norm, radius=0.0), attack, seed=seed, about=about)
+    network = model_of(model)
+    *_, last = measure(
+        network, batch_of(x, labels, network), threat_of(norm, radius=0.0), attack, seed=seed, about=about
+    )
     return last
 
 
@@ -66,7 +69,7 @@ def measure(
     attacks: Attacks,
     *,
     seed: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     about: Mapping[str, Any] | None = None,
     earlier: Distances | None = None,
 ) -> Iterator[Distances]:
@@ -100,7 +103,7 @@ def _steps(
     record: Distances,
     again: Again,
     seed: int,
-    chunk: int,
+    chunk: int | None,
 ) -> Iterator[Distances]:
     same = False
     if left:
@@ -130,7 +133,7 @@ def _measured(
     name: str,
     attack: DistanceAttack,
     seed: int,
-    chunk: int,
+    chunk: int | None,
 ) -> DistanceColumn:
     correct = margin(images.clean_logits, images.labels) < 0
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
@@ -156,7 +159,7 @@ def _measured(
 
 
 def checked(
-    model: nn.Module, batch: Batch, threat: ThreatModel, name: str, found: Nearest, chunk: int
+    model: nn.Module, batch: Batch, threat: ThreatModel, name: str, found: Nearest, chunk: int | None
 ) -> tuple[Tensor, int]:
     """Return the distances of what a fresh forward finds misclassified, inf for the rest, and how many were fragile.
 
@@ -167,14 +170,14 @@ def checked(
     low, high = found.x_adv.flatten(1).amin(1), found.x_adv.flatten(1).amax(1)
     if not bool(((low >= threat.low) & (high <= threat.high)).all()):
         raise RuntimeError(f"{name} left the box [{threat.low:g}, {threat.high:g}]")
-    open_ = found.distance.isfinite()
+    open_, size = found.distance.isfinite(), max(1, images_at_a_time(chunk) - 1)
     distance, fragile = torch.full_like(found.distance, torch.inf), 0
     for farther in FARTHER:
         rows = open_.nonzero().squeeze(1)
         x, labels = batch.x[rows], batch.labels[rows]
         x_adv = found.x_adv[rows] if farther == 0 else x + (1 + farther) * (found.x_adv[rows] - x)
         x_adv = x_adv.clamp(threat.low, threat.high)
-        wrong = margin(logits_of(model, x_adv, max(1, chunk - 1)), labels) >= 0 if len(rows) else rows > 0
+        wrong = margin(logits_of(model, x_adv, size), labels) >= 0 if len(rows) else rows > 0
         distance[rows[wrong]] = threat.norm(x_adv - x)[wrong]
         open_[rows[wrong]] = False
         fragile = fragile or int(open_.sum())

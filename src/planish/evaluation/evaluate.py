@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Progress, components_of, run
 from planish.attacks.suites import Stage, Suite
-from planish.core.arguments import CHUNK, Images, Labels, judged_batch, model_of, seed_of, threat_of
+from planish.core.arguments import Images, Labels, images_at_a_time, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
 from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
@@ -76,7 +76,7 @@ class EvaluationStep(NamedTuple):
 class Search:
     """How attacks are run: images at a time, arithmetic of the search, draws; who is told of progress, who keeps it."""
 
-    chunk: int = CHUNK
+    chunk: int | None = None
     precision: Precision = "float32"
     draws: int = 1
     on_chunk: OnChunk | None = None
@@ -87,7 +87,7 @@ class Search:
 def evaluate(
     model: nn.Module,
     x: Images,
-    labels: Labels | None = None,
+    labels: Labels = None,
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
     *,
@@ -100,8 +100,9 @@ def evaluate(
     """Judge a model under attacks, and return the record with its adversarial images.
 
     model: maps images in [0, 1] to logits; it is judged in evaluation mode and stays as it is.
-    x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or a Batch, which brings its labels.
-    labels: (N,) whole numbers from 0 to K - 1.
+    x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or, with labels None, what holds both: a Batch, a pair
+        (x, labels), a Dataset or a DataLoader of pairs, which is read whole.
+    labels: (N,) whole numbers from 0 to K - 1, a tensor, an array or a list.
     threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
     surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
@@ -121,13 +122,13 @@ def evaluate(
 def evaluate_steps(
     model: nn.Module,
     x: Images,
-    labels: Labels | None = None,
+    labels: Labels = None,
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
     *,
     surrogates: Surrogates = (),
     seed: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     precision: Precision = "float32",
     eot: int = 1,
     about: Mapping[str, Any] | None = None,
@@ -365,7 +366,7 @@ def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:
 
 
 def verified(
-    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int, draws: int
+    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int | None, draws: int
 ) -> Verdict:
     """Judge what an attack returned by fresh forwards, in batches cut otherwise than the attack's.
 
@@ -378,4 +379,4 @@ def verified(
             f"{name} left the {threat.name} ball of radius {radius_text(threat.radius)} or the box on "
             f"{number_of(int((~feasible).sum()))} (largest distance {worst:g})"
         )
-    return Verdict.of(model, found.x_adv, batch.labels, max(1, chunk - 1), draws)
+    return Verdict.of(model, found.x_adv, batch.labels, max(1, images_at_a_time(chunk) - 1), draws)

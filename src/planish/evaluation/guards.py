@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
     wrong: Tensor
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, labels: Tensor, chunk: int, draws: int = 1) -> Self:
+    def of(cls, model: nn.Module, x: Tensor, labels: Tensor, chunk: int | None, draws: int = 1) -> Self:
         """Judge images by so many fresh forwards each.
 
         An image is broken unless the 95 % interval of its share of wrong draws (Wilson) lies below one half; its margin

@@ -12,8 +12,9 @@ from planish.records.geometry import REACH, Array, DistanceBounds, Effort, Geome
 from planish.records.statistics import Estimate
 from planish.report import drawing
 from planish.report.drawing import BLUE, MUTED, ReportFigure, Shot, styled
+from planish.report.images import ROWS, SIMPLE
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
-from planish.report.tables import NOTHING, ROWS, SIMPLE, Cell, Gallery, Table, class_name, percent, radius_text, table
+from planish.report.tables import NOTHING, Cell, Gallery, Table, class_name, percent, radius_text, table
 
 ROBUST, BROKEN, WRONG = "robust", "broken", "wrong when clean"
 MINUS = "\N{MINUS SIGN}"

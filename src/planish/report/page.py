@@ -22,6 +22,7 @@ from planish.report.card import audit_card, card, cautions, verdict
 from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_caption, shots, to_png, to_svg
 from planish.report.figures import report_figures
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
+from planish.report.images import image_rows, rows_for
 from planish.report.pairs import Pair, pair_facts, paired_figure, paired_rows, pairs
 from planish.report.provenance import commands, dates, flat, origin_of, provenance_tables
 from planish.report.tables import Entry, plain
@@ -161,7 +162,7 @@ def render(
     # an interval stays on one line
     headline, *told = (re.sub(r"(?<=\d), (?=[\d.]+\])", ",\N{NO-BREAK SPACE}", one) for one in verdict(entries))
     first = cautions(entries)
-    most, records = tables.rows_for(entries), [(entry.name, entry.evaluation) for entry in entries]
+    most, records = rows_for(entries), [(entry.name, entry.evaluation) for entry in entries]
     metas = [one.meta for one in (*(record for _, record in records), *audits.values())]
     return _page(
         "page.html.j2",
@@ -183,7 +184,7 @@ def render(
         costs=tables.cost_rows(entries),
         figures=_drawings([one for one in drawn if one.slug not in FILED]),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
-        images=[(entry.name, tables.image_rows(entry, most)) for entry in entries],
+        images=[(entry.name, image_rows(entry, most)) for entry in entries],
         models=[(entry.name, origin_of(entry)) for entry in entries]
         + [(f"{name}, audited", audit.known) for name, audit in audits.items()],
         commands=commands(provenance, *metas),

@@ -1,6 +1,6 @@
 """Papers' tables run again at a stated scale, beside what was printed, with a verdict on each claim."""
 
-from planish.reproduce.estimate import estimate_rows
+from planish.reproduce.estimate import estimate_rows, estimates
 from planish.reproduce.figure import write_figure
 from planish.reproduce.measured import document, save
 from planish.reproduce.pages import list_rows, results_rows, write_page
@@ -8,6 +8,6 @@ from planish.reproduce.running import Job, Step, chosen_rows, reproduce
 from planish.reproduce.tables import table, table_names
 
 __all__ = [
-    "Job", "Step", "chosen_rows", "document", "estimate_rows", "list_rows", "reproduce", "results_rows", "save",
-    "table", "table_names", "write_figure", "write_page",
+    "Job", "Step", "chosen_rows", "document", "estimate_rows", "estimates", "list_rows", "reproduce", "results_rows",
+    "save", "table", "table_names", "write_figure", "write_page",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """What a table will cost before it starts: counted work times what a piece of it takes on this machine."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from timeit import repeat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from timeit import timeit
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from planish.methods import StepContext
 from planish.report.tables import Cell, Table, seconds_text, table
 from planish.reproduce import numbers
 from planish.reproduce.running import Job, finished, trained, twin
-from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled, split_name
+from planish.reproduce.scales import SCALES, SEED, attack_of, images_judged, scaled, split_name
 from planish.reproduce.tables import PaperColumn
 from planish.runs.config import Experiment
 from planish.runs.run import architecture
@@ -38,8 +38,10 @@ PASSES = {
 """Passes that an image which no attack breaks costs, of what its name does not tell (docs/attacks.md)."""
 STANDARD = 3.0
 """Passes of a standard training step: forward, and a backward to input and weights."""
-TIMED = {32: 64, 64: 32, 128: 8}
-"""Images in a timed batch, by their largest side; of larger ones two."""
+FEW, MOST = 2, 64
+"""Images in a timed batch: the first one, and at most."""
+LONG, AIM = 5.0, 1.0
+"""Seconds: a first batch that takes so long is not repeated; what later ones are to take."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,45 @@ class WorkEstimate:
     seconds: float
 
 
-def estimate(job: Job, row: str) -> WorkEstimate:
+@dataclass
+class Clock:
+    """Times pieces of a job's work; rows that do the same piece share what it took."""
+
+    job: Job
+    known: dict[str, float] = field(default_factory=dict)
+
+    def a_step(self, experiment: Experiment) -> float:
+        """Return the seconds of a training step for each image."""
+        return self._once(lambda: step_seconds(self.job, experiment), "step", replace(experiment, seed=0))
+
+    def a_pass(self, experiment: Experiment) -> float:
+        """Return the seconds of half a forward and a backward for each image."""
+        alike = (experiment.model, experiment.data.final_size, experiment.settings.precision)
+        return self._once(lambda: pass_seconds(self.job, experiment), "pass", *alike)
+
+    def cost(self, row: str) -> float:
+        """Return the standard steps that a training step costs."""
+        return self._once(lambda: _step_cost(self.job, row), "cost", row.partition(SEED)[0])
+
+    def _once(self, piece: Callable[[], float], *what: object) -> float:
+        key = repr(what)
+        if key not in self.known:
+            self.known[key] = piece()
+        return self.known[key]
+
+
+def estimate(job: Job, row: str, clock: Clock) -> WorkEstimate:
     """Estimate what is left to do of a row; judging as if no attack broke an image, so at most that."""
     experiment = job.experiment(row)
     images = _count(job, row, "train", experiment.data.limit)
     untrained = not (trained(job.folder(row), experiment) or twin(job, experiment))
     seen = images * experiment.settings.epochs * experiment.training_method.replays if untrained else 0
-    training = seen * _step_cost(job, row) * STANDARD if untrained else 0.0
+    training = seen * clock.cost(row) * STANDARD if untrained else 0.0
     tests = _count(job, row, "test", images_judged(job.table, job.scale))
     judged = [column for column in job.columns().values() if column.is_judged and not finished(job, row, column)]
     judging = tests * sum({job.record(row, column): column_passes(job, column) for column in judged}.values())
-    seconds = seen * step_seconds(job, experiment) if untrained else 0.0
-    return WorkEstimate(training, judging, seconds + (judging * pass_seconds(job, experiment) if judging else 0.0))
+    seconds = seen * clock.a_step(experiment) if untrained else 0.0
+    return WorkEstimate(training, judging, seconds + (judging * clock.a_pass(experiment) if judging else 0.0))
 
 
 def column_passes(job: Job, column: PaperColumn) -> float:
@@ -102,13 +131,11 @@ def _model(experiment: Experiment, job: Job, device: str) -> nn.Module:
     return placed
 
 
-def _images(job: Job, experiment: Experiment, count: int | None = None) -> Batch:
-    """Return so many random images, or as many as are timed at once."""
+def _images(job: Job, experiment: Experiment, count: int) -> Batch:
+    """Return so many random images."""
     channels, height, width = job.table.head.shape
     if (side := experiment.data.final_size) is not None:
         height = width = side
-    if count is None:
-        count = next((images for largest, images in TIMED.items() if max(height, width) <= largest), 2)
     x = torch.rand(count, channels, height, width, generator=seeded(0), device="cpu")
     indices = torch.arange(count, device="cpu")
     return Batch(x, indices % job.table.head.classes, indices)
@@ -117,14 +144,14 @@ def _images(job: Job, experiment: Experiment, count: int | None = None) -> Batch
 def pass_seconds(job: Job, experiment: Experiment) -> float:
     """Time a forward and a backward to the images on the job's device, and return half of it for one image."""
     model = _model(experiment, job, job.device).eval()
-    x = _images(job, experiment).x.to(job.device).requires_grad_()
 
-    def once() -> Tensor:
+    def once(count: int) -> Tensor:
+        x = _images(job, experiment, count).x.to(job.device).requires_grad_()
         with autocast(x, experiment.settings.precision):
             total = model(x).sum()
         return torch.autograd.grad(total, x)[0].sum()
 
-    return _seconds(once) / (2 * len(x))
+    return _seconds(once) / 2
 
 
 def step_seconds(job: Job, experiment: Experiment) -> float:
@@ -132,21 +159,31 @@ def step_seconds(job: Job, experiment: Experiment) -> float:
     settings, threat = experiment.settings, experiment.threat.model
     model = _model(experiment, job, job.device).train()
     bound = Bound(model, experiment.training_method, threat, settings.precision)
-    x, labels, indices, *_ = _images(job, experiment).to(job.device)
-    assert x is not None
 
-    def once() -> Tensor:
+    def once(count: int) -> Tensor:
+        x, labels, indices, *_ = _images(job, experiment, count).to(job.device)
         model.zero_grad()
         total: Tensor = bound(x, labels, indices, StepContext(seeded(0, device=job.device), identities=len(x))).total
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    return _seconds(once) / len(x)
+    return _seconds(once)
 
 
-def _seconds(once: Callable[[], Tensor]) -> float:
-    """Return the shortest of three calls, after one that counts for nothing; each waits for the device."""
-    return min(repeat(lambda: once().item(), number=1, repeat=4)[1:])
+def _seconds(once: Callable[[int], Tensor]) -> float:
+    """Return the seconds of one image: the shortest of three calls with as many as take `AIM`, after two with few.
+
+    What is slow is called with few images, and once. Each call waits for the device.
+    """
+    for _ in range(2):  # the first one also makes what is made once
+        if (taken := _taken(once, FEW)) > LONG:
+            return taken / FEW
+    count = max(FEW, min(MOST, int(AIM / taken * FEW)))
+    return min(_taken(once, count) for _ in range(3)) / count
+
+
+def _taken(once: Callable[[int], Tensor], count: int) -> float:
+    return timeit(lambda: once(count).item(), number=1)
 
 
 def attack_passes(attack: str | None, classes: int) -> float:
@@ -162,9 +199,16 @@ def attack_passes(attack: str | None, classes: int) -> float:
     return 2.0 * (steps + 1) * restarts * {"multi-targeted": classes - 1, "transfer": 3}.get(family, 1)
 
 
-def estimate_rows(job: Job, rows: Sequence[str]) -> Table:
+def estimates(job: Job, rows: Sequence[str]) -> Iterator[tuple[str, WorkEstimate]]:
+    """Yield what is left to do of each training of the rows, as soon as it is known."""
+    clock = Clock(job)
+    for row in rows:
+        for run in job.scale.runs(row):
+            yield run, estimate(job, run, clock)
+
+
+def estimate_rows(job: Job, found: Sequence[tuple[str, WorkEstimate]]) -> Table:
     """Return what is left to do of each row and of all, as a table."""
-    found = [(run, estimate(job, run)) for row in rows for run in job.scale.runs(row)]
     total = sum(one.seconds for _, one in found)
     lines: list[list[Cell]] = []
     for row, one in found:

@@ -48,8 +48,8 @@ class PageAudit(Audit):
 def audit(
     model: nn.Module,
     x: Images,
-    labels: Labels | None,
-    threat: ThreatModel | str,
+    labels: Labels = None,
+    threat: ThreatModel | str | None = None,
     budget: str = "quick",
     *,
     seed: int = 0,
@@ -72,8 +72,8 @@ def audit(
 def audit_steps(
     model: nn.Module,
     x: Images,
-    labels: Labels | None,
-    threat: ThreatModel | str,
+    labels: Labels = None,
+    threat: ThreatModel | str | None = None,
     budget: str = "quick",
     *,
     seed: int = 0,
@@ -82,7 +82,8 @@ def audit_steps(
     on_chunk: OnChunk | None = None,
 ) -> Iterator[PageAudit]:
     """Audit as `audit` does, and yield the audit after each finding. Raises BadInput at once for bad arguments."""
-    network, threat, batch, plan = model_of(model), threat_of(threat), batch_of(x, labels), plan_of(budget)
+    network, threat, plan = model_of(model), threat_of(threat), plan_of(budget)
+    batch = batch_of(x, labels, network)
     check_images(batch, threat)
     own_checks(checks)
     facts = {**CALLED, **(about or {})}

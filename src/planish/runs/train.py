@@ -1,9 +1,9 @@
-"""The one call that trains, and an experiment carried out: put together, trained, saved and resumed."""
+"""An experiment carried out into a run folder: put together, trained, saved and resumed."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,33 +12,28 @@ from torch import nn
 
 from planish.attacks import run
 from planish.attacks.gradient import PGD
-from planish.core.arguments import batch_of, check_images, check_logits, logits_of, path_of, seed_of, shown, threat_of
-from planish.core.batch import Batch
-from planish.core.errors import BadInput, spelled
+from planish.core.arguments import check_logits, logits_of
 from planish.core.randomness import initialised, seeded
 from planish.core.share import WHOLE, Share
-from planish.core.threat import Linf, ThreatModel
+from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
 from planish.data.classes import matched, named_places
-from planish.data.images import Images, OnCorrupt, numbered_classes, refuse
+from planish.data.images import Images, OnCorrupt, refuse
 from planish.data.listing import Listing
 from planish.data.source import check_there, find, remarks
 from planish.data.stream import Streamed, default_workers
-from planish.methods import Method
 from planish.models import Normalized, is_borrowed
 from planish.records.origin import provenance
-from planish.registry import components, make, resolve
+from planish.registry import resolve
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, to_toml
+from planish.runs.config import Experiment, Named, to_toml
 from planish.runs.keeper import Keeper, Saver
-from planish.runs.run import RESUME, Run, architecture, load_run
+from planish.runs.run import RESUME, architecture
 from planish.runs.taken import identity, known, refuse_data, refuse_other
 from planish.storage.reading import last_good
-from planish.training.collapse import OFF, Guard
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, Epochs, check_derivatives, fit, start
 from planish.training.processes import ALONE, Group
-from planish.training.settings import Settings
 from planish.training.state import State, go_on
 
 COUNTED = 4
@@ -244,131 +239,4 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
         "size": experiment.data.final_size,
         "method": asdict(experiment.method),
         "threat": asdict(experiment.threat),
-    }
-
-
-@spelled(threat=Linf, settings=Settings)
-def train(
-    model: nn.Module | str,
-    data: "str | Images | Batch | tuple[Any, Any]",
-    *,
-    method: Method | str = "planish-at",
-    threat: ThreatModel | str,
-    epochs: int | None = None,
-    settings: Settings | None = None,
-    guard: Guard = OFF,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    out: str | Path | None = None,
-    weights: str | Path | None = None,
-) -> Run:
-    """Train a model against a threat, and return the run.
-
-    model: a module from images in [0, 1] to logits, which is trained in place; or an architecture's name, such as
-    "small-cnn" or "wide-resnet-34-10", or "file.py:function".
-    data: a text such as "digits" or "cifar10:PATH"; or images and labels (x, labels), x (N, C, H, W) in [0, 1].
-    method: such as planish.methods.SEAT(), or a name such as "seat", "llr-2" or "file.py:NAME".
-    threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
-    epochs: in place of those of the settings, which are `Settings()` unless given, with batches no larger than the
-    data.
-    guard: against catastrophic overfitting. seed: of everything random. device: to compute on.
-    out: a run folder to write as well; then model, data and method must have names, so that it can be opened again.
-    weights: to start from: of a run folder, a .safetensors file, or a checkpoint of torch.save.
-    Raises BadInput.
-    """
-    given, settings = settings is not None, settings or Settings()
-    settings = settings if epochs is None else replace(settings, epochs=epochs)
-    own, threat, seed = _method(method), threat_of(threat), seed_of(seed)
-    if out is not None:
-        experiment = _experiment(model, data, method, threat, settings, guard, seed)
-        if weights is not None:
-            experiment = replace(experiment, model=replace(experiment.model, weights=str(path_of(weights))))
-        for _ in train_into(experiment, path_of(out), device=device):
-            pass
-        return load_run(out, model if isinstance(model, str) else None)
-    images = _images(data)
-    settings = settings if given else replace(settings, batch_size=min(settings.batch_size, len(images)))
-    config = _config(model, images, method, threat, settings, seed)
-    network = _network(model, images, seed, weights).to(device)
-    check_logits(network, images.first(2).to(device).as_batch())
-    state = start(network, settings)
-    batches = Batches(images, settings.batch_size, DataOptions().augmentation, device)
-    for record in fit(state, own, threat, batches, settings, seed=seed, guard=guard):
-        state.history[-1] |= {"learning_rate": record.learning_rate, "seconds": record.seconds}
-    about = {"classes": list(images.classes), "channels": images.x.shape[1], "data": images.name}
-    return Run(state.deployed.eval(), config, state.history, about)
-
-
-def _method(method: object) -> Method:
-    if isinstance(method, str):
-        made: Method = make("methods", method, {})
-        return made
-    if isinstance(method, type) or not (callable(method) and hasattr(method, "second_order")):
-        hint = f"; call the class: {method.__name__}()" if isinstance(method, type) else ""
-        raise BadInput(f'a method is a name such as "seat" or planish.methods.SEAT(), not {shown(method)}{hint}')
-    return method  # type: ignore[return-value]
-
-
-def _images(data: object) -> Images:
-    """Return training images in memory. Raises BadInput."""
-    if isinstance(data, str):
-        from planish.data import load
-
-        return load(data, "train")
-    if isinstance(data, Images):
-        return data
-    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data, Batch):
-        data = batch_of(*data)
-    if not isinstance(data, Batch):
-        raise BadInput(f'data is a text such as "digits", or images and labels (x, labels), not {shown(data)}')
-    check_images(data, threat_of("Linf:0"))
-    return Images(data.x.float(), data.labels, numbered_classes(data.labels), "images in memory", data.indices)
-
-
-def _network(model: object, images: Images, seed: int, weights: str | Path | None) -> nn.Module:
-    network = new_model(Named(model), images, seed) if isinstance(model, str) else model
-    if not isinstance(network, nn.Module):
-        raise BadInput(f'the model is a torch.nn.Module or a name such as "small-cnn", not {shown(model)}')
-    if weights is not None:
-        runs.load_start(path_of(weights), network)
-    return network
-
-
-def _named(method: Method | str) -> Named:
-    """Return a method's name and options; one that is not registered has its class's name."""
-    if isinstance(method, str):
-        return Named(method)
-    names = [name for name, kind in components("methods").items() if kind is type(method)]
-    parts: tuple[Any, ...] = fields(method) if is_dataclass(method) else ()
-    own = {part.name: getattr(method, part.name) for part in parts}
-    return Named(names[0] if names else type(method).__name__, own)
-
-
-def _experiment(
-    model: object, data: object, method: Method | str, threat: ThreatModel, settings: Settings, guard: Guard, seed: int
-) -> Experiment:
-    """Return the experiment of what has names. Raises BadInput."""
-    for what, value in (("model", model), ("data", data)):
-        if not isinstance(value, str):
-            need = f"out= writes a run folder, which must name its {what} to be opened again"
-            raise BadInput(f"{need}: give a text, not {shown(value)}")
-    named = _named(method)
-    if ":" not in named.name:
-        _ = make("methods", named.name, named.options)
-    options = ThreatOptions(threat.name, threat.radius)
-    return Experiment(DataOptions(str(data)), Named(str(model)), named, options, settings, guard, seed)
-
-
-def _config(
-    model: object, images: Images, method: Method | str, threat: ThreatModel, settings: Settings, seed: int
-) -> dict[str, Any]:
-    """Return the configuration as the tables of a run folder's TOML, as far as things have names."""
-    named = _named(method)
-    return {
-        "seed": seed,
-        "data": {"source": images.name},
-        "model": {"name": model if isinstance(model, str) else type(model).__name__},
-        "method": {"name": named.name, **named.options},
-        "threat": {"norm": threat.name, "radius": threat.radius},
-        "settings": asdict(settings),
     }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.core.arguments import CHUNK
+from planish.core.arguments import images_at_a_time
 from planish.core.batch import Batch, per_image
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
@@ -249,7 +249,7 @@ class DistanceResult(NamedTuple):
     passes: Tensor
 
 
-def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
+def with_logits(model: nn.Module, batch: Batch, chunk: int | None = None) -> Batch:
     """Return the batch with its clean logits, all without a graph; they are computed only if it has none."""
     own = (part if part is None or not part.is_inference() else part.clone() for part in batch)
     batch = Batch(*own)  # type: ignore[arg-type]
@@ -257,7 +257,7 @@ def with_logits(model: nn.Module, batch: Batch, chunk: int = CHUNK) -> Batch:
     if batch.logits is not None:
         return batch._replace(logits=batch.logits.detach())
     with torch.no_grad():
-        return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, chunk)]))
+        return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, images_at_a_time(chunk))]))
 
 
 def owned(found: Adversarials) -> Adversarials:

@@ -10,14 +10,17 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from planish.core.arguments import batch_of, check_images, shown
+from planish.core.arguments import check_images, is_loader, pair_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.modes import batch_norms, fixed_statistics
 from planish.core.randomness import drawn_seed, reproducible, seeded
 from planish.core.share import Share
 from planish.core.threat import ThreatModel
+from planish.data.batches import Augmentation, Batches
+from planish.data.images import Images, images_of
 from planish.methods import Method, StepContext, TrainingLoss
 from planish.training.collapse import OFF, CollapseMonitor, Guard
 from planish.training.processes import ALONE, Group, Part, refuse_wrapped, synchronized
@@ -97,9 +100,7 @@ class Loaded:
                 pair = next(iterator)
             if step < skip:
                 continue
-            if not isinstance(pair, tuple | list) or len(pair) < 2:
-                raise BadInput(f"a loader must yield pairs of images and labels, not {shown(pair)}")
-            batch = batch_of(pair[0], pair[1])
+            batch = pair_of(pair)
             if step == skip:
                 check_images(batch, self.threat)
             yield Batch(*(part.to(self.device) for part in batch[:3]))
@@ -125,7 +126,7 @@ def fit(
     state: State,
     method: Method,
     threat: ThreatModel,
-    batches: Epochs | Iterable[Any],
+    batches: Epochs | Iterable[Any] | Dataset[Any] | Images,
     settings: Settings,
     *,
     seed: int,
@@ -136,7 +137,8 @@ def fit(
 ) -> Iterator[EpochRecord]:
     """Train from the state on, one record per finished epoch; the state is up to date at every yield.
 
-    batches: such as `planish.data.batches.Batches`; or a DataLoader of (images, labels), images (N, C, H, W) in [0, 1].
+    batches: such as `planish.data.batches.Batches`; or a DataLoader of (images, labels), images (N, C, H, W) in [0, 1];
+    or images and labels as `train` takes them, which are shuffled and cut into batches.
     guard: when the run is probed; when the model collapses, training goes back to a healthy state, which may lie epochs
     back, and on with the method strengthened. PGD is tried on `held_out` images, if there are any.
     after_step: called whenever the weights have moved and the state can be saved, for whoever saves within an epoch.
@@ -152,9 +154,8 @@ def fit(
     bound = Bound(model, method, threat, settings.precision)  # type: ignore[arg-type]
     stepper = Stepper(bound, group.wrapped(bound), settings, group)
     monitor = CollapseMonitor(guard, threat, seed, held_out, group)
-    if not hasattr(batches, "epoch"):
-        batches = Loaded(batches, threat, next(state.model.parameters()).device)
-    run = _Run(state, method, stepper, batches, settings, seed, monitor, after_step)  # type: ignore[arg-type]
+    given = _epochs(batches, threat, settings, next(state.model.parameters()).device)
+    run = _Run(state, method, stepper, given, settings, seed, monitor, after_step)
     run.check_rates()
     began = time.perf_counter()
     while state.epoch < settings.epochs:
@@ -172,6 +173,21 @@ def fit(
         state.history.append({"epoch": state.epoch, **metrics, "epochs_done": run.done, **told})
         yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began, alarms)
         began = time.perf_counter()
+
+
+def _epochs(batches: Any, threat: ThreatModel, settings: Settings, device: torch.device) -> Epochs:
+    """Return training batches of what `fit` is given. Raises BadInput."""
+    if hasattr(batches, "epoch"):
+        return batches  # type: ignore[no-any-return]
+    if is_loader(batches):
+        try:
+            len(batches)
+        except TypeError:
+            raise BadInput(
+                f"a loader must know how many batches it has, and a {type(batches).__name__} does not"
+            ) from None
+        return Loaded(batches, threat, device)
+    return Batches(images_of(batches), settings.batch_size, Augmentation(), device)
 
 
 def check_derivatives(model: nn.Module, method: Method, settings: Settings) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.curvature import Way, curvature, gradient_norms
-from planish.core.arguments import CHUNK, in_chunks
+from planish.core.arguments import in_chunks
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import Loss, margin, masked, soft_margin, wide
@@ -110,7 +110,7 @@ def bounds(
     soft: Loss = soft_margin,
     within: float = math.inf,
     kind: Kind = "estimate",
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Bounds:
     """Return both bounds for given constants; l_0 is 0.
 
@@ -145,7 +145,7 @@ def estimated_bounds(
     seed: int = 0,
     way: Way = "double-backward",
     length: float | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Bounds:
     """Return both bounds with L and C the largest values met at the images: estimates (Finlay and Oberman, Table 2).
 

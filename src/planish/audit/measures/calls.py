@@ -31,14 +31,14 @@ Measured = TypeVar("Measured")
 
 def on_images(
     measure: Callable[Concatenate[nn.Module, Batch, More], Measured],
-) -> Callable[Concatenate[nn.Module, Images, Labels | None, More], Measured]:
+) -> Callable[Concatenate[nn.Module, Images, Labels, More], Measured]:
     """Return the measure as a function of (model, x, labels, ...), which checks what it is given. Raises BadInput."""
     own = signature(measure)
 
-    def call(model: nn.Module, x: Images, labels: Labels | None, *args: More.args, **options: More.kwargs) -> Measured:
-        batch = batch_of(x, labels)
+    def call(model: nn.Module, x: Images, labels: Labels = None, *args: More.args, **options: More.kwargs) -> Measured:
+        batch = batch_of(x, labels, network := model_of(model))
         check_images(batch, threat_of("Linf:0"))
-        given = own.bind(model_of(model), batch, *args, **options)
+        given = own.bind(network, batch, *args, **options)
         if "threat" in given.arguments:
             given.arguments["threat"] = threat_of(given.arguments["threat"])
         return measure(*given.args, **given.kwargs)
@@ -70,8 +70,8 @@ one_step_distortion = on_images(_surfaces.one_step_distortion)
 def loss_plane(
     model: nn.Module,
     x: Images,
-    labels: Labels | None,
-    threat: ThreatModel | str,
+    labels: Labels = None,
+    threat: ThreatModel | str | None = None,
     *,
     points: int = 21,
     steps: int = 20,
