@@ -26,7 +26,7 @@ from planish.training.collapse import OFF, CollapseMonitor, Guard
 from planish.training.processes import ALONE, Group, Part, refuse_wrapped, synchronized
 from planish.training.settings import Settings, learning_rate, optimizer_of
 from planish.training.state import State
-from planish.training.step import Bound, Stepper, lies_channels_last
+from planish.training.step import Stepper, lies_channels_last
 
 MOST_ESCALATIONS = 6
 LOADED = 0x10AD  # keeps a loader's draws apart from a method's for the same seed and step
@@ -150,9 +150,7 @@ def fit(
     group.together(lambda: check_derivatives(state.model, method, settings))
     if group.size > 1 and not (isinstance(batches, Shared) and batches.share == group.share):
         raise BadInput("several processes need batches that know their share: planish.data.batches.Batches(share=)")
-    model = torch.compile(state.model) if settings.compile else state.model
-    bound = Bound(model, method, threat, settings.precision)  # type: ignore[arg-type]
-    stepper = Stepper(bound, group.wrapped(bound), settings, group)
+    stepper = Stepper.of(state.model, method, threat, settings, group)
     monitor = CollapseMonitor(guard, threat, seed, held_out, group)
     given = _epochs(batches, threat, settings, next(state.model.parameters()).device)
     run = _Run(state, method, stepper, given, settings, seed, monitor, after_step)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,13 @@ class Stepper:
     module: nn.Module
     settings: Settings
     group: Group
+
+    @classmethod
+    def of(cls, model: nn.Module, method: Method, threat: ThreatModel, settings: Settings, group: Group) -> "Stepper":
+        """Return it for a model, which is compiled if the settings say so."""
+        own: Any = torch.compile(model) if settings.compile else model
+        bound = Bound(own, method, threat, settings.precision)
+        return cls(bound, group.wrapped(bound), settings, group)
 
     def backward(self, part: Part, context: StepContext, together: int, last: bool) -> TrainingLoss:
         """Add the gradient of a batch, one of so many together in a step; after the last one it is that of all
