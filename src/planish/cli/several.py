@@ -113,7 +113,7 @@ def _ending(error: BaseException, number: int) -> tuple[int, str]:
         own = "" if number else str(error)
         return WRONG, own if isinstance(error, Agreed) else f"process {number}: {error}"
     if isinstance(error, RuntimeError):
-        lost = re.search("Connection (reset|closed)|Broken pipe|NCCL", str(error))
+        lost = re.search("^(?!cannot join).*(Connection (reset|closed)|Broken pipe|NCCL)", str(error))
         return 1, f"process {number} has lost another one" if lost else f"process {number}: {error}"
     if isinstance(error, FloatingPointError):
         return HOPELESS, "" if number else str(error)

@@ -50,6 +50,7 @@ def _on_this_machine(processes: int, folder: Path) -> LaunchConfig:
         nproc_per_node=processes,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",
         run_id=uuid4().hex,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         max_restarts=0,  # elastic's own would start again after wrong input too

@@ -219,7 +219,8 @@ def joined(device: str = "cpu", backend: str | None = None, patience: float = PA
     """The group of this process and those that were started with it; the only one, if none were.
 
     device: "cpu" or "cuda"; each process of a machine gets a GPU of its own. backend: of torch.distributed; None: gloo
-    on the CPU, nccl on GPUs. patience: minutes that a process waits for the others. Raises BadInput.
+    on the CPU, nccl on GPUs. patience: minutes that a process waits for the others. Raises BadInput,
+    RuntimeError where the others cannot be reached.
     """
     if not are_several():
         yield ALONE
@@ -228,11 +229,13 @@ def joined(device: str = "cpu", backend: str | None = None, patience: float = PA
     backend = check_backend(backend or ("nccl" if own.type == "cuda" else "gloo"))
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=patience))
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
         raise BadInput(
             f"cannot join the other processes: {str(error).splitlines()[0]}; start them by torchrun, or set "
             "MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK and LOCAL_RANK as it does"
         ) from error
+    except RuntimeError as error:
+        raise RuntimeError(f"cannot join the other processes: {str(error).splitlines()[0]}") from error
     if dist.is_torchelastic_launched():
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     yield Group(Share(dist.get_rank(), dist.get_world_size()), own)
