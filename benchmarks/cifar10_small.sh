@@ -29,4 +29,4 @@ for method in "$@"; do
   $PLANISH evaluate "$RUNS/$method" --data "$TEST" --radius 8/255 --attacks pgd-50-10,multi-targeted-20-1 \
     --limit 1000 --precision bf16 --out "$RUNS/$method" --resume
 done
-$PLANISH report $(for method in "$@"; do echo "$RUNS/$method"; done) --out "$RUNS" --title "CIFAR-10 (cifar10-jpeg75), small"
+$PLANISH report $(for method in "$@"; do echo "$RUNS/$method"; done) --out "$RUNS" --overwrite --title "CIFAR-10 (cifar10-jpeg75), small"

@@ -1,5 +1,6 @@
 """Issue 20, item 1: the audit judges a network that comes in training mode in evaluation mode, and warns."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from torch import nn
 
 import planish
 from planish.audit.auditor import audit
+from planish.audit.evidence import PLANS
+from planish.audit.geometry import relu_units
 from planish.core.threat import Linf
 from planish.records.audit import Finding
 from planish.runs.judge import load_model
@@ -55,3 +58,39 @@ def test_it_fails_where_evaluation_mode_does_not_help(make):
 def test_a_flag_that_changes_nothing_is_no_cause_for_a_warning():
     torch.manual_seed(0)
     assert mode_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))).verdict == "pass"
+
+
+def test_issue_20_a_whole_audit_asks_in_evaluation_mode_alone(tmp_path: Path):
+    """Batch norm in training mode cannot take one image, and one pass in it would move the running averages."""
+    (tmp_path / "own.py").write_text(NETWORK)
+    model = load_model(f"{tmp_path / 'own.py'}:build").model
+    plan = replace(
+        PLANS["thorough"],
+        images=12,
+        setup=8,
+        sample=8,
+        steps=3,
+        noise=2,
+        queries=5,
+        survivors=2,
+        planted=2,
+        curve_steps=2,
+        walked=1,
+        walk=20,
+        long=False,
+        measured=3,
+        pictured=1,
+        points=3,
+        restarts=1,
+        moved=2,
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    *_, last = audit(model, zoo.images(12), Linf(0.1), plan, suite=zoo.suite())
+    assert last.complete and last.geometry is not None and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert last.finding("evaluation-mode").verdict == "warn"
+
+
+def test_relus_of_a_network_in_training_mode_are_counted(tmp_path: Path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).train()
+    assert relu_units(network, torch.rand(1, 1, 8, 8)) == 8 and network.training

@@ -21,6 +21,7 @@ def tiny() -> list[str]:
 def planish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """planish("train", ...) in an empty working folder; anything but a normal exit fails the test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path.with_name(f"{tmp_path.name} known")))
 
     def run(*arguments: object) -> Result:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="planish")

@@ -57,7 +57,7 @@ def test_a_table_and_two_files(planish: Planish, own: str):
     assert (result.exit_code, result.stderr) == (0, "") and "\x1b" not in result.stdout
     found = load(Path("audited"))
     assert found.complete and found.headline() in " ".join(result.stdout.split())
-    assert all(name in result.stdout for name in checks()) and "audit: audited" in result.stdout
+    assert all(name in result.stdout for name in checks()) and "report: audited/audit.html" in result.stdout
     assert {path.name for path in Path("audited").iterdir()} == {
         "audit.html",
         "audit.json",
@@ -80,6 +80,21 @@ def test_a_check_that_fails_is_exit_code_one(planish: Planish, own: str):
     assert document["verdict"] == "fail" and document["meta"]["model"]["name"] == "rounding"
     verdicts = {finding["check"]: finding["verdict"] for finding in document["findings"]}
     assert verdicts["zero-gradients"] == "fail"
+
+
+def test_an_audit_prints_its_verdict_and_what_is_wrong(planish: Planish, own: str):
+    """It once printed a table of every check, some 200 lines; --all still does."""
+    result = planish("audit", f"{own}:rounding", *OPTIONS, "--name", "rounding")
+    found = load(Path("audited"))
+    first, second, *_, hint, last = result.stdout.splitlines()
+    told = [line for line in result.stdout.splitlines() if line.startswith(("fail: ", "warn: "))]
+    wrong = [one.check for kind in ("fail", "warn") for one in found.findings if one.verdict == kind]
+    assert first.startswith(f"rounding: fail ({sum(one.verdict == 'fail' for one in found.findings)} fail, ")
+    assert second == found.headline() and [line.split()[1] for line in told] == wrong and "zero-gradients" in wrong
+    assert result.stdout.count("\n  why: ") == result.stdout.count("\n  what to do: ") == len(wrong)
+    assert (hint, last) == ("--all prints every check", "report: audited/audit.html")
+    every = planish("audit", f"{own}:rounding", *OPTIONS, "--name", "rounding", "--resume", "--all")
+    assert all(name in every.stdout for name in checks()) and not all(name in result.stdout for name in checks())
 
 
 def test_audits_are_compared(planish: Planish, own: str):

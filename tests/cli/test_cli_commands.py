@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -50,6 +52,21 @@ def test_train_writes_what_it_was_told(planish: Planish, tiny: list[str], tmp_pa
     document = json.loads(again.stdout)
     assert document["run"] == "again" and document["last"]["epoch"] == 2
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+
+
+def test_train_and_evaluate_say_what_was_found_and_what_comes_next(planish: Planish, tiny: list[str], tmp_path: Path):
+    """Accuracy on held-out images, and commands that a shell takes as they stand, spaces in paths and all."""
+    out = tmp_path / "my runs"
+    trained = planish("train", "--method", "fgsm", *tiny, "--set", "data.validation=16", "--out", out)
+    held_out = r"\nheld-out training images: [\d.]+% \[.*\] of 16 right, .* of 16 after PGD-10 \(Linf, radius 0.1\)\n"
+    assert re.search(held_out, trained.stdout)
+    following = trained.stdout.splitlines()[-1].removeprefix("next: planish ")
+    assert shlex.split(following) == ["evaluate", str(out), "--data", "digits", "--radius", "0.1"]
+    judged = planish(*shlex.split(following), "--limit", "20", "--attacks", "fgsm")
+    assert judged.exit_code == 0
+    audit = shlex.split(judged.stdout.splitlines()[-1].removeprefix("next: planish "))
+    assert audit == ["audit", str(out), "--data", "digits", "--radius", "0.1"]
+    assert planish(*audit, "--dry-run").exit_code == 0
 
 
 @pytest.mark.parametrize("probed", [{}, {"robust": 0.125}], ids=["nonlinear", "probed"])

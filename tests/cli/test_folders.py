@@ -1,6 +1,7 @@
 """Where commands write: a folder for each model and number, nothing lost, and what fits gone on with."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typer.testing import Result
 
 from planish.core.errors import BadInput, Unlike
 from planish.records.evaluation import load
-from planish.runs import judge, places
+from planish.runs import judge, places, quickstart
 from planish.runs import train as training
 
 Planish = Callable[..., Result]
@@ -92,7 +93,7 @@ def test_resume_is_offered_only_where_it_works(planish: Planish, run_folder: Pat
     assert planish(*evaluate).exit_code == 0
     same = planish(*evaluate, "--attacks", "fgsm,pgd-2-1")
     assert same.stderr == f"planish: taken already holds an evaluation: --resume goes on with it, {LEFT}\n"
-    for other in (("--radius", "0.2"), ("--seed", "1"), ("--limit", "10"), ("--name", "other")):
+    for other in (("--radius", "0.2"), ("--seed", "1"), ("--limit", "10")):
         result = planish(*evaluate, *other)
         assert (result.exit_code, result.stderr) == (2, f"planish: taken already holds an evaluation: {LEFT}\n")
         assert planish(*evaluate, *other, "--resume").exit_code == 2
@@ -122,6 +123,17 @@ def test_overwriting_leaves_what_planish_did_not_write(planish: Planish, run_fol
     assert (folder / "notes.txt").read_text() == "mine" and (folder / "model.safetensors").read_bytes() == weights
     refused = planish(*evaluate, "--overwrite", "--attacks", "nothing")
     assert refused.exit_code == 2 and load(folder / "evaluation.npz").radius == 0.2
+
+
+def test_a_report_that_cannot_be_made_leaves_the_old_one(planish: Planish, run_folder: Path):
+    for name, radius in (("a", "0.1"), ("b", "0.2")):
+        judge = ("--name", name, "--radius", radius, "--out", name)
+        assert planish("evaluate", run_folder, *JUDGE, "--attacks", "fgsm", *judge).exit_code == 0
+    assert planish("report", "a", "--out", "page").exit_code == 0
+    before = Path("page/report.html").read_bytes()
+    refused = planish("report", "a", "b", "--out", "page", "--overwrite")
+    assert refused.exit_code == 2 and "one norm and radius" in refused.stderr
+    assert Path("page/report.html").read_bytes() == before
 
 
 def test_training_anew_takes_what_judged_the_old_weights_with_it(planish: Planish, tiny: list[str]):
@@ -186,3 +198,28 @@ def test_only_what_is_unlike_is_passed_over(tmp_path: Path):
         assert (folder.name, [*steps]) == ("fits", ["fits"])
     with pytest.raises(BadInput, match="damaged"), places.at_work(begin, None, tmp_path / "new", [tmp_path / "broken"]):
         pass
+
+
+def test_work_that_can_be_gone_on_with_is_found_the_newest_first(tmp_path: Path):
+    """An audit that was cut after its suite too."""
+    for age, name in enumerate(("a/audit.npz", "a-2/audit-suite.npz", "b/audit.npz", "a-x/audit.npz", "a-3/notes.txt")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    assert [path.name for path in places.begun(tmp_path / "a", "audit")] == ["a-2", "a"]
+    assert [path.name for path in places.all_begun(tmp_path, "audit")] == ["a-x", "b", "a-2", "a"]
+    assert places.first_free(tmp_path / "a") == tmp_path / "a-4" and places.first_free(tmp_path / "c").name == "c"
+
+
+def test_the_quickstart_is_numbered_and_gone_on_with(planish: Planish, monkeypatch: pytest.MonkeyPatch):
+    """`make quickstart` is `planish quickstart --resume`: the first time it begins, and says nothing of it."""
+    monkeypatch.setattr(quickstart, "EPOCHS", 1)
+    monkeypatch.setattr(quickstart, "METHODS", {"standard": "standard"})
+    monkeypatch.setattr(quickstart, "ATTACKS", ("fgsm",))
+    for arguments, number in ((("--resume",), ""), ((), "-2"), (("--resume",), "-2")):
+        result = planish("quickstart", *arguments)
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+        assert f"report: runs/quickstart{number}/report.html" in result.stdout
+    taken = planish("quickstart", "--out", "runs/quickstart")
+    assert taken.exit_code == 2 and "already holds this run: --resume goes on with it, --overwrite" in taken.stderr
+    assert planish("quickstart", "--out", "runs/quickstart", "--overwrite").exit_code == 0

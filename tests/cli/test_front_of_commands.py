@@ -78,6 +78,7 @@ def test_what_is_read_is_what_is_imported(what: str):
         ("planish train --method se", ["seat", "seat-fl", "seat-published"]),
         ("planish evaluate x --attacks pgd-50-10,apgd-", ["apgd-ce", "apgd-dlr", "apgd-t"]),
         ("planish list mo", ["models"]),
+        ("planish train --set model.name=pre", ["model.name=preact-resnet-18"]),
         ("planish evaluate runs/tr", ["runs/train/", "runs/train/mine"]),
         ("planish evaluate x --data dig", ["digits", "digital.npz"]),
     ],
@@ -135,24 +136,28 @@ def net(classes=10, channels=1):
 
 def test_who_built_a_model_is_remembered(planish: Planish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """For the same weights and the same file, whatever the folder is called; a changed file asks again."""
+    known = tmp_path / "known/planish/built-by.json"
     monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path / "known" / name)
     Path("own.py").write_text(OWN)
     tiny = ("--set", "data.limit=20", "--set", "settings.batch_size=10", "--epochs", "1", "--device", "cpu")
     own = ("--method", "standard", "--set", "model.name=own.py:net", "--out", "run")
-    assert planish("train", *own, *tiny).exit_code == 0
-    evaluate = ("evaluate", "run", "--data", "digits", "--radius", "0.1", "--limit", "8", "--attacks", "fgsm")
-    asked = planish(*evaluate)
+    trained = planish("train", *own, *tiny)
+    assert trained.exit_code == 0 and trained.stdout.endswith(" --built-by own.py:net\n")
+    judge = ("--data", "digits", "--radius", "0.1", "--limit", "8", "--attacks", "fgsm")
+    assert planish("evaluate", "run", *judge).exit_code == 0  # who trained it has named it
+    known.unlink()
+    asked = planish("evaluate", "run", *judge)
     assert asked.exit_code == 2 and "if you trust that code, add --built-by own.py:net" in asked.stderr
-    assert planish(*evaluate, "--built-by", "own.py:net").exit_code == 0
+    assert planish("evaluate", "run", *judge, "--built-by", "own.py:net").exit_code == 0
     Path("run").rename("moved")
-    assert planish("evaluate", "moved", *evaluate[2:]).exit_code == 0
-    assert not (Path("moved") / "built-by.json").exists() and (tmp_path / "known/planish/built-by.json").exists()
+    assert planish("evaluate", "moved", *judge).exit_code == 0
+    assert not list(Path("moved").glob("*built-by*")) and known.exists()
     Path("own.py").write_text(OWN + "# changed\n")
-    assert planish("evaluate", "moved", *evaluate[2:]).exit_code == 2
-    assert planish("evaluate", "moved", *evaluate[2:], "--built-by", "own.py:net").exit_code == 0
-    assert planish("evaluate", "moved", *evaluate[2:]).exit_code == 0
-    (tmp_path / "known/planish/built-by.json").write_text("{")
-    assert planish("evaluate", "moved", *evaluate[2:]).exit_code == 2
+    assert planish("evaluate", "moved", *judge).exit_code == 2
+    assert planish("evaluate", "moved", *judge, "--built-by", "own.py:net").exit_code == 0
+    assert planish("evaluate", "moved", *judge).exit_code == 0
+    known.write_text("{")
+    assert planish("evaluate", "moved", *judge).exit_code == 2
 
 
 def test_rehearsals_tell_everything_and_write_nothing(planish: Planish, tiny: list[str], run_folder: Path):
@@ -161,7 +166,14 @@ def test_rehearsals_tell_everything_and_write_nothing(planish: Planish, tiny: li
     assert told.exit_code == 0 and tomllib.loads(told.stdout)["settings"]["learning_rate"] == 0.2
     assert sorted(Path().rglob("*")) == before
     Path("again.toml").write_text(told.stdout)
-    assert planish("train", "again.toml", "--dry-run").stdout == told.stdout
+    as_json = json.loads(planish("train", "--method", "seat-fl", *tiny, "--dry-run", "--json").stdout)
+    assert as_json == tomllib.loads(told.stdout)
+    again = planish("train", "again.toml", "--dry-run").stdout
+    assert (told.stdout.splitlines()[0], again.splitlines()[0]) == (
+        "# into runs/train/seat-fl",
+        "# into runs/train/again",
+    )
+    assert again.splitlines()[1:] == told.stdout.splitlines()[1:]
     judge = (run_folder, "--data", "digits", "--limit", "30", "--device", "cpu", "--dry-run")
     evaluated = tomllib.loads(planish("evaluate", *judge, "--radius", "0.1", "--attacks", "pgd-5,planish-suite").stdout)
     assert evaluated["images"]["count"] == 30 and evaluated["seed"] == 0 and evaluated["threat"]["radius"] == 0.1

@@ -107,7 +107,7 @@ def test_markup_in_an_audit(planish: Planish, run_folder: Path, monkeypatch: pyt
     small = replace(PLANS["quick"], steps=2, noise=2, queries=2, survivors=2, curve_steps=2, setup=4, measured=0)
     monkeypatch.setitem(PLANS, "quick", small)
     result = planish("audit", run_folder, *JUDGE[:6], "--device", "cpu", "--name", "m [/x]", "--out", "o [bold]")
-    assert result.exit_code in (0, 1) and "m [/x]: " in result.stdout and "audit: o [bold]" in result.stdout
+    assert result.exit_code in (0, 1) and "m [/x]: " in result.stdout and "report: o [bold]/audit.html" in result.stdout
 
 
 def test_markup_on_progress_bars(monkeypatch: pytest.MonkeyPatch):

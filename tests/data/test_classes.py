@@ -14,7 +14,7 @@ from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.data.classes import Classes, has_names, matched, named_places, numbered_as
 from planish.data.images import Images
-from planish.data.source import find
+from planish.data.source import find, load
 from planish.records.evaluation import Evaluation
 from planish.runs import judge
 from planish.runs.config import experiment_from
@@ -187,3 +187,12 @@ def test_issue_20_a_folder_of_some_classes_is_judged_by_a_model_of_many(pictures
     assert not any("matched by number" in remark for remark in record.remarks())
     *_, unsaid = evaluate_into(judged, replace(task, classes=None), pictures / "unsaid")
     assert any("--classes FILE says which class is which" in remark for remark in unsaid.remarks())
+
+
+def test_load_labels_as_the_model_numbers(tmp_path: Path):
+    x, y = np.zeros((4, 1, 8, 8), np.float32), np.arange(4) % 2
+    np.savez(tmp_path / "mine-test.npz", x=x, y=y, classes=np.array(["ant", "bee"]))
+    found = load(str(tmp_path / "mine-test.npz"), "test", classes=["wasp", "bee", "ant"])
+    assert (found.labels.tolist(), found.classes) == ([2, 1, 2, 1], ("wasp", "bee", "ant"))
+    with pytest.raises(BadInput, match="lack"):
+        load(str(tmp_path / "mine-test.npz"), "test", classes=["wasp", "bee"])

@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 
 from planish.core.threat import Linf
+from planish.records import audit
 from planish.report.tables import summary_rows
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
-from planish.runs.judge import EvaluationConfig, entries, evaluate_into, load_model
+from planish.runs.judge import EvaluationConfig, comparison, entries, evaluate_into, load_model
 from planish.runs.names import name_of
 from planish.runs.train import train_into
 from planish.training.settings import Settings
@@ -59,6 +61,17 @@ def test_models_of_one_name_are_told_apart_by_their_folders(run_folder: Path, tm
     found = entries([tmp_path / "a/tiny", tmp_path / "b/tiny"])
     assert [entry.name for entry in found] == ["a/tiny", "b/tiny"]
     assert [entry.name for entry in entries([tmp_path / "a/tiny", tmp_path / "mine"])] == ["tiny", "tiny, mine"]
+
+
+def test_audits_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
+    """They were "tiny, audit 1" and "tiny, audit 2", whatever they lay in."""
+    old = Path(__file__).parents[1] / "records" / "old" / "audit"
+    for place in ("a", "b"):
+        copytree(old, tmp_path / place / "judged")
+    name = audit.load(old).name
+    found = comparison([tmp_path / "a/judged", tmp_path / "b/judged"]).audits
+    assert [one.name for one in found] == [f"{name}, a/judged", f"{name}, b/judged"]
+    assert [one.name for one in comparison([tmp_path / "a/judged"]).audits] == [name]
 
 
 def test_seconds_are_relative_to_the_model_of_the_standard_method_whatever_it_is_called(tmp_path: Path):

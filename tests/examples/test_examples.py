@@ -182,10 +182,18 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         finding = Finding(plan_of(budget).level, "pass", 0.0, "%", None, None, "All is well.", "")
         yield Audit((finding,), whole, whole, np.zeros(1, np.float32), whole - 1, (), {**meta, "threat": threat})
 
+    for check in ("judge.check_task", "judge.check_distances", "audit.check_audit"):
+        monkeypatch.setattr(f"planish.runs.{check}", lambda *given: None)
+    for told in ("evaluate", "audit", "distances"):
+        monkeypatch.setattr(f"planish.runs.rehearse.{told}", lambda *given: {"name": "model"})
+    monkeypatch.setattr("planish.runs.rehearse.train", lambda *given: "")
+    monkeypatch.setattr("planish.runs.judge.entries", lambda folders: [])
+    monkeypatch.setattr("planish.report.write_report", lambda *given: Path())
     monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimates", lambda job, rows: iter(()))
     monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.launch.launch", lambda arguments, processes, restarts, tell: 0)
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)
@@ -219,6 +227,29 @@ def test_command_lines(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         words = [from_root(word) for word in shlex.split(line, comments=True)]
         result = CliRunner().invoke(cli.app, words[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def shape(text: str) -> str:
+    """Return a printed text without its numbers, rules and line breaks: these depend on processor and clock."""
+    bare = re.sub("[\N{BOX DRAWINGS LIGHT HORIZONTAL}\N{MINUS SIGN}]+", "", text)
+    return " ".join(re.sub(r"[\d.,]*\d[\d.,]*( s| min)?", "N", bare).split())
+
+
+def sessions(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield the commands of blocks of the language "console", each with what it prints there."""
+    for text in blocks(page, "console"):
+        yield from re.findall(r"^\$ planish (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE)
+
+
+@PATIENT
+def test_what_commands_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The page's sessions, typed one after the other in one folder; numbers may differ, words and tables not."""
+    monkeypatch.chdir(tmp_path)
+    found = [*sessions(DOCS / "command-line.md")]
+    assert len(found) > 6
+    for command, printed in found:
+        result = CliRunner().invoke(cli.app, shlex.split(command), prog_name="planish")
+        assert result.exit_code == 0 and shape(result.output) == shape(printed), f"{command}\n{result.output}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "toml"))], ids=lambda page: page.name)

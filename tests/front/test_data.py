@@ -249,3 +249,21 @@ def test_reading_a_shuffled_loader_moves_no_random_state(x: Tensor, y: Tensor):
     read = partial(batch_of, DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True))
     before = torch.get_rng_state()
     assert torch.equal(read().x, read().x) and torch.equal(before, torch.get_rng_state())
+
+
+def test_what_is_no_tensor_goes_to_the_model_s_device(x: Tensor, y: Tensor):
+    """Tensors stay where their owner put them."""
+    away = nn.Linear(1, 1, device="meta")
+    for form, make in FORMS.items():
+        if form not in (
+            "Batch",
+            "pair",
+            "list of two",
+            "pair with labels in a list",
+            "pair with labels in int32",
+            "pair with labels in uint16",
+        ):
+            found = batch_of(make(x, y), None, away)
+            assert {part.device.type for part in found[:3]} == {"meta"}, form
+    assert batch_of(x.numpy(), y, away).labels.device.type == "meta"
+    assert batch_of((x, y), None, away).x.device.type == batch_of(x, y, away).x.device.type == "cpu"

@@ -1,5 +1,6 @@
 """The front door: what `import planish as pl` alone gives, and what it says of a wrong argument."""
 
+import csv
 import runpy
 import subprocess
 import sys
@@ -293,6 +294,10 @@ def test_records_show_themselves(model: nn.Module, x: Tensor, y: Tensor, monkeyp
         tags.feed(record._repr_html_())
         assert tags.open == [] and tags.seen.count("tr") == len(record.rows()) + 1
     assert "&lt;fgsm&gt;" in evaluation._repr_html_() and "accuracy 8" in evaluation.headline()
+    clean, fgsm = csv.DictReader(evaluation.to_csv().splitlines())
+    assert (clean["attack"], fgsm["attack"]) == ("none (clean)", "<fgsm>")
+    assert float(clean["accuracy_low"]) < float(clean["accuracy"]) == 1 and fgsm["images"] == "12"
+    assert all(len(record.to_csv().splitlines()) == len(record.rows()) + 1 for record in records)
     frame = pytest.importorskip("pandas") and evaluation.to_pandas()
     assert list(frame["attack"]) == ["none (clean)", "<fgsm>"] and frame["accuracy_low"][0] < frame["accuracy"][0] == 1
 

@@ -15,7 +15,7 @@ from planish.evaluation.naming import attacks_of
 from planish.registry import called_now, called_once, make
 from planish.reproduce import Job, table
 from planish.reproduce.measured import load_documents
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, experiment_of
 from planish.runs.run import CONFIG, WEIGHTS, load_run, read_weights, save_weights
 from planish.runs.train import train_into
 from planish.storage.files import write_json, write_text
@@ -67,6 +67,7 @@ def test_a_run_folder(tmp_path: Path):
     about = read_weights(folder / WEIGHTS)[1]
     save_weights(folder / WEIGHTS, load_run(folder).model, {**about, "method": {**about["method"], "name": "planish"}})
     assert b'\\"name\\": \\"planish\\"' in (folder / WEIGHTS).read_bytes()
+    assert experiment_of(folder / CONFIG, {}, []) == experiment, "config.toml alone reruns the run"
     run = load_run(folder)
     assert run.about["method"]["name"] == run.config["method"]["name"] == "planish-at" and len(run.history) == 1
     assert [record.epoch for record in train_into(experiment, folder, resume=True)] == [2]

@@ -252,7 +252,7 @@ def test_figures_of_an_audit_are_drawn_and_told() -> None:
     wide = gamma_histogram({"a": np.arange(50.0), "b": np.full(3, 0.1)}).figure
     assert [drawing.axes[-1].get_xscale() for drawing in (drawings[1].figure, wide)] == ["linear", "log"]
     assert "from 100.0% down to 0.0%" in heat.alt
-    assert "L 1 of 2 images" in scatter.caption and "Not drawn: 1 images" in scatter.caption
+    assert "L 1 of 2 images" in scatter.caption and "Not drawn: 1 image" in scatter.caption
     assert "a: L above the distance on 0 of 2; b: L above the distance on 2 of 2, C above the" in panels.alt
 
 

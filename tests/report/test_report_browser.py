@@ -232,11 +232,22 @@ def test_verdict_what_failed_results_figures_evidence_in_that_order(
     assert browser.run(ORDER) == [*grave, "tables", "figures", *last]
 
 
-def test_a_comparison_of_six_fits_a_desktop(browser: Browser, make: Callable[..., Entry], tmp_path: Path) -> None:
+def test_a_comparison_of_six_fits_a_desktop(
+    browser: Browser, make: Callable[..., Entry], audit: Audit, tmp_path: Path
+) -> None:
+    """The last columns had been cut, of pairs and then of audits."""
     names = ("standard", "fgsm-at", "seat", "llr-2", "pgd-7-at", "planish-at")
-    entries = [make(name, 400, {"pgd-50-10": 300 - 20 * place}, total=500) for place, name in enumerate(names)]
-    browser.open(write_comparison(entries, tmp_path, "t", {}))
-    wide = "[...document.querySelectorAll('table')].filter((one) => one.parentElement.scrollWidth > one.parentElement"
+    more = {"total": 500, "radius": 8 / 255}
+    entries = [make(name, 400, {"pgd-50-10": 300 - 20 * place}, **more) for place, name in enumerate(names)]
+    data = {"name": "cifar10-jpeg75"}
+    audits = [
+        replace(audit, meta={**audit.meta, "suite": "planish-suite", "model": {"name": name}, "data": data})
+        for name in names
+    ]
+    browser.open(write_comparison(entries, tmp_path, "t", {}, audits))
+    tables = "[...document.querySelectorAll('.summary, .paired, .audits:not(.sides)')]"
+    assert browser.run(f"{tables}.length") == 3
+    wide = f"{tables}.filter((one) => one.parentElement.scrollWidth > one.parentElement"
     assert browser.run(f"{wide}.clientWidth).map((one) => one.className)") == []
     assert browser.run(OVERFLOW) <= 0
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from planish.core.errors import BadInput
+from planish.core.words import radius_text
 from planish.records.statistics import Estimate
 from planish.report import Entry, cost_rows, markdown, plain_text, summary_rows, verdict
 from planish.report.figures import curves
-from planish.report.tables import NOTHING, Training, percent, radius_text, share
+from planish.report.tables import NOTHING, Training, percent, share
 from planish.report.tables import table as table_of
 
 Make = Callable[..., Entry]

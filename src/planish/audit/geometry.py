@@ -22,7 +22,7 @@ from planish.core.arguments import in_chunks, logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
-from planish.core.modes import attacked, full_precision
+from planish.core.modes import attacked, evaluating, full_precision
 from planish.core.threat import Linf, ThreatModel
 from planish.evaluation.distances import checked
 from planish.models import Normalized
@@ -308,7 +308,7 @@ def relu_units(model: nn.Module, x: Tensor) -> int | None:
     if not all(isinstance(module, known[any(module.children())]) for module in model.modules()):
         return None
     counts: list[int] = []
-    with ExitStack() as hooks, torch.no_grad():
+    with evaluating(model), ExitStack() as hooks, torch.no_grad():
         for module in leaves:
             if isinstance(module, nn.ReLU):
                 hooks.enter_context(module.register_forward_hook(lambda _, __, out: counts.append(out[0].numel())))

@@ -59,7 +59,7 @@ def evaluate(
     on, task = _asked("evaluate", device, given, check_task)
     judged = _model(model, on, built_by, name)
     if dry_run:
-        return terminal.print_plan(rehearse.evaluate(judged, task, on, built_by))
+        return _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
     also: dict[str, Any] = {"device": on, "built_by": built_by, **where.choice}
     folder, _ = _work(
         lambda folder, told: evaluate_into(judged, task, folder, on_chunk=told, **also),
@@ -109,7 +109,7 @@ def audit(
     on, task = _asked("audit", device, given, lambda task: check_audit(task, budget, own))
     judged = _model(model, on, built_by, name)
     if dry_run:
-        return terminal.print_plan(rehearse.audit(judged, task, on, budget, own))
+        return _tell("audit", model, where, rehearse.audit(judged, task, on, budget, own), json_)
     also: dict[str, Any] = {"device": on, "built_by": built_by, "checks": own, **where.choice}
     folder, found = _work(
         lambda folder, told: audit_into(judged, task, folder, budget, on_chunk=told, **also),
@@ -156,7 +156,7 @@ def distances(
     on, task = _asked("distances", device, {**given, "size": size, "classes": classes}, check_distances)
     judged = _model(model, on, built_by, name)
     if dry_run:
-        return terminal.print_plan(rehearse.distances(judged, task, on))
+        return _tell("distances", model, where, rehearse.distances(judged, task, on), json_)
     folder, found = _work(
         lambda folder, told: measure(judged, task, folder, device=on, **where.choice),
         ("distances", judged.name, where),
@@ -223,6 +223,16 @@ def _model(model: str, device: str, built_by: str | None, name: str | None = Non
     if built_by is not None:
         trust.remember(model, built_by)
     return replace(judged, name=name or judged.name)
+
+
+def _tell(kind: str, model: str, where: terminal.Where, tree: dict[str, Any], json_: bool) -> None:
+    """Print what would be done."""
+    from planish.runs.config import tables_text
+    from planish.runs.places import HOME, first_free, folder_name
+
+    out = where.out or first_free(HOME / kind / folder_name(tree["name"]))
+    whole = {"model": model, "out": str(out), "batch_size": where.batch_size, **tree}
+    terminal.print_plan(tables_text(whole), json_)
 
 
 def _work(

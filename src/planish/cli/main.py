@@ -12,7 +12,6 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
-from planish import __version__
 from planish.cli import options, terminal
 from planish.cli.judge import audit, distances, evaluate, verify
 from planish.cli.memory import keep_freed
@@ -96,7 +95,9 @@ for command, example in EXAMPLES.items():
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"planish {__version__}")
+        import planish
+
+        print(f"planish {planish.__version__}")
         raise typer.Exit()
 
 

@@ -20,6 +20,15 @@ def _names(*packages: str) -> Callable[[str], list[str]]:
     return complete
 
 
+def _settings(incomplete: str) -> list[str]:
+    """Return what completes model.name=... and method.name=..."""
+    key, equals, begun = incomplete.partition("=")
+    packages = {"model.name": "models", "method.name": "methods"}
+    if not equals:
+        return [f"{name}=" for name in packages if name.startswith(key)]
+    return [f"{key}={name}" for name in _names(packages[key])(begun)] if key in packages else []
+
+
 def _packages(incomplete: str) -> list[str]:
     from planish.registry import PACKAGES
 
@@ -55,6 +64,10 @@ Model = Annotated[
 Method = Annotated[
     str | None,
     Option(help="Training method: planish-at by default, or seat, llr-2, ...", autocompletion=_names("methods")),
+]
+Set = Annotated[
+    list[str] | None,
+    Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.", autocompletion=_settings),
 ]
 Listed = Annotated[str, Argument(help="methods, attacks, suites, models, data or checks.", autocompletion=_packages)]
 Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.", autocompletion=_data)]

@@ -56,13 +56,13 @@ def going_on(resume: bool, overwrite: bool) -> tuple[bool, bool]:
 
 def chosen_folder(out: Path | None, free: Path, resume: bool) -> list[str]:
     """Return the option that names all processes their folder, where it is not named already. Raises BadInput."""
-    from planish.runs.places import is_free, numbered
+    from planish.runs.places import first_free
 
     if out is not None:
         return []
     if resume:
         raise BadInput("several processes go on in a folder that you name: add --out FOLDER")
-    return ["--out", str(next(place for place in numbered(free) if is_free(place)))]
+    return ["--out", str(first_free(free))]
 
 
 @contextmanager

@@ -1,13 +1,11 @@
 """Tables on stdout, and the same as files of comma-separated values."""
 
-import csv as comma_separated
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planish.cli import terminal
-from planish.storage.files import write_text
+from planish.storage.files import csv_text, write_text
 
 if TYPE_CHECKING:
     from planish.report import Table
@@ -30,8 +28,6 @@ def write_csv(tables: "Sequence[Table]", csv: Path | None) -> None:
 def write_lines(lines: Mapping[str, str], costs: Mapping[str, float], csv: Path | None) -> None:
     """Write names and what they are as CSV, if a file is named; a table is none, so that torch is not imported."""
     if csv is not None:
-        text = io.StringIO()
-        writer = comma_separated.writer(text, lineterminator="\n")
-        writer.writerow(["Name", *(["Cost"] if costs else []), "What it is"])
-        writer.writerows([name, *([costs[name]] if costs else []), line] for name, line in lines.items())
-        write_text(text.getvalue(), csv)
+        header = ["Name", *(["Cost"] if costs else []), "What it is"]
+        rows = ([name, *([costs[name]] if costs else []), line] for name, line in lines.items())
+        write_text(csv_text(header, rows), csv)

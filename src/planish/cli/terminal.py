@@ -102,11 +102,11 @@ def print_next(*words: object, **given: object) -> None:
     print_line(f"next: {next_command(*words, **given)}")
 
 
-def print_plan(tree: "Mapping[str, Any]") -> None:
-    """Print a configuration as TOML."""
-    from planish.runs.config import tables_text
+def print_plan(text: str, json_: bool) -> None:
+    """Print a configuration, which is TOML."""
+    from planish.storage.reading import toml_of
 
-    print(visible(tables_text(tree)), end="")
+    print_json(toml_of(text)) if json_ else print(visible(text), end="")
 
 
 def print_run(folder: Path) -> None:
@@ -167,7 +167,7 @@ def print_audit(audit: "Audit", folder: Path, whole: bool) -> None:
         screen.print(f"note: {note}", style="yellow")
     if not whole:
         print_line("--all prints every check")
-    print_line(f"audit: {folder / 'audit.html'}")
+    print_line(f"report: {folder / 'audit.html'}")
 
 
 def print_findings(audit: "Audit") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import options, several, terminal
+from planish.cli import options, several, terminal, trust
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput, Unlike
 
@@ -45,7 +45,7 @@ def quickstart(
             return lambda update: bars.update(tasks[name], note=terminal.update_words(update))
 
         begin = lambda folder: run(folder, seed=seed, on_chunk=on_chunk, **where.choice)  # noqa: E731
-        to_resume = begun_within(free, "train") if resume else None
+        to_resume = (begun_within(free, "train") if resume else []) or None
         with at_work(begin, out, free, to_resume) as (folder, steps):
             for step in steps:
                 if step.method not in tasks:
@@ -60,7 +60,7 @@ def train(
     out: options.Out = None,
     method: options.Method = None,
     data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
-    set_: Annotated[list[str] | None, Option("--set", help="Override, e.g. settings.epochs=10. Repeatable.")] = None,
+    set_: options.Set = None,
     epochs: Annotated[int | None, Option(help="How many; with --resume, more of them extend a finished run.")] = None,
     weights: Annotated[Path | None, Option(help="Start from a run folder, .safetensors file or checkpoint.")] = None,
     seed: Annotated[int | None, Option(help="Seed of everything random.")] = None,
@@ -77,7 +77,7 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs import rehearse
-    from planish.runs.places import HOME, all_begun, folder_name
+    from planish.runs.places import HOME, all_begun, first_free, folder_name
     from planish.training.collapse import EVERY
 
     resume, overwrite = several.going_on(resume, overwrite)
@@ -86,9 +86,9 @@ def train(
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
     asked = Asked(config, named, set_ or [], resume)
     fresh = asked.experiment(out)
-    if dry_run:
-        return print(terminal.visible(rehearse.train(fresh, on)), end="")
     free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
+    if dry_run:
+        return terminal.print_plan(f"# into {out or first_free(free)}\n{rehearse.train(fresh, on)}", json_)
     to_resume = all_begun(free.parent, "train") if resume else None
     if several.starts_others(processes):
         raise several.start_all(processes, restarts, backend, *several.chosen_folder(out, free, resume))
@@ -106,8 +106,12 @@ def train(
 def _tell(folder: Path, experiment: "Experiment", last: dict[str, Any], json_: bool) -> None:
     """Print what was trained, how it does, and what to type next."""
     own = experiment.model.name if ":" in experiment.model.name else None
+    if own is not None:
+        trust.remember(str(folder), own)
     again = {"data": experiment.data.source, "radius": experiment.threat.radius, "norm": experiment.threat.norm}
     following = terminal.next_command("evaluate", folder, **again, built_by=own)
+    if own is not None:
+        trust.remember(str(folder), own)  # whoever trains with a function trusts it
     if json_:
         return terminal.print_json({"run": str(folder), "last": last, "next": following})
     terminal.print_run(folder)

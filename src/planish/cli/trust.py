@@ -1,4 +1,4 @@
-"""Functions that built a run's model, remembered where the user named them: for the same run and unchanged code."""
+"""Functions that built a run's model, remembered where the user named them: for the same weights and unchanged code."""
 
 import sys
 from hashlib import sha256
@@ -11,7 +11,8 @@ from planish.storage.reading import DIGEST, read_json
 
 
 def remembered(model: str) -> str | None:
-    """Return the function that was named with `--built-by` for this very run before, if its file is the same still."""
+    """Return the function that was named for this very run before, in training it or by `--built-by`, if its file is
+    the same still."""
     entry = _entries().get(_digest_of_run(model), {})
     path = Path(entry.get("file", ""))
     return str(entry["built_by"]) if path.is_file() and _digest(path) == entry["digest"] else None

@@ -38,6 +38,7 @@ SYNONYMS = {
     "seed": "random_seed random_state",
     "size": "image_size img_size input_size resize resolution",
     "source": "dataset path root",
+    "step": "alpha eps_iter eps_step step_size stepsize",
     "step_in_radii": "alpha eps_iter eps_step step_size stepsize",
     "step_size": "alpha eps_iter eps_step stepsize",
     "steps": "iterations iters max_iter n_iter n_steps nb_iter num_steps",

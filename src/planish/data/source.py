@@ -9,6 +9,7 @@ from planish.core.errors import BadInput, at_least, nearest
 from planish.core.words import number_of
 
 if TYPE_CHECKING:
+    from planish.data.classes import Classes
     from planish.data.images import Images
     from planish.data.listing import Listing
 
@@ -26,18 +27,28 @@ DEEP = ("*", "*/*", "*/*/*")
 """How deep in a folder a split's files are looked for: CONFIGURATION/train/0000.parquet is the deepest."""
 
 
-def load(spec: str, split: str, limit: int | None = None, size: int | None = None) -> "Images":
+def load(
+    spec: str, split: str, limit: int | None = None, size: int | None = None, *, classes: "Classes | None" = None
+) -> "Images":
     """Read the split "train" or "test" of the data that `spec` names; `limit` keeps only that many images.
 
     spec is "digits"; "cifar10:PATH", "cifar100:PATH", "mnist:PATH", "svhn:PATH", "imagenet:PATH", "tiny-imagenet:PATH",
     "parquet:PATH", "folder:PATH", "npz:PATH", "npy:PATH"; or just a path, whose kind is then recognised; "balanced:"
     before any of these takes as many of each class as `limit` allows. size: image files of any size are read as size x
-    size, their centre resized. Fewer images than `limit` are no error. Raises BadInput if there is no such data, sizes
-    differ and none is named, or images that are no files have another.
+    size, their centre resized. classes: how a model numbers them, where not in the data's order: the names in
+    the model's order, {name: number}, or a file of either. Fewer images than `limit` are no error. Raises BadInput if
+    there is no such data, sizes differ and none is named, images that are no files have another, or classes lack one.
     """
+    from planish.data.classes import numbered_as
+
+    images = _sized(find(spec, split, limit), size)
+    return images if classes is None else numbered_as(images, classes)[0]
+
+
+def _sized(found: "Images | Listing", size: int | None) -> "Images":
+    """Return the images of a size. Raises BadInput."""
     from planish.data.images import Images
 
-    found = find(spec, split, limit)
     if not isinstance(found, Images):
         return found.images(size)
     height, width = found.x.shape[2:]

@@ -115,8 +115,12 @@ def _parts(name: str, value: object) -> Iterator[bytes]:
 
 def data_digest(images: Batch) -> str:
     """Return the SHA-256 of the images, labels and indices."""
-    digest = hashlib.sha256(repr(tuple(images.x.shape)).encode())
-    for value in images[:3]:
+    return _digest(images.x, images.labels, images.indices)
+
+
+def _digest(x: Tensor, *others: Tensor) -> str:
+    digest = hashlib.sha256(repr(tuple(x.shape)).encode())
+    for value in (x, *others):
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -132,7 +136,7 @@ def origin(model: nn.Module, images: Batch, about: Mapping[str, Any], **facts: A
     return {
         **about,
         "model": {**about.get("model", {}), "digest": model_digest(model), "classes": images.logits.shape[1]},
-        "data": {**about.get("data", {}), "digest": data_digest(images)},
+        "data": {**about.get("data", {}), "digest": data_digest(images), "pixels": _digest(images.x)},
         **facts,
         **provenance(images.x.device),
     }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput, nearest
 from planish.core.words import number_of
 from planish.records.statistics import Booleans, Estimate
-from planish.storage.files import write_arrays
+from planish.storage.files import csv_text, write_arrays
 from planish.storage.reading import UNREADABLE, read_arrays
 
 Record = TypeVar("Record")
@@ -133,6 +133,12 @@ class Shown(ABC):
         """
         return frame([_flat(row) for row in self.rows()])
 
+    def to_csv(self) -> str:
+        """Return the table as CSV, headers first; a share has columns for its interval, in [0, 1]."""
+        rows = [_flat(row) for row in self.rows()]
+        header = dict.fromkeys(name for row in rows for name in row)
+        return csv_text(header, ([row.get(name) for name in header] for row in rows))
+
     def _cells(self) -> list[list[str]]:
         """Return the header and the rows as texts."""
         rows = self.rows()
@@ -212,6 +218,24 @@ class JudgedImages(Recorded, Shown):
     def clean_accuracy(self) -> Estimate:
         """Share of clean images classified correctly."""
         return Estimate.of(self.correct())
+
+    def same_images(self, other: "JudgedImages") -> bool:
+        """True if both judge the same images of the same classes, however each model numbers these.
+
+        Files of an earlier planish have one digest of images and labels, and are compared by that.
+        """
+        data = [record.meta.get("data", {}) for record in (self, other)]
+        kind = "pixels" if all("pixels" in known for known in data) else "digest"
+        digests = {known[kind] for known in data if known.get(kind) is not None}
+        return len(digests) <= 1 and np.array_equal(self.indices, other.indices) and _labelled_alike(self, other)
+
+
+def _labelled_alike(one: JudgedImages, other: JudgedImages) -> bool:
+    names = [record.meta.get("data", {}).get("classes", ()) for record in (one, other)]
+    if any(len(known) <= record.labels.max(initial=0) for known, record in zip(names, (one, other), strict=True)):
+        return np.array_equal(one.labels, other.labels)
+    first, second = ([known[k] for k in record.labels] for known, record in zip(names, (one, other), strict=True))
+    return first == second
 
 
 class Columned(JudgedImages):

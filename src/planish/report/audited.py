@@ -7,16 +7,15 @@ from html import escape
 from typing import Any
 
 from planish.core.errors import BadInput
+from planish.core.words import number_of, radius_text
 from planish.records.audit import SEVERITY, Audit, Finding, Verdict, worst
 from planish.report.tables import (
     NOTHING,
     Cell,
     Table,
-    counted,
     markdown,
     markdown_text,
     percent,
-    radius_text,
     share,
     table,
 )
@@ -32,7 +31,7 @@ VERDICTS = {"fail": "Fail", "warn": "Warning", "open": "Open", "pass": "Pass"}
 
 def terms(audit: Audit) -> str:
     """Return the threat, the images, the attacks and the day."""
-    images = f"{counted(len(audit.labels))}{f' of {audit.dataset}' if audit.dataset else ''}"
+    images = f"{number_of(len(audit.labels))}{f' of {audit.dataset}' if audit.dataset else ''}"
     told = (f"{audit.norm} radius {radius_text(audit.radius)}", images, f"after {' + '.join(audit.asked)}")
     return " · ".join(filter(None, (*told, audit.meta.get("date"))))
 

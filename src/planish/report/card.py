@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from planish.core.words import number_of, radius_text
 from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts, paired_interval
 from planish.report import tables
 from planish.report.audited import VERDICTS, sentences
-from planish.report.tables import Entry, check, epochs_text, markdown_text, percent, radius_text, threat
+from planish.report.tables import Entry, check, epochs_text, markdown_text, percent, threat
 
 OVERESTIMATE = 0.20  # a first attack this far above the last is worth a sentence
 CLOSE = 0.90  # a cheaper method with this share of the best accuracy is worth a sentence
@@ -61,7 +60,7 @@ def _terms(entry: Entry) -> tuple[int, tuple[str, ...]]:
 
 def _kept(entry: Entry) -> str:
     share = percent(entry.evaluation.robust_accuracy())
-    return f"{share} of {entry.size:,} images after {_listed(entry.evaluation.asked)}"
+    return f"{share} of {number_of(entry.size)} after {_listed(entry.evaluation.asked)}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -73,7 +72,7 @@ def _lead(ranked: Sequence[Entry]) -> list[str]:
     if len(ranked) < 2:
         return []
     best, second = ranked[0], ranked[1]
-    if not np.array_equal(best.evaluation.indices, second.evaluation.indices) or _terms(best) != _terms(second):
+    if not best.evaluation.same_images(second.evaluation) or _terms(best) != _terms(second):
         return [f"{best.name} and {second.name} were not judged on the same images by the same attacks."]
     lead = paired_interval(best.evaluation.survivors(), second.evaluation.survivors())
     points = f"{100 * lead.value:.1f} points [{100 * lead.low:.1f}, {100 * lead.high:.1f}]"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from planish.core.words import number_of
 from planish.records.distances import Distances
 from planish.records.statistics import counts
 from planish.report.drawing import (
@@ -58,7 +59,7 @@ def distance_figure(record: Distances) -> ReportFigure:
         axes.plot(radii[-1], shares[-1], color=colour, marker=marker_of(place), markersize=5)
     percent_axis(axes, "y")
     axes.set(xlim=(0, None), xlabel=f"{record.norm} radius, in pixels of [0, 1]")
-    axes.set_ylabel(f"Accuracy on {len(record.labels):,} images")
+    axes.set_ylabel(f"Accuracy on {number_of(len(record.labels))}")
     legend(figure, axes)
     caption = (
         "Share of images whose nearest adversarial image found lies beyond the radius. The lower line is the truer: all"

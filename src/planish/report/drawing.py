@@ -22,6 +22,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from PIL import Image
 
+from planish.core.words import number_of
 from planish.records.statistics import Estimate
 from planish.report.tables import TIMES, Entry, Gallery, threat, written
 
@@ -349,7 +350,7 @@ def gallery(entry: Entry, slug: str) -> ReportFigure | None:
         tiles = ((shot.clean, shot.before), (shot.adversarial, shot.after), (shot.perturbation, ""))
         for axes, tile in zip(grid[:, column], tiles, strict=True):
             _tile(axes, *tile)
-    alt = f"Gallery of {len(shown)} images. {'; '.join(shot.alt for shot in shown)}."
+    alt = f"Gallery of {number_of(len(shown))}. {'; '.join(shot.alt for shot in shown)}."
     return ReportFigure(slug, f"Images: {entry.name}", gallery_caption(entry), alt, figure)
 
 

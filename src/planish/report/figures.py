@@ -93,7 +93,7 @@ def costs(entries: Sequence[Entry]) -> ReportFigure | None:
     drawing.percent_axis(axes, "y")
     _cost_axis(axes, spent)
     axes.set_ylabel(f"Robust accuracy, {threat(known[0].evaluation)}")
-    axes.set_title(f"after {drawing.fitted(_suites(known), 60, 1)}; {images_text(known)}", fontsize=9, color=MUTED)
+    axes.set_title(f"after {drawing.fitted(_suites(known), 60, 1)}\n{images_text(known)}", fontsize=9, color=MUTED)
     drawing.label_points(axes, [entry.name for entry in known], spent, estimates)
     words = [f"{e.name}: {percent(share)} for {e.cost:.3g} epochs" for e, share in zip(known, estimates, strict=True)]
     return ReportFigure("cost", *_cost_words(known), figure, drawing.spots(axes, spent, values, words))

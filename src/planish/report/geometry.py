@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from planish.core.words import number_of, radius_text
 from planish.records.audit import Audit
 from planish.records.geometry import REACH, Array, DistanceBounds, Effort, Geometry, Linearity, Planes, Weights
 from planish.records.statistics import Estimate
@@ -14,7 +15,7 @@ from planish.report import drawing
 from planish.report.drawing import BLUE, MUTED, ReportFigure, Shot, styled
 from planish.report.images import ROWS, SIMPLE
 from planish.report.landscapes import bounds, gamma_histogram, loss_surface, steps_restarts, weight_landscape
-from planish.report.tables import NOTHING, Cell, Gallery, Table, class_name, percent, radius_text, table
+from planish.report.tables import NOTHING, Cell, Gallery, Table, class_name, percent, table
 
 ROBUST, BROKEN, WRONG = "robust", "broken", "wrong when clean"
 MINUS = "\N{MINUS SIGN}"
@@ -53,9 +54,9 @@ def _by_radius(audit: Audit, part: Any) -> list[ReportFigure]:
     axes.set(
         xlim=(0, None), xlabel=f"{audit.norm} radius, in pixels of [0, 1]; each step doubles it", ylabel="Accuracy"
     )
-    words = [f"{percent(share)} at {radius:.4g}" for radius, share in zip(radii, shares, strict=True)]
+    words = [f"{percent(share)} at {radius_text(radius)}" for radius, share in zip(radii, shares, strict=True)]
     caption = (
-        f"Accuracy under PGD of {part.steps} steps on {part.images:,} images as the radius grows, with 95% intervals;"
+        f"Accuracy under PGD of {part.steps} steps on {number_of(part.images)} as the radius grows, with 95% intervals;"
         " the dashed line is this audit's radius. It must reach 0% where any image can become any other: a curve that"
         " levels off or rises shows an attack that fails."
     )
@@ -87,8 +88,8 @@ def _gammas(audit: Audit, part: Linearity) -> list[ReportFigure]:
         return []
     drawing = gamma_histogram(known, quantity="Linearity error of the cross entropy")
     caption = (
-        f"{drawing.caption} On {part.gamma.size:,} images; gamma is sought by {part.steps} steps of ascent, an estimate"
-        " from below (LLR's measure), and the step's error is exact (SEAT's)."
+        f"{drawing.caption} On {number_of(part.gamma.size)}; gamma is sought by {part.steps} steps of ascent, an "
+        "estimate from below (LLR's measure), and the step's error is exact (SEAT's)."
     )
     return [replace(drawing, caption=caption)]
 
@@ -117,7 +118,7 @@ def _weights(audit: Audit, part: Weights) -> list[ReportFigure]:
         return []
     lines = {f"under PGD of {part.steps} steps": part.attacked, "clean": part.clean}
     drawing = weight_landscape(part.shares, lines, quantity="Cross entropy")
-    told = f"{drawing.caption} Mean of {part.images:,} images, attacked anew at every point."
+    told = f"{drawing.caption} Mean of {number_of(part.images)}, attacked anew at every point."
     return [replace(drawing, caption=told)]
 
 
@@ -167,7 +168,7 @@ def outcome_rows(audit: Audit, most: int = ROWS) -> Table:
     nearest = [int(row) for place, row in enumerate(order) if place < most or int(row) in pictured]
     chosen = sorted(nearest, key=lambda row: row not in pictured)
     left_out = len(order) - len(chosen)
-    scope = f"All {len(chosen):,} images"
+    scope = f"All {number_of(len(chosen))}"
     if left_out:
         scope = f"The {len(chosen):,} images nearest to the decision boundary ({left_out:,} farther ones are left out)"
     scope += ", those that are pictured first." if pictured else "."
@@ -210,14 +211,14 @@ def told(geometry: Geometry) -> list[str]:
         found.append(
             f"Distance: L-bound {_spread(part.by_lipschitz)} and C-bound {_spread(part.by_curvature)} (estimates, no"
             f" certificates), nearest misclassified image found {_spread(geometry.nearest)} (upper bound). The L-bound"
-            f" is refuted on {part.l_refuted} of {part.compared} images, the C-bound on {part.c_refuted}."
+            f" is refuted on {part.l_refuted} of {number_of(part.compared)}, the C-bound on {part.c_refuted}."
         )
         if part.proof:
             found.append(f"Certificates: {_spread(part.certified)} ({part.proof}).")
     if geometry.effort is not None:
         steps, accuracy = geometry.effort.steps, geometry.effort.accuracy
         found.append(
-            f"Of {geometry.effort.images} images that are right when clean, PGD of {steps[0]} steps leaves"
+            f"Of {number_of(geometry.effort.images)}, right when clean, PGD of {steps[0]} steps leaves"
             f" {accuracy[0, 0]:.1%}, of {steps[-1]} steps {accuracy[0, -1]:.1%}, with {geometry.effort.restarts[-1]}"
             f" starts {accuracy[-1, -1]:.1%}."
         )

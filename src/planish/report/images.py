@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from planish.core.words import number_of
 from planish.report.tables import NOTHING, Cell, Entry, Table, attack_names, table, threat
 
 ROWS = 300  # in a page, over all its models
@@ -34,7 +35,7 @@ def image_rows(entry: Entry, most: int) -> Table:
 def _caption(entry: Entry, shown: int) -> str:
     left_out = entry.size - shown
     scope = f"The {shown:,} images nearest to the decision boundary; {left_out:,} farther ones are left out."
-    scope = scope if left_out else f"All {shown:,} images, nearest to the decision boundary first."
+    scope = scope if left_out else f"All {number_of(shown)}, nearest to the decision boundary first."
     tried = f" that any attack ({', '.join(attack_names([entry]))}) reached" if entry.evaluation.columns else ""
     return (
         f"{scope} Margin: best wrong logit minus true logit, the largest{tried} at {threat(entry.evaluation)};"

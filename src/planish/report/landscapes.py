@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
+from planish.core.words import number_of
 from planish.report import drawing
 from planish.report.drawing import BLUE, INK, MARKERS, MUTED, PAPER, VERMILION, ReportFigure, styled
 
@@ -136,7 +137,7 @@ def steps_restarts(steps: Sequence[int], restarts: Sequence[int], accuracy: Arra
     axes.grid(visible=False)
     drawing.hide(axes, "left", "bottom")
     axes.set(xlabel="Steps", ylabel="Restarts")
-    on = f" on {images:,} images" if images else ""
+    on = f" on {number_of(images)}" if images else ""
     caption = (
         f"Accuracy in percent{on} after PGD of so many steps and restarts. A model that needs many of both to fall"
         f" hides its gradients; one whose columns are all alike does not. {_range_words(accuracy)}"
@@ -253,9 +254,9 @@ def _bounds_words(
     crossed = {name: np.count_nonzero(lower[name][mask] > upper[mask]) for name, mask in known.items()}
     told = ", ".join(f"{name} {count:,} of {np.count_nonzero(known[name]):,}" for name, count in crossed.items())
     caption = f"{BOUNDS_WORDS[kind]}: {told} images.{' The dashed lines are the radius.' * (radius is not None)}"
-    missing = max(np.count_nonzero(~mask) for mask in known.values())
+    missing = max(int((~mask).sum()) for mask in known.values())
     if missing:
-        caption += f" Not drawn: {missing:,} images without both."
+        caption += f" Not drawn: {number_of(missing)} without both."
     facts = [
         f"{name}: median {np.median(lower[name][mask]):.3g} against {np.median(upper[mask]):.3g},"
         f" {crossed[name]:,} images contradict"

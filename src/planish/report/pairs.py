@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from planish.core.errors import BadInput
+from planish.core.words import number_of
 from planish.records.statistics import Difference, Estimate, paired_interval
 from planish.report.drawing import BLUE, INK, ReportFigure, fitted, name_rows, panel, styled
 from planish.report.tables import Cell, Entry, Table, check, share, table, threat
@@ -52,11 +51,8 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
 
 
 def _check_images(one: Entry, other: Entry) -> None:
-    a, b = one.evaluation, other.evaluation
-    data = [record.meta.get("data", {}) for record in (a, b)]
-    digests = {known["digest"] for known in data if known.get("digest") is not None}
-    if len(digests) > 1 or not (np.array_equal(a.indices, b.indices) and np.array_equal(a.labels, b.labels)):
-        names = [known.get("name", "an unnamed data set") for known in data]
+    if not one.evaluation.same_images(other.evaluation):
+        names = [it.evaluation.meta.get("data", {}).get("name", "an unnamed data set") for it in (one, other)]
         told = [f"{it.name} on {it.size:,} of {name}" for it, name in zip((one, other), names, strict=True)]
         raise BadInput(
             f"A paired comparison needs the same images, got {' and '.join(told)}; evaluate both with the same"
@@ -75,7 +71,7 @@ def paired_rows(found: Sequence[Pair]) -> Table:
     compared = ("First keeps", "Second keeps", "Difference, points", "Only first", "Only second")
     headers = ("First", "Second", *compared, "Outcome")
     caption = (
-        f"Pairs on the same {found[0].difference.total:,} images at {threat(found[0].first.evaluation)}, after the"
+        f"Pairs on the same {number_of(found[0].difference.total)} at {threat(found[0].first.evaluation)}, after the"
         " attacks on each. Difference with its 95% interval for pairs (Newcombe, method 10). Only first: images that"
         " the first model alone gets right."
     )
@@ -107,7 +103,7 @@ def paired_figure(found: Sequence[Pair]) -> ReportFigure:
     name_rows(axes, [_versus(pair) for pair in found])
     axes.set_xlabel("Difference in percentage points")
     caption = (
-        f"Accuracy of the first model minus that of the second on the same {found[0].difference.total:,} images at"
+        f"Accuracy of the first model minus that of the second on the same {number_of(found[0].difference.total)} at"
         f" {threat(found[0].first.evaluation)}, with 95% intervals for pairs. An interval that crosses the line does"
         " not tell the two apart."
     )

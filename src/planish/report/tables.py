@@ -1,7 +1,5 @@
 """What a report is made of: an entry per model, how its numbers are worded, and its tables as rows of text."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
-from planish.core.words import radius_text as radius_text
+from planish.core.words import number_of, radius_text
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 from planish.records.store import frame
+from planish.storage.files import csv_text
 
 
 class Training(TypedDict):
@@ -159,12 +158,7 @@ def threat(evaluation: Evaluation) -> str:
 def images_text(entries: Sequence[Entry]) -> str:
     """Word how many images were judged, such as "500 images" or "200 to 500 images"."""
     sizes = sorted({entry.size for entry in entries})
-    return counted(sizes[0]) if len(sizes) == 1 else f"{sizes[0]:,} to {counted(sizes[-1])}"
-
-
-def counted(images: int) -> str:
-    """Write a number of images, such as "1 image" or "1,200 images"."""
-    return f"{images:,} image{'s' * (images != 1)}"
+    return number_of(sizes[0]) if len(sizes) == 1 else f"{sizes[0]:,} to {number_of(sizes[-1])}"
 
 
 def terms(entries: Sequence[Entry]) -> tuple[str, str, str]:
@@ -208,11 +202,8 @@ class Table:
 
     def to_csv(self) -> str:
         """Return the columns as CSV, a header line first; None is an empty cell."""
-        lines, found = io.StringIO(), self.columns()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(found)
-        writer.writerows(zip(*found.values(), strict=True))
-        return lines.getvalue()
+        found = self.columns()
+        return csv_text(found, zip(*found.values(), strict=True))
 
     def to_pandas(self) -> Any:
         """Return the columns as a pandas.DataFrame. Raises BadInput where pandas is not installed."""

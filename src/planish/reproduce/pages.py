@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.core.errors import BadInput
+from planish.core.words import number_of
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words, seed_words
 from planish.reproduce.figure import figure_name, paper_figure, write_figure
@@ -81,7 +82,7 @@ def number_text(value: float) -> str:
 
 def _caption(own: PaperTable, whole: dict[str, Any]) -> str:
     judged = [row["test_images"] for row in whole["rows"].values() if row.get("test_images")]
-    tested = "; ".join(sorted({f"{one['images']:,} test images of {one['name']}" for one in judged}))
+    tested = "; ".join(sorted({f"{number_of(one['images'], 'test image')} of {one['name']}" for one in judged}))
     trained = sorted({row["data_name"] for row in whole["rows"].values() if row.get("data_name")})
     data = f"trained on {', '.join(trained)}; " if trained else ""
     return f"{own.name} at scale {whole['scale']} ({whole['words']}); {data}{tested or 'nothing judged yet'}. {SEEDS}"

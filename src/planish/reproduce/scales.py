@@ -7,6 +7,7 @@ from typing import Any
 
 from planish.core.errors import BadInput, nearest
 from planish.core.modes import Precision
+from planish.core.words import number_of
 from planish.registry import made
 from planish.reproduce.tables import PaperColumn, PaperTable
 from planish.runs.config import Experiment, Named
@@ -65,7 +66,7 @@ class Scale:
         divisors = {"width": self.width_divisor, "blocks of a stage": self.blocks_divisor}
         said += [f"{what} divided by {value}" for what, value in divisors.items() if value > 1]
         said += [] if self.side is None else [f"images of at most {self.side} pixels"]
-        said += [] if self.validation is None else [f"{self.validation:,} training images held out"]
+        said += [] if self.validation is None else [f"{number_of(self.validation, 'training image')} held out"]
         said += [f"search and training in {self.precision}"] if self.precision != "float32" else []
         said += [f"{other} in place of {own}" for own, other in self.instead.items()]
         return ", ".join(said)

@@ -151,15 +151,20 @@ def _named(section: str, table: Mapping[str, Any]) -> Named:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the configuration tree of a TOML file. Raises BadInput."""
-    return read_toml(path)
+    """Return the configuration tree of a TOML file, the method by its present name. Raises BadInput."""
+    return _named_now(read_toml(path))
 
 
 def written(path: Path) -> dict[str, Any]:
     """Return the configuration tree of a run folder's TOML, the method by its present name. Raises BadInput."""
-    tree = read_headed(path)
-    own = tree.get("method", {})
-    return tree | ({"method": {**own, "name": called_now("methods", own["name"])}} if "name" in own else {})
+    return _named_now(read_headed(path))
+
+
+def _named_now(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree of a file, which an earlier planish may have written, with its method's present name."""
+    own = tree.get("method")
+    named = isinstance(own, Mapping) and isinstance(own.get("name"), str)
+    return tree | ({"method": {**own, "name": called_now("methods", own["name"])}} if own and named else {})
 
 
 def overlaid(base: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.report.tables import Gallery
 from planish.runs.config import LARGEST_SIDE, written
-from planish.runs.names import entry_names, name_of
+from planish.runs.names import audited_apart, entry_names, name_of
 from planish.runs.places import clear, refuse_taken
 from planish.runs.run import BEST, CONFIG, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
 from planish.storage.reading import read_json
@@ -353,4 +353,4 @@ def comparison(folders: Sequence[Path]) -> Comparison:
         if not audit.complete:
             raise BadInput(f"the audit in {folder} was cut short; audit again into that folder")
     told_apart(found)
-    return Comparison(entries(judged), found)
+    return Comparison(entries(judged), audited_apart(found, audited))

@@ -1,10 +1,12 @@
 """What models are called, and how several of one name are told apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from planish.models import is_borrowed
 from planish.models.onnx import is_onnx
+from planish.records.audit import Audit
 from planish.report import Entry
 from planish.runs.run import BEST
 
@@ -29,14 +31,32 @@ def name_of(spec: str) -> str:
 
 def entry_names(found: Sequence[Entry], folders: Sequence[Path]) -> list[str]:
     """Return a name for each entry, which tells those of one name apart: by what judged one model, else by folders."""
-    names = [entry.name for entry in found]
+
+    def apart(name: str, places: Sequence[int]) -> list[str]:
+        return _judged_by([found[place] for place in places]) or _lying_in(name, [folders[place] for place in places])
+
+    return _told_apart([entry.name for entry in found], apart)
+
+
+def audited_apart(found: Sequence[Audit], folders: Sequence[Path]) -> list[Audit]:
+    """Return the audits with names that tell models of one name apart by their folders."""
+    names = [audit.name for audit in found]
+    own = _told_apart(names, lambda name, places: _lying_in(name, [folders[place] for place in places]))
+    return [
+        replace(audit, meta={**audit.meta, "model": {**audit.meta.get("model", {}), "name": name}})
+        for audit, name in zip(found, own, strict=True)
+    ]
+
+
+def _told_apart(names: Sequence[str], apart: Callable[[str, Sequence[int]], list[str]]) -> list[str]:
+    """Return the names, those that several places share as `apart` says."""
+    told = list(names)
     for name in set(names):
         places = [place for place, own in enumerate(names) if own == name]
         if len(places) > 1:
-            own = _judged_by([found[place] for place in places]) or _lying_in(name, [folders[at] for at in places])
-            for place, text in zip(places, own, strict=True):
-                names[place] = text
-    return names
+            for place, text in zip(places, apart(name, places), strict=True):
+                told[place] = text
+    return told
 
 
 def _judged_by(found: Sequence[Entry]) -> list[str]:

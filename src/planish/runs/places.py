@@ -30,6 +30,8 @@ WRITTEN = {
 }
 """The files of each kind of work but figures, which are written anew; the first one says that there is such work."""
 WRITTEN["train"] = (*_TRAINED, *_WEIGHTS, *(name for names in WRITTEN.values() for name in names))
+BEGUN = {"audit": ("audit.npz", "audit-suite.npz")}
+"""Files that say that there is such work to go on with, where it is not the first one alone."""
 LONGEST = 60
 """Letters of a folder's name that a model or several gave."""
 
@@ -54,6 +56,11 @@ def is_free(folder: Path) -> bool:
     return folder.is_dir() and all(name.endswith(".part") or name == LOCK for name in os.listdir(folder))
 
 
+def first_free(folder: Path) -> Path:
+    """Return the first that is free of the folder and those of its name and a number."""
+    return next(place for place in numbered(folder) if is_free(place))
+
+
 def begun(folder: Path, kind: str) -> list[Path]:
     """Return the folders of this name, with a number or without, that hold such work, the newest first."""
     own = re.compile(re.escape(folder.name) + r"(-\d+)?")
@@ -68,8 +75,9 @@ def begun_within(folder: Path, kind: str) -> list[Path]:
 
 def all_begun(home: Path, kind: str) -> list[Path]:
     """Return all folders in home that hold such work, the newest first."""
-    marks = [path for path in home.glob(f"*/{WRITTEN[kind][0]}") if path.is_file()]
-    return [path.parent for path in sorted(marks, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
+    marks = [path for name in BEGUN.get(kind, WRITTEN[kind][:1]) for path in home.glob(f"*/{name}") if path.is_file()]
+    newest = sorted(marks, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [*dict.fromkeys(path.parent for path in newest)]
 
 
 def clear(folder: Path, kind: str) -> None:

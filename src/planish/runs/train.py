@@ -32,7 +32,8 @@ from planish.runs.run import RESUME, architecture
 from planish.runs.taken import identity, known, refuse_data, refuse_other
 from planish.storage.reading import last_good
 from planish.training.cost import training_cost
-from planish.training.loop import EpochRecord, Epochs, check_derivatives, fit, start
+from planish.training.epochs import Epochs
+from planish.training.loop import EpochRecord, check_derivatives, fit, start
 from planish.training.processes import ALONE, Group
 from planish.training.state import State, go_on
 

@@ -1,5 +1,6 @@
 """Files written whole or not at all, one process at a time in a folder, and where planish's own files lie."""
 
+import csv
 import io
 import json
 import os
@@ -74,6 +75,15 @@ def write_sealed_json(document: dict[str, Any], path: str | Path) -> None:
 def write_lines(entries: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Write one JSON document a line, each with its digest, which `read_lines` tests."""
     write_text("".join(json.dumps(with_digest(entry)) + "\n" for entry in entries), path)
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows as comma-separated values, the header above them; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def remove(path: Path) -> None:

@@ -6,30 +6,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from planish.core.arguments import check_images, is_loader, pair_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.modes import batch_norms, fixed_statistics
-from planish.core.randomness import drawn_seed, reproducible, seeded
-from planish.core.share import Share
+from planish.core.randomness import reproducible, seeded
 from planish.core.threat import ThreatModel
-from planish.data.batches import Augmentation, Batches
-from planish.data.images import Images, images_of
+from planish.data.images import Images
 from planish.methods import Method, StepContext, TrainingLoss
 from planish.training.collapse import OFF, CollapseMonitor, Guard
+from planish.training.epochs import Epochs, Shared, epochs_of
 from planish.training.processes import ALONE, Group, Part, refuse_wrapped, synchronized
 from planish.training.settings import Settings, learning_rate, optimizer_of
 from planish.training.state import State
 from planish.training.step import Stepper, lies_channels_last
 
 MOST_ESCALATIONS = 6
-LOADED = 0x10AD  # keeps a loader's draws apart from a method's for the same seed and step
 EXTRA_STATE = "_extra_state"
 """How PyTorch ends the names of what modules keep besides tensors (`nn.Module.get_extra_state`)."""
 SNAPSHOTS, APART = 2, 2
@@ -47,63 +44,6 @@ class EpochRecord(NamedTuple):
     learning_rate: float
     seconds: float
     alarms: tuple[dict[str, float], ...] = ()
-
-
-class Epochs(Protocol):
-    """Training batches that depend on (seed, epoch) alone, so that a resumed run sees the same.
-
-    identities: every index is below it; methods that remember each image need it. skip: leave out so many batches.
-    """
-
-    @property
-    def identities(self) -> int | None: ...
-
-    def __len__(self) -> int: ...
-    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]: ...
-
-
-@runtime_checkable
-class Shared(Epochs, Protocol):
-    """Batches that several processes share. share: what this one takes. whole: images that a batch has in all."""
-
-    @property
-    def share(self) -> Share: ...
-
-    def whole(self, step: int) -> int: ...
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The batches of a DataLoader, or of anything else of a known length that yields (images, labels) anew each epoch.
-
-    What is drawn by PyTorch, such as the order and the augmentation, depends on the seed, the epoch and the step alone.
-    """
-
-    loader: Iterable[Any]
-    threat: ThreatModel
-    device: torch.device
-
-    @property
-    def identities(self) -> int | None:
-        """A loader does not say which image is which."""
-        return None
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
-
-    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the epoch's batches on the model's device. Raises BadInput."""
-        iterator: Iterator[Any] | None = None
-        for step in range(len(self)):
-            with reproducible(drawn_seed(seeded(seed, LOADED, number, step))):
-                iterator = iter(self.loader) if iterator is None else iterator
-                pair = next(iterator)
-            if step < skip:
-                continue
-            batch = pair_of(pair)
-            if step == skip:
-                check_images(batch, self.threat)
-            yield Batch(*(part.to(self.device) for part in batch[:3]))
 
 
 def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
@@ -152,7 +92,7 @@ def fit(
         raise BadInput("several processes need batches that know their share: planish.data.batches.Batches(share=)")
     stepper = Stepper.of(state.model, method, threat, settings, group)
     monitor = CollapseMonitor(guard, threat, seed, held_out, group)
-    given = _epochs(batches, threat, settings, next(state.model.parameters()).device)
+    given = epochs_of(batches, threat, settings.batch_size, next(state.model.parameters()).device)
     run = _Run(state, method, stepper, given, settings, seed, monitor, after_step)
     run.check_rates()
     began = time.perf_counter()
@@ -171,21 +111,6 @@ def fit(
         state.history.append({"epoch": state.epoch, **metrics, "epochs_done": run.done, **told})
         yield EpochRecord(state.epoch, metrics, rate, time.perf_counter() - began, alarms)
         began = time.perf_counter()
-
-
-def _epochs(batches: Any, threat: ThreatModel, settings: Settings, device: torch.device) -> Epochs:
-    """Return training batches of what `fit` is given. Raises BadInput."""
-    if hasattr(batches, "epoch"):
-        return batches  # type: ignore[no-any-return]
-    if is_loader(batches):
-        try:
-            len(batches)
-        except TypeError:
-            raise BadInput(
-                f"a loader must know how many batches it has, and a {type(batches).__name__} does not"
-            ) from None
-        return Loaded(batches, threat, device)
-    return Batches(images_of(batches), settings.batch_size, Augmentation(), device)
 
 
 def check_derivatives(model: nn.Module, method: Method, settings: Settings) -> None:

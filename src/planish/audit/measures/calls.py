@@ -1,4 +1,4 @@
-"""The measures as `planish.measures` shows them: with images and labels in place of a Batch, and a threat as text too.
+"""The measures as `planish.measures` shows them: with images and labels, or what holds both, in place of a Batch.
 
 Each is the function of the same name in this package, which says what it measures and what it returns.
 """
