@@ -21,7 +21,7 @@ from planish.models.small_cnn import small_cnn
 from planish.registry import components, make
 from planish.training.collapse import Guard
 from planish.training.loop import fit, start
-from planish.training.processes import ALONE, Group, own_device, refuse_wrapped
+from planish.training.processes import ALONE, Group, joined, own_device, refuse_wrapped
 from planish.training.settings import Settings
 
 THREAT, CLASSES, BATCH, COUNT = Linf(0.05), 4, 7, 14  # parts of 4 and 3 images
@@ -97,6 +97,8 @@ def errors(group: Group) -> dict[str, str]:
     def both_fail() -> int:
         raise BadInput("no data")
 
+    with joined() as again:  # of a group that is there already
+        assert again == group
     whole = Batches(images(), BATCH)
     state = start(network(frozen=True), PLAIN)
     fitted = fit(state, make("methods", "fgsm", {}), THREAT, whole, PLAIN, seed=0, group=group)
@@ -222,8 +224,8 @@ def test_shares_of_batches_are_the_batches():
     parts = [replace(whole, share=Share(number, 2)) for number in range(2)]
     found = zip(*(part.epoch(1, 5, skip=1) for part in parts), strict=True)
     for wanted, (first, second) in zip(whole.epoch(1, 5, skip=1), found, strict=True):
-        for joined, part in zip(zip(first[:3], second[:3], strict=True), wanted[:3], strict=True):
-            assert torch.equal(torch.cat(joined), part)  # type: ignore[arg-type]
+        for both_parts, part in zip(zip(first[:3], second[:3], strict=True), wanted[:3], strict=True):
+            assert torch.equal(torch.cat(both_parts), part)  # type: ignore[arg-type]
     assert [whole.whole(step) for step in range(4)] == [4, 4, 4, 2]
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 from typer import Option
@@ -100,8 +100,20 @@ def in_group(device: str, backend: str | None) -> "Iterator[Group]":
         code, words = _ending(error, number())
         if words:
             terminal.failed(words, code)
-        sys.stdout.flush()
-        os._exit(code)  # an ordinary end waits for exchanges with the other processes that may never be
+        _end(code)
+
+
+def end(group: "Group") -> None:
+    """End the command in one of several processes; nothing in the only one."""
+    if group.size > 1:
+        _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """End at once: Python's own end waits for exchanges that may never be, or aborts in a thread that still has one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _ending(error: BaseException, number: int) -> tuple[int, str]:

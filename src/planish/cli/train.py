@@ -101,6 +101,7 @@ def train(
             last = _watched(steps, experiment.settings.epochs, silent, bars, bar)
     if group.first:
         _tell(folder, experiment, last, json_)
+    several.end(group)
 
 
 def _tell(folder: Path, experiment: "Experiment", last: dict[str, Any], json_: bool) -> None:

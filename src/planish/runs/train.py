@@ -34,7 +34,7 @@ from planish.storage.reading import last_good
 from planish.training.cost import training_cost
 from planish.training.epochs import Epochs
 from planish.training.loop import EpochRecord, check_derivatives, fit, start
-from planish.training.processes import ALONE, Group
+from planish.training.processes import ALONE, Group, on_this_machine
 from planish.training.state import State, go_on
 
 COUNTED = 4
@@ -193,7 +193,7 @@ def batches_of(
         return Batches(images, size, data.augmentation, device, share=share)
     channels, height, width = prepared.sample.x.shape[1:]
     shape, sides = (channels, height, width), data.sides(experiment.settings.epochs)
-    workers = default_workers() if data.workers is None else data.workers
+    workers = max(1, default_workers() // on_this_machine()) if data.workers is None else data.workers
     return Streamed(images, size, shape, data.augmentation, sides, device, workers, on_corrupt, share)
 
 

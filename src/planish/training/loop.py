@@ -266,7 +266,7 @@ def _normalizable(state: State, batch: Batch) -> Iterator[None]:
     if norms and not _normalized(state.model, batch.x):
         if state.step == 0:
             raise BadInput(
-                "batch norm cannot be trained on single images: set settings.batch_size to 2 a process or more"
+                "batch norm cannot be trained on single images: set settings.batch_size to 2 or more, in each process"
             )
     else:
         norms = []

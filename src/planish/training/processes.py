@@ -204,6 +204,11 @@ def are_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def on_this_machine() -> int:
+    """Return how many of the processes share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if are_several() else 1
+
+
 def number() -> int:
     """Return which of the processes this is, 0 for the only one."""
     return int(os.environ.get("RANK", "0")) if are_several() else 0
@@ -218,6 +223,8 @@ def restarted() -> bool:
 def joined(device: str = "cpu", backend: str | None = None, patience: float = PATIENCE) -> Iterator[Group]:
     """The group of this process and those that were started with it; the only one, if none were.
 
+    It exchanges tensors by torch.distributed's default group, which is made and ended here unless it is there already.
+
     device: "cpu" or "cuda"; each process of a machine gets a GPU of its own. backend: of torch.distributed; None: gloo
     on the CPU, nccl on GPUs. patience: minutes that a process waits for the others. Raises BadInput,
     RuntimeError where the others cannot be reached.
@@ -226,6 +233,9 @@ def joined(device: str = "cpu", backend: str | None = None, patience: float = PA
         yield ALONE
         return
     own = own_device(device)
+    if dist.is_initialized():  # by the caller, whose group it stays
+        yield Group(Share(dist.get_rank(), dist.get_world_size()), own)
+        return
     backend = check_backend(backend or ("nccl" if own.type == "cuda" else "gloo"))
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=patience))
