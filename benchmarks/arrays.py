@@ -16,7 +16,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.records.origin import data_digest, model_digest, provenance
-from planish.runs.judge import EvaluationConfig, LoadedModel, load_model, test_images
+from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge, load_model
 from planish.storage.files import write_arrays
 from planish.storage.reading import read_arrays
 
@@ -70,6 +70,6 @@ def judged(spec: str, data: str, images: int, device: str) -> Judged:
     """Return the model of [NAME=]RUN with the first images of the test set."""
     name, _, path = spec.rpartition("=")
     model = load_model(path, device)
-    batch, about, _ = test_images(EvaluationConfig(data, Linf(0.0), (), images), model.about)
+    batch, about, _ = images_to_judge(EvaluationConfig(data, Linf(0.0), (), images), model.about)
     moved = Batch(*(part.to(device) for part in batch[:3]))
     return Judged(name or Path(path).name, model, moved, about["name"], device)

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from test_architecture import HOME, ORDER
 from tracing import PAGE, ROOT, Trace, chains, traced, traced_command
 
@@ -38,7 +39,8 @@ def test_a_wrong_page_is_seen():
 
 
 def test_a_trace_has_what_runs_and_not_what_is_imported():
-    trace = traced(lambda: Linf(0.1).scaled(2))
+    threat = Linf(0.1)
+    trace = traced(lambda: threat.steepest(torch.zeros(1, 1, 2, 2)))
     assert list(trace.files) == ["core/threat.py"] and trace.calls == {"": {"core/threat.py": None}}
 
 

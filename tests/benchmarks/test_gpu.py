@@ -268,7 +268,7 @@ def test_the_page_shows_every_piece(run: tuple[Path, str], module: Callable[[str
     page = module("gpu_pieces.page")
     text = page.section(run[0].parent)
     assert all(f"**{piece.title}** (done)" in text for piece in module("gpu_pieces").PIECES.values())
-    assert "Tiny:" in text and f"PyTorch {torch.__version__}" in text and "| planish-suite | 8 |" in text
+    assert "Tiny:" in text and f"PyTorch {torch.__version__}" in text and "| planish-at | 8 |" in text
     assert page.section(run[0].parent / "empty") == page.NOTHING
     place = run[0].parent / "page.md"
     place.write_text("A\n<!-- gpu -->\nold\n<!-- end of gpu -->\nB\n")

@@ -144,7 +144,11 @@ def test_who_built_a_model_is_remembered(planish: Planish, tmp_path: Path, monke
     trained = planish("train", *own, *tiny)
     assert trained.exit_code == 0 and trained.stdout.endswith(" --built-by own.py:net\n")
     judge = ("--data", "digits", "--radius", "0.1", "--limit", "8", "--attacks", "fgsm")
-    assert planish("evaluate", "run", *judge).exit_code == 0  # who trained it has named it
+    again = planish("evaluate", "run", *judge)  # who trained it has named it
+    assert (
+        again.exit_code == 0
+        and again.stderr == f"planish: run is built by {tmp_path}/own.py:net, as was named before\n"
+    )
     known.unlink()
     asked = planish("evaluate", "run", *judge)
     assert asked.exit_code == 2 and "if you trust that code, add --built-by own.py:net" in asked.stderr

@@ -82,7 +82,7 @@ def test_a_run_is_judged_by_the_names_of_its_classes(pictures: Path):
     origin = json.loads((run / "provenance.json").read_text())
     assert origin["data_files"] == "12 files found, 0 left out" and origin["data_notes"] == []
     task = EvaluationConfig(str(pictures / "other"), Linf(0.0), ())
-    batch, about, told = judge.test_images(task, load_model(str(run)).about)
+    batch, about, told = judge.images_to_judge(task, load_model(str(run)).about)
     assert batch.labels.tolist() == [0] * 4 + [2] * 4 and about["classes"] == list(SHADES)
     assert "2 of the model's 3 classes" in told[0] and about["files"] == "8 files found, 0 left out"
     *_, record = evaluate_into(load_model(str(run)), task, pictures / "judged")
@@ -90,13 +90,13 @@ def test_a_run_is_judged_by_the_names_of_its_classes(pictures: Path):
     for shade in (pictures / "other").iterdir():
         shade.rename(shade.with_name(f"{shade.name}ish"))
     with pytest.raises(BadInput, match="which the model does not know; its 3 are black, gray, white"):
-        judge.test_images(task, load_model(str(run)).about)
+        judge.images_to_judge(task, load_model(str(run)).about)
 
 
 def test_what_was_left_out_is_in_the_record(pictures: Path):
     (pictures / "other" / "Black" / "list.txt").touch()
     task = EvaluationConfig(str(pictures / "other"), Linf(0.0), ())
-    _, about, told = judge.test_images(task, {})
+    _, about, told = judge.images_to_judge(task, {})
     assert told == ["other: 8 files found, 1 left out: Black/list.txt"] and about["files"] in told[0]
 
 
@@ -181,7 +181,7 @@ def test_issue_20_a_folder_of_some_classes_is_judged_by_a_model_of_many(pictures
     """Its model says no names: without `classes` the folder's first class would be the model's first."""
     judged = LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1000)), "many")
     task = EvaluationConfig(str(pictures / "other"), Linf(0.0), (), classes={"black": 700, "white": 20})
-    batch, about, _ = judge.test_images(task, judged.about)
+    batch, about, _ = judge.images_to_judge(task, judged.about)
     assert sorted({*batch.labels.tolist()}) == [20, 700] and about["classes"][700] == "black"
     *_, record = evaluate_into(judged, task, pictures / "mapped")
     assert not any("matched by number" in remark for remark in record.remarks())

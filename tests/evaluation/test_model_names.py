@@ -43,7 +43,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("nets.py:build", "nets"),
         ("my.nets:get_model", "nets"),
         ("timm:resnet18", "resnet18"),
-        ("hf:google/vit-base", "vit-base"),
+        ("hf:google/vit-base", "google/vit-base"),
         ("exports/vgg.onnx", "vgg"),
     ],
 )

@@ -29,8 +29,8 @@ from planish.runs.judge import (
     evaluate_into,
     load_model,
 )
+from planish.runs.judge import images_to_judge as images_of
 from planish.runs.judge import measure as measure_into
-from planish.runs.judge import test_images as images_of
 from planish.runs.train import train_into
 from planish.training.settings import Settings
 

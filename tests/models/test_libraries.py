@@ -288,7 +288,8 @@ def test_published_class_names_are_matched(auto: FakeAuto, tmp_path: Path):
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(6), classes=classes)
     found = load_model("hf:x/y")
     assert found.about == {"classes": auto.names}
-    batch, about, told = judge.test_images(judge.EvaluationConfig(str(tmp_path / "a.npz"), Linf(0.1), ()), found.about)
+    task = judge.EvaluationConfig(str(tmp_path / "a.npz"), Linf(0.1), ())
+    batch, about, told = judge.images_to_judge(task, found.about)
     assert batch.labels.tolist() == [5, 4, 3, 2, 1, 0] and about["classes"] == auto.names and "by name" in told[0]
     tree = {"data": {"source": str(tmp_path / "a.npz")}, "model": {"name": "hf:x/y"}, "method": {"name": "standard"}}
     prepared = prepare(experiment_from(tree))

@@ -7,7 +7,7 @@ from typing import Any
 
 from planish.core.errors import BadInput
 from planish.storage.files import write_sealed_json
-from planish.storage.reading import DIGEST, read_json
+from planish.storage.reading import DIGEST, LOG, read_json
 
 
 def remembered(model: str) -> str | None:
@@ -15,7 +15,10 @@ def remembered(model: str) -> str | None:
     the same still."""
     entry = _entries().get(_digest_of_run(model), {})
     path = Path(entry.get("file", ""))
-    return str(entry["built_by"]) if path.is_file() and _digest(path) == entry["digest"] else None
+    if not path.is_file() or _digest(path) != entry["digest"]:
+        return None
+    LOG.warning("planish: %s is built by %s, as was named before", model, entry["built_by"])
+    return str(entry["built_by"])
 
 
 def remember(model: str, built_by: str) -> None:
@@ -47,15 +50,21 @@ def _entries() -> dict[str, Any]:
 
 
 def _digest_of_run(model: str) -> str:
-    """Return the digest that a run's weights say, which loading them tests; "" of anything else."""
+    """Return the digest that a run's weights say, which loading them tests; "" of anything that no own function built.
+
+    A folder that lies about it only has a function run that the user has named, on this machine and for a run.
+    """
+    from planish.models import is_borrowed
     from planish.runs.run import BEST, WEIGHTS, read_metadata
 
     path = Path(model)
     weights = path if path.name == BEST else path / WEIGHTS
     try:
-        return str(read_metadata(weights).get(DIGEST, "")) if weights.is_file() else ""
-    except BadInput:
+        about = read_metadata(weights) if weights.is_file() else {}
+        name = str(about["model"]["name"])
+    except (BadInput, KeyError, TypeError):
         return ""
+    return str(about.get(DIGEST, "")) if ":" in name and not is_borrowed(name) else ""
 
 
 def _digest(path: Path) -> str:

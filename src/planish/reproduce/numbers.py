@@ -16,7 +16,7 @@ from planish.core.threat import ThreatModel
 from planish.records.distances import NUMBERS, SCHEMA_VERSION, Numbers, save_numbers
 from planish.records.origin import origin
 from planish.reproduce.tables import PaperColumn
-from planish.runs.judge import EvaluationConfig, LoadedModel, test_images
+from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge
 
 STEPS = 20
 """Of the ascents, and of Lanczos."""
@@ -68,7 +68,7 @@ def measure(
 
     Raises BadInput for images or outputs that do not fit.
     """
-    batch, data, warnings = test_images(task, judged.about)
+    batch, data, warnings = images_to_judge(task, judged.about)
     batch = Batch(*batch[:3]).to(device)
     check_images(batch, task.threat)
     logits = check_logits(judged.model, batch)

@@ -1,7 +1,7 @@
 """A model audited into a folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
 from planish.records.origin import data_digest, model_digest
 from planish.report import write_audit
-from planish.runs.judge import EvaluationConfig, LoadedModel, check_task, surrogates_of, test_images
+from planish.runs.judge import EvaluationConfig, LoadedModel, check_task, images_to_judge, surrogates_of
 from planish.runs.places import clear, refuse_taken
 from planish.storage.files import remove
 
@@ -180,8 +180,7 @@ def audit_into(
     """
     check_audit(task, budget, checks)
     plan, black_box = plan_of(budget), isinstance(judged.model, BlackBox)
-    task = task if task.limit is not None else replace(task, limit=plan.images)
-    batch, data, warnings = test_images(task, judged.about)
+    batch, data, warnings = images_to_judge(task, judged.about, plan.images)
     batch = batch.to(device)
     if not overwrite and (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
         if not resume:

@@ -147,13 +147,19 @@ def training_of(folder: Path) -> dict[str, Any] | None:
     return {"method": method, **cost, "history": history}
 
 
-def test_images(task: EvaluationConfig, model: Mapping[str, Any]) -> tuple[Batch, dict[str, Any], list[str]]:
-    """Return the test batch, what is known of the data, and warnings. model: what is known of the model."""
-    images = load(task.data, "test", task.limit, model.get("size") if task.size is None else task.size)
+def images_to_judge(
+    task: EvaluationConfig, model: Mapping[str, Any], at_most: int | None = None
+) -> tuple[Batch, dict[str, Any], list[str]]:
+    """Return the test batch, what is known of the data, and warnings.
+
+    model: what is known of the model. at_most: so many images where the task has no limit.
+    """
+    limit = at_most if task.limit is None else task.limit
+    images = load(task.data, "test", limit, model.get("size") if task.size is None else task.size)
     images = images.in_channels(model.get("channels", 1))
     asked = task.limit or 0
     warnings = [f"asked for {number_of(asked)}, {images.name} has {len(images)}"] if len(images) < asked else []
-    warnings += remarks(images, task.data, task.limit)
+    warnings += remarks(images, task.data, limit)
     if task.classes is None:
         images, told = matched(images, model.get("classes", images.classes))
     else:
@@ -185,7 +191,7 @@ def evaluate_into(
     check_task(task)
     _refuse_gradients(judged, task)
     path = folder / EVALUATION
-    batch, data, warnings = test_images(task, judged.about)
+    batch, data, warnings = images_to_judge(task, judged.about)
     batch = batch.to(device)
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
@@ -261,7 +267,7 @@ def measure(
     """
     check_distances(task)
     path = folder / DISTANCES
-    batch, data, warnings = test_images(task, judged.about)
+    batch, data, warnings = images_to_judge(task, judged.about)
     about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() and not overwrite else None
@@ -277,7 +283,7 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
 
     Each is compared with the test image of its index. Raises BadInput if the test set lacks one or shapes differ.
     """
-    batch, _, _ = test_images(task, judged.about)
+    batch, _, _ = images_to_judge(task, judged.about)
     source = f"{task.data} (limit {task.limit})"
     return verify_images(judged.model, batch.to(device), None, path, task.threat, eot=task.eot, source=source)
 

@@ -25,7 +25,7 @@ def name_of(spec: str) -> str:
         path = Path(spec).resolve()
         return f"{path.parent.name}-best" if path.name == BEST else path.stem if is_onnx(spec) else path.name
     if is_borrowed(spec) or not SAYING_NOTHING.issuperset(own.lower().split("_")):
-        return own.rpartition("/")[2]
+        return own
     return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
 
 

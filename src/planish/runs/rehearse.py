@@ -14,7 +14,7 @@ from planish.data.images import refuse
 from planish.evaluation.naming import attacks_of, distance_attacks
 from planish.records.origin import attack_text, describe_attack
 from planish.runs.config import Experiment, to_toml
-from planish.runs.judge import EvaluationConfig, LoadedModel, surrogates_of, test_images
+from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge, surrogates_of
 from planish.runs.train import batches_of, prepare
 
 Tree = dict[str, Any]
@@ -29,7 +29,7 @@ def train(experiment: Experiment, device: torch.device | str) -> str:
 
 def evaluate(judged: LoadedModel, task: EvaluationConfig, device: torch.device | str, built_by: str | None) -> Tree:
     """Return an evaluation's configuration, its attacks with all their options. Raises BadInput as it would."""
-    image = test_images(task, judged.about)[0].to(device).select(slice(0, 1))
+    image = images_to_judge(task, judged.about)[0].to(device).select(slice(0, 1))
     others = surrogates_of(judged, task, image, built_by)
 
     def named(classes: int) -> Mapping[str, Any]:
@@ -63,7 +63,7 @@ def _judged(
     device: torch.device | str,
     named: Callable[[int], Mapping[str, Any]],
 ) -> Tree:
-    batch, data, notes = test_images(task, judged.about)
+    batch, data, notes = images_to_judge(task, judged.about)
     classes = check_logits(Counted(judged.model), batch.select(slice(0, 2)).to(device)).shape[1]
     own = {name: value for name, value in asdict(task).items() if name not in ("threat", "attacks")}
     known = {"name": judged.name, **own, "device": str(device), "notes": [*judged.notes, *notes]}
