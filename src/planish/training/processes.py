@@ -127,12 +127,13 @@ class Group:
         """Raise Agreed that names the first fact in which a process differs from the first one, and the process."""
         told = [json.loads(text) for text in self.texts(json.dumps(facts))]
         for number, other in enumerate(told):
-            for name, fact in told[0].items():
-                if other[name] != fact:
-                    raise Agreed(
-                        f"process {number} has {name} {other[name]}, process 0 has {fact}: start all of them with the "
-                        "same planish, PyTorch, data, configuration and run folder"
-                    )
+            differing = [name for name, fact in told[0].items() if other.get(name) != fact]
+            if differing:
+                name = differing[0]
+                raise Agreed(
+                    f"process {number} has {name} {other.get(name)}, process 0 has {told[0][name]}: start all of them "
+                    "with the same planish, PyTorch, data, configuration and run folder"
+                )
 
 
 ALONE = Group()
