@@ -24,7 +24,8 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, tell: Callab
     When one dies, all are started again and go on from where the run was last saved, `restarts` times at most; not
     after wrong input, a loss that is not finite, or Ctrl-C, which end the run. tell: is told of each such start.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its words are for its own developers
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their words are for their developers
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     for left in range(restarts, -1, -1):
         try:
