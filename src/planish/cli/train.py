@@ -107,8 +107,6 @@ def train(
 def _tell(folder: Path, experiment: "Experiment", last: dict[str, Any], json_: bool) -> None:
     """Print what was trained, how it does, and what to type next."""
     own = experiment.model.name if ":" in experiment.model.name else None
-    if own is not None:
-        trust.remember(str(folder), own)
     again = {"data": experiment.data.source, "radius": experiment.threat.radius, "norm": experiment.threat.norm}
     following = terminal.next_command("evaluate", folder, **again, built_by=own)
     if own is not None:
