@@ -198,6 +198,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "planish.runs.sweep", sweeping)  # what it imports need not be installed
     monkeypatch.setattr("planish.cli.sweep._shown", lambda *arguments: None)
     monkeypatch.setattr("planish.runs.track.check_trackers", lambda names: None)
+    monkeypatch.setattr("planish.runs.launch.launch", lambda arguments, processes, restarts, tell: 0)
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)

@@ -328,3 +328,9 @@ def test_an_audit_s_notes_are_read_before_its_number(audit: Audit, tmp_path: Pat
     for path, mark in places.items():
         text = path.read_text(encoding="utf-8")
         assert 0 < text.index("asked for 99 images, d has 50") < text.index(mark), path.name
+
+
+def test_one_of_a_unit_is_singular():
+    """A gauge said "1 reasons"."""
+    assert (number(1, "reasons"), number(2, "reasons")) == ("1 reason", "2 reasons")
+    assert (number(1, "%"), number(1.0, "logits")) == ("1%", "1 logit")

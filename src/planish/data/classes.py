@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from planish.core.errors import BadInput, nearest
-from planish.core.words import few, number_of
+from planish.core.words import few
 from planish.storage.reading import content_of, toml_of
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def matched(images: Labelled, classes: Sequence[str]) -> tuple[Labelled, list[st
     )
 
 
-def numbered_as(images: Labelled, classes: Classes) -> tuple[Labelled, list[str]]:
-    """Return the images labelled as the user says that the model numbers its classes, and what a reader must know.
+def numbered_as(images: Labelled, classes: Classes) -> Labelled:
+    """Return the images labelled as the user says that the model numbers its classes.
 
     Raises BadInput unless each class of the data is among them.
     """
@@ -97,8 +97,7 @@ def numbered_as(images: Labelled, classes: Classes) -> tuple[Labelled, list[str]
             f"{images.name} has the classes {few(strange)}, which the {len(known)} that were given lack."
             f"{nearest(strange[0], known)} Give {FORMS}"
         )
-    said = f"{number_of(len(images.classes), 'class', 'classes')} of {images.name} got the model's numbers as given"
-    return _labelled(images, [place or 0 for place in places], tuple(names)), [said]
+    return _labelled(images, [place or 0 for place in places], tuple(names))
 
 
 def classes_of(classes: Classes) -> Sequence[str] | Mapping[str, int]:

@@ -42,7 +42,7 @@ def load(
     from planish.data.classes import numbered_as
 
     images = _sized(find(spec, split, limit), size)
-    return images if classes is None else numbered_as(images, classes)[0]
+    return images if classes is None else numbered_as(images, classes)
 
 
 def _sized(found: "Images | Listing", size: int | None) -> "Images":

@@ -61,6 +61,10 @@ def sentences(findings: Sequence[Finding]) -> list[str]:
     return [opening[verdict], *rest]
 
 
+SINGULAR = {"reasons": "reason", "points": "point", "logits": "logit", "calls": "call", "classes": "class"}
+"""Units of the checks, and what one of each is called."""
+
+
 def number(value: float | None, unit: str = "") -> str:
     """Write a statistic with its unit, four digits; a dash for none."""
     if value is None or math.isnan(value):
@@ -68,7 +72,7 @@ def number(value: float | None, unit: str = "") -> str:
     if math.isinf(value):
         return "\N{INFINITY}" if value > 0 else "\N{MINUS SIGN}\N{INFINITY}"
     text = (f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}").replace("-", "\N{MINUS SIGN}")
-    return text + (unit if unit == "%" else f" {unit}" if unit else "")
+    return text + (unit if unit == "%" else f" {SINGULAR.get(unit, unit) if value == 1 else unit}" if unit else "")
 
 
 def held_against(finding: Finding) -> str:

@@ -163,7 +163,7 @@ def images_to_judge(
     if task.classes is None:
         images, told = matched(images, model.get("classes", images.classes))
     else:
-        images, told = numbered_as(images, task.classes)
+        images, told = numbered_as(images, task.classes), []
     about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
     about |= {"numbered": True} if task.classes is not None else {}
     about |= {"files": images.inventory.words()} if images.inventory.files else {}
