@@ -17,6 +17,7 @@ from planish.core.errors import BadInput, Unlike
 from planish.data import load
 from planish.records.evaluation import Evaluation
 from planish.records.evaluation import load as load_record
+from planish.records.origin import provenance
 from planish.runs.space import Sweep
 from planish.runs.study import Study
 from planish.runs.sweep import DEFINITION, JOURNAL, TrialStep, sweep_into, trial_folder
@@ -210,7 +211,17 @@ def test_a_storage_that_cannot_be_used_is_one_line(where: str, make_sweep: MakeS
     assert "\n" not in str(found.value) and not (tmp_path / "own" / DEFINITION).exists()
 
 
-def test_a_password_is_never_told(make_sweep: MakeSweep, tmp_path: Path):
-    with pytest.raises(BadInput) as found:
-        Study.opened(make_sweep(WEIGHT), "nosuch://me:geheim@host/db", "x")
-    assert "geheim" not in str(found.value) and "//me:***@host" in str(found.value)
+def test_a_password_is_never_told(make_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither in a message nor in the command line that run folders and pages keep."""
+    for url in (
+        "nosuch://me:geheim@host/db",
+        "nosuch://me:geh@eim@host/db",
+        "nosuch://host/db?user=me&password=geheim",
+    ):
+        with pytest.raises(BadInput) as found:
+            Study.opened(make_sweep(WEIGHT), url, "x")
+        assert "eim" not in str(found.value) and "***" in str(found.value) and "host/db" in str(found.value)
+    monkeypatch.setattr(sys, "argv", ["planish", "sweep", "--storage", f"sqlite:///{tmp_path}/a.db?password=geheim"])
+    assert "geheim" not in provenance("cpu")["command"] and "password=***" in provenance("cpu")["command"]
+    monkeypatch.setattr(sys, "argv", ["planish", "train", "my.toml", "--set", "a.b=http://host:80/x@y"])
+    assert provenance("cpu")["command"] == "planish train my.toml --set a.b=http://host:80/x@y"

@@ -208,9 +208,10 @@ def render_sweep(found: Swept, best: TrialRow, drawn: ReportFigure) -> str:
     clean, robust = _shares(best.record)
     ended = {state: sum(row.state == state for row in found.rows) for state in ("finished", "pruned", "failed")}
     known = {name: value for name, value in found.definition.items() if name != "recipes"}
+    origin = provenance("cpu")
     return filled(
         "sweep.html.j2",
-        {**provenance("cpu"), "sweep": known, "recipes": json.dumps(found.definition["recipes"])},
+        {**origin, "sweep": known, "recipes": json.dumps(found.definition["recipes"])},
         title=found.name,
         headline=headline(best),
         cautions=[caution(found)],
@@ -220,5 +221,5 @@ def render_sweep(found: Swept, best: TrialRow, drawn: ReportFigure) -> str:
         figures=drawings([drawn]),
         trials=document_rows(document(found, best)),
         models=[],
-        commands=[*found.commands],
+        commands=[origin["command"], *found.commands],
     )

@@ -1,13 +1,13 @@
 """A sweep's memory: which values each trial has and how it ended, in an Optuna storage that many workers share."""
 
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from planish.core.errors import BadInput
+from planish.core.words import without_password
 from planish.runs.space import Dimension, Sweep
 
 try:
@@ -62,11 +62,6 @@ def _storage(where: str | Path) -> Any:
     return optuna.storages.JournalStorage(JournalFileBackend(str(where), lock_obj=lock))
 
 
-def _hidden(text: str) -> str:
-    """Return a storage's address, or what an engine says of it, on one line and without a password."""
-    return re.sub(r"//([^:/@\s]*):[^@\s]*@", r"//\1:***@", " ".join(text.split()))
-
-
 @dataclass(frozen=True)
 class Outcome:
     """A trial as the storage knows it. values: by key. probes: held-out robust accuracy by epoch."""
@@ -97,8 +92,9 @@ class Study:
         try:
             return cls(sweep, optuna.create_study(storage=_storage(where), pruner=pruner, **asked))
         except Exception as error:  # every database's driver raises its own
-            why = (_hidden(str(error)) or type(error).__name__)[:200]
-            raise BadInput(f"cannot use the storage {_hidden(str(where))} ({why}); docs/sweeps.md says how") from error
+            why = (" ".join(str(error).split()) or type(error).__name__)[:200]
+            told = without_password(f"cannot use the storage {where} ({why}); docs/sweeps.md says how")
+            raise BadInput(told) from error
 
     def outcomes(self) -> list[Outcome]:
         """Return all trials that there are, by number."""
