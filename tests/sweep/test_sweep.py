@@ -187,6 +187,11 @@ def test_values_depend_on_the_seed_and_the_number(make_sweep: MakeSweep, tmp_pat
         study = Study.opened(make_sweep(WEIGHT, seed=seed), tmp_path / name, name)
         return [study.values(study.ask())["method.linearity_weight"] for _ in range(3)]
 
+    both = Study.opened(make_sweep(WEIGHT, "model.width=int(2,9)", objective="both"), tmp_path / "both", "both")
+    for _ in range(8):  # some of them after the first five, when values are chosen by what was found
+        found = both.values(number := both.ask())
+        both.tell(number, "finished", found["model.width"] / 10, 1 - found["model.width"] / 10)
+        assert isinstance(found["model.width"], int) and 2 <= found["model.width"] <= 9
     first = values("a", 0)
     assert first == values("b", 0) != values("c", 7)
     assert len({*first}) == 3 and all(0.1 <= value <= 10 for value in first)

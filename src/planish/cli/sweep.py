@@ -24,7 +24,7 @@ def sweep(
         "robust-accuracy"
     ),
     trials: Annotated[int | None, Option(help="How many in all: each point of a grid, else 20, by default.")] = None,
-    attacks: Annotated[str, Option(help="What judges the held-out images.")] = "planish-suite",
+    attacks: options.Attacks = "planish-suite",
     data: Annotated[str | None, Option(help="Training data: digits, cifar10:PATH, or a path.")] = None,
     set_: options.Set = None,
     scale: Annotated[str, Option(help="Of a paper's table: cpu, small, gpu or full.")] = "cpu",
