@@ -133,7 +133,8 @@ class Asked:
     def __post_init__(self) -> None:
         from planish.runs.track import check_trackers
 
-        check_trackers(self.trackers)
+        if self.trackers:
+            check_trackers(self.trackers)
 
     def experiment(self, folder: Path | None) -> "Experiment":
         """Return the experiment, on top of the folder's own where it is gone on with. Raises BadInput."""
@@ -154,7 +155,7 @@ class Asked:
             raise Unlike(str(error)) if where.out is None else error from error
         on = group.device if group.size > 1 else device
         steps = train_into(experiment, folder, device=on, group=group, **where.choice)
-        return tracked(steps, self.trackers if group.first else (), folder)
+        return tracked(steps, self.trackers, folder) if self.trackers and group.first else steps
 
 
 def _watched(

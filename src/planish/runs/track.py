@@ -92,9 +92,6 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def tracked(steps: Iterator[EpochRecord], names: Sequence[str], folder: Path) -> Iterator[EpochRecord]:
     """Yield a training's steps, each epoch told to the trackers once it is saved; a resumed run's earlier ones, too."""
-    if not names:
-        yield from steps
-        return
     told = 0
     with ExitStack() as held:
         tellers: list[Tell] = []
