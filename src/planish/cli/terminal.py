@@ -57,7 +57,7 @@ def names_in(text: str) -> tuple[str, ...]:
 class Where:
     """Where a command writes, what becomes of what is there, whether it shows bars, and images at a time.
 
-    Raises BadInput where options contradict each other.
+    suffix: what the name of a folder of its own ends in. Raises BadInput where options contradict each other.
     """
 
     out: Path | None
@@ -65,6 +65,7 @@ class Where:
     overwrite: bool
     quiet: bool = False
     batch_size: int | None = None
+    suffix: str = ""
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
@@ -72,6 +73,12 @@ class Where:
         if self.overwrite and self.out is None:
             raise BadInput("--overwrite needs --out FOLDER: without it a command takes a folder of its own")
         at_least(1, **{"--batch-size": self.batch_size})
+
+    def own(self, kind: str, name: str) -> Path:
+        """Return the folder of a work of this kind on a model of this name, before it is numbered."""
+        from planish.runs.places import HOME, folder_name
+
+        return HOME / kind / f"{folder_name(name)}{self.suffix}"
 
     @property
     def choice(self) -> dict[str, bool]:

@@ -71,12 +71,12 @@ class Shard:
 def part_of(record: Record, shard: Shard, rows: Tensor) -> Record:
     """Return what a record of the whole test set says of a shard's images, with the shard's part of what it cost."""
     part = partial(_part, shard=shard, rows=rows.numpy(), indices=record.indices)
-    own: Record = part(record)
-    return replace(own, columns=tuple(map(part, record.columns)))  # type: ignore[type-var]
+    own: Record = part(record, columns=tuple(map(part, record.columns)))
+    return own
 
 
-def _part(whole: Any, shard: Shard, rows: Integers, indices: Integers) -> Any:
-    own: Meta = {}
+def _part(whole: Any, shard: Shard, rows: Integers, indices: Integers, **own: Any) -> Any:
+    """Return a record's or a column's part. own: what is its own already."""
     for field in fields(whole):
         value = getattr(whole, field.name)
         if isinstance(value, np.ndarray):

@@ -35,6 +35,12 @@ def kind_of(folders: Sequence[Path]) -> str:
     raise BadInput(f"{folders[0]} holds neither {known}; planish evaluate --shard NUMBER/OF writes a shard's folder")
 
 
+def record_in(folder: Path) -> Evaluation | Distances:
+    """Return the record that a folder holds. Raises BadInput."""
+    kind = kind_of([folder])
+    return results.load(folder / EVALUATION) if kind == "evaluation" else distance_records.load(folder / DISTANCES)
+
+
 def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> Evaluation | Distances:
     """Join the folders of all shards into one, and return its record, whose meta names the attacks that are "left".
 
