@@ -55,31 +55,28 @@ def evaluate(
     from planish.runs import rehearse
     from planish.runs.judge import check_task, evaluate_into
 
-    own = shards.shard_of(shard, workers)
-    where = terminal.Where(out, resume, overwrite, quiet, batch_size, own.suffix if own else "")
+    where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
     given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
-    given |= {"shard": own, "after": after}
+    given |= {"shard": where.shard, "after": after}
     on, task = _asked("evaluate", device, given, check_task)
     judged = _model(model, on, built_by, name)
     if dry_run:
         return _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
     also: dict[str, Any] = {"device": on, "built_by": built_by, **where.choice}
-    place, total = ("evaluation", judged.name, where), 1 + len(task.attacks)
-    if workers is None:
-        folder, _ = _work(
-            lambda folder, told: evaluate_into(judged, task, folder, on_chunk=told, **also), place, total, _last_attack
-        )
-    else:
-        job = shards.Asked(model, task, workers, on, built_by)
-        folder, _ = shards.by_workers(job, place, total, _last_attack)
-    if own:
+    folder, _ = _work(
+        lambda folder, told: evaluate_into(judged, task, folder, on_chunk=told, **also),
+        ("evaluation", judged.name, where),
+        1 + len(task.attacks),
+        _last_attack,
+        shards.Asked(model, task, workers, on, built_by),
+    )
+    if where.shard:
         return shards.show_shard(folder, json_)
     write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
-    if not json_:
-        again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
-        terminal.print_next("audit", model, **again)
+    again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
+    return None if json_ else terminal.print_next("audit", model, **again)
 
 
 def audit(
@@ -160,28 +157,24 @@ def distances(
     from planish.runs import rehearse
     from planish.runs.judge import DISTANCES, check_distances, measure
 
-    own, names = shards.shard_of(shard, workers), terminal.names_in(attacks)
-    where = terminal.Where(out, resume, overwrite, quiet, batch_size, own.suffix if own else "")
+    where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
+    names = terminal.names_in(attacks)
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
     given: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "norm": norm, "radius": 0}
-    given |= {"size": size, "classes": classes, "shard": own}
+    given |= {"size": size, "classes": classes, "shard": where.shard}
     on, task = _asked("distances", device, given, check_distances)
     judged = _model(model, on, built_by, name)
     if dry_run:
         return _tell("distances", model, where, rehearse.distances(judged, task, on), json_)
-    place = ("distances", judged.name, where)
-    if workers is None:
-        folder, found = _work(
-            lambda folder, _: measure(judged, task, folder, device=on, **where.choice),
-            place,
-            len(names),
-            _last_distance,
-        )
-    else:
-        job = shards.Asked(model, task, workers, on, built_by)
-        folder, found = shards.by_workers(job, place, len(names), _last_distance)
-    if own:
+    folder, found = _work(
+        lambda folder, told: measure(judged, task, folder, device=on, **where.choice),
+        ("distances", judged.name, where),
+        len(names),
+        _last_distance,
+        shards.Asked(model, task, workers, on, built_by),
+    )
+    if where.shard:
         return shards.show_shard(folder, json_)
     show_distances(found or load(folder / DISTANCES), folder, judged.name, json_, csv)
 
@@ -257,11 +250,14 @@ def _work(
     place: tuple[str, str, terminal.Where],
     total: int,
     words: Callable[[Record], tuple[int, str]],
+    asked: shards.Asked | None = None,
 ) -> tuple[Path, Record | None]:
     """Do the work of a kind on a model in its folder, a bar showing how far it is; return the folder and the last step.
 
-    words: how many parts are done after a step, and a note.
+    words: how many parts are done after a step, and a note. asked: workers that do it instead, if any are asked for.
     """
+    if asked is not None and asked.workers is not None:
+        return shards.by_workers(asked, place, total, words)
     from planish.core.arguments import at_a_time
     from planish.runs.places import at_work, begun
 

@@ -17,7 +17,7 @@ class Asked(NamedTuple):
 
     model: str
     task: "EvaluationConfig"
-    workers: str
+    workers: str | None
     device: str
     built_by: str | None
 
@@ -40,6 +40,7 @@ def by_workers(
     from planish.runs.workers import Job, devices_of, judge_by_workers
 
     kind, name, where = place
+    assert asked.workers is not None
     devices = devices_of(asked.workers, asked.device)
     job = Job(kind, asked.model, name, asked.task, devices, asked.built_by, where.batch_size)
     free, last = where.own(kind, name), None
