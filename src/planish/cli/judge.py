@@ -53,7 +53,7 @@ def evaluate(
 ) -> None:
     """Attack a model on a test set, and write a report."""
     from planish.runs import rehearse
-    from planish.runs.judge import check_task, evaluate_into
+    from planish.runs.judge import check_task
 
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
     given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
@@ -64,19 +64,27 @@ def evaluate(
     judged = _model(model, on, built_by, name)
     if dry_run:
         return _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
-    also: dict[str, Any] = {"device": on, "built_by": built_by, **where.choice}
-    folder, _ = _work(
-        lambda folder, told: evaluate_into(judged, task, folder, on_chunk=told, **also),
-        ("evaluation", judged.name, where),
-        1 + len(task.attacks),
-        _last_attack,
-        shards.Asked(model, task, workers, on, built_by),
-    )
+    folder = _evaluate(judged, where, shards.Asked(model, task, workers, on, built_by))
     if where.shard:
         return shards.show_shard(folder, json_)
     write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
     again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
     return None if json_ else terminal.print_next("audit", model, **again)
+
+
+def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.Asked) -> Path:
+    """Evaluate into a folder, and return it."""
+    from planish.runs.judge import evaluate_into
+
+    also: dict[str, Any] = {"device": asked.device, "built_by": asked.built_by, **where.choice}
+    folder, _ = _work(
+        lambda folder, told: evaluate_into(judged, asked.task, folder, on_chunk=told, **also),
+        ("evaluation", judged.name, where),
+        1 + len(asked.task.attacks),
+        _last_attack,
+        asked,
+    )
+    return folder
 
 
 def audit(
