@@ -379,3 +379,11 @@ def test_faults_bad_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.chdir(tmp_path)
     found = faults.bad_arguments(tmp_path)
     assert found["commands"] == 10 and found["refused"] == 10 and not found["silent"] + found["tracebacks"], found
+
+
+def test_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes take a step; kills are tested where they happen, in tests/training/test_launch.py."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    processes = importlib.import_module("processes")
+    step, exchange = processes.measured(processes.Work("tiny", 2, 9), steps=2)
+    assert 0 < exchange < step

@@ -1,5 +1,6 @@
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_parquet import write
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.randomness import keyed
+from planish.core.share import Share
 from planish.data import stream
 from planish.data.batches import Augmentation
 from planish.data.decode import DRAWS, random_part
@@ -88,6 +90,16 @@ def test_worker_processes_change_nothing(listing: Listing):
     together = streamed(listing, augmentation=EVERYTHING, workers=2)
     next(together.epoch(1, seed=9))
     assert all(same(list(together.epoch(k, seed=3)), alone[k]) for k in (0, 1))
+
+
+def test_shares_of_batches_are_the_batches(listing: Listing):
+    """Each process reads its own rows, with the crops and flips that they have in the whole batch."""
+    whole = streamed(listing, augmentation=EVERYTHING)
+    parts = [replace(whole, share=Share(number, 3)) for number in range(3)]
+    for batch, *own in zip(whole.epoch(1, seed=3), *(part.epoch(1, seed=3) for part in parts), strict=True):
+        assert same([batch], [Batch(*(torch.cat(rows) for rows in zip(*(part[:3] for part in own), strict=True)))])
+    with pytest.raises(BadInput, match="cannot be shared by 99 processes"):
+        replace(whole, share=Share(0, 99))
 
 
 def test_an_image_s_choices_depend_on_its_index_alone(listing: Listing):

@@ -193,6 +193,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimates", lambda job, rows: iter(()))
     monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.launch.launch", lambda arguments, processes, restarts, tell: 0)
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)

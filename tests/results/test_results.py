@@ -319,6 +319,7 @@ def test_models_that_number_classes_otherwise_are_judged_on_the_same_images() ->
     second = replace(one, labels=(one.labels + 1) % 3, meta={**META, "data": other})
     assert first.same_images(second) and second.same_images(first)
     assert not first.same_images(replace(second, labels=one.labels))
+    assert first.same_images(replace(first, meta={**META, "data": {**names, "classes": ["a", "b", "c"]}}))
     assert not first.same_images(replace(second, meta={**META, "data": {**other, "pixels": "b"}}))
     assert not first.same_images(replace(first, meta={**META, "data": {"digest": "3"}}))
     assert not first.same_images(replace(first, indices=first.indices + 1))

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from planish.core.errors import BadInput
+from planish.runs import keeper
 from planish.runs import run as runs
-from planish.runs import train as train_module
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.keeper import Keeper
 from planish.runs.run import load_run
 from planish.runs.train import train_into
 from planish.training.settings import Settings
@@ -290,7 +291,7 @@ def test_a_run_is_saved_within_an_epoch_after_so_many_minutes(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Three steps an epoch, a minute each; a saving looks twice at the clock."""
-    monkeypatch.setattr(train_module, "monotonic", Clock())
+    monkeypatch.setattr(keeper, "monotonic", Clock())
     places: list[tuple[int, int]] = []
     save = runs.save_resume
 
@@ -379,7 +380,7 @@ def test_a_run_killed_between_an_epoch_s_last_step_and_its_end_records_the_same_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_save", killed)
+        patch.setattr(Keeper, "keep_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
             run(experiment, tmp_path / "killed")
     run(experiment, tmp_path / "killed", resume=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from planish.cli import options, terminal, trust
+from planish.cli import options, several, terminal, trust
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput, Unlike
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from planish.evaluation.evaluate import OnChunk
     from planish.runs.config import Experiment
     from planish.training.loop import EpochRecord
+    from planish.training.processes import Group
 
 
 def quickstart(
@@ -67,15 +68,19 @@ def train(
     device: options.Device = "auto",
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    processes: several.Processes = None,
+    restarts: several.Restarts = 3,
+    backend: several.Backend = None,
     dry_run: options.DryRun = False,
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs import rehearse
-    from planish.runs.places import HOME, all_begun, at_work, first_free, folder_name
+    from planish.runs.places import HOME, all_begun, first_free, folder_name
     from planish.training.collapse import EVERY
 
+    resume, overwrite = several.going_on(resume, overwrite)
     where, on = terminal.Where(out, resume, overwrite, quiet), terminal.chosen_device(device)
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
@@ -85,15 +90,23 @@ def train(
     if dry_run:
         return terminal.print_plan(f"# into {out or first_free(free)}\n{rehearse.train(fresh, on)}", json_)
     to_resume = all_begun(free.parent, "train") if resume else None
-    with terminal.progress_bars(quiet) as bars:
+    if several.starts_others(processes):
+        raise several.start_all(processes, restarts, backend, *several.chosen_folder(out, free, resume))
+    with several.in_group(on, backend) as group, terminal.progress_bars(silent := quiet or not group.first) as bars:
         bar = bars.add_task(fresh.method.name, total=fresh.settings.epochs, note="")
-        with at_work(lambda folder: asked.begin(folder, on, where), out, free, to_resume) as (folder, steps):
+        with several.at_work(group, lambda folder: asked.begin(folder, on, where, group), out, free, to_resume) as work:
+            folder, steps = work
             experiment = asked.experiment(folder)
             bars.update(bar, description=experiment.method.name, total=experiment.settings.epochs)
-            last = _watched(steps, experiment.settings.epochs, quiet, bars, bar)
+            last = _watched(steps, experiment.settings.epochs, silent, bars, bar)
+    if group.first:
+        _tell(folder, experiment, last, json_)
+    several.end(group)
+
+
+def _tell(folder: Path, experiment: "Experiment", last: dict[str, Any], json_: bool) -> None:
+    """Print what was trained, how it does, and what to type next."""
     own = experiment.model.name if ":" in experiment.model.name else None
-    if own is not None:
-        trust.remember(str(folder), own)
     again = {"data": experiment.data.source, "radius": experiment.threat.radius, "norm": experiment.threat.norm}
     following = terminal.next_command("evaluate", folder, **again, built_by=own)
     if own is not None:
@@ -122,7 +135,7 @@ class Asked:
         own = folder / CONFIG if folder is not None and self.resume and self.config is None else None
         return experiment_of(own if own and own.exists() else self.config, self.named, self.overrides)
 
-    def begin(self, folder: Path, device: str, where: terminal.Where) -> "Iterator[EpochRecord]":
+    def begin(self, folder: Path, device: str, where: terminal.Where, group: "Group") -> "Iterator[EpochRecord]":
         """Train in the folder. Raises BadInput, Unlike where the folder is tried and holds something else."""
         from planish.runs.train import train_into
 
@@ -130,7 +143,8 @@ class Asked:
             experiment = self.experiment(folder)
         except BadInput as error:
             raise Unlike(str(error)) if where.out is None else error from error
-        return train_into(experiment, folder, device=device, **where.choice)
+        on = group.device if group.size > 1 else device
+        return train_into(experiment, folder, device=on, group=group, **where.choice)
 
 
 def _watched(

@@ -12,13 +12,34 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from planish.core.share import OwnRows
+
 _GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-24
 
 
 def draws(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return (N, D + 1) uniform numbers in [0, 1) for images of D values, from the generator."""
-    return torch.rand(len(x), math.prod(x.shape[1:]) + 1, generator=generator, device=x.device)
+    """Return (N, D + 1) uniform numbers in [0, 1) for images of D values, from the generator, as `uniform` does."""
+    return uniform(generator, len(x), math.prod(x.shape[1:]) + 1)
+
+
+def uniform(generator: torch.Generator, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return uniform numbers in [0, 1), on the generator's device. shape: (N, ...), a row for each image of the batch.
+
+    Where several processes share a batch, an image gets the row that it has in the whole batch.
+    """
+    if isinstance(generator, OwnRows):
+        return generator.uniform(*shape, dtype=dtype)
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype)
+
+
+def twin(generator: torch.Generator) -> torch.Generator:
+    """Return a generator that draws what this one would draw from here on."""
+    other = type(generator)(generator.device)
+    other.set_state(generator.get_state())
+    if isinstance(generator, OwnRows) and isinstance(other, OwnRows):
+        other.rows, other.whole = generator.rows, generator.whole
+    return other
 
 
 def keyed_draws(x: Tensor, indices: Tensor, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.randomness import seeded
+from planish.core.share import WHOLE, Share
 from planish.core.words import number_of
 from planish.data.images import Images, to_unit
 
@@ -99,7 +100,8 @@ class Batches:
     """Epochs of shuffled, augmented batches from images that stay on the device in their own type.
 
     Epoch k depends on (seed, k) only, for a given kind of device: no state is kept, so a resumed run sees the same
-    batches. drop_last leaves out an incomplete last batch. Raises BadInput if a batch is larger than the data set.
+    batches. drop_last leaves out an incomplete last batch. share: which rows of every batch are yielded.
+    Raises BadInput if a batch is larger than the data set, or smaller than the number of processes that share it.
     """
 
     images: Images
@@ -107,13 +109,19 @@ class Batches:
     augmentation: Augmentation = Augmentation()
     device: torch.device | str = "cpu"
     drop_last: bool = True
+    share: Share = WHOLE
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size, len(self.images), self.images.name)
+        self.share.rows(self.whole(len(self) - 1))
 
     def __len__(self) -> int:
         """Steps per epoch."""
         return (len(self.images) + (0 if self.drop_last else self.batch_size - 1)) // self.batch_size
+
+    def whole(self, step: int) -> int:
+        """Return how many images the batch of this step of an epoch has, those of other shares too."""
+        return min(self.batch_size, len(self.images) - step * self.batch_size)
 
     @cached_property
     def identities(self) -> int:
@@ -137,7 +145,7 @@ class Batches:
         order = torch.randperm(len(images), generator=generator, device=self.device)
         draws = draw(len(images), (images.x.shape[2], images.x.shape[3]), self.augmentation, generator)
         for step in range(skip, len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size][self.share.rows(self.whole(step))]
             x = apply(images.x[rows], self.augmentation, draws.select(rows))
             yield Batch(to_unit(x), images.labels[rows], images.indices[rows])
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.randomness import drawn_seed, keyed, seeded
+from planish.core.share import WHOLE, Share
 from planish.data.batches import Augmentation, Draws, apply, check_batch_size, check_skip
 from planish.data.decode import DRAWS, Pixels, decode, in_channels, random_part
 from planish.data.images import OnCorrupt, refuse, to_unit
@@ -86,11 +87,13 @@ class Streamed:
 
     shape: (C, H, W) of the images. sides: resolution of each epoch, for random parts of the images at that size; if
     empty, all images have the size H x W and are taken whole. workers: processes that decode; 0 = none but this one.
-    on_corrupt: what to do about an unreadable image; if it does not raise, the image is left out of its batch.
+    on_corrupt: what to do about an unreadable image; if it does not raise, the image is left out of its batch. share:
+    which rows of every batch are read and yielded.
 
     Epoch k depends on (seed, k) only, each image's crop, flip and cutout on (seed, k, index): the outcome does not
     depend on the number of workers, and a resumed run sees the same batches. An incomplete last batch is left out. One
-    epoch is read at a time. Raises BadInput if a batch is larger than the data set.
+    epoch is read at a time. Raises BadInput if a batch is larger than the data set, or smaller than the number of
+    processes that share it.
     """
 
     listing: Listing
@@ -101,14 +104,20 @@ class Streamed:
     device: torch.device | str = "cpu"
     workers: int = 0
     on_corrupt: OnCorrupt = refuse
+    share: Share = WHOLE
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size, len(self.listing), self.listing.name)
+        self.share.rows(self.batch_size)
         at_least(0, workers=self.workers)
         if self.sides and self.augmentation.crop:
             raise BadInput(
                 "crop pads images of one size; of images brought to a size random parts are taken: set crop = 0"
             )
+
+    def whole(self, step: int) -> int:
+        """Return how many images the batch of this step of an epoch has, those of other shares too."""
+        return self.batch_size
 
     @property
     def identities(self) -> int:
@@ -129,7 +138,8 @@ class Streamed:
         generator = seeded(seed, _STREAM, number)
         order = shuffled(self.listing, generator)[: len(self) * self.batch_size]
         crops, choices = drawn_seed(generator), drawn_seed(generator)
-        rows = [part.sort().values for part in torch.split(order, self.batch_size)][skip:]
+        own = self.share.rows(self.batch_size)
+        rows = [part.sort().values[own] for part in torch.split(order, self.batch_size)][skip:]
         side = self.sides[number] if self.sides else None
         requests = [Request(self.listing.indices[part].numpy(), crops, side) for part in rows]
         return self._batches(rows, requests, choices)

@@ -1,7 +1,8 @@
 """Training methods, one file each: a method turns a model and a batch into a loss to be minimised."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ __getattr__, __dir__, __all__ = lazy(__name__)
 
 Memory = dict[str, Tensor]
 """What a method remembers from step to step, by name. Checkpoints hold it."""
+MemoryOf = Literal["training", "images", "places"]
+"""What a row of the memory belongs to: an image, by its index; a place in the batch; or there are no such rows, and
+the memory is the same in every process where several train together."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class StepContext:
     generator: the step's noise, on the batch's device. progress: share of the training done, in [0, 1]. step: how many
     came before. memory: a method may read and write it; whoever trains keeps it. identities: every batch.indices lies
     below it; None = not known. x_adv: adversarial images (N, ...) of this very batch that were found already, for
-    methods that return theirs; they make no new ones.
+    methods that return theirs; they make no new ones. mean: makes the mean of a number over the images at hand, a 0-d
+    tensor, that over all images of the step, which several processes may share.
     """
 
     generator: torch.Generator
@@ -59,6 +64,7 @@ class StepContext:
     memory: Memory = field(default_factory=dict)
     identities: int | None = None
     x_adv: Tensor | None = None
+    mean: Callable[[Tensor], Tensor] = lambda mean: mean
 
     def ramp(self, share: float) -> float:
         """Return how far along it is what grows from 0 to 1 over this first share of the training."""
@@ -87,8 +93,11 @@ class Method(Protocol):
     """A frozen dataclass of hyper-parameters that computes a training loss.
 
     second_order: True if it differentiates a gradient, which compiled and synchronised modules cannot. replays: how
-    often each batch is trained on before the next.
+    often each batch is trained on before the next. memory_of: asked for where several processes train together.
     """
+
+    @property
+    def memory_of(self) -> MemoryOf: ...
 
     @property
     def second_order(self) -> bool: ...
@@ -114,6 +123,7 @@ class Plain:
 
     doubled: ClassVar[tuple[str, ...]] = ()
     least: ClassVar[tuple[tuple[float, str], ...]] = ()
+    memory_of: ClassVar[MemoryOf] = "training"
 
     def __post_init__(self) -> None:
         for least, names in self.least:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch, per_image
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, frozen, full_precision
-from planish.core.randomness import draws
+from planish.core.randomness import draws, uniform
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.ascent import ascend
@@ -53,7 +53,7 @@ class ELLE(Plain):
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         outer = (self._random if self.points == "random" else self._midpoint)(model, batch, threat, context)
         loss, error = cross_entropy(outer.logits, batch.labels).mean(), outer.error.mean()
-        weight = self._weight(error.detach(), context)
+        weight = self._weight(context.mean(error.detach()), context)
         terms = {"adversarial_cross_entropy": loss, "squared_linearity_error": error, "weight": weight}
         return TrainingLoss.of(loss + weight * error, outer.logits, outer.x_adv, **terms)
 
@@ -68,7 +68,7 @@ class ELLE(Plain):
                 x_adv = ascend(objective, batch.x, threat, Steepest(1.0), 1)
         around = replace(threat, low=-math.inf, high=math.inf)
         first, second = (around.sample(batch.x, draws(batch.x, context.generator)) for _ in range(2))
-        share = torch.rand(len(batch.x), generator=context.generator, device=batch.x.device).to(batch.x.dtype)
+        share = uniform(context.generator, len(batch.x)).to(batch.x.dtype)
         points = torch.cat([first, second, torch.lerp(first, second, per_image(share, first))])
         logits = model(x_adv)
         with full_precision(batch.x), fixed_statistics(model):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy
 from planish.core.threat import ThreatModel
-from planish.methods import Memory, Plain, StepContext, TrainingLoss
+from planish.methods import Memory, MemoryOf, Plain, StepContext, TrainingLoss
 
 DELTA = "free.delta"
 
@@ -31,6 +31,7 @@ class Free(Plain):
     """
 
     least = ((1, "replays"), (0, "step_in_radii"))
+    memory_of: ClassVar[MemoryOf] = "places"
     cost: ClassVar[float] = 1.0
     """Of each replay."""
     replays: int = 8

@@ -11,7 +11,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import Loss, wide
 from planish.core.modes import attacked
-from planish.core.randomness import draws
+from planish.core.randomness import draws, uniform
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.objectives import linearization, linearize
@@ -61,7 +61,7 @@ class LIET(Plain):
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         """Return mean smoothed CE on x_adv plus lambda times the mean divergence of the two outputs."""
         loss = randomly_smoothed(self.label_smoothing, context.generator)
-        x_0 = self._start(model, batch, threat, context, loss)
+        x_0 = self._start(model, batch, threat, context)
         (_, gradient), guide = linearize(model, loss, batch.labels, x_0)
         logits = model(self._inside(x_0 + threat.radius * threat.steepest(gradient), batch.x.detach(), threat))
         value = loss(logits, batch.labels).mean()
@@ -69,15 +69,15 @@ class LIET(Plain):
         total = value + self.consistency_weight * context.ramp(1.0) * gap
         return TrainingLoss.of(total, logits, adversarial_cross_entropy=value, divergence=gap)
 
-    def _start(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext, loss: Loss) -> Tensor:
+    def _start(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> Tensor:
         x, generator, memory = batch.x.detach(), context.generator, context.memory
         known = memory.get(INDICATIVE)
         if known is None or known.shape[1:] != x.shape[1:] or context.step % self.refresh == 0:
-            memory[INDICATIVE] = indicative(model, x, threat, loss)
+            memory[INDICATIVE] = indicative(model, x, threat, self.label_smoothing, generator)
         share, sign = torch.rand(2, generator=generator, device=x.device, dtype=x.dtype)
         share = self.least_masked + share * (self.most_masked - self.least_masked)
         noise = threat.scaled(self.noise_in_radii).sample(torch.full_like(x, GREY), draws(x, generator)) - GREY
-        hidden = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) < share
+        hidden = uniform(generator, *x.shape, dtype=x.dtype) < share
         delta = torch.where(hidden, noise, memory[INDICATIVE][batch.labels].to(x.dtype))
         return self._inside(torch.where(sign < 0.5, x - delta, x + delta), x, threat)
 
@@ -85,27 +85,36 @@ class LIET(Plain):
         return threat.project(x_adv, x) if self.noise_in_radii <= 1 else x_adv.clamp(threat.low, threat.high)
 
 
-def indicative(model: nn.Module, x: Tensor, threat: ThreatModel, loss: Loss) -> Tensor:
+def indicative(
+    model: nn.Module, x: Tensor, threat: ThreatModel, smoothing: float, generator: torch.Generator
+) -> Tensor:
     """Return for each class (K, ...) the steepest perturbation of a radius of a grey image that bears its label."""
     with attacked(model):
         with torch.no_grad():
-            classes = model(torch.full_like(x[:1], GREY)).shape[1]
+            scores = wide(model(torch.full_like(x[:1], GREY)))
+        classes = scores.shape[1]
+        parts = torch.rand(classes, classes, generator=generator, device=scores.device, dtype=scores.dtype)
         grey = torch.full((classes, *x.shape[1:]), GREY, dtype=x.dtype, device=x.device)
         labels = torch.arange(classes, device=x.device)
-        return threat.radius * threat.steepest(linearization(lambda at: loss(model(at), labels), grey).gradient)
+        local = linearization(lambda at: smoothed(model(at), labels, smoothing, parts), grey)
+    return threat.radius * threat.steepest(local.gradient)
 
 
 def randomly_smoothed(smoothing: float, generator: torch.Generator) -> Loss:
     """Return cross entropy whose labels leave `smoothing` to the other classes, in random parts drawn at each call."""
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        scores, own = wide(logits), labels[:, None]
-        parts = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=scores.dtype)
-        parts = parts.scatter(1, own, 0.0)
-        parts = parts / parts.sum(1, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
-        return -((smoothing * parts).scatter(1, own, 1 - smoothing) * scores.log_softmax(1)).sum(1)
+        return smoothed(logits, labels, smoothing, uniform(generator, *logits.shape, dtype=wide(logits).dtype))
 
     return loss
+
+
+def smoothed(logits: Tensor, labels: Tensor, smoothing: float, parts: Tensor) -> Tensor:
+    """Return cross entropy, (N,), with labels that leave `smoothing` to the other classes, in these parts (N, K)."""
+    scores, own = wide(logits), labels[:, None]
+    parts = parts.scatter(1, own, 0.0)
+    parts = parts / parts.sum(1, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
+    return -((smoothing * parts).scatter(1, own, 1 - smoothing) * scores.log_softmax(1)).sum(1)
 
 
 def jensen_shannon(logits: Tensor, other: Tensor) -> Tensor:

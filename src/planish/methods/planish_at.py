@@ -12,7 +12,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import quadratic_bound, smoothed_cross_entropy, wide
 from planish.core.modes import fixed_statistics, full_precision
-from planish.core.randomness import draws
+from planish.core.randomness import draws, uniform
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.objectives import linearity_error, linearize
@@ -97,7 +97,7 @@ class PlanishAT(Plain):
     def _moved(self, x: Tensor, gradient: Tensor, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         step = threat.radius * threat.steepest(gradient)
         if self.step == "per-pixel":
-            step = 2 * step * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            step = 2 * step * uniform(generator, *x.shape, dtype=x.dtype)
         return (x + step).clamp(threat.low, threat.high)
 
 

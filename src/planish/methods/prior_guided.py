@@ -13,7 +13,7 @@ from planish.core.errors import BadInput
 from planish.core.losses import smoothed_cross_entropy, wide
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
-from planish.methods import Memory, Plain, StepContext, TrainingLoss
+from planish.methods import Memory, MemoryOf, Plain, StepContext, TrainingLoss
 from planish.search.objectives import linearization
 
 DELTA, MOMENTUM, PERIOD = "prior-guided.delta", "prior-guided.momentum", "prior-guided.period"
@@ -47,6 +47,7 @@ class FGSMEP(Plain):
 
     least = ((0, "decay consistency_weight label_smoothing"),)
     doubled = ("consistency_weight",)
+    memory_of: ClassVar[MemoryOf] = "images"
     cost: ClassVar[float] = 2.33
     consistency_weight: float = 10.0
     label_smoothing: float = 0.4

@@ -10,7 +10,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, frozen
-from planish.core.randomness import draws
+from planish.core.randomness import draws, uniform
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.objectives import inner, linearize
@@ -58,7 +58,7 @@ class SORA(Plain):
         x_0 = threat.scaled(self.noise_in_radii).sample(x, draws(x, generator))
         with fixed_statistics(model), frozen(model):
             (_, gradient), _ = linearize(model, cross_entropy, batch.labels, x_0)
-        step = threat.steepest(gradient) * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        step = threat.steepest(gradient) * uniform(generator, *x.shape, dtype=x.dtype)
         x_adv = (x_0 + self._length(alignment) * threat.radius * step).clamp(threat.low, threat.high)
         logits = model(x_adv.requires_grad_())
         loss = cross_entropy(logits, batch.labels).mean()
@@ -80,7 +80,7 @@ class SORA(Plain):
         def enter(after: Tensor) -> None:
             scale = len(after) / weights[-1]
             length = threat.dual_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
-            now = (inner(threat.steepest(gradient), after * scale) / length).mean().clamp(-1, 1)
+            now = context.mean((inner(threat.steepest(gradient), after * scale) / length).mean()).clamp(-1, 1)
             context.memory[ALIGNMENT] = context.memory[ALIGNMENT].lerp(now.to(torch.float32), 1 - self.decay)
 
         loss.register_hook(weights.append)  # type: ignore[no-untyped-call]

@@ -220,22 +220,22 @@ class JudgedImages(Recorded, Shown):
         return Estimate.of(self.correct())
 
     def same_images(self, other: "JudgedImages") -> bool:
-        """True if both judge the same images of the same classes, however each model numbers these.
+        """True if both judge the same images of the same classes, however each model numbers these."""
+        if not np.array_equal(self.indices, other.indices):
+            return False
+        digest, pixels = ({record.meta.get("data", {}).get(key) for record in (self, other)} for key in KINDS)
+        if len(digest - {None}) < 2:
+            return np.array_equal(self.labels, other.labels)
+        return len(pixels) == 1 and None not in pixels and _named_labels(self) == _named_labels(other)
 
-        Files of an earlier planish have one digest of images and labels, and are compared by that.
-        """
-        data = [record.meta.get("data", {}) for record in (self, other)]
-        kind = "pixels" if all("pixels" in known for known in data) else "digest"
-        digests = {known[kind] for known in data if known.get(kind) is not None}
-        return len(digests) <= 1 and np.array_equal(self.indices, other.indices) and _labelled_alike(self, other)
+
+KINDS = ("digest", "pixels")
+"""Digests of a record's data: of images with labels, and of the images alone, which older files have not."""
 
 
-def _labelled_alike(one: JudgedImages, other: JudgedImages) -> bool:
-    names = [record.meta.get("data", {}).get("classes", ()) for record in (one, other)]
-    if any(len(known) <= record.labels.max(initial=0) for known, record in zip(names, (one, other), strict=True)):
-        return np.array_equal(one.labels, other.labels)
-    first, second = ([known[k] for k in record.labels] for known, record in zip(names, (one, other), strict=True))
-    return first == second
+def _named_labels(record: JudgedImages) -> list[Any]:
+    names = record.meta.get("data", {}).get("classes", ())
+    return [names[k] if k < len(names) else k for k in record.labels.tolist()]
 
 
 class Columned(JudgedImages):

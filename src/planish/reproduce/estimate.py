@@ -20,7 +20,7 @@ from planish.reproduce.tables import PaperColumn
 from planish.runs.config import Experiment
 from planish.runs.run import architecture
 from planish.training.cost import training_cost
-from planish.training.loop import Bound
+from planish.training.step import Bound
 
 TRAIN = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
 TEST = {"cifar10": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}

@@ -1,15 +1,18 @@
-"""Whether a folder's training is the one that is asked for: its configuration and its data."""
+"""Whether two trainings are the same: of a folder and what is asked for, of the processes that train together."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import planish
 from planish.core.errors import BadInput, Unlike
-from planish.runs.config import Experiment, difference, parsed, written
+from planish.runs.config import Experiment, difference, parsed, to_toml, written
 from planish.runs.places import is_free
 from planish.runs.run import CONFIG, PROVENANCE, RESUME
-from planish.storage.reading import read_json
+from planish.storage.reading import read_json, toml_of
 
 
 def known(folder: Path) -> dict[str, Any]:
@@ -60,3 +63,13 @@ def _results_alike(one: Experiment, other: Experiment) -> Experiment:
     """Return the other with what changes no result as in the first."""
     data = replace(other.data, workers=one.data.workers, source=one.data.source)
     return replace(other, data=data, settings=replace(other.settings, save_minutes=one.settings.save_minutes))
+
+
+def identity(experiment: Experiment, digest: str, saved: Mapping[str, Any] | None) -> dict[str, object]:
+    """Return what must be the same in all processes of a run: versions, data, where it goes on, configuration."""
+    facts: dict[str, object] = {"planish": planish.__version__, "PyTorch": torch.__version__, "the data": digest[:12]}
+    facts["a run folder at step"] = 0 if saved is None else saved["step"]
+    for section, table in toml_of(to_toml(_results_alike(Experiment(), experiment))).items():
+        named = table if isinstance(table, dict) else {"": table}
+        facts |= {f"{section}.{key}".rstrip("."): value for key, value in named.items()}
+    return facts

@@ -1,11 +1,11 @@
 """An experiment carried out into a run folder: put together, trained, saved and resumed."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from planish.attacks import run
 from planish.attacks.gradient import PGD
 from planish.core.arguments import check_logits, logits_of
 from planish.core.randomness import initialised, seeded
+from planish.core.share import WHOLE, Share
 from planish.core.threat import ThreatModel
 from planish.data.batches import Batches
 from planish.data.classes import matched, named_places
@@ -26,16 +27,15 @@ from planish.records.origin import provenance
 from planish.registry import resolve
 from planish.runs import run as runs
 from planish.runs.config import Experiment, Named, to_toml
-from planish.runs.places import clear
-from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, architecture
-from planish.runs.taken import known, refuse_data, refuse_other
-from planish.storage.files import write_lines, write_sealed_json, write_text
-from planish.storage.reading import headed, last_good
+from planish.runs.keeper import Keeper, Saver
+from planish.runs.run import RESUME, architecture
+from planish.runs.taken import identity, known, refuse_data, refuse_other
+from planish.storage.reading import last_good
 from planish.training.cost import training_cost
 from planish.training.epochs import Epochs
-from planish.training.loop import EpochRecord, fit, start
-from planish.training.settings import Settings
-from planish.training.state import State, go_on, to_go_on
+from planish.training.loop import EpochRecord, check_derivatives, fit, start
+from planish.training.processes import ALONE, Group, on_this_machine
+from planish.training.state import State, go_on
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
@@ -102,6 +102,7 @@ def train_into(
     device: torch.device | str = "cpu",
     resume: bool = False,
     overwrite: bool = False,
+    group: Group = ALONE,
 ) -> Iterator[EpochRecord]:
     """Train into a run folder, one record per finished epoch, everything saved by then.
 
@@ -109,80 +110,71 @@ def train_into(
     bit-identical; where the data lies may have changed, the data may not. With more epochs than the folder's run had,
     that run goes on: at the learning rates that a run of so many epochs has from there on.
     With images held out, the weights of the epoch that was most robust on them are kept beside the last ones.
-    overwrite: what planish wrote into the folder is replaced, and what judged its model goes.
-    Raises BadInput if the folder holds a run without either, Unlike if its configuration or data are others.
+    overwrite: what planish wrote into the folder is replaced, and what judged its model goes. group: the processes that
+    train together, all of which call this alike; the first one writes. A run goes on with any number of them.
+    Raises BadInput if the folder holds a run without either, Unlike if its configuration or data are others, Agreed for
+    either in one of several processes, and where these differ.
     """
-    check_experiment(experiment)
-    refuse_other(experiment, folder, resume, overwrite)
-    saved = (folder / RESUME).exists() and not overwrite  # then the weights that it started from are not needed
-    begun = replace(experiment, model=replace(experiment.model, weights=None)) if saved else experiment
-    earlier = {} if overwrite else known(folder)
-    corrupt = {*earlier.get("corrupt_images", [])}
-    on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
-    prepared = prepare(begun, device, on_corrupt)
-    runs.check_storable(prepared.model)
-    refuse_data(folder, earlier, digest := prepared.images.digest())
-    batches = batches_of(experiment, prepared, device, on_corrupt)
-    if overwrite:
-        clear(folder, "train")
-    write_text(headed(to_toml(experiment)), folder / CONFIG)
-    state = _state(prepared.model, experiment.settings, folder / RESUME if saved else None)
-    origin = _origin(experiment, prepared, digest, device)
-    write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
+    begun = group.together(lambda: _begun(experiment, folder, device, resume, overwrite, group))
+    group.agree(identity(experiment, begun.digest, begun.saved))
+    prepared, settings, threat = begun.prepared, experiment.settings, experiment.threat.model
+    origin = _origin(experiment, prepared, begun.digest, group, device)
+    state = group.together(lambda: start(prepared.model, settings, group))
+    if begun.saved is not None:
+        go_on(state, begun.saved)
+    keeper = Keeper(experiment, folder, state, origin, begun.corrupt)
+    if group.first:
+        keeper.begin(overwrite)
     probed = None if prepared.held_out is None else prepared.held_out.first(PROBED).to(device).as_batch()
-
-    def keep() -> None:
-        if experiment.data.skip_corrupt:
-            write_sealed_json({**origin, "corrupt_images": sorted(corrupt)}, folder / PROVENANCE)
-        runs.save_resume(folder / RESUME, to_go_on(state))
-
-    also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed}
-    also["after_step"] = Saver(state, experiment.settings.save_minutes, keep)
-    how = (experiment.training_method, experiment.threat.model, batches, experiment.settings)
-    for record in fit(state, *how, **also):
-        more = {"corrupt_images": len(corrupt)} if experiment.data.skip_corrupt else {}
-        checked = _checked(record, state, prepared.held_out, experiment, more)
-        _save(state, folder, metadata(experiment, prepared.sample))
-        keep()
+    also: dict[str, Any] = {"seed": experiment.seed, "guard": experiment.guard, "held_out": probed, "group": group}
+    if group.first:
+        also["after_step"] = Saver(state, settings.save_minutes, keeper.keep)
+    for record in fit(state, experiment.training_method, threat, begun.batches, settings, **also):
+        checked = _checked(record, state, begun, experiment, group)
+        if group.first:
+            keeper.keep_epoch(metadata(experiment, prepared.sample))
         yield checked
 
 
-def _state(model: nn.Module, settings: Settings, saved: Path | None) -> State:
-    """Return the state of a training that begins, or goes on from where it was saved. Raises BadInput."""
-    state = start(model, settings)
-    if saved is not None:
-        go_on(state, last_good(saved, runs.load_resume)[0])
-    return state
+class _Begun(NamedTuple):
+    """A run that can start. saved: the state to go on from. corrupt: images that were found unreadable so far."""
+
+    prepared: Prepared
+    batches: Epochs
+    digest: str
+    saved: Mapping[str, Any] | None
+    corrupt: set[str]
 
 
-def _checked(
-    record: EpochRecord, state: State, held_out: Images | None, experiment: Experiment, more: Mapping[str, float]
-) -> EpochRecord:
-    """Return an epoch's record with what held-out images and `more` say of it, entered into the history."""
-    found = {**_validated(state.deployed, held_out, experiment.threat.model, experiment.seed), **more}
+def _begun(
+    experiment: Experiment, folder: Path, device: torch.device | str, resume: bool, overwrite: bool, group: Group
+) -> _Begun:
+    """Return what a run starts with; nothing is written. Raises BadInput."""
+    check_experiment(experiment)
+    refuse_other(experiment, folder, resume, overwrite)
+    earlier = {} if overwrite else known(folder)
+    corrupt = {*earlier.get("corrupt_images", [])}
+    on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse
+    goes_on = (folder / RESUME).exists() and not overwrite  # then the weights that it started from are not needed
+    own = replace(experiment, model=replace(experiment.model, weights=None)) if goes_on else experiment
+    prepared = prepare(own, device, on_corrupt)
+    runs.check_storable(prepared.model)
+    check_derivatives(prepared.model, experiment.training_method, experiment.settings)
+    digest = prepared.images.digest()
+    refuse_data(folder, earlier, digest)
+    batches = batches_of(experiment, prepared, device, on_corrupt, group.share)
+    saved = last_good(folder / RESUME, runs.load_resume)[0] if goes_on else None
+    return _Begun(prepared, batches, digest, saved, corrupt)
+
+
+def _checked(record: EpochRecord, state: State, begun: _Begun, experiment: Experiment, group: Group) -> EpochRecord:
+    """Return an epoch's record with what held-out images say, and unreadable ones, entered into the history."""
+    found = _validated(state.deployed, begun.prepared.held_out, experiment.threat.model, experiment.seed, group)
+    if experiment.data.skip_corrupt:
+        begun.corrupt.update(*(json.loads(text) for text in group.texts(json.dumps([*begun.corrupt]))))
+        found["corrupt_images"] = len(begun.corrupt)
     state.history[-1] |= {**found, "learning_rate": record.learning_rate, "seconds": record.seconds}
     return record._replace(metrics={**record.metrics, **found})
-
-
-@dataclass
-class Saver:
-    """Called after each step: keeps the state whenever so many minutes have passed. Raises FloatingPointError."""
-
-    state: State
-    minutes: float
-    keep: Callable[[], None]
-    last: float = field(default_factory=lambda: monotonic())
-
-    def __call__(self) -> None:
-        """Keep the state if it is time, and worth keeping."""
-        if monotonic() - self.last < 60 * self.minutes:
-            return
-        if not self.state.finite():
-            raise FloatingPointError(
-                f"the weights are not finite in epoch {self.state.epoch + 1}; lower the learning rate"
-            )
-        self.keep()
-        self.last = monotonic()
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -192,18 +184,22 @@ def check_experiment(experiment: Experiment) -> None:
         resolve("models", experiment.model.name)
 
 
-def batches_of(experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt) -> Epochs:
+def batches_of(
+    experiment: Experiment, prepared: Prepared, device: torch.device | str, on_corrupt: OnCorrupt, share: Share = WHOLE
+) -> Epochs:
     """Return the training batches, of images in memory or of streamed ones. Raises BadInput."""
     data, size, images = experiment.data, experiment.settings.batch_size, prepared.images
     if isinstance(images, Images):
-        return Batches(images, size, data.augmentation, device)
+        return Batches(images, size, data.augmentation, device, share=share)
     channels, height, width = prepared.sample.x.shape[1:]
     shape, sides = (channels, height, width), data.sides(experiment.settings.epochs)
-    workers = default_workers() if data.workers is None else data.workers
-    return Streamed(images, size, shape, data.augmentation, sides, device, workers, on_corrupt)
+    workers = max(1, default_workers() // on_this_machine()) if data.workers is None else data.workers
+    return Streamed(images, size, shape, data.augmentation, sides, device, workers, on_corrupt, share)
 
 
-def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: torch.device | str) -> dict[str, Any]:
+def _origin(
+    experiment: Experiment, prepared: Prepared, digest: str, group: Group, device: torch.device | str
+) -> dict[str, Any]:
     """Return where a run comes from, its images' digest, and what a training step costs in standard steps."""
     sample = prepared.sample.first(COUNTED).to(device).as_batch()
     cost = training_cost(experiment.training_method, prepared.model, sample, experiment.threat.model)
@@ -215,18 +211,23 @@ def _origin(experiment: Experiment, prepared: Prepared, digest: str, device: tor
         "data_name": prepared.images.name,
         "data_digest": digest,
         "training_cost": cost,
+        **({"processes": group.size} if group.size > 1 else {}),
     }
 
 
-def _validated(model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int) -> dict[str, float]:
+def _validated(
+    model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int, group: Group
+) -> dict[str, float]:
     """Return clean and PGD-10 accuracy on the held-out training images; nothing where none are held out."""
     if held_out is None:
         return {}
     batch = held_out.to(next(model.parameters()).device).as_batch()
+    batch = batch.select(group.share.rows(len(batch.x))) if len(batch.x) >= group.size else batch
     logits = logits_of(model, batch.x)
     found = run(PGD(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
     right = {"accuracy": logits.argmax(1) == batch.labels, "robust_accuracy": found.score < 0}
-    return {f"validation_{name}": float(share.float().mean()) for name, share in right.items()}
+    shares = {name: group.mean(share.float().mean(), len(batch.x)) for name, share in right.items()}
+    return {f"validation_{name}": float(share) for name, share in shares.items()}
 
 
 def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
@@ -240,12 +241,3 @@ def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:
         "method": asdict(experiment.method),
         "threat": asdict(experiment.threat),
     }
-
-
-def _save(state: State, folder: Path, about: dict[str, Any]) -> None:
-    """Write metrics and weights, also as the best if they are; the resume file, which comes then, is what counts."""
-    write_lines(state.history, folder / METRICS)
-    runs.save_weights(folder / WEIGHTS, state.deployed, {**about, "epoch": state.epoch})
-    robust = [entry.get("validation_robust_accuracy", -1.0) for entry in state.history]
-    if robust[-1] > max(robust[:-1], default=-0.5):
-        runs.save_weights(folder / runs.BEST, state.deployed, {**about, "epoch": state.epoch})

@@ -118,6 +118,13 @@ def home() -> Path:
     return found
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A new folder for what is needed only meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="planish-") as folder:
+        yield Path(folder)
+
+
 LOCK = ".planish.lock"
 """Lies in a folder while a command works in it; a killed one leaves it, and it locks nothing then."""
 

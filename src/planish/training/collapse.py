@@ -5,6 +5,7 @@ bends so much within the ball that its gradient at the image says nothing about 
 went. That shows in the few passes of a probe. Whether robustness that was there is lost, a short PGD shows.
 """
 
+import math
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from planish.methods import TrainingLoss
 from planish.search.ascent import ascend, evaluated
 from planish.search.objectives import inner, loss_of, objective_of
 from planish.search.step_rules import Steepest
+from planish.training.processes import ALONE, Group
 
 NONLINEAR_COSINE, NONLINEAR_FALLING = 0.4, 0.25
 """A loss is nonlinear whose gradients agree less and that falls for more of the images under their own attack."""
@@ -133,13 +135,15 @@ def _nonlinear(seen: dict[str, float]) -> bool:
 class CollapseMonitor:
     """Probes a run as its guard says, with noise of the run's seed.
 
-    held_out: images that PGD is tried on; None: those of the batch.
+    held_out: images that PGD is tried on; None: those of the batch. group: processes that train together probe a part
+    of the images each, and decide on the means.
     """
 
     guard: Guard
     threat: ThreatModel
     seed: int
     held_out: Batch | None = None
+    group: Group = ALONE
 
     def due(self, step: int, together: int) -> bool:
         """Say whether a probe is due after this step, the last of so many that make one update."""
@@ -152,7 +156,8 @@ class CollapseMonitor:
 
         batch, loss: the step's images, and the loss with what the method made of them. place: the step and the epoch.
         """
-        rows, generator = slice(0, self.guard.images), seeded(self.seed, _STREAM, place["step"], device=batch.x.device)
+        rows = slice(0, math.ceil(self.guard.images / self.group.size))
+        generator = seeded(self.seed, _STREAM, place["step"], device=batch.x.device)
         seen = self._seen(state, model, batch.select(rows), loss.x_adv, place["step"], generator)
         alarm = state.collapsed(seen, self.guard.gap, loss.logits.shape[1])
         state.probes.append({**place, **seen})
@@ -168,17 +173,23 @@ class CollapseMonitor:
         noise: torch.Generator,
     ) -> dict[str, float]:
         """Return a probe of these images, with PGD where it is time for that or the probe has jumped."""
-        held_out, threat, steps = self.held_out, self.threat, self.guard.probe_steps
+        held_out, threat = self.held_out, self.threat
         first = probe(model, batch, threat, None if x_adv is None else x_adv[: len(batch.x)])
-        seen: dict[str, float] = dict(zip(Probe._fields, torch.stack(first).tolist(), strict=True))
+        means = self.group.mean(torch.stack(first), len(batch.x)).tolist()
+        seen: dict[str, float] = dict(zip(Probe._fields, means, strict=True))
         if step % self.guard.probe_every < self.guard.every:
             images = batch if held_out is None else _drawn(held_out, self.guard.probe_images, noise)
             if held_out is not None or x_adv is not None:
-                seen["one_step"] = float(probe(model, images, threat).one_step)
-            seen["robust"] = float(withstanding(model, images, threat, steps, noise))
+                seen["one_step"] = float(self.group.mean(probe(model, images, threat).one_step, len(images.x)))
+            seen["robust"] = self._robust(model, images, noise)
         elif state.jumped(seen):
-            seen["robust"] = float(withstanding(model, batch, threat, steps, noise))
+            seen["robust"] = self._robust(model, batch, noise)
         return seen
+
+    def _robust(self, model: nn.Module, images: Batch, noise: torch.Generator) -> float:
+        """Return the share of all processes' images that PGD does not break."""
+        share = withstanding(model, images, self.threat, self.guard.probe_steps, noise)
+        return float(self.group.mean(share, len(images.x)))
 
 
 def probe(model: nn.Module, batch: Batch, threat: ThreatModel, x_adv: Tensor | None = None) -> Probe:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -10,6 +10,7 @@ from planish.core.arguments import check_images, is_loader, pair_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.randomness import drawn_seed, reproducible, seeded
+from planish.core.share import Share
 from planish.core.threat import ThreatModel
 from planish.data.batches import Augmentation, Batches
 from planish.data.images import images_of
@@ -28,6 +29,16 @@ class Epochs(Protocol):
 
     def __len__(self) -> int: ...
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]: ...
+
+
+@runtime_checkable
+class Shared(Epochs, Protocol):
+    """Batches that several processes share. share: what this one takes. whole: images that a batch has in all."""
+
+    @property
+    def share(self) -> Share: ...
+
+    def whole(self, step: int) -> int: ...
 
 
 @dataclass(frozen=True)

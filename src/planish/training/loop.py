@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,23 +14,17 @@ from torch.utils.data import Dataset
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import Precision, autocast, batch_norms, every_module, fixed_statistics
+from planish.core.modes import batch_norms, fixed_statistics
 from planish.core.randomness import reproducible, seeded
 from planish.core.threat import ThreatModel
 from planish.data.images import Images
 from planish.methods import Method, StepContext, TrainingLoss
-from planish.models import corrupts_memory
 from planish.training.collapse import OFF, CollapseMonitor, Guard
-from planish.training.epochs import Epochs, epochs_of
-from planish.training.settings import (
-    Settings,
-    learning_rate,
-    optimizer_of,
-    perturbable,
-    perturbed_weights,
-    steepest_weights,
-)
+from planish.training.epochs import Epochs, Shared, epochs_of
+from planish.training.processes import ALONE, Group, Part, refuse_wrapped, synchronized
+from planish.training.settings import Settings, learning_rate, optimizer_of
 from planish.training.state import State
+from planish.training.step import Stepper, lies_channels_last
 
 MOST_ESCALATIONS = 6
 EXTRA_STATE = "_extra_state"
@@ -52,29 +46,16 @@ class EpochRecord(NamedTuple):
     alarms: tuple[dict[str, float], ...] = ()
 
 
-class Bound(nn.Module):
-    """A method bound to its model: forward(batch) is the training loss.
-
-    One module to wrap for several processes: the inner ascent and every extra pass happen inside its forward.
-    """
-
-    def __init__(self, model: nn.Module, method: Method, threat: ThreatModel, precision: Precision) -> None:
-        super().__init__()
-        self.model, self.method, self.threat, self.precision = model, method, threat, precision
-
-    def forward(self, x: Tensor, labels: Tensor, indices: Tensor, context: StepContext) -> TrainingLoss:
-        """Return the method's loss of the batch."""
-        with autocast(x, self.precision):
-            return self.method(self.model, Batch(x, labels, indices), self.threat, context)
-
-
-def start(model: nn.Module, settings: Settings) -> State:
-    """Return the state before the first step. Raises BadInput if every parameter is frozen.
+def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
+    """Return the state before the first step. Raises BadInput if every parameter is frozen, or the model is wrapped.
 
     Parts in evaluation mode of a model in training mode rest: they stay in evaluation mode. A model that is in
     evaluation mode as a whole is trained as a whole.
     """
-    if _lies_channels_last(model, settings):
+    refuse_wrapped(model)
+    if settings.batch_norm == "synchronized":
+        model = synchronized(model, group)
+    if lies_channels_last(model, settings):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, resting = optimizer_of(model, settings), [module for module in model.modules() if not module.training]
     average = deepcopy(model).requires_grad_(False) if settings.ema > 0 else None
@@ -92,6 +73,7 @@ def fit(
     guard: Guard = OFF,
     held_out: Batch | None = None,
     after_step: Callable[[], None] = lambda: None,
+    group: Group = ALONE,
 ) -> Iterator[EpochRecord]:
     """Train from the state on, one record per finished epoch; the state is up to date at every yield.
 
@@ -100,15 +82,18 @@ def fit(
     guard: when the run is probed; when the model collapses, training goes back to a healthy state, which may lie epochs
     back, and on with the method strengthened. PGD is tried on `held_out` images, if there are any.
     after_step: called whenever the weights have moved and the state can be saved, for whoever saves within an epoch.
+    group: the processes that train together (`planish.training.processes.joined`); batches are each one's share.
     Deterministic on CPU: order, augmentation and noise of a step depend on the seed and the step alone.
     Raises BadInput if the method needs derivatives that a compiled or synchronised module has not, FloatingPointError
     if the loss or the weights are not finite.
     """
-    _check_derivatives(state.model, method, settings)
-    model = torch.compile(state.model) if settings.compile else state.model
-    monitor = CollapseMonitor(guard, threat, seed, held_out)
+    group.together(lambda: check_derivatives(state.model, method, settings))
+    if group.size > 1 and not (isinstance(batches, Shared) and batches.share == group.share):
+        raise BadInput("several processes need batches that know their share: planish.data.batches.Batches(share=)")
+    stepper = Stepper.of(state.model, method, threat, settings, group)
+    monitor = CollapseMonitor(guard, threat, seed, held_out, group)
     given = epochs_of(batches, threat, settings.batch_size, next(state.model.parameters()).device)
-    run = _Run(state, method, model, threat, given, settings, seed, monitor, after_step)  # type: ignore[arg-type]
+    run = _Run(state, method, stepper, given, settings, seed, monitor, after_step)
     run.check_rates()
     began = time.perf_counter()
     while state.epoch < settings.epochs:
@@ -128,13 +113,13 @@ def fit(
         began = time.perf_counter()
 
 
-def _check_derivatives(model: nn.Module, method: Method, settings: Settings) -> None:
+def check_derivatives(model: nn.Module, method: Method, settings: Settings) -> None:
     """Raise BadInput if the method differentiates a gradient where PyTorch cannot."""
     if not method.second_order:
         return
     if settings.compile:
         raise BadInput("settings.compile works for methods with first derivatives only; set settings.compile=false")
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+    if settings.batch_norm == "synchronized" or any(isinstance(part, nn.SyncBatchNorm) for part in model.modules()):
         raise BadInput(
             "synchronized batch norm has no second derivative, which this method needs: use plain batch norm, or a "
             'method with first derivatives only, such as gradient-penalty with slope = "forward"'
@@ -147,8 +132,7 @@ class _Run:
 
     state: State
     method: Method
-    model: nn.Module
-    threat: ThreatModel
+    stepper: Stepper
     batches: Epochs
     settings: Settings
     seed: int
@@ -188,7 +172,7 @@ class _Run:
         """Train the rest of the present epoch; False if the model collapsed and the state has gone back."""
         state, settings = self.state, self.settings
         state.to_train()
-        bound = Bound(self.model, strengthened(self.method, state.monitor.escalations), self.threat, settings.precision)
+        self.stepper.bound.method = strengthened(self.method, state.monitor.escalations)
         if self.monitor.guard.every and not state.snapshots:
             state.snapshot(SNAPSHOTS)
         for batch in self._rest():
@@ -196,9 +180,8 @@ class _Run:
             first = state.index - state.index % settings.accumulate
             together = min(settings.accumulate, self.steps - first)
             with _normalizable(state, batch):
-                loss = _backward(bound, batch, settings, self._context(batch, progress), together)
+                loss = self._backward(batch, progress, together, state.index + 1 == first + together)
             state.step, state.index = state.step + 1, state.index + 1
-            _add(state.sums, loss, batch)
             if state.index < first + together:
                 continue
             _update(state, settings, progress)
@@ -216,9 +199,23 @@ class _Run:
                 yield batch
             done = 0
 
-    def _context(self, batch: Batch, progress: float) -> StepContext:
-        state, generator = self.state, seeded(self.seed, self.state.step, device=batch.x.device)
-        return StepContext(generator, progress, state.step, state.memory, self.batches.identities)
+    def _backward(self, batch: Batch, progress: float, together: int, last: bool) -> TrainingLoss:
+        """Add a batch's gradient and metrics, and keep what the method remembers of it."""
+        state, group, method = self.state, self.stepper.group, self.stepper.bound.method
+        part = Part(group, batch, self._whole(batch))
+        noise, memory = seeded(self.seed, state.step, device=batch.x.device), part.lent(method, state.memory)
+        own = (part.noise(noise), progress, state.step, memory, self.batches.identities)
+        loss = self.stepper.backward(part, StepContext(*own, mean=part.mean), together, last)
+        part.keep(method, memory, state.memory)
+        _add(state.sums, part.united(_metrics(loss, batch), state.model))
+        return loss
+
+    def _whole(self, batch: Batch) -> int:
+        """Return how many images the batch has, those of other processes too."""
+        if self.stepper.group.size == 1:
+            return len(batch.x)
+        assert isinstance(self.batches, Shared)
+        return self.batches.whole(self.state.index // self.method.replays)
 
     def _healthy(self, batch: Batch, loss: TrainingLoss) -> bool:
         """Probe the model; if it has collapsed, go back and strengthen the method, where it can be."""
@@ -247,42 +244,15 @@ def strengthened(method: Method, times: int) -> Method:
     return method
 
 
-@torch.no_grad()
-def _add(sums: dict[str, Tensor], loss: TrainingLoss, batch: Batch) -> None:
-    """Add a step's loss, accuracy and terms, still on the device."""
+def _metrics(loss: TrainingLoss, batch: Batch) -> dict[str, Tensor]:
+    """Return a step's loss, accuracy and terms, still on the device."""
     accuracy = (loss.logits.argmax(1) == batch.labels).float().mean()
-    for name, value in {"loss": loss.total.detach(), "train_accuracy": accuracy, **loss.terms}.items():
+    return {"loss": loss.total.detach(), "train_accuracy": accuracy, **loss.terms}
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
         sums[name] = sums.get(name, 0.0) + value.float()
-
-
-def _lies_channels_last(model: nn.Module, settings: Settings) -> bool:
-    return settings.channels_last and not any(map(corrupts_memory, every_module(model)))
-
-
-def _backward(bound: Bound, batch: Batch, settings: Settings, context: StepContext, together: int) -> TrainingLoss:
-    """Add the batch's gradient, one of so many together in a step."""
-    if _lies_channels_last(bound.model, settings):
-        batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
-    with _weights_against(bound, batch, settings, context) as context:
-        loss: TrainingLoss = bound(*batch[:3], context)
-        (loss.total / together).backward()  # type: ignore[no-untyped-call]
-    return loss
-
-
-@contextmanager
-def _weights_against(bound: Bound, batch: Batch, settings: Settings, context: StepContext) -> Iterator[StepContext]:
-    """The weights where the batch is worse off, if that is asked for, and the adversarial images found on the way."""
-    if settings.weight_perturbation == 0 or context.progress < settings.weight_perturbation_from:
-        yield context
-        return
-    again = torch.Generator(batch.x.device)
-    again.set_state(context.generator.get_state())
-    with fixed_statistics(bound.model):
-        loss = bound(*batch[:3], context)
-    gradients = torch.autograd.grad(loss.total, perturbable(bound.model), materialize_grads=True)
-    steps = steepest_weights(bound.model, gradients, settings.weight_perturbation)
-    with perturbed_weights(bound.model, steps):
-        yield replace(context, generator=again, x_adv=loss.x_adv)
 
 
 @contextmanager
@@ -291,10 +261,13 @@ def _normalizable(state: State, batch: Batch) -> Iterator[None]:
 
     Raises BadInput at the first step, before which these know nothing.
     """
-    norms = [norm for norm in batch_norms(state.model) if norm.training] if len(batch.x) == 1 else []
+    own = [norm for norm in batch_norms(state.model) if norm.training and not isinstance(norm, nn.SyncBatchNorm)]
+    norms = own if len(batch.x) == 1 else []
     if norms and not _normalized(state.model, batch.x):
         if state.step == 0:
-            raise BadInput("batch norm cannot be trained on single images: set settings.batch_size to 2 or more")
+            raise BadInput(
+                "batch norm cannot be trained on single images: set settings.batch_size to 2 or more, in each process"
+            )
     else:
         norms = []
     for norm in norms:

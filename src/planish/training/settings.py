@@ -34,6 +34,9 @@ class Settings:
     stay in float32. channels_last: the layout of images and kernels, but for models that it would make crash
     (`models.corrupts_memory`). compile: torch.compile, for first-order methods. optimizer: "adamw" (Loshchilov and
     Hutter 2019) takes momentum as its first beta, 0.999 as its second, and wants a learning_rate near 0.001.
+    batch_size and learning_rate are those of a step over all processes, however many train together. batch_norm: with
+    several of them each normalises by its own images, or by those of all of them, "synchronized" (on GPUs, for methods
+    with first derivatives only).
     save_minutes: a run folder is saved at the end of each epoch, and after so many minutes within one; 0 = after every
     step. It changes no result.
     """
@@ -57,6 +60,7 @@ class Settings:
     compile: bool = False
     optimizer: Optimizer = "sgd"
     save_minutes: float = 10.0
+    batch_norm: Literal["local", "synchronized"] = "local"
 
     def __post_init__(self) -> None:
         for least, names in (

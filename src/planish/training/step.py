@@ -1,0 +1,84 @@
+"""One training step: a method bound to its model, and the gradient of a batch, alone or with other processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from planish.core.batch import Batch
+from planish.core.modes import Precision, autocast, every_module, fixed_statistics
+from planish.core.randomness import twin
+from planish.core.threat import ThreatModel
+from planish.methods import Method, StepContext, TrainingLoss
+from planish.models import corrupts_memory
+from planish.training.processes import Group, Part
+from planish.training.settings import Settings, perturbable, perturbed_weights, steepest_weights
+
+
+class Bound(nn.Module):
+    """A method bound to its model: forward(batch) is the training loss.
+
+    The one module that is wrapped for several processes: the inner ascent and every extra pass happen inside its
+    forward, so that there is one forward and one backward to wait for.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, threat: ThreatModel, precision: Precision) -> None:
+        super().__init__()
+        self.model, self.method, self.threat, self.precision = model, method, threat, precision
+
+    def forward(self, x: Tensor, labels: Tensor, indices: Tensor, context: StepContext) -> TrainingLoss:
+        """Return the method's loss of the batch."""
+        with autocast(x, self.precision):
+            return self.method(self.model, Batch(x, labels, indices), self.threat, context)
+
+
+def lies_channels_last(model: nn.Module, settings: Settings) -> bool:
+    """Say whether the model's kernels and images are laid out with channels last."""
+    return settings.channels_last and not any(map(corrupts_memory, every_module(model)))
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Adds gradients to the weights. module: the bound method, wrapped for the group."""
+
+    bound: Bound
+    module: nn.Module
+    settings: Settings
+    group: Group
+
+    @classmethod
+    def of(cls, model: nn.Module, method: Method, threat: ThreatModel, settings: Settings, group: Group) -> "Stepper":
+        """Return it for a model, which is compiled if the settings say so."""
+        own: Any = torch.compile(model) if settings.compile else model
+        bound = Bound(own, method, threat, settings.precision)
+        return cls(bound, group.wrapped(bound), settings, group)
+
+    def backward(self, part: Part, context: StepContext, together: int, last: bool) -> TrainingLoss:
+        """Add the gradient of a batch, one of so many together in a step; after the last one it is that of all
+        processes. Raises RuntimeError for trained parameters that no loss depends on, in several processes."""
+        batch = part.batch
+        if lies_channels_last(self.bound.model, self.settings):
+            batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
+        own = nullcontext() if last else self.group.alone(self.module)
+        with self._weights_against(part, batch, context) as context, own:
+            loss: TrainingLoss = self.module(*batch[:3], context)
+            (loss.total / (together * part.divisor)).backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    @contextmanager
+    def _weights_against(self, part: Part, batch: Batch, context: StepContext) -> Iterator[StepContext]:
+        """The weights where the batch is worse off, if that is asked for, and the adversarial images found then."""
+        model, settings = self.bound.model, self.settings
+        if settings.weight_perturbation == 0 or context.progress < settings.weight_perturbation_from:
+            yield context
+            return
+        again = twin(context.generator)
+        with fixed_statistics(model):
+            loss = self.bound(*batch[:3], context)
+        gradients = torch.autograd.grad(loss.total, perturbable(model), materialize_grads=True)
+        steps = steepest_weights(model, [part.mean(each) for each in gradients], settings.weight_perturbation)
+        with perturbed_weights(model, steps):
+            yield replace(context, generator=again, x_adv=loss.x_adv)
