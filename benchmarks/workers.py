@@ -21,7 +21,7 @@ from planish.core.threat import parse_threat
 from planish.records.evaluation import Evaluation
 from planish.records.origin import provenance
 from planish.runs.judge import EvaluationConfig, check_task
-from planish.runs.workers import Job, devices_of, judge_by_workers
+from planish.runs.workers import Judging, devices_of, judge_by_workers
 from planish.storage.files import write_json
 
 COLUMNS: Columns = {
@@ -34,7 +34,7 @@ COLUMNS: Columns = {
 
 def judged(options: Namespace, task: EvaluationConfig, workers: int) -> tuple[float, Evaluation]:
     """Return the seconds that an evaluation took, and its record."""
-    job = Job("evaluation", options.model, "model", task, devices_of(str(workers), options.device))
+    job = Judging("evaluation", options.model, "model", task, devices_of(str(workers), options.device))
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
         *_, record = judge_by_workers(job, Path(folder) / "judged", lambda number, event: None)

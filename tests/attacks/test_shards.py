@@ -24,7 +24,7 @@ from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of
 from planish.evaluation.stages import left
 from planish.records.evaluation import Column, Evaluation
-from planish.records.shards import Shard, joined
+from planish.records.shards import ImageShard, joined
 from planish.records.store import Columned
 from planish.registry import components
 from planish.runs.shards import cut
@@ -74,7 +74,7 @@ def shards(batch: Batch, of: int, seed: int = 0, after: Evaluation | None = None
     """Return each shard's part of the images."""
     numbers = range(1, of + 1)
     decided = None if after is None else (after, None)
-    return {f"shard-{number}": cut(Shard(number, of), batch, seed, DATA, decided) for number in numbers}
+    return {f"shard-{number}": cut(ImageShard(number, of), batch, seed, DATA, decided) for number in numbers}
 
 
 def evaluated(model: nn.Module, batch: Batch, threat: ThreatModel, attacks: Mapping[str, Any], **options: Any) -> Any:
@@ -203,22 +203,22 @@ def test_a_suite_of_one_s_own_that_looks_at_its_columns_is_left(model: nn.Module
 
 def test_every_image_is_in_one_shard_and_the_seed_decides_which():
     for of in (1, 2, 3, 7, 16):
-        rows = torch.cat([Shard(number, of).rows(16, 0) for number in range(1, of + 1)])
+        rows = torch.cat([ImageShard(number, of).rows(16, 0) for number in range(1, of + 1)])
         assert rows.sort().values.tolist() == list(range(16))
-    assert Shard(1, 2).rows(100, 0).tolist() != Shard(1, 2).rows(100, 1).tolist()
-    mixed = Shard(1, 2).rows(1000, 0)
+    assert ImageShard(1, 2).rows(100, 0).tolist() != ImageShard(1, 2).rows(100, 1).tolist()
+    mixed = ImageShard(1, 2).rows(1000, 0)
     assert 200 < int((mixed < 500).sum()) < 300 and 200 < int((mixed % 2 == 0).sum()) < 300
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5", ""])
 def test_what_is_no_shard_is_refused(text: str):
     with pytest.raises(BadInput, match=r"is none: write NUMBER/OF with NUMBER from 1 to OF, such as 3/16$"):
-        Shard.parsed(text)
+        ImageShard.parsed(text)
 
 
 def test_more_shards_than_images_are_refused():
     with pytest.raises(BadInput, match=r"^17 shards of 16 images leave some empty: use at most 16$"):
-        Shard(1, 17).rows(16, 0)
+        ImageShard(1, 17).rows(16, 0)
 
 
 @pytest.fixture

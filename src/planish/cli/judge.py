@@ -64,7 +64,7 @@ def evaluate(
     judged = _model(model, on, built_by, name)
     if dry_run:
         return _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
-    folder = _evaluate(judged, where, shards.Asked(model, task, workers, on, built_by))
+    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by))
     if where.shard:
         return shards.show_shard(folder, json_)
     write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
@@ -72,7 +72,7 @@ def evaluate(
     return None if json_ else terminal.print_next("audit", model, **again)
 
 
-def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.Asked) -> Path:
+def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers) -> Path:
     """Evaluate into a folder, and return it."""
     from planish.runs.judge import evaluate_into
 
@@ -180,7 +180,7 @@ def distances(
         ("distances", judged.name, where),
         len(names),
         _last_distance,
-        shards.Asked(model, task, workers, on, built_by),
+        shards.AskedWorkers(model, task, workers, on, built_by),
     )
     if where.shard:
         return shards.show_shard(folder, json_)
@@ -258,7 +258,7 @@ def _work(
     place: tuple[str, str, terminal.Where],
     total: int,
     words: Callable[[Record], tuple[int, str]],
-    asked: shards.Asked | None = None,
+    asked: shards.AskedWorkers | None = None,
 ) -> tuple[Path, Record | None]:
     """Do the work of a kind on a model in its folder, a bar showing how far it is; return the folder and the last step.
 

@@ -8,11 +8,11 @@ from planish.cli import terminal
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from planish.records.shards import Shard
+    from planish.records.shards import ImageShard
     from planish.runs.judge import EvaluationConfig
 
 
-class Asked(NamedTuple):
+class AskedWorkers(NamedTuple):
     """What workers are asked for: a model as it was given, on what, how many, on which device."""
 
     model: str
@@ -22,27 +22,27 @@ class Asked(NamedTuple):
     built_by: str | None
 
 
-def shard_of(shard: str | None, workers: str | None) -> "Shard | None":
+def shard_of(shard: str | None, workers: str | None) -> "ImageShard | None":
     """Return the shard that is asked for, if one is. Raises BadInput."""
-    from planish.records.shards import Shard
+    from planish.records.shards import ImageShard
 
     if shard is not None and workers is not None:
         raise BadInput("--shard is one part and --workers does them all: give one of them")
-    return None if shard is None else Shard.parsed(shard)
+    return None if shard is None else ImageShard.parsed(shard)
 
 
 def by_workers(
-    asked: Asked, place: tuple[str, str, terminal.Where], total: int, words: Callable[[Any], tuple[int, str]]
+    asked: AskedWorkers, place: tuple[str, str, terminal.Where], total: int, words: Callable[[Any], tuple[int, str]]
 ) -> tuple[Path, Any]:
     """Do by workers what a command does in its folder, a bar for each; return the folder and the last record."""
     from planish.evaluation.evaluate import Update
     from planish.runs.places import at_work, begun
-    from planish.runs.workers import Job, devices_of, judge_by_workers
+    from planish.runs.workers import Judging, devices_of, judge_by_workers
 
     kind, name, where = place
     assert asked.workers is not None
     devices = devices_of(asked.workers, asked.device)
-    job = Job(kind, asked.model, name, asked.task, devices, asked.built_by, where.batch_size)
+    job = Judging(kind, asked.model, name, asked.task, devices, asked.built_by, where.batch_size)
     free, last = where.own(kind, name), None
     with terminal.progress_bars(where.quiet) as bars:
         numbers = range(1, len(devices) + 1)

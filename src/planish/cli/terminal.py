@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from planish.evaluation.evaluate import OnChunk, Update
     from planish.records.audit import Audit, Finding
     from planish.records.evaluation import Evaluation
-    from planish.records.shards import Shard
+    from planish.records.shards import ImageShard
     from planish.report import Entry
     from planish.report.tables import Table as Rows
     from planish.training.loop import EpochRecord
@@ -66,7 +66,7 @@ class Where:
     overwrite: bool
     quiet: bool = False
     batch_size: int | None = None
-    shard: "Shard | None" = None
+    shard: "ImageShard | None" = None
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:

@@ -21,7 +21,7 @@ from planish.core.threat import Linf, ThreatModel
 from planish.core.words import number_of, radius_text
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
-from planish.evaluation.stages import Share, facing, following, left
+from planish.evaluation.stages import ImageShare, facing, following, left
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack, unnamed
 from planish.registry import called_once
@@ -83,7 +83,7 @@ class Search:
     draws: int = 1
     on_chunk: OnChunk | None = None
     unfinished: Unfinished | None = None
-    share: Share | None = None
+    share: ImageShare | None = None
 
 
 @spelled(threat=Linf)
@@ -139,7 +139,7 @@ def evaluate_steps(
     x_adv: Tensor | None = None,
     on_chunk: OnChunk | None = None,
     unfinished: Unfinished | None = None,
-    share: Share | None = None,
+    share: ImageShare | None = None,
 ) -> Iterator[EvaluationStep]:
     """Judge as `evaluate` does, and yield the record after the clean pass and after each attack.
 
@@ -187,7 +187,7 @@ def _steps(
         yield judged if stage else _ended(judged, attacks, search.share)
 
 
-def _ended(judged: EvaluationStep, attacks: Mapping[str, Attack | Suite], share: Share | None) -> EvaluationStep:
+def _ended(judged: EvaluationStep, attacks: Mapping[str, Attack | Suite], share: ImageShare | None) -> EvaluationStep:
     """Return the last step; a shard's record says which attacks are left to the whole test set."""
     record = judged.evaluation
     if share is None:

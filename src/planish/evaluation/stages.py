@@ -15,7 +15,7 @@ from planish.records.evaluation import Column, Evaluation
 
 
 @dataclass(frozen=True)
-class Share:
+class ImageShare:
     """The part of a test set that is judged. images: how many the set has. rows: (M,) which of them these are.
 
     decided: a record of all of them so far, by which a suite chooses; None = there is none yet.
@@ -30,7 +30,7 @@ class Undecided(Exception):
     """What comes next depends on images that are not here."""
 
 
-class Known(Mapping[str, Column]):
+class KnownColumns(Mapping[str, Column]):
     """A suite's columns so far, by stage name; one that holds a shard's images alone has a name, and cannot be read."""
 
     def __init__(self, whole: Mapping[str, Column], run: Mapping[str, Column]) -> None:
@@ -51,7 +51,9 @@ class Known(Mapping[str, Column]):
         return len(self.run)
 
 
-def following(attacks: Mapping[str, Attack | Suite], record: Evaluation, share: Share | None = None) -> Stage | None:
+def following(
+    attacks: Mapping[str, Attack | Suite], record: Evaluation, share: ImageShare | None = None
+) -> Stage | None:
     """Return what is to be run next; None when all is done, or all that can be decided in a shard."""
     try:
         stages = (_next(name, attack, record, share) for name, attack in attacks.items())
@@ -60,7 +62,7 @@ def following(attacks: Mapping[str, Attack | Suite], record: Evaluation, share: 
         return None
 
 
-def left(attacks: Mapping[str, Attack | Suite], record: Evaluation, share: Share | None = None) -> list[str]:
+def left(attacks: Mapping[str, Attack | Suite], record: Evaluation, share: ImageShare | None = None) -> list[str]:
     """Return the names of the attacks that are not done, or of which it is not known."""
 
     def is_left(name: str, attack: Attack | Suite) -> bool:
@@ -72,7 +74,7 @@ def left(attacks: Mapping[str, Attack | Suite], record: Evaluation, share: Share
     return [name for name, attack in attacks.items() if is_left(name, attack)]
 
 
-def _next(name: str, attack: Attack | Suite, record: Evaluation, share: Share | None) -> Stage | None:
+def _next(name: str, attack: Attack | Suite, record: Evaluation, share: ImageShare | None) -> Stage | None:
     """Return what is to be run next for this name, as a stage with its column's name; None when it is done.
 
     Raises Undecided.
@@ -87,13 +89,13 @@ def _next(name: str, attack: Attack | Suite, record: Evaluation, share: Share | 
     return Stage(name, attack, "correct" if _counts_targets(attack) else "survivors")
 
 
-def _of_suite(name: str, suite: Suite, record: Evaluation, share: Share | None) -> Stage | None:
+def _of_suite(name: str, suite: Suite, record: Evaluation, share: ImageShare | None) -> Stage | None:
     """Return a suite's next stage. Raises Undecided."""
     if share is None:
         return suite.following(_own(name, record), len(record.labels))
     decided = share.decided
     whole = {} if decided is None else _own(name, decided)
-    stage = suite.following(Known(whole, _own(name, record)), share.images)
+    stage = suite.following(KnownColumns(whole, _own(name, record)), share.images)
     if stage is not None and _chooses(stage) and (decided is None or decided.names != record.names):
         raise Undecided
     return stage
@@ -107,7 +109,7 @@ def _chooses(stage: Stage) -> bool:
     return stage.sample is not None or stage.focus is not None
 
 
-def facing(record: Evaluation, stage: Stage, share: Share | None = None) -> Tensor:
+def facing(record: Evaluation, stage: Stage, share: ImageShare | None = None) -> Tensor:
     """Return the rows of the images that a stage is run on.
 
     A sample is drawn by the images' indices and the seed; a focus falls on those of the largest margins so far. In a

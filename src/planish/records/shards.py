@@ -28,7 +28,7 @@ IDENTITY = ("model", "threat", "norm", "radius", "seed", "eot")
 
 
 @dataclass(frozen=True)
-class Shard:
+class ImageShard:
     """Part `number` of `of`, from 1: every of-th image in an order that the seed and the number of images fix.
 
     Raises BadInput unless number is from 1 to of.
@@ -68,14 +68,14 @@ class Shard:
         return count * self.number // self.of - count * (self.number - 1) // self.of
 
 
-def part_of(record: Record, shard: Shard, rows: Tensor) -> Record:
+def part_of(record: Record, shard: ImageShard, rows: Tensor) -> Record:
     """Return what a record of the whole test set says of a shard's images, with the shard's part of what it cost."""
     part = partial(_part, shard=shard, rows=rows.numpy(), indices=record.indices)
     own: Record = part(record, columns=tuple(map(part, record.columns)))
     return own
 
 
-def _part(whole: Any, shard: Shard, rows: Integers, indices: Integers, **own: Any) -> Any:
+def _part(whole: Any, shard: ImageShard, rows: Integers, indices: Integers, **own: Any) -> Any:
     """Return a record's or a column's part. own: what is its own already."""
     for field in fields(whole):
         value = getattr(whole, field.name)
@@ -130,8 +130,8 @@ def _identity(record: Columned) -> Meta:
     return {**own, **data, "planish": (made, record.meta.get("code_digest"))}
 
 
-def _shard(record: Columned) -> Shard:
-    return Shard(record.meta["shard"]["number"], record.meta["shard"]["of"])
+def _shard(record: Columned) -> ImageShard:
+    return ImageShard(record.meta["shard"]["number"], record.meta["shard"]["of"])
 
 
 def _told_apart(named: Mapping[str, Columned]) -> dict[int, str]:

@@ -33,7 +33,7 @@ from planish.records import evaluation as results
 from planish.records.audit import Audit
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
-from planish.records.shards import Shard
+from planish.records.shards import ImageShard
 from planish.records.store import Kind
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
@@ -89,7 +89,7 @@ class EvaluationConfig:
     size: int | None = None
     eot: int = 1
     classes: Classes | None = None
-    shard: Shard | None = None
+    shard: ImageShard | None = None
     after: Path | None = None
 
     def __post_init__(self) -> None:

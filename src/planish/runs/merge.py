@@ -14,7 +14,7 @@ from planish.records import distances as distance_records
 from planish.records import evaluation as results
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
-from planish.records.shards import Shard, joined, placed
+from planish.records.shards import ImageShard, joined, placed
 from planish.records.store import Columned
 from planish.runs.judge import DISTANCES, EVALUATION, GALLERY, IMAGES, load_gallery
 from planish.runs.places import clear, refuse_taken
@@ -103,5 +103,5 @@ def _join_images(parts: dict[Path, Evaluation], record: Evaluation, out: Path) -
     rows = []
     for part in parts.values():
         facts = part.meta["shard"]
-        rows.append(Shard(facts["number"], facts["of"]).rows(facts["images"], part.meta["seed"]).numpy())
+        rows.append(ImageShard(facts["number"], facts["of"]).rows(facts["images"], part.meta["seed"]).numpy())
     results.save_adversarials(placed(images, rows), record.indices, out / IMAGES)

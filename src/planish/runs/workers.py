@@ -22,7 +22,7 @@ from planish.core.errors import BadInput
 from planish.data.stream import end_with_parent, usable_processors
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
-from planish.records.shards import Shard
+from planish.records.shards import ImageShard
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model, measure
 from planish.runs.merge import FILES, merge
 from planish.runs.places import clear, refuse_taken
@@ -34,7 +34,7 @@ Told = Callable[[int, Any], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class Judging:
     """What workers judge. kind: "evaluation" or "distances". model: as `load_model` takes it. name: of the model.
 
     batch_size: images at a time, None = as many as fit. devices: one for each worker.
@@ -48,9 +48,9 @@ class Job:
     built_by: str | None = None
     batch_size: int | None = None
 
-    def shards(self, folder: Path) -> dict[Shard, Path]:
+    def shards(self, folder: Path) -> dict[ImageShard, Path]:
         """Return the folder of each worker's shard, in the folder of the work."""
-        shards = [Shard(number, len(self.devices)) for number in range(1, len(self.devices) + 1)]
+        shards = [ImageShard(number, len(self.devices)) for number in range(1, len(self.devices) + 1)]
         return {shard: folder / f"shard-{shard.number}-of-{shard.of}" for shard in shards}
 
 
@@ -70,7 +70,7 @@ def devices_of(workers: str, device: str) -> tuple[str, ...]:
 
 
 def judge_by_workers(
-    job: Job, folder: Path, told: Told, *, resume: bool = False, overwrite: bool = False
+    job: Judging, folder: Path, told: Told, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[Evaluation | Distances]:
     """Judge into a folder by workers: yield the record after each round, saved by then.
 
@@ -92,7 +92,7 @@ def judge_by_workers(
             return
 
 
-def _clear(shards: Mapping[Shard, Path], kind: str) -> None:
+def _clear(shards: Mapping[ImageShard, Path], kind: str) -> None:
     for place in shards.values():
         clear(place, kind)
         remove_folder(place)
@@ -102,15 +102,15 @@ def _clear(shards: Mapping[Shard, Path], kind: str) -> None:
 class _Round:
     """Workers, one for each shard, from their start to the end of the last."""
 
-    job: Job
-    shards: Mapping[Shard, Path]
+    job: Judging
+    shards: Mapping[ImageShard, Path]
     after: Path | None
     told: Told
 
     def run(self) -> None:
         """Start a worker for each shard, and again one for each that dies. Raises what a worker raised."""
-        self.at_work: dict[Connection, tuple[Shard, SpawnProcess]] = {}
-        self.died: set[Shard] = set()
+        self.at_work: dict[Connection, tuple[ImageShard, SpawnProcess]] = {}
+        self.died: set[ImageShard] = set()
         try:
             for shard in self.shards:
                 self._start(shard)
@@ -123,7 +123,7 @@ class _Round:
                 process.terminate()
                 process.join()
 
-    def _start(self, shard: Shard) -> None:
+    def _start(self, shard: ImageShard) -> None:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe(duplex=False)
         device = self.job.devices[shard.number - 1]
@@ -148,7 +148,7 @@ class _Round:
             raise event
         self.told(shard.number, event)
 
-    def _again(self, shard: Shard, code: int) -> None:
+    def _again(self, shard: ImageShard, code: int) -> None:
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         if shard in self.died:
             raise RuntimeError(f"the worker of shard {shard} died twice, {how}; what is done is kept, --resume goes on")
@@ -157,7 +157,7 @@ class _Round:
         self._start(shard)
 
 
-def _work(job: Job, task: EvaluationConfig, folder: Path, device: str, pipe: Connection) -> None:
+def _work(job: Judging, task: EvaluationConfig, folder: Path, device: str, pipe: Connection) -> None:
     """Judge a shard on one thread, and send each record and how the evaluation stands, or what was raised."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the workers ends them
     end_with_parent(task.shard.number if task.shard else 0)
@@ -172,7 +172,7 @@ def _work(job: Job, task: EvaluationConfig, folder: Path, device: str, pipe: Con
 
 
 def _steps(
-    job: Job, task: EvaluationConfig, folder: Path, device: str, on_chunk: Callable[[Any], None]
+    job: Judging, task: EvaluationConfig, folder: Path, device: str, on_chunk: Callable[[Any], None]
 ) -> Iterator[Evaluation | Distances]:
     judged = replace(load_model(job.model, device, job.built_by), name=job.name)
     options: dict[str, Any] = {"device": device, "resume": True}
