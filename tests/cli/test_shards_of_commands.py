@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,6 +187,13 @@ def test_what_a_worker_refuses_is_one_line(planish: Planish, model: str):
 def test_bad_input(given: tuple[str, ...], told: str, planish: Planish, model: str):
     refused = planish("evaluate", model, *BALL, "--attacks", "fgsm", *given)
     assert refused.exit_code == 2 and told in refused.stderr and not Path("runs").exists()
+
+
+def test_what_a_shard_would_do_is_told(planish: Planish, model: str):
+    told = planish("evaluate", model, *BALL, "--attacks", "fgsm", "--shard", "2/3", "--after", "all", "--dry-run")
+    plan = tomllib.loads(told.stdout)
+    assert plan["shard"] == {"number": 2, "of": 3} and plan["after"] == "all"
+    assert plan["out"] == "runs/evaluation/alone-shard-2-of-3"
 
 
 def test_merge_says_what_is_wrong_with_folders(planish: Planish, model: str):

@@ -103,7 +103,7 @@ Share = Annotated[
     str | None, Option("--shard", help="Only this part of the test images, such as 3/16; planish merge joins all.")
 ]
 After = Annotated[
-    Path | None, Option(help="With --shard: folder of merged shards, to do a part of what a suite has left.")
+    str | None, Option(help="With --shard: folder of merged shards, to do a part of what a suite has left.")
 ]
 Workers = Annotated[
     str | None, Option(help="Judge by so many processes, a shard each; auto: one a GPU, else one a core.")

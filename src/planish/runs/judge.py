@@ -90,7 +90,7 @@ class EvaluationConfig:
     eot: int = 1
     classes: Classes | None = None
     shard: ImageShard | None = None
-    after: Path | None = None
+    after: str | None = None
 
     def __post_init__(self) -> None:
         seed_of(self.seed)
@@ -241,11 +241,11 @@ def _allowed(
     yield from steps
 
 
-def _decided(folder: Path | None, batch: Batch) -> tuple[Evaluation, Tensor | None] | None:
+def _decided(after: str | None, batch: Batch) -> tuple[Evaluation, Tensor | None] | None:
     """Return the record of all shards by which a suite chooses, and the images as attacks left them, if kept."""
-    if folder is None:
+    if after is None:
         return None
-    return results.load(folder / EVALUATION), images_left(folder / IMAGES, batch)
+    return results.load(Path(after) / EVALUATION), images_left(Path(after) / IMAGES, batch)
 
 
 def _refuse_gradients(judged: LoadedModel, task: EvaluationConfig) -> None:

@@ -15,7 +15,7 @@ from planish.records.shards import ImageShard, part_of
 
 
 @dataclass(frozen=True)
-class Cut:
+class JudgedPart:
     """The images to be judged: all of a test set, or a shard's.
 
     about: facts for the record's meta. share: for the evaluation of a shard. begun: what a record of the whole test set
@@ -41,23 +41,23 @@ def cut(
     seed: int,
     data: Mapping[str, Any],
     after: tuple[Evaluation, Tensor | None] | None = None,
-) -> Cut:
+) -> JudgedPart:
     """Return the shard's part of a test set; None = all of it.
 
     data: what is known of the data. after: a record of all the images so far, and the images that its attacks left.
     Raises BadInput for more shards than images, Unlike for a record of other data.
     """
     if shard is None:
-        return Cut(batch)
+        return JudgedPart(batch)
     rows = shard.rows(len(batch.x), seed)
     own, whole = batch.select(rows), data_facts(batch)
     facts = {"number": shard.number, "of": shard.of, "images": len(batch.x), "data": whole}
     if after is None:
-        return Cut(own, {"shard": facts}, ImageShare(len(batch.x), rows))
+        return JudgedPart(own, {"shard": facts}, ImageShare(len(batch.x), rows))
     decided, x_adv = after
     if decided.meta.get("data", {}).get("digest") != whole["digest"]:
         raise Unlike("the record of all shards is of another data; name one that planish merge made of these images")
     begun = part_of(decided, shard, rows)
     begun = replace(begun, meta={**begun.meta, "data": {**data, **data_facts(own)}})
     images = None if x_adv is None else x_adv[rows]
-    return Cut(own, {"shard": facts}, ImageShare(len(batch.x), rows, decided), begun, images)
+    return JudgedPart(own, {"shard": facts}, ImageShare(len(batch.x), rows, decided), begun, images)

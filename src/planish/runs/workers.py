@@ -83,8 +83,8 @@ def judge_by_workers(
         clear(folder, job.kind) if overwrite else refuse_taken(folder, job.kind, resumes=True)
         _clear(shards, job.kind)
     while True:
-        after = record if job.kind == "evaluation" and record.exists() else None
-        _Round(job, shards, after and folder, told).run()
+        after = folder if job.kind == "evaluation" and record.exists() else None
+        _Round(job, shards, after, told).run()
         found = merge([*shards.values()], folder)
         _clear(shards, job.kind)
         yield found
@@ -127,7 +127,7 @@ class _Round:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe(duplex=False)
         device = self.job.devices[shard.number - 1]
-        task = replace(self.job.task, shard=shard, after=self.after)
+        task = replace(self.job.task, shard=shard, after=None if self.after is None else str(self.after))
         process = context.Process(target=_work, args=(self.job, task, self.shards[shard], device, there))
         process.start()
         there.close()
