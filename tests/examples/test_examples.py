@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -193,6 +194,10 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimates", lambda job, rows: iter(()))
     monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
+    sweeping = SimpleNamespace(sweep_into=lambda sweep, *rest: iter(sweep.check() or ()))
+    monkeypatch.setitem(sys.modules, "planish.runs.sweep", sweeping)  # what it imports need not be installed
+    monkeypatch.setattr("planish.cli.sweep._shown", lambda *arguments: None)
+    monkeypatch.setattr("planish.runs.track.check_trackers", lambda names: None)
     monkeypatch.setattr("planish.runs.launch.launch", lambda arguments, processes, restarts, tell: 0)
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)

@@ -18,7 +18,9 @@ from planish.cli.judge import audit, distances, evaluate, verify
 from planish.cli.merge import merge
 from planish.cli.pages import compare, list_, report
 from planish.cli.reproduce import reproduce
+from planish.cli.sweep import sweep
 from planish.cli.train import quickstart, train
+from planish.cli.watch import watch
 from planish.core.errors import BadInput
 from planish.storage.files import write_text
 
@@ -107,6 +109,8 @@ EXAMPLES: dict[Callable[..., None], str] = {
     report: 'planish report runs/evaluation/standard runs/evaluation/seat --title "SEAT against no defence"',
     compare: "planish compare runs/evaluation/standard runs/evaluation/seat",
     list_: "planish list attacks",
+    watch: "planish watch runs/train/seat",
+    sweep: "planish sweep recipe.toml --space 'method.linearity_weight=log(0.1,10)' --trials 20",
     reproduce: "planish reproduce seat-table-1 --scale cpu --data cifar10:path/to/cifar --estimate",
 }
 """The commands, each with an example of it."""

@@ -72,6 +72,7 @@ def train(
     restarts: several.Restarts = 3,
     backend: several.Backend = None,
     dry_run: options.DryRun = False,
+    track: Annotated[str, Option(help="Also tell tensorboard, mlflow or wandb of each epoch; with commas.")] = "",
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -84,7 +85,7 @@ def train(
     where, on = terminal.Where(out, resume, overwrite, quiet), terminal.chosen_device(device)
     named = {"method.name": method, "data.source": data, "seed": seed, "guard.every": EVERY if guard else None}
     named |= {"model.weights": None if weights is None else str(weights), "settings.epochs": epochs}
-    asked = Asked(config, named, set_ or [], resume)
+    asked = Asked(config, named, set_ or [], resume, terminal.names_in(track))
     fresh = asked.experiment(out)
     free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
     if dry_run:
@@ -120,12 +121,19 @@ def _tell(folder: Path, experiment: "Experiment", last: dict[str, Any], json_: b
 
 @dataclass(frozen=True)
 class Asked:
-    """What a training is to be: a file, named values, overrides, and whether a folder's own configuration counts."""
+    """What a training is to be: a file, named values, overrides, whether a folder's own configuration counts; who is
+    told of each epoch."""
 
     config: Path | None
     named: dict[str, Any]
     overrides: Sequence[str]
     resume: bool
+    trackers: Sequence[str]
+
+    def __post_init__(self) -> None:
+        from planish.runs.track import check_trackers
+
+        check_trackers(self.trackers)
 
     def experiment(self, folder: Path | None) -> "Experiment":
         """Return the experiment, on top of the folder's own where it is gone on with. Raises BadInput."""
@@ -137,6 +145,7 @@ class Asked:
 
     def begin(self, folder: Path, device: str, where: terminal.Where, group: "Group") -> "Iterator[EpochRecord]":
         """Train in the folder. Raises BadInput, Unlike where the folder is tried and holds something else."""
+        from planish.runs.track import tracked
         from planish.runs.train import train_into
 
         try:
@@ -144,7 +153,8 @@ class Asked:
         except BadInput as error:
             raise Unlike(str(error)) if where.out is None else error from error
         on = group.device if group.size > 1 else device
-        return train_into(experiment, folder, device=on, group=group, **where.choice)
+        steps = train_into(experiment, folder, device=on, group=group, **where.choice)
+        return tracked(steps, self.trackers if group.first else (), folder)
 
 
 def _watched(

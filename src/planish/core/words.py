@@ -1,5 +1,6 @@
-"""How messages count, list and write a radius."""
+"""How messages count, list, write a radius and keep a password to themselves."""
 
+import re
 from collections.abc import Sequence
 
 FEW = 5
@@ -23,3 +24,9 @@ def few(names: Sequence[str]) -> str:
     """List the first names, and count the others."""
     more = f" and {len(names) - FEW:,} more" if len(names) > FEW else ""
     return f"{', '.join(names[:FEW])}{more}"
+
+
+def without_password(text: str) -> str:
+    """Return a text with stars for the password in each URL of the form scheme://user:password@host or ?password=..."""
+    starred = re.sub(r"(?<=//)([^:/@\s]*):[^/\s]*@", r"\1:***@", text)
+    return re.sub(r"(?<=[?&]password=)[^&\s]*", "***", starred)

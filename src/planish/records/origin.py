@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
+from planish.core.words import without_password
 from planish.registry import is_known
 
 HOME = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
         "code_digest": code_digest(),
         "commit": commit(),
         "device": device_name(device),
-        "command": shlex.join([program, *sys.argv[1:]]),
+        "command": without_password(shlex.join([program, *sys.argv[1:]])),
     }
 
 

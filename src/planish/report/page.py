@@ -165,7 +165,7 @@ def render(
     first = cautions(entries)
     most, records = rows_for(entries), [(entry.name, entry.evaluation) for entry in entries]
     metas = [one.meta for one in (*(record for _, record in records), *audits.values())]
-    return _page(
+    return filled(
         "page.html.j2",
         provenance,
         title=title,
@@ -183,7 +183,7 @@ def render(
         paired=paired_rows(pairs) if pairs else None,
         **_side_by_side(audits),
         costs=tables.cost_rows(entries),
-        figures=_drawings([one for one in drawn if one.slug not in FILED]),
+        figures=drawings([one for one in drawn if one.slug not in FILED]),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
         images=[(entry.name, image_rows(entry, most)) for entry in entries],
         models=[(entry.name, origin_of(entry)) for entry in entries]
@@ -195,7 +195,7 @@ def render(
 def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping[str, Any]) -> str:
     """Return the page of audits side by side."""
     metas = [one.meta for one in audits.values()]
-    return _page(
+    return filled(
         "compared.html.j2",
         provenance,
         title=title,
@@ -231,7 +231,7 @@ def _groups(audits: Mapping[str, Audit]) -> dict[str, list[dict[str, Any]]]:
 def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
     """Return the audit's page as one HTML document that asks the network for nothing."""
     headline, *_ = audited.sentences(audit.findings)  # the sections say the rest
-    return _page(
+    return filled(
         "audit.html.j2",
         audit.known,
         title=audit.name,
@@ -243,7 +243,7 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
         scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
         groups=_groups({audit.name: audit}),
         rows=audited.finding_rows(audit.findings),
-        figures=_drawings(figures),
+        figures=drawings(figures),
         notes=audit.geometry.notes if audit.geometry else (),
         shots=geometry_shots(audit),
         shots_caption=geometry_caption(audit),
@@ -253,7 +253,7 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
     )
 
 
-def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
+def filled(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     """Fill a template. The page's policy lets it run this one script and load nothing."""
     environment = Environment(loader=PackageLoader("planish.report", "."), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
@@ -266,7 +266,7 @@ def _page(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def _drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:
+def drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:
     return [(drawing, Markup(to_svg(drawing))) for drawing in drawn]  # our own drawing, its text escaped by it
 
 
