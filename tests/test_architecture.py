@@ -40,7 +40,7 @@ WRITERS = {
     "cli.main", "cli.tables", "cli.trust", "data.readers.parquet", "evaluation.adversarials", "records.audit",
     "records.store", "report.distances", "report.front", "report.page", "reproduce.figure", "reproduce.measured",
     "reproduce.pages", "reproduce.running", "runs.audit", "runs.keeper", "runs.places", "runs.run", "runs.sweep",
-    "runs.train",
+    "runs.train", "runs.workers",
 }  # fmt: skip
 
 

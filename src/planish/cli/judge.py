@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer import Argument, Option
 
-from planish.cli import options, tables, terminal, trust
+from planish.cli import options, shards, tables, terminal, trust
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput
 
@@ -37,6 +37,9 @@ def evaluate(
     precision: options.Precision = "float32",
     eot: options.Draws = 1,
     keep_images: options.KeepImages = False,
+    shard: options.Share = None,
+    after: options.After = None,
+    workers: options.Workers = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -50,27 +53,38 @@ def evaluate(
 ) -> None:
     """Attack a model on a test set, and write a report."""
     from planish.runs import rehearse
-    from planish.runs.judge import check_task, evaluate_into
+    from planish.runs.judge import check_task
 
-    where = terminal.Where(out, resume, overwrite, quiet, batch_size)
+    where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
     given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
+    given |= {"shard": where.shard, "after": after}
     on, task = _asked("evaluate", device, given, check_task)
     judged = _model(model, on, built_by, name)
     if dry_run:
         return _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
-    also: dict[str, Any] = {"device": on, "built_by": built_by, **where.choice}
-    folder, _ = _work(
-        lambda folder, told: evaluate_into(judged, task, folder, on_chunk=told, **also),
-        ("evaluation", judged.name, where),
-        1 + len(task.attacks),
-        _last_attack,
-    )
+    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by))
+    if where.shard:
+        return shards.show_shard(folder, json_)
     write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
-    if not json_:
-        again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
-        terminal.print_next("audit", model, **again)
+    again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
+    return None if json_ else terminal.print_next("audit", model, **again)
+
+
+def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers) -> Path:
+    """Evaluate into a folder, and return it."""
+    from planish.runs.judge import evaluate_into
+
+    also: dict[str, Any] = {"device": asked.device, "built_by": asked.built_by, **where.choice}
+    folder, _ = _work(
+        lambda folder, told: evaluate_into(judged, asked.task, folder, on_chunk=told, **also),
+        ("evaluation", judged.name, where),
+        1 + len(asked.task.attacks),
+        _last_attack,
+        asked,
+    )
+    return folder
 
 
 def audit(
@@ -133,6 +147,8 @@ def distances(
     limit: options.Limit = None,
     size: options.Size = None,
     classes: options.Classes = None,
+    shard: options.Share = None,
+    workers: options.Workers = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -149,11 +165,13 @@ def distances(
     from planish.runs import rehearse
     from planish.runs.judge import DISTANCES, check_distances, measure
 
-    where, names = terminal.Where(out, resume, overwrite, quiet, batch_size), terminal.names_in(attacks)
+    where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
+    names = terminal.names_in(attacks)
     if not names:
         raise BadInput("no attack is named; see: planish list attacks")
     given: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "norm": norm, "radius": 0}
-    on, task = _asked("distances", device, {**given, "size": size, "classes": classes}, check_distances)
+    given |= {"size": size, "classes": classes, "shard": where.shard}
+    on, task = _asked("distances", device, given, check_distances)
     judged = _model(model, on, built_by, name)
     if dry_run:
         return _tell("distances", model, where, rehearse.distances(judged, task, on), json_)
@@ -162,11 +180,11 @@ def distances(
         ("distances", judged.name, where),
         len(names),
         _last_distance,
+        shards.AskedWorkers(model, task, workers, on, built_by),
     )
-    record = found or load(folder / DISTANCES)
-    _show_distances(record, folder, judged.name, json_, csv)
-    if any(column.meta.get("no_gradient") for column in record.columns):
-        raise typer.Exit(1)
+    if where.shard:
+        return shards.show_shard(folder, json_)
+    show_distances(found or load(folder / DISTANCES), folder, judged.name, json_, csv)
 
 
 def verify(
@@ -228,9 +246,9 @@ def _model(model: str, device: str, built_by: str | None, name: str | None = Non
 def _tell(kind: str, model: str, where: terminal.Where, tree: dict[str, Any], json_: bool) -> None:
     """Print what would be done."""
     from planish.runs.config import tables_text
-    from planish.runs.places import HOME, first_free, folder_name
+    from planish.runs.places import first_free
 
-    out = where.out or first_free(HOME / kind / folder_name(tree["name"]))
+    out = where.out or first_free(where.own(kind, tree["name"]))
     whole = {"model": model, "out": str(out), "batch_size": where.batch_size, **tree}
     terminal.print_plan(tables_text(whole), json_)
 
@@ -240,16 +258,19 @@ def _work(
     place: tuple[str, str, terminal.Where],
     total: int,
     words: Callable[[Record], tuple[int, str]],
+    asked: shards.AskedWorkers | None = None,
 ) -> tuple[Path, Record | None]:
     """Do the work of a kind on a model in its folder, a bar showing how far it is; return the folder and the last step.
 
-    words: how many parts are done after a step, and a note.
+    words: how many parts are done after a step, and a note. asked: workers that do it instead, if any are asked for.
     """
+    if asked is not None and asked.workers is not None:
+        return shards.by_workers(asked, place, total, words)
     from planish.core.arguments import at_a_time
-    from planish.runs.places import HOME, at_work, begun, folder_name
+    from planish.runs.places import at_work, begun
 
     kind, name, where = place
-    free = HOME / kind / folder_name(name)
+    free = where.own(kind, name)
     last: Record | None = None
     with at_a_time(where.batch_size), terminal.progress_bars(where.quiet) as bars:
         bar = bars.add_task(name, total=total, note="clean")
@@ -289,14 +310,20 @@ def _show_audit(found: "Audit", folder: Path, json_: bool, csv: Path | None, who
     terminal.print_audit(found, folder, whole)
 
 
-def _show_distances(record: "Distances", folder: Path, name: str, json_: bool, csv: Path | None) -> None:
-    """Draw measured distances into their folder, and print them, or their distances.json."""
+def show_distances(record: "Distances", folder: Path, name: str, json_: bool, csv: Path | None) -> None:
+    """Draw measured distances into their folder, and print them, or their distances.json.
+
+    Exits with 1 where an attack had no gradient to follow.
+    """
     from planish.report.distances import distance_rows, to_json, write_distances
 
     figure = write_distances(record, folder)
     if json_:
         tables.write_csv([distance_rows(record)], csv)
-        return terminal.print_json(to_json(record))
-    tables.show([distance_rows(record)], csv)
-    terminal.print_remarks(name, record.remarks())
-    terminal.print_line(f"figure: {figure}")
+        terminal.print_json(to_json(record))
+    else:
+        tables.show([distance_rows(record)], csv)
+        terminal.print_remarks(name, record.remarks())
+        terminal.print_line(f"figure: {figure}")
+    if any(column.meta.get("no_gradient") for column in record.columns):
+        raise typer.Exit(1)

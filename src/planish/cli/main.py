@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from planish.cli import options, terminal
 from planish.cli.judge import audit, distances, evaluate, verify
+from planish.cli.merge import merge
 from planish.cli.pages import compare, list_, report
 from planish.cli.reproduce import reproduce
 from planish.cli.sweep import sweep
@@ -103,6 +104,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     evaluate: "planish evaluate runs/train/seat --data digits --radius 0.1 --attacks pgd-50-10,apgd-t",
     audit: "planish audit my_model.py:build --data cifar10:path/to/cifar --radius 8/255",
     distances: "planish distances runs/train/seat --data digits --norm L2 --limit 100",
+    merge: "planish merge runs/evaluation/seat-shard-1-of-2 runs/evaluation/seat-shard-2-of-2",
     verify: "planish verify runs/train/seat adversarial.npz --data digits --radius 0.1",
     report: 'planish report runs/evaluation/standard runs/evaluation/seat --title "SEAT against no defence"',
     compare: "planish compare runs/evaluation/standard runs/evaluation/seat",

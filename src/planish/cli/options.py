@@ -99,6 +99,15 @@ Attacks = Annotated[
     str,
     Option(help="Names with commas; see: planish list attacks.", autocompletion=_names("attacks", "suites")),
 ]
+Share = Annotated[
+    str | None, Option("--shard", help="Only this part of the test images, such as 3/16; planish merge joins all.")
+]
+After = Annotated[
+    str | None, Option(help="With --shard: folder of merged shards, to do a part of what a suite has left.")
+]
+Workers = Annotated[
+    str | None, Option(help="Judge by so many processes, a shard each; auto: one a GPU, else one a core.")
+]
 Precision = Annotated[str, Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")]
 KeepImages = Annotated[bool, Option("--keep-images", help="Save the adversarial images too, for planish verify.")]
 Draws = Annotated[int, Option("--eot", help="Of a random model: draws averaged in a step, and that judge an image.")]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planish.evaluation.evaluate import OnChunk, Update
     from planish.records.audit import Audit, Finding
     from planish.records.evaluation import Evaluation
+    from planish.records.shards import ImageShard
     from planish.report import Entry
     from planish.report.tables import Table as Rows
     from planish.training.loop import EpochRecord
@@ -57,7 +58,7 @@ def names_in(text: str) -> tuple[str, ...]:
 class Where:
     """Where a command writes, what becomes of what is there, whether it shows bars, and images at a time.
 
-    Raises BadInput where options contradict each other.
+    shard: which one is asked for, if one is. Raises BadInput where options contradict each other.
     """
 
     out: Path | None
@@ -65,6 +66,7 @@ class Where:
     overwrite: bool
     quiet: bool = False
     batch_size: int | None = None
+    shard: "ImageShard | None" = None
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
@@ -72,6 +74,12 @@ class Where:
         if self.overwrite and self.out is None:
             raise BadInput("--overwrite needs --out FOLDER: without it a command takes a folder of its own")
         at_least(1, **{"--batch-size": self.batch_size})
+
+    def own(self, kind: str, name: str) -> Path:
+        """Return the folder of a work of this kind on a model of this name, before it is numbered."""
+        from planish.runs.places import HOME, folder_name
+
+        return HOME / kind / f"{folder_name(name)}{self.shard.suffix if self.shard else ''}"
 
     @property
     def choice(self) -> dict[str, bool]:

@@ -177,7 +177,7 @@ class Streamed:
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             multiprocessing_context=_context() if self.workers else None,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=end_with_parent,
             generator=torch.Generator("cpu"),  # else torch draws a seed from the global random state
             pin_memory=torch.device(self.device).type == "cuda",
         )
@@ -187,8 +187,8 @@ def _as_it_is(read: Read) -> Read:
     return read
 
 
-def _end_with_parent(worker: int) -> None:
-    """Have this worker end when the process that it works for does, even by a kill.
+def end_with_parent(worker: int) -> None:
+    """Have this worker, whatever its number, end when the process that it works for does, even by a kill.
 
     torch has a worker watch its parent, which here is the fork server, and that waits for its workers.
     """
@@ -211,10 +211,14 @@ def _context() -> Any:
     return context
 
 
+def usable_processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """Return how many processes decode unless told: one for each processor that this one may use, 16 at most."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MOST_WORKERS)
+    return min(usable_processors(), MOST_WORKERS)
 
 
 def shuffled(listing: Listing, generator: torch.Generator) -> Tensor:

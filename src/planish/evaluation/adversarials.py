@@ -1,6 +1,7 @@
 """Beside an evaluation's record: adversarial images, judged afresh if asked, a gallery, a killed one's progress."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,17 @@ def save_gallery(judged: EvaluationStep, batch: Batch, path: Path) -> None:
         "indices": record.indices[rows],
     }
     write_arrays(path, **arrays)
+
+
+def save_joined(galleries: Sequence[Mapping[str, NDArray[Any]]], indices: NDArray[np.int64], path: Path) -> None:
+    """Keep the first images of several galleries, as one of all their images, (N,) indices, would have them."""
+    if not galleries:
+        return
+    whole = {name: np.concatenate([one[name] for one in galleries]) for name in galleries[0]}
+    _, first = np.unique(whole["indices"], return_index=True)
+    place = {index: row for row, index in enumerate(indices.tolist())}
+    rows = sorted(first.tolist(), key=lambda row: place[int(whole["indices"][row])])[:SHOWN]
+    write_arrays(path, **{name: values[rows] for name, values in whole.items()})
 
 
 @spelled(threat=Linf)

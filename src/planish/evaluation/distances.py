@@ -116,6 +116,8 @@ def _steps(
         if place == len(left) and same:
             near = replace(threat, radius=NEAR.get(threat.name, 0.0))
             record = replace(record, meta=again.told_after(counted, images, near, seed).entered(record.meta))
+        if place == len(left) and "shard" in record.meta:
+            record = replace(record, meta={**record.meta, "shard": {**record.meta["shard"], "left": []}})
         yield record
 
 

@@ -1,28 +1,27 @@
 """A test set against attacks: every adversarial image that counts is judged again by a fresh float32 forward."""
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from planish.attacks import Attack, Progress, components_of, run
+from planish.attacks import Attack, Progress, run
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import Images, Labels, images_at_a_time, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch
 from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
-from planish.core.randomness import keyed, seeded
+from planish.core.randomness import seeded
 from planish.core.threat import Linf, ThreatModel
 from planish.core.words import number_of, radius_text
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
+from planish.evaluation.stages import ImageShare, facing, following, left
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack, unnamed
 from planish.registry import called_once
@@ -74,13 +73,17 @@ class EvaluationStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """How attacks are run: images at a time, arithmetic of the search, draws; who is told of progress, who keeps it."""
+    """How attacks are run: images at a time, arithmetic of the search, draws; who is told of progress, who keeps it.
+
+    share: which part of a test set the images are, where they are not all of it.
+    """
 
     chunk: int | None = None
     precision: Precision = "float32"
     draws: int = 1
     on_chunk: OnChunk | None = None
     unfinished: Unfinished | None = None
+    share: ImageShare | None = None
 
 
 @spelled(threat=Linf)
@@ -136,6 +139,7 @@ def evaluate_steps(
     x_adv: Tensor | None = None,
     on_chunk: OnChunk | None = None,
     unfinished: Unfinished | None = None,
+    share: ImageShare | None = None,
 ) -> Iterator[EvaluationStep]:
     """Judge as `evaluate` does, and yield the record after the clean pass and after each attack.
 
@@ -143,11 +147,12 @@ def evaluate_steps(
     targets on all correct images. A suite is run stage by stage, a column "suite/stage" each, and may choose the next
     by what the ones before found. The model's modes, parameters and statistics stay as they are.
     earlier: a record of the same model, data, threat and seed, whose attacks are not run again; x_adv: (N, ...) the
-    images that they left, where these were kept. unfinished: where the attack at work keeps its progress.
+    images that they left, where these were kept. unfinished: where the attack at work keeps its progress. share: of
+    which test set the images are a part: what a suite decides by all of it is left, and the record says so.
     Raises BadInput at once for arguments, images, labels, outputs or an earlier record that do not fit.
     """
     counted, threat, seed = Counted(model_of(model)), threat_of(threat), seed_of(seed)
-    search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished)
+    search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share)
     copy, began = copied(counted.model), time.perf_counter()
     images = judged_batch(counted if eot == 1 else Averaged(counted, eot), x, labels, threat, chunk)
     again = Again.begun(copy, images)
@@ -168,43 +173,33 @@ def _steps(
     search: Search,
     again: Again,
 ) -> Iterator[EvaluationStep]:
-    yield judged
-    stage, same = _following(attacks, judged.evaluation), search.draws == 1
+    stage, same = following(attacks, judged.evaluation, search.share), search.draws == 1
+    yield judged if stage else _ended(judged, attacks, search.share)
     if stage is not None and same:
         told = again.told_before(counted, images)
         judged, same = _entered(judged, told), not told.warnings
     while stage is not None:
         judged = _attacked(counted, images, threat, stage, judged, search)
-        stage = _following(attacks, judged.evaluation)
+        stage = following(attacks, judged.evaluation, search.share)
         if stage is None and same:
             seed = judged.evaluation.meta["seed"]
             judged = _entered(judged, again.told_after(counted, images, threat, seed))
-        yield judged
+        yield judged if stage else _ended(judged, attacks, search.share)
+
+
+def _ended(judged: EvaluationStep, attacks: Mapping[str, Attack | Suite], share: ImageShare | None) -> EvaluationStep:
+    """Return the last step; a shard's record says which attacks are left to the whole test set."""
+    record = judged.evaluation
+    if share is None:
+        return judged
+    shard = {**record.meta.get("shard", {}), "left": left(attacks, record, share)}
+    return judged._replace(evaluation=replace(record, meta={**record.meta, "shard": shard}))
 
 
 def _entered(judged: EvaluationStep, told: Told) -> EvaluationStep:
     """Return the step with what guards have told in its record."""
     record = judged.evaluation
     return judged._replace(evaluation=replace(record, meta=told.entered(record.meta)))
-
-
-def _following(attacks: Mapping[str, Attack | Suite], record: Evaluation) -> Stage | None:
-    """Return what is to be run next; None when all is done."""
-    stages = (_next(name, attack, record) for name, attack in attacks.items())
-    return next((stage for stage in stages if stage is not None), None)
-
-
-def _next(name: str, attack: Attack | Suite, record: Evaluation) -> Stage | None:
-    """Return what is to be run next for this name, as a stage with its column's name; None when it is done."""
-    classes = int(record.meta["model"]["classes"])
-    if isinstance(attack, Suite):
-        own = {column.name[len(name) + 1 :]: column for column in record.columns if column.name.startswith(f"{name}/")}
-        stage = attack.following(own, len(record.labels))
-        return stage and stage._replace(name=f"{name}/{stage.name}", attack=stage.attack.assembled(classes))
-    if name in record.names:
-        return None
-    attack = attack.assembled(classes)
-    return Stage(name, attack, "correct" if _counts_targets(attack) else "survivors")
 
 
 def _clean(
@@ -254,7 +249,8 @@ def _continued(
             continue
         if not same_attack(known, wanted.assembled(classes), column.name):
             raise Unlike(f"the earlier evaluation ran another attack named '{column.name}'; choose another folder")
-    meta = {**earlier.meta, **fresh.evaluation.meta, "warnings": earlier.meta.get("warnings", [])}
+    known = {key: value for key, value in earlier.meta.items() if key != "left"}
+    meta = {**known, **fresh.evaluation.meta, "warnings": earlier.meta.get("warnings", [])}
     return _entered(EvaluationStep(replace(earlier, meta=meta), x_adv), Told(fresh.evaluation.meta["warnings"], 0))
 
 
@@ -264,7 +260,7 @@ def _attacked(
 ) -> EvaluationStep:
     """Run one attack on the images it should face and enter its column."""
     evaluation = judged.evaluation
-    rows = _facing(evaluation, stage).to(images.x.device)
+    rows = facing(evaluation, stage, search.share).to(images.x.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
     batch = images.select(rows)
     found = run(
@@ -315,23 +311,6 @@ def _facts(
     return facts | stuck_facts(stage.attack, counted, batch, (verdict.margin < 0) & (found.step <= 0))
 
 
-def _facing(evaluation: Evaluation, stage: Stage) -> Tensor:
-    """Return the rows of the images that a stage is run on.
-
-    A sample is drawn by the images' indices and the seed; a focus falls on those of the largest margins so far.
-    """
-    standing = evaluation.correct() if stage.facing == "correct" else evaluation.survivors()
-    rows = torch.from_numpy(standing).nonzero().squeeze(1)
-    if stage.focus is not None:
-        reached = np.fmax.reduce([evaluation.clean_margin, *(column.margin for column in evaluation.columns)])
-        nearest = torch.from_numpy(reached)[rows].argsort(descending=True, stable=True)
-        return rows[nearest[: math.ceil(stage.focus * len(rows))]].sort().values
-    if stage.sample is None or len(rows) <= stage.sample:
-        return rows
-    lots = keyed(torch.from_numpy(evaluation.indices)[rows], evaluation.meta["seed"], 1).squeeze(1)
-    return rows[lots.argsort()[: stage.sample]].sort().values
-
-
 def _update(on_chunk: OnChunk, counted: Counted, evaluation: Evaluation, name: str, broken: int, left: int) -> None:
     """Tell how the whole evaluation stands."""
     correct, standing = int(evaluation.correct().sum()), int(evaluation.survivors().sum())
@@ -347,10 +326,6 @@ def _kept(evaluation: Evaluation, stage: Stage, search: Search, device: torch.de
     text = repr([facts, stage.name, describe_attack(stage.attack), evaluation.names, search.precision])
     key = hashlib.sha256(text.encode()).hexdigest()
     return {"earlier": search.unfinished.load(key, device), "keep": partial(search.unfinished.keep, key)}
-
-
-def _counts_targets(attack: Attack) -> bool:
-    return getattr(next(components_of(attack)), "aim", "misclassify") == "reach"
 
 
 def _generator(evaluation: Evaluation, name: str) -> Generator:

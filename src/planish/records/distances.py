@@ -76,7 +76,7 @@ class Distances(Columned):
 
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and attacks that had nothing to follow."""
-        told = [*self.meta.get("notes", []), *self.meta.get("warnings", [])]
+        told = [*self.lacking(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
         return [*told, *(remark for column in self.columns for remark in column.remarks())]
 
     def of(self, name: str | None = None) -> Floats:

@@ -119,6 +119,11 @@ def data_digest(images: Batch) -> str:
     return _digest(images.x, images.labels, images.indices)
 
 
+def data_facts(images: Batch) -> dict[str, str]:
+    """Return the digests of the images, labels and indices, and of the pixels alone."""
+    return {"digest": data_digest(images), "pixels": _digest(images.x)}
+
+
 def _digest(x: Tensor, *others: Tensor) -> str:
     digest = hashlib.sha256(repr(tuple(x.shape)).encode())
     for value in (x, *others):
@@ -137,7 +142,7 @@ def origin(model: nn.Module, images: Batch, about: Mapping[str, Any], **facts: A
     return {
         **about,
         "model": {**about.get("model", {}), "digest": model_digest(model), "classes": images.logits.shape[1]},
-        "data": {**about.get("data", {}), "digest": data_digest(images), "pixels": _digest(images.x)},
+        "data": {**about.get("data", {}), **data_facts(images)},
         **facts,
         **provenance(images.x.device),
     }

@@ -253,6 +253,17 @@ class Columned(JudgedImages):
         """The attacks as they were asked for, in order: the stages of a suite, "suite/stage", are one."""
         return tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))
 
+    def lacking(self) -> list[str]:
+        """What a reader must know of a record that is not of all the images, or not of all the attacks asked for."""
+        shard, left = self.meta.get("shard"), self.meta.get("left")
+        told = []
+        if shard:
+            which = f"Shard {shard['number']}/{shard['of']}, {len(self.labels):,} of {number_of(shard['images'])}"
+            told.append(f"{which}: planish merge joins the shards.")
+        if left:
+            told.append(f"Left: {', '.join(left)}; planish evaluate --resume does it.")
+        return told
+
     def position(self, name: str) -> int:
         """Return the place of an attack's column, of a suite's last stage. Raises BadInput if there is none."""
         places = [place for place, own in enumerate(self.names) if own == name or own.startswith(f"{name}/")]

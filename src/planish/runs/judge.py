@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.arguments import check_logits, seed_of
@@ -33,6 +33,7 @@ from planish.records import evaluation as results
 from planish.records.audit import Audit
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
+from planish.records.shards import ImageShard
 from planish.records.store import Kind
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
@@ -40,8 +41,9 @@ from planish.report.pairs import paired_rows, pairs
 from planish.report.tables import Gallery
 from planish.runs.config import LARGEST_SIDE, written
 from planish.runs.names import audited_apart, entry_names, name_of
-from planish.runs.places import clear, refuse_taken
+from planish.runs.places import WRITTEN, clear, refuse_taken
 from planish.runs.run import BEST, CONFIG, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.runs.shards import cut
 from planish.storage.reading import read_json
 
 Step = TypeVar("Step")
@@ -72,7 +74,8 @@ class EvaluationConfig:
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
     random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
-    says itself, or as the data does.
+    says itself, or as the data does. shard: only this part of the images. after: a folder with a record of all shards,
+    by which a suite chooses what a shard does next.
     """
 
     data: str
@@ -86,10 +89,14 @@ class EvaluationConfig:
     size: int | None = None
     eot: int = 1
     classes: Classes | None = None
+    shard: ImageShard | None = None
+    after: str | None = None
 
     def __post_init__(self) -> None:
         seed_of(self.seed)
         between(1, LARGEST_SIDE, size=self.size)
+        if self.after is not None and self.shard is None:
+            raise BadInput("after says what a shard goes on with, and no shard is given; a whole record takes resume")
 
 
 def check_task(task: EvaluationConfig) -> None:
@@ -191,15 +198,17 @@ def evaluate_into(
     check_task(task)
     _refuse_gradients(judged, task)
     path = folder / EVALUATION
-    batch, data, warnings = images_to_judge(task, judged.about)
-    batch = batch.to(device)
+    whole, data, warnings = images_to_judge(task, judged.about)
+    part = cut(task.shard, whole, task.seed, data, _decided(task.after, whole))
+    batch = part.batch.to(device)
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
-    about["notes"] = [*judged.notes, *warnings]
+    about |= {"notes": [*judged.notes, *warnings], **part.about}
     kept = KeptProgress(folder / PROGRESS)
     found = results.load(path) if path.exists() and not overwrite else None
-    going_on: dict[str, Any] = {"earlier": found, "unfinished": kept}
-    going_on["x_adv"] = images_left(folder / IMAGES, batch) if resume else None
+    going_on: dict[str, Any] = {"earlier": part.further(found), "unfinished": kept, "share": part.share}
+    x_adv = images_left(folder / IMAGES, batch) if resume else None
+    going_on["x_adv"] = part.x_adv if x_adv is None else x_adv
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
     options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
     begin = partial(evaluate_steps, judged.model, batch, threat=task.threat, **options, **going_on)
@@ -222,7 +231,7 @@ def _allowed(
     try:
         steps, alike = begin(), True
     except Unlike:
-        if resume:
+        if resume or overwrite or not (folder / WRITTEN[kind][0]).exists():
             raise
         steps, alike = iter(()), False
     if overwrite:
@@ -230,6 +239,13 @@ def _allowed(
     elif not resume:
         refuse_taken(folder, kind, resumes=alike)
     yield from steps
+
+
+def _decided(after: str | None, batch: Batch) -> tuple[Evaluation, Tensor | None] | None:
+    """Return the record of all shards by which a suite chooses, and the images as attacks left them, if kept."""
+    if after is None:
+        return None
+    return results.load(Path(after) / EVALUATION), images_left(Path(after) / IMAGES, batch)
 
 
 def _refuse_gradients(judged: LoadedModel, task: EvaluationConfig) -> None:
@@ -268,11 +284,12 @@ def measure(
     check_distances(task)
     path = folder / DISTANCES
     batch, data, warnings = images_to_judge(task, judged.about)
-    about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings]}
+    part = cut(task.shard, batch, task.seed, data)
+    about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings], **part.about}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() and not overwrite else None
     names = [*dict.fromkeys(task.attacks)]
-    begin = partial(distances.measure, judged.model, batch.to(device), task.threat, names, **options)
+    begin = partial(distances.measure, judged.model, part.batch.to(device), task.threat, names, **options)
     for step in _allowed(begin, folder, "distances", resume, overwrite):
         distance_records.save(step, path)
         yield step

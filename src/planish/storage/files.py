@@ -91,6 +91,12 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there and empty."""
+    with suppress(OSError):
+        path.rmdir()
+
+
 def write_arrays(path: str | Path, **arrays: "NDArray[Any]") -> None:
     """Write one compressed .npz without pickle, as `write_bytes` does, with a digest."""
     import numpy as np
