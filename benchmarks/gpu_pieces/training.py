@@ -27,9 +27,10 @@ from planish.runs.run import load_resume, save_resume
 from planish.search.ascent import ascend
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest, StepRule
-from planish.training.loop import Bound, fit, start
+from planish.training.loop import fit, start
 from planish.training.settings import Settings
 from planish.training.state import State, go_on, to_go_on
+from planish.training.step import Bound
 
 RULES: dict[str, StepRule] = {
     "steepest": Steepest(0.25),
