@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import runpy
 import shlex
@@ -208,6 +209,13 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(room, "write_page", lambda *arguments: None)
     monkeypatch.setattr(pages, "_shown", lambda *arguments: None)
     monkeypatch.setattr("planish.cli.terminal.print_run", lambda folder: None)
+    record = SimpleNamespace(meta={})
+    monkeypatch.setattr("planish.cli.shards.show_shard", lambda folder, json_: None)
+    monkeypatch.setattr("planish.runs.workers.judge_by_workers", lambda *arguments, **options: iter(()))
+    monkeypatch.setattr("planish.runs.merge.record_in", lambda folder: record)
+    monkeypatch.setattr("planish.runs.merge.kind_of", lambda folders: "evaluation")
+    monkeypatch.setattr("planish.runs.merge.merge", lambda *arguments: record)
+    monkeypatch.setattr("planish.cli.merge.write_page", lambda *arguments: None)
     nothing = SimpleNamespace(entries=[], write=lambda *arguments: Path(), tables=list)
     monkeypatch.setattr("planish.runs.judge.comparison", lambda folders: nothing)
     monkeypatch.setattr("planish.cli.terminal.chosen_device", lambda name: name)
@@ -228,8 +236,10 @@ def test_command_lines(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / RUN).mkdir(parents=True)
     (tmp_path / RUN / "config.toml").write_text("seed = 0\n")
     monkeypatch.chdir(tmp_path)
+    for name, value in {"N": "3", "RUN": RUN, "DATA": "digits"}.items():  # of a queue's scripts
+        monkeypatch.setenv(name, value)
     for line in command_lines(page):
-        words = [from_root(word) for word in shlex.split(line, comments=True)]
+        words = [from_root(os.path.expandvars(word)) for word in shlex.split(line, comments=True)]
         result = CliRunner().invoke(cli.app, words[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}"
 
