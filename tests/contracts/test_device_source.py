@@ -21,6 +21,8 @@ ON_THE_CPU = {
     "data/listing.py": "a listing's own indices and labels, which stay in memory",
     "data/stream.py": "rows of a listing",
     "evaluation/evaluate.py": "columns of a record, filled on the CPU by _filled",
+    "records/shards.py": "rows of a test set, made on the CPU",
+    "runs/merge.py": "rows of a test set, made on the CPU",
 }
 """Files that call numpy() on what is on the CPU by construction, not by a cpu() in the same expression."""
 

@@ -60,7 +60,7 @@ class ImageShard:
         """Return the rows (M,) of its images, rising. Raises BadInput where there are more shards than images."""
         if self.of > images:
             raise BadInput(f"{self.of} shards of {number_of(images)} leave some empty: use at most {images}")
-        order = keyed(torch.arange(images), seed, 1).squeeze(1).argsort(stable=True)
+        order = keyed(torch.arange(images, device="cpu"), seed, 1).squeeze(1).argsort(stable=True)
         return order[self.number - 1 :: self.of].sort().values
 
     def part(self, count: int) -> int:
