@@ -288,3 +288,47 @@ def test_synchronized_batch_norm_has_no_second_derivative(model: nn.Module, batc
     for method in (LLR(), GradientPenalty(slope="double-backward")):
         with pytest.raises(BadInput, match="synchronized batch norm has no second derivative"):
             train(synchronized, batch, PLAIN, method=method)
+
+
+class Dropping(nn.Module):
+    """A network that draws from the global random state, as dropout does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+def test_dropout_depends_on_the_seed_and_the_step_alone():
+    """Two trainings with one seed differed where the model has dropout, and a resumed one from one that was not."""
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(torch.rand(12, 1, 4, 4, generator=generator), torch.arange(12) % 3)
+    settings = replace(PLAIN, epochs=2, weight_perturbation=0.01, weight_perturbation_from=0.0)
+    found = []
+    for state in range(2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        trained, _ = train(Dropping(), batch, settings, method=RSFGSM())
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(weights(trained.model))
+    other, _ = train(Dropping(), batch, settings, method=RSFGSM(), seed=1)
+    assert torch.equal(*found) and not torch.equal(found[0], weights(other.model))
+    half = start(Dropping(), settings)
+    steps = fit(half, RSFGSM(), THREAT, Fixed(batch, 4), settings, seed=0)
+    next(steps)
+    torch.rand(7)  # whatever else the process draws in between
+    list(steps)
+    assert torch.equal(weights(half.model), found[0])
+
+
+def test_dropout_is_drawn_anew_in_every_step():
+    seen: list[Tensor] = []
+    model = Dropping()
+    model.net[3].register_forward_hook(lambda module, given, out: seen.append(out.detach() == 0))
+    x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    train(model, Batch(x, torch.arange(4) % 3), replace(PLAIN, epochs=2, learning_rate=0.0))
+    assert len(seen) == 2 and not torch.equal(*seen)

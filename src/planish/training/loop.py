@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.modes import batch_norms, fixed_statistics
-from planish.core.randomness import reproducible, seeded
+from planish.core.randomness import drawn_seed, reproducible, seeded
 from planish.core.threat import ThreatModel
 from planish.data.images import Images
 from planish.methods import Method, StepContext, TrainingLoss
@@ -29,6 +29,7 @@ from planish.training.step import Stepper, lies_channels_last
 MOST_ESCALATIONS = 6
 EXTRA_STATE = "_extra_state"
 """How PyTorch ends the names of what modules keep besides tensors (`nn.Module.get_extra_state`)."""
+DRAWN = 0xD204  # keeps what a model draws by itself apart from a method's noise for the same seed and step
 SNAPSHOTS, APART = 2, 2
 """Healthy states to go back to, and how many probes lie between them: the older is at least so far from an alarm."""
 
@@ -83,7 +84,8 @@ def fit(
     back, and on with the method strengthened. PGD is tried on `held_out` images, if there are any.
     after_step: called whenever the weights have moved and the state can be saved, for whoever saves within an epoch.
     group: the processes that train together (`planish.training.processes.joined`); batches are each one's share.
-    Deterministic on CPU: order, augmentation and noise of a step depend on the seed and the step alone.
+    Deterministic on CPU: order, augmentation, noise and the model's own draws (dropout) depend on the seed and
+    the step alone; of several processes each draws its own dropout.
     Raises BadInput if the method needs derivatives that a compiled or synchronised module has not, FloatingPointError
     if the loss or the weights are not finite.
     """
@@ -205,7 +207,8 @@ class _Run:
         part = Part(group, batch, self._whole(batch))
         noise, memory = seeded(self.seed, state.step, device=batch.x.device), part.lent(method, state.memory)
         own = (part.noise(noise), progress, state.step, memory, self.batches.identities)
-        loss = self.stepper.backward(part, StepContext(*own, mean=part.mean), together, last)
+        with reproducible(drawn_seed(seeded(self.seed, DRAWN, state.step, group.share.number))):
+            loss = self.stepper.backward(part, StepContext(*own, mean=part.mean), together, last)
         part.keep(method, memory, state.memory)
         _add(state.sums, part.united(_metrics(loss, batch), state.model))
         return loss
