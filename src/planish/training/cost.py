@@ -24,11 +24,15 @@ def training_cost(method: Method, model: nn.Module, batch: Batch, threat: Threat
     in training mode: the model, its gradients and its statistics stay as they are. Times differ: a pass that
     keeps a device busier takes less than its share. 0 for a model without any such operation.
     """
-    standard = _operations(Standard(), model, batch, threat)
-    return _operations(method, model, batch, threat) / max(standard, 1)
+    standard = step_operations(Standard(), model, batch, threat)
+    return step_operations(method, model, batch, threat) / max(standard, 1)
 
 
-def _operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> int:
+def step_operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> int:
+    """Return the floating point operations of one training step on the batch, two to a multiplication and addition.
+
+    Counted as in `training_cost`.
+    """
     own = deepcopy(model).train()
     generator = torch.Generator(batch.x.device).manual_seed(0)
     first = StepContext(generator, identities=int(batch.indices.max()) + 1)
