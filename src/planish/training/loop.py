@@ -34,10 +34,18 @@ SNAPSHOTS, APART = 2, 2
 """Healthy states to go back to, and how many probes lie between them: the older is at least so far from an alarm."""
 
 
+class Examples(NamedTuple):
+    """Some held-out images (M, C, H, W), and what PGD made of them."""
+
+    x: Tensor
+    x_adv: Tensor
+
+
 class EpochRecord(NamedTuple):
     """One epoch: means over its batches of loss, terms and training accuracy; learning rate, seconds, alarms.
 
-    metrics: what the guard saw, if there is one, is in them as "guard_...".
+    metrics: what the guard saw, if there is one, is in them as "guard_...". examples: of a run in a folder that holds
+    images out.
     """
 
     epoch: int
@@ -45,6 +53,7 @@ class EpochRecord(NamedTuple):
     learning_rate: float
     seconds: float
     alarms: tuple[dict[str, float], ...] = ()
+    examples: Examples | None = None
 
 
 def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
