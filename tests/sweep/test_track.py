@@ -5,8 +5,8 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from importlib.machinery import ModuleSpec
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,7 +92,9 @@ def test_tensorboard_has_every_epoch_once_after_a_resumption_too(train: Callable
     shown = {event.step: value for event in events(first) for value in event.summary.value if value.tag == EXAMPLES}
     assert [*shown] == [1, 2]
     for value in shown.values():
-        assert Image.open(BytesIO(value.image.encoded_image_string)).size == (8 * 64, 3 * 64), "8 digits, 8 times as large"
+        assert Image.open(BytesIO(value.image.encoded_image_string)).size == (8 * 64, 3 * 64), (
+            "8 digits, 8 times as large"
+        )
     assert train("--track", "tensorboard", *EACH, "--resume", epochs=3).exit_code == 0
     second = max(Path("run/events").iterdir())  # the same file, if both began in one second
     own = [*events(second)]

@@ -105,10 +105,8 @@ def _refuse_others(begun: Collection[int], workers: int, folder: Path) -> None:
     """Raise BadInput for shards of other numbers of workers."""
     for count in begun:
         if count != workers:
-            raise BadInput(
-                f"{folder} holds shards of {number_of(count, 'worker')} that were cut short: --workers {count} --resume goes on with "
-                "them, --overwrite begins anew"
-            )
+            told = f"{folder} holds shards of {number_of(count, 'worker')} that were cut short"
+            raise BadInput(f"{told}: --workers {count} --resume goes on with them, --overwrite begins anew")
 
 
 def _clear(places: Iterable[Path], kind: str) -> None:
