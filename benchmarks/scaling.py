@@ -52,6 +52,10 @@ EACH = ("finlay-table-1-imagenet", "undefended")
 SIDE = 224
 DRAWN = (("llr-table-3", "adv"), ("llr-table-3", "llr"), EACH, ("finlay-table-1-imagenet", "l2-01"))
 FLOAT32 = 4
+SMALL = 64
+"""Pixels of a side up to which two images are counted, as a batch norm over logits takes no fewer; beyond, one."""
+CLASSES = 10
+"""Of the network for each method: LIET asks it for each class."""
 
 
 class Machine(NamedTuple):
@@ -109,12 +113,13 @@ class Cluster:
 
 
 def operations(experiment: Experiment, shape: tuple[int, ...], classes: int, method: Method) -> float:
-    """Return the operations for one image in a training step: counted on one random image of that shape (C, H, W)."""
+    """Return the operations for one image in a training step: counted on random images of that shape (C, H, W)."""
     threat: ThreatModel = experiment.threat.model
     with initialised(0):
         model = architecture(experiment.model.name, experiment.model.options, classes, shape[0])
-    x = torch.rand(1, *shape, generator=seeded(0))
-    return float(step_operations(method, model, Batch(x, torch.tensor([1]), torch.tensor([0])), threat))
+    images = 1 if shape[-1] > SMALL else 2
+    x, indices = torch.rand(images, *shape, generator=seeded(0)), torch.arange(images)
+    return step_operations(method, model, Batch(x, indices, indices), threat) / images
 
 
 def counted(name: str, row: str, scale: str = "full") -> Row:
@@ -180,7 +185,7 @@ def each_method(scale: str = "full") -> Iterator[Row]:
     whole = counted(*EACH, scale)
     for name, build in components("methods").items():
         made: Any = build()
-        work = operations(experiment, shape, found.head.classes, made)
+        work = operations(experiment, shape, CLASSES, made)
         yield {**whole, "printed": name, "method": name, "work": work, "epochs": 1, "replays": made.replays}
 
 
