@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timing import RESULTS, Columns, Row, markdown, paste
+from torch import nn
 
 from planish.core.batch import Batch
 from planish.core.randomness import initialised, seeded
@@ -40,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, FIGURE = ROOT / "docs" / "scaling.md", ROOT / "docs" / "images" / "scaling.png"
 GPUS = (1, 8, 64)
 TRAININGS = {
-    "llr-table-3": ("adv", "denoise", "llr", "llr-16"),
+    "llr-table-3": ("adv", "llr", "llr-16"),
     "finlay-table-1-imagenet": ("undefended", "l2-01"),
     "llr-table-2": ("wrn-28-8-adv", "wrn-28-8-trades", "wrn-28-8-llr", "wrn-40-8-llr"),
     "seat-table-1": ("pgd-at", "trades", "fgsm-at", "grad-align", "gat", "seat", "planish-at"),
@@ -49,13 +50,13 @@ TRAININGS = {
 """Rows of the papers' tables, as planish reproduces them."""
 EACH = ("finlay-table-1-imagenet", "undefended")
 """The network on which every method is counted, at 224 pixels."""
-SIDE = 224
-DRAWN = (("llr-table-3", "adv"), ("llr-table-3", "llr"), EACH, ("finlay-table-1-imagenet", "l2-01"))
-FLOAT32 = 4
+METHODS = "methods"
 SMALL = 64
-"""Pixels of a side up to which two images are counted, as a batch norm over logits takes no fewer; beyond, one."""
+"""Pixels at which each method's step is compared with a standard one: convolutions grow alike with the area."""
 CLASSES = 10
 """Of the network for each method: LIET asks it for each class."""
+DRAWN = (("llr-table-3", "adv"), ("llr-table-3", "llr"), EACH, ("finlay-table-1-imagenet", "l2-01"))
+FLOAT32 = 4
 
 
 class Machine(NamedTuple):
@@ -113,11 +114,13 @@ class Cluster:
 
 
 def operations(experiment: Experiment, shape: tuple[int, ...], classes: int, method: Method) -> float:
-    """Return the operations for one image in a training step: counted on random images of that shape (C, H, W)."""
+    """Return the operations for one image in a training step: counted on a random image of that shape (C, H, W), or
+    on two, since a batch norm over logits takes no fewer.
+    """
     threat: ThreatModel = experiment.threat.model
     with initialised(0):
         model = architecture(experiment.model.name, experiment.model.options, classes, shape[0])
-    images = 1 if shape[-1] > SMALL else 2
+    images = 2 if any(isinstance(part, nn.BatchNorm1d) for part in model.modules()) else 1
     x, indices = torch.rand(images, *shape, generator=seeded(0)), torch.arange(images)
     return step_operations(method, model, Batch(x, indices, indices), threat) / images
 
@@ -162,10 +165,8 @@ def counted(name: str, row: str, scale: str = "full") -> Row:
 
 
 def _network(experiment: Experiment) -> str:
-    options = experiment.model.options
-    parts = [options["activation"]] if "activation" in options else []
-    parts += ["denoising"] if options.get("denoise", "none") != "none" else []
-    return ", ".join([experiment.model.name, *parts])
+    activation = experiment.model.options.get("activation")
+    return ", ".join(filter(None, [experiment.model.name, activation]))
 
 
 def _hours(head: str, text: str | None, experiment: Experiment) -> float | None:
@@ -177,28 +178,31 @@ def _hours(head: str, text: str | None, experiment: Experiment) -> float | None:
 
 def each_method(scale: str = "full") -> Iterator[Row]:
     """Yield what an image costs in a step of each method as it comes, on the network that all have in common."""
-    found = table(EACH[0])
+    whole, found = counted(*EACH, scale), table(EACH[0])
     own = found.rows[EACH[1]].experiment
     assert own is not None
-    experiment = scaled(own, SCALES[scale])
-    shape = (found.head.shape[0], *[SIDE if scale == "full" else SCALES[scale].side or SIDE] * 2)
-    whole = counted(*EACH, scale)
+    experiment, shape = scaled(own, SCALES[scale]), (found.head.shape[0], SMALL, SMALL)
+    standard = operations(experiment, shape, CLASSES, Standard())
+    at_once = operations(experiment, found.head.shape, found.head.classes, Standard())
     for name, build in components("methods").items():
-        made: Any = build()
-        work = operations(experiment, shape, CLASSES, made)
-        yield {**whole, "printed": name, "method": name, "work": work, "epochs": 1, "replays": made.replays}
+        work = at_once * operations(experiment, shape, CLASSES, build()) / standard
+        yield {**whole, "method": name, "work": work, "standard": at_once, "epochs": 1}
 
 
 def count(given: Namespace) -> None:
-    """Count every row, and write them with where they come from."""
+    """Count some parts, or all, and write them beside the others that are there, with where they come from."""
+    asked = given.only or [*TRAININGS, METHODS]
     rows = []
-    for name in given.only or TRAININGS:
+    for name in (part for part in asked if part != METHODS):
         for row in TRAININGS[name]:
             rows.append(counted(name, row, given.scale))
             print(f"{name} {row}: {rows[-1]['work'] / 1e9:,.1f} GFLOP an image", flush=True)
-    each = [] if given.only else sorted(each_method(given.scale), key=lambda row: float(row["work"]))
-    setting = {"scale": given.scale, "tables": given.only or [*TRAININGS]}
-    write_json({**provenance("cpu"), "setting": setting, "rows": rows, "each": each}, given.out)
+    each = sorted(each_method(given.scale), key=lambda row: float(row["work"])) if METHODS in asked else []
+    before = read_json(given.out, "remove it to count anew") if given.out.exists() else {"rows": [], METHODS: []}
+    rows += [row for row in before["rows"] if row["table"] not in asked]
+    rows.sort(key=lambda row: [*TRAININGS].index(row["table"]))
+    about = {**provenance("cpu"), "setting": {"scale": given.scale}}
+    write_json({**about, "rows": rows, METHODS: each or before[METHODS]}, given.out)
 
 
 def _size(row: Row) -> str:
@@ -304,14 +308,13 @@ def methods_table(rows: Sequence[Row], cluster: Cluster) -> str:
     """Return what an epoch of ImageNet costs with each method."""
     columns: Columns = {
         "method": lambda row: f"`{row['method']}`",
-        "its step": lambda row: f"{row['work'] / row['each']:.2f}",
+        "its step": lambda row: f"{row['work'] / row['standard']:.2f}",
         "GFLOP an image": lambda row: f"{row['work'] / 1e9:.1f}",
         "images/s a GPU": lambda row: f"{cluster.rate(row):,.0f}",
         "GPU-hours an epoch": lambda row: f"{_whole(row) / cluster.flops / 3600:.2f}",
         **{f"{gpus} GPUs wait for": lambda row, gpus=gpus: cluster.step(row, gpus)[0] for gpus in GPUS[1:]},
     }
-    standard = next(row["work"] for row in rows if row["method"] == "standard")
-    return markdown([{**row, "each": standard} for row in rows], columns)
+    return markdown(rows, columns)
 
 
 def tables(found: dict[str, Any], cluster: Cluster) -> dict[str, str]:
@@ -322,7 +325,7 @@ def tables(found: dict[str, Any], cluster: Cluster) -> dict[str, str]:
         "hours": hours_table(rows, cluster),
         "lines": lines_table(rows, cluster),
         "papers": papers_table(rows),
-        "methods": methods_table(found["each"], cluster),
+        METHODS: methods_table(found[METHODS], cluster),
     }
 
 
@@ -368,7 +371,7 @@ def parsed(arguments: Sequence[str] | None) -> Namespace:
     """Return the options."""
     options = ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     options.add_argument("--count", action="store_true", help="count the rows anew")
-    options.add_argument("--only", action="append", choices=TRAININGS, help="with --count: of this table alone")
+    options.add_argument("--only", action="append", choices=(*TRAININGS, METHODS), help="with --count: this part alone")
     options.add_argument("--scale", default="full", choices=SCALES, help="with --count: cut down, for a trial")
     options.add_argument("--tflops", type=float, default=50.0, help="assumed: 10^12 operations a second of one GPU")
     options.add_argument("--link", type=float, default=100.0, help="assumed: GB/s between GPUs of one machine")
