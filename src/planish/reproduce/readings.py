@@ -22,8 +22,8 @@ MOST_SEEDS = 100
 INTRODUCTION = """# What of the three papers holds
 
 Each claim with its verdict at the largest scale that has one, and what we make of it. Data: **cifar10-jpeg75**,
-CIFAR-10 stored as JPEG of quality 75, which is not the original. A verdict holds at its scale, and the scales here are far below
-the papers': `confirmed` and `refuted` say what was measured, not what the authors would find.
+CIFAR-10 stored as JPEG of quality 75, which is not the original. A verdict holds at its scale, and the
+scales here are far below the papers': `confirmed` and `refuted` say what was measured, not what the authors would find.
 [Reproduction](reproduction.md) has the tables, the scales and how verdicts come about; this page is written from it by
 `planish reproduce --claims PAGE`.
 """

@@ -157,12 +157,12 @@ class _Crew:
         if isinstance(event, Exception):
             raise event
         if event is None:
-            self.at_work.remove(pipe)
+            self.at_work.discard(pipe)
         else:
             self.told(self.workers[pipe][0].number, event)
 
     def _replace(self, pipe: Connection) -> None:
-        self.at_work.remove(pipe)
+        self.at_work.discard(pipe)
         shard, process = self.workers.pop(pipe)
         process.join()
         code = process.exitcode or 0
