@@ -68,7 +68,7 @@ def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
     if lies_channels_last(model, settings):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, resting = optimizer_of(model, settings), [module for module in model.modules() if not module.training]
-    average = deepcopy(model).requires_grad_(False) if settings.ema > 0 else None
+    average = deepcopy(model) if settings.ema > 0 else None
     return State(model, optimizer, average, resting=resting if model.training else [])
 
 
