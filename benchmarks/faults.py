@@ -37,7 +37,7 @@ from PIL import Image
 from planish.core.errors import BadInput
 from planish.evaluation.adversarials import load_images
 from planish.records import audit, distances, evaluation, geometry
-from planish.runs.judge import load_gallery
+from planish.runs.beside import load_gallery
 from planish.runs.run import load_resume, read_history, read_weights
 from planish.storage.files import write_arrays, write_text
 from planish.storage.reading import read_headed, read_json

@@ -26,7 +26,7 @@ from planish.evaluation.guards import copied
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column
 from planish.records.geometry import Geometry
-from planish.records.origin import origin
+from planish.records.origin import data_facts, origin
 from planish.registry import components, imported
 
 SUITE = "planish-suite"
@@ -153,7 +153,8 @@ def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:
 def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str, Any]:
     return origin(
         evidence.given,
-        evidence.images,
+        evidence.logits,
+        data_facts(evidence.images),
         about,
         schema_version=SCHEMA_VERSION,
         budget=evidence.plan.level,

@@ -39,6 +39,10 @@ class Store(Protocol):
         """Return which group each row is read with, rising; None if every image is read by itself."""
         return None
 
+    def in_order(self) -> "Store":
+        """Return the same images for reading them in order: no more of them are kept at hand than are read at once."""
+        return self
+
     def known(self, rows: NDArray[np.int64]) -> list[Pixels] | None:
         """Return the decoded images if they were kept, else None."""
         return None
@@ -124,6 +128,16 @@ class Listing:
         chosen = [blocks[number] for number in _spread(len(blocks), min(len(blocks), SAMPLED_GROUPS)).tolist()]
         each = -(-count // len(chosen))
         return self.take(torch.cat([block[:each] for block in chosen]))
+
+    def image_shape(self, size: int | None = None) -> tuple[int, int, int]:
+        """Return (C, H, W) of 64 images spread over the set; three channels if any is coloured.
+
+        size: as in `images`. Raises BadInput where sizes differ or an image is unreadable.
+        """
+        some = self.sample(PROBED)
+        found = [image for _, image in some._decoded(size, refuse)]
+        channels, height, width = stack(found, [self.store.name(row) for row in some.indices.tolist()]).shape[1:]
+        return channels, height, width
 
     def blocks(self) -> Sequence[Tensor] | None:
         """Return the rows (positions here) of each group that is read at once; None if images are read one by one."""

@@ -40,17 +40,28 @@ def load(
     there is no such data, sizes differ and none is named, images that are no files have another, or classes lack one.
     """
     from planish.data.classes import numbered_as
+    from planish.data.images import Images
 
-    images = _sized(find(spec, split, limit), size)
+    found = _sized(find(spec, split, limit), size)
+    images = found if isinstance(found, Images) else found.images(size)
     return images if classes is None else numbered_as(images, classes)
 
 
-def _sized(found: "Images | Listing", size: int | None) -> "Images":
-    """Return the images of a size. Raises BadInput."""
+def find_fitting(spec: str, split: str, limit: int | None = None, size: int | None = None) -> "Images | Listing":
+    """Return the data of `load`: in memory, or a listing of images that are too many. Raises BadInput."""
+    from planish.data.images import Images
+    from planish.data.on_demand import is_large
+
+    found = _sized(find(spec, split, limit), size)
+    return found if isinstance(found, Images) or is_large(found, size) else found.images(size)
+
+
+def _sized(found: "Images | Listing", size: int | None) -> "Images | Listing":
+    """Return the images, once they can have the size. Raises BadInput."""
     from planish.data.images import Images
 
     if not isinstance(found, Images):
-        return found.images(size)
+        return found
     height, width = found.x.shape[2:]
     if size is not None and (height, width) != (size, size):
         raise BadInput(

@@ -12,13 +12,14 @@ from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Progress, run
 from planish.attacks.suites import Stage, Suite
-from planish.core.arguments import Images, Labels, images_at_a_time, judged_batch, model_of, seed_of, threat_of
-from planish.core.batch import Batch
+from planish.core.arguments import Images, Labels, images_at_a_time, model_of, seed_of, threat_of
+from planish.core.batch import Batch, ImageSet
 from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.randomness import seeded
 from planish.core.threat import Linf, ThreatModel
 from planish.core.words import number_of, radius_text
+from planish.evaluation.blocks import Block, Faced, Judged
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.evaluation.stages import ImageShare, facing, following, left
@@ -42,6 +43,7 @@ class Update(NamedTuple):
 
 
 OnChunk = Callable[[Update], None]
+OnBlock = Callable[[Block], None]
 OTHER_CLASSES = (
     "the data name {} classes, the model has {}: labels were matched by number, and attacks aim at all of the model's; "
     "--classes FILE says which class is which"
@@ -60,11 +62,20 @@ class Unfinished(Protocol):
         """Keep the progress, in place of any other."""
         ...
 
+    def finished(self, key: str) -> Faced | None:
+        """Return what `finish` kept last, if that was under this key."""
+        ...
+
+    def finish(self, key: str, faced: Faced) -> None:
+        """Keep what came to the images of the blocks that are done."""
+        ...
+
 
 class EvaluationStep(NamedTuple):
     """An evaluation as far as it has come, and the images (N, ...) as the attacks of this run left them.
 
-    An image stays as it was when it broke.
+    An image stays as it was when it broke. Of images that are read when they are wanted there are none, (0, ...): who
+    wants them is told of each block.
     """
 
     evaluation: Evaluation
@@ -75,7 +86,8 @@ class EvaluationStep(NamedTuple):
 class Search:
     """How attacks are run: images at a time, arithmetic of the search, draws; who is told of progress, who keeps it.
 
-    share: which part of a test set the images are, where they are not all of it.
+    share: which part of a test set the images are, where they are not all of it. on_block: told of each block of
+    images that an attack is done with.
     """
 
     chunk: int | None = None
@@ -84,6 +96,7 @@ class Search:
     on_chunk: OnChunk | None = None
     unfinished: Unfinished | None = None
     share: ImageShare | None = None
+    on_block: OnBlock | None = None
 
 
 @spelled(threat=Linf)
@@ -124,7 +137,7 @@ def evaluate(
 @spelled(threat=Linf)
 def evaluate_steps(
     model: nn.Module,
-    x: Images,
+    x: Images | ImageSet,
     labels: Labels = None,
     threat: ThreatModel | str | None = None,
     attacks: Attacks = "autoattack",
@@ -140,6 +153,7 @@ def evaluate_steps(
     on_chunk: OnChunk | None = None,
     unfinished: Unfinished | None = None,
     share: ImageShare | None = None,
+    on_block: OnBlock | None = None,
 ) -> Iterator[EvaluationStep]:
     """Judge as `evaluate` does, and yield the record after the clean pass and after each attack.
 
@@ -148,25 +162,26 @@ def evaluate_steps(
     by what the ones before found. The model's modes, parameters and statistics stay as they are.
     earlier: a record of the same model, data, threat and seed, whose attacks are not run again; x_adv: (N, ...) the
     images that they left, where these were kept. unfinished: where the attack at work keeps its progress. share: of
-    which test set the images are a part: what a suite decides by all of it is left, and the record says so.
+    which test set the images are a part: what a suite decides by all of it is left, and the record says so. on_block:
+    told of the images that an attack leaves, a block at a time, which are all where they are in memory.
     Raises BadInput at once for arguments, images, labels, outputs or an earlier record that do not fit.
     """
     counted, threat, seed = Counted(model_of(model)), threat_of(threat), seed_of(seed)
-    search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share)
+    search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share, on_block)
     copy, began = copied(counted.model), time.perf_counter()
-    images = judged_batch(counted if eot == 1 else Averaged(counted, eot), x, labels, threat, chunk)
+    images = Judged.begun(counted if eot == 1 else Averaged(counted, eot), x, labels, threat, chunk)
     again = Again.begun(copy, images)
-    others = surrogates_of(surrogates, images)
+    others = surrogates_of(surrogates, images.select(slice(0, 1)))
     wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name, surrogates=others)
     judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began, search)
     if earlier is not None:
-        judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), wanted)
+        judged = _continued(judged, earlier, judged.x_adv if x_adv is None else x_adv.to(judged.x_adv), wanted)
     return _steps(counted, images, threat, wanted, judged, search, again)
 
 
 def _steps(
     counted: Counted,
-    images: Batch,
+    images: Judged,
     threat: ThreatModel,
     attacks: Mapping[str, Attack | Suite],
     judged: EvaluationStep,
@@ -203,12 +218,14 @@ def _entered(judged: EvaluationStep, told: Told) -> EvaluationStep:
 
 
 def _clean(
-    counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], seconds: float, search: Search
+    counted: Counted, images: Judged, threat: ThreatModel, about: dict[str, Any], seconds: float, search: Search
 ) -> EvaluationStep:
     logits = images.clean_logits
     verdict = Verdict.from_logits(logits[None], images.labels)
     if search.draws > 1:
-        verdict = Verdict.of(counted, images.x, images.labels, search.chunk, search.draws)
+        batches = map(images.select, images.blocks())
+        drawn = [Verdict.of(counted, batch.x, batch.labels, search.chunk, search.draws) for batch in batches]
+        verdict = Verdict(*map(torch.cat, zip(*drawn, strict=True)))
     warnings, names = [], len(about.get("data", {}).get("classes", ()))
     if left_in_training(counted.model):
         warnings.append(IN_TRAINING)
@@ -216,7 +233,8 @@ def _clean(
         warnings.append(OTHER_CLASSES.format(names, logits.shape[1]))
     meta = origin(
         counted.model,
-        images._replace(x=images.x.float()),
+        logits,
+        images.facts,
         about,
         schema_version=SCHEMA_VERSION,
         threat={"norm": threat.name, "radius": threat.radius},
@@ -232,7 +250,7 @@ def _clean(
         columns=(),
         meta=meta,
     )
-    return EvaluationStep(evaluation, images.x.clone())
+    return EvaluationStep(evaluation, images.in_memory().clone())
 
 
 def _continued(
@@ -256,76 +274,108 @@ def _continued(
 
 @torch.inference_mode(False)
 def _attacked(
-    counted: Counted, images: Batch, threat: ThreatModel, stage: Stage, judged: EvaluationStep, search: Search
+    counted: Counted, images: Judged, threat: ThreatModel, stage: Stage, judged: EvaluationStep, search: Search
 ) -> EvaluationStep:
-    """Run one attack on the images it should face and enter its column."""
-    evaluation = judged.evaluation
-    rows = facing(evaluation, stage, search.share).to(images.x.device)
+    """Run one attack on the images it should face, block by block, and enter its column."""
+    evaluation, x_adv = judged.evaluation, judged.x_adv.clone()
+    rows = facing(evaluation, stage, search.share).to(images.labels.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
-    batch = images.select(rows)
-    found = run(
-        stage.attack,
-        counted if search.draws == 1 else Averaged(counted, search.draws),
-        batch,
-        threat,
-        generator=_generator(evaluation, stage.name),
-        chunk=search.chunk,
-        precision=search.precision,
-        report=search.on_chunk and partial(_update, search.on_chunk, counted, evaluation, stage.name),
-        **_kept(evaluation, stage, search, images.x.device),
-    )
-    verdict = verified(counted, batch, found, threat, stage.name, search.chunk, search.draws)
+    work = _AtWork(counted, images, threat, stage, evaluation, search)
+    faced = None if search.unfinished is None else search.unfinished.finished(work.key())
+    for some in images.blocks(rows[0 if faced is None else len(faced.margin) :]):
+        part, left = work.block(some, faced, len(rows))
+        faced = part if faced is None else faced.followed_by(part)
+        if len(x_adv):
+            x_adv[left.rows] = left.x_adv
+        if search.on_block is not None:
+            search.on_block(left)
+        if search.unfinished is not None and len(faced.margin) < len(rows):
+            search.unfinished.finish(work.key(), faced)
+    assert faced is not None
     spent = {"forwards": counted.forwards - forwards, "backwards": counted.backwards - backwards}
     spent_seconds = time.perf_counter() - began
     enter = partial(_filled, len(evaluation.labels), rows)
     column = Column(
         name=stage.name,
-        margin=enter(verdict.margin, float("nan")).numpy(),
-        distance=enter(threat.norm(found.x_adv - batch.x).to(torch.float32), float("nan")).numpy(),
-        predicted=enter(verdict.predicted, -1).numpy(),
-        target=enter(found.target, -1).numpy(),
-        component=enter(found.component, -1).numpy(),
-        step=enter(found.step, -1).numpy(),
-        passes=enter(found.passes * search.draws, -1).numpy(),
+        margin=enter(faced.margin, float("nan")).numpy(),
+        distance=enter(faced.distance, float("nan")).numpy(),
+        predicted=enter(faced.predicted, -1).numpy(),
+        target=enter(faced.target, -1).numpy(),
+        component=enter(faced.component, -1).numpy(),
+        step=enter(faced.step, -1).numpy(),
+        passes=enter(faced.passes * search.draws, -1).numpy(),
         **spent,
         seconds=spent_seconds,
-        meta=_facts(counted, batch, stage, found, verdict, search),
+        meta=work.facts(rows, faced),
     )
-    standing = torch.from_numpy(evaluation.survivors()).to(rows.device)[rows]
-    x_adv = judged.x_adv.clone()
-    x_adv[rows[standing]] = found.x_adv[standing]
     return EvaluationStep(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
 
 
-def _facts(
-    counted: Counted, batch: Batch, stage: Stage, found: Adversarials, verdict: Verdict, search: Search
-) -> dict[str, Any]:
-    """Return the meta of a column: the attack, how it was run, and the images on which it came to nothing."""
-    facts: dict[str, Any] = {"attack": describe_attack(stage.attack), "precision": search.precision}
-    if stage.sample is not None or stage.focus is not None:
-        facts["sampled"] = True
-    if stage.because:
-        facts["because"] = list(stage.because)
-    if search.draws > 1:
-        facts["eot"] = {"draws": search.draws, "indices": batch.indices.tolist(), "wrong": verdict.wrong.tolist()}
-    return facts | stuck_facts(stage.attack, counted, batch, (verdict.margin < 0) & (found.step <= 0))
+@dataclass(frozen=True)
+class _AtWork:
+    """An attack at work on a test set."""
 
+    counted: Counted
+    images: Judged
+    threat: ThreatModel
+    stage: Stage
+    evaluation: Evaluation
+    search: Search
 
-def _update(on_chunk: OnChunk, counted: Counted, evaluation: Evaluation, name: str, broken: int, left: int) -> None:
-    """Tell how the whole evaluation stands."""
-    correct, standing = int(evaluation.correct().sum()), int(evaluation.survivors().sum())
-    images, passes = len(evaluation.labels), counted.forwards + counted.backwards
-    on_chunk(Update(name, images, images - correct, correct - standing + broken, left, passes))
+    def block(self, rows: Tensor, before: Faced | None, count: int) -> tuple[Faced, Block]:
+        """Attack these images, after those before, of `count` in all. Return what came of it, and those that stood."""
+        search, batch, done = self.search, self.images.select(rows), 0 if before is None else len(before.margin)
+        broken = 0 if before is None else int((before.margin >= 0).sum())
+        found = run(
+            self.stage.attack,
+            self.counted if search.draws == 1 else Averaged(self.counted, search.draws),
+            batch,
+            self.threat,
+            generator=_generator(self.evaluation, self.stage.name),
+            chunk=search.chunk,
+            precision=search.precision,
+            report=search.on_chunk and partial(self._update, search.on_chunk, broken, count - done - len(rows)),
+            **self._kept(f"{self.key()} {done} {len(rows)}", batch.x.device),
+        )
+        verdict = verified(self.counted, batch, found, self.threat, self.stage.name, search.chunk, search.draws)
+        known = (self.evaluation.survivors(), self.evaluation.clean_predicted)
+        standing, clean = (torch.from_numpy(values).to(rows.device)[rows] for values in known)
+        left = Block(rows, batch, found.x_adv, verdict.margin >= 0, verdict.predicted, clean)
+        return Faced.of(verdict, found, self.threat.norm(found.x_adv - batch.x)), left.select(standing)
 
+    def _update(self, on_chunk: OnChunk, before: int, later: int, broken: int, left: int) -> None:
+        """Tell how the whole evaluation stands. before: images broken in other blocks. later: images in later ones."""
+        correct, standing = int(self.evaluation.correct().sum()), int(self.evaluation.survivors().sum())
+        images, passes = len(self.evaluation.labels), self.counted.forwards + self.counted.backwards
+        broken += correct - standing + before
+        on_chunk(Update(self.stage.name, images, images - correct, broken, left + later, passes))
 
-def _kept(evaluation: Evaluation, stage: Stage, search: Search, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `run` that keep its progress and take it up again; the key says what is at work."""
-    if search.unfinished is None:
-        return {}
-    facts = [evaluation.meta[key] for key in ("model", "data", "threat", "seed")]
-    text = repr([facts, stage.name, describe_attack(stage.attack), evaluation.names, search.precision])
-    key = hashlib.sha256(text.encode()).hexdigest()
-    return {"earlier": search.unfinished.load(key, device), "keep": partial(search.unfinished.keep, key)}
+    def _kept(self, key: str, device: torch.device) -> dict[str, Any]:
+        """Return the arguments of `run` that keep a block's progress and take it up again."""
+        if (unfinished := self.search.unfinished) is None:
+            return {}
+        return {"earlier": unfinished.load(key, device), "keep": partial(unfinished.keep, key)}
+
+    def key(self) -> str:
+        """Say what is at work."""
+        facts = [self.evaluation.meta[key] for key in ("model", "data", "threat", "seed")]
+        attack = describe_attack(self.stage.attack)
+        text = repr([facts, self.stage.name, attack, self.evaluation.names, self.search.precision])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def facts(self, rows: Tensor, faced: Faced) -> dict[str, Any]:
+        """Return the meta of a column: the attack, how it was run, and the images on which it came to nothing."""
+        stage, search = self.stage, self.search
+        facts: dict[str, Any] = {"attack": describe_attack(stage.attack), "precision": search.precision}
+        if stage.sample is not None or stage.focus is not None:
+            facts["sampled"] = True
+        if stage.because:
+            facts["because"] = list(stage.because)
+        if search.draws > 1:
+            indices = self.images.indices[rows].tolist()
+            facts["eot"] = {"draws": search.draws, "indices": indices, "wrong": faced.wrong.tolist()}
+        stuck = rows[((faced.margin < 0) & (faced.step <= 0)).to(rows.device)]
+        return facts | stuck_facts(stage.attack, self.counted, map(self.images.select, self.images.blocks(stuck)))
 
 
 def _generator(evaluation: Evaluation, name: str) -> Generator:
