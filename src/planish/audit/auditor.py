@@ -21,7 +21,7 @@ from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import OnChunk
+from planish.evaluation.at_work import OnChunk
 from planish.evaluation.guards import copied
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column

@@ -1,74 +1,34 @@
 """A test set against attacks: every adversarial image that counts is judged again by a fresh float32 forward."""
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from planish.attacks import Attack, Progress, run
+from planish.attacks import Attack
 from planish.attacks.suites import Stage, Suite
-from planish.core.arguments import Images, Labels, images_at_a_time, model_of, seed_of, threat_of
-from planish.core.batch import Batch, ImageSet
+from planish.core.arguments import Images, Labels, model_of, seed_of, threat_of
+from planish.core.batch import ImageSet
 from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
-from planish.core.randomness import seeded
 from planish.core.threat import Linf, ThreatModel
-from planish.core.words import number_of, radius_text
-from planish.evaluation.blocks import Block, Faced, Judged
-from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
+from planish.evaluation.at_work import AtWork, OnBlock, OnChunk, Search, Unfinished
+from planish.evaluation.blocks import Judged
+from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of
 from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
 from planish.evaluation.stages import ImageShare, facing, following, left
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
-from planish.records.origin import describe_attack, origin, same_attack, unnamed
-from planish.registry import called_once
-from planish.search.ascent import Adversarials
+from planish.records.origin import origin, same_attack, unnamed
 
-
-class Update(NamedTuple):
-    """How an evaluation stands after a chunk: the attack's name; of how many images how many were wrong from the start
-    and how many are broken so far; how many the running part of the attack has still to visit; and single-image passes
-    spent so far."""
-
-    attack: str
-    images: int
-    wrong: int
-    broken: int
-    left: int
-    passes: int
-
-
-OnChunk = Callable[[Update], None]
-OnBlock = Callable[[Block], None]
 OTHER_CLASSES = (
     "the data name {} classes, the model has {}: labels were matched by number, and attacks aim at all of the model's; "
     "--classes FILE says which class is which"
 )
 IN_TRAINING = "the model was left in training mode; it is judged in evaluation mode: call .eval() where you use it"
-
-
-class Unfinished(Protocol):
-    """Keeps the progress of a column that is at work, so that a killed evaluation goes on from its last chunk."""
-
-    def load(self, key: str, device: torch.device) -> Progress | None:
-        """Return what was kept last under this key, if that is what was kept last."""
-        ...
-
-    def keep(self, key: str, progress: Progress) -> None:
-        """Keep the progress, in place of any other."""
-        ...
-
-    def finished(self, key: str) -> Faced | None:
-        """Return what `finish` kept last, if that was under this key."""
-        ...
-
-    def finish(self, key: str, faced: Faced) -> None:
-        """Keep what came to the images of the blocks that are done."""
-        ...
 
 
 class EvaluationStep(NamedTuple):
@@ -80,23 +40,6 @@ class EvaluationStep(NamedTuple):
 
     evaluation: Evaluation
     x_adv: Tensor
-
-
-@dataclass(frozen=True)
-class Search:
-    """How attacks are run: images at a time, arithmetic of the search, draws; who is told of progress, who keeps it.
-
-    share: which part of a test set the images are, where they are not all of it. on_block: told of each block of
-    images that an attack is done with.
-    """
-
-    chunk: int | None = None
-    precision: Precision = "float32"
-    draws: int = 1
-    on_chunk: OnChunk | None = None
-    unfinished: Unfinished | None = None
-    share: ImageShare | None = None
-    on_block: OnBlock | None = None
 
 
 @spelled(threat=Linf)
@@ -280,7 +223,7 @@ def _attacked(
     evaluation, x_adv = judged.evaluation, judged.x_adv.clone()
     rows = facing(evaluation, stage, search.share).to(images.labels.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
-    work = _AtWork(counted, images, threat, stage, evaluation, search)
+    work = AtWork(counted, images, threat, stage, evaluation, search)
     faced = None if search.unfinished is None else search.unfinished.finished(work.key())
     for some in images.blocks(rows[0 if faced is None else len(faced.margin) :]):
         part, left = work.block(some, faced, len(rows))
@@ -311,97 +254,7 @@ def _attacked(
     return EvaluationStep(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
 
 
-@dataclass(frozen=True)
-class _AtWork:
-    """An attack at work on a test set."""
-
-    counted: Counted
-    images: Judged
-    threat: ThreatModel
-    stage: Stage
-    evaluation: Evaluation
-    search: Search
-
-    def block(self, rows: Tensor, before: Faced | None, count: int) -> tuple[Faced, Block]:
-        """Attack these images, after those before, of `count` in all. Return what came of it, and those that stood."""
-        search, batch, done = self.search, self.images.select(rows), 0 if before is None else len(before.margin)
-        broken = 0 if before is None else int((before.margin >= 0).sum())
-        found = run(
-            self.stage.attack,
-            self.counted if search.draws == 1 else Averaged(self.counted, search.draws),
-            batch,
-            self.threat,
-            generator=_generator(self.evaluation, self.stage.name),
-            chunk=search.chunk,
-            precision=search.precision,
-            report=search.on_chunk and partial(self._update, search.on_chunk, broken, count - done - len(rows)),
-            **self._kept(f"{self.key()} {done} {len(rows)}", batch.x.device),
-        )
-        verdict = verified(self.counted, batch, found, self.threat, self.stage.name, search.chunk, search.draws)
-        known = (self.evaluation.survivors(), self.evaluation.clean_predicted)
-        standing, clean = (torch.from_numpy(values).to(rows.device)[rows] for values in known)
-        left = Block(rows, batch, found.x_adv, verdict.margin >= 0, verdict.predicted, clean)
-        return Faced.of(verdict, found, self.threat.norm(found.x_adv - batch.x)), left.select(standing)
-
-    def _update(self, on_chunk: OnChunk, before: int, later: int, broken: int, left: int) -> None:
-        """Tell how the whole evaluation stands. before: images broken in other blocks. later: images in later ones."""
-        correct, standing = int(self.evaluation.correct().sum()), int(self.evaluation.survivors().sum())
-        images, passes = len(self.evaluation.labels), self.counted.forwards + self.counted.backwards
-        broken += correct - standing + before
-        on_chunk(Update(self.stage.name, images, images - correct, broken, left + later, passes))
-
-    def _kept(self, key: str, device: torch.device) -> dict[str, Any]:
-        """Return the arguments of `run` that keep a block's progress and take it up again."""
-        if (unfinished := self.search.unfinished) is None:
-            return {}
-        return {"earlier": unfinished.load(key, device), "keep": partial(unfinished.keep, key)}
-
-    def key(self) -> str:
-        """Say what is at work."""
-        facts = [self.evaluation.meta[key] for key in ("model", "data", "threat", "seed")]
-        attack = describe_attack(self.stage.attack)
-        text = repr([facts, self.stage.name, attack, self.evaluation.names, self.search.precision])
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def facts(self, rows: Tensor, faced: Faced) -> dict[str, Any]:
-        """Return the meta of a column: the attack, how it was run, and the images on which it came to nothing."""
-        stage, search = self.stage, self.search
-        facts: dict[str, Any] = {"attack": describe_attack(stage.attack), "precision": search.precision}
-        if stage.sample is not None or stage.focus is not None:
-            facts["sampled"] = True
-        if stage.because:
-            facts["because"] = list(stage.because)
-        if search.draws > 1:
-            indices = self.images.indices[rows].tolist()
-            facts["eot"] = {"draws": search.draws, "indices": indices, "wrong": faced.wrong.tolist()}
-        stuck = rows[((faced.margin < 0) & (faced.step <= 0)).to(rows.device)]
-        return facts | stuck_facts(stage.attack, self.counted, map(self.images.select, self.images.blocks(stuck)))
-
-
-def _generator(evaluation: Evaluation, name: str) -> Generator:
-    """Return a generator that depends on the seed and the attack's first name, not on the attacks before it."""
-    first = called_once("suites", name)
-    return seeded(evaluation.meta["seed"], int.from_bytes(hashlib.sha256(first.encode()).digest()[:6]))
-
-
 def _filled(count: int, rows: Tensor, values: Tensor, empty: float) -> Tensor:
     whole = torch.full((count,), empty, dtype=values.dtype, device="cpu")
     whole[rows.cpu()] = values.cpu()
     return whole
-
-
-def verified(
-    model: nn.Module, batch: Batch, found: Adversarials, threat: ThreatModel, name: str, chunk: int | None, draws: int
-) -> Verdict:
-    """Judge what an attack returned by fresh forwards, in batches cut otherwise than the attack's.
-
-    Raises RuntimeError if an image lies outside the ball or the box: an attack that cheats is an error, never clipped.
-    """
-    feasible = threat.feasible(found.x_adv, batch.x)
-    if not bool(feasible.all()):
-        worst = float(threat.norm(found.x_adv - batch.x).max())
-        raise RuntimeError(
-            f"{name} left the {threat.name} ball of radius {radius_text(threat.radius)} or the box on "
-            f"{number_of(int((~feasible).sum()))} (largest distance {worst:g})"
-        )
-    return Verdict.of(model, found.x_adv, batch.labels, max(1, images_at_a_time(chunk) - 1), draws)

@@ -17,7 +17,8 @@ from planish.core.arguments import Images, Labels, batch_of, check_images, model
 from planish.core.batch import Batch
 from planish.core.errors import Unlike, spelled
 from planish.core.threat import Linf, ThreatModel
-from planish.evaluation.evaluate import EvaluationStep, OnChunk
+from planish.evaluation.at_work import OnChunk
+from planish.evaluation.evaluate import EvaluationStep
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
 from planish.records import evaluation as results

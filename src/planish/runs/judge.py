@@ -23,7 +23,8 @@ from planish.data.source import check_there, find_fitting, remarks
 from planish.evaluation import distances
 from planish.evaluation.adversarials import KeptProgress
 from planish.evaluation.adversarials import verify as verify_images
-from planish.evaluation.evaluate import OnChunk, evaluate_steps
+from planish.evaluation.at_work import OnChunk
+from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks, wanted
 from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
