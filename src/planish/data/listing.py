@@ -49,6 +49,7 @@ class Store(Protocol):
 
     def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
         """Keep decoded images for the next time, where that is worth it."""
+        return None
 
     def fingerprint(self) -> bytes:
         """Return what tells this store from others: names and sizes, not pixels."""
