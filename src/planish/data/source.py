@@ -79,7 +79,7 @@ def remarks(found: "Images | Listing", spec: str, limit: int | None = None) -> l
     """
     left_out = found.inventory.left_out
     said = [f"{found.name}: {found.inventory.words()}"] if left_out else []
-    count, shown, drawn = len(found.classes), len(set(found.labels.tolist())), len(found.labels)
+    count, shown, drawn = len(found.classes), int(found.labels.bincount().count_nonzero()), len(found.labels)
     missed, both = (1 - 1 / count) ** drawn, max(0.0, 1 - 2 / count) ** drawn
     spread = math.sqrt(max(0.0, count * missed * (1 - count * missed) + count * (count - 1) * both))
     if limit is not None and shown < count * (1 - missed) - 3 * spread and shown < min(count, drawn):
