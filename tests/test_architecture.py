@@ -41,6 +41,7 @@ WRITERS = {
     "records.store", "report.distances", "report.front", "report.page", "reproduce.figure", "reproduce.measured",
     "reproduce.pages", "reproduce.readings", "reproduce.running", "runs.audit", "runs.keeper", "runs.places",
     "runs.run", "runs.sweep", "runs.train", "runs.workers",
+    "data.readers.webdataset",
 }  # fmt: skip
 
 
