@@ -4,10 +4,11 @@
         [--page docs/data.md]
 
 Each number is measured in a process of its own, from its peak of resident memory. Evaluations: images of 64x64 of
-random pixels in a Parquet file, a small network, FGSM and PGD-2; the last but one also with its adversarial images kept.
-Lists: images of one pixel, in Parquet files of 100,000 rows in row groups of 100, as Hugging Face writes them; in 1,000 folders of links to
-one file; a tenth of them in tar shards of 10,000, for the first time and again. "before" is what a process takes that
-has imported the same and listed nothing; seconds are the processor's. Epochs: as many images of 64x64, streamed.
+random pixels in a Parquet file, a small network, FGSM and PGD-2; the last but one also with its adversarial images
+kept. Lists: images of one pixel, in Parquet files of 100,000 rows in row groups of 100, as Hugging Face writes them; in
+1,000 folders of links to one file; a tenth of them in tar shards of 10,000, for the first time and again. "before" is
+what a process takes that has imported the same and listed nothing; seconds are the processor's. Epochs: as many images
+of 64x64, streamed.
 """
 
 import argparse
