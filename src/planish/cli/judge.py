@@ -190,7 +190,7 @@ def distances(
 
 def verify(
     model: options.Model,
-    images: Annotated[Path, Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
+    images: Annotated[Path, Argument(help="adversarial.npz, or the folder that --keep-images writes.")],
     data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
     radius: options.Radius,
     norm: options.Norm = "Linf",
