@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 from planish.cli import options, shards, tables, terminal, trust
+from planish.cli.gate import gated
 from planish.cli.pages import write_page
 from planish.core.errors import BadInput
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Record = TypeVar("Record", bound="Audit | Distances | Evaluation")
 
 
+@gated
 def evaluate(
     model: options.Model,
     data: options.Data,
@@ -50,7 +52,7 @@ def evaluate(
     json_: options.Json = False,
     csv: options.Csv = None,
     quiet: options.Quiet = False,
-) -> None:
+) -> "Evaluation | None":
     """Attack a model on a test set, and write a report."""
     from planish.runs import rehearse
     from planish.runs.judge import check_task
@@ -63,13 +65,25 @@ def evaluate(
     on, task = _asked("evaluate", device, given, check_task)
     judged = _model(model, on, built_by, name)
     if dry_run:
-        return _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
+        _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
+        return None
     folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by))
     if where.shard:
-        return shards.show_shard(folder, json_)
-    write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
+        shards.show_shard(folder, json_)
+        return None
     again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
-    return None if json_ else terminal.print_next("audit", model, **again)
+    return _shown(folder, judged.name, json_, csv, terminal.next_command("audit", model, **again))
+
+
+def _shown(folder: Path, name: str, json_: bool, csv: Path | None, then: str) -> "Evaluation":
+    """Write and print the page of an evaluation, and the command to type then; return the record."""
+    from planish.records.evaluation import load
+    from planish.runs.judge import EVALUATION
+
+    write_page([folder], folder, f"Robustness of {name}", json_, csv)
+    if not json_:
+        terminal.print_line(f"next: {then}")
+    return load(folder / EVALUATION)
 
 
 def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers) -> Path:
@@ -87,6 +101,7 @@ def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedW
     return folder
 
 
+@gated
 def audit(
     model: options.Model,
     data: options.Data,
@@ -111,7 +126,7 @@ def audit(
     json_: options.Json = False,
     csv: options.Csv = None,
     quiet: options.Quiet = False,
-) -> None:
+) -> "Audit | None":
     """Look for reasons why a model's robustness is not real. Exit code 1 where a check fails."""
     from planish.audit.auditor import checks as registered
     from planish.runs import rehearse
@@ -123,7 +138,8 @@ def audit(
     on, task = _asked("audit", device, given, lambda task: check_audit(task, budget, own))
     judged = _model(model, on, built_by, name)
     if dry_run:
-        return _tell("audit", model, where, rehearse.audit(judged, task, on, budget, own), json_)
+        _tell("audit", model, where, rehearse.audit(judged, task, on, budget, own), json_)
+        return None
     also: dict[str, Any] = {"device": on, "built_by": built_by, "checks": own, **where.choice}
     folder, found = _work(
         lambda folder, told: audit_into(judged, task, folder, budget, on_chunk=told, **also),
@@ -133,8 +149,7 @@ def audit(
     )
     assert found is not None
     _show_audit(found, folder, json_, csv, all_)
-    if found.verdict == "fail":
-        raise typer.Exit(1)
+    return found
 
 
 def distances(
