@@ -121,8 +121,8 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
     folder, name = Path(spec), name_of(spec)
-    if (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
-        run = load_run(folder, built_by)
+    if spec.startswith("hf://") or (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
+        run = load_run(spec, built_by)
         return LoadedModel(run.model.to(device), name, run.about, training_of(run.folder or folder), run.notes)
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), name)
@@ -132,7 +132,7 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
-        "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
+        "file.py:function, timm:NAME, hf:NAME, hf://USER/REPO or FILE.onnx"
     )
 
 
