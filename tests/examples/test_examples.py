@@ -202,6 +202,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.track.check_trackers", lambda names: None)
     monkeypatch.setattr("planish.runs.launch.launch", lambda arguments, processes, restarts, tell: 0)
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
+    monkeypatch.setattr("planish.cli.corruptions.asked", lambda *given: None)
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)
     monkeypatch.setattr("planish.runs.judge.measure", measure)

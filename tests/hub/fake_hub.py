@@ -27,6 +27,10 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
+    def commit(self, repo: str) -> str:
+        """Return the commit of a repository: other files are another one."""
+        return _tag(b"".join(name.encode() + content for name, content in sorted(self.repositories[repo].items())))
+
 
 class Answers(BaseHTTPRequestHandler):
     """Answers one request."""
@@ -57,14 +61,15 @@ class Answers(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = b64decode(line["value"]["content"])
                     self.server.repositories[found[1]][line["value"]["path"]] = content
-            url = f"{self.server.address}/{found[1]}/commit/{SHA}"
-            return self._json({"success": True, "commitOid": SHA, "commitUrl": url, "hookOutput": ""})
+            sha = self.server.commit(found[1])
+            url = f"{self.server.address}/{found[1]}/commit/{sha}"
+            return self._json({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
         return self._nothing()
 
     def do_GET(self) -> None:
         path = self._path()
         if found := re.fullmatch(r"/api/models/(.+?)/(revision|tree)/([^/]+)/?", path):
-            if found[1] not in self.server.repositories or found[3] not in ("main", SHA):
+            if found[1] not in self.server.repositories or found[3] not in ("main", self.server.commit(found[1])):
                 return self._nothing("RepoNotFound")
             files = self.server.repositories[found[1]]
             if found[2] == "tree":
@@ -72,7 +77,15 @@ class Answers(BaseHTTPRequestHandler):
                     [{"type": "file", "path": name, "size": len(own), "oid": _tag(own)} for name, own in files.items()]
                 )
             siblings = [{"rfilename": name} for name in files]
-            return self._json({"id": found[1], "modelId": found[1], "sha": SHA, "siblings": siblings, "tags": []})
+            return self._json(
+                {
+                    "id": found[1],
+                    "modelId": found[1],
+                    "sha": self.server.commit(found[1]),
+                    "siblings": siblings,
+                    "tags": [],
+                }
+            )
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             content = self.server.repositories.get(found[1], {}).get(found[2])
             return (
@@ -87,6 +100,9 @@ class Answers(BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {path}")
         return path
 
+    def _commit(self) -> str:
+        return self.server.commit("/".join(unquote(urlsplit(self.path).path).split("/")[1:3]))
+
     def _json(self, document: Any) -> None:
         self._answer(json.dumps(document).encode(), "application/json")
 
@@ -96,14 +112,11 @@ class Answers(BaseHTTPRequestHandler):
     def _answer(self, content: bytes, kind: str, status: int = 200, more: dict[str, str] | None = None) -> None:
         self.send_response(status)
         told = {"Content-Type": kind, "Content-Length": str(len(content)), "ETag": f'"{_tag(content)}"'}
-        for name, value in {**told, "X-Repo-Commit": SHA, **(more or {})}.items():
+        for name, value in {**told, "X-Repo-Commit": self._commit(), **(more or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
-
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 def _tag(content: bytes) -> str:

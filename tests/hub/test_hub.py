@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from fake_hub import SHA, Hub, serving
+from fake_hub import Hub, serving
 from torch import nn
 
 import planish as pl
@@ -15,7 +15,7 @@ from planish.core.errors import BadInput
 from planish.records.evaluation import Evaluation, save
 from planish.runs.hub import address_of, fetched
 from planish.runs.judge import load_model
-from planish.runs.run import Run
+from planish.runs.run import Run, save_weights
 
 pytest.importorskip("huggingface_hub", reason="the Hub's own library is what is tested here")
 REPO = "some.one/tiny-seat"
@@ -37,6 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving() as found:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.address)
+        place = f"{found.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", place)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
         yield found
@@ -99,7 +101,7 @@ def test_nothing_but_safetensors_and_configuration_comes(run: Run, hub: Hub):
     folder = fetched(f"hf://{REPO}")
     assert {path.name for path in folder.iterdir()} == {"config.toml", "metrics.jsonl", "model.safetensors"}
     assert not [line for line in hub.asked if line.endswith(("resume.pt", "pytorch_model.bin", "setup.py"))]
-    assert folder.name == SHA
+    assert folder.name == hub.commit(REPO)
 
 
 def test_a_damaged_download_is_refused(run: Run, hub: Hub):
@@ -115,8 +117,6 @@ def test_code_of_a_repository_is_never_run(run: Run, hub: Hub):
     """A folder from elsewhere names a function; only the caller's own naming has it imported."""
     run.push_to_hub(REPO)
     own = pl.load_run(f"hf://{REPO}").about
-    from planish.runs.run import save_weights
-
     path = Path(str(run.folder)).with_name("evil.safetensors")
     save_weights(path, run.model, {**own, "model": {"name": "evil:build", "options": {}}})
     hub.repositories[REPO]["model.safetensors"] = path.read_bytes()

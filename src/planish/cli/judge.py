@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer import Argument, Option
 
+from planish.cli import corruptions as corrupted
 from planish.cli import options, shards, tables, terminal, trust
 from planish.cli.gate import gated
 from planish.cli.pages import write_page
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from planish.records.audit import Audit
     from planish.records.distances import Distances
     from planish.records.evaluation import Evaluation
+    from planish.runs.corruptions import CommonCorruptions
     from planish.runs.judge import EvaluationConfig, LoadedModel
 
 Record = TypeVar("Record", bound="Audit | Distances | Evaluation")
@@ -39,6 +41,8 @@ def evaluate(
     precision: options.Precision = "float32",
     eot: options.Draws = 1,
     keep_images: options.KeepImages = False,
+    corruptions: corrupted.Folder = None,
+    corruption_baseline: corrupted.Baseline = None,
     shard: options.Share = None,
     after: options.After = None,
     workers: options.Workers = None,
@@ -58,6 +62,7 @@ def evaluate(
     from planish.runs.judge import check_task
 
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
+    common = corrupted.asked(corruptions, corruption_baseline, where)
     given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
@@ -67,27 +72,34 @@ def evaluate(
     if dry_run:
         _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
         return None
-    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by))
-    if where.shard:
-        shards.show_shard(folder, json_)
-        return None
+    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
     again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
-    return _shown(folder, judged.name, json_, csv, terminal.next_command("audit", model, **again))
+    return _shown(folder, judged.name, where, json_, csv, terminal.next_command("audit", model, **again))
 
 
-def _shown(folder: Path, name: str, json_: bool, csv: Path | None, then: str) -> "Evaluation":
-    """Write and print the page of an evaluation, and the command to type then; return the record."""
+def _shown(
+    folder: Path, name: str, where: terminal.Where, json_: bool, csv: Path | None, then: str
+) -> "Evaluation | None":
+    """Write and print the page of an evaluation, and the command to type then, and return the record.
+
+    Of a shard what it holds is printed, and None returned.
+    """
     from planish.records.evaluation import load
     from planish.runs.judge import EVALUATION
 
+    if where.shard:
+        shards.show_shard(folder, json_)
+        return None
     write_page([folder], folder, f"Robustness of {name}", json_, csv)
     if not json_:
         terminal.print_line(f"next: {then}")
     return load(folder / EVALUATION)
 
 
-def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers) -> Path:
-    """Evaluate into a folder, and return it."""
+def _evaluate(
+    judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers, common: "CommonCorruptions | None"
+) -> Path:
+    """Evaluate into a folder, under common corruptions too if there are any, and return it."""
     from planish.runs.judge import evaluate_into
 
     also: dict[str, Any] = {"device": asked.device, "built_by": asked.built_by, **where.choice}
@@ -98,6 +110,7 @@ def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedW
         _last_attack,
         asked,
     )
+    corrupted.measure(judged, common, folder, where, asked)
     return folder
 
 

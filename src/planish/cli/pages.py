@@ -86,8 +86,10 @@ def write_page(folders: Sequence[Path], out: Path, title: str, json_: bool, csv:
 def _shown(found: "Sequence[Entry]", page: Path, json_: bool, csv: Path | None, more: "Sequence[Table]" = ()) -> None:
     """Print what a report says, or its results.json."""
     from planish.report import summary_rows
+    from planish.report.corruptions import corrupted, mean_rows
 
-    shown = [*([summary_rows(found)] if found else []), *more]
+    judged = corrupted(found)
+    shown = [*([summary_rows(found)] if found else []), *([mean_rows(judged)] if judged else []), *more]
     if json_:
         tables.write_csv(shown, csv)
         return terminal.print_json(json.loads((page.parent / "results.json").read_text()))

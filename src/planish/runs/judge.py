@@ -28,9 +28,11 @@ from planish.evaluation.naming import attacks_of, distance_attacks, wanted
 from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
+from planish.records import corruptions as corruption_records
 from planish.records import distances as distance_records
 from planish.records import evaluation as results
 from planish.records.audit import Audit
+from planish.records.corruptions import Corruptions
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
 from planish.records.shards import ImageShard
@@ -333,7 +335,16 @@ def _entry(folder: Path) -> Entry:
     record = results.load(folder / EVALUATION)
     images: Any = load_gallery(folder / GALLERY) if (folder / GALLERY).exists() else None
     name = record.meta.get("model", {}).get("name", folder.name)
-    return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
+    also = _by_radius(folder, record), _corruptions(folder, record)
+    return Entry(name, record, record.meta.get("training"), images, *also)
+
+
+def _corruptions(folder: Path, record: Evaluation) -> Corruptions | None:
+    """Return what the same weights make of common corruptions, if the folder says."""
+    if not (folder / corruption_records.RECORD).exists():
+        return None
+    found = corruption_records.load(folder / corruption_records.RECORD)
+    return found if found.meta["model"]["digest"] == record.meta["model"].get("digest") else None
 
 
 def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | None:

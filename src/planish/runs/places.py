@@ -20,7 +20,7 @@ PAGE = ("report.html", "results.json", "card.md")
 _TRAINED = ("config.toml", "provenance.json", "metrics.jsonl", "resume.pt", "resume.previous.pt")
 _WEIGHTS = tuple(f"model{part}.safetensors" for part in ("", ".previous", "-best", "-best.previous"))
 WRITTEN = {
-    "evaluation": ("evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz", *PAGE),
+    "evaluation": ("evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz", "corruptions.npz", *PAGE),
     "audit": (
         *("audit.npz", "audit.json", "audit.html", "audit.md", "geometry.npz", "audit-suite.npz", "audit-images.npz"),
         "card.md",
