@@ -255,6 +255,7 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
         scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
         groups=_groups({audit.name: audit}),
         rows=audited.finding_rows(audit.findings),
+        standards=audited.standards_rows(audit),
         figures=drawings(figures),
         notes=audit.geometry.notes if audit.geometry else (),
         shots=geometry_shots(audit),
