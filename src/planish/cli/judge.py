@@ -9,9 +9,10 @@ import typer
 from typer import Argument, Option
 
 from planish.cli import corruptions as corrupted
-from planish.cli import options, shards, tables, terminal, trust
+from planish.cli import options, printing, shards, tables, terminal, trust
 from planish.cli.gate import gated
 from planish.cli.pages import write_page
+from planish.cli.printing import printable
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Record = TypeVar("Record", bound="Audit | Distances | Evaluation")
 
 
+@printable
 @gated
 def evaluate(
     model: options.Model,
@@ -114,6 +116,7 @@ def _evaluate(
     return folder
 
 
+@printable
 @gated
 def audit(
     model: options.Model,
@@ -332,10 +335,12 @@ def _show_audit(found: "Audit", folder: Path, json_: bool, csv: Path | None, who
 
     tables.write_csv([finding_rows(found.findings)], csv)
     if json_:
-        return terminal.print_json(to_json(found))
-    if whole:
-        terminal.print_findings(found)
-    terminal.print_audit(found, folder, whole)
+        terminal.print_json(to_json(found))
+    else:
+        if whole:
+            terminal.print_findings(found)
+        terminal.print_audit(found, folder, whole)
+    printing.written(folder / "audit.html", json_)
 
 
 def show_distances(record: "Distances", folder: Path, name: str, json_: bool, csv: Path | None) -> None:
