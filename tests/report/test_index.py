@@ -75,11 +75,11 @@ def test_everything_is_found_the_newest_first(whole: Path):
         ("training", "seat"),
     ]
     (note,) = notes
-    assert note.startswith(f"{whole / 'broken' / 'evaluation.npz'} is left out: ")
+    assert note.startswith(f"{whole / 'broken' / 'evaluation.npz'} is left out: is not a planish evaluation")
     report, cut, masked, judged, trained = listed
     assert cut.headline.endswith("cut short after 1 check of 3") and masked.verdict == "fail"
     assert judged.robust is not None and judged.headline.startswith("accuracy ") and judged.images == "20 of digits"
-    assert "small-cnn by seat; 1 epoch, loss" in trained.headline and trained.threat == "Linf 0.1"
+    assert trained.day and "small-cnn by seat; 1 epoch, loss" in trained.headline and trained.threat == "Linf 0.1"
     assert report.day == "2026-01-02" and report.page.name == "report.html"
     assert counted(listed) == "1 report, 2 audits, 1 evaluation, 1 training. 2 audits failed."
 

@@ -15,7 +15,8 @@ from planish.records.evaluation import Evaluation
 from planish.report.index import Listed, title_of
 from planish.runs.judge import DISTANCES, EVALUATION
 from planish.runs.places import PAGE, WRITTEN
-from planish.runs.run import METRICS, WEIGHTS, read_history, read_metadata
+from planish.runs.run import METRICS, PROVENANCE, WEIGHTS, read_history, read_metadata
+from planish.storage.reading import read_json
 
 SWEEP = "sweep.json"
 
@@ -32,7 +33,8 @@ def listed_in(home: Path) -> tuple[list[Listed], list[str]]:
             try:
                 found.append(read(folder))
             except (BadInput, OSError, ValueError, KeyError, TypeError) as error:
-                notes.append(f"{folder / name} is left out: {' '.join(str(error).split())}")
+                told = " ".join(str(error).split()).removeprefix(f"{folder / name}").lstrip(": ")
+                notes.append(f"{folder / name} is left out: {told}")
     return sorted(found, key=lambda one: -one.when), notes
 
 
@@ -110,7 +112,13 @@ def _training(folder: Path) -> Listed:
     kept = (history[-1] if history else {}).get("validation_robust_accuracy")
     told += [] if kept is None else [f"{100 * kept:.1f}% of held-out images withstand PGD-10"]
     ball = f"{threat['norm']} {threat['radius']}" if threat else ""
-    facts: dict[str, Any] = {"headline": "; ".join(told), "threat": ball, "images": str(about.get("data", ""))}
+    day = read_json(folder / PROVENANCE, "").get("date", "") if (folder / PROVENANCE).is_file() else ""
+    facts: dict[str, Any] = {
+        "day": day,
+        "headline": "; ".join(told),
+        "threat": ball,
+        "images": str(about.get("data", "")),
+    }
     return Listed("training", folder.resolve().name, folder, _page(folder, PAGE[0]), path.stat().st_mtime, **facts)
 
 
