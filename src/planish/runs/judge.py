@@ -70,7 +70,7 @@ class LoadedModel:
 class EvaluationConfig:
     """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images.
 
-    precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
+    precision: of the attacks' search, "float32" or "bf16"; verdicts are float32 at least. keep_images: save the
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
     random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
