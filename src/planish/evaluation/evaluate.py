@@ -307,6 +307,8 @@ def _facts(
         facts["sampled"] = True
     if stage.because:
         facts["because"] = list(stage.because)
+    if stage.bound is not None:
+        facts["bound"] = stage.bound
     if bool(verdict.exact.any()):
         facts["float64"] = batch.indices[verdict.exact].tolist()
     if search.draws > 1:

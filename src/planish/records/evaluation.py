@@ -103,6 +103,15 @@ class Column:
         return remarks
 
     @property
+    def expected(self) -> float:
+        """How many further breaks to expect for 1,000 passes of such a search: (broken + 1) / passes, in thousands.
+
+        The mean of a Poisson rate after so many events, before which every rate was as likely (Laplace's rule). What is
+        left to a later search is harder, so that this is more likely too high than too low.
+        """
+        return 1000 * (int(self.broken.sum()) + 1) / max(self.forwards + self.backwards, 1)
+
+    @property
     def sampled(self) -> bool:
         """True for a check of some of the survivors: it may break images, but says nothing of those left out."""
         return bool(self.meta.get("sampled"))
@@ -247,7 +256,17 @@ class Evaluation(Columned):
         reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
         long = [f"{name} ran its long stages, because {'; '.join(why)}." for name, why in sorted(reasons) if why]
         told = [*self.lacking(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
-        return [*told, *self.class_warnings(), *own, *long]
+        return [*told, *self.class_warnings(), *own, *long, *self._ended()]
+
+    def _ended(self) -> list[str]:
+        """A sentence for each suite that goes on until little more can be expected: what is, and its bound."""
+        last = {column.name.partition("/")[0]: column for column in self.columns if "bound" in column.meta}
+        return [
+            f"{name} ended where {column.expected:.2g} further breaks are expected per 1,000 passes: its last round broke "
+            f"{int(column.broken.sum())} of {number_of(int(column.attempted.sum()))} in "
+            f"{column.forwards + column.backwards:,} passes; it goes on above {column.meta['bound']:g}, within its rounds."
+            for name, column in last.items()
+        ]
 
     def spent(self) -> list[tuple[float, float]]:
         """Return (passes per image, accuracy) points: how accuracy falls as every image is granted more passes.
