@@ -262,9 +262,9 @@ class Evaluation(Columned):
         """A sentence for each suite that goes on until little more can be expected: what is, and its bound."""
         last = {column.name.partition("/")[0]: column for column in self.columns if "bound" in column.meta}
         return [
-            f"{name} ended where {column.expected:.2g} further breaks are expected per 1,000 passes: its last round broke "
-            f"{int(column.broken.sum())} of {number_of(int(column.attempted.sum()))} in "
-            f"{column.forwards + column.backwards:,} passes; it goes on above {column.meta['bound']:g}, within its rounds."
+            f"{name} ended where {column.expected:.2g} further breaks are expected per 1,000 passes (bound "
+            f"{column.meta['bound']:g}): its last round broke {int(column.broken.sum())} of "
+            f"{number_of(int(column.attempted.sum()))} in {column.forwards + column.backwards:,} passes."
             for name, column in last.items()
         ]
 

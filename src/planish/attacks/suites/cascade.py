@@ -24,7 +24,7 @@ from planish.records.evaluation import Column
 from planish.search.step_rules import COSINE_MOMENTUM
 
 CHECKED, CHECK_SHARE = 200, 50
-"""The check sees at most so many survivors, and at most one for so many test images: a query or two for each of those."""
+"""The check sees at most so many survivors, and at most one for so many test images."""
 FOCUS, FOCUS_STEPS = 0.05, 60
 """What attacks came closest to breaking: this share of the survivors is attacked again, for longer."""
 STUCK, LEAP, GAIN = 0.01, 0.06, 0.01

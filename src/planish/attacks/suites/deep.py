@@ -12,7 +12,7 @@ from planish.attacks.suites.cascade import Cascade
 from planish.core.errors import BadInput, at_least
 from planish.records.evaluation import Column
 
-SHARE, TARGETS = 0.1, 3
+SHARE, TARGETS = 0.05, 3
 """A round is on this share of the survivors, those nearest to be broken, towards so many of the nearest classes."""
 
 
