@@ -104,10 +104,9 @@ class Column:
 
     @property
     def expected(self) -> float:
-        """How many further breaks to expect for 1,000 passes of such a search: (broken + 1) / passes, in thousands.
+        """Further breaks to expect for 1,000 more passes: the mean of a Poisson rate of which nothing was known before.
 
-        The mean of a Poisson rate after so many events, before which every rate was as likely (Laplace's rule). What is
-        left to a later search is harder, so that this is more likely too high than too low.
+        What is left to a later search is harder, so that this is more likely too high than too low.
         """
         return 1000 * (int(self.broken.sum()) + 1) / max(self.forwards + self.backwards, 1)
 
@@ -262,10 +261,10 @@ class Evaluation(Columned):
         """A sentence for each suite that goes on until little more can be expected: what is, and its bound."""
         last = {column.name.partition("/")[0]: column for column in self.columns if "bound" in column.meta}
         return [
-            f"{name} ended where {column.expected:.2g} further breaks are expected per 1,000 passes (bound "
-            f"{column.meta['bound']:g}): its last round broke {int(column.broken.sum())} of "
-            f"{number_of(int(column.attempted.sum()))} in {column.forwards + column.backwards:,} passes."
-            for name, column in last.items()
+            f"{name} ended where {one.expected:.2g} further breaks are expected per 1,000 passes (bound "
+            f"{one.meta['bound']:g}): its last round broke {int(one.broken.sum())} of "
+            f"{number_of(int(one.attempted.sum()))} in {one.forwards + one.backwards:,} passes."
+            for name, one in last.items()
         ]
 
     def spent(self) -> list[tuple[float, float]]:
@@ -373,25 +372,6 @@ def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
         success = evaluation.success_rate(column.name)
         document["targeted_success"] = {"rate": success.value} | counts(success)
     return document
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What saved images turned out to be, judged afresh.
-
-    clean, robust: shares classified correctly. infeasible: images outside the ball or the box, which break nothing.
-    distance: the largest, a norm in pixels of [0, 1].
-    """
-
-    clean: Estimate
-    robust: Estimate
-    infeasible: int
-    distance: float
-
-    def document(self) -> dict[str, Any]:
-        """Return it as one JSON-able document."""
-        shares = {"clean": accuracy(self.clean), "robust": accuracy(self.robust)}
-        return {**shares, "infeasible": self.infeasible, "largest_distance": self.distance}
 
 
 def save_adversarials(x_adv: Floats, indices: Integers, path: str | Path) -> None:

@@ -33,8 +33,9 @@ from planish.records import distances as distance_records
 from planish.records import evaluation as results
 from planish.records.audit import Audit
 from planish.records.distances import Distances
-from planish.records.evaluation import Evaluation, Verified
+from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard
+from planish.records.verified import Verified
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
