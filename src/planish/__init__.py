@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from planish.registry import listed as list
     from planish.report import plot
     from planish.runs.audit import audit, audit_steps
-    from planish.runs.called import train, train_steps
+    from planish.runs.called import load_model, train, train_steps
     from planish.runs.run import Run, load_run
     from planish.training.loop import fit
     from planish.training.settings import Settings
@@ -39,6 +39,7 @@ __all__ = [
     "evaluate_steps",
     "fit",
     "list",
+    "load_model",
     "load_run",
     "measures",
     "methods",
