@@ -9,6 +9,7 @@ from planish.registry import lazy
 if TYPE_CHECKING:
     from planish import attacks, data, methods, models
     from planish.audit.measures import calls as measures
+    from planish.cli.progress import progress
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
     from planish.core.threat import L2, Linf, parse_threat
@@ -47,6 +48,7 @@ __all__ = [
     "models",
     "parse_threat",
     "plot",
+    "progress",
     "train",
     "train_steps",
     "verify",

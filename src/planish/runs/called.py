@@ -55,7 +55,7 @@ def load_model(name: str, *, device: torch.device | str = "cpu", built_by: str |
     """Return a model by name, as the command line takes it, in evaluation mode: images in [0, 1] to logits.
 
     name: "timm:resnet50", "hf:org/name", or "hf://user/repo" of a run on the Hub; a run folder;
-    "file.py:function" or "package.module:function"; or an ONNX file. A library's model comes `planish.models.Normalized`:
+    "file.py:function" or "package.module:function"; or an ONNX file. A library's model comes in `models.Normalized`:
     mean and std are those of its own configuration, which `print(model)` shows, so that radii stay in pixels of [0, 1].
     built_by: of a run, as in `load_run`. Raises BadInput.
     """
