@@ -23,7 +23,6 @@ from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
 from planish.records.origin import data_digest, model_digest
-from planish.report import write_audit
 from planish.runs.judge import EvaluationConfig, LoadedModel, check_task, images_to_judge, surrogates_of
 from planish.runs.places import clear, refuse_taken
 from planish.storage.files import remove
@@ -230,4 +229,6 @@ def _same(
 
 def draw(folder: Path) -> Path:
     """Write the page of an audit from its record and geometry, and return its path. Raises BadInput."""
+    from planish.report import write_audit
+
     return write_audit(record.load(folder), folder)
