@@ -38,9 +38,8 @@ from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard
 from planish.records.verified import Verified
-from planish.report import Entry, Table, write_comparison
+from planish.report import Entry, Table
 from planish.report.audited import headline_rows, side_by_side, told_apart
-from planish.report.pairs import paired_rows, pairs
 from planish.runs.beside import GALLERY, KeptBeside, load_gallery
 from planish.runs.config import LARGEST_SIDE, written
 from planish.runs.names import audited_apart, entry_names, name_of
@@ -362,10 +361,14 @@ class Comparison:
 
     def write(self, out: Path, title: str, provenance: Mapping[str, Any]) -> Path:
         """Write the page and its numbers, and return the page's path. Raises BadInput."""
+        from planish.report import write_comparison
+
         return write_comparison(self.entries, out, title, provenance, self.audits)
 
     def tables(self) -> list[Table]:
         """Return the tables for the screen, beside the evaluations' own."""
+        from planish.report.pairs import paired_rows, pairs
+
         named = told_apart(self.audits)
         audits = [headline_rows(named), side_by_side(named)] if named else []
         return [*([paired_rows(pairs(self.entries))] if len(self.entries) > 1 else []), *audits]
