@@ -8,9 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 0.06
-"""Within it about half of the images can be broken."""
-
 
 @pytest.fixture(scope="session")
 def lesson() -> tuple[nn.Module, Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EPS
+from half_broken import EPS, EPS_L2
 from torch import Tensor, nn
 
 import planish
@@ -65,20 +65,20 @@ def test_the_loop_of_robustbench(network: nn.Module, images: Tensor, labels: Ten
 def test_the_custom_version_and_labels(network: nn.Module, images: Tensor, labels: Tensor):
     """RobustBench's README and auto-attack's example: attacks_to_run, budgets by attribute, no_grad, return_labels."""
     adversary = AutoAttack(
-        network, norm="L2", eps=0.35, version="custom", attacks_to_run=["apgd-ce", "apgd-dlr"], verbose=False, seed=1
+        network, norm="L2", eps=EPS_L2, version="custom", attacks_to_run=["apgd-ce", "apgd-dlr"], verbose=False, seed=1
     )
     adversary.apgd.n_restarts = 1
     adversary.apgd.n_iter = 8
     with torch.no_grad():
         x_adv, y_adv = adversary.run_standard_evaluation(images, labels, bs=500, return_labels=True)
     assert torch.equal(network(x_adv).argmax(1), y_adv) and y_adv.dtype == labels.dtype
-    assert float((x_adv - images).flatten(1).norm(dim=1).max()) <= 0.35 + 1e-5
+    assert float((x_adv - images).flatten(1).norm(dim=1).max()) <= EPS_L2 + 1e-5
     assert adversary.clean_accuracy(x_adv, labels, bs=7) == pytest.approx(right(network, x_adv, labels))
     both = adversary.run_standard_evaluation_individual(images, labels, return_labels=True)
     assert {name: len(pair) for name, pair in both.items()} == {"apgd-ce": 2, "apgd-dlr": 2}
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", 0.35)])
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", EPS_L2)])
 def test_as_its_own_code(norm: str, eps: float, public: Any, network: nn.Module, images: Tensor, labels: Tensor):
     """The same images are broken, but for one of 24, with the same attacks and budgets."""
     names = ["apgd-ce", "apgd-t", "square"]

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EPS
+from half_broken import EPS, EPS_L2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from planish.compat import torchattacks
 from planish.core.errors import BadInput
 
-L2 = {"eps": 0.35, "alpha": 0.09}
+L2 = {"eps": EPS_L2, "alpha": 0.09}
 CALLS: list[tuple[str, dict[str, Any]]] = [
     ("FGSM", {"eps": EPS}),
     ("FFGSM", {"eps": EPS, "alpha": 1.25 * EPS}),
@@ -22,7 +22,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("PGDL2", {**L2, "steps": 6}),
     ("MIFGSM", {"eps": EPS, "alpha": EPS / 4, "steps": 6, "decay": 1.0}),
     ("APGD", {"norm": "Linf", "eps": EPS, "steps": 8}),
-    ("APGD", {"norm": "L2", "eps": 0.35, "steps": 8, "loss": "dlr"}),
+    ("APGD", {"norm": "L2", "eps": EPS_L2, "steps": 8, "loss": "dlr"}),
     ("APGDT", {"norm": "Linf", "eps": EPS, "steps": 8, "n_classes": 5}),
     ("FAB", {"norm": "Linf", "eps": EPS, "steps": 8, "multi_targeted": True, "n_classes": 5}),
     ("Square", {"norm": "Linf", "eps": 2 * EPS, "n_queries": 80}),

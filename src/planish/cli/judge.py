@@ -40,6 +40,7 @@ def evaluate(
     shard: options.Share = None,
     after: options.After = None,
     workers: options.Workers = None,
+    against: options.Against = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -53,23 +54,31 @@ def evaluate(
 ) -> None:
     """Attack a model on a test set, and write a report."""
     from planish.runs import rehearse
-    from planish.runs.judge import check_task
 
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
     given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
     given |= {"shard": where.shard, "after": after}
-    on, task = _asked("evaluate", device, given, check_task)
+    on, task = _asked("evaluate", device, given, lambda task: _check(task, against))
     judged = _model(model, on, built_by, name)
     if dry_run:
         return _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
     folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by))
     if where.shard:
         return shards.show_shard(folder, json_)
-    write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
+    write_page([folder], folder, f"Robustness of {judged.name}", json_, csv, against)
     again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
     return None if json_ else terminal.print_next("audit", model, **again)
+
+
+def _check(task: "EvaluationConfig", earlier: Path | None) -> None:
+    """Raise BadInput for what cannot be judged so, or not be compared with an earlier evaluation."""
+    from planish.runs.against import check_earlier
+    from planish.runs.judge import check_task
+
+    check_task(task)
+    check_earlier(earlier, task)
 
 
 def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers) -> Path:

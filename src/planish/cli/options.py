@@ -57,7 +57,7 @@ def _paths(incomplete: str) -> list[str]:
 Model = Annotated[
     str,
     Argument(
-        help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME or FILE.onnx.",
+        help="Run folder, module:function, file.py:function, timm:NAME, hf:NAME, robustbench:NAME or FILE.onnx.",
         autocompletion=_models,
     ),
 ]
@@ -104,6 +104,9 @@ Share = Annotated[
 ]
 After = Annotated[
     str | None, Option(help="With --shard: folder of merged shards, to do a part of what a suite has left.")
+]
+Against = Annotated[
+    Path | None, Option(help="An earlier evaluation's folder or .npz: tell the difference, image by image.")
 ]
 Workers = Annotated[
     str | None, Option(help="Judge by so many processes, a shard each; auto: one a GPU, else one a core.")

@@ -1,13 +1,14 @@
 """`planish report`, `compare` and `list`: what there is already, side by side."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from planish.cli import options, tables, terminal
+from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
     from planish.report import Entry, Table
@@ -17,15 +18,21 @@ def report(
     folders: Annotated[list[Path], Argument(help="Folders that hold an evaluation.npz.")],
     out: options.Out = None,
     title: Annotated[str, Option(help="Title of the page.")] = "Robustness report",
+    model_info: Annotated[Path | None, Option(help="Write RobustBench's fields of one model to this file.")] = None,
     overwrite: options.Overwrite = False,
     json_: options.Json = False,
     csv: options.Csv = None,
 ) -> None:
     """Put evaluated models side by side in one report."""
     from planish.report import write_report
+    from planish.report.robustbench import write_model_info
     from planish.runs.judge import entries
 
     found = entries(folders)
+    if model_info is not None and len(found) > 1:
+        raise BadInput(f"a file has RobustBench's fields of one model; name one of the {len(found)} folders")
+    if model_info is not None:
+        write_model_info(found[0].evaluation, model_info)
     page = _paged("report", folders, out, overwrite, lambda into: write_report(found, into, title, terminal.origin()))
     _shown(found, page, json_, csv)
 
@@ -74,22 +81,39 @@ def _paged(
         return write(folder)
 
 
-def write_page(folders: Sequence[Path], out: Path, title: str, json_: bool, csv: Path | None = None) -> None:
-    """Write the report of evaluated folders into a folder that is theirs, and print what it says."""
+def write_page(
+    folders: Sequence[Path], out: Path, title: str, json_: bool, csv: Path | None = None, earlier: Path | None = None
+) -> None:
+    """Write the report of evaluated folders into a folder that is theirs, and print what it says.
+
+    earlier: an evaluation that the first of them is compared with, on the screen and in the JSON that is printed.
+    """
     from planish.report import write_report
+    from planish.report.pairs import pair_facts, paired_rows
+    from planish.runs.against import against
     from planish.runs.judge import entries
 
+    pair = None if earlier is None else against(folders[0], earlier)
     found = entries(folders)
-    _shown(found, write_report(found, out, title, terminal.origin()), json_, csv)
+    page = write_report(found, out, title, terminal.origin())
+    more = [] if pair is None else [paired_rows([pair])]
+    _shown(found, page, json_, csv, more, {} if pair is None else {"against": pair_facts(pair)})
 
 
-def _shown(found: "Sequence[Entry]", page: Path, json_: bool, csv: Path | None, more: "Sequence[Table]" = ()) -> None:
-    """Print what a report says, or its results.json."""
+def _shown(
+    found: "Sequence[Entry]",
+    page: Path,
+    json_: bool,
+    csv: Path | None,
+    more: "Sequence[Table]" = (),
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Print what a report says, or its results.json with further facts."""
     from planish.report import summary_rows
 
     shown = [*([summary_rows(found)] if found else []), *more]
     if json_:
         tables.write_csv(shown, csv)
-        return terminal.print_json(json.loads((page.parent / "results.json").read_text()))
+        return terminal.print_json({**json.loads((page.parent / "results.json").read_text()), **(facts or {})})
     tables.show(shown, csv)
     terminal.print_summary(found, page)

@@ -116,7 +116,7 @@ def check_distances(task: EvaluationConfig) -> None:
 
 
 def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> LoadedModel:
-    """Return the model of a run folder, of "module:function", "file.py:function", "timm:...", "hf:..." or an ONNX file.
+    """Return the model of a run folder, "module:function", "file.py:function", a library's "timm:..." or an ONNX file.
 
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
@@ -132,7 +132,7 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
-        "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
+        "file.py:function, timm:NAME, hf:NAME, robustbench:NAME or FILE.onnx"
     )
 
 
