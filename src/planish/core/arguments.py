@@ -18,6 +18,7 @@ from planish.core.errors import BadInput, between
 from planish.core.modes import Counted, dtype_of, evaluating, full_precision
 from planish.core.randomness import reproducible
 from planish.core.threat import THREATS, ThreatModel, parse_threat
+from planish.core.weighted import Weighted
 from planish.core.words import number_of
 
 Images = Tensor | NDArray[Any] | Batch | Dataset[Any] | Iterable[Any]
@@ -50,11 +51,16 @@ def images_at_a_time(chunk: int | None = None) -> int:
     return asked if most is None else min(asked, most)
 
 
-def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
+def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = False) -> ThreatModel:
     """Return the threat model of an object, of a text such as "Linf:8/255", or of a pair such as ("L2", 0.5).
 
-    radius: of a norm that comes without one; None = it must have one. Raises BadInput.
+    radius: of a norm that comes without one; None = it must have one. own_radii: a radius for each image or pixel may
+    be given, as a pair of a norm and a tensor, as `Weighted.of_radii` takes it. Raises BadInput.
     """
+    if isinstance(threat, tuple) and len(threat) == 2 and isinstance(threat[1], Tensor | np.ndarray):
+        threat = Weighted.of_radii(str(threat[0]), torch.as_tensor(threat[1]))
+    if isinstance(threat, Weighted) and not own_radii:
+        raise BadInput("a radius for each image or pixel is for attacks, evaluate and verify; give one number here")
     if isinstance(threat, ThreatModel):
         return threat
     if isinstance(threat, str):
@@ -259,6 +265,7 @@ def check_images(images: Batch, threat: ThreatModel) -> None:
             f"pixels lie in [{low:g}, {high:g}], not in [{threat.low:g}, {threat.high:g}]; give raw images divided "
             "by 255 and put any normalization inside the model"
         )
+    threat.check(x, images.indices)
 
 
 def _check_targets(images: Batch, classes: int) -> None:

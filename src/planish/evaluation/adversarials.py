@@ -137,7 +137,7 @@ def verify(
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
-    network, threat, path = model_of(model), threat_of(threat), path_of(path)
+    network, threat, path = model_of(model), threat_of(threat, own_radii=True), path_of(path)
     batch = batch_of(x, labels, network)
     images, indices = load_adversarials(path)
     position = {index: row for row, index in enumerate(batch.indices.tolist())}
@@ -150,6 +150,7 @@ def verify(
         raise BadInput(f"{path} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
     x_adv = torch.from_numpy(images).to(some.x.device)
     check_images(some, threat)
+    threat = threat.of(some.indices)
     draws, feasible = draws_of(eot), threat.feasible(x_adv, some.x)
     clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
     if draws > 1:

@@ -131,7 +131,8 @@ class Again:
     def told_after(self, counted: Counted, images: Batch, threat: ThreatModel, seed: int) -> Told:
         """Ask the model and the copy from before the attacks: return that it remembers what it was asked, if so."""
         x = images.x[self.rows]
-        near = threat.corner(x, keyed_draws(x, images.indices[self.rows], seed))
+        indices = images.indices[self.rows]
+        near = threat.of(indices).corner(x, keyed_draws(x, indices, seed))
         clean, moved = _backwards(counted, x), _backwards(counted, near)
         changed, forwards = _differ(counted, clean, self.logits), 2 * len(x)
         if self.copy is not None:
