@@ -31,8 +31,7 @@ def test_a_radius_for_each_image_is_as_many_runs(
     """Image by image what a run with its own radius finds, in any chunks; APGD-T's halvings follow the last bits, and
     in L2 Square counts what its windows may spend without the weights."""
     attack, scale = make_attack(name), 6.0 if threat.name == "L2" else 1.0
-    images = images._replace(indices=torch.arange(8))
-    own = Weighted.of_radii(threat.name, scale * RADII)
+    own = Weighted.of_radii(threat.name, scale * RADII).among(images.indices)
     found = run(attack, network, images, own, generator=seeded(3), chunk=3)
     assert own.feasible(found.x_adv, images.x).all()
     for row in range(8):
@@ -74,7 +73,6 @@ def test_a_mask_on_a_linear_model(norm: str):
 
 def test_masks_of_each_image_in_an_evaluation(network: nn.Module, images: Batch):
     """The default suite, stage by stage, and the shape of pixels; the record says what the radii were."""
-    images = images._replace(indices=torch.arange(8))
     radii = 0.3 * (torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3)
     record = evaluate(network, images, threat=("Linf", radii), attacks="planish-suite,autoattack/fab-t")
     moved = torch.from_numpy(record.x_adv) - images.x
@@ -92,7 +90,7 @@ def test_masks_of_each_image_in_an_evaluation(network: nn.Module, images: Batch)
 
 def test_radii_that_do_not_fit_are_said_in_a_line(network: nn.Module, images: Batch):
     pgd = attacks.PGD(2, 1)
-    with pytest.raises(BadInput, match=r"radii of shape \(5, 1, 1, 1\) do not fit images"):
+    with pytest.raises(BadInput, match="there are radii for 5 images, and 8 images"):
         pgd(network, images, threat=("Linf", torch.full((5,), 0.1)))
     with pytest.raises(BadInput, match="do not fit images of shape"):
         pgd(network, images, threat=("Linf", torch.full((3, 8, 8), 0.1)))

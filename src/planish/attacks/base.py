@@ -85,7 +85,7 @@ class Attack(ABC):
         """
         threat, generator, network = threat_of(threat, own_radii=True), seeded(seed_of(seed)), Counted(model_of(model))
         batch = judged_batch(network, x, labels, threat)
-        found = run(self, network, batch, threat, generator=generator)
+        found = run(self, network, batch, threat.among(batch.indices), generator=generator)
         logits = logits_of(network, found.x_adv)
         score, _ = self.assembled(logits.shape[1]).goal(batch)
         return AttackResult(found.x_adv, score(logits) >= 0, margin(logits, batch.labels), found.passes)

@@ -36,6 +36,8 @@ def evaluate(
     classes: options.Classes = None,
     precision: options.Precision = "float32",
     eot: options.Draws = 1,
+    targets: options.Targets = None,
+    eight_bit: options.EightBit = False,
     keep_images: options.KeepImages = False,
     shard: options.Share = None,
     after: options.After = None,
@@ -59,7 +61,7 @@ def evaluate(
     given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
-    given |= {"shard": where.shard, "after": after}
+    given |= {"shard": where.shard, "after": after, "targets": targets, "eight_bit": eight_bit}
     on, task = _asked("evaluate", device, given, lambda task: _check(task, against))
     judged = _model(model, on, built_by, name)
     if dry_run:
@@ -198,7 +200,7 @@ def distances(
 
 def verify(
     model: options.Model,
-    images: Annotated[Path, Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
+    images: Annotated[Path, Argument(help="What planish evaluate --keep-images wrote: a file, or a folder of PNGs.")],
     data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
     radius: options.Radius,
     norm: options.Norm = "Linf",
@@ -231,12 +233,12 @@ def _asked(
     command: str, device: str, given: dict[str, Any], check: "Callable[[EvaluationConfig], None]"
 ) -> "tuple[str, EvaluationConfig]":
     """Return the device, and what a model is to be judged on: everything tried that is known without a model."""
-    from planish.core.threat import parse_threat
     from planish.registry import made
+    from planish.runs.given import EIGHT_BIT, threat_in
     from planish.runs.judge import EvaluationConfig
 
     on = terminal.chosen_device(device)
-    threat = parse_threat(given.pop("norm"), given.pop("radius"))
+    threat = threat_in(given.pop("norm"), given.pop("radius"), EIGHT_BIT if given.pop("eight_bit", False) else None)
     task: EvaluationConfig = made(EvaluationConfig, {**given, "threat": threat}, command)
     check(task)
     return on, task

@@ -265,7 +265,7 @@ def check_images(images: Batch, threat: ThreatModel) -> None:
             f"pixels lie in [{low:g}, {high:g}], not in [{threat.low:g}, {threat.high:g}]; give raw images divided "
             "by 255 and put any normalization inside the model"
         )
-    threat.check(x, images.indices)
+    threat.check(x)
 
 
 def _check_targets(images: Batch, classes: int) -> None:

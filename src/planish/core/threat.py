@@ -109,15 +109,22 @@ class ThreatModel(ABC):
         """The threat with one radius for all images and pixels, the largest: itself, where there is no other."""
         return self
 
+    def among(self, indices: Tensor) -> Self:
+        """Return the threat of a test set whose images have these indices, (N,): itself, where it is the same for all.
+
+        Raises BadInput for one of another number of images.
+        """
+        return self
+
     def of(self, indices: Tensor) -> Self:
-        """Return the threat of a batch of images with these indices, (N,): itself, where it is the same for all."""
+        """Return the threat of the images of its set that have these indices, (n,): itself, where all have the same."""
         return self
 
     def select(self, rows: Tensor) -> Self:
         """Return the threat of some rows of its batch: itself, where it is the same for all."""
         return self
 
-    def check(self, x: Tensor, indices: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
         """Raise BadInput for images (N, ...) that the threat does not fit: with levels, images that have others."""
         if self.levels is not None and not bool(self._on_levels(x).all()):
             raise BadInput(f"the images have not {self.levels} levels; give them as their files hold them, not resized")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from planish.core.errors import BadInput
 from planish.core.threat import SLACK, ThreatModel, parse_threat
+from planish.core.words import number_of
 
 NORMS = ("Linf", "L2")
 
@@ -19,7 +20,7 @@ class Weighted(ThreatModel):
     """The ball ||delta / weights|| <= radius of another norm; a pixel of weight 0 stays as it is.
 
     base: Linf or L2. weights: (1 or N, 1 or C, 1 or H, 1 or W) from 0 to 1. indices: (N,) of the images that the N
-    rows of the weights belong to; None = of 0 to N - 1.
+    rows of the weights belong to; None = not known yet, see `among`.
     """
 
     base: ThreatModel = field(kw_only=True)
@@ -30,19 +31,19 @@ class Weighted(ThreatModel):
     def of_radii(cls, norm: str, radii: Tensor) -> "Weighted":
         """Return the threat with these radii in pixels of [0, 1]: (N,) of images, else what broadcasts with them.
 
-        Row i of (N, ...) belongs to the image of index i. (H, W) and (C, H, W) are of the pixels of all images, such as
-        a mask times a radius. Raises BadInput.
+        Row i of (N, ...) belongs to the i-th image. (H, W) and (C, H, W) are of the pixels of all images, such as a
+        mask times a radius. Raises BadInput.
         """
         right = bool((radii.isfinite() & (radii >= 0)).all())
         if not (right and 1 <= radii.ndim <= 4 and radii.numel()):
             shapes = "(N,) for images or (H, W), (C, H, W), (N, C, H, W) for pixels"
             raise BadInput(f"radii must be finite and not negative, {shapes}, got {radii.dtype} {tuple(radii.shape)}")
-        radii = radii.float()
+        radii = radii.double()
         radii = radii.view(-1, 1, 1, 1) if radii.ndim == 1 else radii.reshape((1,) * (4 - radii.ndim) + radii.shape)
         largest = float(radii.max())
         if (base := parse_threat(norm, largest)).name not in NORMS:
             raise BadInput(f"a radius for each image or pixel is for {' and '.join(NORMS)}, not for {base.name}")
-        return cls(largest, base=base, weights=radii / largest if largest else torch.ones_like(radii))
+        return cls(largest, base=base, weights=(radii / (largest or 1.0)).float())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,30 +63,33 @@ class Weighted(ThreatModel):
         """The other norm with the radius 0: a search for the nearest image does not end early."""
         return replace(self.base, radius=0.0)
 
+    def among(self, indices: Tensor) -> Self:
+        if len(self.weights) == 1 or self.indices is not None:
+            return self
+        if len(self.weights) != len(indices):
+            raise BadInput(f"there are radii for {number_of(len(self.weights))}, and {number_of(len(indices))}")
+        return replace(self, indices=indices.to(self.weights.device))
+
     def of(self, indices: Tensor) -> Self:
         if len(self.weights) == 1:
             return self
-        rows = indices.to(self.weights.device)
-        if self.indices is not None:
-            order = self.indices.argsort()
-            rows = order[torch.searchsorted(self.indices[order], rows)]
-        return replace(self, weights=self.weights[rows], indices=indices.to(self.weights.device))
+        assert self.indices is not None
+        order = self.indices.argsort()
+        return self.select(order[torch.searchsorted(self.indices[order], indices.to(order.device))])
 
     def select(self, rows: Tensor) -> Self:
         if len(self.weights) == 1:
             return self
+        assert self.indices is not None
         rows = rows.to(self.weights.device)
-        indices = torch.arange(len(self.weights), device=rows.device) if self.indices is None else self.indices
-        return replace(self, weights=self.weights[rows], indices=indices[rows])
+        return replace(self, weights=self.weights[rows], indices=self.indices[rows])
 
-    def check(self, x: Tensor, indices: Tensor) -> None:
-        """Raise BadInput unless there is a row for each image, of its shape or one that broadcasts with it."""
-        super().check(x, indices)
-        shape, most = tuple(self.weights.shape), int(indices.max()) if len(indices) else 0
-        fits = all(own in (1, size) for own, size in zip(shape[1:], x.shape[1:], strict=True))
-        if not fits or (self.indices is None and 1 < len(self.weights) <= most):
-            there = f"images of shape {tuple(x.shape[1:])} up to index {most}"
-            raise BadInput(f"radii of shape {shape} do not fit {there}")
+    def check(self, x: Tensor) -> None:
+        """Raise BadInput unless the weights broadcast with the images."""
+        super().check(x)
+        shape = tuple(self.weights.shape)
+        if not all(own in (1, size) for own, size in zip(shape[1:], x.shape[1:], strict=True)):
+            raise BadInput(f"radii of shape {shape} do not fit images of shape {tuple(x.shape[1:])}")
 
     def scaled(self, factor: float) -> Self:
         return replace(self, radius=self.base.scaled(factor).radius)

@@ -27,6 +27,7 @@ from planish.core.errors import BadInput, spelled
 from planish.core.threat import Linf, ThreatModel
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
+from planish.evaluation.pngs import load_pngs
 from planish.records.evaluation import Verified, load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
 from planish.search.ascent import Adversarials
@@ -132,14 +133,14 @@ def verify(
     """Judge saved adversarial images afresh, trusting nothing but the model, the clean images and the saved ones.
 
     x, labels: the clean images, as for `evaluate`; each saved image is compared with the one of its index.
-    path: what `save_adversarials` or `planish evaluate --keep-images` wrote.
+    path: what `save_adversarials` or `planish evaluate --keep-images` wrote; a folder of PNGs is of images of 8 bits.
     threat: an image outside its ball or the box breaks nothing.
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
     network, threat, path = model_of(model), threat_of(threat, own_radii=True), path_of(path)
     batch = batch_of(x, labels, network)
-    images, indices = load_adversarials(path)
+    images, indices = load_pngs(path) if path.is_dir() else load_adversarials(path)
     position = {index: row for row, index in enumerate(batch.indices.tolist())}
     missing = [index for index in indices.tolist() if index not in position]
     if missing:
@@ -150,7 +151,7 @@ def verify(
         raise BadInput(f"{path} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
     x_adv = torch.from_numpy(images).to(some.x.device)
     check_images(some, threat)
-    threat = threat.of(some.indices)
+    threat = threat.among(batch.indices).of(some.indices)
     draws, feasible = draws_of(eot), threat.feasible(x_adv, some.x)
     clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
     if draws > 1:

@@ -156,6 +156,7 @@ def evaluate_steps(
     search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share)
     copy, began = copied(counted.model), time.perf_counter()
     images = judged_batch(counted if eot == 1 else Averaged(counted, eot), x, labels, threat, chunk)
+    threat = threat.among(images.indices)
     again = Again.begun(copy, images)
     others = surrogates_of(surrogates, images)
     wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name, surrogates=others)

@@ -25,6 +25,7 @@ from planish.evaluation.adversarials import KeptProgress, images_left, save_gall
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks, wanted
+from planish.evaluation.pngs import save_pngs
 from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
@@ -40,6 +41,7 @@ from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
 from planish.report.tables import Gallery
 from planish.runs.config import LARGEST_SIDE, written
+from planish.runs.given import EIGHT_BIT, aimed, check_targets
 from planish.runs.names import audited_apart, entry_names, name_of
 from planish.runs.places import WRITTEN, clear, refuse_taken
 from planish.runs.run import BEST, CONFIG, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
@@ -48,7 +50,7 @@ from planish.storage.reading import read_json
 
 Step = TypeVar("Step")
 EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
-DISTANCES = "distances.npz"
+DISTANCES, PNGS = "distances.npz", "png"
 _GALLERY_KIND = Kind("{path} does not hold the pictures of an evaluation, or it is damaged; remove it")
 WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
 SOME_CLASSES = 10
@@ -74,8 +76,9 @@ class EvaluationConfig:
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
     random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
-    says itself, or as the data does. shard: only this part of the images. after: a folder with a record of all shards,
-    by which a suite chooses what a shard does next.
+    says itself, or as the data does. targets: a file of the classes that images are driven to, as `aimed` reads it.
+    shard: only this part of the images. after: a folder with a record of all shards, by which a suite chooses what a
+    shard does next.
     """
 
     data: str
@@ -89,6 +92,7 @@ class EvaluationConfig:
     size: int | None = None
     eot: int = 1
     classes: Classes | None = None
+    targets: str | None = None
     shard: ImageShard | None = None
     after: str | None = None
 
@@ -104,6 +108,7 @@ def check_task(task: EvaluationConfig) -> None:
     lenders = [name for name in task.attacks if "surrogates" in wanted(name)]
     if task.surrogates and task.attacks and not lenders:
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
+    check_targets(task.targets, task.attacks)
     tried = [name for name in dict.fromkeys(task.attacks) if name not in lenders or not task.surrogates]
     attacks_of(tried, SOME_CLASSES, norm=task.threat.name)
     check_there(task.data, "test", task.limit)
@@ -199,8 +204,9 @@ def evaluate_into(
     _refuse_gradients(judged, task)
     path = folder / EVALUATION
     whole, data, warnings = images_to_judge(task, judged.about)
+    whole = aimed(whole, task.targets, data["classes"])
     part = cut(task.shard, whole, task.seed, data, _decided(task.after, whole))
-    batch = part.batch.to(device)
+    batch, threat = part.batch.to(device), task.threat.among(whole.indices)
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
     about |= {"notes": [*judged.notes, *warnings], **part.about}
@@ -211,10 +217,12 @@ def evaluate_into(
     going_on["x_adv"] = part.x_adv if x_adv is None else x_adv
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
     options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
-    begin = partial(evaluate_steps, judged.model, batch, threat=task.threat, **options, **going_on)
+    begin = partial(evaluate_steps, judged.model, batch, threat=threat, **options, **going_on)
     for step in _allowed(begin, folder, "evaluation", resume, overwrite):
         if task.keep_images:
             save_images(step, folder / IMAGES)
+            if task.threat.levels == EIGHT_BIT:
+                save_pngs(step.x_adv.cpu().numpy(), step.evaluation.indices, folder / PNGS)
         save_gallery(step, batch, folder / GALLERY)
         results.save(step.evaluation, path)
         kept.forget()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from planish.core.errors import BadInput, Unlike
-from planish.storage.files import LOCK, alone, remove
+from planish.storage.files import LOCK, alone, remove, remove_folder
 
 Step = TypeVar("Step")
 LOG = logging.getLogger("planish")
@@ -20,7 +20,7 @@ PAGE = ("report.html", "results.json", "card.md")
 _TRAINED = ("config.toml", "provenance.json", "metrics.jsonl", "resume.pt", "resume.previous.pt")
 _WEIGHTS = tuple(f"model{part}.safetensors" for part in ("", ".previous", "-best", "-best.previous"))
 WRITTEN = {
-    "evaluation": ("evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz", *PAGE),
+    "evaluation": ("evaluation.npz", "gallery.npz", "adversarial.npz", "png/*.png", "progress.npz", *PAGE),
     "audit": (
         *("audit.npz", "audit.json", "audit.html", "audit.md", "geometry.npz", "audit-suite.npz", "audit-images.npz"),
         "card.md",
@@ -83,7 +83,10 @@ def all_begun(home: Path, kind: str) -> list[Path]:
 def clear(folder: Path, kind: str) -> None:
     """Remove what planish wrote into the folder in work of this kind; a training's goes with all that judged it."""
     for name in WRITTEN[kind]:
-        remove(folder / name)
+        for path in [*folder.glob(name)]:
+            remove(path)
+        if "/" in name:
+            remove_folder(folder / name.partition("/")[0])
 
 
 def refuse_taken(folder: Path, kind: str, resumes: bool) -> None:
