@@ -9,10 +9,12 @@ from small_attacks import DEFINED, named
 from torch import Tensor, nn
 
 from planish import L2, BadInput, Batch, Linf, attacks, audit, evaluate, minimum_distance
-from planish.attacks import Attack, run
+from planish.attacks import Attack, ByDistance, Within, Worst, run
+from planish.attacks.ascents import Ranked, Targeted
 from planish.core.randomness import seeded
 from planish.core.threat import ThreatModel
 from planish.core.weighted import Weighted
+from planish.search.step_rules import COSINE_MOMENTUM
 
 RADII = torch.tensor([0.02, 0.05, 0.1, 0.03, 0.08, 0.0, 0.06, 0.1])
 IN_BALLS = [
@@ -72,9 +74,11 @@ def test_a_mask_on_a_linear_model(norm: str):
 
 
 def test_masks_of_each_image_in_an_evaluation(network: nn.Module, images: Batch):
-    """The default suite, stage by stage, and the shape of pixels; the record says what the radii were."""
+    """Parts of suites, which choose classes by distance, ask for no gradient or measure; the record says the radii."""
     radii = 0.3 * (torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3)
-    record = evaluate(network, images, threat=("Linf", radii), attacks="planish-suite,autoattack/fab-t")
+    near = Worst((ByDistance(), *(Targeted(COSINE_MOMENTUM, 5, Ranked(rank)) for rank in (1, 2))))
+    parts = {"near": near, "fab-t": Within(attacks.FABT(6, 2)), "square": attacks.Square(40), "noise": attacks.Noise(5)}
+    record = evaluate(network, images, threat=("Linf", radii), attacks=parts)
     moved = torch.from_numpy(record.x_adv) - images.x
     assert 0 < int(record.survivors().sum()) < 7 and bool((moved.abs() <= radii + 1e-6).all())
     facts = record.meta["threat"]

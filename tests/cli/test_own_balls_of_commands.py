@@ -14,9 +14,9 @@ from planish.core.errors import BadInput
 from planish.data import load
 from planish.evaluation.pngs import load_pngs
 from planish.records.evaluation import Evaluation
-from planish.records.evaluation import load as load_record
 from planish.runs.given import aimed, threat_in
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+from planish.runs.places import clear
 
 Planish = Callable[..., Result]
 
@@ -34,18 +34,25 @@ def judged(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
-def test_images_of_8_bits_are_verified_from_their_pngs(run_folder: Path, planish: Planish):
+def test_images_of_8_bits_are_verified_from_their_pngs(
+    judged: Callable[..., Evaluation], run_folder: Path, planish: Planish
+):
     arguments = ("--data", "digits", "--radius", "0.1", "--limit", "20")
-    more = ("--attacks", "pgd-5-1", "--eight-bit", "--keep-images", "--out", "own", "--quiet")
-    result = planish("evaluate", run_folder, *arguments, *more)
-    assert result.exit_code == 0, result.output
-    assert "256 levels" in result.output
-    record = load_record("own/evaluation.npz")
+    record = judged("own", "0.1", "pgd-5-1", 256, keep_images=True)
     assert record.meta["threat"] == {"norm": "Linf", "radius": 0.1, "levels": 256}
+    assert "Adversarial images have 256 levels, as their files hold them." in record.remarks()
     names = {f"{index}.png" for index in record.indices}
     assert {path.name for path in Path("own/png").iterdir()} == names and len(names) == 20
     told = json.loads(planish("verify", run_folder, "own/png", *arguments[:4], "--json").stdout)
     assert told["robust"]["hits"] == int(record.survivors().sum()) < told["clean"]["hits"] and told["infeasible"] == 0
+    assert (
+        planish("verify", run_folder, "own/adversarial.npz", *arguments[:4], "--json").stdout
+        == json.dumps(told, indent=2) + "\n"
+    )
+    planned = planish("evaluate", run_folder, *arguments, "--eight-bit", "--dry-run", "--json")
+    assert json.loads(planned.stdout)["threat"] == record.meta["threat"]
+    clear(Path("own"), "evaluation")
+    assert not Path("own/png").exists()
 
 
 def test_damaged_pngs_are_said_in_a_line(tmp_path: Path):
