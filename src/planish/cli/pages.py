@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from planish.cli import options, tables, terminal
-from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
     from planish.report import Entry, Table
@@ -29,10 +28,8 @@ def report(
     from planish.runs.judge import entries
 
     found = entries(folders)
-    if model_info is not None and len(found) > 1:
-        raise BadInput(f"a file has RobustBench's fields of one model; name one of the {len(found)} folders")
     if model_info is not None:
-        write_model_info(found[0].evaluation, model_info)
+        write_model_info([entry.evaluation for entry in found], model_info)
     page = _paged("report", folders, out, overwrite, lambda into: write_report(found, into, title, terminal.origin()))
     _shown(found, page, json_, csv)
 

@@ -217,7 +217,7 @@ def _clean(
     if names > logits.shape[1] or (0 < names < logits.shape[1] and "numbered" not in about["data"]):
         warnings.append(OTHER_CLASSES.format(names, logits.shape[1]))
     meta = origin(
-        counted.model,
+        counted.given,
         images._replace(x=images.x.float()),
         about,
         schema_version=SCHEMA_VERSION,

@@ -1,5 +1,6 @@
 """An evaluation in the fields of a submission to RobustBench: a file of its `model_info`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def model_info(evaluation: Evaluation) -> dict[str, Any]:
     return {**dict.fromkeys(YOURS, ""), **facts}
 
 
-def write_model_info(evaluation: Evaluation, path: Path) -> None:
-    """Write the fields as JSON. Raises BadInput."""
-    write_json(model_info(evaluation), path)
+def write_model_info(evaluations: Sequence[Evaluation], path: Path) -> None:
+    """Write the fields of the only evaluation as JSON. Raises BadInput, for several too."""
+    if len(evaluations) != 1:
+        raise BadInput(f"a file has RobustBench's fields of one model; name one of the {len(evaluations)} folders")
+    write_json(model_info(evaluations[0]), path)
 
 
 def _percent(share: Estimate) -> str:
