@@ -246,21 +246,8 @@ class Evaluation(Columned):
         own = [remark for column in self.columns for remark in column.remarks()]
         reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
         long = [f"{name} ran its long stages, because {'; '.join(why)}." for name, why in sorted(reasons) if why]
-        told = [*self.lacking(), *self._ball(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
+        told = [*self.lacking(), *self.ball_remarks(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
         return [*told, *self.class_warnings(), *own, *long]
-
-    def _ball(self) -> list[str]:
-        """What is special about the ball: levels of images, and radii of their own."""
-        threat, told = self.meta["threat"], []
-        if (levels := threat.get("levels")) is not None:
-            told.append(f"Adversarial images have {levels} levels, as their files hold them.")
-        if (radii := threat.get("radii")) is not None:
-            least, most = radius_text(radii["least"]), radius_text(self.radius)
-            own = f"Each image or pixel has a radius of its own, from {least} to {most}"
-            told.append(
-                f"{own}: figures name the largest, and distances are measured as shares of each, times the largest."
-            )
-        return told
 
     def spent(self) -> list[tuple[float, float]]:
         """Return (passes per image, accuracy) points: how accuracy falls as every image is granted more passes.
