@@ -38,10 +38,10 @@ RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SHARED = {"attacks.ascents"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
     "cli.main", "cli.tables", "cli.trust", "compat.autoattack", "compat.calling", "data.readers.parquet",
-    "evaluation.adversarials", "evaluation.pngs", "records.audit", "records.store", "report.distances",
-    "report.front", "report.page", "report.robustbench", "reproduce.figure", "reproduce.measured", "reproduce.pages",
-    "reproduce.readings", "reproduce.running", "runs.audit", "runs.keeper", "runs.places", "runs.run", "runs.sweep",
-    "runs.train", "runs.workers",
+    "data.readers.webdataset", "evaluation.adversarials", "evaluation.pngs", "records.audit", "records.store",
+    "report.distances", "report.front", "report.page", "report.robustbench", "reproduce.figure", "reproduce.measured",
+    "reproduce.pages", "reproduce.readings", "reproduce.running", "runs.audit", "runs.keeper", "runs.places",
+    "runs.run", "runs.sweep", "runs.train", "runs.workers",
 }  # fmt: skip
 
 

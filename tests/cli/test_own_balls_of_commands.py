@@ -55,17 +55,17 @@ def test_images_of_8_bits_are_verified_from_their_pngs(
 
 def test_damaged_pngs_are_said_in_a_line(tmp_path: Path):
     with pytest.raises(BadInput, match=r"holds no INDEX\.png"):
-        load_pngs(tmp_path)
+        next(load_pngs(tmp_path))
     (tmp_path / "3.png").write_bytes(b"\x89PNG and nothing more")
     with pytest.raises(BadInput, match=r"3\.png is no PNG"):
-        load_pngs(tmp_path)
+        next(load_pngs(tmp_path))
     Image.new("RGBA", (4, 4)).save(tmp_path / "3.png")
     with pytest.raises(BadInput, match="of the mode RGBA"):
-        load_pngs(tmp_path)
+        next(load_pngs(tmp_path))
     Image.new("L", (4, 4)).save(tmp_path / "3.png")
     Image.new("L", (5, 4)).save(tmp_path / "12.png")
     with pytest.raises(BadInput, match="not of one size"):
-        load_pngs(tmp_path)
+        next(load_pngs(tmp_path))
 
 
 def test_radii_from_a_file(judged: Callable[..., Evaluation], planish: Planish, run_folder: Path):

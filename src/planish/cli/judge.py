@@ -13,7 +13,7 @@ from planish.cli.pages import write_page
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from planish.evaluation.evaluate import OnChunk
+    from planish.evaluation.at_work import OnChunk
     from planish.records.audit import Audit
     from planish.records.distances import Distances
     from planish.records.evaluation import Evaluation

@@ -35,7 +35,7 @@ def by_workers(
     asked: AskedWorkers, place: tuple[str, str, terminal.Where], total: int, words: Callable[[Any], tuple[int, str]]
 ) -> tuple[Path, Any]:
     """Do by workers what a command does in its folder, a bar for each; return the folder and the last record."""
-    from planish.evaluation.evaluate import Update
+    from planish.evaluation.at_work import Update
     from planish.runs.places import at_work, begun
     from planish.runs.workers import Judging, devices_of, judge_by_workers
 

@@ -1,7 +1,7 @@
 """Adversarial images of 8 bits as files: a PNG for each, named by its image's index, and read back."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from planish.storage.reading import content_of
 
 CHANNELS = {1: "L", 3: "RGB"}
 """Channels that a PNG holds, by the mode that Pillow calls it."""
+AT_A_TIME = 256
+"""Images that are in memory at once when they are read back."""
 
 
 def save_pngs(x_adv: Floats, indices: Iterable[int], folder: Path) -> None:
@@ -28,15 +30,17 @@ def save_pngs(x_adv: Floats, indices: Iterable[int], folder: Path) -> None:
         write_bytes(file.getvalue(), folder / f"{index}.png")
 
 
-def load_pngs(folder: Path) -> tuple[Floats, Integers]:
-    """Return what `save_pngs` wrote: images (N, C, H, W) in [0, 1], and their indices. Raises BadInput."""
+def load_pngs(folder: Path) -> Iterator[tuple[Floats, Integers]]:
+    """Yield what `save_pngs` wrote, some at a time: images (n, C, H, W) and their indices (n,). Raises BadInput."""
     files = {int(file.stem): file for file in folder.glob("*.png") if file.stem.isascii() and file.stem.isdigit()}
     if not files:
         raise BadInput(f"{folder} holds no INDEX.png; planish evaluate --eight-bit --keep-images writes them")
-    images = [_pixels(files[index]) for index in sorted(files)]
-    if len({image.shape for image in images}) > 1:
-        raise BadInput(f"the images in {folder} are not of one size")
-    return np.stack(images).astype(np.float32) / np.float32(255), np.array(sorted(files), dtype=np.int64)
+    places = sorted(files)
+    for part in (places[at : at + AT_A_TIME] for at in range(0, len(places), AT_A_TIME)):
+        images = [_pixels(files[index]) for index in part]
+        if len({image.shape for image in images}) > 1:
+            raise BadInput(f"the images in {folder} are not of one size")
+        yield np.stack(images).astype(np.float32) / np.float32(255), np.array(part, dtype=np.int64)
 
 
 def _pixels(path: Path) -> NDArray[Any]:

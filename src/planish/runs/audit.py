@@ -17,16 +17,17 @@ from planish.core.arguments import Images, Labels, batch_of, check_images, model
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike, spelled
 from planish.core.threat import Linf, ThreatModel
-from planish.evaluation.evaluate import EvaluationStep, OnChunk
+from planish.evaluation.at_work import OnChunk
+from planish.evaluation.evaluate import EvaluationStep
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
 from planish.records.origin import data_digest, model_digest
 from planish.report import write_audit
+from planish.runs.beside import IMAGES
 from planish.runs.judge import (
     EVALUATION,
-    IMAGES,
     EvaluationConfig,
     LoadedModel,
     check_task,

@@ -15,6 +15,7 @@ from planish.core.errors import BadInput, nearest
 from planish.core.threat import ThreatModel, parse_threat
 from planish.core.weighted import Weighted
 from planish.core.words import number_of
+from planish.data.on_demand import OnDemand
 
 EIGHT_BIT = 256
 """Levels of a channel in a file of 8 bits."""
@@ -43,7 +44,7 @@ def check_targets(path: str | None, attacks: Sequence[str]) -> None:
         raise BadInput(f"there is no file of targets {path}")
 
 
-def aimed(images: Batch, path: str | None, classes: Sequence[str]) -> Batch:
+def aimed(images: Batch | OnDemand, path: str | None, classes: Sequence[str]) -> Batch | OnDemand:
     """Return the images with the classes that a file gives them, in order; None gives none.
 
     path: of a .npy of whole numbers, or of a text with a class a line, by number or by name. Raises BadInput.
@@ -53,7 +54,8 @@ def aimed(images: Batch, path: str | None, classes: Sequence[str]) -> Batch:
     targets = _targets_in(Path(path), classes)
     if len(targets) < len(images.labels):
         raise BadInput(f"{path} has {len(targets)} targets for {number_of(len(images.labels))}")
-    return images._replace(targets=targets[: len(images.labels)].to(images.labels.device))
+    targets = targets[: len(images.labels)]
+    return images._replace(targets=targets) if isinstance(images, Batch) else replace(images, targets=targets)
 
 
 def _targets_in(path: Path, classes: Sequence[str]) -> Tensor:

@@ -20,7 +20,16 @@ PAGE = ("report.html", "results.json", "card.md")
 _TRAINED = ("config.toml", "provenance.json", "metrics.jsonl", "resume.pt", "resume.previous.pt")
 _WEIGHTS = tuple(f"model{part}.safetensors" for part in ("", ".previous", "-best", "-best.previous"))
 WRITTEN = {
-    "evaluation": ("evaluation.npz", "gallery.npz", "adversarial.npz", "png/*.png", "progress.npz", *PAGE),
+    "evaluation": (
+        "evaluation.npz",
+        "gallery.npz",
+        "adversarial.npz",
+        "adversarial/*.npz",
+        "png/*.png",
+        "progress.npz",
+        "progress-done.npz",
+        *PAGE,
+    ),
     "audit": (
         *("audit.npz", "audit.json", "audit.html", "audit.md", "geometry.npz", "audit-suite.npz", "audit-images.npz"),
         "card.md",
@@ -28,7 +37,10 @@ WRITTEN = {
     "distances": ("distances.npz", "distances.json"),
     "report": PAGE,
 }
-"""The files of each kind of work but figures, which are written anew; the first one says that there is such work."""
+"""The files of each kind of work but figures, which are written anew, "FOLDER/*.npz" those in a folder of its own.
+
+The first one says that there is such work.
+"""
 WRITTEN["train"] = (*_TRAINED, *_WEIGHTS, *(name for names in WRITTEN.values() for name in names))
 BEGUN = {"audit": ("audit.npz", "audit-suite.npz")}
 """Files that say that there is such work to go on with, where it is not the first one alone."""
