@@ -28,6 +28,7 @@ WRITTEN = {
         "png/*.png",
         "progress.npz",
         "progress-done.npz",
+        "corruptions.npz",
         *PAGE,
     ),
     "audit": (
