@@ -43,9 +43,9 @@ def labels(lesson: tuple[nn.Module, Tensor, Tensor]) -> Tensor:
     return lesson[2]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def same_randomness() -> Iterator[None]:
-    """The peers draw from the global random state."""
+    """The peers, and attacks that stand for theirs, draw from the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
