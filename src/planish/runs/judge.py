@@ -35,11 +35,11 @@ from planish.records import evaluation as results
 from planish.records.audit import Audit
 from planish.records.corruptions import Corruptions
 from planish.records.distances import Distances
-from planish.records.evaluation import Evaluation, Verified
+from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard
-from planish.report import Entry, Table, write_comparison
+from planish.records.verified import Verified
+from planish.report import Entry, Table
 from planish.report.audited import headline_rows, side_by_side, told_apart
-from planish.report.pairs import paired_rows, pairs
 from planish.runs.beside import GALLERY, KeptBeside, load_gallery
 from planish.runs.config import LARGEST_SIDE, written
 from planish.runs.given import EIGHT_BIT, aimed, check_targets
@@ -71,7 +71,7 @@ class LoadedModel:
 class EvaluationConfig:
     """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images.
 
-    precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
+    precision: of the attacks' search, "float32" or "bf16"; verdicts are float32 at least. keep_images: save the
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
     random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
@@ -368,10 +368,14 @@ class Comparison:
 
     def write(self, out: Path, title: str, provenance: Mapping[str, Any]) -> Path:
         """Write the page and its numbers, and return the page's path. Raises BadInput."""
+        from planish.report import write_comparison
+
         return write_comparison(self.entries, out, title, provenance, self.audits)
 
     def tables(self) -> list[Table]:
         """Return the tables for the screen, beside the evaluations' own."""
+        from planish.report.pairs import paired_rows, pairs
+
         named = told_apart(self.audits)
         audits = [headline_rows(named), side_by_side(named)] if named else []
         return [*([paired_rows(pairs(self.entries))] if len(self.entries) > 1 else []), *audits]
