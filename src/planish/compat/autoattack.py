@@ -30,7 +30,7 @@ RANDOM_DRAWS = 20
 
 @dataclass(slots=True)
 class GradientOptions:
-    """What a script may set of `.apgd`, `.apgd_targeted` and `.fab`."""
+    """What a script may set of `.apgd`, `.apgd_targeted` and `.fab`. use_largereps: of no effect; it goes with L1."""
 
     n_iter: int = 100
     n_restarts: int = 1
