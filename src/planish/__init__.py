@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from planish.registry import lazy
 
 if TYPE_CHECKING:
-    from planish import attacks, data, methods, models
+    from planish import attacks, compat, data, methods, models
     from planish.audit.measures import calls as measures
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
@@ -34,6 +34,7 @@ __all__ = [
     "attacks",
     "audit",
     "audit_steps",
+    "compat",
     "data",
     "evaluate",
     "evaluate_steps",

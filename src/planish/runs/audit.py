@@ -238,6 +238,7 @@ def audit_into(
 
 def check_audit(task: EvaluationConfig, budget: str, checks: Sequence[str]) -> None:
     """Raise BadInput for a budget, checks or data that there are not: what is known before anything is loaded."""
+    threat_of(task.threat)
     plan_of(budget)
     own_checks(checks)
     check_task(task)
