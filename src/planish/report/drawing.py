@@ -115,7 +115,7 @@ def to_png(figure: Figure) -> bytes:
     """Render on white, 900 pixels for the report's width; the figure keeps the layout that it has then."""
     buffer = BytesIO()
     figure.set(dpi=900 / WIDTH, facecolor="white")  # savefig would draw twice, once to find the layout
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     figure.set_layout_engine("none")
     return buffer.getvalue()
 
@@ -125,7 +125,7 @@ def to_svg(drawing: ReportFigure) -> str:
     """Render as an <svg> element to put in a page: colours follow the page's CSS, identifiers are unique."""
     buffer = StringIO()
     drawing.figure.set_facecolor("none")
-    FigureCanvasSVG(drawing.figure).print_svg(buffer, metadata={"Date": None})
+    FigureCanvasSVG(drawing.figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
     drawn = buffer.getvalue()
     body = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{drawing.slug}-', body)
