@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from planish.registry import lazy
 
 if TYPE_CHECKING:
-    from planish.report.card import card as card, verdict as verdict
+    from planish.report.cards import card as card, model_card as model_card, verdict as verdict
     from planish.report.page import (
         write_audit as write_audit,
         write_comparison as write_comparison,

@@ -85,7 +85,9 @@ def _cosines(evidence: Evidence, batch: Batch, exact: Tensor) -> Tensor:
     Images are left out whose slopes are both below what the arithmetic rounds.
     """
     kind, logits = evidence.arithmetic, logits_of(evidence.model, batch.x)
-    here, measured, predicted = margin(logits, batch.labels), list[Tensor](), list[Tensor]()
+    here = margin(logits, batch.labels)
+    measured: list[Tensor] = []
+    predicted: list[Tensor] = []
     for first in range(0, DIRECTIONS, TOGETHER):
         steps = torch.stack([_step(evidence, batch, number) for number in range(first, first + TOGETHER)])
         points = torch.cat([batch.x + steps, batch.x + 2 * steps])
