@@ -151,17 +151,18 @@ def example(room: str, name: str) -> str:
 
 
 def entry(room: str, name: str) -> str:
-    """Return a name's part of the page."""
+    """Return a name's part of the page; what is the same of all components of a kind, such as `search`, is left out."""
     full = name if room == "planish" else f"{room}.{name}"
     called = registered(room, name)
-    parts = [f"## {name} {{ #planish.{full} }}"]
+    shown = [f"heading: {name}", "heading_level: 2", "show_root_heading: true", "show_root_toc_entry: true"]
+    options = "\n".join(f"      {line}" for line in [*shown, *(["members: false"] if called else [])])
+    parts = [f'<a id="planish.{full}"></a>', f"::: {address(room, name)}\n    options:\n{options}"]
     if called:
         facts = {"on the command line": f"`{called}`", **row(room, called)}
         parts.append("\n".join(f"- {heading}: {fact}" for heading, fact in facts.items()))
     if room == "measures" and _is_wrapped(public(room)[name]):
         parts.append(f"Called as `planish.{full}(model, x, labels, ...)`: images and labels in place of `batch`.")
-    parts.append(f"```python\n{example(room, name)}```")
-    return "\n\n".join([*parts, f"::: {address(room, name)}"])
+    return "\n\n".join([*parts, f"```python\n{example(room, name)}```"])
 
 
 def page(room: str) -> str:

@@ -40,7 +40,7 @@ def test_each_name_is_documented_where_the_source_defines_it(room: str, name: st
 @pytest.mark.parametrize("room", reference.ROOMS)
 def test_a_page_has_an_entry_for_each_name(room: str):
     page = reference.page(room)
-    headings = re.findall(r"^## (\w+) ", page, re.MULTILINE)
+    headings = re.findall(r"^ +heading: (\w+)$", page, re.MULTILINE)
     assert headings == [*reference.public(room)] == sorted(headings, key=str.lower)
     assert page.count("\n::: planish.") == len(headings) and page.count("```python") == len(headings) + 1
 
