@@ -20,7 +20,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.randomness import drawn_seed, keyed, seeded
 from planish.core.share import WHOLE, Share
 from planish.data.batches import Augmentation, Draws, apply, check_batch_size, check_skip
-from planish.data.decode import DRAWS, Pixels, decode, in_channels, random_part
+from planish.data.decode import DRAWS, Pixels, decode, in_channels, of_shape, random_part
 from planish.data.images import OnCorrupt, refuse, to_unit
 from planish.data.listing import TOGETHER, Listing, Store
 
@@ -54,27 +54,23 @@ class Reader(Dataset[Read]):
     shape: tuple[int, int, int]
 
     def __getitem__(self, request: Request) -> Read:
-        found, kept, failures = [], [], []
+        found, failures = dict[int, Pixels](), dict[int, str]()
         uniform = keyed(torch.from_numpy(request.rows), request.seed, DRAWS).tolist()
-        for at, row in enumerate(request.rows.tolist()):
+        for at in self.store.turns(request.rows).tolist():
             try:
-                found.append(self._image(row, request.side, uniform[at]))
-                kept.append(at)
+                found[at] = self._image(int(request.rows[at]), request.side, uniform[at])
             except BadInput as error:
-                failures.append(str(error))
-        x = in_channels(found, self.shape[0]) if found else np.empty((0, *self.shape), np.uint8)
-        return Read(torch.from_numpy(x), torch.tensor(kept, dtype=torch.int64, device="cpu"), failures)
+                failures[at] = str(error)
+        kept = torch.tensor(sorted(found), dtype=torch.int64, device="cpu")
+        images = [found[at] for at in kept.tolist()]
+        x = in_channels(images, self.shape[0]) if images else np.empty((0, *self.shape), np.uint8)
+        return Read(torch.from_numpy(x), kept, [failures[at] for at in sorted(failures)])
 
     def _image(self, row: int, side: int | None, uniform: Sequence[float]) -> Pixels:
         name = self.store.name(row)
         image = decode(self.store.encoded(row), name, None if side is None else random_part(side, uniform))
         channels, height, width = self.shape
-        if side is None and image.shape[1:] != (height, width):
-            sizes = f"{name} is {image.shape[2]}x{image.shape[1]}, the first of its set {width}x{height}"
-            raise BadInput(f"{sizes}: name a size, data.size in a configuration")
-        if len(image) > channels:
-            raise BadInput(f"{name} has colours, the first images of its set have none: save them all alike")
-        return image
+        return of_shape(image, (channels, *((height, width) if side is None else (side, side))), name)
 
 
 class Requests(list[Request]):
