@@ -68,6 +68,13 @@ def executed(notebook: Path, folder: Path) -> Iterator[Path]:
     yield from found
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages of public names first in the section "Reference"."""
+    section = next(part["Reference"] for part in config.nav or [] if "Reference" in part)
+    section[:0] = [f"reference/{room}.md" for room in reference.ROOMS]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made of files outside of docs/, and the reference."""
     for path in [*(ROOT / name for name in SOURCES), *sorted((ROOT / "examples").glob("*.py"))]:

@@ -15,11 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import planish
 from planish.attacks import DistanceAttack
 from planish.registry import components
 
 HERE, DOCS = Path(__file__).parent, Path(__file__).parents[1] / "docs"
-ROOMS = {
+OPENINGS = {
     "planish": "What is called, to train, attack, judge and doubt. Task by task: [library](../library.md).",
     "attacks": "The attacks, as classes. All of them, with options and costs: [attacks](../attacks.md).",
     "methods": "The training methods, as classes. All of them, with options and costs: [methods](../methods.md).",
@@ -28,14 +29,20 @@ ROOMS = {
     "models": "Architectures, and where models come from: [models](../models.md).",
     "data": "Where images come from: [data](../data-and-models.md).",
 }
-HOME = {"planish": "planish", "measures": "planish.audit.measures.calls", "plot": "planish.report.plot"}
+"""What stands at the top of a room's page, where it is not what its docstring says."""
+ROOMS = ("planish", *(name for name in planish.__all__ if isinstance(getattr(planish, name), ModuleType)))
 REGISTRIES = {"attacks": ("attacks", "suites"), "methods": ("methods",), "models": ("models",)}
+
+
+def home_of(room: str) -> ModuleType:
+    """Return the package or file whose names a room shows."""
+    return planish if room == "planish" else getattr(planish, room)
 
 
 def public(room: str) -> dict[str, Any]:
     """Return a room's public names and what they name: those of `__all__`, or else what its files define, and what is
     registered there as a function."""
-    home = importlib.import_module(HOME.get(room, f"planish.{room}"))
+    home = home_of(room)
     found = {name: getattr(home, name) for name in getattr(home, "__all__", None) or _defined(home)}
     if room == "models":
         found |= {build.__name__: build for build in components("models").values()}
@@ -61,24 +68,24 @@ def _is_made(value: object) -> bool:
 def address(room: str, name: str) -> str:
     """Return where the source defines a public name, dotted."""
     value = public(room)[name]
-    if room == "measures":
-        parts = [f"planish.audit.measures.{info.name}" for info in pkgutil.iter_modules(_measures().__path__)]
-        homes = [part for part in parts if name in vars(sys.modules[part]) and part != value.__module__]
-        own = [part for part in homes if getattr(sys.modules[part], name).__module__ == part]
-        return f"{own[0] if own and _is_wrapped(value) else value.__module__}.{name}"
+    if is_wrapped(value):
+        package = importlib.import_module("planish.audit.measures")
+        files = [sys.modules[f"{package.__name__}.{info.name}"] for info in pkgutil.iter_modules(package.__path__)]
+        return next(f"{file.__name__}.{name}" for file in files if _defines(file, name))
     if inspect.isclass(value) or inspect.isfunction(value):
         return f"{value.__module__}.{value.__qualname__}"
     homes = [module for module in sorted(sys.modules) if module.startswith(f"planish.{room}.")]
     return next(f"{home}.{name}" for home in homes if name in _assigned(home))
 
 
-def _measures() -> ModuleType:
-    return importlib.import_module("planish.audit.measures")
+def is_wrapped(value: Any) -> bool:
+    """Say whether it is a measure that is shown with images and labels in place of its own Batch."""
+    return "<locals>" in getattr(value, "__qualname__", "")
 
 
-def _is_wrapped(value: Any) -> bool:
-    """Say whether a measure is shown with images and labels in place of its own Batch."""
-    return "<locals>" in value.__qualname__
+def _defines(file: ModuleType, name: str) -> bool:
+    value = getattr(file, name, None)
+    return inspect.isfunction(value) and value.__module__ == file.__name__ and not is_wrapped(value)
 
 
 @cache
@@ -144,6 +151,8 @@ def example(room: str, name: str) -> str:
         return f'run = planish.train("small-cnn", "digits", method=planish.{full}(), threat="Linf:0.1", epochs=1)\n'
     if room == "models":
         return f'model = planish.models.build("{called}", classes=10, channels=3)\n'
+    if called in components("suites"):
+        return f'evaluation = planish.evaluate(model, x, labels, threat="Linf:0.1", attacks="{called}")\n'
     if issubclass(value, DistanceAttack):
         norm = "Linf" if called.endswith("linf") else "L2"
         return f'distances = planish.minimum_distance(model, x, labels, norm="{norm}", attack=planish.{full}())\n'
@@ -160,7 +169,7 @@ def entry(room: str, name: str) -> str:
     if called:
         facts = {"on the command line": f"`{called}`", **row(room, called)}
         parts.append("\n".join(f"- {heading}: {fact}" for heading, fact in facts.items()))
-    if room == "measures" and _is_wrapped(public(room)[name]):
+    if is_wrapped(public(room)[name]):
         parts.append(f"Called as `planish.{full}(model, x, labels, ...)`: images and labels in place of `batch`.")
     return "\n\n".join([*parts, f"```python\n{example(room, name)}```"])
 
@@ -169,5 +178,6 @@ def page(room: str) -> str:
     """Return the room's page."""
     title = "planish" if room == "planish" else f"planish.{room}"
     prelude = written()["prelude"]
-    opening = [f"# {title}", ROOMS[room], "The examples begin with", f"```python\n{prelude}```"]
+    said = OPENINGS.get(room) or inspect.getdoc(home_of(room)) or ""
+    opening = [f"# {title}", said, "The examples begin with", f"```python\n{prelude}```"]
     return "\n\n".join([*opening, *(entry(room, name) for name in public(room))]) + "\n"
