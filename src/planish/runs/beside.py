@@ -75,11 +75,9 @@ class KeptBeside:
             self.files.enter(block.rows, block.x_adv)
 
     def save(self, step: EvaluationStep) -> None:
-        """Keep the images after an attack."""
+        """Keep the images in memory after an attack."""
         if self.keep_images and isinstance(self.images, Batch):
             save_images(step, self.folder / IMAGES)
-        elif self.keep_images:
-            assert self.files
 
     def _left_by_all(self) -> Callable[[Tensor], Tensor] | None:
         if self.after is None or not (self.after[0] / MANY_IMAGES).exists():
