@@ -5,10 +5,10 @@
 
 Each number is measured in a process of its own, from its peak of resident memory. Evaluations: images of 64x64 of
 random pixels in a Parquet file, a small network that is right on all of them under FGSM and PGD-2; the fewest also with
-their adversarial images kept. Lists: images of one pixel, in Parquet files of 100,000 rows in row groups of 100, as Hugging Face writes them; in
-1,000 folders of links to one file; a tenth of them in tar shards of 10,000, for the first time and again. "before" is
-what a process takes that has imported the same and listed nothing; seconds are the processor's. Epochs: the second
-most of the images of 64x64, streamed.
+their adversarial images kept. Lists: images of one pixel, in Parquet files of 100,000 rows in row groups of 100, as
+Hugging Face writes them; in 1,000 folders of links to one file; a tenth of them in tar shards of 10,000, for the first
+time and again. "before" is what a process takes that has imported the same and listed nothing; seconds are the
+processor's. Epochs: the second most of the images of 64x64, streamed.
 """
 
 import argparse
