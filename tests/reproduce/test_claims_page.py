@@ -6,7 +6,7 @@ import pytest
 
 from planish.reproduce import load_documents, table, table_names
 from planish.reproduce.readings import (
-    Judged,
+    JudgedClaim,
     claims_page,
     distance_and_reach,
     judged_claims,
@@ -43,11 +43,11 @@ def test_every_claim_is_on_the_page_and_every_figure_is_there():
         assert not line.startswith("![") or (ROOT / "docs" / line.partition("](")[2].rstrip(")")).exists()
 
 
-def judged(claim: Claim, found: dict[str, object], seeds: list[float] | None = None) -> Judged:
+def judged(claim: Claim, found: dict[str, object], seeds: list[float] | None = None) -> JudgedClaim:
     """Return a claim about row "a" with such a verdict on 500 test images."""
     figures = {"pgd": {"seeds": seeds} if seeds else {}}
     whole = {"scale": "small", "test_images": 500, "rows": {"a": {"figures": figures}}}
-    return Judged(TABLES[0], claim, ((whole, found),), None)
+    return JudgedClaim(TABLES[0], claim, ((whole, found),), None)
 
 
 @pytest.mark.parametrize(

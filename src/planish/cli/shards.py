@@ -57,7 +57,8 @@ def by_workers(
         def begin(folder: Path) -> Any:
             return judge_by_workers(job, folder, told, **where.choice)
 
-        with at_work(begin, where.out, free, begun(free, kind) if where.resume else None) as (folder, steps):
+        to_resume = begun(free, kind, job.parts) if where.resume else None
+        with at_work(begin, where.out, free, to_resume) as (folder, steps):
             for last in steps:
                 terminal.log(f"merged: {', '.join(last.asked) or 'clean'}", where.quiet)
     return folder, last

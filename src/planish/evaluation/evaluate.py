@@ -65,7 +65,8 @@ def evaluate(
     threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
     surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
-    seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64.
+    seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64 and
+        of margins that float32 rounds.
     eot: of a random model, so many draws are averaged in each step and judge each image, 4 at least: it is broken
         unless the 95 % interval of its share of wrong draws lies below one half.
     about: JSON-able facts for the record's meta, such as {"model": {"name": "mine"}}.
@@ -175,7 +176,7 @@ def _clean(
     if names > logits.shape[1] or (0 < names < logits.shape[1] and "numbered" not in about["data"]):
         warnings.append(OTHER_CLASSES.format(names, logits.shape[1]))
     meta = origin(
-        counted.model,
+        counted.given,
         logits,
         images.facts,
         about,

@@ -1,6 +1,6 @@
 """Tables, figures and self-contained HTML pages from evaluations and audits; model cards."""
 
-from planish.report.card import card, verdict
+from planish.report.card import card, model_card, verdict
 from planish.report.page import write_audit, write_comparison, write_report
 from planish.report.tables import Entry, Table, cost_rows, markdown, plain_text, summary_rows
 
@@ -10,6 +10,7 @@ __all__ = [
     "card",
     "cost_rows",
     "markdown",
+    "model_card",
     "plain_text",
     "summary_rows",
     "verdict",

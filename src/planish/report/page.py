@@ -15,11 +15,14 @@ from markupsafe import Markup
 from planish.core.errors import BadInput
 from planish.core.words import radius_text
 from planish.records.audit import Audit, Finding
+from planish.records.corruptions import to_json as corruption_facts
 from planish.records.evaluation import to_json
 from planish.records.statistics import Estimate
 from planish.report import audited, tables
 from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
 from planish.report.card import audit_card, card, cautions, verdict
+from planish.report.corruptions import corrupted, mean_rows, severity_rows
+from planish.report.corruptions import remarks as corruption_remarks
 from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_caption, shots, to_png, to_svg
 from planish.report.figures import report_figures
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
@@ -118,6 +121,7 @@ def results(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any])
     methods = [
         {"name": one.name, "evaluation": to_json(one.evaluation), "training": one.training}
         | {"accuracy_by_radius": one.accuracy_by_radius}
+        | ({} if one.corruptions is None else {"corruptions": corruption_facts(one.corruptions)})
         for one in entries
     ]
     document = {"schema_version": 1, "title": title, "verdict": verdict(entries), "methods": methods}
@@ -182,6 +186,7 @@ def render(
         summary=tables.summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
         **_side_by_side(audits),
+        **_corruptions(entries),
         costs=tables.cost_rows(entries),
         figures=drawings([one for one in drawn if one.slug not in FILED]),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
@@ -190,6 +195,13 @@ def render(
         + [(f"{name}, audited", audit.known) for name, audit in audits.items()],
         commands=commands(provenance, *metas),
     )
+
+
+def _corruptions(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return the tables of common corruptions and their remarks, None where no entry has any."""
+    found = corrupted(entries)
+    shown = (mean_rows(found), severity_rows(found), corruption_remarks(found)) if found else None
+    return {"corruptions": shown}
 
 
 def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping[str, Any]) -> str:
@@ -243,6 +255,7 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
         scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
         groups=_groups({audit.name: audit}),
         rows=audited.finding_rows(audit.findings),
+        standards=audited.standards_rows(audit),
         figures=drawings(figures),
         notes=audit.geometry.notes if audit.geometry else (),
         shots=geometry_shots(audit),

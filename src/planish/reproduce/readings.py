@@ -42,7 +42,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedClaim:
     """A claim, the documents that judge it, from the largest scale on, and the reading of it, if there is one."""
 
     own: PaperTable
@@ -70,18 +70,18 @@ def _kept() -> dict[str, Any]:
     return tomllib.loads(READINGS.read_text(encoding="utf-8"))
 
 
-def judged_claims(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]]) -> list[Judged]:
+def judged_claims(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]]) -> list[JudgedClaim]:
     """Return every claim of the tables with its verdicts and its reading, one that is of the outcome it has now."""
     kept, found = readings(), []
     for own in tables:
         own_documents = [whole for scale in SCALES for whole in documents if _is_of(whole, own.name, scale)]
         for place, claim in enumerate(own.claims):
             pairs = tuple((whole, whole["claims"][place]) for whole in own_documents)
-            bare = Judged(own, claim, pairs, None)
+            bare = JudgedClaim(own, claim, pairs, None)
             scale = bare.decisive[0]["scale"] if bare.decisive else ""
             reads = (one for one in kept if (one.table, one.claim) == (own.name, claim.says))
             fitting = (one for one in reads if (one.scale, one.outcome) == (scale, bare.outcome))
-            found.append(Judged(own, claim, pairs, next(fitting, None)))
+            found.append(JudgedClaim(own, claim, pairs, next(fitting, None)))
     return found
 
 
@@ -111,7 +111,7 @@ def claims_page(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]
     return "\n".join(lines) + "\n"
 
 
-def _claim_lines(one: Judged) -> list[str]:
+def _claim_lines(one: JudgedClaim) -> list[str]:
     lines = [f"### {one.claim.says}", ""]
     for place, (whole, found) in enumerate(pair for pair in one.found if pair[1]["outcome"] != "not tested"):
         measured = f"{measured_words(found)}, claimed {bound_words(one.claim)}"
@@ -123,7 +123,7 @@ def _claim_lines(one: Judged) -> list[str]:
     return [*lines, *(["", f"What would decide it: {decided}"] if decided else [])]
 
 
-def _untested(paper: str, claims: Sequence[Judged]) -> list[str]:
+def _untested(paper: str, claims: Sequence[JudgedClaim]) -> list[str]:
     absent = [one for one in claims if one.own.head.paper == paper and not one.decisive]
     if not absent:
         return []
@@ -138,7 +138,7 @@ def _untested(paper: str, claims: Sequence[Judged]) -> list[str]:
     ]
 
 
-def would_decide(one: Judged) -> str:
+def would_decide(one: JudgedClaim) -> str:
     """Say what would decide an open claim, as far as what was measured tells; empty where it is not open."""
     if one.outcome != "open" or one.decisive is None:
         return ""

@@ -27,6 +27,7 @@ WRITTEN = {
         "adversarial/*.npz",
         "progress.npz",
         "progress-done.npz",
+        "corruptions.npz",
         *PAGE,
     ),
     "audit": (
@@ -72,10 +73,13 @@ def first_free(folder: Path) -> Path:
     return next(place for place in numbered(folder) if is_free(place))
 
 
-def begun(folder: Path, kind: str) -> list[Path]:
-    """Return the folders of this name, with a number or without, that hold such work, the newest first."""
+def begun(folder: Path, kind: str, parts: str = "") -> list[Path]:
+    """Return the folders of this name, with a number or without, that hold such work, the newest first.
+
+    parts: folders in them that may hold a part of it instead, as a pattern.
+    """
     own = re.compile(re.escape(folder.name) + r"(-\d+)?")
-    return [path for path in all_begun(folder.parent, kind) if own.fullmatch(path.name)]
+    return [path for path in all_begun(folder.parent, kind, parts) if own.fullmatch(path.name)]
 
 
 def begun_within(folder: Path, kind: str) -> list[Path]:
@@ -84,11 +88,13 @@ def begun_within(folder: Path, kind: str) -> list[Path]:
     return [path for path in reversed([*first]) if all_begun(path, kind)]
 
 
-def all_begun(home: Path, kind: str) -> list[Path]:
-    """Return all folders in home that hold such work, the newest first."""
-    marks = [path for name in BEGUN.get(kind, WRITTEN[kind][:1]) for path in home.glob(f"*/{name}") if path.is_file()]
+def all_begun(home: Path, kind: str, parts: str = "") -> list[Path]:
+    """Return all folders in home that hold such work, the newest first. parts: as for `begun`."""
+    names = BEGUN.get(kind, WRITTEN[kind][:1])
+    patterns = [f"*/{name}" for name in names] + [f"*/{parts}/{name}" for name in names if parts]
+    marks = [path for pattern in patterns for path in home.glob(pattern) if path.is_file()]
     newest = sorted(marks, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return [*dict.fromkeys(path.parent for path in newest)]
+    return [*dict.fromkeys(home / path.relative_to(home).parts[0] for path in newest)]
 
 
 def clear(folder: Path, kind: str) -> None:

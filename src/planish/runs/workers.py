@@ -7,7 +7,7 @@ its attack had not saved yet, and is done again once.
 import logging
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -19,6 +19,7 @@ import torch
 
 from planish.core.arguments import at_a_time
 from planish.core.errors import BadInput
+from planish.core.words import number_of
 from planish.data.stream import end_with_parent, usable_processors
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
@@ -48,6 +49,11 @@ class Judging:
     built_by: str | None = None
     batch_size: int | None = None
 
+    @property
+    def parts(self) -> str:
+        """What the folders of its shards are called, as a pattern."""
+        return f"shard-*-of-{len(self.devices)}"
+
     def shards(self, folder: Path) -> dict[ImageShard, Path]:
         """Return the folder of each worker's shard, in the folder of the work."""
         shards = [ImageShard(number, len(self.devices)) for number in range(1, len(self.devices) + 1)]
@@ -75,25 +81,36 @@ def judge_by_workers(
     """Judge into a folder by workers: yield the record after each round, saved by then.
 
     A round ends where a suite decides by all the images; its shards lie in the folder until it is merged. resume,
-    overwrite: as in `evaluate_into`; shards that were cut short are gone on with. Raises BadInput, and RuntimeError
-    where a worker dies twice.
+    overwrite: as in `evaluate_into`; shards that were cut short are gone on with. Raises BadInput, also with resume for
+    shards of another number of workers, and RuntimeError where a worker dies twice.
     """
     shards, record = job.shards(folder), folder / FILES[job.kind]
-    if not resume:
+    begun = [*folder.glob("shard-*-of-*")]
+    if resume:
+        _refuse_others({int(place.name.rpartition("-")[2]) for place in begun}, len(shards), folder)
+    else:
         clear(folder, job.kind) if overwrite else refuse_taken(folder, job.kind, resumes=True)
-        _clear(shards, job.kind)
+        _clear(begun, job.kind)
     with _Crew(job, shards, told) as crew:
         while True:
             crew.judge(folder if job.kind == "evaluation" and record.exists() else None)
             found = merge([*shards.values()], folder)
-            _clear(shards, job.kind)
+            _clear(shards.values(), job.kind)
             yield found
             if "left" not in found.meta:
                 return
 
 
-def _clear(shards: Mapping[ImageShard, Path], kind: str) -> None:
-    for place in shards.values():
+def _refuse_others(begun: Collection[int], workers: int, folder: Path) -> None:
+    """Raise BadInput for shards of other numbers of workers."""
+    for count in begun:
+        if count != workers:
+            told = f"{folder} holds shards of {number_of(count, 'worker')} that were cut short"
+            raise BadInput(f"{told}: --workers {count} --resume goes on with them, --overwrite begins anew")
+
+
+def _clear(places: Iterable[Path], kind: str) -> None:
+    for place in places:
         clear(place, kind)
         remove_folder(place)
 
