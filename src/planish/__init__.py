@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from planish.registry import lazy
 
 if TYPE_CHECKING:
-    from planish import attacks, data, methods, models
+    from planish import attacks, compat, data, methods, models
     from planish.audit.measures import calls as measures
     from planish.cli.progress import progress
     from planish.core.batch import Batch
@@ -35,6 +35,7 @@ __all__ = [
     "attacks",
     "audit",
     "audit_steps",
+    "compat",
     "data",
     "evaluate",
     "evaluate_steps",
