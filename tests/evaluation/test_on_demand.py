@@ -16,6 +16,7 @@ from planish.core.arguments import at_a_time
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
+from planish.core.weighted import Weighted
 from planish.data import on_demand
 from planish.data.listing import Listing
 from planish.data.on_demand import OnDemand, is_large
@@ -265,6 +266,33 @@ def test_many_draws_are_asked_block_by_block(
         *_, whole = evaluate_into(model, asked, tmp_path / "memory")
     assert_same(last, whole)
     assert max(blocks) == 8
+
+
+def test_radii_targets_and_pngs_block_by_block(
+    model: LoadedModel, folder: Path, tmp_path: Path, blocks: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """A radius and a class of each image's own, by its place in the test set, in shards too; a PNG of each."""
+    (tmp_path / "targets.txt").write_text("a\nb\nc\n" * COUNT)
+    radii = Weighted.of_radii("Linf", torch.linspace(0.0, 0.2, COUNT))
+    asked = task(folder, attacks=("targeted-3-1", "pgd-2-1"), targets=str(tmp_path / "targets.txt"))
+    asked = replace(asked, threat=replace(radii, levels=256))
+    *_, last = evaluate_into(model, asked, tmp_path / "blocks")
+    for number in (1, 2):
+        *_, _ = evaluate_into(model, replace(asked, shard=ImageShard(number, 2)), tmp_path / str(number))
+    assert max(blocks) <= 9
+    with monkeypatch.context() as patched:
+        patched.setattr(on_demand, "BLOCK_BYTES", 2**26)
+        *_, whole = evaluate_into(model, asked, tmp_path / "memory")
+    assert_same(last, whole)
+    joined = merge([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
+    np.testing.assert_array_equal(joined.columns[0].target, whole.columns[0].target)
+    np.testing.assert_array_equal(joined.columns[1].margin, whole.columns[1].margin)
+    tried = whole.columns[0].attempted
+    assert whole.columns[0].target[tried].tolist() == np.resize([0, 1, 2], COUNT)[tried].tolist()
+    for place in ("blocks", "memory"):
+        found = verify(model, asked, tmp_path / place / "png")
+        assert found.infeasible == 0 and found.robust.hits == whole.survivors().sum() < found.clean.hits
+        assert len([*(tmp_path / place / "png").iterdir()]) == COUNT
 
 
 def test_what_is_read_on_demand(folder: Path, blocks: list[int], monkeypatch: pytest.MonkeyPatch):

@@ -25,7 +25,6 @@ from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
 from planish.records.origin import data_digest, model_digest
-from planish.report import write_audit
 from planish.runs.beside import IMAGES, MANY_IMAGES
 from planish.runs.judge import (
     EVALUATION,
@@ -241,6 +240,7 @@ def audit_into(
 
 def check_audit(task: EvaluationConfig, budget: str, checks: Sequence[str]) -> None:
     """Raise BadInput for a budget, checks or data that there are not: what is known before anything is loaded."""
+    threat_of(task.threat)
     plan_of(budget)
     own_checks(checks)
     check_task(task)
@@ -267,4 +267,6 @@ def _same(
 
 def draw(folder: Path) -> Path:
     """Write the page of an audit from its record and geometry, and return its path. Raises BadInput."""
+    from planish.report import write_audit
+
     return write_audit(record.load(folder), folder)
