@@ -56,6 +56,7 @@ NO_PEER = {
     "pgd-margin": "PGD, whose loss is cross entropy in both",
     "random-targeted": "torchattacks draws the class from the global random state; else as least-likely",
     "smoothed": "in neither",
+    "targeted": "PGD towards a class with other steps; tests/compat compares what it reaches with torchattacks",
     "transfer": "both leave it to the caller to judge one model's images by another",
     "untargeted": "adam-pgd, whose loss is cross entropy in both",
 }

@@ -62,7 +62,8 @@ def evaluate(
     x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or, with labels None, what holds both: a Batch, a pair
         (x, labels), a Dataset or a DataLoader of pairs, which is read whole.
     labels: (N,) whole numbers from 0 to K - 1, a tensor, an array or a list.
-    threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
+    threat: such as planish.Linf("8/255"), the text "Linf:8/255", or a pair ("Linf", radii): a tensor (N,) of one
+        for each image, or one that broadcasts with the images, of each pixel.
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
     surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
     seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64 and
@@ -110,10 +111,11 @@ def evaluate_steps(
     told of the images that an attack leaves, a block at a time, which are all where they are in memory.
     Raises BadInput at once for arguments, images, labels, outputs or an earlier record that do not fit.
     """
-    counted, threat, seed = Counted(model_of(model)), threat_of(threat), seed_of(seed)
+    counted, threat, seed = Counted(model_of(model)), threat_of(threat, own_radii=True), seed_of(seed)
     search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share, on_block)
     copy, began = copied(counted.model), time.perf_counter()
     images = Judged.begun(counted if eot == 1 else Averaged(counted, eot), x, labels, threat, chunk)
+    threat = threat.among(images.indices)
     again = Again.begun(copy, images)
     others = surrogates_of(surrogates, images.select(slice(0, 1)))
     wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name, surrogates=others)
@@ -181,7 +183,7 @@ def _clean(
         images.facts,
         about,
         schema_version=SCHEMA_VERSION,
-        threat={"norm": threat.name, "radius": threat.radius},
+        threat=threat.facts,
         clean={"forwards": counted.forwards, "seconds": seconds},
         warnings=warnings,
         **({"eot": search.draws} if search.draws > 1 else {}),
@@ -233,6 +235,7 @@ def _attacked(
             x_adv[left.rows] = left.x_adv
         if search.on_block is not None:
             search.on_block(left)
+        del left  # its images, before the next block is read
         if search.unfinished is not None and len(faced.margin) < len(rows):
             search.unfinished.finish(work.key(), faced)
     assert faced is not None

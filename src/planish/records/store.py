@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
-from planish.core.words import number_of
+from planish.core.words import number_of, radius_text
 from planish.records.statistics import Booleans, Estimate
 from planish.storage.files import csv_text, write_arrays
 from planish.storage.reading import UNREADABLE, read_arrays
@@ -118,6 +118,12 @@ class Shown(ABC):
         return "\n".join([self.headline(), "", *lines])
 
     def _repr_html_(self) -> str:
+        """Return the table, and below it the figure that `planish.plot` has of such a record, for a notebook."""
+        import planish
+
+        return self._table_html() + planish.plot.picture(self)
+
+    def _table_html(self) -> str:
         header, *body = self._cells()
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
         lines = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in body)
@@ -189,6 +195,17 @@ class Recorded:
     def radius(self) -> float:
         """The threat's radius in pixels of [0,1]."""
         return float(self.meta.get("threat", self.meta)["radius"])
+
+    def ball_remarks(self) -> list[str]:
+        """What is special about the ball: levels of the images in it, and radii of their own."""
+        threat, told = self.meta.get("threat", {}), []
+        if (levels := threat.get("levels")) is not None:
+            told.append(f"Adversarial images have {levels} levels, as their files hold them.")
+        if (radii := threat.get("radii")) is not None:
+            least, most = radius_text(radii["least"]), radius_text(self.radius)
+            own = f"Each image or pixel has a radius of its own, from {least} to {most}"
+            told.append(f"{own}: figures name the largest, and distances are shares of each, times the largest.")
+        return told
 
     @property
     def dataset(self) -> str:

@@ -4,6 +4,7 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from planish.records.evaluation import to_json
 from planish.records.statistics import Estimate
 from planish.report import audited, tables
 from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
-from planish.report.card import audit_card, card, cautions, verdict
+from planish.report.cards import audit_card, card, cautions, verdict
 from planish.report.corruptions import corrupted, mean_rows, severity_rows
 from planish.report.corruptions import remarks as corruption_remarks
 from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_caption, shots, to_png, to_svg
@@ -268,15 +269,22 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
 
 def filled(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     """Fill a template. The page's policy lets it run this one script and load nothing."""
+    environment = _environment()
+    script = environment.get_template("script.html.j2").render()
+    content |= {"provenance": provenance_tables(provenance, content["models"]), "script": Markup(script)}
+    content["script_digest"] = b64encode(sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(**content)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what compiles templates and keeps them."""
     environment = Environment(loader=PackageLoader("planish.report", "."), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.finalize = lambda value: tables.written(value) if type(value) is str else value
     environment.globals |= {"data_uri": data_uri, "names": audited.NAMES}
     environment.globals |= {"symbols": audited.SYMBOLS, "words": audited.VERDICTS}
-    script = environment.get_template("script.html.j2").render()
-    content |= {"provenance": provenance_tables(provenance, content["models"]), "script": Markup(script)}
-    content["script_digest"] = b64encode(sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(**content)
+    return environment
 
 
 def drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:

@@ -71,6 +71,6 @@ def _judged(
     return {
         **known,
         "images": {"name": data["name"], "count": data["images"], "shape": [*images.shape[1:]], "classes": classes},
-        "threat": {"norm": task.threat.name, "radius": task.threat.radius},
+        "threat": task.threat.facts,
         "attacks": attacks,
     }
