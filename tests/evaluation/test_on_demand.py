@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from planish.evaluation import image_files
 from planish.evaluation.image_files import ImageFiles, files_in
 from planish.records import distances, evaluation
 from planish.records.shards import ImageShard
+from planish.runs.audit import KeptAudit
 from planish.runs.beside import load_gallery
 from planish.runs.judge import (
     EvaluationConfig,
@@ -340,3 +342,12 @@ def test_files_of_images_come_back_in_any_order(tmp_path: Path, blocks: list[int
     other = ImageFiles(tmp_path, np.arange(12), (3, SIDE, SIDE))
     other.begin(lambda rows: x[rows], anew=False)
     assert torch.equal(other.select(torch.arange(12)), x)
+
+
+def test_an_audit_goes_on_from_the_files_of_images(model: LoadedModel, folder: Path, tmp_path: Path, blocks: list[int]):
+    """`planish audit --after`: of an evaluation whose images lie in files, all are taken."""
+    *_, last = evaluate_into(model, task(folder, attacks=("fgsm",)), tmp_path / "run")
+    evaluation.save(replace(last, columns=()), tmp_path / "run" / "evaluation.npz")
+    evidence: Any = SimpleNamespace(suite_name="planish-suite", images=SimpleNamespace(x=torch.zeros(1)))
+    assert KeptAudit(tmp_path / "audit", False, tmp_path / "run").restored(evidence, {}, ()) == []
+    np.testing.assert_array_equal(evidence.earlier.x_adv.numpy(), saved(tmp_path / "run" / "adversarial")[0])

@@ -110,8 +110,9 @@ class AtWork:
         verdict = verified(self.counted, batch, found, threat, self.stage.name, search.chunk, search.draws)
         known = (self.evaluation.survivors(), self.evaluation.clean_predicted)
         standing, clean = (torch.from_numpy(values).to(rows.device)[rows] for values in known)
+        faced = Faced.of(verdict, found, threat.norm(found.x_adv - batch.x))
         left = Block(rows, batch, found.x_adv, verdict.margin >= 0, verdict.predicted, clean)
-        return Faced.of(verdict, found, threat.norm(found.x_adv - batch.x)), left.select(standing)
+        return faced, left if bool(standing.all()) else left.select(standing)
 
     def _update(self, on_chunk: OnChunk, before: int, later: int, broken: int, left: int) -> None:
         """Tell how the whole evaluation stands. before: images broken in other blocks. later: images in later ones."""

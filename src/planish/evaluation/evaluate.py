@@ -235,6 +235,7 @@ def _attacked(
             x_adv[left.rows] = left.x_adv
         if search.on_block is not None:
             search.on_block(left)
+        del left  # its images, before the next block is read
         if search.unfinished is not None and len(faced.margin) < len(rows):
             search.unfinished.finish(work.key(), faced)
     assert faced is not None

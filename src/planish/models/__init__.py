@@ -36,6 +36,11 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
+    def extra_repr(self) -> str:
+        """Say by which numbers images are normalised, for whoever prints the model."""
+        mean, std = (", ".join(f"{value:.4g}" for value in part.flatten().tolist()) for part in (self.mean, self.std))
+        return f"mean=({mean}), std=({std})"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, K), of images (N, C, H, W) in [0, 1]; the network may wrap them in `.logits`."""
         output: Any = self.network((x - self.mean) / self.std)

@@ -118,6 +118,12 @@ class Shown(ABC):
         return "\n".join([self.headline(), "", *lines])
 
     def _repr_html_(self) -> str:
+        """Return the table, and below it the figure that `planish.plot` has of such a record, for a notebook."""
+        import planish
+
+        return self._table_html() + planish.plot.picture(self)
+
+    def _table_html(self) -> str:
         header, *body = self._cells()
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
         lines = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in body)

@@ -76,11 +76,9 @@ class KeptBeside:
             self.files.enter(block.rows, block.x_adv)
 
     def save(self, step: EvaluationStep) -> None:
-        """Keep the images after an attack."""
+        """Keep the images in memory after an attack."""
         if self.keep_images and isinstance(self.images, Batch):
             save_images(step, self.folder / IMAGES)
-        elif self.keep_images:
-            assert self.files
 
     def write_pngs(self, step: EvaluationStep) -> None:
         """Write the adversarial images, which are of 8 bits, as a PNG each, a part of them at a time."""
