@@ -57,7 +57,7 @@ def _paths(incomplete: str) -> list[str]:
 Model = Annotated[
     str,
     Argument(
-        help="Run folder, module:function, file.py:function, timm:, torchvision:, hf: or robustbench:NAME, hf://, .onnx.",
+        help="Run folder, file.py:function, module:function, timm:, torchvision:, hf:, robustbench:, hf://, .onnx.",
         autocompletion=_models,
     ),
 ]
