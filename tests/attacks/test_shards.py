@@ -164,12 +164,12 @@ def test_an_escalation_is_decided_by_all_the_images(
     monkeypatch.setattr(Cascade, "_long", tuple(few))
     attacks = {"planish-suite": Cascade(3, 2, classes=CLASSES)}
     whole = evaluated(Misleading(model), many, Linf(0.08), attacks)
-    assert whole.names[4:] == ("planish-suite/noise", "planish-suite/fgsm", "planish-suite/pgd")
+    assert whole.names[4:] == tuple(f"planish-suite/{name}" for name in ("search", "noise", "fgsm", "pgd"))
     merged, rounds = in_shards(Misleading(model), many, Linf(0.08), attacks, of), 1
     while left(attacks, merged):
         merged, rounds = in_shards(Misleading(model), many, Linf(0.08), attacks, of, after=merged), rounds + 1
     same(replace(merged, meta={key: fact for key, fact in merged.meta.items() if key != "left"}), whole)
-    assert rounds == 4  # scout and targets; the hard cases; the check; all long stages, which are decided at once
+    assert rounds == 5  # scout and targets; the hard cases; the check; its search; all long stages, decided at once
 
 
 class Curious(Suite):
