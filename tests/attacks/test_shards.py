@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from misleading import Misleading
-from small_attacks import CLASSES, DEFINED, FAR, FEW, FEW_FAR, KNOWN, made, named
+from small_attacks import CLASSES, DEFINED, FAR, KNOWN, few, named
 from strange_models import Alone
 from torch import nn
 
-from planish.attacks import Attack, DistanceAttack
 from planish.attacks.gradient import FGSM, PGD
 from planish.attacks.random_search import Noise
 from planish.attacks.suites import Fixed, Stage, Staged, Suite
@@ -95,13 +94,9 @@ def in_shards(
     return joined(found)
 
 
-def attack_of(name: str) -> Attack | DistanceAttack:
-    return made(name, FEW | (FEW_FAR if name in FAR else {}))  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize(("name", "threat"), DEFINED, ids=named)
 def test_shards_of_every_attack_make_the_whole(name: str, threat: ThreatModel, model: nn.Module, many: Batch):
-    attacks = attacks_of({name: attack_of(name)}, CLASSES, norm=threat.name)
+    attacks = attacks_of({name: few(name)}, CLASSES, norm=threat.name)
     whole = evaluated(model, many, threat, attacks)
     assert whole.correct().sum() == 12 and whole.columns[0].attempted.any()
     for of in COUNTS:
@@ -111,12 +106,12 @@ def test_shards_of_every_attack_make_the_whole(name: str, threat: ThreatModel, m
 @pytest.mark.parametrize(("name", "threat"), [pair for pair in DEFINED if pair[0] in FAR], ids=named)
 def test_shards_of_every_distance_attack_make_the_whole(name: str, threat: ThreatModel, model: nn.Module, many: Batch):
     ball = replace(threat, radius=0.0)
-    *_, whole = measure(model, many, ball, {name: attack_of(name)}, about={"data": DATA})
+    *_, whole = measure(model, many, ball, {name: few(name)}, about={"data": DATA})
     for of in COUNTS:
         found = {}
         for place, part in shards(many, of).items():
             about = {"data": DATA, **part.about}
-            *_, found[place] = measure(model, part.images, ball, {name: attack_of(name)}, about=about)
+            *_, found[place] = measure(model, part.images, ball, {name: few(name)}, about=about)
         same(joined(found), whole)
 
 
