@@ -6,7 +6,7 @@ from typing import Any
 from sketch import sketches
 
 from planish.attacks import Attack, Within
-from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.threat import L1, L2, Linf, ThreatModel
 from planish.registry import components, make
 
 CLASSES = 4
@@ -14,14 +14,18 @@ KNOWN = {"classes": CLASSES, "surrogates": sketches(CLASSES)}
 FEW = KNOWN | {"steps": 3, "restarts": 2, "targets": 2, "queries": 40, "samples": 5, "searches": 2}
 """Few of everything, where an attack has such options; distance attacks need some more steps to get anywhere."""
 FEW_FAR = {"steps": 12, "rounds": 5, "outer": 4, "inner": 20, "queries": 60}
-BALLS: list[ThreatModel] = [Linf(0.1), L2(0.6)]
+BALLS: list[ThreatModel] = [Linf(0.1), L2(0.6), L1(2.0)]
 """Some of the eight images of `known` can be broken in them, and some cannot."""
-ONLY = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
-"""Attacks that know one norm only."""
+ONLY = {"ddn": ["L2"], "carlini-wagner": ["L2"], "carlini-wagner-linf": ["Linf"]}
+ONLY |= dict.fromkeys(("deepfool", "log-barrier"), ["Linf", "L2"])
+"""Attacks that know some norms only."""
+ITS_OWN_IN_L1 = ("apgd-ce", "closest", "fab", "pgd-margin", "square")
+"""Attacks with a form of their own in L1, or steps: every contract is for them too, `test_l1.py` for all."""
 NAMES = sorted(components("attacks"))
 PAIRS = [(name, threat) for name in NAMES for threat in BALLS]
-DEFINED = [(name, threat) for name, threat in PAIRS if ONLY.get(name, threat.name) == threat.name]
-UNDEFINED = [pair for pair in PAIRS if pair not in DEFINED]
+KNOWN_PAIRS = [(name, threat) for name, threat in PAIRS if threat.name in ONLY.get(name, threat.name)]
+DEFINED = [(name, threat) for name, threat in KNOWN_PAIRS if threat.name != "L1" or name in ITS_OWN_IN_L1]
+UNDEFINED = [pair for pair in PAIRS if pair not in KNOWN_PAIRS]
 
 
 def named(value: str | ThreatModel) -> str:

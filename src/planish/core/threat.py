@@ -87,15 +87,11 @@ class ThreatModel(ABC):
 
         length: in pixels, a number or (N,); the radius unless given. radius: as for `project`.
         """
-        way = self.way(direction, x, radius)
+        way = self.steepest(direction)
         if isinstance(length, Tensor):
             length = per_image(length, way).to(way.dtype)
         way.mul_(self.radius if length is None else length)
         return self.project_(way.add_(x_adv), x, radius)
-
-    def way(self, direction: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
-        """Return which way `step` goes, of norm 1 at most and in memory of its own. radius: as for `project`."""
-        return self.steepest(direction)
 
     def scaled(self, factor: float) -> Self:
         """Return the same threat with the radius times the factor."""
@@ -227,21 +223,31 @@ class L1(ThreatModel):
         at = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view(gradient.shape)
 
-    def way(self, direction: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
-        """Return the way to the point of ball and box that is farthest along the direction.
+    def step(
+        self,
+        x_adv: Tensor,
+        x: Tensor,
+        direction: Tensor,
+        length: float | Tensor | None = None,
+        radius: Tensor | None = None,
+    ) -> Tensor:
+        """Go length / radius of the way to the point of ball and box that is farthest along the direction.
 
-        The pixels of the largest entries go to the side of the box, one after the other, until the radius is spent:
-        the steepest step of Croce and Hein (2021, Mind the box, Proposition 2.2).
+        There the pixels of the largest entries have gone to the side of the box, one after the other, until the radius
+        was spent (Croce and Hein 2021, Mind the box, section 2). Steepest steps of one pixel would end at the box.
         """
-        flat, reach = direction.flatten(1), self._reach(x, radius)
+        reach, flat = self._reach(x, radius), direction.flatten(1)
         used = filled(self._room(flat, x.flatten(1)), flat.abs(), torch.ones_like(flat), reach)
-        return (flat.sign() * used / reach.clamp(min=torch.finfo(x.dtype).tiny)).view(direction.shape)
+        farthest = x + (flat.sign() * used).view(x.shape)
+        step = reach if length is None else torch.as_tensor(length, device=x.device).reshape(-1, 1)
+        share = (step / reach.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1).to(x.dtype)
+        return self.project_(x_adv + per_image(share.expand(len(x), 1), x) * (farthest - x_adv), x, radius)
 
     def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         """Return the nearest point, in Euclidean length, of ball and box: exact, by sorting.
 
         With one cut for an image, each pixel keeps max(|delta| - cut, 0), at most its room to the side of the box
-        (Croce and Hein 2021, section 2.2).
+        (Croce and Hein 2021, section 2).
         """
         delta, reach = (x_adv - x).flatten(1), self._reach(x, radius)
         size, room = delta.abs(), self._room(delta, x.flatten(1))
@@ -274,16 +280,16 @@ class L1(ThreatModel):
 
 
 def filled(room: Tensor, weight: Tensor, worth: Tensor, amount: Tensor) -> Tensor:
-    """Return how much of each room (N, D) is used, the largest weight first, until worth times use adds up to an amount.
+    """Return how much of each room (N, D) is used, the largest weight first, until use times worth is an amount.
 
     worth: (N, D), at least 0; what is worth nothing is not used. amount: (N, 1). All is used where it does not suffice.
     """
     order = weight.argsort(dim=1, descending=True, stable=True)
-    most = (worth * room).gather(1, order).clamp(max=amount).double()
-    left = amount - (most.cumsum(1) - most)
-    share = torch.where(most > 0, left / most, 0.0).clamp(0, 1)
-    used = torch.where(share < 1, share * most / worth.gather(1, order), room.gather(1, order).double())
-    return torch.zeros_like(room).scatter(1, order, torch.where(most > 0, used, 0.0).to(room.dtype))
+    room_there, worth_there = room.gather(1, order), worth.gather(1, order).double()
+    gain = (worth_there * room_there).clamp(max=amount)
+    left = (amount - (gain.cumsum(1) - gain)).clamp(min=0)
+    used = torch.where(worth_there > 0, torch.minimum(left / worth_there, room_there), 0.0)
+    return torch.zeros_like(room).scatter(1, order, used.to(room.dtype))
 
 
 def _cut(size: Tensor, room: Tensor, reach: Tensor) -> Tensor:
