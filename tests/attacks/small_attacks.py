@@ -17,7 +17,7 @@ FEW_FAR = {"steps": 12, "rounds": 5, "outer": 4, "inner": 20, "queries": 60}
 BALLS: list[ThreatModel] = [Linf(0.1), L2(0.6), L1(2.0)]
 """Some of the eight images of `known` can be broken in them, and some cannot."""
 ONLY = {"ddn": ["L2"], "carlini-wagner": ["L2"], "carlini-wagner-linf": ["Linf"]}
-ONLY |= dict.fromkeys(("deepfool", "log-barrier"), ["Linf", "L2"])
+ONLY |= {name: ["Linf", "L2"] for name in ("deepfool", "log-barrier")}
 """Attacks that know some norms only."""
 ITS_OWN_IN_L1 = ("apgd-ce", "closest", "fab", "pgd-margin", "square")
 """Attacks with a form of their own in L1, or steps: every contract is for them too, `test_l1.py` for all."""
