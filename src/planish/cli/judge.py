@@ -25,8 +25,9 @@ Record = TypeVar("Record", bound="Audit | Distances | Evaluation")
 def evaluate(
     model: options.Model,
     data: options.Data,
-    radius: options.Radius,
+    radius: options.MaybeRadius = None,
     norm: options.Norm = "Linf",
+    threat: options.Threats = None,
     built_by: options.BuiltBy = None,
     attacks: options.Attacks = "planish-suite",
     surrogates: Annotated[str, Option(help="For transfer: other models with commas, each like MODEL.")] = "",
@@ -56,7 +57,9 @@ def evaluate(
     from planish.runs.judge import check_task
 
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
-    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
+    if threat and workers is not None:
+        raise BadInput("several threats are judged in one process: leave --workers out, or give --norm and --radius")
+    given: dict[str, Any] = {"data": data, **_threats(norm, radius, threat), "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
     given |= {"shard": where.shard, "after": after}
@@ -68,7 +71,8 @@ def evaluate(
     if where.shard:
         return shards.show_shard(folder, json_)
     write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
-    again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
+    again: dict[str, Any] = {"data": data, "radius": radius or task.threat.radius, "norm": task.threat.name}
+    again |= {"built_by": built_by, "size": size, "classes": classes}
     return None if json_ else terminal.print_next("audit", model, **again)
 
 
@@ -191,8 +195,9 @@ def verify(
     model: options.Model,
     images: Annotated[Path, Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
     data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
-    radius: options.Radius,
+    radius: options.MaybeRadius = None,
     norm: options.Norm = "Linf",
+    threat: options.Threats = None,
     built_by: options.BuiltBy = None,
     size: options.Size = None,
     classes: options.Classes = None,
@@ -205,14 +210,14 @@ def verify(
     from planish.runs.judge import check_task
     from planish.runs.judge import verify as run
 
-    given: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "eot": eot}
+    given: dict[str, Any] = {"data": data, "attacks": (), **_threats(norm, radius, threat), "eot": eot}
     given |= {"size": size, "classes": classes}
     on, task = _asked("verify", device, given, check_task)
     found = run(_model(model, on, built_by), task, images, device=on)
     if json_:
         return terminal.print_json(found.document())
     terminal.print_line(f"clean accuracy {found.clean}")
-    ball = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
+    ball = " or ".join(f"{one.name} radius {radius_text(one.radius)}" for one in task.threats)
     terminal.print_line(f"accuracy on these images, {ball}: {found.robust}")
     far = f"largest distance {found.distance:.6g}"
     terminal.print_line(f"{far}; {number_of(found.infeasible)} outside the ball count as unbroken")
@@ -227,10 +232,24 @@ def _asked(
     from planish.runs.judge import EvaluationConfig
 
     on = terminal.chosen_device(device)
-    threat = parse_threat(given.pop("norm"), given.pop("radius"))
-    task: EvaluationConfig = made(EvaluationConfig, {**given, "threat": threat}, command)
+    if "threat" not in given:
+        given["threat"] = parse_threat(given.pop("norm"), given.pop("radius"))
+    task: EvaluationConfig = made(EvaluationConfig, given, command)
     check(task)
     return on, task
+
+
+def _threats(norm: str, radius: str | None, threats: list[str] | None) -> dict[str, Any]:
+    """Return the threat of a norm and a radius, or those that are given whole, as `EvaluationConfig` takes them."""
+    from planish.core.threat import parse_threat
+    from planish.evaluation.unions import threats_of
+
+    if radius is None and not threats:
+        raise BadInput("Missing option '--radius', or --threat NORM:RADIUS, such as --threat Linf:8/255 --threat L2:0.5")
+    if radius is not None and threats:
+        raise BadInput("--threat says norm and radius: leave --radius out, or give it alone")
+    first, *others = threats_of([*threats]) if threats else [parse_threat(norm, radius or "")]
+    return {"threat": first, "also": tuple(others)}
 
 
 def _model(model: str, device: str, built_by: str | None, name: str | None = None) -> "LoadedModel":

@@ -20,13 +20,13 @@ from planish.core.arguments import (
     check_logits,
     model_of,
     path_of,
-    threat_of,
 )
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, spelled
-from planish.core.threat import Linf, ThreatModel
+from planish.core.threat import Linf
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
+from planish.evaluation.unions import Threats, threats_of
 from planish.records.evaluation import Verified, load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
 from planish.search.ascent import Adversarials
@@ -124,7 +124,7 @@ def verify(
     x: Images,
     labels: Labels = None,
     path: str | Path | None = None,
-    threat: ThreatModel | str | None = None,
+    threat: Threats | None = None,
     *,
     eot: int = 1,
     source: str = "the images given",
@@ -133,11 +133,11 @@ def verify(
 
     x, labels: the clean images, as for `evaluate`; each saved image is compared with the one of its index.
     path: what `save_adversarials` or `planish evaluate --keep-images` wrote.
-    threat: an image outside its ball or the box breaks nothing.
+    threat: an image outside its ball or the box breaks nothing; of a list of threats, an image outside of all.
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
-    network, threat, path = model_of(model), threat_of(threat), path_of(path)
+    network, threats, path = model_of(model), threats_of(threat), path_of(path)
     batch = batch_of(x, labels, network)
     images, indices = load_adversarials(path)
     position = {index: row for row, index in enumerate(batch.indices.tolist())}
@@ -149,8 +149,8 @@ def verify(
     if some.x.shape != images.shape:
         raise BadInput(f"{path} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
     x_adv = torch.from_numpy(images).to(some.x.device)
-    check_images(some, threat)
-    draws, feasible = draws_of(eot), threat.feasible(x_adv, some.x)
+    check_images(some, threats[0])
+    draws, feasible = draws_of(eot), torch.stack([one.feasible(x_adv, some.x) for one in threats]).any(0)
     clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
     if draws > 1:
         clean = Verdict.of(network, some.x, some.labels, None, draws)
@@ -161,5 +161,5 @@ def verify(
         Estimate.of(correct.cpu().numpy()),
         Estimate.of(standing.cpu().numpy()),
         int((~feasible).sum()),
-        float(threat.norm(x_adv - some.x).max()),
+        float(threats[0].norm(x_adv - some.x).max()),
     )

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Progress, run
 from planish.attacks.suites import Stage, Suite
-from planish.core.arguments import Images, Labels, images_at_a_time, judged_batch, model_of, seed_of, threat_of
+from planish.core.arguments import Images, Labels, images_at_a_time, judged_batch, model_of, seed_of
 from planish.core.batch import Batch
 from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
@@ -20,8 +20,9 @@ from planish.core.randomness import seeded
 from planish.core.threat import Linf, ThreatModel
 from planish.core.words import number_of, radius_text
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
-from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
+from planish.evaluation.naming import Attacks, Surrogates, surrogates_of
 from planish.evaluation.stages import ImageShare, facing, following, left
+from planish.evaluation.unions import Threats, attacks_in, column_facts, threat_at, threat_facts, threats_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack, unnamed
 from planish.registry import called_once
@@ -91,7 +92,7 @@ def evaluate(
     model: nn.Module,
     x: Images,
     labels: Labels = None,
-    threat: ThreatModel | str | None = None,
+    threat: Threats | None = None,
     attacks: Attacks = "autoattack",
     *,
     surrogates: Surrogates = (),
@@ -106,7 +107,8 @@ def evaluate(
     x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or, with labels None, what holds both: a Batch, a pair
         (x, labels), a Dataset or a DataLoader of pairs, which is read whole.
     labels: (N,) whole numbers from 0 to K - 1, a tensor, an array or a list.
-    threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
+    threat: such as planish.Linf("8/255"), or the text "Linf:8/255"; or a list of them, their union: an image is robust
+        if it is in each, and only what stands in one goes on to the next.
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
     surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
     seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64.
@@ -126,7 +128,7 @@ def evaluate_steps(
     model: nn.Module,
     x: Images,
     labels: Labels = None,
-    threat: ThreatModel | str | None = None,
+    threat: Threats | None = None,
     attacks: Attacks = "autoattack",
     *,
     surrogates: Surrogates = (),
@@ -151,23 +153,23 @@ def evaluate_steps(
     which test set the images are a part: what a suite decides by all of it is left, and the record says so.
     Raises BadInput at once for arguments, images, labels, outputs or an earlier record that do not fit.
     """
-    counted, threat, seed = Counted(model_of(model)), threat_of(threat), seed_of(seed)
+    counted, threats, seed = Counted(model_of(model)), threats_of(threat), seed_of(seed)
     search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share)
     copy, began = copied(counted.model), time.perf_counter()
-    images = judged_batch(counted if eot == 1 else Averaged(counted, eot), x, labels, threat, chunk)
+    images = judged_batch(counted if eot == 1 else Averaged(counted, eot), x, labels, threats[0], chunk)
     again = Again.begun(copy, images)
     others = surrogates_of(surrogates, images)
-    wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name, surrogates=others)
-    judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began, search)
+    wanted = attacks_in(threats, attacks, images.clean_logits.shape[1], others)
+    judged = _clean(counted, images, threats, {**(about or {}), "seed": seed}, time.perf_counter() - began, search)
     if earlier is not None:
         judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), wanted)
-    return _steps(counted, images, threat, wanted, judged, search, again)
+    return _steps(counted, images, threats, wanted, judged, search, again)
 
 
 def _steps(
     counted: Counted,
     images: Batch,
-    threat: ThreatModel,
+    threats: tuple[ThreatModel, ...],
     attacks: Mapping[str, Attack | Suite],
     judged: EvaluationStep,
     search: Search,
@@ -179,11 +181,11 @@ def _steps(
         told = again.told_before(counted, images)
         judged, same = _entered(judged, told), not told.warnings
     while stage is not None:
-        judged = _attacked(counted, images, threat, stage, judged, search)
+        judged = _attacked(counted, images, threats, stage, judged, search)
         stage = following(attacks, judged.evaluation, search.share)
         if stage is None and same:
             seed = judged.evaluation.meta["seed"]
-            judged = _entered(judged, again.told_after(counted, images, threat, seed))
+            judged = _entered(judged, again.told_after(counted, images, threats[0], seed))
         yield judged if stage else _ended(judged, attacks, search.share)
 
 
@@ -203,7 +205,12 @@ def _entered(judged: EvaluationStep, told: Told) -> EvaluationStep:
 
 
 def _clean(
-    counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any], seconds: float, search: Search
+    counted: Counted,
+    images: Batch,
+    threats: tuple[ThreatModel, ...],
+    about: dict[str, Any],
+    seconds: float,
+    search: Search,
 ) -> EvaluationStep:
     logits = images.clean_logits
     verdict = Verdict.from_logits(logits[None], images.labels)
@@ -219,7 +226,7 @@ def _clean(
         images._replace(x=images.x.float()),
         about,
         schema_version=SCHEMA_VERSION,
-        threat={"norm": threat.name, "radius": threat.radius},
+        threat=threat_facts(threats),
         clean={"forwards": counted.forwards, "seconds": seconds},
         warnings=warnings,
         **({"eot": search.draws} if search.draws > 1 else {}),
@@ -256,10 +263,15 @@ def _continued(
 
 @torch.inference_mode(False)
 def _attacked(
-    counted: Counted, images: Batch, threat: ThreatModel, stage: Stage, judged: EvaluationStep, search: Search
+    counted: Counted,
+    images: Batch,
+    threats: tuple[ThreatModel, ...],
+    stage: Stage,
+    judged: EvaluationStep,
+    search: Search,
 ) -> EvaluationStep:
     """Run one attack on the images it should face and enter its column."""
-    evaluation = judged.evaluation
+    evaluation, threat = judged.evaluation, threat_at(threats, stage.name)
     rows = facing(evaluation, stage, search.share).to(images.x.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
     batch = images.select(rows)
@@ -289,7 +301,7 @@ def _attacked(
         passes=enter(found.passes * search.draws, -1).numpy(),
         **spent,
         seconds=spent_seconds,
-        meta=_facts(counted, batch, stage, found, verdict, search),
+        meta={**_facts(counted, batch, stage, found, verdict, search), **column_facts(threats, threat)},
     )
     standing = torch.from_numpy(evaluation.survivors()).to(rows.device)[rows]
     x_adv = judged.x_adv.clone()

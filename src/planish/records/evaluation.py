@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, nearest
 from planish.core.words import few, number_of, radius_text
 from planish.records import store
 from planish.records.origin import attack_text
@@ -113,9 +113,10 @@ class Evaluation(Columned):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
     ``clean_predicted`` (N,) int64, the class of the clean image. ``meta`` is JSON-able: ``schema_version`` 2,
-    ``threat`` {"norm", "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"},
-    ``clean`` {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. ``x_adv``
-    (N, C, H, W): the images as the attacks left them, where the record came with them; its own file does not hold them.
+    ``threat`` {"norm", "radius"}, of several {"norm": "union", "radius": None, "threats": a list of these}, and where
+    known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean`` {"forwards", "seconds"},
+    ``seed``, ``device``, ``command``, ``planish``, ``versions``. ``x_adv`` (N, C, H, W): the images as the attacks left
+    them, where the record came with them; its own file does not hold them.
     BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
     """
 
@@ -147,7 +148,8 @@ class Evaluation(Columned):
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
         by = f"after {self.asked[-1]}" if self.columns else "before any attack"
-        return f"accuracy {self.robust_accuracy()} ({self.norm}, radius {radius_text(self.radius)}, {by})"
+        ball = self.ball if "threats" in self.meta["threat"] else f"{self.norm}, radius {radius_text(self.radius)}"
+        return f"accuracy {self.robust_accuracy()} ({ball}, {by})"
 
     def rows(self) -> Rows:
         """Return the accuracy when clean and after each attack, and what each one broke and cost."""
@@ -190,6 +192,19 @@ class Evaluation(Columned):
         """(N,) True where the image was robust until ``name`` broke it."""
         position = self.position(name)
         return self._robust_after(position) & self.columns[position].broken
+
+    def broken_in(self, norm: str) -> Booleans:
+        """(N,) True where the image was robust until an attack in this norm broke it. Raises BadInput.
+
+        Of a union of threats: what an earlier one broke did not go on to this one.
+        """
+        parts = self.meta["threat"].get("threats", [self.meta["threat"]])
+        if norm not in (known := [part["norm"] for part in parts]):
+            raise BadInput(f"no threat '{norm}' here; known: {', '.join(known)}.{nearest(norm, known)}")
+        own = [column.meta.get("threat", self.meta["threat"])["norm"] == norm for column in self.columns]
+        masks = [self.broken_by(name) for name, mine in zip(self.names, own, strict=True) if mine]
+        broken: Booleans = np.logical_or.reduce([np.zeros(len(self.labels), bool), *masks])
+        return broken
 
     def accuracy_alone(self, name: str) -> Estimate:
         """Robust accuracy under ``name`` alone. ValueError unless it attempted every correct clean image."""
@@ -319,7 +334,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "name": meta.get("model", {}).get("name"),
         "dataset": meta.get("data", {}).get("name"),
         "threat_model": evaluation.norm,
-        "eps": evaluation.radius,
+        "eps": evaluation.meta["threat"]["radius"],
         "clean_acc": round(100 * evaluation.clean_accuracy().value, 2),
         "reported": round(100 * robust.value, 2),
         "clean": _accuracy(evaluation, "none", evaluation.clean_accuracy()),
@@ -331,7 +346,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _accuracy(evaluation: Evaluation, attack: str, estimate: Estimate) -> dict[str, Any]:
-    radius = 0.0 if attack == "none" else evaluation.radius
+    radius = 0.0 if attack == "none" else evaluation.meta["threat"]["radius"]
     claim = {"attack": attack, "norm": evaluation.norm, "radius": radius}
     return claim | accuracy(estimate)
 
@@ -361,7 +376,7 @@ class Verified:
     """What saved images turned out to be, judged afresh.
 
     clean, robust: shares classified correctly. infeasible: images outside the ball or the box, which break nothing.
-    distance: the largest, a norm in pixels of [0, 1].
+    distance: the largest, a norm in pixels of [0, 1]; of several threats in the first one's.
     """
 
     clean: Estimate

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from planish.core.words import number_of, radius_text
+from planish.core.words import number_of
 from planish.records.audit import Audit
 from planish.records.statistics import Estimate, counts, paired_interval
 from planish.report import tables
@@ -124,6 +124,7 @@ class CardMetric:
     attack: str
     norm: str
     radius: float
+    ball: str
     estimate: Estimate
 
     @property
@@ -133,7 +134,7 @@ class CardMetric:
 
     @property
     def threat(self) -> str:
-        return "clean images" if self.attack == "none" else f"{self.norm} radius {radius_text(self.radius)}"
+        return "clean images" if self.attack == "none" else self.ball
 
     @property
     def texts(self) -> list[str]:
@@ -144,7 +145,8 @@ class CardMetric:
     @property
     def facts(self) -> dict[str, Any]:
         """The metric as a model card's metadata has it."""
-        args = {"attack": self.attack, "norm": self.norm, "radius": self.radius, **counts(self.estimate)}
+        radius = None if math.isnan(self.radius) else self.radius
+        args = {"attack": self.attack, "norm": self.norm, "radius": radius, **counts(self.estimate)}
         return {"type": "accuracy", "name": self.title, "value": self.estimate.value, "args": args}
 
 
@@ -152,9 +154,10 @@ def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
     """Return the clean and the robust accuracy of each entry."""
     found = []
     for name, record in ((entry.name, entry.evaluation) for entry in entries):
-        measured = [("none", record.norm, 0.0, record.clean_accuracy())]
+        measured = [("none", record.norm, 0.0, "", record.clean_accuracy())]
         if record.columns:
-            measured.append((" + ".join(record.asked), record.norm, record.radius, record.robust_accuracy()))
+            terms = (" + ".join(record.asked), record.norm, record.radius, record.ball)
+            measured.append((*terms, record.robust_accuracy()))
         found += [CardMetric(name, record.dataset or "unknown", *terms) for terms in measured]
     return found
 
@@ -166,7 +169,7 @@ def card(entries: Sequence[Entry]) -> str:
 
 def audit_card(audit: Audit) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
-    terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius)
+    terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius, audit.ball)
     verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
     remarks = [*audit.meta.get("notes", []), verdict, *sentences(audit.findings)]
     return _card([CardMetric(audit.name, *terms, audit.robust_accuracy())], f"Robustness of {audit.name}", remarks)

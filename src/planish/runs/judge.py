@@ -25,6 +25,7 @@ from planish.evaluation.adversarials import KeptProgress, images_left, save_gall
 from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.evaluate import OnChunk, evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks, wanted
+from planish.evaluation.unions import threats_of
 from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
@@ -75,7 +76,7 @@ class EvaluationConfig:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
     random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
     says itself, or as the data does. shard: only this part of the images. after: a folder with a record of all shards,
-    by which a suite chooses what a shard does next.
+    by which a suite chooses what a shard does next. also: further threats, in each of which an image must be robust.
     """
 
     data: str
@@ -91,12 +92,20 @@ class EvaluationConfig:
     classes: Classes | None = None
     shard: ImageShard | None = None
     after: str | None = None
+    also: tuple[ThreatModel, ...] = ()
 
     def __post_init__(self) -> None:
         seed_of(self.seed)
         between(1, LARGEST_SIDE, size=self.size)
         if self.after is not None and self.shard is None:
             raise BadInput("after says what a shard goes on with, and no shard is given; a whole record takes resume")
+        if len(threats_of([*self.threats])) > 1 and self.shard is not None:
+            raise BadInput("several threats are judged in one process: leave the shard out, or give one threat")
+
+    @property
+    def threats(self) -> tuple[ThreatModel, ...]:
+        """All threats, in order."""
+        return (self.threat, *self.also)
 
 
 def check_task(task: EvaluationConfig) -> None:
@@ -105,7 +114,8 @@ def check_task(task: EvaluationConfig) -> None:
     if task.surrogates and task.attacks and not lenders:
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     tried = [name for name in dict.fromkeys(task.attacks) if name not in lenders or not task.surrogates]
-    attacks_of(tried, SOME_CLASSES, norm=task.threat.name)
+    for threat in task.threats:
+        attacks_of(tried, SOME_CLASSES, norm=threat.name)
     check_there(task.data, "test", task.limit)
 
 
@@ -211,7 +221,7 @@ def evaluate_into(
     going_on["x_adv"] = part.x_adv if x_adv is None else x_adv
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
     options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
-    begin = partial(evaluate_steps, judged.model, batch, threat=task.threat, **options, **going_on)
+    begin = partial(evaluate_steps, judged.model, batch, threat=[*task.threats], **options, **going_on)
     for step in _allowed(begin, folder, "evaluation", resume, overwrite):
         if task.keep_images:
             save_images(step, folder / IMAGES)
@@ -302,7 +312,8 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
     """
     batch, _, _ = images_to_judge(task, judged.about)
     source = f"{task.data} (limit {task.limit})"
-    return verify_images(judged.model, batch.to(device), None, path, task.threat, eot=task.eot, source=source)
+    threats = [*task.threats]
+    return verify_images(judged.model, batch.to(device), None, path, threats, eot=task.eot, source=source)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:

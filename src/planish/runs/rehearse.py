@@ -11,7 +11,8 @@ from planish.audit.auditor import checks, own_checks, plan_of
 from planish.core.arguments import check_logits
 from planish.core.modes import Counted
 from planish.data.images import refuse
-from planish.evaluation.naming import attacks_of, distance_attacks
+from planish.evaluation.naming import distance_attacks
+from planish.evaluation.unions import attacks_in, threat_facts
 from planish.records.origin import attack_text, describe_attack
 from planish.runs.config import Experiment, to_toml
 from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge, surrogates_of
@@ -33,7 +34,7 @@ def evaluate(judged: LoadedModel, task: EvaluationConfig, device: torch.device |
     others = surrogates_of(judged, task, image, built_by)
 
     def named(classes: int) -> Mapping[str, Any]:
-        found = attacks_of([*dict.fromkeys(task.attacks)], classes, norm=task.threat.name, surrogates=others)
+        found = attacks_in(task.threats, [*dict.fromkeys(task.attacks)], classes, others)
         return {name: one if isinstance(one, Suite) else one.assembled(classes) for name, one in found.items()}
 
     return _judged(judged, task, device, named)
@@ -65,12 +66,12 @@ def _judged(
 ) -> Tree:
     batch, data, notes = images_to_judge(task, judged.about)
     classes = check_logits(Counted(judged.model), batch.select(slice(0, 2)).to(device)).shape[1]
-    own = {name: value for name, value in asdict(task).items() if name not in ("threat", "attacks")}
+    own = {name: value for name, value in asdict(task).items() if name not in ("threat", "also", "attacks")}
     known = {"name": judged.name, **own, "device": str(device), "notes": [*judged.notes, *notes]}
     attacks = {name: attack_text(describe_attack(attack)) for name, attack in named(classes).items()}
     return {
         **known,
         "images": {"name": data["name"], "count": data["images"], "shape": [*batch.x.shape[1:]], "classes": classes},
-        "threat": {"norm": task.threat.name, "radius": task.threat.radius},
+        "threat": {key: value for key, value in threat_facts(task.threats).items() if value is not None},
         "attacks": attacks,
     }
