@@ -16,7 +16,7 @@ FEW = KNOWN | {"steps": 3, "restarts": 2, "targets": 2, "queries": 40, "samples"
 FEW_FAR = {"steps": 12, "rounds": 5, "outer": 4, "inner": 20, "queries": 60}
 BALLS: list[ThreatModel] = [Linf(0.1), L2(0.6), L1(2.0)]
 """Some of the eight images of `known` can be broken in them, and some cannot."""
-ONLY = {"ddn": ["L2"], "carlini-wagner": ["L2"], "carlini-wagner-linf": ["Linf"]}
+ONLY = {"ddn": ["L2"], "carlini-wagner": ["L2"], "carlini-wagner-linf": ["Linf"], "sigma-zero": ["L0"]}
 ONLY |= {name: ["Linf", "L2"] for name in ("deepfool", "log-barrier")}
 """Attacks that know some norms only."""
 ITS_OWN_IN_L1 = ("apgd-ce", "closest", "fab", "pgd-margin", "square")

@@ -245,7 +245,7 @@ def _threats(norm: str, radius: str | None, threats: list[str] | None) -> dict[s
     from planish.evaluation.unions import threats_of
 
     if radius is None and not threats:
-        raise BadInput("Missing option '--radius', or --threat NORM:RADIUS, such as --threat Linf:8/255 --threat L2:0.5")
+        raise BadInput("Missing option '--radius', or --threat NORM:RADIUS such as --threat Linf:8/255 --threat L2:0.5")
     if radius is not None and threats:
         raise BadInput("--threat says norm and radius: leave --radius out, or give it alone")
     first, *others = threats_of([*threats]) if threats else [parse_threat(norm, radius or "")]

@@ -10,9 +10,10 @@ from planish.attacks.suites import Suite
 from planish.audit.auditor import checks, own_checks, plan_of
 from planish.core.arguments import check_logits
 from planish.core.modes import Counted
+from planish.core.threat import ThreatModel
 from planish.data.images import refuse
 from planish.evaluation.naming import distance_attacks
-from planish.evaluation.unions import attacks_in, threat_facts
+from planish.evaluation.unions import attacks_in
 from planish.records.origin import attack_text, describe_attack
 from planish.runs.config import Experiment, to_toml
 from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge, surrogates_of
@@ -58,6 +59,13 @@ def audit(
     return {**_judged(judged, task, device, lambda classes: {}), "checks": known, "budget": plan}
 
 
+def _threats(threats: Sequence[ThreatModel]) -> Tree:
+    """Return the threat as a table, of several a list of texts as `--threat` takes them."""
+    if len(threats) == 1:
+        return {"threat": {"norm": threats[0].name, "radius": threats[0].radius}}
+    return {"threats": [f"{one.name}:{one.radius!r}" for one in threats]}
+
+
 def _judged(
     judged: LoadedModel,
     task: EvaluationConfig,
@@ -72,6 +80,6 @@ def _judged(
     return {
         **known,
         "images": {"name": data["name"], "count": data["images"], "shape": [*batch.x.shape[1:]], "classes": classes},
-        "threat": {key: value for key, value in threat_facts(task.threats).items() if value is not None},
+        **_threats(task.threats),
         "attacks": attacks,
     }
