@@ -57,9 +57,7 @@ def evaluate(
     from planish.runs.judge import check_task
 
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
-    if threat and workers is not None:
-        raise BadInput("several threats are judged in one process: leave --workers out, or give --norm and --radius")
-    given: dict[str, Any] = {"data": data, **_threats(norm, radius, threat), "limit": limit, "seed": seed}
+    given: dict[str, Any] = {"data": data, **_threats(norm, radius, threat, workers), "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
     given |= {"shard": where.shard, "after": after}
@@ -71,8 +69,7 @@ def evaluate(
     if where.shard:
         return shards.show_shard(folder, json_)
     write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
-    again: dict[str, Any] = {"data": data, "radius": radius or task.threat.radius, "norm": task.threat.name}
-    again |= {"built_by": built_by, "size": size, "classes": classes}
+    again = {"data": data, **_ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
     return None if json_ else terminal.print_next("audit", model, **again)
 
 
@@ -239,7 +236,12 @@ def _asked(
     return on, task
 
 
-def _threats(norm: str, radius: str | None, threats: list[str] | None) -> dict[str, Any]:
+def _ball(task: "EvaluationConfig", radius: str | None) -> dict[str, Any]:
+    """Return the options of the first threat, its radius as it was given if it was."""
+    return {"radius": radius or task.threat.radius, "norm": task.threat.name}
+
+
+def _threats(norm: str, radius: str | None, threats: list[str] | None, workers: str | None = None) -> dict[str, Any]:
     """Return the threat of a norm and a radius, or those that are given whole, as `EvaluationConfig` takes them."""
     from planish.core.threat import parse_threat
     from planish.evaluation.unions import threats_of
@@ -248,6 +250,8 @@ def _threats(norm: str, radius: str | None, threats: list[str] | None) -> dict[s
         raise BadInput("Missing option '--radius', or --threat NORM:RADIUS such as --threat Linf:8/255 --threat L2:0.5")
     if radius is not None and threats:
         raise BadInput("--threat says norm and radius: leave --radius out, or give it alone")
+    if len(threats or ()) > 1 and workers is not None:
+        raise BadInput("several threats are judged in one process: leave --workers out, or give one threat")
     first, *others = threats_of([*threats]) if threats else [parse_threat(norm, radius or "")]
     return {"threat": first, "also": tuple(others)}
 
