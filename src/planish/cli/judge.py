@@ -252,7 +252,7 @@ def _threats(norm: str, radius: str | None, threats: list[str] | None, workers: 
         raise BadInput("--threat says norm and radius: leave --radius out, or give it alone")
     if len(threats or ()) > 1 and workers is not None:
         raise BadInput("several threats are judged in one process: leave --workers out, or give one threat")
-    first, *others = threats_of([*threats]) if threats else [parse_threat(norm, radius or "")]
+    first, *others = threats_of([*threats]).threats if threats else [parse_threat(norm, radius or "")]
     return {"threat": first, "also": tuple(others)}
 
 

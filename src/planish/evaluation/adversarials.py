@@ -149,8 +149,8 @@ def verify(
     if some.x.shape != images.shape:
         raise BadInput(f"{path} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
     x_adv = torch.from_numpy(images).to(some.x.device)
-    check_images(some, threats[0])
-    draws, feasible = draws_of(eot), torch.stack([one.feasible(x_adv, some.x) for one in threats]).any(0)
+    check_images(some, threats.first)
+    draws, feasible = draws_of(eot), torch.stack([one.feasible(x_adv, some.x) for one in threats.threats]).any(0)
     clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
     if draws > 1:
         clean = Verdict.of(network, some.x, some.labels, None, draws)
@@ -161,5 +161,5 @@ def verify(
         Estimate.of(correct.cpu().numpy()),
         Estimate.of(standing.cpu().numpy()),
         int((~feasible).sum()),
-        float(threats[0].norm(x_adv - some.x).max()),
+        float(threats.first.norm(x_adv - some.x).max()),
     )

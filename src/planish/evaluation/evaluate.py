@@ -22,7 +22,7 @@ from planish.core.words import number_of, radius_text
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of, stuck_facts
 from planish.evaluation.naming import Attacks, Surrogates, surrogates_of
 from planish.evaluation.stages import ImageShare, facing, following, left
-from planish.evaluation.unions import Threats, attacks_in, column_facts, threat_at, threat_facts, threats_of
+from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import describe_attack, origin, same_attack, unnamed
 from planish.registry import called_once
@@ -156,10 +156,10 @@ def evaluate_steps(
     counted, threats, seed = Counted(model_of(model)), threats_of(threat), seed_of(seed)
     search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share)
     copy, began = copied(counted.model), time.perf_counter()
-    images = judged_batch(counted if eot == 1 else Averaged(counted, eot), x, labels, threats[0], chunk)
+    images = judged_batch(counted if eot == 1 else Averaged(counted, eot), x, labels, threats.first, chunk)
     again = Again.begun(copy, images)
     others = surrogates_of(surrogates, images)
-    wanted = attacks_in(threats, attacks, images.clean_logits.shape[1], others)
+    wanted = threats.attacks(attacks, images.clean_logits.shape[1], others)
     judged = _clean(counted, images, threats, {**(about or {}), "seed": seed}, time.perf_counter() - began, search)
     if earlier is not None:
         judged = _continued(judged, earlier, images.x.clone() if x_adv is None else x_adv.to(images.x), wanted)
@@ -169,7 +169,7 @@ def evaluate_steps(
 def _steps(
     counted: Counted,
     images: Batch,
-    threats: tuple[ThreatModel, ...],
+    threat: ThreatUnion,
     attacks: Mapping[str, Attack | Suite],
     judged: EvaluationStep,
     search: Search,
@@ -181,11 +181,11 @@ def _steps(
         told = again.told_before(counted, images)
         judged, same = _entered(judged, told), not told.warnings
     while stage is not None:
-        judged = _attacked(counted, images, threats, stage, judged, search)
+        judged = _attacked(counted, images, threat, stage, judged, search)
         stage = following(attacks, judged.evaluation, search.share)
         if stage is None and same:
             seed = judged.evaluation.meta["seed"]
-            judged = _entered(judged, again.told_after(counted, images, threats[0], seed))
+            judged = _entered(judged, again.told_after(counted, images, threat.first, seed))
         yield judged if stage else _ended(judged, attacks, search.share)
 
 
@@ -205,12 +205,7 @@ def _entered(judged: EvaluationStep, told: Told) -> EvaluationStep:
 
 
 def _clean(
-    counted: Counted,
-    images: Batch,
-    threats: tuple[ThreatModel, ...],
-    about: dict[str, Any],
-    seconds: float,
-    search: Search,
+    counted: Counted, images: Batch, threat: ThreatUnion, about: dict[str, Any], seconds: float, search: Search
 ) -> EvaluationStep:
     logits = images.clean_logits
     verdict = Verdict.from_logits(logits[None], images.labels)
@@ -226,7 +221,7 @@ def _clean(
         images._replace(x=images.x.float()),
         about,
         schema_version=SCHEMA_VERSION,
-        threat=threat_facts(threats),
+        threat=threat.facts,
         clean={"forwards": counted.forwards, "seconds": seconds},
         warnings=warnings,
         **({"eot": search.draws} if search.draws > 1 else {}),
@@ -263,15 +258,10 @@ def _continued(
 
 @torch.inference_mode(False)
 def _attacked(
-    counted: Counted,
-    images: Batch,
-    threats: tuple[ThreatModel, ...],
-    stage: Stage,
-    judged: EvaluationStep,
-    search: Search,
+    counted: Counted, images: Batch, threats: ThreatUnion, stage: Stage, judged: EvaluationStep, search: Search
 ) -> EvaluationStep:
     """Run one attack on the images it should face and enter its column."""
-    evaluation, threat = judged.evaluation, threat_at(threats, stage.name)
+    evaluation, threat = judged.evaluation, threats.at(stage.name)
     rows = facing(evaluation, stage, search.share).to(images.x.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
     batch = images.select(rows)
@@ -301,7 +291,7 @@ def _attacked(
         passes=enter(found.passes * search.draws, -1).numpy(),
         **spent,
         seconds=spent_seconds,
-        meta={**_facts(counted, batch, stage, found, verdict, search), **column_facts(threats, threat)},
+        meta={**_facts(counted, batch, stage, found, verdict, search), **threats.facts_at(stage.name)},
     )
     standing = torch.from_numpy(evaluation.survivors()).to(rows.device)[rows]
     x_adv = judged.x_adv.clone()

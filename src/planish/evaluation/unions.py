@@ -3,8 +3,8 @@
 The record is one: its columns are named "NORM ATTACK", and each says in which threat it searched.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from planish.attacks import Attack
 from planish.attacks.suites import Suite
@@ -18,42 +18,48 @@ Threats = ThreatModel | str | Sequence[ThreatModel | str]
 """One threat, or a list of several."""
 
 
-def threats_of(threat: object) -> tuple[ThreatModel, ...]:
-    """Return one threat, or those of a list, in order. Raises BadInput for an empty list and for a norm given twice."""
+class ThreatUnion(NamedTuple):
+    """One threat or several, each norm once, in the order in which they are tried."""
+
+    threats: tuple[ThreatModel, ...]
+
+    @property
+    def first(self) -> ThreatModel:
+        """The first threat, whose box is that of all."""
+        return self.threats[0]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of its threat: norm and radius, of several those of each."""
+        facts = [{"norm": one.name, "radius": one.radius} for one in self.threats]
+        return facts[0] if len(facts) == 1 else {"norm": "union", "radius": None, "threats": facts}
+
+    def at(self, column: str) -> ThreatModel:
+        """Return the threat in which the column of this name searches."""
+        return next((one for one in self.threats[1:] if column.startswith(f"{one.name} ")), self.first)
+
+    def facts_at(self, column: str) -> dict[str, Any]:
+        """Return what the column's meta says of its threat: nothing, where there is but one."""
+        return {} if len(self.threats) == 1 else {"threat": ThreatUnion((self.at(column),)).facts}
+
+    def attacks(self, attacks: object, classes: int, surrogates: Sequence[Surrogate]) -> dict[str, Attack | Suite]:
+        """Return the attacks by name, those of several threats with each one's norm before it. Raises BadInput."""
+        each = {one.name: attacks_of(attacks, classes, norm=one.name, surrogates=surrogates) for one in self.threats}
+        if len(each) == 1:
+            return each[self.first.name]
+        return {f"{norm} {name}": attack for norm, own in each.items() for name, attack in own.items()}
+
+
+def threats_of(threat: object) -> ThreatUnion:
+    """Return one threat, or those of a list. Raises BadInput for an empty list and for a norm given twice."""
     if not isinstance(threat, list):
-        return (threat_of(threat),)
-    found = tuple(threat_of(one) for one in threat)
-    norms = [one.name for one in found]
-    if not found:
+        return ThreatUnion((threat_of(threat),))
+    found = ThreatUnion(tuple(threat_of(one) for one in threat))
+    norms = [one.name for one in found.threats]
+    if not norms:
         raise BadInput('a list of threats needs at least one, such as ["Linf:8/255", "L2:0.5"]')
     if len(set(norms)) < len(norms):
         raise BadInput(f"each norm once: {', '.join(norms)} are given; of two radii the larger holds the smaller")
-    if len({(one.low, one.high) for one in found}) > 1:
+    if len({(one.low, one.high) for one in found.threats}) > 1:
         raise BadInput("the threats must have one box: give all of them the same low and high")
     return found
-
-
-def attacks_in(
-    threats: Sequence[ThreatModel], attacks: object, classes: int, surrogates: Sequence[Surrogate]
-) -> dict[str, Attack | Suite]:
-    """Return the attacks by name, those of each of several threats with its norm before the name. Raises BadInput."""
-    each = {one.name: attacks_of(attacks, classes, norm=one.name, surrogates=surrogates) for one in threats}
-    if len(threats) == 1:
-        return each[threats[0].name]
-    return {f"{norm} {name}": attack for norm, own in each.items() for name, attack in own.items()}
-
-
-def threat_at(threats: Sequence[ThreatModel], column: str) -> ThreatModel:
-    """Return the threat in which the column of this name searches."""
-    return next((one for one in threats[1:] if column.startswith(f"{one.name} ")), threats[0])
-
-
-def threat_facts(threats: Sequence[ThreatModel]) -> dict[str, Any]:
-    """Return what a record says of its threat: norm and radius, of a union those of its parts."""
-    facts = [{"norm": one.name, "radius": one.radius} for one in threats]
-    return facts[0] if len(facts) == 1 else {"norm": "union", "radius": None, "threats": facts}
-
-
-def column_facts(threats: Sequence[ThreatModel], threat: ThreatModel) -> Mapping[str, Any]:
-    """Return what a column's meta says of its threat: nothing, where there is but one."""
-    return {} if len(threats) == 1 else {"threat": threat_facts((threat,))}

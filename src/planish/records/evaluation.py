@@ -11,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput, nearest
-from planish.core.words import few, number_of, radius_text
+from planish.core.words import number_of, radius_text
 from planish.records import store
+from planish.records.class_order import absent_classes, exchanged_classes
 from planish.records.origin import attack_text
 from planish.records.statistics import Booleans, Estimate, accuracy, counts
 from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version, stuck_remarks
 from planish.registry import called_now
 
 SCHEMA_VERSION = 2
-EXCHANGED, OF_EACH = 0.1, 5
-"""Another numbering of the classes is spoken of where it makes right this share of images, of at least so many each."""
 
 _COLUMN_ARRAYS = {"margin": np.float32, "distance": np.float32, "predicted": np.int64, "target": np.int64}
 _LEDGER = {"component": np.int64, "step": np.int64, "passes": np.int64}  # since version 2; unknown = -1 before
@@ -227,34 +226,8 @@ class Evaluation(Columned):
 
     def class_warnings(self) -> list[str]:
         """A sentence on classes that seem to be exchanged, or else on those never predicted on clean images."""
-        return self._exchanged() or self._absent()
-
-    def _absent(self) -> list[str]:
-        """A sentence on the classes that have clean images here but are never predicted on one, if there are any."""
-        classes, absent = self.classes, np.setdiff1d(self.labels, self.clean_predicted)
-        if not len(absent):
-            return []
-        names = few([str(classes[k] if k < len(classes) else k) for k in absent.tolist()])
-        are, it = (f"Class {names} is", "it") if len(absent) == 1 else (f"{len(absent)} classes ({names}) are", "them")
-        shown = np.count_nonzero(np.isin(self.labels, absent))
-        return [f"{are} never predicted on clean images, though {shown:,} show {it}."]
-
-    def _exchanged(self) -> list[str]:
-        """A sentence where each class is mostly taken for one of its own, and EXCHANGED of all would be right as that.
-
-        So it is where a model numbers its classes in another order than the data.
-        """
-        present, rows, shown = np.unique(self.labels, return_inverse=True, return_counts=True)
-        if not len(present) or shown.min() < OF_EACH:
-            return []
-        mostly = np.array([np.bincount(self.clean_predicted[rows == at]).argmax() for at in range(len(present))])
-        gain = float((mostly[rows] == self.clean_predicted).mean() - (self.labels == self.clean_predicted).mean())
-        if len(np.unique(mostly)) < len(present) or gain < EXCHANGED:
-            return []
-        names = [self.classes[k] if k < len(self.classes) else str(k) for k in range(1 + max(*present, *mostly))]
-        told = [f"{names[k]} for {names[at]}" for k, at in zip(present, mostly, strict=True) if k != at]
-        share = f"{100 * gain:.0f} % more of the clean images would be right if classes were numbered otherwise"
-        return [f"{share}: the model takes {few(told)}. --classes says how it numbers them."]
+        told = (self.labels, self.clean_predicted, self.classes)
+        return exchanged_classes(*told) or absent_classes(*told)
 
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""

@@ -99,7 +99,7 @@ class EvaluationConfig:
         between(1, LARGEST_SIDE, size=self.size)
         if self.after is not None and self.shard is None:
             raise BadInput("after says what a shard goes on with, and no shard is given; a whole record takes resume")
-        if len(threats_of([*self.threats])) > 1 and self.shard is not None:
+        if len(threats_of([*self.threats]).threats) > 1 and self.shard is not None:
             raise BadInput("several threats are judged in one process: leave the shard out, or give one threat")
 
     @property

@@ -13,7 +13,7 @@ from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
 from planish.data.images import refuse
 from planish.evaluation.naming import distance_attacks
-from planish.evaluation.unions import attacks_in
+from planish.evaluation.unions import ThreatUnion
 from planish.records.origin import attack_text, describe_attack
 from planish.runs.config import Experiment, to_toml
 from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge, surrogates_of
@@ -35,7 +35,7 @@ def evaluate(judged: LoadedModel, task: EvaluationConfig, device: torch.device |
     others = surrogates_of(judged, task, image, built_by)
 
     def named(classes: int) -> Mapping[str, Any]:
-        found = attacks_in(task.threats, [*dict.fromkeys(task.attacks)], classes, others)
+        found = ThreatUnion(task.threats).attacks([*dict.fromkeys(task.attacks)], classes, others)
         return {name: one if isinstance(one, Suite) else one.assembled(classes) for name, one in found.items()}
 
     return _judged(judged, task, device, named)
