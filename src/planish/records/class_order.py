@@ -1,4 +1,4 @@
-"""What clean predictions say of a model's classes: that they are numbered otherwise, or that some are never predicted."""
+"""What clean predictions say of a model's classes: they are numbered otherwise, or some are never predicted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,9 +25,9 @@ def absent_classes(labels: Integers, predicted: Integers, classes: Sequence[str]
 
 
 def exchanged_classes(labels: Integers, predicted: Integers, classes: Sequence[str]) -> list[str]:
-    """Return a sentence where each class is mostly taken for one of its own, and EXCHANGED of all would be right as that.
+    """Return a sentence where each class is mostly taken for one of its own, and so many more would be right as that.
 
-    So it is where a model numbers its classes in another order than the data.
+    EXCHANGED of all images, at least: so it is where a model numbers its classes in another order than the data.
     """
     present, rows, shown = np.unique(labels, return_inverse=True, return_counts=True)
     if not len(present) or shown.min() < OF_EACH:
