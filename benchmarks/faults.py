@@ -12,6 +12,7 @@ size on. Bad arguments: one line and exit code 2. "silent" counts what was read 
 import argparse
 import gzip
 import hashlib
+import io
 import os
 import random
 import resource
@@ -20,6 +21,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -37,7 +39,7 @@ from PIL import Image
 from planish.core.errors import BadInput
 from planish.evaluation.adversarials import load_images
 from planish.records import audit, distances, evaluation, geometry
-from planish.runs.judge import load_gallery
+from planish.runs.beside import load_gallery
 from planish.runs.run import load_resume, read_history, read_weights
 from planish.storage.files import write_arrays, write_text
 from planish.storage.reading import read_headed, read_json
@@ -112,6 +114,7 @@ DATA = (
     Reader("array/images.npy", lambda path: of_data(Path(f"npy:{path}"))),
     Reader("array/labels.npy", lambda path: of_data(Path(f"npy:{path.with_name('images.npy')}"))),
     Reader("parquet/test.parquet", lambda path: of_data(Path(f"parquet:{path}"))),
+    Reader("shards/test-000.tar", lambda path: of_data(Path(f"webdataset:{path}"))),
     Reader("pictures/test/a/0.png", beside("folder")),
     Reader("pictures/test/a/1.jpg", beside("folder")),
     Reader("pictures/test/b/2.webp", beside("folder")),
@@ -260,7 +263,7 @@ def data_for_reading(folder: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     y = (np.arange(6) % 2).astype(np.uint8)
     gray, pictures = x[..., 0], [Image.fromarray(one) for one in x]
-    for name in ("mnist", "array", "parquet", "pictures/test/a", "pictures/test/b"):
+    for name in ("mnist", "array", "parquet", "shards", "pictures/test/a", "pictures/test/b"):
         (folder / name).mkdir(parents=True)
     size = struct.pack(">3I", *gray.shape)
     (folder / "mnist/t10k-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + size + gray.tobytes())
@@ -272,6 +275,12 @@ def data_for_reading(folder: Path) -> None:
         picture.save(folder / "pictures/test" / place)
     encoded = [{"bytes": path.read_bytes()} for path in sorted(folder.glob("pictures/test/*/*.png"))]
     pyarrow.parquet.write_table(pyarrow.table({"img": encoded, "label": [0, 1]}), folder / "parquet/test.parquet")
+    with tarfile.open(folder / "shards/test-000.tar", "w") as shard:
+        for number, one in enumerate(encoded):
+            for name, content in ((f"{number}.png", one["bytes"]), (f"{number}.cls", b"%d" % number)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
 
 
 def read_or_refused(found: Counter[str]) -> Counter[str]:

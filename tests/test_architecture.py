@@ -39,8 +39,9 @@ SHARED = {"attacks.ascents"}  # what component files may import from their own p
 WRITERS = {
     "cli.main", "cli.tables", "cli.trust", "data.readers.parquet", "evaluation.adversarials", "records.audit",
     "records.store", "report.distances", "report.front", "report.page", "reproduce.figure", "reproduce.measured",
-    "reproduce.pages", "reproduce.running", "runs.audit", "runs.keeper", "runs.places", "runs.run", "runs.sweep",
-    "runs.train", "runs.workers",
+    "reproduce.pages", "reproduce.readings", "reproduce.running", "runs.audit", "runs.keeper", "runs.places",
+    "runs.run", "runs.sweep", "runs.train", "runs.workers",
+    "data.readers.webdataset",
 }  # fmt: skip
 
 

@@ -21,10 +21,11 @@ from planish.methods.mart import MART
 from planish.methods.planish_at import PlanishAT
 from planish.methods.seat import SEAT
 from planish.methods.ssat import SSAT
+from planish.methods.standard import Standard
 from planish.methods.trades import TRADES
 from planish.models import build
 from planish.registry import components, stated_costs
-from planish.training.cost import training_cost
+from planish.training.cost import step_operations, training_cost
 
 THREAT = Linf("8/255")
 VARIANTS: list[Method] = [
@@ -93,6 +94,18 @@ def test_the_unit_is_three_forwards(images: Batch):
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     assert training_cost(FGSMAT(), linear, images, THREAT) == pytest.approx((2 + 2) / 2)
     assert training_cost(PGDAT(3), linear, images, THREAT) == pytest.approx((3 * 2 + 2) / 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_grouped_convolution_costs_what_it_does(groups: int, images: Batch):
+    """PyTorch's formula counts the gradient of its weight as often as it has groups: a standard step was too dear."""
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.ConvTranspose2d(8, 8, 2))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    first, second = (2 * 4 * 32**2 * layer.weight.numel() for layer in layers[:2])
+    third, last = 2 * 4 * 32**2 * layers[2].weight.numel(), 2 * 4 * 80
+    standard = step_operations(Standard(), network, images, THREAT)
+    assert standard == 2 * first + 3 * (second + third + last), "no gradient is asked of the images"
+    assert step_operations(FGSMAT(), network, images, THREAT) == standard + 2 * (first + second + third + last)
 
 
 class Scale(nn.Module):

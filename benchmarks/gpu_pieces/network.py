@@ -19,7 +19,8 @@ from planish.core.threat import Linf
 from planish.data.images import Images
 from planish.data.readers.npz import read_npz
 from planish.evaluation.adversarials import KeptProgress
-from planish.evaluation.evaluate import Update, evaluate_steps
+from planish.evaluation.at_work import Update
+from planish.evaluation.evaluate import evaluate_steps
 from planish.models import Normalized, build
 from planish.records import evaluation as results
 from planish.records.evaluation import Evaluation

@@ -73,7 +73,7 @@ def same(one: Columned, other: Columned) -> None:
 def shards(batch: Batch, of: int, seed: int = 0, after: Evaluation | None = None) -> dict[str, Any]:
     """Return each shard's part of the images."""
     numbers = range(1, of + 1)
-    decided = None if after is None else (after, None)
+    decided = after
     return {f"shard-{number}": cut(ImageShard(number, of), batch, seed, DATA, decided) for number in numbers}
 
 
@@ -88,7 +88,7 @@ def in_shards(
 ) -> Evaluation:
     parts = shards(batch, of, after=after)
     found = {
-        name: evaluated(model, part.batch, threat, attacks, about=part.about, share=part.share, earlier=part.begun)
+        name: evaluated(model, part.images, threat, attacks, about=part.about, share=part.share, earlier=part.begun)
         for name, part in parts.items()
     }
     return joined(found)
@@ -115,7 +115,7 @@ def test_shards_of_every_distance_attack_make_the_whole(name: str, threat: Threa
         found = {}
         for place, part in shards(many, of).items():
             about = {"data": DATA, **part.about}
-            *_, found[place] = measure(model, part.batch, ball, {name: attack_of(name)}, about=about)
+            *_, found[place] = measure(model, part.images, ball, {name: attack_of(name)}, about=about)
         same(joined(found), whole)
 
 
@@ -229,7 +229,7 @@ def done(model: nn.Module, many: Batch) -> Callable[..., dict[str, Evaluation]]:
         own = given.get("attacks", {"fgsm": FGSM()})
         return {
             name: evaluated(
-                given.get("model", model), part.batch, Linf(radius), own, about=part.about, share=part.share, seed=seed
+                given.get("model", model), part.images, Linf(radius), own, about=part.about, share=part.share, seed=seed
             )
             for name, part in shards(batch, of, seed).items()
         }

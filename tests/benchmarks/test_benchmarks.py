@@ -387,3 +387,30 @@ def test_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = importlib.import_module("processes")
     step, exchange = processes.measured(processes.Work("tiny", 2, 9), steps=2)
     assert 0 < exchange < step
+
+
+def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A step waits for the slowest of its three lines, and what is counted are the passes that the methods make."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("scaling")
+    out = tmp_path / "scaling.json"
+    script.main(["--count", "--only", "finlay-table-1", "--scale", "cpu", "--out", str(out)])
+    plain, adversarial, penalty = json.loads(out.read_text())["rows"]
+    assert plain["work"] == plain["standard"] and plain["hours"] == 2.06 and not plain["streamed"]
+    assert adversarial["work"] / adversarial["standard"] == pytest.approx(17 / 3, rel=0.02), "7 steps and a full one"
+    assert penalty["work"] / penalty["standard"] == pytest.approx(7 / 3, rel=0.02)
+    cluster = script.Cluster(flops=1e12, link=1e9, network=1e8, cores=2, decoded=50.0, stored=1e5)
+    row = {"batch": 80, "work": 1e11, "gradient_bytes": 4e8, "streamed": True, "epochs": 1, "images": 8000}
+    assert cluster.seconds(row, 1) == {"compute": 8.0, "communication": 0.0, "loader": 0.8}
+    assert cluster.seconds(row, 8) == {"compute": 1.0, "communication": 0.7, "loader": 0.1}
+    assert cluster.step(row, 16) == ("communication", pytest.approx(7.5)) and cluster.hours(row, 8) == 100 / 3600
+    assert cluster.step({**row, "work": 1e9}, 1)[0] == "loader" and cluster.rate(row) == 10.0
+
+
+def test_the_scaling_page_is_what_the_script_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("scaling")
+    given = script.parsed([])
+    page = given.page.read_text()
+    for name, text in script.tables(json.loads(given.out.read_text()), script.cluster_of(given)).items():
+        assert f"<!-- {name} -->\n\n{text}\n<!-- end of {name} -->" in page, f"python benchmarks/scaling.py: {name}"

@@ -244,6 +244,38 @@ def test_an_audit_that_is_killed_goes_on_by_check(planish: Planish, own: str):
     assert (again.exit_code, again.stdout) == (1, resumed.stdout)
 
 
+def test_an_audit_goes_on_from_an_evaluation_in_shards(planish: Planish, own: str):
+    """The suite is not run again, and the findings are those of an audit that ran it; what does not fit is refused."""
+    asked = (f"{own}:honest", *OPTIONS[:-2])
+    suite = (*asked, "--attacks", "planish-suite")
+    for number in (1, 2):
+        assert planish("evaluate", *suite, "--keep-images", "--shard", f"{number}/2", "--out", f"part-{number}")
+    assert planish("merge", "part-1", "part-2", "--out", "judged").exit_code == 0
+    planish("audit", *asked, "--out", "whole")
+    short = [word for word in asked if word not in ("--limit", "24")]
+    result = planish("audit", *short, "--after", "judged", "--out", "audited")
+    one, other = load(Path("whole")), load(Path("audited"))
+    assert result.exit_code in (0, 1) and other.complete, result.output
+    assert [replace(f, passes=0) for f in one.findings] == [replace(f, passes=0) for f in other.findings]
+    assert np.array_equal(one.broken_by, other.broken_by) and one.attacks == other.attacks and len(one.labels) == 24
+    for options, told in (
+        (("--seed", "3"), "the earlier evaluation is of another seed"),
+        (("--limit", "20"), "the earlier evaluation is of another data"),
+        (("--after", "nowhere"), "There is no evaluation at nowhere/evaluation.npz."),
+    ):
+        refused = planish("audit", *short, "--after", "judged", *options, "--out", "no")
+        assert refused.exit_code == 2 and told in refused.stderr and not Path("no").exists(), refused.stderr
+    planish("evaluate", *suite, "--out", "bare")
+    planish("evaluate", *asked, "--attacks", "noise-3", "--keep-images", "--out", "noise")
+    again = "give its command again with --attacks planish-suite --keep-images --overwrite"
+    for folder, told in (
+        ("bare", f"bare holds no adversarial images, which an audit looks at: {again}"),
+        ("noise", f"noise was judged by noise-3, and an audit by planish-suite alone: {again}"),
+    ):
+        refused = planish("audit", *short, "--after", folder, "--out", "no")
+        assert refused.exit_code == 2 and told in refused.stderr, refused.stderr
+
+
 def test_an_audit_of_something_else_is_not_gone_on_with(planish: Planish, own: str, monkeypatch: pytest.MonkeyPatch):
     def killed(audit: object, folder: Path, state: object = None) -> None:
         save(audit, folder, state)  # type: ignore[arg-type]

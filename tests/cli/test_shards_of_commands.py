@@ -159,14 +159,21 @@ def test_a_worker_that_dies_is_named_and_done_again(
 
 
 def test_a_worker_that_dies_twice_ends_the_work_and_resume_goes_on(planish: Planish, model: str, mortal: Path):
-    asked = (model, *BALL, "--attacks", "fgsm", "--out", "all", "--workers", "1")
+    """In the folder that holds the shards, also where it is not named; another number of workers is refused."""
+    asked, folder = (model, *BALL, "--attacks", "fgsm"), Path("runs/evaluation/alone")
     mortal.write_text("xx")
-    died = planish("evaluate", *asked)
+    died = planish("evaluate", *asked, "--workers", "1")
     assert died.exit_code == 1 and "the worker of shard 1/1 died twice, by signal 9" in died.stderr
-    assert Path("all/shard-1-of-1/evaluation.npz").exists()
-    done = planish("evaluate", *asked, "--resume")
+    assert (folder / "shard-1-of-1" / "evaluation.npz").exists()
+    refused = planish("evaluate", *asked, "--workers", "2", "--resume", "--out", folder)
+    assert refused.exit_code == 2 and refused.stderr == (
+        f"planish: {folder} holds shards of 1 worker that were cut short: --workers 1 --resume goes on with them, "
+        "--overwrite begins anew\n"
+    )
+    done = planish("evaluate", *asked, "--workers", "1", "--resume")
     assert done.exit_code == 0, done.output
-    assert evaluation.load("all/evaluation.npz").names == ("fgsm",)
+    assert evaluation.load(folder / "evaluation.npz").names == ("fgsm",)
+    assert not [*folder.glob("shard-*")] and not folder.with_name("alone-2").exists()
 
 
 def test_what_a_worker_refuses_is_one_line(planish: Planish, model: str):

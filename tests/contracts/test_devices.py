@@ -28,8 +28,9 @@ from planish.evaluation.evaluate import evaluate_steps
 from planish.methods import Memory, StepContext, TrainingLoss
 from planish.models import build
 from planish.registry import components
+from planish.runs.beside import IMAGES
 from planish.runs.config import DataOptions, Experiment, Named
-from planish.runs.judge import IMAGES, EvaluationConfig, evaluate_into, load_model, verify
+from planish.runs.judge import EvaluationConfig, evaluate_into, load_model, verify
 from planish.runs.run import WEIGHTS
 from planish.runs.train import train_into
 from planish.search.ascent import LOOK, LOOK_ACCELERATED, ascend, search

@@ -33,6 +33,8 @@ ELSEWHERE = {
     "Parquet, shards": "test_splits.test_all_shards_of_a_split_are_found",
     "Parquet, configurations": "test_splits.test_configurations_are_not_mixed",
     "Parquet, classes in another order": "test_parquet.test_shards_with_classes_in_another_order",
+    "WebDataset's tar shards": "test_webdataset.test_keys_kinds_and_what_is_left_out",
+    "WebDataset, which shards": "test_webdataset.test_a_pattern_names_the_shards_of_its_split",
     "unreadable images": "test_folder.test_bad_folders_are_refused",
     "classes in another order than the model's": "test_classes.test_classes_are_matched_by_name",
 }

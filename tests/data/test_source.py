@@ -29,7 +29,19 @@ def write_parquet(path: Path, png: Png, labels: list[int], classes: int = 10) ->
 
 def test_every_reader_is_registered_and_described():
     known = components("data")
-    files = {"cifar10", "cifar100", "imagenet", "tiny-imagenet", "mnist", "svhn", "parquet", "folder", "npz", "npy"}
+    files = {
+        "cifar10",
+        "cifar100",
+        "imagenet",
+        "tiny-imagenet",
+        "mnist",
+        "svhn",
+        "parquet",
+        "folder",
+        "npz",
+        "npy",
+        "webdataset",
+    }
     assert set(known) == {"digits", "balanced", *files}
     assert all(listed("data").values()) and listed("data").keys() == known.keys()
 

@@ -16,7 +16,8 @@ from planish.core.arguments import check_images, logits_of
 from planish.core.batch import Batch
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf, ThreatModel
-from planish.evaluation.evaluate import EvaluationStep, Update, evaluate_steps
+from planish.evaluation.at_work import Update
+from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.records.origin import attack_text
 from planish.search.ascent import Adversarials, with_logits
 

@@ -6,16 +6,25 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from planish.cli.main import app
 from planish.cli.watch import HEIGHT, WIDTH, curves, view
-from planish.runs.track import numbers
+from planish.core.threat import Linf
+from planish.runs.config import parsed, written
+from planish.runs.run import load_run
+from planish.runs.track import EXAMPLES, numbers, picture
+from planish.runs.train import training_images
+from planish.training.collapse import probe
+from planish.training.loop import Examples
 
 TINY = ["data.limit=64", "data.validation=16", "settings.batch_size=32", "model.width=2", "threat.radius=0.1"]
 EACH = ("--set", "guard.every=1")
@@ -63,7 +72,8 @@ def events(path: Path) -> Iterator[Any]:
 
 
 def scalars(path: Path) -> dict[tuple[str, int], float]:
-    values = [(event.step, value) for event in events(path) for value in event.summary.value]
+    told = [(event.step, value) for event in events(path) for value in event.summary.value]
+    values = [(step, value) for step, value in told if value.tag != EXAMPLES]
     found = {(value.tag, step): value.simple_value for step, value in values}
     assert len(found) == len(values), "a number was told twice"
     return found
@@ -79,6 +89,12 @@ def test_tensorboard_has_every_epoch_once_after_a_resumption_too(train: Callable
         robust = entry["validation_robust_accuracy"]
         assert told["validation/robust_accuracy", entry["epoch"]] == pytest.approx(robust, rel=1e-6)
         assert told["guard/alarms", entry["epoch"]] == len(entry.get("alarms", []))
+    shown = {event.step: value for event in events(first) for value in event.summary.value if value.tag == EXAMPLES}
+    assert [*shown] == [1, 2]
+    for value in shown.values():
+        assert Image.open(BytesIO(value.image.encoded_image_string)).size == (8 * 64, 3 * 64), (
+            "8 digits, 8 times as large"
+        )
     assert train("--track", "tensorboard", *EACH, "--resume", epochs=3).exit_code == 0
     second = max(Path("run/events").iterdir())  # the same file, if both began in one second
     own = [*events(second)]
@@ -93,6 +109,7 @@ class Server(ModuleType):
         super().__init__(name)
         self.__spec__ = ModuleSpec(name, None)
         self.told: list[tuple[int, dict[str, float]]] = []
+        self.shown: list[tuple[int, Any]] = []
         self.known: dict[str, Any] = {}
         self.ended = False
 
@@ -114,8 +131,16 @@ class Server(ModuleType):
         yield self
         self.ended = True
 
-    def log(self, found: dict[str, float], step: int) -> None:
+    def log(self, found: dict[str, Any], step: int) -> None:
+        self.shown.append((step, found.pop(EXAMPLES)))
         self.told.append((step, found))
+
+    def log_image(self, image: Any, key: str, step: int) -> None:
+        assert key == EXAMPLES
+        self.shown.append((step, image))
+
+    def Image(self, image: Any) -> Any:  # the name is wandb's
+        return image
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
@@ -125,6 +150,32 @@ def test_servers_are_told_the_same_numbers(name: str, train: Callable[..., Resul
     assert train("--track", name).exit_code == 0
     assert server.told == [(entry["epoch"], numbers(entry)) for entry in history()] and len(server.told) == 2
     assert server.known["name"] == "run" and server.known["settings.epochs"] == 2 and server.ended
+    assert [(step, seen.shape) for step, seen in server.shown] == [(1, (192, 512, 3)), (2, (192, 512, 3))]
+
+
+def test_the_linearity_error_of_held_out_images_is_in_every_run(train: Callable[..., Result]):
+    assert train().exit_code == 0
+    run, experiment = load_run("run"), parsed(written(Path("run/config.toml")))
+    _, held_out = training_images(experiment)
+    assert held_out is not None
+    seen = probe(run.model, held_out.as_batch(), Linf(0.1))
+    entry = history()[-1]
+    assert entry["validation_linearity_error"] == pytest.approx(float(seen.linearity_error), rel=1e-4) != 0
+    assert entry["validation_gradient_cosine"] == pytest.approx(float(seen.gradient_cosine), rel=1e-4)
+
+
+def test_a_picture_has_clean_images_adversarial_ones_and_what_changed():
+    x = torch.full((2, 1, 64, 64), 0.5)
+    x_adv = x.clone()
+    x_adv[0, :, 0, 0], x_adv[1, :, 0, 0] = 0.6, 0.45
+    seen = picture(Examples(x, x_adv))
+    assert seen is not None and seen.shape == (3 * 64, 2 * 64, 3)
+    assert seen[0, 0].tolist() == [128] * 3 and seen[64, 0, 0] == 153 and seen[64, 64, 0] == 115
+    assert (seen[128, 0, 0], seen[128, 64, 0]) == (255, 64), "the largest change is white, half of it down is a quarter"
+    assert (seen[129:] == 128).all()
+    coloured = picture(Examples(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)))
+    assert coloured is not None and coloured.shape == (3 * 64, 64, 3)
+    assert picture(Examples(torch.rand(1, 2, 8, 8), torch.rand(1, 2, 8, 8))) is None
 
 
 def test_wrong_trackers_are_refused_before_anything_is_trained(

@@ -154,7 +154,20 @@ def test_the_average_follows_by_hand(model: nn.Module, batch: Batch):
         torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-4, atol=1e-6, msg=name)
     assert state.average.state_dict()["1.num_batches_tracked"] == 30
     assert not torch.allclose(weights(state.average), weights(model), atol=1e-3)
-    assert not any(parameter.requires_grad for parameter in state.average.parameters())
+    assert all(parameter.grad is None for parameter in state.average.parameters())
+
+
+def test_the_average_can_be_trained_on(model: nn.Module, batch: Batch):
+    """Its parameters had been frozen, so that a network that was trained with an average was refused by `fit`."""
+    next(model.parameters()).requires_grad_(False)
+    settings = replace(PLAIN, ema=0.7)
+    state = start(model, settings)
+    [*_] = fit(state, Standard(), THREAT, Fixed(batch, 8), settings, seed=0)
+    flags = [parameter.requires_grad for parameter in state.deployed.parameters()]
+    assert flags == [parameter.requires_grad for parameter in model.parameters()] and flags.count(False) == 1
+    before = weights(state.deployed)
+    [*_] = fit(start(state.deployed, PLAIN), Standard(), THREAT, Fixed(batch, 8), PLAIN, seed=0)
+    assert not torch.equal(weights(state.deployed), before)
 
 
 def test_without_an_average_the_model_itself_is_deployed(model: nn.Module):

@@ -1,6 +1,8 @@
 """`planish train --processes 2`: a process is killed, the run goes on by itself, and ends as one process's does."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +14,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from planish.cli.main import app
+from planish.core.share import Share
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.runs.run import read_history, read_weights
 from planish.runs.taken import identity
 from planish.runs.train import train_into
+from planish.training.processes import Agreed, Group
 from planish.training.settings import Settings
 
 PATIENT = pytest.mark.timeout(300)  # seconds on a clock; a fraction of it in work, but machines may be busy
@@ -112,3 +116,27 @@ def test_what_changes_no_result_may_differ_between_processes(experiment: Experim
     other = identity(replace(experiment, settings=replace(SETTINGS, momentum=0.5)), "e" * 64, {"step": 7})
     differing = {name for name in own if own[name] != other[name]}
     assert differing == {"the data", "a run folder at step", "settings.momentum"}
+
+
+class Overheard(Group):
+    """Two processes, of which the other one's facts are given."""
+
+    def __init__(self, other: dict[str, object]) -> None:
+        super().__init__(Share(0, 2))
+        object.__setattr__(self, "other", other)
+
+    def texts(self, text: str) -> list[str]:
+        return [text, json.dumps(self.other)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("fact", "other"),
+    [("planish", "0.0.1"), ("PyTorch", "2.3.0"), ("the data", "e" * 12), ("a run folder at step", 7), ("seed", 3)],
+)
+def test_a_process_that_differs_is_named_before_anything_is_trained(fact: str, other: object, experiment: Experiment):
+    own = identity(experiment, "d" * 64, None)
+    assert fact in own
+    words = f"process 1 has {fact} {other}, process 0 has {own[fact]}: start all of them with the same planish, PyTorch"
+    with pytest.raises(Agreed, match=re.escape(words)):
+        Overheard({**own, fact: other}).agree(own)
+    Overheard(own).agree(own)

@@ -21,12 +21,12 @@ from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.randomness import reproducible
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import OnChunk
+from planish.evaluation.at_work import OnChunk
 from planish.evaluation.guards import copied
 from planish.records.audit import SCHEMA_VERSION, Audit, Finding
 from planish.records.evaluation import Column
 from planish.records.geometry import Geometry
-from planish.records.origin import origin
+from planish.records.origin import data_facts, origin
 from planish.registry import components, imported
 
 SUITE = "planish-suite"
@@ -153,7 +153,8 @@ def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:
 def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str, Any]:
     return origin(
         evidence.given,
-        evidence.images,
+        evidence.logits,
+        data_facts(evidence.images),
         about,
         schema_version=SCHEMA_VERSION,
         budget=evidence.plan.level,

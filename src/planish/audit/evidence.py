@@ -21,7 +21,8 @@ from planish.core.losses import Loss, cross_entropy, margin
 from planish.core.modes import Counted, attacked, full_precision, plain_logits
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import ThreatModel
-from planish.evaluation.evaluate import EvaluationStep, OnChunk, evaluate_steps
+from planish.evaluation.at_work import OnChunk
+from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.records.audit import Budget
 from planish.search.ascent import evaluated
 from planish.search.objectives import loss_of, objective_of

@@ -13,7 +13,7 @@ from planish.cli.pages import write_page
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from planish.evaluation.evaluate import OnChunk
+    from planish.evaluation.at_work import OnChunk
     from planish.records.audit import Audit
     from planish.records.distances import Distances
     from planish.records.evaluation import Evaluation
@@ -102,6 +102,7 @@ def audit(
     classes: options.Classes = None,
     checks: Annotated[str, Option(help="More checks, your own, with commas: file.py:NAME.")] = "",
     all_: Annotated[bool, Option("--all", help="Print every check, not only those that failed or warned.")] = False,
+    after: Annotated[Path | None, Option(help="Folder of an evaluation whose suite counts, shards merged.")] = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -125,7 +126,7 @@ def audit(
     judged = _model(model, on, built_by, name)
     if dry_run:
         return _tell("audit", model, where, rehearse.audit(judged, task, on, budget, own), json_)
-    also: dict[str, Any] = {"device": on, "built_by": built_by, "checks": own, **where.choice}
+    also: dict[str, Any] = {"device": on, "built_by": built_by, "checks": own, "after": after, **where.choice}
     folder, found = _work(
         lambda folder, told: audit_into(judged, task, folder, budget, on_chunk=told, **also),
         ("audit", judged.name, where),

@@ -25,12 +25,17 @@ def reproduce(
     list_: Annotated[bool, Option("--list", help="Only list the tables and what has been run.")] = False,
     estimate: Annotated[bool, Option("--estimate", help="Only say what is left to do and how long it takes.")] = False,
     page: Annotated[Path | None, Option(help="Only write all results so far as a Markdown page.")] = None,
+    claims: Annotated[
+        Path | None, Option(help="Only write what holds of the papers so far as a Markdown page.")
+    ] = None,
     device: options.Device = "auto",
     json_: options.Json = False,
     csv: options.Csv = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Run a paper's table again, at a stated scale, beside what was printed."""
+    if claims is not None:
+        return _claims(table, out, claims)
     if list_ or page is not None:
         return _overview(table, out, page, json_, csv)
     if table is None:
@@ -64,6 +69,14 @@ def _estimate(job: "Job", rows: tuple[str, ...], json_: bool, csv: Path | None, 
     document = {"headers": whole.headers, "rows": whole.rows, "about": whole.caption}
     tables.write_csv([whole], csv)
     terminal.print_json(document) if json_ else tables.show([whole])
+
+
+def _claims(table: str | None, out: Path, page: Path) -> None:
+    from planish.reproduce import load_documents, table_names, write_claims
+    from planish.reproduce import table as table_of
+
+    known = [table_of(name) for name in ([table] if table else table_names())]
+    terminal.print_line(f"page: {write_claims(page, known, load_documents(out))}")
 
 
 def _overview(table: str | None, out: Path, page: Path | None, json_: bool, csv: Path | None) -> None:

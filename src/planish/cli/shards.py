@@ -35,7 +35,7 @@ def by_workers(
     asked: AskedWorkers, place: tuple[str, str, terminal.Where], total: int, words: Callable[[Any], tuple[int, str]]
 ) -> tuple[Path, Any]:
     """Do by workers what a command does in its folder, a bar for each; return the folder and the last record."""
-    from planish.evaluation.evaluate import Update
+    from planish.evaluation.at_work import Update
     from planish.runs.places import at_work, begun
     from planish.runs.workers import Judging, devices_of, judge_by_workers
 
@@ -57,7 +57,8 @@ def by_workers(
         def begin(folder: Path) -> Any:
             return judge_by_workers(job, folder, told, **where.choice)
 
-        with at_work(begin, where.out, free, begun(free, kind) if where.resume else None) as (folder, steps):
+        to_resume = begun(free, kind, job.parts) if where.resume else None
+        with at_work(begin, where.out, free, to_resume) as (folder, steps):
             for last in steps:
                 terminal.log(f"merged: {', '.join(last.asked) or 'clean'}", where.quiet)
     return folder, last

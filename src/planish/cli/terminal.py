@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from planish.evaluation.evaluate import OnChunk, Update
+    from planish.evaluation.at_work import OnChunk, Update
     from planish.records.audit import Audit, Finding
     from planish.records.evaluation import Evaluation
     from planish.records.shards import ImageShard

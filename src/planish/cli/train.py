@@ -14,7 +14,7 @@ from planish.core.errors import BadInput, Unlike
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from planish.evaluation.evaluate import OnChunk
+    from planish.evaluation.at_work import OnChunk
     from planish.runs.config import Experiment
     from planish.training.loop import EpochRecord
     from planish.training.processes import Group

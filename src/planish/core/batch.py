@@ -1,9 +1,43 @@
 """What travels through planish: images, labels and who they are."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+Rows = Tensor | slice
+"""Which images of a set: an index tensor, a boolean tensor or a slice."""
+
+
+class ImageSet(Protocol):
+    """Labelled images of which some are looked at at a time. A Batch is one that has all of its own in memory.
+
+    labels, indices: (N,) int64. shape: (N, C, H, W).
+    """
+
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def indices(self) -> Tensor: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def select(self, rows: Rows) -> "Batch":
+        """Return these images, in memory."""
+        ...
+
+    def take(self, rows: Tensor) -> "ImageSet":
+        """Return the set of these images alone."""
+        ...
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """Return the same images, on the device when they are selected."""
+        ...
+
+    def blocks(self, rows: Tensor | None = None, chunk: int = 1) -> Sequence[Rows]:
+        """Return the rows in parts that may be in memory at once, of whole chunks of images; None = all rows."""
+        ...
 
 
 class _Parts(NamedTuple):
@@ -44,7 +78,20 @@ class Batch(_Parts):
         assert self.logits is not None
         return self.logits
 
-    def select(self, rows: Tensor | slice) -> "Batch":
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the images, (N, C, H, W)."""
+        return tuple(self.x.shape)
+
+    def blocks(self, rows: Tensor | None = None, chunk: int = 1) -> Sequence[Rows]:
+        """Return the rows as one part: all images are in memory."""
+        return [slice(None) if rows is None else rows]
+
+    def take(self, rows: Tensor) -> "Batch":
+        """Return the batch of the given rows."""
+        return self.select(rows)
+
+    def select(self, rows: Rows) -> "Batch":
         """Return the batch of the given rows (an index tensor, a boolean tensor or a slice)."""
         return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 

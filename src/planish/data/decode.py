@@ -21,6 +21,8 @@ ATTEMPTS = 10
 DRAWS = 2 * ATTEMPTS + 2
 """Uniform numbers that one random part takes."""
 LEAST_AREA, WIDEST = 0.08, 4 / 3
+SIZED = "data.size in a configuration, --size for a test set"
+"""How a size is named."""
 
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -137,6 +139,17 @@ def _drafted(picture: "Image", cut: Cut) -> Box:
     return left * across, top * down, min(right * across, picture.width), min(bottom * down, picture.height)
 
 
+def of_shape(image: Pixels, shape: tuple[int, int, int], name: str) -> Pixels:
+    """Return an image of a set whose images are (C, H, W); gray where C is 3 will do. Raises BadInput for others."""
+    channels, height, width = shape
+    if image.shape[1:] != (height, width):
+        sizes = f"{name} is {image.shape[2]}x{image.shape[1]}, the first of its set {width}x{height}"
+        raise BadInput(f"{sizes}: name a size, {SIZED}")
+    if len(image) > channels:
+        raise BadInput(f"{name} has colours, the first images of its set have none: save them all alike")
+    return image
+
+
 def stack(images: Sequence[Pixels], names: Sequence[str]) -> Pixels:
     """Stack decoded images to uint8 (N, C, H, W): one channel if all are grayscale, else three.
 
@@ -148,7 +161,7 @@ def stack(images: Sequence[Pixels], names: Sequence[str]) -> Pixels:
             told = (
                 f"images differ in size: {names[0]} is {sizes[0]}, {name} is {size}; resize them first or name a size"
             )
-            raise BadInput(f"{told}: data.size in a configuration, --size for a test set")
+            raise BadInput(f"{told}: {SIZED}")
     return in_channels(images, max(len(image) for image in images))
 
 

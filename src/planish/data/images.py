@@ -138,7 +138,7 @@ class Images:
         if size is not None or resolutions or stream == "always":
             raise BadInput(
                 f"{self.name} is read as a whole: data.size, data.resolutions and data.stream are for image files "
-                "(folder, parquet, imagenet, tiny-imagenet)"
+                "(folder, parquet, webdataset, imagenet, tiny-imagenet)"
             )
         return self
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -39,28 +40,45 @@ class Store(Protocol):
         """Return which group each row is read with, rising; None if every image is read by itself."""
         return None
 
+    def in_order(self) -> "Store":
+        """Return the same images for reading them in order: no more of them are kept at hand than are read at once."""
+        return self
+
     def known(self, rows: NDArray[np.int64]) -> list[Pixels] | None:
         """Return the decoded images if they were kept, else None."""
         return None
 
     def keep(self, rows: NDArray[np.int64], images: Sequence[Pixels]) -> None:
         """Keep decoded images for the next time, where that is worth it."""
+        return None
 
     def fingerprint(self) -> bytes:
         """Return what tells this store from others: names and sizes, not pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Files(Store):
-    """One file for each image: paths (bytes, relative to the root)."""
+    """One file for each image.
+
+    paths: relative to the root, a line each. starts: (N + 1,) where each path begins in them. A million Python objects
+    would take more memory than all else that is listed.
+    """
 
     root: Path
-    paths: NDArray[np.bytes_]
+    paths: bytes
+    starts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, root: Path, paths: Sequence[str]) -> "Files":
+    def of(cls, root: Path, paths: Iterable[str]) -> "Files":
         """Make it of paths relative to the root."""
-        return cls(root, np.array([os.fsencode(path) for path in paths], dtype=np.bytes_))
+        joined, starts = bytearray(), array("q", [0])
+        for path in paths:
+            joined += os.fsencode(path) + b"\n"
+            starts.append(len(joined))
+        return cls(root, bytes(joined), np.array(starts, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
 
     def name(self, row: int) -> str:
         """Return the path."""
@@ -68,11 +86,11 @@ class Files(Store):
 
     def encoded(self, row: int) -> Path:
         """Return the path."""
-        return self.root / os.fsdecode(bytes(self.paths[row]))
+        return self.root / os.fsdecode(self.paths[self.starts[row] : self.starts[row + 1] - 1])
 
     def fingerprint(self) -> bytes:
         """Return the paths."""
-        return b"\n".join(self.paths.tolist())
+        return self.paths[:-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +142,16 @@ class Listing:
         chosen = [blocks[number] for number in _spread(len(blocks), min(len(blocks), SAMPLED_GROUPS)).tolist()]
         each = -(-count // len(chosen))
         return self.take(torch.cat([block[:each] for block in chosen]))
+
+    def image_shape(self, size: int | None = None) -> tuple[int, int, int]:
+        """Return (C, H, W) of 64 images spread over the set; three channels if any is coloured.
+
+        size: as in `images`. Raises BadInput where sizes differ or an image is unreadable.
+        """
+        some = self.sample(PROBED)
+        found = [image for _, image in some._decoded(size, refuse)]
+        channels, height, width = stack(found, [self.store.name(row) for row in some.indices.tolist()]).shape[1:]
+        return channels, height, width
 
     def blocks(self) -> Sequence[Tensor] | None:
         """Return the rows (positions here) of each group that is read at once; None if images are read one by one."""
@@ -189,5 +217,7 @@ def _spread(count: int, wanted: int) -> Tensor:
 
 def mixed(count: int, limit: int | None) -> Tensor:
     """Return a random but fixed choice of rows, rising, (min(count, limit),) int64: files are ordered by class."""
+    if limit is None or limit >= count:
+        return torch.arange(count, device="cpu")
     order = torch.randperm(count, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     return order[:limit].sort().values

@@ -33,24 +33,36 @@ def load(
     """Read the split "train" or "test" of the data that `spec` names; `limit` keeps only that many images.
 
     spec is "digits"; "cifar10:PATH", "cifar100:PATH", "mnist:PATH", "svhn:PATH", "imagenet:PATH", "tiny-imagenet:PATH",
-    "parquet:PATH", "folder:PATH", "npz:PATH", "npy:PATH"; or just a path, whose kind is then recognised; "balanced:"
-    before any of these takes as many of each class as `limit` allows. size: image files of any size are read as size x
-    size, their centre resized. classes: how a model numbers them, where not in the data's order: the names in
-    the model's order, {name: number}, or a file of either. Fewer images than `limit` are no error. Raises BadInput if
-    there is no such data, sizes differ and none is named, images that are no files have another, or classes lack one.
+    "parquet:PATH", "folder:PATH", "webdataset:PATH", "npz:PATH", "npy:PATH"; or just a path, whose kind is then
+    recognised; "balanced:" before any of these takes as many of each class as `limit` allows. size: image files of any
+    size are read as size x size, their centre resized. classes: how a model numbers them, where not in the data's
+    order: the names in the model's order, {name: number}, or a file of either. Fewer images than `limit` are no error.
+    Raises BadInput if there is no such data, sizes differ and none is named, images that are no files have another, or
+    classes lack one.
     """
     from planish.data.classes import numbered_as
+    from planish.data.images import Images
 
-    images = _sized(find(spec, split, limit), size)
+    found = _sized(find(spec, split, limit), size)
+    images = found if isinstance(found, Images) else found.images(size)
     return images if classes is None else numbered_as(images, classes)
 
 
-def _sized(found: "Images | Listing", size: int | None) -> "Images":
-    """Return the images of a size. Raises BadInput."""
+def find_fitting(spec: str, split: str, limit: int | None = None, size: int | None = None) -> "Images | Listing":
+    """Return the data of `load`: in memory, or a listing of images that are too many. Raises BadInput."""
+    from planish.data.images import Images
+    from planish.data.on_demand import is_large
+
+    found = _sized(find(spec, split, limit), size)
+    return found if isinstance(found, Images) or is_large(found, size) else found.images(size)
+
+
+def _sized(found: "Images | Listing", size: int | None) -> "Images | Listing":
+    """Return the images, once they can have the size. Raises BadInput."""
     from planish.data.images import Images
 
     if not isinstance(found, Images):
-        return found.images(size)
+        return found
     height, width = found.x.shape[2:]
     if size is not None and (height, width) != (size, size):
         raise BadInput(
@@ -67,7 +79,7 @@ def remarks(found: "Images | Listing", spec: str, limit: int | None = None) -> l
     """
     left_out = found.inventory.left_out
     said = [f"{found.name}: {found.inventory.words()}"] if left_out else []
-    count, shown, drawn = len(found.classes), len(set(found.labels.tolist())), len(found.labels)
+    count, shown, drawn = len(found.classes), int(found.labels.bincount().count_nonzero()), len(found.labels)
     missed, both = (1 - 1 / count) ** drawn, max(0.0, 1 - 2 / count) ** drawn
     spread = math.sqrt(max(0.0, count * missed * (1 - count * missed) + count * (count - 1) * both))
     if limit is not None and shown < count * (1 - missed) - 3 * spread and shown < min(count, drawn):
@@ -113,6 +125,8 @@ def _kind(spec: str, known: list[str]) -> str:
     path = Path(spec).expanduser()
     if path.suffix in (".parquet", ".npz", ".npy"):
         return path.suffix[1:]
+    if path.suffix == ".tar" and (not path.exists() or recognise(path) is None):
+        return "webdataset"
     if not path.exists():
         raise BadInput(
             f"no data '{spec}': there is no such file or folder.{nearest(spec, known)} Known names: {', '.join(known)}"
@@ -121,7 +135,7 @@ def _kind(spec: str, known: list[str]) -> str:
         return cifar
     if path.is_file():
         raise BadInput(
-            f"'{spec}' is no known kind of data: give .parquet, .npz, .npy, a CIFAR archive or an image folder"
+            f"'{spec}' is no known kind of data: give .parquet, .npz, .npy, .tar, a CIFAR archive or an image folder"
         )
     if (path / "wnids.txt").is_file():
         return "tiny-imagenet"
@@ -129,7 +143,17 @@ def _kind(spec: str, known: list[str]) -> str:
         return "mnist"
     if any((path / f"{split}_32x32.mat").is_file() for split in SPLITS):
         return "svhn"
-    return next((kind for kind in ("parquet", "npz") if holds(path, f".{kind}")), "folder")
+    kind = next((kind for kind in ("parquet", "npz") if holds(path, f".{kind}")), "folder")
+    return "webdataset" if kind == "folder" and _holds_shards_alone(path) else kind
+
+
+def _holds_shards_alone(path: Path) -> bool:
+    """Say whether there are tar files in the folder or its splits', and no folders of images that they were made of."""
+    splits = [path / word for word in _ALL if (path / word).is_dir()]
+    if not any(True for place in (path, *splits) for _ in place.glob("*.tar")):
+        return False
+    folders = (child for place in (path, *splits) for child in place.iterdir() if child.is_dir())
+    return all(_is_split(child) for child in folders)
 
 
 def holds(place: Path, suffix: str) -> bool:
@@ -140,7 +164,7 @@ def holds(place: Path, suffix: str) -> bool:
 
 
 def files_of_split(path: Path | None, split: str, suffix: str, tests: tuple[str, ...] = WORDS["test"]) -> list[Path]:
-    """Return the files (one, or all shards in order) that hold the split; suffix is ".parquet" or ".npz".
+    """Return the files (one, or all shards in order) that hold the split; suffix is ".parquet", ".npz" or ".tar".
 
     A file belongs to the split that its name says, or else the name of its folder. A folder is searched, two levels of
     subfolders included. A file of the other split is swapped for its sibling, one of neither is used as it is. tests:
@@ -224,6 +248,11 @@ def _word_of(path: Path) -> str | None:
     """Return the split that the file's name tells, else its folder's name."""
     named = next((word for word in _ALL if _mentions(_shard(path)[0], word)), None)
     return named or next((word for word in _ALL if _is_split(path.parent) and _mentions(path.parent.name, word)), None)
+
+
+def belongs_to(path: Path, split: str) -> bool:
+    """Say whether the file's name, or its folder's, says that it is of the split."""
+    return any(_belongs(path, word) for word in WORDS[split])
 
 
 def _belongs(path: Path, word: str) -> bool:

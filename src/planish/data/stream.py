@@ -20,7 +20,7 @@ from planish.core.errors import BadInput, at_least
 from planish.core.randomness import drawn_seed, keyed, seeded
 from planish.core.share import WHOLE, Share
 from planish.data.batches import Augmentation, Draws, apply, check_batch_size, check_skip
-from planish.data.decode import DRAWS, Pixels, decode, in_channels, random_part
+from planish.data.decode import DRAWS, Pixels, decode, in_channels, of_shape, random_part
 from planish.data.images import OnCorrupt, refuse, to_unit
 from planish.data.listing import TOGETHER, Listing, Store
 
@@ -69,12 +69,7 @@ class Reader(Dataset[Read]):
         name = self.store.name(row)
         image = decode(self.store.encoded(row), name, None if side is None else random_part(side, uniform))
         channels, height, width = self.shape
-        if side is None and image.shape[1:] != (height, width):
-            sizes = f"{name} is {image.shape[2]}x{image.shape[1]}, the first of its set {width}x{height}"
-            raise BadInput(f"{sizes}: name a size, data.size in a configuration")
-        if len(image) > channels:
-            raise BadInput(f"{name} has colours, the first images of its set have none: save them all alike")
-        return image
+        return of_shape(image, (channels, *((height, width) if side is None else (side, side))), name)
 
 
 class Requests(list[Request]):

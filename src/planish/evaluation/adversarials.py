@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,15 @@ from planish.core.arguments import (
     model_of,
     path_of,
 )
-from planish.core.batch import Batch, per_image
+from planish.core.batch import Batch, ImageSet, per_image
 from planish.core.errors import BadInput, spelled
 from planish.core.threat import Linf
+from planish.data.on_demand import OnDemand
+from planish.evaluation.blocks import Block, Faced
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
-from planish.evaluation.unions import Threats, threats_of
+from planish.evaluation.image_files import files_in
+from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import Verified, load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
 from planish.search.ascent import Adversarials
@@ -38,18 +41,24 @@ SHOWN = 8
 
 @dataclass
 class KeptProgress:
-    """A file with the progress of the attack at work, written at most twice a minute."""
+    """A file with the progress of the block of images at work, written at most twice a minute, and one of those done.
+
+    path: of the first; "progress.npz" has "progress-done.npz" beside it.
+    """
 
     path: Path
     seconds: float = 30.0
     written: float = field(default_factory=time.monotonic)
 
+    @property
+    def done(self) -> Path:
+        """Where the outcome of the blocks that are done lies."""
+        return self.path.with_stem(f"{self.path.stem}-done")
+
     def load(self, key: str, device: torch.device) -> Progress | None:
         """Return what the file holds, if it is of this key; a file that cannot be read counts as none."""
         try:
-            arrays = read_arrays(self.path)
-            if str(arrays["key"]) != key:
-                return None
+            arrays = _arrays_of(self.path, key)
             best = Adversarials(*(torch.from_numpy(arrays[name]).to(device) for name in Adversarials._fields))
             return Progress(best, int(arrays["at"][0]), int(arrays["at"][1]))
         except (*UNREADABLE, KeyError):
@@ -63,9 +72,30 @@ class KeptProgress:
         write_arrays(self.path, key=np.array(key), at=np.array([progress.component, progress.visited]), **arrays)
         self.written = time.monotonic()
 
+    def finished(self, key: str) -> Faced | None:
+        """Return what came to the blocks that are done, if they are of this key."""
+        try:
+            arrays = _arrays_of(self.done, key)
+            return Faced(*(torch.from_numpy(arrays[name]) for name in Faced._fields))
+        except (*UNREADABLE, KeyError):
+            return None
+
+    def finish(self, key: str, faced: Faced) -> None:
+        """Write what came to the blocks that are done."""
+        write_arrays(self.done, key=np.array(key), **{name: part.numpy() for name, part in faced._asdict().items()})
+
     def forget(self) -> None:
-        """Remove the file: the attack has its column."""
+        """Remove the files: the attack has its column."""
         remove(self.path)
+        remove(self.done)
+
+
+def _arrays_of(path: Path, key: str) -> dict[str, NDArray[Any]]:
+    """Return a file's arrays. Raises KeyError if they are of another key, and one of UNREADABLE."""
+    arrays = read_arrays(path)
+    if str(arrays["key"]) != key:
+        raise KeyError(key)
+    return arrays
 
 
 def save_images(judged: EvaluationStep, path: Path) -> None:
@@ -87,41 +117,59 @@ def images_left(path: Path, batch: Batch) -> Tensor | None:
     return x_adv if np.array_equal(indices, batch.indices.cpu().numpy()) else None
 
 
-def save_gallery(judged: EvaluationStep, batch: Batch, path: Path) -> None:
-    """Keep the first images that were right and that this run has broken, with their adversarial images."""
-    record = judged.evaluation
-    moved = (judged.x_adv != batch.x).flatten(1).any(1).cpu().numpy()
-    rows = np.flatnonzero(record.correct() & ~record.survivors() & moved)[:SHOWN]
-    if batch.x.shape[1] not in (1, 3) or not len(rows):
-        return
-    predicted = [column.predicted for column in record.columns]
-    final = [next(p[row] for p, c in zip(predicted, record.columns, strict=True) if c.broken[row]) for row in rows]
-    arrays: dict[str, NDArray[Any]] = {
-        "clean": batch.x[rows].cpu().numpy(),
-        "adversarial": judged.x_adv[rows].cpu().numpy(),
-        "labels": record.labels[rows],
-        "predicted_clean": record.clean_predicted[rows],
-        "predicted_adv": np.asarray(final, dtype=np.int64),
-        "indices": record.indices[rows],
-    }
-    write_arrays(path, **arrays)
+@dataclass
+class KeptGallery:
+    """The first images that were right and that attacks have broken, with what broke them, in a file.
+
+    indices: (N,) of the whole test set. arrays: what the file holds so far.
+    """
+
+    path: Path
+    indices: NDArray[np.int64]
+    arrays: Mapping[str, NDArray[Any]] | None = None
+
+    def add(self, block: Block) -> None:
+        """Enter those of a block that its attack has broken and moved, if they come before what is kept."""
+        moved = (block.x_adv != block.clean.x).flatten(1).any(1)
+        some = block.select((block.broken & moved).nonzero().squeeze(1)[:SHOWN])
+        if block.clean.x.shape[1] not in (1, 3) or not len(some.rows):
+            return
+        found = {
+            "clean": some.clean.x.float(),
+            "adversarial": some.x_adv,
+            "labels": some.clean.labels,
+            "predicted_clean": some.clean_predicted,
+            "predicted_adv": some.predicted,
+            "indices": some.clean.indices,
+        }
+        own = {name: values.cpu().numpy() for name, values in found.items()}
+        joined = joined_galleries([*([self.arrays] if self.arrays else []), own], self.indices)
+        if self.arrays is None or not np.array_equal(joined["indices"], self.arrays["indices"]):
+            self.arrays = joined
+            write_arrays(self.path, **joined)
 
 
 def save_joined(galleries: Sequence[Mapping[str, NDArray[Any]]], indices: NDArray[np.int64], path: Path) -> None:
     """Keep the first images of several galleries, as one of all their images, (N,) indices, would have them."""
-    if not galleries:
-        return
+    if galleries:
+        write_arrays(path, **joined_galleries(galleries, indices))
+
+
+def joined_galleries(
+    galleries: Sequence[Mapping[str, NDArray[Any]]], indices: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """Return the first images of several galleries in the order of all images, (N,) indices."""
     whole = {name: np.concatenate([one[name] for one in galleries]) for name in galleries[0]}
     _, first = np.unique(whole["indices"], return_index=True)
-    place = {index: row for row, index in enumerate(indices.tolist())}
-    rows = sorted(first.tolist(), key=lambda row: place[int(whole["indices"][row])])[:SHOWN]
-    write_arrays(path, **{name: values[rows] for name, values in whole.items()})
+    places = {index: row for row, index in enumerate(indices.tolist())}
+    rows = sorted(first.tolist(), key=lambda row: places[int(whole["indices"][row])])[:SHOWN]
+    return {name: values[rows] for name, values in whole.items()}
 
 
 @spelled(threat=Linf)
 def verify(
     model: nn.Module,
-    x: Images,
+    x: Images | ImageSet,
     labels: Labels = None,
     path: str | Path | None = None,
     threat: Threats | None = None,
@@ -132,34 +180,47 @@ def verify(
     """Judge saved adversarial images afresh, trusting nothing but the model, the clean images and the saved ones.
 
     x, labels: the clean images, as for `evaluate`; each saved image is compared with the one of its index.
-    path: what `save_adversarials` or `planish evaluate --keep-images` wrote.
+    path: what `save_adversarials` or `planish evaluate --keep-images` wrote, a file or a folder of files.
     threat: an image outside its ball or the box breaks nothing; of a list of threats, an image outside of all.
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
     network, threats, path = model_of(model), threats_of(threat), path_of(path)
-    batch = batch_of(x, labels, network)
-    images, indices = load_adversarials(path)
-    position = {index: row for row, index in enumerate(batch.indices.tolist())}
-    missing = [index for index in indices.tolist() if index not in position]
-    if missing:
-        raise BadInput(f"{path} has image {missing[0]}, which {source} does not hold")
-    rows = [position[index] for index in indices.tolist()]
-    some = batch.select(torch.tensor(rows, dtype=torch.int64, device=batch.x.device))
-    if some.x.shape != images.shape:
-        raise BadInput(f"{path} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
-    x_adv = torch.from_numpy(images).to(some.x.device)
-    check_images(some, threats.first)
-    draws, feasible = draws_of(eot), torch.stack([one.feasible(x_adv, some.x) for one in threats.threats]).any(0)
+    test_set: ImageSet = x if isinstance(x, OnDemand) else batch_of(x, labels, network)
+    places = {index: row for row, index in enumerate(test_set.indices.tolist())}
+    parts = list[_Part]()
+    for file in files_in(path):
+        images, indices = load_adversarials(file)
+        missing = [index for index in indices.tolist() if index not in places]
+        if missing:
+            raise BadInput(f"{file} has image {missing[0]}, which {source} does not hold")
+        some = test_set.select(
+            torch.tensor([places[index] for index in indices.tolist()], device=test_set.labels.device)
+        )
+        if some.x.shape != images.shape:
+            raise BadInput(f"{file} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
+        check_images(some, threats.first)
+        parts.append(_verified(network, some, torch.from_numpy(images).to(some.x.device), threats, draws_of(eot)))
+    correct, standing, feasible, distance = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
+    clean, robust = (Estimate.of(values.numpy()) for values in (correct, standing))
+    return Verified(clean, robust, int((~feasible).sum()), float(distance.max()))
+
+
+class _Part(NamedTuple):
+    """Which saved images are right when clean, which are right still, which lie in the ball, and how far; (n,) each."""
+
+    correct: Tensor
+    standing: Tensor
+    feasible: Tensor
+    distance: Tensor
+
+
+def _verified(network: nn.Module, some: Batch, x_adv: Tensor, threats: ThreatUnion, draws: int) -> _Part:
+    feasible = torch.stack([one.feasible(x_adv, some.x) for one in threats.threats]).any(0)
     clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
     if draws > 1:
         clean = Verdict.of(network, some.x, some.labels, None, draws)
     correct = clean.margin < 0
     tried = torch.where(per_image(feasible, x_adv), x_adv, some.x)
     standing = correct & (Verdict.of(network, tried, some.labels, None, draws).margin < 0)
-    return Verified(
-        Estimate.of(correct.cpu().numpy()),
-        Estimate.of(standing.cpu().numpy()),
-        int((~feasible).sum()),
-        float(threats.first.norm(x_adv - some.x).max()),
-    )
+    return _Part(correct, standing, feasible, threats.first.norm(x_adv - some.x))

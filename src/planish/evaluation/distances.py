@@ -14,17 +14,17 @@ from planish.core.arguments import (
     Labels,
     batch_of,
     images_at_a_time,
-    judged_batch,
     logits_of,
     model_of,
     seed_of,
     threat_of,
 )
-from planish.core.batch import Batch
+from planish.core.batch import Batch, ImageSet
 from planish.core.errors import BadInput, Unlike, spelled
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
+from planish.evaluation.blocks import Judged
 from planish.evaluation.guards import Again, Verdict, copied, stuck_facts
 from planish.evaluation.naming import Attacks, distance_attacks
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
@@ -64,7 +64,7 @@ def minimum_distance(
 
 def measure(
     model: nn.Module,
-    images: Batch,
+    images: ImageSet,
     threat: ThreatModel,
     attacks: Attacks,
     *,
@@ -81,23 +81,23 @@ def measure(
     """
     counted = Counted(model_of(model))
     copy = copied(counted.model)
-    images = judged_batch(counted, images, None, threat, chunk)
-    wanted = distance_attacks(attacks, images.clean_logits.shape[1], norm=threat.name)
+    judged = Judged.begun(counted, images, None, threat, chunk)
+    wanted = distance_attacks(attacks, judged.clean_logits.shape[1], norm=threat.name)
     if not wanted:
         raise BadInput('no attack is named; give one such as "closest"')
-    record = _begun(counted, images, threat, {**(about or {}), "seed": seed_of(seed)})
+    record = _begun(counted, judged, threat, {**(about or {}), "seed": seed_of(seed)})
     if earlier is not None:
         for key in ("model", "data", "norm", "radius", "seed"):
             if unnamed(earlier.meta.get(key)) != unnamed(record.meta[key]):
                 raise Unlike(f"the earlier distances are of another {key}; choose another folder")
         record = replace(earlier, meta={**earlier.meta, **record.meta})
     left = {name: attack for name, attack in wanted.items() if name not in record.names}
-    return _steps(counted, images, threat, left, record, Again.begun(copy, images), seed, chunk)
+    return _steps(counted, judged, threat, left, record, Again.begun(copy, judged), seed, chunk)
 
 
 def _steps(
     counted: Counted,
-    images: Batch,
+    images: Judged,
     threat: ThreatModel,
     left: Mapping[str, DistanceAttack],
     record: Distances,
@@ -121,34 +121,36 @@ def _steps(
         yield record
 
 
-def _begun(counted: Counted, images: Batch, threat: ThreatModel, about: dict[str, Any]) -> Distances:
+def _begun(counted: Counted, images: Judged, threat: ThreatModel, about: dict[str, Any]) -> Distances:
     facts = {"schema_version": SCHEMA_VERSION, "norm": threat.name, "radius": threat.radius}
-    meta = origin(counted.model, images._replace(x=images.x.float()), about, **facts)
+    meta = origin(counted.model, images.clean_logits, images.facts, about, **facts)
     clean = Verdict.from_logits(images.clean_logits[None], images.labels).margin.cpu().numpy()
     return Distances(images.indices.cpu().numpy(), images.labels.cpu().numpy(), clean, (), meta)
 
 
 def _measured(
     counted: Counted,
-    images: Batch,
+    images: Judged,
     threat: ThreatModel,
     name: str,
     attack: DistanceAttack,
     seed: int,
     chunk: int | None,
 ) -> DistanceColumn:
-    correct = margin(images.clean_logits, images.labels) < 0
+    correct = (margin(images.clean_logits, images.labels) < 0).nonzero().squeeze(1)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
-    found = searched(attack, counted, images.select(correct), threat, seed=seed, chunk=chunk)
-    distance, fragile = checked(counted, images.select(correct), threat, name, found, chunk)
-    whole = torch.where(correct, torch.inf, 0.0).to(torch.float32)
-    whole[correct] = distance.to(torch.float32)
-    passes = torch.zeros_like(images.labels)
-    passes[correct] = found.passes
+    whole = torch.zeros(len(images.labels), device=correct.device)
+    passes, fragile, stuck = torch.zeros_like(images.labels), 0, list[Tensor]()
+    for rows in images.blocks(correct):
+        batch = images.select(rows)
+        found = searched(attack, counted, batch, threat, seed=seed, chunk=chunk)
+        distance, moved = checked(counted, batch, threat, name, found, chunk)
+        whole[rows], passes[rows], fragile = distance.to(torch.float32), found.passes, fragile + moved
+        stuck.append(rows[found.distance.isinf()])
     spent = {"forwards": counted.forwards - forwards, "backwards": counted.backwards - backwards}
     seconds = time.perf_counter() - began
     facts = {"attack": describe_attack(attack)}
-    facts |= stuck_facts(attack, counted, images.select(correct), found.distance.isinf())
+    facts |= stuck_facts(attack, counted, map(images.select, images.blocks(torch.cat(stuck))))
     return DistanceColumn(
         name=name,
         distance=whole.cpu().numpy(),

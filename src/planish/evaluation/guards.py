@@ -1,9 +1,9 @@
 """Guards: some images are asked again, of models that do not answer the same twice; and many draws judge those."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from planish.core.threat import ThreatModel
 from planish.core.words import number_of
 from planish.records.statistics import Estimate
 from planish.search.step_rules import Steepest
+
+if TYPE_CHECKING:
+    from planish.evaluation.blocks import Judged
 
 ONE_IN, MOST = 64, 64
 """One image of so many is asked again, two at least and so many at most: five forwards each."""
@@ -101,15 +104,16 @@ class Again:
     logits: Tensor
 
     @classmethod
-    def begun(cls, copy: nn.Module | None, images: Batch) -> Self:
+    def begun(cls, copy: nn.Module | None, images: "Judged") -> Self:
         """Choose the images, evenly spread over those with clean logits."""
-        count = min(max(-(-len(images.x) // ONE_IN), 2), MOST, len(images.x))
-        rows = torch.arange(count, device=images.x.device) * len(images.x) // count
+        whole = len(images.labels)
+        count = min(max(-(-whole // ONE_IN), 2), MOST, whole)
+        rows = torch.arange(count, device=images.labels.device) * whole // count
         return cls(copy, rows, images.clean_logits[rows])
 
-    def told_before(self, counted: Counted, images: Batch) -> Told:
+    def told_before(self, counted: Counted, images: "Judged") -> Told:
         """Ask once more, in another batch and order: return that the model is random or looks at the batch, if so."""
-        x = images.x[self.rows]
+        x = images.select(self.rows).x
         again = _backwards(counted, x)
         apart = int(_differ(counted, again, self.logits).sum())
         if not apart:
@@ -128,9 +132,9 @@ class Again:
             )
         return Told([warning], 2 * len(x))
 
-    def told_after(self, counted: Counted, images: Batch, threat: ThreatModel, seed: int) -> Told:
+    def told_after(self, counted: Counted, images: "Judged", threat: ThreatModel, seed: int) -> Told:
         """Ask the model and the copy from before the attacks: return that it remembers what it was asked, if so."""
-        x = images.x[self.rows]
+        x = images.select(self.rows).x
         near = threat.corner(x, keyed_draws(x, images.indices[self.rows], seed))
         clean, moved = _backwards(counted, x), _backwards(counted, near)
         changed, forwards = _differ(counted, clean, self.logits), 2 * len(x)
@@ -149,18 +153,24 @@ class Again:
         return Told([warning], forwards)
 
 
-def stuck_facts(attack: Attack | DistanceAttack, counted: Counted, batch: Batch, stuck: Tensor) -> dict[str, Any]:
-    """Return how many images (N,) an attack in a ball left at their start, and the indices of those without a gradient.
+def stuck_facts(attack: Attack | DistanceAttack, counted: Counted, stuck: Iterable[Batch]) -> dict[str, Any]:
+    """Return how many images an attack in a ball left at their start, and the indices of those without a gradient.
 
-    Without: the gradient of what the attack climbs is exactly 0 at the clean image. "vanished": that of the margin,
-    which does not underflow, is not. A forward and a backward each, of images that are stuck alone.
+    stuck: these images, in batches. Without: the gradient of what the attack climbs is exactly 0 at the clean image.
+    "vanished": that of the margin, which does not underflow, is not. A forward and a backward each.
     """
-    rows = stuck.nonzero().squeeze(1)
-    some = batch.select(rows)
-    flat = flat_images(attack, counted, some) if len(rows) else None
+    facts: dict[str, Any] = {}
+    for batch in stuck:
+        for name, value in _stuck(attack, counted, batch).items():
+            facts[name] = facts[name] + value if name in facts else value
+    return facts
+
+
+def _stuck(attack: Attack | DistanceAttack, counted: Counted, some: Batch) -> dict[str, Any]:
+    flat = flat_images(attack, counted, some) if len(some.x) else None
     if flat is None:
         return {}
-    facts: dict[str, Any] = {} if isinstance(attack, DistanceAttack | Within) else {"stuck": len(rows)}
+    facts: dict[str, Any] = {} if isinstance(attack, DistanceAttack | Within) else {"stuck": len(some.x)}
     if bool(flat.any()):
         some = some.select(flat)
         still_flat = flat_images(Untargeted(Steepest(1.0), 1, margin), counted, some)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planish.core.batch import Batch
+from planish.core.batch import ImageSet
 from planish.core.words import without_password
 from planish.registry import is_known
 
@@ -114,37 +114,56 @@ def _parts(name: str, value: object) -> Iterator[bytes]:
         yield f"{name} {value!r}".encode() if plain_value else f"{name} {type(value).__qualname__}".encode()
 
 
-def data_digest(images: Batch) -> str:
-    """Return the SHA-256 of the images, labels and indices."""
-    return _digest(images.x, images.labels, images.indices)
+class Digests:
+    """The SHA-256 of images (N, ...) that come a block at a time, in order."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._pixels = hashlib.sha256(repr(tuple(shape)).encode())
+
+    def add(self, x: Tensor) -> None:
+        """Take the next images."""
+        self._pixels.update(_bytes(x))
+
+    def facts(self, labels: Tensor, indices: Tensor) -> dict[str, str]:
+        """Return the digests of all images with their labels and indices, and of the pixels alone."""
+        digest = self._pixels.copy()
+        for values in (labels, indices):
+            digest.update(_bytes(values))
+        return {"digest": digest.hexdigest(), "pixels": self._pixels.hexdigest()}
 
 
-def data_facts(images: Batch) -> dict[str, str]:
+def data_facts(images: ImageSet) -> dict[str, str]:
     """Return the digests of the images, labels and indices, and of the pixels alone."""
-    return {"digest": data_digest(images), "pixels": _digest(images.x)}
+    digests = Digests(images.shape)
+    for rows in images.blocks():
+        digests.add(images.select(rows).x)
+    return digests.facts(images.labels, images.indices)
 
 
-def _digest(x: Tensor, *others: Tensor) -> str:
-    digest = hashlib.sha256(repr(tuple(x.shape)).encode())
-    for value in (x, *others):
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def data_digest(images: ImageSet) -> str:
+    """Return the SHA-256 of the images, labels and indices."""
+    return data_facts(images)["digest"]
 
 
-def origin(model: nn.Module, images: Batch, about: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+def _bytes(values: Tensor) -> memoryview:
+    return values.detach().cpu().contiguous().numpy().data
+
+
+def origin(
+    model: nn.Module, clean_logits: Tensor, data: Mapping[str, str], about: Mapping[str, Any], **facts: Any
+) -> dict[str, Any]:
     """Return a record's meta, JSON-able: what the caller knows, digests, the record's own facts, and provenance.
 
-    model: as it was handed over. images: with clean logits. about: such as "seed", "model" {"name"} and "data" {"name",
-    "classes"}, to which digests and the number of classes are added. facts: of this kind of record. Provenance:
-    versions, code digest, commit, device and command line.
+    model: as it was handed over. clean_logits: (N, K). data: what `data_facts` says of the images. about: such as
+    "seed", "model" {"name"} and "data" {"name", "classes"}, to which digests and the number of classes are added.
+    facts: of this kind of record. Provenance: versions, code digest, commit, device and command line.
     """
-    assert images.logits is not None
     return {
         **about,
-        "model": {**about.get("model", {}), "digest": model_digest(model), "classes": images.logits.shape[1]},
-        "data": {**about.get("data", {}), **data_facts(images)},
+        "model": {**about.get("model", {}), "digest": model_digest(model), "classes": clean_logits.shape[1]},
+        "data": {**about.get("data", {}), **data},
         **facts,
-        **provenance(images.x.device),
+        **provenance(clean_logits.device),
     }
 
 

@@ -14,7 +14,7 @@ from planish.core.arguments import check_images, check_logits, in_chunks
 from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
 from planish.records.distances import NUMBERS, SCHEMA_VERSION, Numbers, save_numbers
-from planish.records.origin import origin
+from planish.records.origin import data_facts, origin
 from planish.reproduce.tables import PaperColumn
 from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge
 
@@ -76,7 +76,7 @@ def measure(
     passes = found.pop("passes").cpu().numpy()
     about = {"model": {"name": judged.name}, "data": data, "notes": warnings}
     facts = {"norm": task.threat.name, "radius": task.threat.radius, "places": column.places, "steps": STEPS}
-    meta = origin(judged.model, batch._replace(logits=logits), about, schema_version=SCHEMA_VERSION, **facts)
+    meta = origin(judged.model, logits, data_facts(batch), about, schema_version=SCHEMA_VERSION, **facts)
     numbers = {name: values.float().cpu().numpy() for name, values in found.items()}
     record = Numbers(batch.indices.cpu().numpy(), batch.labels.cpu().numpy(), passes, numbers, meta)
     save_numbers(record, folder / NUMBERS)

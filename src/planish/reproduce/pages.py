@@ -93,10 +93,16 @@ def claims_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     lines: list[list[Cell]] = []
     for claim, found in zip(own.claims, whole["claims"], strict=True):
         agrees = {None: "do not say", True: "agree", False: "contradict it"}[found["paper_agrees"]]
-        measured = found["because"] if found["value"] is None else _cell(found, None)
-        lines.append(_cells(found["outcome"], claim.says, measured, bound_words(claim), claim.where, agrees))
+        lines.append(
+            _cells(found["outcome"], claim.says, measured_words(found), bound_words(claim), claim.where, agrees)
+        )
     headers = ("Verdict", "Claim", "Measured", "Claimed", "Where", "The paper's own figures")
     return table(f"Verdicts at scale {whole['scale']}. {SEEDS}", headers, lines)
+
+
+def measured_words(found: dict[str, Any]) -> str:
+    """Say what was measured of a claim: the value with its interval, or why there is none."""
+    return str(found["because"]) if found["value"] is None else _cell(found, None)
 
 
 def write_page(root: Path, page: Path, tables: Sequence[PaperTable]) -> Path:

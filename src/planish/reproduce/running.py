@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planish.attacks.suites import Suite
 from planish.core.errors import BadInput
-from planish.evaluation.evaluate import OnChunk
+from planish.evaluation.at_work import OnChunk
 from planish.evaluation.naming import attacks_of, distance_attacks
 from planish.records import distances
 from planish.records import evaluation as results

@@ -1,7 +1,7 @@
 """A model audited into a folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,25 @@ from planish.audit.auditor import own_checks, plan_of
 from planish.audit.evidence import Evidence
 from planish.core.arguments import Images, Labels, batch_of, check_images, model_of, path_of, seed_of, threat_of
 from planish.core.batch import Batch
-from planish.core.errors import Unlike, spelled
+from planish.core.errors import BadInput, Unlike, spelled
 from planish.core.threat import Linf, ThreatModel
-from planish.evaluation.evaluate import EvaluationStep, OnChunk
+from planish.evaluation.at_work import OnChunk
+from planish.evaluation.evaluate import EvaluationStep
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
 from planish.records.origin import data_digest, model_digest
 from planish.report import write_audit
-from planish.runs.judge import EvaluationConfig, LoadedModel, check_task, images_to_judge, surrogates_of
+from planish.runs.beside import IMAGES
+from planish.runs.judge import (
+    EVALUATION,
+    EvaluationConfig,
+    LoadedModel,
+    check_task,
+    images_to_judge,
+    surrogates_of,
+)
 from planish.runs.places import clear, refuse_taken
 from planish.storage.files import remove
 
@@ -104,22 +113,25 @@ def _identity(fact: Any) -> Any:
 
 @dataclass
 class KeptAudit:
-    """What an audit into a folder needs to go on: the suite's record once, and with each finding what checks broke."""
+    """What an audit into a folder needs to go on: the suite's record once, and with each finding what checks broke.
+
+    after: the folder of an evaluation whose suite counts for this audit, where none was begun here.
+    """
 
     folder: Path
     resume: bool
+    after: Path | None = None
     evidence: Evidence | None = None
 
     def restored(self, evidence: Evidence, meta: Mapping[str, Any], names: Sequence[str]) -> list[Finding]:
         """Put back what was found, and return the findings. Raises BadInput for those of another audit."""
         self.evidence = evidence
-        if not self.resume or not (self.folder / SUITE_IMAGES).exists():
-            return []
-        suite = results.load(self.folder / SUITE)
-        x_adv, _ = results.load_adversarials(self.folder / SUITE_IMAGES)
-        evidence.earlier = EvaluationStep(suite, torch.from_numpy(x_adv).to(evidence.images.x))
-        evidence.spent = sum(column.forwards + column.backwards for column in suite.columns)
-        if not (self.folder / record.RECORD).exists():
+        begun = self.resume and (self.folder / SUITE_IMAGES).exists()
+        if begun:
+            _judged_before(evidence, self.folder / SUITE, self.folder / SUITE_IMAGES)
+        elif self.after is not None:
+            _judged_before(evidence, self.after / EVALUATION, self.after / IMAGES)
+        if not begun or not (self.folder / record.RECORD).exists():
             return []
         found, state = record.load(self.folder), record.load_state(self.folder)
         for key in SAME:
@@ -158,6 +170,25 @@ class KeptAudit:
                 remove(self.folder / name)
 
 
+def _judged_before(evidence: Evidence, path: Path, images: Path) -> None:
+    """Enter what a suite has found already. Raises BadInput for an evaluation by anything else, or without its images.
+
+    That it is of the same model, data, threat and seed is tested where it is gone on with.
+    """
+    suite = results.load(path)
+    others = [name for name in suite.names if not name.startswith(f"{evidence.suite_name}/")]
+    again = f"give its command again with --attacks {evidence.suite_name} --keep-images --overwrite"
+    if others:
+        raise BadInput(f"{path.parent} was judged by {others[0]}, and an audit by {evidence.suite_name} alone: {again}")
+    if not images.exists():
+        raise BadInput(f"{path.parent} holds no adversarial images, which an audit looks at: {again}")
+    x_adv, _ = results.load_adversarials(images)
+    facts = suite.meta["data"]
+    suite = replace(suite, meta={**suite.meta, "data": {key: facts.get(key) for key in ("digest", "pixels")}})
+    evidence.earlier = EvaluationStep(suite, torch.from_numpy(x_adv).to(evidence.images.x))
+    evidence.spent = sum(column.forwards + column.backwards for column in suite.columns)
+
+
 def audit_into(
     judged: LoadedModel,
     task: EvaluationConfig,
@@ -168,19 +199,23 @@ def audit_into(
     on_chunk: OnChunk | None = None,
     built_by: str | None = None,
     checks: Sequence[str] = (),
+    after: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Iterator[Audit]:
     """Audit into a folder: yield the audit after each finding, saved by then.
 
     task.attacks are not used; task.limit is the budget's unless given. built_by: of surrogates, as in `load_model`.
+    after: the folder of an evaluation by the same suite that kept its images, which is not run again; the audit is of
+    as many images.
     resume: go on with an audit that was cut short, by check; a whole one is yielded as it is. overwrite: what planish
     wrote there in auditing is replaced. With neither, one that was cut short is begun again. Raises BadInput if the
     folder holds a whole audit already, Unlike with resume if it holds one of something else.
     """
     check_audit(task, budget, checks)
     plan, black_box = plan_of(budget), isinstance(judged.model, BlackBox)
-    batch, data, warnings = images_to_judge(task, judged.about, plan.images)
+    images = plan.images if after is None else len(results.load(after / EVALUATION).labels)
+    batch, data, warnings = images_to_judge(task, judged.about, images)
     batch = batch.to(device)
     if not overwrite and (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
         if not resume:
@@ -191,7 +226,7 @@ def audit_into(
     about = {"model": {"name": judged.name}, "data": data, "notes": notes}
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     options: dict[str, Any] = {"seed": task.seed, "own": checks, "about": about, "on_chunk": on_chunk}
-    kept = options["kept"] = KeptAudit(folder, resume)
+    kept = options["kept"] = KeptAudit(folder, resume, after)
     steps = findings(judged.model, batch, task.threat, plan, surrogates=others, black_box=black_box, **options)
     if overwrite:
         clear(folder, "audit")

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from planish.attacks.transfer import Surrogate, same_classes
 from planish.core.arguments import check_logits, seed_of
@@ -17,13 +16,15 @@ from planish.core.errors import BadInput, Unlike, between
 from planish.core.modes import Counted, Precision
 from planish.core.threat import ThreatModel
 from planish.core.words import number_of
-from planish.data import load
 from planish.data.classes import Classes, matched, numbered_as
-from planish.data.source import check_there, remarks
+from planish.data.listing import Listing
+from planish.data.on_demand import OnDemand, on_demand
+from planish.data.source import check_there, find_fitting, remarks
 from planish.evaluation import distances
-from planish.evaluation.adversarials import KeptProgress, images_left, save_gallery, save_images
+from planish.evaluation.adversarials import KeptProgress
 from planish.evaluation.adversarials import verify as verify_images
-from planish.evaluation.evaluate import OnChunk, evaluate_steps
+from planish.evaluation.at_work import OnChunk
+from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks, wanted
 from planish.evaluation.unions import threats_of
 from planish.models import Normalized, build, is_borrowed
@@ -35,11 +36,10 @@ from planish.records.audit import Audit
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation, Verified
 from planish.records.shards import ImageShard
-from planish.records.store import Kind
 from planish.report import Entry, Table, write_comparison
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.report.pairs import paired_rows, pairs
-from planish.report.tables import Gallery
+from planish.runs.beside import GALLERY, KeptBeside, load_gallery
 from planish.runs.config import LARGEST_SIDE, written
 from planish.runs.names import audited_apart, entry_names, name_of
 from planish.runs.places import WRITTEN, clear, refuse_taken
@@ -48,9 +48,7 @@ from planish.runs.shards import cut
 from planish.storage.reading import read_json
 
 Step = TypeVar("Step")
-EVALUATION, GALLERY, IMAGES, PROGRESS = "evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz"
-DISTANCES = "distances.npz"
-_GALLERY_KIND = Kind("{path} does not hold the pictures of an evaluation, or it is damaged; remove it")
+EVALUATION, PROGRESS, DISTANCES = "evaluation.npz", "progress.npz", "distances.npz"
 WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
 SOME_CLASSES = 10
 """Classes for which attacks are tried before the model is there to say how many it has."""
@@ -167,13 +165,22 @@ def training_of(folder: Path) -> dict[str, Any] | None:
 def images_to_judge(
     task: EvaluationConfig, model: Mapping[str, Any], at_most: int | None = None
 ) -> tuple[Batch, dict[str, Any], list[str]]:
-    """Return the test batch, what is known of the data, and warnings.
+    """Return the test images in memory, what is known of the data, and warnings; see `set_to_judge`."""
+    images, about, warnings = set_to_judge(task, model, at_most)
+    return images if isinstance(images, Batch) else images.select(slice(None)), about, warnings
 
-    model: what is known of the model. at_most: so many images where the task has no limit.
+
+def set_to_judge(
+    task: EvaluationConfig, model: Mapping[str, Any], at_most: int | None = None
+) -> tuple[Batch | OnDemand, dict[str, Any], list[str]]:
+    """Return the test images, what is known of the data, and warnings.
+
+    Image files that take more than a block of memory are read when they are wanted. model: what is known of the model.
+    at_most: so many images where the task has no limit.
     """
     limit = at_most if task.limit is None else task.limit
-    images = load(task.data, "test", limit, model.get("size") if task.size is None else task.size)
-    images = images.in_channels(model.get("channels", 1))
+    size, channels = model.get("size") if task.size is None else task.size, model.get("channels", 1)
+    images = find_fitting(task.data, "test", limit, size)
     asked = task.limit or 0
     warnings = [f"asked for {number_of(asked)}, {images.name} has {len(images)}"] if len(images) < asked else []
     warnings += remarks(images, task.data, limit)
@@ -184,7 +191,9 @@ def images_to_judge(
     about = {"name": images.name, "classes": list(images.classes), "images": len(images)}
     about |= {"numbered": True} if task.classes is not None else {}
     about |= {"files": images.inventory.words()} if images.inventory.files else {}
-    return images.as_batch(), about, warnings + told
+    if isinstance(images, Listing):
+        return on_demand(images, size, channels), about, warnings + told
+    return images.in_channels(channels).as_batch(), about, warnings + told
 
 
 def evaluate_into(
@@ -208,26 +217,25 @@ def evaluate_into(
     check_task(task)
     _refuse_gradients(judged, task)
     path = folder / EVALUATION
-    whole, data, warnings = images_to_judge(task, judged.about)
-    part = cut(task.shard, whole, task.seed, data, _decided(task.after, whole))
-    batch = part.batch.to(device)
-    others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
+    whole, data, warnings = set_to_judge(task, judged.about)
+    found = results.load(path) if path.exists() and not overwrite else None
+    decided = None if task.after is None else results.load(Path(task.after) / EVALUATION)
+    part = cut(task.shard, whole, task.seed, data, decided)
+    images = part.images.to(device)
+    others = surrogates_of(judged, task, images.select(slice(0, 1)), built_by)
     about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
     about |= {"notes": [*judged.notes, *warnings], **part.about}
-    kept = KeptProgress(folder / PROGRESS)
-    found = results.load(path) if path.exists() and not overwrite else None
-    going_on: dict[str, Any] = {"earlier": part.further(found), "unfinished": kept, "share": part.share}
-    x_adv = images_left(folder / IMAGES, batch) if resume else None
-    going_on["x_adv"] = part.x_adv if x_adv is None else x_adv
+    after = None if decided is None else (Path(str(task.after)), decided)
+    kept, progress = KeptBeside(folder, images, task.keep_images, resume, after), KeptProgress(folder / PROGRESS)
+    going_on: dict[str, Any] = {"earlier": part.further(found), "unfinished": progress, "share": part.share}
+    going_on |= {"x_adv": kept.left(), "on_block": kept.add}
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
     options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
-    begin = partial(evaluate_steps, judged.model, batch, threat=[*task.threats], **options, **going_on)
+    begin = partial(evaluate_steps, judged.model, images, threat=[*task.threats], **options, **going_on)
     for step in _allowed(begin, folder, "evaluation", resume, overwrite):
-        if task.keep_images:
-            save_images(step, folder / IMAGES)
-        save_gallery(step, batch, folder / GALLERY)
+        kept.save(step)
         results.save(step.evaluation, path)
-        kept.forget()
+        progress.forget()
         yield step.evaluation
 
 
@@ -249,13 +257,6 @@ def _allowed(
     elif not resume:
         refuse_taken(folder, kind, resumes=alike)
     yield from steps
-
-
-def _decided(after: str | None, batch: Batch) -> tuple[Evaluation, Tensor | None] | None:
-    """Return the record of all shards by which a suite chooses, and the images as attacks left them, if kept."""
-    if after is None:
-        return None
-    return results.load(Path(after) / EVALUATION), images_left(Path(after) / IMAGES, batch)
 
 
 def _refuse_gradients(judged: LoadedModel, task: EvaluationConfig) -> None:
@@ -293,13 +294,13 @@ def measure(
     """
     check_distances(task)
     path = folder / DISTANCES
-    batch, data, warnings = images_to_judge(task, judged.about)
-    part = cut(task.shard, batch, task.seed, data)
+    images, data, warnings = set_to_judge(task, judged.about)
+    part = cut(task.shard, images, task.seed, data)
     about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings], **part.about}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() and not overwrite else None
     names = [*dict.fromkeys(task.attacks)]
-    begin = partial(distances.measure, judged.model, part.batch.to(device), task.threat, names, **options)
+    begin = partial(distances.measure, judged.model, part.images.to(device), task.threat, names, **options)
     for step in _allowed(begin, folder, "distances", resume, overwrite):
         distance_records.save(step, path)
         yield step
@@ -310,10 +311,10 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
 
     Each is compared with the test image of its index. Raises BadInput if the test set lacks one or shapes differ.
     """
-    batch, _, _ = images_to_judge(task, judged.about)
+    images, _, _ = set_to_judge(task, judged.about)
     source = f"{task.data} (limit {task.limit})"
     threats = [*task.threats]
-    return verify_images(judged.model, batch.to(device), None, path, threats, eot=task.eot, source=source)
+    return verify_images(judged.model, images.to(device), None, path, threats, eot=task.eot, source=source)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
@@ -331,11 +332,6 @@ def entries(folders: Sequence[Path]) -> list[Entry]:
             own["training"] = {**entry.training, "relative_seconds": float(entry.training["seconds"]) / seconds}
         found[place] = replace(entry, **own)
     return found
-
-
-def load_gallery(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an evaluation's pictures. Raises BadInput."""
-    return _GALLERY_KIND.read(path, lambda _, arrays: {name: arrays[name] for name in Gallery.__required_keys__})
 
 
 def _entry(folder: Path) -> Entry:

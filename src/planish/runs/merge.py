@@ -8,6 +8,7 @@ import numpy as np
 
 from planish.core.errors import BadInput
 from planish.evaluation.adversarials import save_joined
+from planish.evaluation.image_files import ImageFiles, files_in, joined_files
 from planish.evaluation.naming import attacks_of
 from planish.evaluation.stages import left
 from planish.records import distances as distance_records
@@ -16,7 +17,8 @@ from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard, joined, placed
 from planish.records.store import Columned
-from planish.runs.judge import DISTANCES, EVALUATION, GALLERY, IMAGES, load_gallery
+from planish.runs.beside import GALLERY, IMAGES, MANY_IMAGES, load_gallery
+from planish.runs.judge import DISTANCES, EVALUATION
 from planish.runs.places import clear, refuse_taken
 
 FILES = {"evaluation": EVALUATION, "distances": DISTANCES}
@@ -97,11 +99,17 @@ def _is_left(name: str, record: Evaluation) -> bool:
 
 def _join_images(parts: dict[Path, Evaluation], record: Evaluation, out: Path) -> None:
     """Join the adversarial images, where every shard kept them."""
-    if not all((folder / IMAGES).exists() for folder in parts):
-        return
-    images = [results.load_adversarials(folder / IMAGES)[0] for folder in parts]
-    rows = []
-    for part in parts.values():
+    rows = {}
+    for folder, part in parts.items():
         facts = part.meta["shard"]
-        rows.append(ImageShard(facts["number"], facts["of"]).rows(facts["images"], part.meta["seed"]).numpy())
-    results.save_adversarials(placed(images, rows), record.indices, out / IMAGES)
+        rows[folder] = ImageShard(facts["number"], facts["of"]).rows(facts["images"], part.meta["seed"])
+    if all((folder / IMAGES).exists() for folder in parts):
+        images = [results.load_adversarials(folder / IMAGES)[0] for folder in parts]
+        whole = placed(images, [own.numpy() for own in rows.values()])
+        results.save_adversarials(whole, record.indices, out / IMAGES)
+    elif all((folder / MANY_IMAGES).exists() for folder in parts):
+        image = results.load_adversarials(files_in(next(iter(parts)) / MANY_IMAGES)[0])[0].shape[1:]
+        found = [
+            (rows[folder], ImageFiles(folder / MANY_IMAGES, part.indices, image)) for folder, part in parts.items()
+        ]
+        joined_files(found, ImageFiles(out / MANY_IMAGES, record.indices, image))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from planish.core.errors import BadInput, Unlike
-from planish.storage.files import LOCK, alone, remove
+from planish.storage.files import LOCK, alone, remove, remove_folder
 
 Step = TypeVar("Step")
 LOG = logging.getLogger("planish")
@@ -20,7 +20,15 @@ PAGE = ("report.html", "results.json", "card.md")
 _TRAINED = ("config.toml", "provenance.json", "metrics.jsonl", "resume.pt", "resume.previous.pt")
 _WEIGHTS = tuple(f"model{part}.safetensors" for part in ("", ".previous", "-best", "-best.previous"))
 WRITTEN = {
-    "evaluation": ("evaluation.npz", "gallery.npz", "adversarial.npz", "progress.npz", *PAGE),
+    "evaluation": (
+        "evaluation.npz",
+        "gallery.npz",
+        "adversarial.npz",
+        "adversarial/*.npz",
+        "progress.npz",
+        "progress-done.npz",
+        *PAGE,
+    ),
     "audit": (
         *("audit.npz", "audit.json", "audit.html", "audit.md", "geometry.npz", "audit-suite.npz", "audit-images.npz"),
         "card.md",
@@ -28,7 +36,10 @@ WRITTEN = {
     "distances": ("distances.npz", "distances.json"),
     "report": PAGE,
 }
-"""The files of each kind of work but figures, which are written anew; the first one says that there is such work."""
+"""The files of each kind of work but figures, which are written anew, "FOLDER/*.npz" those in a folder of its own.
+
+The first one says that there is such work.
+"""
 WRITTEN["train"] = (*_TRAINED, *_WEIGHTS, *(name for names in WRITTEN.values() for name in names))
 BEGUN = {"audit": ("audit.npz", "audit-suite.npz")}
 """Files that say that there is such work to go on with, where it is not the first one alone."""
@@ -61,10 +72,13 @@ def first_free(folder: Path) -> Path:
     return next(place for place in numbered(folder) if is_free(place))
 
 
-def begun(folder: Path, kind: str) -> list[Path]:
-    """Return the folders of this name, with a number or without, that hold such work, the newest first."""
+def begun(folder: Path, kind: str, parts: str = "") -> list[Path]:
+    """Return the folders of this name, with a number or without, that hold such work, the newest first.
+
+    parts: folders in them that may hold a part of it instead, as a pattern.
+    """
     own = re.compile(re.escape(folder.name) + r"(-\d+)?")
-    return [path for path in all_begun(folder.parent, kind) if own.fullmatch(path.name)]
+    return [path for path in all_begun(folder.parent, kind, parts) if own.fullmatch(path.name)]
 
 
 def begun_within(folder: Path, kind: str) -> list[Path]:
@@ -73,17 +87,22 @@ def begun_within(folder: Path, kind: str) -> list[Path]:
     return [path for path in reversed([*first]) if all_begun(path, kind)]
 
 
-def all_begun(home: Path, kind: str) -> list[Path]:
-    """Return all folders in home that hold such work, the newest first."""
-    marks = [path for name in BEGUN.get(kind, WRITTEN[kind][:1]) for path in home.glob(f"*/{name}") if path.is_file()]
+def all_begun(home: Path, kind: str, parts: str = "") -> list[Path]:
+    """Return all folders in home that hold such work, the newest first. parts: as for `begun`."""
+    names = BEGUN.get(kind, WRITTEN[kind][:1])
+    patterns = [f"*/{name}" for name in names] + [f"*/{parts}/{name}" for name in names if parts]
+    marks = [path for pattern in patterns for path in home.glob(pattern) if path.is_file()]
     newest = sorted(marks, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return [*dict.fromkeys(path.parent for path in newest)]
+    return [*dict.fromkeys(home / path.relative_to(home).parts[0] for path in newest)]
 
 
 def clear(folder: Path, kind: str) -> None:
     """Remove what planish wrote into the folder in work of this kind; a training's goes with all that judged it."""
     for name in WRITTEN[kind]:
-        remove(folder / name)
+        for path in [*folder.glob(name)]:
+            remove(path)
+        if "/" in name:
+            remove_folder(folder / name.partition("/")[0])
 
 
 def refuse_taken(folder: Path, kind: str, resumes: bool) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planish.core.threat import Linf
-from planish.evaluation.evaluate import OnChunk
+from planish.evaluation.at_work import OnChunk
 from planish.records.evaluation import Evaluation
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.runs.judge import EvaluationConfig, LoadedModel, evaluate_into, load_model

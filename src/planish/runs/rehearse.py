@@ -16,7 +16,7 @@ from planish.evaluation.naming import distance_attacks
 from planish.evaluation.unions import ThreatUnion
 from planish.records.origin import attack_text, describe_attack
 from planish.runs.config import Experiment, to_toml
-from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge, surrogates_of
+from planish.runs.judge import EvaluationConfig, LoadedModel, set_to_judge, surrogates_of
 from planish.runs.train import batches_of, prepare
 
 Tree = dict[str, Any]
@@ -31,7 +31,7 @@ def train(experiment: Experiment, device: torch.device | str) -> str:
 
 def evaluate(judged: LoadedModel, task: EvaluationConfig, device: torch.device | str, built_by: str | None) -> Tree:
     """Return an evaluation's configuration, its attacks with all their options. Raises BadInput as it would."""
-    image = images_to_judge(task, judged.about)[0].to(device).select(slice(0, 1))
+    image = set_to_judge(task, judged.about)[0].to(device).select(slice(0, 1))
     others = surrogates_of(judged, task, image, built_by)
 
     def named(classes: int) -> Mapping[str, Any]:
@@ -72,14 +72,14 @@ def _judged(
     device: torch.device | str,
     named: Callable[[int], Mapping[str, Any]],
 ) -> Tree:
-    batch, data, notes = images_to_judge(task, judged.about)
-    classes = check_logits(Counted(judged.model), batch.select(slice(0, 2)).to(device)).shape[1]
+    images, data, notes = set_to_judge(task, judged.about)
+    classes = check_logits(Counted(judged.model), images.to(device).select(slice(0, 2))).shape[1]
     own = {name: value for name, value in asdict(task).items() if name not in ("threat", "also", "attacks")}
     known = {"name": judged.name, **own, "device": str(device), "notes": [*judged.notes, *notes]}
     attacks = {name: attack_text(describe_attack(attack)) for name, attack in named(classes).items()}
     return {
         **known,
-        "images": {"name": data["name"], "count": data["images"], "shape": [*batch.x.shape[1:]], "classes": classes},
+        "images": {"name": data["name"], "count": data["images"], "shape": [*images.shape[1:]], "classes": classes},
         **_threats(task.threats),
         "attacks": attacks,
     }

@@ -31,16 +31,19 @@ from planish.runs.keeper import Keeper, Saver
 from planish.runs.run import RESUME, architecture
 from planish.runs.taken import identity, known, refuse_data, refuse_other
 from planish.storage.reading import last_good
+from planish.training.collapse import probe
 from planish.training.cost import training_cost
 from planish.training.epochs import Epochs
-from planish.training.loop import EpochRecord, check_derivatives, fit, start
+from planish.training.loop import EpochRecord, Examples, check_derivatives, fit, start
 from planish.training.processes import ALONE, Group, on_this_machine
 from planish.training.state import State, go_on
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
 PROBED = 512
-"""Held-out images that a guard draws its probes from."""
+"""Held-out images that a guard draws its probes from, and that the linearity error is measured on."""
+SHOWN = 8
+"""Held-out images that trackers are shown."""
 SAMPLED = 512
 """Images that the normalization of a streamed set is estimated on."""
 
@@ -169,12 +172,13 @@ def _begun(
 
 def _checked(record: EpochRecord, state: State, begun: _Begun, experiment: Experiment, group: Group) -> EpochRecord:
     """Return an epoch's record with what held-out images say, and unreadable ones, entered into the history."""
-    found = _validated(state.deployed, begun.prepared.held_out, experiment.threat.model, experiment.seed, group)
+    seen = _validated(state.deployed, begun.prepared.held_out, experiment.threat.model, experiment.seed, group)
+    found, examples = seen or ({}, None)
     if experiment.data.skip_corrupt:
         begun.corrupt.update(*(json.loads(text) for text in group.texts(json.dumps([*begun.corrupt]))))
         found["corrupt_images"] = len(begun.corrupt)
     state.history[-1] |= {**found, "learning_rate": record.learning_rate, "seconds": record.seconds}
-    return record._replace(metrics={**record.metrics, **found})
+    return record._replace(metrics={**record.metrics, **found}, examples=examples)
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -217,17 +221,26 @@ def _origin(
 
 def _validated(
     model: nn.Module, held_out: Images | None, threat: ThreatModel, seed: int, group: Group
-) -> dict[str, float]:
-    """Return clean and PGD-10 accuracy on the held-out training images; nothing where none are held out."""
+) -> tuple[dict[str, float], Examples] | None:
+    """Return what held-out training images say, and the first of them attacked; None where none are held out.
+
+    Clean and PGD-10 accuracy, and on `PROBED` of them how linear the loss is along one full gradient step.
+    """
     if held_out is None:
-        return {}
+        return None
     batch = held_out.to(next(model.parameters()).device).as_batch()
     batch = batch.select(group.share.rows(len(batch.x))) if len(batch.x) >= group.size else batch
     logits = logits_of(model, batch.x)
     found = run(PGD(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
     right = {"accuracy": logits.argmax(1) == batch.labels, "robust_accuracy": found.score < 0}
-    shares = {name: group.mean(share.float().mean(), len(batch.x)) for name, share in right.items()}
-    return {f"validation_{name}": float(share) for name, share in shares.items()}
+    part = batch.select(slice(0, PROBED))
+    seen = probe(model, part, threat)
+    means = {name: group.mean(share.float().mean(), len(batch.x)) for name, share in right.items()}
+    means |= {name: group.mean(getattr(seen, name), len(part.x)) for name in ("linearity_error", "gradient_cosine")}
+    shown = slice(0, SHOWN)
+    return {f"validation_{name}": float(mean) for name, mean in means.items()}, Examples(
+        batch.x[shown].cpu(), found.x_adv[shown].cpu()
+    )
 
 
 def metadata(experiment: Experiment, images: Images) -> dict[str, Any]:

@@ -7,7 +7,7 @@ its attack had not saved yet, and is done again once.
 import logging
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -19,11 +19,12 @@ import torch
 
 from planish.core.arguments import at_a_time
 from planish.core.errors import BadInput
+from planish.core.words import number_of
 from planish.data.stream import end_with_parent, usable_processors
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard
-from planish.runs.judge import EvaluationConfig, evaluate_into, load_model, measure
+from planish.runs.judge import EvaluationConfig, LoadedModel, evaluate_into, load_model, measure
 from planish.runs.merge import FILES, merge
 from planish.runs.places import clear, refuse_taken
 from planish.storage.files import alone, remove_folder
@@ -47,6 +48,11 @@ class Judging:
     devices: tuple[str, ...]
     built_by: str | None = None
     batch_size: int | None = None
+
+    @property
+    def parts(self) -> str:
+        """What the folders of its shards are called, as a pattern."""
+        return f"shard-*-of-{len(self.devices)}"
 
     def shards(self, folder: Path) -> dict[ImageShard, Path]:
         """Return the folder of each worker's shard, in the folder of the work."""
@@ -75,107 +81,145 @@ def judge_by_workers(
     """Judge into a folder by workers: yield the record after each round, saved by then.
 
     A round ends where a suite decides by all the images; its shards lie in the folder until it is merged. resume,
-    overwrite: as in `evaluate_into`; shards that were cut short are gone on with. Raises BadInput, and RuntimeError
-    where a worker dies twice.
+    overwrite: as in `evaluate_into`; shards that were cut short are gone on with. Raises BadInput, also with resume for
+    shards of another number of workers, and RuntimeError where a worker dies twice.
     """
     shards, record = job.shards(folder), folder / FILES[job.kind]
-    if not resume:
+    begun = [*folder.glob("shard-*-of-*")]
+    if resume:
+        _refuse_others({int(place.name.rpartition("-")[2]) for place in begun}, len(shards), folder)
+    else:
         clear(folder, job.kind) if overwrite else refuse_taken(folder, job.kind, resumes=True)
-        _clear(shards, job.kind)
-    while True:
-        after = folder if job.kind == "evaluation" and record.exists() else None
-        _Round(job, shards, after, told).run()
-        found = merge([*shards.values()], folder)
-        _clear(shards, job.kind)
-        yield found
-        if "left" not in found.meta:
-            return
+        _clear(begun, job.kind)
+    with _Crew(job, shards, told) as crew:
+        while True:
+            crew.judge(folder if job.kind == "evaluation" and record.exists() else None)
+            found = merge([*shards.values()], folder)
+            _clear(shards.values(), job.kind)
+            yield found
+            if "left" not in found.meta:
+                return
 
 
-def _clear(shards: Mapping[ImageShard, Path], kind: str) -> None:
-    for place in shards.values():
+def _refuse_others(begun: Collection[int], workers: int, folder: Path) -> None:
+    """Raise BadInput for shards of other numbers of workers."""
+    for count in begun:
+        if count != workers:
+            told = f"{folder} holds shards of {number_of(count, 'worker')} that were cut short"
+            raise BadInput(f"{told}: --workers {count} --resume goes on with them, --overwrite begins anew")
+
+
+def _clear(places: Iterable[Path], kind: str) -> None:
+    for place in places:
         clear(place, kind)
         remove_folder(place)
 
 
-@dataclass
-class _Round:
-    """Workers, one for each shard, from their start to the end of the last."""
+class _Crew:
+    """Workers, one for each shard, that stay from the first round to the last: a start costs seconds."""
 
-    job: Judging
-    shards: Mapping[ImageShard, Path]
-    after: Path | None
-    told: Told
-
-    def run(self) -> None:
-        """Start a worker for each shard, and again one for each that dies. Raises what a worker raised."""
-        self.at_work: dict[Connection, tuple[ImageShard, SpawnProcess]] = {}
+    def __init__(self, job: Judging, shards: Mapping[ImageShard, Path], told: Told) -> None:
+        """Start nothing yet."""
+        self.job, self.shards, self.told = job, shards, told
+        self.workers: dict[Connection, tuple[ImageShard, SpawnProcess]] = {}
         self.died: set[ImageShard] = set()
-        try:
-            for shard in self.shards:
-                self._start(shard)
-            while self.at_work:
-                for pipe in wait([*self.at_work]):
-                    assert isinstance(pipe, Connection)
-                    self._hear(pipe)
-        finally:
-            for _, process in self.at_work.values():
-                process.terminate()
-                process.join()
 
-    def _start(self, shard: ImageShard) -> None:
+    def __enter__(self) -> "_Crew":
+        """Start the workers."""
+        for shard in self.shards:
+            self._start(shard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End them."""
+        for _shard, process in self.workers.values():
+            process.terminate()
+            process.join()
+
+    def judge(self, after: Path | None) -> None:
+        """Have every shard judged, by a new worker where one dies. after: the merged record of the last round.
+
+        Raises what a worker raised.
+        """
+        self.after, self.at_work = after, {*self.workers}
+        for pipe in self.at_work:
+            self._order(pipe)
+        while self.at_work:
+            for heard in wait([*self.at_work]):
+                assert isinstance(heard, Connection)
+                self._hear(heard)
+
+    def _start(self, shard: ImageShard) -> Connection:
         context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe(duplex=False)
+        here, there = context.Pipe()
         device = self.job.devices[shard.number - 1]
-        task = replace(self.job.task, shard=shard, after=None if self.after is None else str(self.after))
-        process = context.Process(target=_work, args=(self.job, task, self.shards[shard], device, there))
+        process = context.Process(target=_work, args=(self.job, shard, self.shards[shard], device, there))
         process.start()
         there.close()
-        self.at_work[here] = (shard, process)
+        self.workers[here] = (shard, process)
+        return here
+
+    def _order(self, pipe: Connection) -> None:
+        shard, _ = self.workers[pipe]
+        with suppress(BrokenPipeError):  # of one that has died meanwhile is heard next
+            pipe.send(replace(self.job.task, shard=shard, after=None if self.after is None else str(self.after)))
 
     def _hear(self, pipe: Connection) -> None:
-        """Pass on what a worker sends; one that has ended is done, has failed, or is done again."""
-        shard, process = self.at_work[pipe]
+        """Pass on what a worker sends; one that has died is replaced."""
         try:
             event = pipe.recv()
         except (EOFError, OSError):
-            del self.at_work[pipe]
-            process.join()
-            if process.exitcode:
-                self._again(shard, process.exitcode)
+            self._replace(pipe)
             return
         if isinstance(event, Exception):
             raise event
-        self.told(shard.number, event)
+        if event is None:
+            self.at_work.discard(pipe)
+        else:
+            self.told(self.workers[pipe][0].number, event)
 
-    def _again(self, shard: ImageShard, code: int) -> None:
+    def _replace(self, pipe: Connection) -> None:
+        self.at_work.discard(pipe)
+        shard, process = self.workers.pop(pipe)
+        process.join()
+        code = process.exitcode or 0
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         if shard in self.died:
             raise RuntimeError(f"the worker of shard {shard} died twice, {how}; what is done is kept, --resume goes on")
         LOG.warning("planish: the worker of shard %s died %s; it is done again", shard, how)
         self.died.add(shard)
-        self._start(shard)
+        new = self._start(shard)
+        self.at_work.add(new)
+        self._order(new)
 
 
-def _work(job: Judging, task: EvaluationConfig, folder: Path, device: str, pipe: Connection) -> None:
-    """Judge a shard on one thread, and send each record and how the evaluation stands, or what was raised."""
+def _work(job: Judging, shard: ImageShard, folder: Path, device: str, pipe: Connection) -> None:
+    """Judge a shard on one thread, whenever a task comes; send records, how it stands, what was raised; None = done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the workers ends them
-    end_with_parent(task.shard.number if task.shard else 0)
+    end_with_parent(shard.number)
     torch.set_num_threads(1)
-    with suppress(BrokenPipeError):
+    with suppress(BrokenPipeError, EOFError), at_a_time(job.batch_size):
         try:
-            with at_a_time(job.batch_size), alone(folder):
-                for step in _steps(job, task, folder, device, pipe.send):
-                    pipe.send(step)
+            judged = replace(load_model(job.model, device, job.built_by), name=job.name)
+            while True:
+                task = pipe.recv()
+                with alone(folder):
+                    for step in _steps(job, judged, task, folder, device, pipe.send):
+                        pipe.send(step)
+                pipe.send(None)
         except (BadInput, FloatingPointError, RuntimeError) as error:
             pipe.send(type(error)(str(error)))
 
 
 def _steps(
-    job: Judging, task: EvaluationConfig, folder: Path, device: str, on_chunk: Callable[[Any], None]
+    job: Judging,
+    judged: LoadedModel,
+    task: EvaluationConfig,
+    folder: Path,
+    device: str,
+    told: Callable[[Any], None],
 ) -> Iterator[Evaluation | Distances]:
-    judged = replace(load_model(job.model, device, job.built_by), name=job.name)
     options: dict[str, Any] = {"device": device, "resume": True}
     if job.kind == "distances":
         return measure(judged, task, folder, **options)
-    return evaluate_into(judged, task, folder, on_chunk=on_chunk, built_by=job.built_by, **options)
+    return evaluate_into(judged, task, folder, on_chunk=told, built_by=job.built_by, **options)

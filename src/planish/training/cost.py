@@ -1,12 +1,12 @@
 """What a training step costs, counted and not timed: arithmetic relative to a standard step."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -24,20 +24,44 @@ def training_cost(method: Method, model: nn.Module, batch: Batch, threat: Threat
     in training mode: the model, its gradients and its statistics stay as they are. Times differ: a pass that
     keeps a device busier takes less than its share. 0 for a model without any such operation.
     """
-    standard = _operations(Standard(), model, batch, threat)
-    return _operations(method, model, batch, threat) / max(standard, 1)
+    standard = step_operations(Standard(), model, batch, threat)
+    return step_operations(method, model, batch, threat) / max(standard, 1)
 
 
-def _operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> int:
-    own = deepcopy(model).train()
-    generator = torch.Generator(batch.x.device).manual_seed(0)
-    first = StepContext(generator, identities=int(batch.indices.max()) + 1)
-    method(own, batch, threat, first)  # what is made once and remembered is not of every step
+def step_operations(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> int:
+    """Return the floating point operations of one training step on the batch, two to a multiplication and addition.
+
+    Counted as in `training_cost`.
+    """
+    own, generator = deepcopy(model).train(), torch.Generator(batch.x.device).manual_seed(0)
+    context = StepContext(generator, step=1, identities=int(batch.indices.max()) + 1)
+    first = _counted(method, own, batch, threat, context)
+    # what is made once and remembered is not of every step
+    return _counted(method, own, batch, threat, context) if context.memory else first
+
+
+def _counted(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> int:
     counter = _Counter()
     with counter:
-        loss = method(own, batch, threat, replace(first, step=1))
+        loss = method(model, batch, threat, context)
         loss.total.backward()  # type: ignore[no-untyped-call]
     return counter.total
+
+
+def _convolution_backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, *rest: Any, out_val: tuple[Tensor | None, ...]
+) -> int:
+    """Count the gradients to input and weight; PyTorch's formula has a grouped weight's as often as it has groups."""
+    transposed: bool = rest[4]
+    places = math.prod((x if transposed else grad_out).shape[2:])
+    return 2 * len(x) * places * weight.numel() * sum(gradient is not None for gradient in out_val[:2])
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten.convolution_backward: _convolution_backward,
+}
+"""What counts an operation: of its arguments and its result."""
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -51,7 +75,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        formula: Callable[..., int] | None = flop_registry.get(func.overloadpacket)
+        formula = FORMULAS.get(func.overloadpacket)
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result

@@ -34,10 +34,18 @@ SNAPSHOTS, APART = 2, 2
 """Healthy states to go back to, and how many probes lie between them: the older is at least so far from an alarm."""
 
 
+class Examples(NamedTuple):
+    """Some held-out images (M, C, H, W), and what PGD made of them."""
+
+    x: Tensor
+    x_adv: Tensor
+
+
 class EpochRecord(NamedTuple):
     """One epoch: means over its batches of loss, terms and training accuracy; learning rate, seconds, alarms.
 
-    metrics: what the guard saw, if there is one, is in them as "guard_...".
+    metrics: what the guard saw, if there is one, is in them as "guard_...". examples: of a run in a folder that holds
+    images out.
     """
 
     epoch: int
@@ -45,6 +53,7 @@ class EpochRecord(NamedTuple):
     learning_rate: float
     seconds: float
     alarms: tuple[dict[str, float], ...] = ()
+    examples: Examples | None = None
 
 
 def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
@@ -59,7 +68,7 @@ def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
     if lies_channels_last(model, settings):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, resting = optimizer_of(model, settings), [module for module in model.modules() if not module.training]
-    average = deepcopy(model).requires_grad_(False) if settings.ema > 0 else None
+    average = deepcopy(model) if settings.ema > 0 else None
     return State(model, optimizer, average, resting=resting if model.training else [])
 
 

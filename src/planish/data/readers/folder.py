@@ -40,14 +40,20 @@ def listed(root: Path, folders: dict[str, str], name: str, limit: int | None, wh
 
     whole: a folder whose other entries are left out and named, besides those of the classes' folders.
     """
-    found = [sorted(f"{folder}/{file}" for file in _walked(root / folder)) for folder in folders.values()]
-    files = [[file for file in own if _is_image(file)] for own in found]
-    others = [file for own in found for file in own if not _is_image(file)]
+    counts, others = list[int](), list[str]()
+
+    def images() -> Iterator[str]:
+        for folder in folders.values():
+            files = sorted(_walked(root / folder))
+            counts.append(sum(map(_is_image, files)))
+            others.extend(f"{folder}/{file}" for file in files if not _is_image(file))
+            yield from (f"{folder}/{file}" for file in files if _is_image(file))
+
+    store = Files.of(root, images())
     if whole is not None:
         others += sorted(entry for entry in os.listdir(whole) if entry not in folders and not _is_hidden(entry))
-    labels = torch.from_numpy(np.repeat(np.arange(len(files)), [len(own) for own in files]))
+    labels = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
     chosen = mixed(len(labels), limit)
-    store = Files.of(root, [file for own in files for file in own])
     inventory = Inventory(len(labels), tuple(others))
     return Listing(store, labels[chosen], tuple(folders), name, chosen, inventory)
 

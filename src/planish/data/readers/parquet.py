@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -43,6 +44,7 @@ class Rows:
     """The image column of shards, read a row group at a time and only when one of its rows is wanted."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
+        self._room = TOGETHER
         self._paths = [shard.path for shard in shards]
         self._columns = [shard.image for shard in shards]
         self._shard_starts = np.cumsum([0, *(len(shard.labels) for shard in shards)])
@@ -65,6 +67,12 @@ class Rows:
         if data is None:
             raise BadInput(f"{self.name(row)}: no image bytes: embed the images in the file instead of paths to them")
         return bytes(data)
+
+    def in_order(self) -> "Rows":
+        """Return the same images with one row group at hand."""
+        other = copy(self)
+        other._room, other._at_hand = 0, OrderedDict()
+        return other
 
     def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row group of each row, counted over all shards."""
@@ -111,7 +119,7 @@ class Rows:
             with _opened(self._paths[shard]) as file:
                 column = file.read_row_group(number, columns=[self._columns[shard]]).column(0)
                 self._at_hand[group] = pc.struct_field(column, "bytes") if is_struct(column.type) else column
-            room = TOGETHER + len(self._at_hand[group])
+            room = self._room + len(self._at_hand[group])
             while sum(map(len, self._at_hand.values())) > room:
                 self._at_hand.popitem(last=False)
         return self._at_hand[group]
