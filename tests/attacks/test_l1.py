@@ -16,14 +16,17 @@ from planish.attacks.bisection import PGDBisection
 from planish.attacks.closest import Closest
 from planish.attacks.fab import FABT
 from planish.attacks.fmn import FMN
-from planish.attacks.gradient import APGD, FGSM, PGDMargin
+from planish.attacks.gradient import APGD, APGDT, FGSM, PGDMargin
 from planish.attacks.random_search import Square, _bumps
+from planish.attacks.suites.autoattack import AutoAttack
+from planish.attacks.suites.cascade import Cascade
 from planish.audit.measures.bounds import estimated_bounds, violations
 from planish.audit.measures.certificates import linear_distance
 from planish.core.batch import Batch
 from planish.core.losses import margin
 from planish.core.randomness import seeded
 from planish.core.threat import L1
+from planish.evaluation.naming import attacks_of
 from planish.search.ascent import ascend
 from planish.search.objectives import loss_of, objective_of
 
@@ -181,3 +184,16 @@ def test_square_breaks_as_many_as_the_public_one(peer: Any, knowing: nn.Module, 
         mine.append(Square(60).search(network, known, L1(3.0), generator=seeded(seed)).score >= 0)
     shares = [float(torch.cat(part).float().mean()) for part in (mine, theirs)]
     assert 0.1 < shares[0] < 0.9 and shares[0] == pytest.approx(shares[1], abs=0.15)
+
+
+def test_autoattack_has_its_budgets_in_l1(monkeypatch: pytest.MonkeyPatch):
+    """By name, as an object, called on images, and as the long stages of planish's own suite."""
+    own = AutoAttack(norm="L1")
+    assert [stage.attack for stage in own.stages[:2]] == [APGD(100, 5), APGDT(100, 5)]
+    assert own.stages[2:] == AutoAttack().stages[2:] and AutoAttack().stages[0].attack == APGD(100)
+    for given in ("autoattack", AutoAttack()):
+        assert attacks_of(given, 10, norm="L1") == {"autoattack": own}
+        assert attacks_of(given, 10, norm="L2")["autoattack"].stages == AutoAttack().stages  # type: ignore[union-attr]
+    assert Cascade(classes=10, norm="L1")._long[-4:] == own.stages
+    monkeypatch.setattr(Attack, "__call__", lambda self, *given, **options: self)
+    assert AutoAttack()(None, None, None, "L1:2") == own  # type: ignore[arg-type]
