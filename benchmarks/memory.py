@@ -1,12 +1,14 @@
 """How much memory an evaluation takes by its number of images, and how long a million images take to be listed.
 
     python benchmarks/memory.py [--images 2000,5000,20000] [--rows 1000000] [--out benchmarks/results/memory]
+        [--page docs/data.md]
 
 Each number is measured in a process of its own, from its peak of resident memory. Evaluations: images of 64x64 of
-random pixels in Parquet files, a small network, FGSM and PGD-2, the adversarial images kept. Lists: a million images of
-one pixel in Parquet files of 100,000 rows in row groups of 100, as Hugging Face writes them; 1,000 folders of
-1,000 links to a file; 100 tar shards of 10,000 images, for the first time and again. "before" is what a process takes
-that has imported the same and listed nothing. Epochs: batches of 100 streamed from 20,000 of these images.
+random pixels in a Parquet file, a small network, FGSM and PGD-2; the last but one also with its adversarial images
+kept. Lists: images of one pixel, in Parquet files of 100,000 rows in row groups of 100, as Hugging Face writes them; in
+1,000 folders of links to one file; a tenth of them in tar shards of 10,000, for the first time and again. "before" is
+what a process takes that has imported the same and listed nothing; seconds are the processor's. Epochs: as many images
+of 64x64, streamed.
 """
 
 import argparse
@@ -21,14 +23,19 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from timing import paste
+
+from planish.records.origin import commit
+from planish.storage.files import write_json
 
 SIDE, CLASSES = 64, 10
-SHARDS = 100
+IN_SHARD = 10_000
 Measured = dict[str, float]
 
 
@@ -50,7 +57,7 @@ def png(pixels: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def parquet(folder: Path, count: int, side: int, group: int, rows: int = 100_000) -> str:
+def parquet(folder: Path, count: int, side: int, group: int = 100, rows: int = 100_000) -> str:
     """Write Parquet files of so many rows in row groups; return them as data. Images of one pixel are all the same."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -85,9 +92,9 @@ def folders(folder: Path, count: int) -> str:
 def shards(folder: Path, count: int) -> str:
     """Write tar shards of images of one pixel; return them as data."""
     image = png(np.zeros((1, 1, 3), np.uint8))
-    for number in range(SHARDS):
+    for number in range(-(-count // IN_SHARD)):
         with tarfile.open(folder / f"test-{number:06}.tar", "w") as archive:
-            for at in range(count // SHARDS):
+            for at in range(min(IN_SHARD, count - number * IN_SHARD)):
                 for kind, content in (("png", image), ("cls", b"%d" % (at % CLASSES))):
                     member = tarfile.TarInfo(f"{number:06}{at:06}.{kind}")
                     member.size = len(content)
@@ -95,7 +102,12 @@ def shards(folder: Path, count: int) -> str:
     return f"webdataset:{folder}"
 
 
-def evaluated(data: str, place: str) -> Measured:
+def kept(data: str, place: str) -> Measured:
+    """Evaluate a small network, and keep the adversarial images."""
+    return evaluated(data, place, keep_images=True)
+
+
+def evaluated(data: str, place: str, keep_images: bool = False) -> Measured:
     """Evaluate a small network."""
     import torch
     from torch import nn
@@ -107,11 +119,11 @@ def evaluated(data: str, place: str) -> Measured:
     torch.manual_seed(0)
     stages = [nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), nn.Flatten()]
     model = nn.Sequential(*stages, nn.Linear(16 * 49, CLASSES))
-    task = EvaluationConfig(data, Linf(1 / 255), ("fgsm", "pgd-2-1"), keep_images=True)
-    before, began = peak(), time.perf_counter()
+    task = EvaluationConfig(data, Linf(1 / 255), ("fgsm", "pgd-2-1"), keep_images=keep_images)
+    before, began = peak(), time.process_time()
     *_, last = evaluate_into(LoadedModel(model, "small"), task, Path(place))
     assert last.names == ("fgsm", "pgd-2-1")
-    return {"images": len(last.labels), "seconds": time.perf_counter() - began, "before": before, "peak": peak()}
+    return {"images": len(last.labels), "seconds": time.process_time() - began, "before": before, "peak": peak()}
 
 
 def listed(data: str, place: str) -> Measured:
@@ -122,10 +134,10 @@ def listed(data: str, place: str) -> Measured:
     from planish.data.listing import Listing
     from planish.data.source import find
 
-    before, began = peak(), time.perf_counter()
+    before, began = peak(), time.process_time()
     found = find(data, "test")
     assert isinstance(found, Listing)
-    return {"images": len(found), "seconds": time.perf_counter() - began, "before": before, "peak": peak()}
+    return {"images": len(found), "seconds": time.process_time() - began, "before": before, "peak": peak()}
 
 
 def epochs(data: str, place: str) -> Measured:
@@ -148,7 +160,12 @@ def epochs(data: str, place: str) -> Measured:
     return {**found, "peak": peak()}
 
 
-JOBS: dict[str, Callable[[str, str], Measured]] = {"evaluated": evaluated, "listed": listed, "epochs": epochs}
+JOBS: dict[str, Callable[[str, str], Measured]] = {
+    "evaluated": evaluated,
+    "kept": kept,
+    "listed": listed,
+    "epochs": epochs,
+}
 
 
 def measured(job: str, data: str, folder: Path) -> Measured:
@@ -177,21 +194,18 @@ def within(make: Callable[[Path], str], *jobs: str) -> list[Measured]:
         return [measured(job, data, folder) for job in jobs]
 
 
-def page(found: dict[str, Any]) -> str:
-    """Return the tables."""
-    lines = ["| evaluation of | before | peak | seconds |", "|---:|---:|---:|---:|"]
-    for row in found["evaluations"]:
-        lines.append(f"| {row['images']:,} | {row['before']:.0f} MiB | {row['peak']:.0f} MiB | {row['seconds']:.0f} |")
+def tables(found: dict[str, Any]) -> str:
+    """Return the tables, as docs/data.md has them."""
+    lines = ["| evaluation of | before | peak | seconds |", "|---|---:|---:|---:|"]
+    for name, row in found["evaluations"].items():
+        lines.append(f"| {name} | {row['before']:.0f} MiB | {row['peak']:.0f} MiB | {row['seconds']:.0f} |")
     lines += ["", "| listing of | images | before | peak | seconds |", "|---|---:|---:|---:|---:|"]
     for name, row in found["listings"].items():
         numbers = f"{row['before']:.0f} MiB | {row['peak']:.0f} MiB | {row['seconds']:.1f}"
         lines.append(f"| {name} | {row['images']:,} | {numbers} |")
-    held_after = [f"{value:.0f}" for name, value in found["epochs"].items() if name.startswith("after")]
-    lines += [
-        "",
-        f"Held after epochs 1 to 5 of {found['epochs']['images']:,} streamed images: {', '.join(held_after)} MiB.",
-    ]
-    return "\n".join(lines) + "\n"
+    after = ", ".join(f"{value:.0f}" for name, value in found["epochs"].items() if name.startswith("after"))
+    told = f"Held after epochs 1 to 5 of {found['epochs']['images']:,} streamed images: {after} MiB."
+    return "\n".join(["", *lines, "", told, "", ""])
 
 
 def main() -> None:
@@ -199,40 +213,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", default="2000,5000,20000", help="numbers of images to evaluate, with commas")
     parser.add_argument("--rows", type=int, default=1_000_000, help="images to list")
-    parser.add_argument(
-        "--only", default="evaluations,parquet,folder,webdataset,epochs", help="some of these, with commas"
-    )
     parser.add_argument("--out", type=Path, help="a folder for memory.json")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    parser.add_argument("--data", help=argparse.SUPPRESS)
-    parser.add_argument("--place", help=argparse.SUPPRESS)
+    parser.add_argument("--page", type=Path, help="a page with a place for the tables, <!-- memory -->")
+    for name in ("job", "data", "place"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.job:
         print(json.dumps(JOBS[asked.job](asked.data, asked.place)))
         return
-    only, counts, rows = asked.only.split(","), [int(count) for count in asked.images.split(",")], asked.rows
-    found: dict[str, Any] = {"evaluations": [], "listings": {}, "epochs": {}}
-    for count in counts if "evaluations" in only else []:
-        found["evaluations"] += within(lambda folder, count=count: parquet(folder, count, SIDE, 100), "evaluated")
-    if "parquet" in only:
-        found["listings"]["Parquet"] = within(lambda folder: parquet(folder, rows, 1, 100), "listed")[0]
-    if "folder" in only:
-        found["listings"]["folders"] = within(lambda folder: folders(folder, rows), "listed")[0]
-    if "webdataset" in only:
-        first, again = within(lambda folder: shards(folder, rows), "listed", "listed")
-        found["listings"] |= {"tar shards, first": first, "tar shards, again": again}
-    if "epochs" in only:
-        found["epochs"] = within(lambda folder: parquet(folder, 20_000, SIDE, 100), "epochs")[0]
-    if found["epochs"]:
-        print(page(found))
+    found = everything([int(count) for count in asked.images.split(",")], asked.rows)
+    print(tables(found))
     if asked.out:
-        from planish.records.origin import commit
-        from planish.storage.files import write_json
-
-        own = "python benchmarks/memory.py " + " ".join(
-            f"--{name} {getattr(asked, name)}" for name in ("images", "rows")
-        )
+        own = f"python benchmarks/memory.py --images {asked.images} --rows {asked.rows}"
         write_json({"command": own, "commit": commit(), **found}, asked.out / "memory.json")
+    if asked.page:
+        paste(tables(found), asked.page, "memory")
+
+
+def everything(counts: list[int], rows: int) -> dict[str, Any]:
+    """Measure all."""
+    many = {f"{count:,} images": within(partial(parquet, count=count, side=SIDE), "evaluated")[0] for count in counts}
+    some = sorted(counts)[-2:][0]
+    many[f"{some:,} images, kept"] = within(partial(parquet, count=some, side=SIDE), "kept")[0]
+    lists = {"Parquet files": within(partial(parquet, count=rows, side=1), "listed")[0]}
+    lists["folders"] = within(partial(folders, count=rows), "listed")[0]
+    lists["tar shards, the first time"], lists["tar shards, again"] = within(
+        partial(shards, count=rows // 10), "listed", "listed"
+    )
+    (streamed,) = within(partial(parquet, count=max(counts), side=SIDE), "epochs")
+    return {"evaluations": many, "listings": lists, "epochs": streamed}
 
 
 if __name__ == "__main__":

@@ -6,17 +6,20 @@ Each model (a run folder) meets the same images under planish's suites, the publ
 torchattacks' AutoAttack and the strongest that foolbox offers in the ball. Passes of single images are counted by one
 hook for all; whatever a suite returns is judged by one fresh float32 forward, and must lie in the ball. With
 `--precision bf16` all search under autocast; images that fool only that arithmetic are given to a peer again in
-float32. Seconds are wall time on an accelerator and processor time on a CPU, where other work must not count (run one
-thread, OMP_NUM_THREADS=1, or add up those of all). A killed run goes on: planish's suites from their last chunk (their
-seconds are then wall time, and the row says so), the others from their last `--chunk` images. Peers that are not
-installed are left out, saying so. Per-image outcomes lie in OUT/MODEL/SUITE.npz or OUT/MODEL/SUITE/evaluation.npz, the
-table in OUT/suite.json.
+float32. With `--survivors-only` the suites named after the reference get what that has left standing alone, with
+`--nearest` so many by its margins: an image that it broke and a fresh forward confirmed needs no second opinion.
+Seconds are wall time on an accelerator and processor time on a CPU, where other work must not count (run one thread,
+OMP_NUM_THREADS=1, or add up those of all). A killed run goes on: planish's suites from their last chunk (their seconds
+are then wall time, and the row says so), the others from their last `--chunk` images. Peers that are not installed are
+left out, saying so. Per-image outcomes lie in OUT/MODEL/SUITE.npz or OUT/MODEL/SUITE/evaluation.npz, the table in
+OUT/suite.json.
 """
 
 import json
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import combinations
@@ -31,10 +34,12 @@ from torch import Tensor, nn
 
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
+from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.modes import Counted, autocast
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data import load
+from planish.evaluation.evaluate import evaluate_steps
 from planish.records.origin import provenance
 from planish.records.statistics import Booleans, Estimate, paired_interval
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
@@ -69,20 +74,26 @@ class Autocast(nn.Module):
 
 
 class Outcome(NamedTuple):
-    """Which images stand (N,), and the single-image forwards, backwards and seconds, by a clock, that it took."""
+    """Which images stand (N,), and the single-image forwards, backwards and seconds, by a clock, that it took.
+
+    tried: how many images it was given. margin: (N,) the largest that it reached, where it tells.
+    """
 
     standing: Booleans
     forwards: int
     backwards: int
     seconds: float
     clock: str
+    tried: int
+    margin: NDArray[Any] | None = None
 
 
-def public_autoattack(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
-    """The public AutoAttack, standard version."""
+def public_autoattack(model: nn.Module, batch: Batch, threat: ThreatModel, stages: tuple[str, ...] = ()) -> Tensor:
+    """The public AutoAttack, standard version. stages: these of it alone."""
     from pyautoattack import AutoAttack
 
     attack = AutoAttack(model, norm=threat.name, eps=threat.radius - 1e-6, seed=0, device=batch.x.device)
+    attack.attacks_to_run = list(stages) or attack.attacks_to_run
     found: Tensor = attack.run_standard_evaluation(batch.x, batch.labels, batch_size=len(batch.x))[0]
     return found
 
@@ -116,8 +127,19 @@ def foolbox_best(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
     return x_adv
 
 
+def own(name: str) -> Peer:
+    """Return attacks of planish, their names with plus signs, as a peer that is given some images."""
+
+    def peer(model: nn.Module, batch: Batch, threat: ThreatModel) -> Tensor:
+        *_, last = evaluate_steps(model, batch, threat=threat, attacks=name.split("+"))
+        return last.x_adv
+
+    return peer
+
+
 PEERS: dict[str, tuple[str, Peer]] = {
     "public AutoAttack": ("pyautoattack", public_autoattack),
+    "public APGD-CE and APGD-T": ("pyautoattack", partial(public_autoattack, stages=("apgd-ce", "apgd-t"))),
     "torchattacks AutoAttack": ("torchattacks", torchattacks_autoattack),
     "foolbox PGD-50-10": ("foolbox", foolbox_best),
 }
@@ -133,6 +155,8 @@ def options() -> ArgumentParser:
     parser.add_argument("--norm", default="Linf")
     parser.add_argument("--radius", default="8/255")
     parser.add_argument("--suites", default="planish-suite,autoattack," + ",".join(PEERS), help="names with commas")
+    parser.add_argument("--survivors-only", action="store_true", help="those after the reference get what it left")
+    parser.add_argument("--nearest", type=int, help="with --survivors-only: at most so many, of the largest margins")
     parser.add_argument("--reference", default="autoattack", help="the suite that ratios and pairs refer to")
     parser.add_argument("--precision", default="float32", help="of all searches: float32 or bf16")
     parser.add_argument("--chunk", type=int, default=250, help="images that a peer is given at a time")
@@ -160,24 +184,42 @@ def ours(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
         record.meta["clean"]["forwards"] + sum(column.forwards for column in columns),
         sum(column.backwards for column in columns),
         *((json.loads(timed.read_text())["seconds"], "processor") if timed.exists() else (wall, "wall")),
+        len(record.labels),
+        np.fmax.reduce([record.clean_margin, *(column.margin for column in columns)]),
     )
 
 
-def theirs(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
-    """Judge a model by a peer, so many images at a time; what is done is kept in a file and not done again."""
+def theirs(given: Namespace, run: Path, name: str, folder: Path, first: Outcome | None) -> Outcome:
+    """Judge a model by a peer, so many images at a time; what is done is kept in a file and not done again.
+
+    first: the outcome whose survivors alone it is given, nearest first; None = all images.
+    """
     path = folder / f"{name.replace(' ', '-')}.npz"
-    model = load_model(str(run), given.device).model
-    batch = load(given.data, "test", given.peer_images or given.images).as_batch()
+    peer, model = PEERS[name][1] if name in PEERS else own(name), load_model(str(run), given.device).model
+    whole = load(given.data, "test", given.images if first else given.peer_images or given.images).as_batch()
+    rows = np.arange(len(whole.x)) if first is None else nearest(first, given.nearest)
+    batch = whole.select(torch.from_numpy(rows))
     done: dict[str, NDArray[Any]] = read_arrays(path) if path.exists() else {"standing": np.zeros(0, bool)}
+    if not np.array_equal(done.get("indices", rows[:0]), batch.indices[: len(done["standing"])].numpy()):
+        raise BadInput(f"{path} is of other images; choose another --out")
     spent = done.get("spent", np.zeros(3))
     while (start := len(done["standing"])) < len(batch.x):
         part = Batch(*(value[start : start + given.chunk].to(given.device) for value in batch[:3]))
-        standing, cost = judged(model, part, parse_threat(given.norm, given.radius), PEERS[name][1], given.precision)
+        standing, cost = judged(model, part, parse_threat(given.norm, given.radius), peer, given.precision)
         spent = spent + cost
         done = {"standing": np.concatenate([done["standing"], standing])}
         write_arrays(path, **done, spent=spent, indices=batch.indices[: len(done["standing"])].numpy())
     clock = "processor" if given.device == "cpu" else "wall"
-    return Outcome(done["standing"], int(spent[0]), int(spent[1]), float(spent[2]), clock)
+    standing = done["standing"] if first is None else first.standing.copy()
+    standing[rows] = done["standing"]
+    return Outcome(standing, int(spent[0]), int(spent[1]), float(spent[2]), clock, len(rows))
+
+
+def nearest(first: Outcome, most: int | None) -> NDArray[Any]:
+    """Return the positions of the images that stand, those of the largest margins first."""
+    assert first.margin is not None
+    rows = np.flatnonzero(first.standing)
+    return rows[np.argsort(-first.margin[rows], kind="stable")][:most]
 
 
 def judged(
@@ -203,17 +245,18 @@ def judged(
 
 def rows_of(model: str, outcomes: dict[str, Outcome], reference: str) -> list[Row]:
     """Return a row for each suite, with its cost for one image and relative to the reference's."""
-    base = outcomes.get(reference)
     rows = []
     for name, outcome in outcomes.items():
-        images, passes = len(outcome.standing), outcome.forwards + outcome.backwards
+        base = outcomes.get(reference)
+        base = base if base is not None and base.tried == outcome.tried else None
+        images, passes = max(outcome.tried, 1), outcome.forwards + outcome.backwards
         rows.append(
             {
                 "model": model,
                 "suite": name,
                 "robust": str(Estimate.of(outcome.standing)),
                 "accuracy": float(outcome.standing.mean()),
-                "images": images,
+                "images": outcome.tried,
                 "passes": passes / images,
                 "forwards": outcome.forwards / images,
                 "backwards": outcome.backwards / images,
@@ -265,10 +308,13 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[Row] = []
     pairs: list[Row] = []
     for run in given.runs:
-        outcomes = {}
-        for name in wanted:
-            if name not in missing:
-                outcomes[name] = (theirs if name in PEERS else ours)(given, run, name, given.out / run.name)
+        outcomes: dict[str, Outcome] = {}
+        for name in (name for name in wanted if name not in missing):
+            first = outcomes.get(given.reference) if given.survivors_only else None
+            if name in PEERS or first is not None:
+                outcomes[name] = theirs(given, run, name, given.out / run.name, first)
+            else:
+                outcomes[name] = ours(given, run, name, given.out / run.name)
         rows += rows_of(run.name, outcomes, given.reference)
         pairs += pairs_of(run.name, outcomes)
         write_json({**about(given), "rows": rows, "pairs": pairs}, given.out / "suite.json")

@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, a tiny batch, and tiny models, some of them with known answers."""
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,12 @@ from planish.models.small_cnn import small_cnn
 
 torch.set_num_threads(1)
 CLASSES = 4
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected, half a million objects, out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 class Quadratic(nn.Module):

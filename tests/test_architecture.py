@@ -37,11 +37,11 @@ ORDER = [
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SHARED = {"attacks.ascents"}  # what component files may import from their own package, besides its __init__
 WRITERS = {
-    "cli.main", "cli.tables", "cli.trust", "data.readers.parquet", "evaluation.adversarials", "records.audit",
-    "records.store", "report.distances", "report.front", "report.page", "reproduce.figure", "reproduce.measured",
-    "reproduce.pages", "reproduce.readings", "reproduce.running", "runs.audit", "runs.keeper", "runs.places",
-    "runs.run", "runs.sweep", "runs.train", "runs.workers",
-    "data.readers.webdataset",
+    "cli.gate", "cli.main", "cli.tables", "cli.trust", "data.readers.parquet", "data.readers.webdataset",
+    "evaluation.adversarials", "records.audit", "records.store", "report.distances", "report.front", "report.index",
+    "report.page", "report.pdf", "reproduce.figure", "reproduce.measured", "reproduce.pages", "reproduce.readings",
+    "reproduce.running", "runs.audit", "runs.keeper", "runs.places", "runs.run", "runs.sweep", "runs.train",
+    "runs.workers",
 }  # fmt: skip
 
 

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from planish.cli.main import OWN_CHOICE
+from planish.cli.memory import OWN_CHOICE
 
 PASSES = """
 import resource, sys
 import torch
 from torch import nn
-from planish.cli.main import keep_freed
+from planish.cli.memory import keep_freed
 
 kept = keep_freed() if sys.argv[1] == "keep" else None
 torch.set_num_threads(1)
@@ -47,14 +47,14 @@ def test_a_pass_faults_next_to_nothing_in(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("name", OWN_CHOICE)
 def test_the_environment_s_own_choice_stands(name: str, monkeypatch: pytest.MonkeyPatch):
-    from planish.cli.main import keep_freed
+    from planish.cli.memory import keep_freed
 
     monkeypatch.setenv(name, "1")
     assert keep_freed() is False
 
 
 def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch):
-    from planish.cli import main as memory
+    from planish.cli import memory
 
     for name in OWN_CHOICE:
         monkeypatch.delenv(name, raising=False)

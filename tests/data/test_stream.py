@@ -214,6 +214,30 @@ def test_parquet_reads_row_groups_lazily(tmp_path: Path, rgb: Rgb, png: Png, mon
     assert fresh.sample(6).indices.tolist() == [0, 4, 8, 10, 14, 18]
 
 
+def test_an_epoch_reads_each_row_group_once(tmp_path: Path, png: Png, monkeypatch: pytest.MonkeyPatch):
+    """Also where a batch holds images of two windows: those of groups at hand come first."""
+    import pyarrow.parquet as pq
+
+    pixel = png(np.zeros((1, 1, 3), np.uint8))
+    path = write(tmp_path / "train.parquet", [pixel] * 60, [0] * 60)
+    pq.write_table(pq.read_table(path), path, row_group_size=4)
+    for place in ("planish.data.readers.parquet.TOGETHER", "planish.data.stream.TOGETHER"):
+        monkeypatch.setattr(place, 12)
+    taken: list[int] = []
+    real = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda file, group, **rest: (taken.append(group), real(file, group, **rest))[1],
+    )
+    batches = Streamed(list_parquet(tmp_path, "train", None), 5, (3, 1, 1))
+    for number in range(3):
+        taken.clear()
+        batches.listing.store._at_hand.clear()
+        indices = torch.cat([batch.indices for batch in batches.epoch(number, seed=0)])
+        assert sorted(indices.tolist()) == list(range(60)) and sorted(taken) == list(range(15))
+
+
 def test_groups_are_mixed_a_window_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Grouped(Files):
         def groups(self, rows: Any) -> Any:

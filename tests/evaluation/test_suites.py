@@ -16,6 +16,7 @@ from planish.attacks.log_barrier import LogBarrier
 from planish.attacks.suites import Fixed, Stage, Staged, Suite, papers
 from planish.attacks.suites.autoattack import AutoAttack
 from planish.attacks.suites.cascade import Cascade
+from planish.attacks.suites.deep import Deep
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
@@ -86,6 +87,36 @@ def test_an_honest_model_gets_the_short_stages(network: nn.Module, images: Batch
     assert record.accuracy_after("planish-suite").hits == record.robust_accuracy().hits > 0
 
 
+def test_deep_goes_on_where_the_suite_ends(network: nn.Module, images: Batch):
+    """Rounds until little more is expected, here never; the last says what is."""
+    record = judged(network, images, "planish-deep-2", Linf(0.01))
+    names = [name.replace("suite", "deep-2") for name in SHORT]
+    assert list(record.names) == [*names, "planish-deep-2/round-1", "planish-deep-2/round-2"]
+    last = record.columns[-1]
+    passes, broken = last.forwards + last.backwards, int(last.broken.sum())
+    assert last.sampled and last.expected == 1000 * (broken + 1) / passes > 0.02
+    assert record.remarks() == [
+        f"planish-deep-2 ended where {last.expected:.2g} further breaks are expected per 1,000 passes (bound 0.02): "
+        f"its last round broke {broken} of 1 image in {passes:,} passes."
+    ]
+
+
+@pytest.mark.parametrize(("bound", "rounds"), [(1e9, 1), (1e-9, 3)])
+def test_deep_ends_below_its_bound_or_after_its_rounds(
+    bound: float, rounds: int, network: nn.Module, images: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("planish.attacks.suites.deep.Deep._round", FGSM())
+    suite = {"deep": Deep(rounds=3, bound=bound, classes=4)}
+    *_, last = evaluate_steps(network.eval(), images, threat=Linf(0.01), attacks=suite)
+    assert sum(name.startswith("deep/round-") for name in last.evaluation.names) == rounds
+
+
+@pytest.mark.parametrize(("options", "message"), [({"rounds": 0}, "rounds must be"), ({"bound": 0.0}, "bound must be")])
+def test_deep_refuses_what_cannot_be(options: dict[str, Any], message: str):
+    with pytest.raises(BadInput, match=message):
+        Deep(**options, classes=10)
+
+
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [(Rounded, "the gradient led nowhere on"), (Misleading, "noise and random search broke")],
@@ -100,6 +131,8 @@ def test_a_masked_model_gets_the_long_stages_and_is_told_so(
     masked = judged(mask(network), images, "planish-suite", Linf(0.03))
     assert len(masked.names) > 4 and list(masked.names[:4]) == SHORT
     assert any(reason in remark for remark in masked.remarks()), masked.remarks()
+    (longer,) = masked.column("planish-suite/search").meta["because"]
+    assert longer.startswith("noise and random search came nearer than gradients on")
     short = masked.accuracy_after("planish-suite/targets").hits
     assert masked.robust_accuracy().hits < short
     assert masked.robust_accuracy().hits <= honest.robust_accuracy().hits + 2

@@ -13,7 +13,7 @@ from planish.core.threat import L1, L2, Linf
 from planish.evaluation.adversarials import verify
 from planish.evaluation.evaluate import evaluate, evaluate_steps
 from planish.records.evaluation import Evaluation, load, save, to_json
-from planish.report.card import card
+from planish.report.cards import card
 from planish.report.tables import Entry
 
 THREATS = ["Linf:0.055", L2(0.13), "L1:0.29"]

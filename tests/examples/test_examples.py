@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from sketch import sketches
 from torch import nn
 from typer.testing import CliRunner
@@ -178,11 +179,11 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         return Verified(Estimate.from_counts(1, 2), Estimate.from_counts(0, 2), 0, 0.1)
 
     def audit_into(judged: LoadedModel, task: Any, folder: Path, budget: str, **options: Any) -> Iterator[Audit]:
-        whole = np.zeros(1, np.int64)
+        whole = np.zeros(100, np.int64)
         meta = {"schema_version": 1, "suite": "planish-suite", "checks": 1, "notes": [], "model": {}}
         threat = {"norm": task.threat.name, "radius": task.threat.radius}
         finding = Finding(plan_of(budget).level, "pass", 0.0, "%", None, None, "All is well.", "")
-        yield Audit((finding,), whole, whole, np.zeros(1, np.float32), whole - 1, (), {**meta, "threat": threat})
+        yield Audit((finding,), whole, whole, np.float32(whole - 1), whole - 1, (), {**meta, "threat": threat})
 
     for check in ("judge.check_task", "judge.check_distances", "audit.check_audit"):
         monkeypatch.setattr(f"planish.runs.{check}", lambda *given: None)
@@ -201,13 +202,15 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.runs.track.check_trackers", lambda names: None)
     monkeypatch.setattr("planish.runs.launch.launch", lambda arguments, processes, restarts, tell: 0)
     monkeypatch.setattr("planish.runs.quickstart.quickstart", lambda folder, **options: iter(()))
+    monkeypatch.setattr("planish.cli.corruptions.asked", lambda *given: None)
     monkeypatch.setattr("planish.runs.judge.load_model", load_model)
     monkeypatch.setattr("planish.runs.judge.evaluate_into", evaluate_into)
     monkeypatch.setattr("planish.runs.judge.measure", measure)
     monkeypatch.setattr("planish.runs.judge.verify", verify)
-    for room in (pages, judge, train):
+    for room in (pages, train):
         monkeypatch.setattr(room, "write_page", lambda *arguments: None)
-    monkeypatch.setattr(pages, "_shown", lambda *arguments: None)
+    for room in (pages, judge):
+        monkeypatch.setattr(room, "_shown", lambda *arguments: None)
     monkeypatch.setattr("planish.cli.terminal.print_run", lambda folder: None)
     record = SimpleNamespace(meta={})
     monkeypatch.setattr("planish.cli.shards.show_shard", lambda folder, json_: None)
@@ -289,6 +292,12 @@ def test_code_blocks_run(
         for number, text in enumerate(blocks(page, "python"), 1):
             exec(compile(text, f"{page.name}, block {number}", "exec"), space)
             assert capsys.readouterr().out or page.name != "library.md", f"block {number} prints nothing"
+
+
+def test_the_workflow_runs_the_command_of_its_page():
+    workflow = yaml.safe_load((EXAMPLES / "robustness-gate.yml").read_text())
+    lines = [step["run"] for step in workflow["jobs"]["audit"]["steps"] if "planish audit" in step.get("run", "")]
+    assert lines and {*lines} <= {*command_lines(DOCS / "gate.md")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

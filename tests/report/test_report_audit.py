@@ -15,7 +15,7 @@ from planish.records.audit import Audit, Finding, worst
 from planish.records.statistics import paired_interval
 from planish.report import Entry, card, markdown, write_audit, write_comparison
 from planish.report.audited import ORDER, falling, grouped, number, scale, sentences, to_markdown
-from planish.report.card import audit_card, yaml
+from planish.report.cards import audit_card, yaml
 from planish.report.drawing import ReportFigure, fitted, to_png, to_svg
 from planish.report.images import image_rows
 from planish.report.landscapes import (

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer import Argument, Option
 
-from planish.cli import options, shards, tables, terminal, trust
+from planish.cli import corruptions as corrupted
+from planish.cli import options, printing, shards, tables, terminal, trust
+from planish.cli.gate import gated
 from planish.cli.pages import write_page
+from planish.cli.printing import printable
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -17,11 +20,14 @@ if TYPE_CHECKING:
     from planish.records.audit import Audit
     from planish.records.distances import Distances
     from planish.records.evaluation import Evaluation
+    from planish.runs.corruptions import CommonCorruptions
     from planish.runs.judge import EvaluationConfig, LoadedModel
 
 Record = TypeVar("Record", bound="Audit | Distances | Evaluation")
 
 
+@printable
+@gated
 def evaluate(
     model: options.Model,
     data: options.Data,
@@ -38,6 +44,8 @@ def evaluate(
     precision: options.Precision = "float32",
     eot: options.Draws = 1,
     keep_images: options.KeepImages = False,
+    corruptions: corrupted.Folder = None,
+    corruption_baseline: corrupted.Baseline = None,
     shard: options.Share = None,
     after: options.After = None,
     workers: options.Workers = None,
@@ -51,12 +59,13 @@ def evaluate(
     json_: options.Json = False,
     csv: options.Csv = None,
     quiet: options.Quiet = False,
-) -> None:
+) -> "Evaluation | None":
     """Attack a model on a test set, and write a report."""
     from planish.runs import rehearse
     from planish.runs.judge import check_task
 
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
+    common = corrupted.asked(corruptions, corruption_baseline, where)
     given: dict[str, Any] = {"data": data, **_threats(norm, radius, threat, workers), "limit": limit, "seed": seed}
     given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
@@ -64,17 +73,36 @@ def evaluate(
     on, task = _asked("evaluate", device, given, check_task)
     judged = _model(model, on, built_by, name)
     if dry_run:
-        return _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
-    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by))
-    if where.shard:
-        return shards.show_shard(folder, json_)
-    write_page([folder], folder, f"Robustness of {judged.name}", json_, csv)
+        _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
+        return None
+    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
     again = {"data": data, **_ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
-    return None if json_ else terminal.print_next("audit", model, **again)
+    return _shown(folder, judged.name, where, json_, csv, terminal.next_command("audit", model, **again))
 
 
-def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers) -> Path:
-    """Evaluate into a folder, and return it."""
+def _shown(
+    folder: Path, name: str, where: terminal.Where, json_: bool, csv: Path | None, then: str
+) -> "Evaluation | None":
+    """Write and print the page of an evaluation, and the command to type then, and return the record.
+
+    Of a shard what it holds is printed, and None returned.
+    """
+    from planish.records.evaluation import load
+    from planish.runs.judge import EVALUATION
+
+    if where.shard:
+        shards.show_shard(folder, json_)
+        return None
+    write_page([folder], folder, f"Robustness of {name}", json_, csv)
+    if not json_:
+        terminal.print_line(f"next: {then}")
+    return load(folder / EVALUATION)
+
+
+def _evaluate(
+    judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers, common: "CommonCorruptions | None"
+) -> Path:
+    """Evaluate into a folder, under common corruptions too if there are any, and return it."""
     from planish.runs.judge import evaluate_into
 
     also: dict[str, Any] = {"device": asked.device, "built_by": asked.built_by, **where.choice}
@@ -85,9 +113,12 @@ def _evaluate(judged: "LoadedModel", where: terminal.Where, asked: shards.AskedW
         _last_attack,
         asked,
     )
+    corrupted.measure(judged, common, folder, where, asked)
     return folder
 
 
+@printable
+@gated
 def audit(
     model: options.Model,
     data: options.Data,
@@ -113,7 +144,7 @@ def audit(
     json_: options.Json = False,
     csv: options.Csv = None,
     quiet: options.Quiet = False,
-) -> None:
+) -> "Audit | None":
     """Look for reasons why a model's robustness is not real. Exit code 1 where a check fails."""
     from planish.audit.auditor import checks as registered
     from planish.runs import rehearse
@@ -125,7 +156,8 @@ def audit(
     on, task = _asked("audit", device, given, lambda task: check_audit(task, budget, own))
     judged = _model(model, on, built_by, name)
     if dry_run:
-        return _tell("audit", model, where, rehearse.audit(judged, task, on, budget, own), json_)
+        _tell("audit", model, where, rehearse.audit(judged, task, on, budget, own), json_)
+        return None
     also: dict[str, Any] = {"device": on, "built_by": built_by, "checks": own, "after": after, **where.choice}
     folder, found = _work(
         lambda folder, told: audit_into(judged, task, folder, budget, on_chunk=told, **also),
@@ -135,8 +167,7 @@ def audit(
     )
     assert found is not None
     _show_audit(found, folder, json_, csv, all_)
-    if found.verdict == "fail":
-        raise typer.Exit(1)
+    return found
 
 
 def distances(
@@ -191,7 +222,7 @@ def distances(
 
 def verify(
     model: options.Model,
-    images: Annotated[Path, Argument(help="adversarial.npz, as planish evaluate --keep-images writes it.")],
+    images: Annotated[Path, Argument(help="adversarial.npz, or the folder that --keep-images writes.")],
     data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
     radius: options.MaybeRadius = None,
     norm: options.Norm = "Linf",
@@ -328,10 +359,12 @@ def _show_audit(found: "Audit", folder: Path, json_: bool, csv: Path | None, who
 
     tables.write_csv([finding_rows(found.findings)], csv)
     if json_:
-        return terminal.print_json(to_json(found))
-    if whole:
-        terminal.print_findings(found)
-    terminal.print_audit(found, folder, whole)
+        terminal.print_json(to_json(found))
+    else:
+        if whole:
+            terminal.print_findings(found)
+        terminal.print_audit(found, folder, whole)
+    printing.written(folder / "audit.html", json_)
 
 
 def show_distances(record: "Distances", folder: Path, name: str, json_: bool, csv: Path | None) -> None:

@@ -1,6 +1,5 @@
 """The command line: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
 
-import ctypes
 import os
 import sys
 import tempfile
@@ -14,7 +13,9 @@ from typer import Option
 from typer.core import TyperGroup
 
 from planish.cli import options, terminal
+from planish.cli.doctor import doctor
 from planish.cli.judge import audit, distances, evaluate, verify
+from planish.cli.memory import keep_freed
 from planish.cli.merge import merge
 from planish.cli.pages import compare, list_, report
 from planish.cli.reproduce import reproduce
@@ -23,26 +24,6 @@ from planish.cli.train import quickstart, train
 from planish.cli.watch import watch
 from planish.core.errors import BadInput
 from planish.storage.files import write_text
-
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers of mallopt's options (mallopt(3))
-MOST, LARGEST = 2**31 - 1, 32 * 2**20  # bytes: of an option; the largest threshold for a mapping of its own
-OWN_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-
-
-def keep_freed() -> bool:
-    """Have glibc keep what a pass frees for the next one; return whether it does.
-
-    Else it gives the activations back after every pass, and each of their pages costs a fault when it is next
-    touched: a tenth of the time of training on a CPU. Nothing happens where the environment has made its own choice or
-    where there is no glibc.
-    """
-    if any(name in os.environ for name in OWN_CHOICE):
-        return False
-    try:
-        choose = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # musl and macOS; Windows has no library without a name
-        return False
-    return bool(choose(TRIM_THRESHOLD, MOST) and choose(MMAP_THRESHOLD, LARGEST))
 
 
 class Commands(TyperGroup):
@@ -112,6 +93,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     watch: "planish watch runs/train/seat",
     sweep: "planish sweep recipe.toml --space 'method.linearity_weight=log(0.1,10)' --trials 20",
     reproduce: "planish reproduce seat-table-1 --scale cpu --data cifar10:path/to/cifar --estimate",
+    doctor: "planish doctor --json",
 }
 """The commands, each with an example of it."""
 for command, example in EXAMPLES.items():

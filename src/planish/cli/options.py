@@ -57,7 +57,7 @@ def _paths(incomplete: str) -> list[str]:
 Model = Annotated[
     str,
     Argument(
-        help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME or FILE.onnx.",
+        help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME, hf://USER/REPO or FILE.onnx.",
         autocompletion=_models,
     ),
 ]

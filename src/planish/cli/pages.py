@@ -7,29 +7,58 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from planish.cli import options, tables, terminal
+from planish.cli import options, printing, tables, terminal
+from planish.cli.printing import printable
+from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
     from planish.report import Entry, Table
 
 
+@printable
 def report(
-    folders: Annotated[list[Path], Argument(help="Folders that hold an evaluation.npz.")],
+    folders: Annotated[list[Path] | None, Argument(help="Folders that hold an evaluation.npz.")] = None,
+    index: Annotated[
+        Path | None, Option("--index", help="List all runs below a folder, the newest first, in one page in it.")
+    ] = None,
     out: options.Out = None,
     title: Annotated[str, Option(help="Title of the page.")] = "Robustness report",
     overwrite: options.Overwrite = False,
     json_: options.Json = False,
     csv: options.Csv = None,
 ) -> None:
-    """Put evaluated models side by side in one report."""
+    """Put evaluated models side by side in one report, or list all runs of a folder."""
     from planish.report import write_report
     from planish.runs.judge import entries
 
+    if (index is None) == (not folders):
+        raise BadInput("name folders that hold an evaluation, or --index FOLDER to list all that lies below it")
+    if index is not None:
+        return _index(index, out, json_, csv)
+    assert folders is not None
     found = entries(folders)
     page = _paged("report", folders, out, overwrite, lambda into: write_report(found, into, title, terminal.origin()))
     _shown(found, page, json_, csv)
 
 
+def _index(home: Path, out: Path | None, json_: bool, csv: Path | None) -> None:
+    """Write the page that lists all below a folder, over the one that was there, and print what it lists."""
+    from planish.report.index import INDEX, index_rows, write_index
+    from planish.runs.index import listed_in
+
+    listed, notes = listed_in(home)
+    page = write_index(listed, (out or home) / INDEX, home, notes, terminal.origin())
+    tables.write_csv([index_rows(listed)], csv)
+    if json_:
+        terminal.print_json({"page": str(page), "listed": [one.document() for one in listed], "notes": notes})
+    else:
+        terminal.print_rows(index_rows(listed))
+        terminal.print_remarks(str(home), notes)
+        terminal.print_line(f"index: {page}")
+    printing.written(page, json_)
+
+
+@printable
 def compare(
     folders: Annotated[list[Path], Argument(help="Two or more folders with an evaluation.npz or audit.npz.")],
     out: options.Out = None,
@@ -86,10 +115,14 @@ def write_page(folders: Sequence[Path], out: Path, title: str, json_: bool, csv:
 def _shown(found: "Sequence[Entry]", page: Path, json_: bool, csv: Path | None, more: "Sequence[Table]" = ()) -> None:
     """Print what a report says, or its results.json."""
     from planish.report import summary_rows
+    from planish.report.corruptions import corrupted, mean_rows
 
-    shown = [*([summary_rows(found)] if found else []), *more]
+    judged = corrupted(found)
+    shown = [*([summary_rows(found)] if found else []), *([mean_rows(judged)] if judged else []), *more]
     if json_:
         tables.write_csv(shown, csv)
-        return terminal.print_json(json.loads((page.parent / "results.json").read_text()))
-    tables.show(shown, csv)
-    terminal.print_summary(found, page)
+        terminal.print_json(json.loads((page.parent / "results.json").read_text()))
+    else:
+        tables.show(shown, csv)
+        terminal.print_summary(found, page)
+    printing.written(page, json_)

@@ -40,6 +40,10 @@ class Store(Protocol):
         """Return which group each row is read with, rising; None if every image is read by itself."""
         return None
 
+    def turns(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places of the rows in the order in which they are best read."""
+        return np.arange(len(rows))
+
     def in_order(self) -> "Store":
         """Return the same images for reading them in order: no more of them are kept at hand than are read at once."""
         return self

@@ -54,16 +54,17 @@ class Reader(Dataset[Read]):
     shape: tuple[int, int, int]
 
     def __getitem__(self, request: Request) -> Read:
-        found, kept, failures = [], [], []
+        found, failures = dict[int, Pixels](), dict[int, str]()
         uniform = keyed(torch.from_numpy(request.rows), request.seed, DRAWS).tolist()
-        for at, row in enumerate(request.rows.tolist()):
+        for at in self.store.turns(request.rows).tolist():
             try:
-                found.append(self._image(row, request.side, uniform[at]))
-                kept.append(at)
+                found[at] = self._image(int(request.rows[at]), request.side, uniform[at])
             except BadInput as error:
-                failures.append(str(error))
-        x = in_channels(found, self.shape[0]) if found else np.empty((0, *self.shape), np.uint8)
-        return Read(torch.from_numpy(x), torch.tensor(kept, dtype=torch.int64, device="cpu"), failures)
+                failures[at] = str(error)
+        kept = torch.tensor(sorted(found), dtype=torch.int64, device="cpu")
+        images = [found[at] for at in kept.tolist()]
+        x = in_channels(images, self.shape[0]) if images else np.empty((0, *self.shape), np.uint8)
+        return Read(torch.from_numpy(x), kept, [failures[at] for at in sorted(failures)])
 
     def _image(self, row: int, side: int | None, uniform: Sequence[float]) -> Pixels:
         name = self.store.name(row)

@@ -30,8 +30,9 @@ from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
 from planish.evaluation.image_files import files_in
 from planish.evaluation.unions import Threats, ThreatUnion, threats_of
-from planish.records.evaluation import Verified, load_adversarials, save_adversarials
+from planish.records.evaluation import load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
+from planish.records.verified import Verified
 from planish.search.ascent import Adversarials
 from planish.storage.files import remove, write_arrays
 from planish.storage.reading import UNREADABLE, read_arrays

@@ -140,6 +140,10 @@ class AtWork:
             facts["sampled"] = True
         if stage.because:
             facts["because"] = list(stage.because)
+        if stage.bound is not None:
+            facts["bound"] = stage.bound
+        if bool(faced.exact.any()):
+            facts["float64"] = self.images.indices[rows[faced.exact.to(rows.device)]].tolist()
         if search.draws > 1:
             indices = self.images.indices[rows].tolist()
             facts["eot"] = {"draws": search.draws, "indices": indices, "wrong": faced.wrong.tolist()}

@@ -88,7 +88,7 @@ class Block(NamedTuple):
 class Faced(NamedTuple):
     """What an attack has come to, (n,) each, on the first n of the images that it faces; see `records.Column`.
 
-    wrong: of the draws that judged an image.
+    wrong: of the draws that judged an image. exact: whether float64 decided.
     """
 
     margin: Tensor
@@ -99,12 +99,13 @@ class Faced(NamedTuple):
     step: Tensor
     passes: Tensor
     wrong: Tensor
+    exact: Tensor
 
     @classmethod
     def of(cls, verdict: Verdict, found: Adversarials, distance: Tensor) -> Self:
         """Return what was found, on the CPU."""
         own = (found.target, found.component, found.step, found.passes)
-        parts = (verdict.margin, distance.to(torch.float32), verdict.predicted, *own, verdict.wrong)
+        parts = (verdict.margin, distance.to(torch.float32), verdict.predicted, *own, verdict.wrong, verdict.exact)
         return cls(*(part.cpu() for part in parts))
 
     def followed_by(self, other: Self) -> "Faced":

@@ -67,7 +67,8 @@ def evaluate(
         if it is in each, and only what stands in one goes on to the next.
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
     surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
-    seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64.
+    seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64 and
+        of margins that float32 rounds.
     eot: of a random model, so many draws are averaged in each step and judge each image, 4 at least: it is broken
         unless the 95 % interval of its share of wrong draws lies below one half.
     about: JSON-able facts for the record's meta, such as {"model": {"name": "mine"}}.

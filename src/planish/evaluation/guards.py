@@ -18,6 +18,7 @@ from planish.core.modes import Counted, dtype_of
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
 from planish.core.words import number_of
+from planish.evaluation.exact import exact_logits
 from planish.records.statistics import Estimate
 from planish.search.step_rules import Steepest
 
@@ -48,27 +49,36 @@ def draws_of(eot: object) -> int:
 
 
 class Verdict(NamedTuple):
-    """What fresh forwards say of images: margin (N,), 0 or more iff broken; predicted (N,); wrong (N,) of the draws."""
+    """What fresh forwards say of images: margin (N,), 0 or more iff broken; predicted (N,); wrong (N,) of the draws.
+
+    exact: (N,) which were so near to 0 that a float64 forward decided.
+    """
 
     margin: Tensor
     predicted: Tensor
     wrong: Tensor
+    exact: Tensor
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, labels: Tensor, chunk: int | None, draws: int = 1) -> Self:
         """Judge images by so many fresh forwards each.
 
         An image is broken unless the 95 % interval of its share of wrong draws (Wilson) lies below one half; its margin
-        is the draws' smallest of those that together would break it.
+        is the draws' smallest of those that together would break it. A single draw's margins near 0 are decided in
+        float64.
         """
-        return cls.from_logits(torch.stack([logits_of(model, x, chunk) for _ in range(draws)]), labels)
+        if draws > 1:
+            return cls.from_logits(torch.stack([logits_of(model, x, chunk) for _ in range(draws)]), labels)
+        logits, exact = exact_logits(model, x, labels, logits_of(model, x, chunk))
+        return cls.from_logits(logits[None], labels)._replace(exact=exact)
 
     @classmethod
     def from_logits(cls, logits: Tensor, labels: Tensor) -> Self:
         """Judge images by the logits of their draws, (draws, N, K)."""
         margins = torch.stack([margin(drawn, labels) for drawn in logits]).sort(0, descending=True).values
         verdict = _narrowed(margins[_breaking(len(logits)) - 1])
-        return cls(verdict, logits.argmax(2).mode(0).values, (margins >= 0).sum(0))
+        exact = torch.zeros_like(labels, dtype=torch.bool)
+        return cls(verdict, logits.argmax(2).mode(0).values, (margins >= 0).sum(0), exact)
 
 
 def _breaking(draws: int) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from planish.core.errors import BadInput
 from planish.core.words import number_of, radius_text
 from planish.records import geometry as geometries
-from planish.records import store
+from planish.records import standards, store
 from planish.records.geometry import Geometry
 from planish.records.statistics import Booleans, Estimate, accuracy
 from planish.records.store import JudgedImages, Kind, Rows, check_version
@@ -177,6 +177,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "fell_to": audit.fell_to(),
         "findings": [asdict(finding) for finding in audit.findings],
         "geometry": None if audit.geometry is None else geometries.facts(audit.geometry, audit.indices),
+        "standards": standards.to_json(audit),
         "meta": audit.meta,
     }
 

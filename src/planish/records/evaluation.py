@@ -102,6 +102,14 @@ class Column:
         return remarks
 
     @property
+    def expected(self) -> float:
+        """Further breaks to expect for 1,000 more passes: the mean of a Poisson rate of which nothing was known before.
+
+        What is left to a later search is harder, so that this is more likely too high than too low.
+        """
+        return 1000 * (int(self.broken.sum()) + 1) / max(self.forwards + self.backwards, 1)
+
+    @property
     def sampled(self) -> bool:
         """True for a check of some of the survivors: it may break images, but says nothing of those left out."""
         return bool(self.meta.get("sampled"))
@@ -235,7 +243,17 @@ class Evaluation(Columned):
         reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
         long = [f"{name} ran its long stages, because {'; '.join(why)}." for name, why in sorted(reasons) if why]
         told = [*self.lacking(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
-        return [*told, *self.class_warnings(), *own, *long]
+        return [*told, *self.class_warnings(), *own, *long, *self._ended()]
+
+    def _ended(self) -> list[str]:
+        """A sentence for each suite that goes on until little more can be expected: what is, and its bound."""
+        last = {column.name.partition("/")[0]: column for column in self.columns if "bound" in column.meta}
+        return [
+            f"{name} ended where {one.expected:.2g} further breaks are expected per 1,000 passes (bound "
+            f"{one.meta['bound']:g}): its last round broke {int(one.broken.sum())} of "
+            f"{number_of(int(one.attempted.sum()))} in {one.forwards + one.backwards:,} passes."
+            for name, one in last.items()
+        ]
 
     def spent(self) -> list[tuple[float, float]]:
         """Return (passes per image, accuracy) points: how accuracy falls as every image is granted more passes.
@@ -342,25 +360,6 @@ def _describe(evaluation: Evaluation, column: Column) -> dict[str, Any]:
         success = evaluation.success_rate(column.name)
         document["targeted_success"] = {"rate": success.value} | counts(success)
     return document
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What saved images turned out to be, judged afresh.
-
-    clean, robust: shares classified correctly. infeasible: images outside the ball or the box, which break nothing.
-    distance: the largest, a norm in pixels of [0, 1]; of several threats in the first one's.
-    """
-
-    clean: Estimate
-    robust: Estimate
-    infeasible: int
-    distance: float
-
-    def document(self) -> dict[str, Any]:
-        """Return it as one JSON-able document."""
-        shares = {"clean": accuracy(self.clean), "robust": accuracy(self.robust)}
-        return {**shares, "infeasible": self.infeasible, "largest_distance": self.distance}
 
 
 def save_adversarials(x_adv: Floats, indices: Integers, path: str | Path) -> None:

@@ -55,6 +55,7 @@ def device_name(device: torch.device | str) -> str:
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
+@cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -77,6 +78,7 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
     }
 
 
+@cache  # it reads and parses the whole of a package's description, milliseconds each time
 def _version(package: str) -> str | None:
     try:
         return version(package)

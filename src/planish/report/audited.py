@@ -9,6 +9,7 @@ from typing import Any
 from planish.core.errors import BadInput
 from planish.core.words import number_of
 from planish.records.audit import SEVERITY, Audit, Finding, Verdict, worst
+from planish.records.standards import DISCLAIMER, appendix
 from planish.report.tables import (
     NOTHING,
     Cell,
@@ -191,6 +192,17 @@ def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
     if geometry:
         lines += ["", "## Geometry", "", *(f"- {markdown_text(sentence)}" for sentence in geometry)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def standards_rows(audit: Audit) -> Table:
+    """One row per clause of a document that asks for evidence of robustness: what it asks, and what the audit has."""
+    rows: list[list[Cell]] = []
+    for clause, found in appendix(audit):
+        known = [one.words for one in found] + ([f"elsewhere: {clause.elsewhere}"] if clause.elsewhere else [])
+        told = "; ".join(known).replace(" [", "\N{NO-BREAK SPACE}[") or f"not covered by planish: {clause.missing}"
+        place = " ".join(filter(None, (clause.clause, clause.topic)))
+        rows.append([(clause.document, None), (place, None), (clause.asks, None), (told, None)])
+    return table(DISCLAIMER, ("Document", "Clause or topic", "Asks, in our words", "This audit"), rows)
 
 
 def told_apart(audits: Sequence[Audit]) -> dict[str, Audit]:

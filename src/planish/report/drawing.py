@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
@@ -113,7 +114,8 @@ def panel(height: float) -> tuple[Figure, Axes]:
 def to_png(figure: Figure) -> bytes:
     """Render on white, 900 pixels for the report's width; the figure keeps the layout that it has then."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=900 / WIDTH, facecolor="white", metadata={"Software": None})
+    figure.set(dpi=900 / WIDTH, facecolor="white")  # savefig would draw twice, once to find the layout
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     figure.set_layout_engine("none")
     return buffer.getvalue()
 
@@ -122,7 +124,8 @@ def to_png(figure: Figure) -> bytes:
 def to_svg(drawing: ReportFigure) -> str:
     """Render as an <svg> element to put in a page: colours follow the page's CSS, identifiers are unique."""
     buffer = StringIO()
-    drawing.figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    drawing.figure.set_facecolor("none")
+    FigureCanvasSVG(drawing.figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
     drawn = buffer.getvalue()
     body = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{drawing.slug}-', body)
@@ -334,28 +337,35 @@ def gallery_caption(entry: Entry) -> str:
     )
 
 
+GALLERY, CELL, TITLE, NAMES = 2.9, 0.94, 0.19, 0.24  # inches: its height, a tile's with its title, and side margins
+
+
 @styled()
 def gallery(entry: Entry, slug: str) -> ReportFigure | None:
     """Draw an entry's images in three rows: original, adversarial, amplified difference."""
     shown = shots(entry)
     if not shown:
         return None
-    figure = blank(2.9)
-    grid = figure.subplots(3, SHOWN, squeeze=False)
-    for axes in grid[:, len(shown) :].ravel():
-        axes.set_visible(False)
-    for axes, name in zip(grid[:, 0], ("original", "adversarial", "difference"), strict=True):
-        axes.set_ylabel(name, fontsize=9)
+    figure = blank(GALLERY)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(GALLERY, 0))  # inches from the top left
+    axes.set_axis_off()
+    for row, name in enumerate(("original", "adversarial", "difference")):
+        axes.text(NAMES / 2, (row + 0.5) * CELL + TITLE / 2, name, fontsize=9, rotation=90, ha="center", va="center")
     for column, shot in enumerate(shown):
         tiles = ((shot.clean, shot.before), (shot.adversarial, shot.after), (shot.perturbation, ""))
-        for axes, tile in zip(grid[:, column], tiles, strict=True):
-            _tile(axes, *tile)
+        for row, tile in enumerate(tiles):
+            _tile(axes, row, column, *tile)
     alt = f"Gallery of {number_of(len(shown))}. {'; '.join(shot.alt for shot in shown)}."
     return ReportFigure(slug, f"Images: {entry.name}", gallery_caption(entry), alt, figure)
 
 
-def _tile(axes: Axes, image: NDArray[Any], words: str) -> None:
-    axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_title(written(words), fontsize=8, loc="center", pad=3)
-    axes.set(xticks=[], yticks=[])
-    hide(axes, "left", "bottom")
+def _tile(axes: Axes, row: int, column: int, image: NDArray[Any], words: str) -> None:
+    """Draw an image as large as its cell allows, and the words above it."""
+    pixels, wide, high = _pixels(image), (WIDTH - NAMES - 0.06) / SHOWN, CELL - TITLE
+    inches = min(0.88 * wide / pixels.shape[1], high / pixels.shape[0])
+    x, y = NAMES + (column + 0.5) * wide, row * CELL + TITLE + high / 2
+    across, down = inches * pixels.shape[1] / 2, inches * pixels.shape[0] / 2
+    box = (x - across, x + across, y + down, y - down)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=box, aspect="auto")
+    axes.text(x, y - down - 0.04, written(words), fontsize=8, ha="center", va="bottom")

@@ -4,6 +4,7 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -14,11 +15,14 @@ from markupsafe import Markup
 
 from planish.core.errors import BadInput
 from planish.records.audit import Audit, Finding
+from planish.records.corruptions import to_json as corruption_facts
 from planish.records.evaluation import to_json
 from planish.records.statistics import Estimate
 from planish.report import audited, tables
 from planish.report.audited import audit_facts, audit_headline, headline_rows, side_by_side, told_apart
-from planish.report.card import audit_card, card, cautions, verdict
+from planish.report.cards import audit_card, card, cautions, verdict
+from planish.report.corruptions import corrupted, mean_rows, severity_rows
+from planish.report.corruptions import remarks as corruption_remarks
 from planish.report.drawing import ReportFigure, data_uri, gallery, gallery_caption, shots, to_png, to_svg
 from planish.report.figures import report_figures
 from planish.report.geometry import geometry_caption, geometry_figures, geometry_shots, outcome_rows, told
@@ -117,6 +121,7 @@ def results(entries: Sequence[Entry], title: str, provenance: Mapping[str, Any])
     methods = [
         {"name": one.name, "evaluation": to_json(one.evaluation), "training": one.training}
         | {"accuracy_by_radius": one.accuracy_by_radius}
+        | ({} if one.corruptions is None else {"corruptions": corruption_facts(one.corruptions)})
         for one in entries
     ]
     document = {"schema_version": 1, "title": title, "verdict": verdict(entries), "methods": methods}
@@ -181,6 +186,7 @@ def render(
         summary=tables.summary_rows(entries),
         paired=paired_rows(pairs) if pairs else None,
         **_side_by_side(audits),
+        **_corruptions(entries),
         costs=tables.cost_rows(entries),
         figures=drawings([one for one in drawn if one.slug not in FILED]),
         galleries=[(entry.name, gallery_caption(entry), shots(entry)) for entry in entries],
@@ -189,6 +195,13 @@ def render(
         + [(f"{name}, audited", audit.known) for name, audit in audits.items()],
         commands=commands(provenance, *metas),
     )
+
+
+def _corruptions(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return the tables of common corruptions and their remarks, None where no entry has any."""
+    found = corrupted(entries)
+    shown = (mean_rows(found), severity_rows(found), corruption_remarks(found)) if found else None
+    return {"corruptions": shown}
 
 
 def render_compared(audits: Mapping[str, Audit], title: str, provenance: Mapping[str, Any]) -> str:
@@ -242,6 +255,7 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
         scores=[Score.of("Robust accuracy", audit.robust_accuracy(), audit.clean_accuracy())],
         groups=_groups({audit.name: audit}),
         rows=audited.finding_rows(audit.findings),
+        standards=audited.standards_rows(audit),
         figures=drawings(figures),
         notes=audit.geometry.notes if audit.geometry else (),
         shots=geometry_shots(audit),
@@ -254,15 +268,22 @@ def render_audit(audit: Audit, figures: Sequence[ReportFigure] = ()) -> str:
 
 def filled(template: str, provenance: Mapping[str, Any], **content: Any) -> str:
     """Fill a template. The page's policy lets it run this one script and load nothing."""
+    environment = _environment()
+    script = environment.get_template("script.html.j2").render()
+    content |= {"provenance": provenance_tables(provenance, content["models"]), "script": Markup(script)}
+    content["script_digest"] = b64encode(sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(**content)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what compiles templates and keeps them."""
     environment = Environment(loader=PackageLoader("planish.report", "."), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.finalize = lambda value: tables.written(value) if type(value) is str else value
     environment.globals |= {"data_uri": data_uri, "names": audited.NAMES}
     environment.globals |= {"symbols": audited.SYMBOLS, "words": audited.VERDICTS}
-    script = environment.get_template("script.html.j2").render()
-    content |= {"provenance": provenance_tables(provenance, content["models"]), "script": Markup(script)}
-    content["script_digest"] = b64encode(sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(**content)
+    return environment
 
 
 def drawings(drawn: Sequence[ReportFigure]) -> list[tuple[ReportFigure, Markup]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.core.words import number_of
+from planish.records.corruptions import Corruptions
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 from planish.records.store import frame
@@ -52,6 +53,7 @@ class Entry:
     training: Training | None = None
     images: Gallery | None = None
     accuracy_by_radius: list[tuple[float, float]] | None = None
+    corruptions: Corruptions | None = None
 
     def __post_init__(self) -> None:
         if self.images is None:

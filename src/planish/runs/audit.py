@@ -24,7 +24,6 @@ from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
 from planish.records.origin import data_digest, model_digest
-from planish.report import write_audit
 from planish.runs.beside import IMAGES
 from planish.runs.judge import (
     EVALUATION,
@@ -265,4 +264,6 @@ def _same(
 
 def draw(folder: Path) -> Path:
     """Write the page of an audit from its record and geometry, and return its path. Raises BadInput."""
+    from planish.report import write_audit
+
     return write_audit(record.load(folder), folder)

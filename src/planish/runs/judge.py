@@ -30,15 +30,17 @@ from planish.evaluation.unions import threats_of
 from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
+from planish.records import corruptions as corruption_records
 from planish.records import distances as distance_records
 from planish.records import evaluation as results
 from planish.records.audit import Audit
+from planish.records.corruptions import Corruptions
 from planish.records.distances import Distances
-from planish.records.evaluation import Evaluation, Verified
+from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard
-from planish.report import Entry, Table, write_comparison
+from planish.records.verified import Verified
+from planish.report import Entry, Table
 from planish.report.audited import headline_rows, side_by_side, told_apart
-from planish.report.pairs import paired_rows, pairs
 from planish.runs.beside import GALLERY, KeptBeside, load_gallery
 from planish.runs.config import LARGEST_SIDE, written
 from planish.runs.names import audited_apart, entry_names, name_of
@@ -69,7 +71,7 @@ class LoadedModel:
 class EvaluationConfig:
     """What to judge a model on. attacks: names such as "pgd-50-10". limit: the first so many test images.
 
-    precision: of the attacks' search, "float32" or "bf16"; verdicts are always float32. keep_images: save the
+    precision: of the attacks' search, "float32" or "bf16"; verdicts are float32 at least. keep_images: save the
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
     random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
@@ -129,8 +131,8 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
     folder, name = Path(spec), name_of(spec)
-    if (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
-        run = load_run(folder, built_by)
+    if spec.startswith("hf://") or (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
+        run = load_run(spec, built_by)
         return LoadedModel(run.model.to(device), name, run.about, training_of(run.folder or folder), run.notes)
     if is_onnx(spec):
         return LoadedModel(load_onnx(folder).to(device), name)
@@ -140,7 +142,7 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
-        "file.py:function, timm:NAME, hf:NAME or FILE.onnx"
+        "file.py:function, timm:NAME, hf:NAME, hf://USER/REPO or FILE.onnx"
     )
 
 
@@ -340,7 +342,16 @@ def _entry(folder: Path) -> Entry:
     record = results.load(folder / EVALUATION)
     images: Any = load_gallery(folder / GALLERY) if (folder / GALLERY).exists() else None
     name = record.meta.get("model", {}).get("name", folder.name)
-    return Entry(name, record, record.meta.get("training"), images, _by_radius(folder, record))
+    also = _by_radius(folder, record), _corruptions(folder, record)
+    return Entry(name, record, record.meta.get("training"), images, *also)
+
+
+def _corruptions(folder: Path, record: Evaluation) -> Corruptions | None:
+    """Return what the same weights make of common corruptions, if the folder says."""
+    if not (folder / corruption_records.RECORD).exists():
+        return None
+    found = corruption_records.load(folder / corruption_records.RECORD)
+    return found if found.meta["model"]["digest"] == record.meta["model"].get("digest") else None
 
 
 def _by_radius(folder: Path, record: Evaluation) -> list[tuple[float, float]] | None:
@@ -361,10 +372,14 @@ class Comparison:
 
     def write(self, out: Path, title: str, provenance: Mapping[str, Any]) -> Path:
         """Write the page and its numbers, and return the page's path. Raises BadInput."""
+        from planish.report import write_comparison
+
         return write_comparison(self.entries, out, title, provenance, self.audits)
 
     def tables(self) -> list[Table]:
         """Return the tables for the screen, beside the evaluations' own."""
+        from planish.report.pairs import paired_rows, pairs
+
         named = told_apart(self.audits)
         audits = [headline_rows(named), side_by_side(named)] if named else []
         return [*([paired_rows(pairs(self.entries))] if len(self.entries) > 1 else []), *audits]

@@ -17,10 +17,12 @@ SAYING_NOTHING = {"build", "create", "get", "load", "make", "model", "net", "net
 def name_of(spec: str) -> str:
     """Return what a model is called: as its folder, its file or its function, unless the function's name says nothing.
 
-    "runs/robust" is robust, "nets.py:wide" wide, "nets.py:build_model" nets; `model-best.safetensors` of a run is
-    robust-best.
+    "runs/robust" is robust, "nets.py:wide" wide, "nets.py:build_model" nets, "hf://user/robust" robust;
+    `model-best.safetensors` of a run is robust-best.
     """
     place, colon, own = spec.rpartition(":")
+    if spec.startswith("hf://"):
+        return own.rpartition("/")[2].partition("@")[0]
     if Path(spec).exists() or not colon:
         path = Path(spec).resolve()
         return f"{path.parent.name}-best" if path.name == BEST else path.stem if is_onnx(spec) else path.name

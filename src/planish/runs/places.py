@@ -27,6 +27,7 @@ WRITTEN = {
         "adversarial/*.npz",
         "progress.npz",
         "progress-done.npz",
+        "corruptions.npz",
         *PAGE,
     ),
     "audit": (

@@ -5,10 +5,10 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +33,9 @@ from planish.storage.reading import (
     tensors_digest,
     unsealed,
 )
+
+if TYPE_CHECKING:
+    from planish.runs.hub import Judged
 
 WEIGHTS, BEST, RESUME, METRICS = "model.safetensors", "model-best.safetensors", "resume.pt", "metrics.jsonl"
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
@@ -226,10 +229,23 @@ class Run:
     folder: Path | None = None
     notes: tuple[str, ...] = ()
 
+    def push_to_hub(self, repo: str, judged: "Sequence[Judged]" = (), *, private: bool = False) -> str:
+        """Put weights, configuration, history and a card into a repository of the Hugging Face Hub; return its address.
+
+        repo: "user/name"; it is made if it is not there. judged: evaluations and audits of this very model for the
+        card, as records or folders; else those that lie in the run's own folder. Nothing is sent that is no
+        safetensors file, configuration, history or card. Raises BadInput.
+        """
+        from planish.runs.hub import push
+
+        return push(self, repo, judged, private)
+
 
 def load_run(folder: str | Path, built_by: str | None = None, *, best: bool = False) -> Run:
     """Return the run of a folder: the trained model, in evaluation mode, its configuration and history.
 
+    folder: or "hf://user/repo", perhaps with "@revision": of a repository of the Hugging Face Hub its safetensors,
+    configuration and history are read, and no other file.
     built_by: the user's own function that built the model, if one did. A weights file only names it; it is imported
     and called if the caller names it too, so that a folder from elsewhere never runs code of its choosing.
     best: the weights of the epoch that was most robust on the run's own held-out images, in place of the last ones; a
@@ -237,6 +253,10 @@ def load_run(folder: str | Path, built_by: str | None = None, *, best: bool = Fa
     Weights are laid out channels last, which convolutions run faster in, and pass on to what they compute.
     Raises BadInput.
     """
+    if isinstance(folder, str) and folder.startswith("hf://"):
+        from planish.runs.hub import fetched
+
+        folder = fetched(folder, best)
     folder = path_of(folder)
     best, folder = (True, folder.parent) if folder.name == BEST else (best, folder)
     weights = folder / (BEST if best else WEIGHTS)

@@ -13,7 +13,8 @@ class Stage(NamedTuple):
     """One attack of a suite. facing: the images that still stand, or all that are correct when clean.
 
     sample: at most so many of them, drawn at random: a check, not an attack. focus: only this share of them, those that
-    attacks came closest to breaking, at least one. because: why it is run, if it need not be.
+    attacks came closest to breaking, at least one. because: why it is run, if it need not be. bound: of further breaks
+    that are expected for 1,000 passes; below it the suite is content.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Stage(NamedTuple):
     sample: int | None = None
     focus: float | None = None
     because: tuple[str, ...] = ()
+    bound: float | None = None
 
 
 class Suite(ABC):

@@ -1,8 +1,9 @@
 """planish's own suite: a short cascade that is as strong as AutoAttack on honest models, and knows when it is not.
 
 Short: a scout with a scale-free loss breaks most of what can be broken; then the nearest classes by linearised distance
-are aimed at in turn; then every class, on the images that came closest to being broken; last, a black-box check on a
-few survivors. What the ledger of these says decides whether the long stages are run too: see `Cascade.reasons`.
+are aimed at in turn; then these again, for longer, on the images that came closest to being broken; last, a short
+black-box check on a few survivors, which is made long where it came nearer to breaking one than gradients had. What the
+ledger of these says decides whether the long stages are run too: see `Cascade.reasons`.
 """
 
 from collections.abc import Mapping
@@ -23,10 +24,10 @@ from planish.records.evaluation import Column
 from planish.search.step_rules import COSINE_MOMENTUM
 
 CHECKED, CHECK_SHARE = 200, 50
-"""The check sees at most so many survivors, and at most one for so many test images: 10 queries an image."""
-FOCUS, FOCUS_STEPS = 0.1, 20
-"""What attacks came closest to breaking: this share of the survivors is attacked again, towards every class."""
-STUCK, LEAP, GAIN = 0.01, 0.06, 0.005
+"""The check sees at most so many survivors, and at most one for so many test images."""
+FOCUS, FOCUS_STEPS = 0.05, 60
+"""What attacks came closest to breaking: this share of the survivors is attacked again, for longer."""
+STUCK, LEAP, GAIN = 0.01, 0.06, 0.01
 """Shares of the images that may be stuck at their start, or fall to the targets after the scout, or then to the attack
 on the hard cases, in a short run."""
 
@@ -49,9 +50,11 @@ class Cascade(Suite):
         at_least(1, scout_steps=self.scout_steps, target_steps=self.target_steps, targets=self.targets)
 
     def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
-        """Return the next stage: the short ones, then the long ones if there is a reason."""
+        """Return the next stage: the short ones, a longer check, then the long ones, each if there is a reason."""
         if short := [stage for stage in self._short(images) if stage.name not in done]:
             return short[0]
+        if "search" not in done and (ahead := self._ahead(done)):
+            return Stage("search", Square(500), sample=_checked(images), because=(ahead,))
         reasons = self.reasons(done, images)
         long = [stage for stage in self._long if stage.name not in done]
         return long[0]._replace(because=reasons) if reasons and long else None
@@ -64,9 +67,10 @@ class Cascade(Suite):
         of them happens (docs/attacks.md).
         """
         found = []
-        hits = int(done["check"].broken.sum())
+        blind = [done[name] for name in ("check", "search") if name in done]
+        hits = sum(int(column.broken.sum()) for column in blind)
         if hits:
-            tried = int(done["check"].attempted.sum())
+            tried = int(blind[0].attempted.sum())
             found.append(f"noise and random search broke {hits} of {number_of(tried)} that gradients had not broken")
         scout = done["scout"]
         stuck = scout.attempted & ~scout.broken & (scout.step <= 0)
@@ -82,13 +86,24 @@ class Cascade(Suite):
 
     def _short(self, images: int) -> tuple[Stage, ...]:
         scout = Untargeted(COSINE_MOMENTUM, self.scout_steps, scale_free_cross_entropy)
-        check = Worst((Noise(30), Square(500)))
+        check = Worst((Noise(10), Square(50)))
         return (
             Stage("scout", scout),
             Stage("targets", Worst((ByDistance(), *self._towards(1, self.targets, self.target_steps)))),
-            Stage("focus", Worst((ByDistance(), *self._towards(1, 9, FOCUS_STEPS))), focus=FOCUS),
-            Stage("check", check, sample=int(np.clip(images // CHECK_SHARE, 1, CHECKED))),
+            Stage("focus", Worst((ByDistance(), *self._towards(1, self.targets, FOCUS_STEPS))), focus=FOCUS),
+            Stage("check", check, sample=_checked(images)),
         )
+
+    def _ahead(self, done: Mapping[str, Column]) -> str:
+        """Return, in words, that the check's margins are larger than those of the gradients' on some images; "" if not.
+
+        It knows less, and is far behind wherever gradients are worth anything.
+        """
+        tried = done["check"].attempted
+        reached = np.fmax.reduce([done[name].margin[tried] for name in ("scout", "targets", "focus")])
+        ahead = int((done["check"].margin[tried] > reached).sum())
+        count = number_of(int(tried.sum()))
+        return f"noise and random search came nearer than gradients on {ahead} of {count}" if ahead else ""
 
     @cached_property
     def _long(self) -> tuple[Stage, ...]:
@@ -108,6 +123,10 @@ class Cascade(Suite):
     def _towards(self, first: int, last: int, steps: int) -> tuple[Targeted, ...]:
         ranks = range(first, min(last, self.classes - 1) + 1)
         return tuple(Targeted(COSINE_MOMENTUM, steps, Ranked(rank)) for rank in ranks)
+
+
+def _checked(images: int) -> int:
+    return int(np.clip(images // CHECK_SHARE, 1, CHECKED))
 
 
 COMPONENTS = {"planish-suite": Cascade}

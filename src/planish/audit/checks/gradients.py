@@ -17,7 +17,8 @@ from planish.core.words import number_of
 from planish.search.objectives import PROBE_LENGTH, inner
 from planish.search.step_rules import Steepest
 
-PROBED, DIRECTIONS = 8, 64
+PROBED, DIRECTIONS, TOGETHER = 8, 64, 16
+"""Images, directions from each, and how many of these are measured at a time."""
 FAITHFUL = 0.95
 """Cosine of predicted and measured slopes; 64 random directions tell it to 0.01 for a gradient turned by 25 degrees."""
 ROUNDED = 20
@@ -83,20 +84,29 @@ def _cosines(evidence: Evidence, batch: Batch, exact: Tensor) -> Tensor:
     Measured from x, x + d and x + 2 d, with d turned so that all lie in the box, beyond which the model may be another.
     Images are left out whose slopes are both below what the arithmetic rounds.
     """
-    x, kind, low, high = batch.x, evidence.arithmetic, evidence.threat.low, evidence.threat.high
-    logits = logits_of(evidence.model, x)
-    here, measured, predicted = margin(logits, batch.labels), [], []
-    for number in range(DIRECTIONS):
-        noise = 2 * keyed_draws(x, batch.indices, evidence.seed + number)[:, 1:].reshape(x.shape).to(x.dtype) - 1
-        step = noise * per_image(PROBE_LENGTH[kind] / noise.flatten(1).norm(dim=1), noise)
-        step = torch.where((x + 2 * step < low) | (x + 2 * step > high), -step, step)
-        near, far = (margin(logits_of(evidence.model, x + times * step), batch.labels) for times in (1, 2))
+    kind, logits = evidence.arithmetic, logits_of(evidence.model, batch.x)
+    here = margin(logits, batch.labels)
+    measured: list[Tensor] = []
+    predicted: list[Tensor] = []
+    for first in range(0, DIRECTIONS, TOGETHER):
+        steps = torch.stack([_step(evidence, batch, number) for number in range(first, first + TOGETHER)])
+        points = torch.cat([batch.x + steps, batch.x + 2 * steps])
+        margins = margin(logits_of(evidence.model, points.flatten(0, 1)), batch.labels.repeat(len(points)))
+        near, far = margins.view(2, TOGETHER, -1)
         measured.append((4 * near - far - 3 * here) / 2)
-        predicted.append(inner(step, exact))
-    slopes = torch.stack([torch.stack(measured, 1), torch.stack(predicted, 1)])
+        predicted.extend(inner(step, exact) for step in steps)
+    slopes = torch.stack([torch.cat(measured).T, torch.stack(predicted, 1)])
     lost = ROUNDED * torch.finfo(kind).eps * logits.abs().amax(1)
     told = (slopes.square().mean(2).sqrt() > lost).any(0)
     return torch.cosine_similarity(slopes[0], slopes[1]).nan_to_num()[told]
+
+
+def _step(evidence: Evidence, batch: Batch, number: int) -> Tensor:
+    """Return a random step (n, ...) for each image, turned so that the box holds it and its double."""
+    x, low, high = batch.x, evidence.threat.low, evidence.threat.high
+    noise = 2 * keyed_draws(x, batch.indices, evidence.seed + number)[:, 1:].reshape(x.shape).to(x.dtype) - 1
+    step = noise * per_image(PROBE_LENGTH[evidence.arithmetic] / noise.flatten(1).norm(dim=1), noise)
+    return torch.where((x + 2 * step < low) | (x + 2 * step > high), -step, step)
 
 
 @check((7,), warn_at=0.0, fail_at=1.0, needs="graph", correct="any")

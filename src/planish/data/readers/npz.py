@@ -47,7 +47,7 @@ def read_npy(path: Path | None, split: str, limit: int | None) -> Images:
     labels = path.with_name("labels.npy")
     if not labels.is_file():
         raise BadInput(f"'{path}' needs its labels in '{labels}'")
-    return labelled(_array(path), _array(labels), (), path.stem, path, files=2).first(limit)
+    return labelled(array_of(path), array_of(labels), (), path.stem, path, files=2).first(limit)
 
 
 def labelled(x: Array, y: Array, classes: tuple[str, ...], name: str, path: Path, files: int = 1) -> Images:
@@ -61,11 +61,14 @@ def _arrays(path: Path) -> Mapping[str, Array]:
         return unpacked(file, path)
 
 
-def _array(path: Path) -> Array:
+def array_of(path: Path, rows: slice = slice(None), count: int | None = None) -> Array:
+    """Return rows of a .npy file, of which no others are read. count: how many it must have. Raises BadInput."""
     with _readable(path, ".npy file of a plain array"):
         refuse_large(path, path.stat().st_size)
         found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return np.array(found)
+        if count not in (None, len(found)):
+            raise BadInput(f"'{path}' has {len(found):,} images, and its labels are {count:,}: give one for each image")
+        return np.array(found[rows])
 
 
 @contextmanager

@@ -68,6 +68,11 @@ class Rows:
             raise BadInput(f"{self.name(row)}: no image bytes: embed the images in the file instead of paths to them")
         return bytes(data)
 
+    def turns(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places of the rows: those of groups at hand first, for which others would have to make room."""
+        groups = self.groups(rows)
+        return np.lexsort((groups, ~np.isin(groups, [*self._at_hand])))
+
     def in_order(self) -> "Rows":
         """Return the same images with one row group at hand."""
         other = copy(self)

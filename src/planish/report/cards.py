@@ -4,11 +4,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from planish.core.words import number_of
 from planish.records.audit import Audit
+from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate, counts, paired_interval
 from planish.report import tables
 from planish.report.audited import VERDICTS, sentences
@@ -169,29 +171,61 @@ def card(entries: Sequence[Entry]) -> str:
 
 def audit_card(audit: Audit) -> str:
     """Return the card of an audited model, the audit's verdict in its text."""
+    return _card(_audit_metrics(audit), f"Robustness of {audit.name}", _audit_remarks(audit))
+
+
+def model_card(title: str, told: Sequence[str], judged: Sequence[Evaluation | Audit], use: Sequence[str]) -> str:
+    """Return the card of one model, for the page of its own repository.
+
+    told: sentences on what it is. judged: what is known of its robustness. use: Markdown lines on how to use it.
+    """
+    found, remarks = list[CardMetric](), list[str]()
+    for record in judged:
+        if isinstance(record, Audit):
+            found, remarks = found + _audit_metrics(record), remarks + _audit_remarks(record)
+        else:
+            found, remarks = found + metrics_of([Entry(title, record)]), remarks + record.remarks()
+    unknown = [] if found else ["No robustness of this model was measured: audit it before you rely on it."]
+    rows = [replace(metric, model=title) for metric in found]
+    return _card(rows, title, [*told, *unknown, *remarks], {"library_name": "planish"}, ["", "## Use", "", *use])
+
+
+def _audit_metrics(audit: Audit) -> list[CardMetric]:
     terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius, audit.ball)
+    return [CardMetric(audit.name, *terms, audit.robust_accuracy())]
+
+
+def _audit_remarks(audit: Audit) -> list[str]:
     verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
-    remarks = [*audit.meta.get("notes", []), verdict, *sentences(audit.findings)]
-    return _card([CardMetric(audit.name, *terms, audit.robust_accuracy())], f"Robustness of {audit.name}", remarks)
+    return [*audit.meta.get("notes", []), verdict, *sentences(audit.findings)]
 
 
-def _card(found: Sequence[CardMetric], title: str, remarks: Sequence[str]) -> str:
+def _card(
+    found: Sequence[CardMetric],
+    title: str,
+    remarks: Sequence[str],
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    ending: Sequence[str] = (),
+) -> str:
     rows = [[(text, None) for text in metric.texts] for metric in found]
     caption = "Shares of the images classified correctly, with 95% Wilson intervals."
     headers = ("Model", "Data", "Attack", "Threat", "Images", "Accuracy")
     text = [f"# {markdown_text(title)}", "", *(line for one in remarks for line in (markdown_text(one), ""))]
-    text += [tables.markdown(tables.table(caption, headers, rows))]
-    text += ["Robust accuracy is an upper bound: it holds for the attack named beside it, at that norm and radius"]
-    text += ["(pixels of [0, 1]). A stronger attack may break more. Measured by planish."]
-    return "\n".join(["---", yaml(metadata(found)), "---", "", *text]) + "\n"
+    if found:
+        text += [tables.markdown(tables.table(caption, headers, rows))]
+        text += ["Robust accuracy is an upper bound: it holds for the attack named beside it, at that norm and radius"]
+        text += ["(pixels of [0, 1]). A stronger attack may break more. Measured by planish."]
+    about = yaml({**facts, **metadata(found)})
+    return "\n".join(["---", about, "---", "", *text, *ending]) + "\n"
 
 
 def metadata(found: Sequence[CardMetric]) -> dict[str, Any]:
     """Return a model card's metadata: "model-index" with a result for each model and data set."""
+    tags = ["robustness", "adversarial-robustness"]
+    own: dict[str, Any] = {"pipeline_tag": "image-classification", "tags": tags}
     models = dict.fromkeys(metric.model for metric in found)
     index = [{"name": name, "results": _results([one for one in found if one.model == name])} for name in models]
-    tags = ["robustness", "adversarial-robustness"]
-    return {"pipeline_tag": "image-classification", "tags": tags, "model-index": index}
+    return own | ({"model-index": index} if index else {})
 
 
 def _results(found: Sequence[CardMetric]) -> list[dict[str, Any]]:
