@@ -42,12 +42,11 @@ from planish.records.verified import Verified
 from planish.report import Entry, Table
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.runs.beside import GALLERY, KeptBeside, load_gallery
-from planish.runs.config import LARGEST_SIDE, written
+from planish.runs.config import LARGEST_SIDE
 from planish.runs.names import audited_apart, entry_names, name_of
 from planish.runs.places import WRITTEN, clear, refuse_taken
-from planish.runs.run import BEST, CONFIG, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.runs.run import BEST, WEIGHTS, load_run, training_of
 from planish.runs.shards import cut
-from planish.storage.reading import read_json
 
 Step = TypeVar("Step")
 EVALUATION, PROGRESS, DISTANCES = "evaluation.npz", "progress.npz", "distances.npz"
@@ -144,24 +143,6 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
         "file.py:function, timm:NAME, hf:NAME, hf://USER/REPO or FILE.onnx"
     )
-
-
-def training_of(folder: Path) -> dict[str, Any] | None:
-    """Return a run's method, cost and history: see `planish.report.tables.Training`.
-
-    None where the folder holds weights alone. Raises BadInput.
-    """
-    try:
-        origin = read_json(folder / PROVENANCE, "remove it to judge the model without its cost")
-        history = read_history(folder / METRICS, {})
-    except FileNotFoundError:
-        return None
-    seconds = sum(entry["seconds"] for entry in history)
-    epochs = history[-1].get("epochs_done", len(history)) if history else 0
-    tree = written(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    method = tree.get("method", {}).get("name", "")
-    cost = {"passes": origin.get("training_cost"), "epochs": epochs, "seconds": seconds}
-    return {"method": method, **cost, "history": history}
 
 
 def images_to_judge(
