@@ -5,10 +5,11 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 USE := .venv/use.stamp
 CHECK := .venv/check.stamp
+NOTEBOOKS := $(patsubst notebooks/%.py,build/notebooks/%.md,$(wildcard notebooks/*.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint types wheel bench cifar10-small clean
+.PHONY: help quickstart test lint types wheel docs bench cifar10-small clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +35,12 @@ wheel: $(CHECK) ## build the wheel into dist/ and check that it holds every file
 	diff dist/expected.txt dist/found.txt
 	@rm dist/expected.txt dist/found.txt
 
+docs: $(CHECK) $(NOTEBOOKS) ## build the documentation into build/site; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build
+
+build/notebooks/%.md: notebooks/%.py website/notebooks.py | $(CHECK)
+	$(BIN)/python website/notebooks.py build/notebooks $<
+
 bench: $(CHECK) ## measure what training methods and attacks cost
 	$(BIN)/python benchmarks/training_cost.py
 	$(BIN)/python benchmarks/attack_cost.py
@@ -57,6 +64,6 @@ $(USE): pyproject.toml constraints.txt | $(BIN)/python
 
 # torchattacks asks for an old requests and for torchvision, and needs neither for what the tests compare.
 $(CHECK): $(USE)
-	$(INSTALL) --quiet --no-build-isolation torch -e '.[test]'
+	$(INSTALL) --quiet --no-build-isolation torch -e '.[docs,test]'
 	$(INSTALL) --quiet --no-deps torchattacks
 	@touch $@

@@ -28,9 +28,10 @@ from planish.methods.standard import Standard
 from planish.records.origin import provenance
 from planish.registry import components
 from planish.report.drawing import INK, MUTED, blank, colour_of, legend, styled, to_png
+from planish.report.tables import seconds_text
 from planish.reproduce.estimate import TRAIN
 from planish.reproduce.scales import SCALES, scaled
-from planish.reproduce.tables import table
+from planish.reproduce.tables import PaperTable, table
 from planish.runs.config import Experiment
 from planish.runs.run import architecture
 from planish.storage.files import write_bytes, write_json
@@ -55,7 +56,7 @@ SMALL = 64
 """Pixels at which each method's step is compared with a standard one: convolutions grow alike with the area."""
 CLASSES = 10
 """Of the network for each method: LIET asks it for each class."""
-DRAWN = (("llr-table-3", "adv"), ("llr-table-3", "llr"), EACH, ("finlay-table-1-imagenet", "l2-01"))
+DRAWN = (("llr-table-3", "adv"), ("llr-table-3", "llr"), EACH, ("seat-table-1", "seat"))
 FLOAT32 = 4
 
 
@@ -147,7 +148,6 @@ def counted(name: str, row: str, scale: str = "full") -> Row:
         "table": name,
         "row": row,
         "printed": found.rows[row].printed,
-        "paper": found.head.paper,
         "network": _network(experiment),
         "method": experiment.method.name,
         "sizes": sorted(sides),
@@ -158,9 +158,7 @@ def counted(name: str, row: str, scale: str = "full") -> Row:
         "batch": experiment.settings.batch_size,
         "images": TRAIN[own.data.source],
         "streamed": own.data.source == "imagenet",
-        "hours": _hours(found.columns["time"].printed, found.rows[row].paper.get("time"), experiment)
-        if "time" in found.columns
-        else None,
+        "hours": _hours(found, row, experiment.settings.epochs),
     }
 
 
@@ -169,11 +167,12 @@ def _network(experiment: Experiment) -> str:
     return ", ".join(filter(None, [experiment.model.name, activation]))
 
 
-def _hours(head: str, text: str | None, experiment: Experiment) -> float | None:
+def _hours(found: PaperTable, row: str, epochs: int) -> float | None:
     """Return the hours that a paper prints for a training, or its minutes an epoch times the epochs."""
+    text = found.rows[row].paper.get("time")
     if text is None:
         return None
-    return float(text) * experiment.settings.epochs / 60 if "min/epoch" in head else float(text)
+    return float(text) * epochs / 60 if "min/epoch" in found.columns["time"].printed else float(text)
 
 
 def each_method(scale: str = "full") -> Iterator[Row]:
@@ -221,7 +220,7 @@ def work_table(rows: Sequence[Row]) -> str:
         "its step": lambda row: f"{row['work'] / row['standard']:.2f}",
         "epochs": lambda row: str(row["epochs"]),
         "batch": lambda row: str(row["batch"]),
-        "whole training, EFLOP": lambda row: f"{_whole(row) / 1e18:.3g}",
+        "whole training, EFLOP": lambda row: f"{_whole(row) / 1e18:.3f}",
     }
     return markdown(rows, columns)
 
@@ -236,11 +235,11 @@ def hours_table(rows: Sequence[Row], cluster: Cluster) -> str:
 
     def cell(row: Row, gpus: int) -> str:
         bound = cluster.step(row, gpus)[0]
-        return f"{cluster.hours(row, gpus):,.3g} h, {bound}"
+        return f"{seconds_text(3600 * cluster.hours(row, gpus))}, {bound}"
 
     columns: Columns = {
         "row": _named,
-        "GPU-hours of computing": lambda row: f"{_whole(row) / cluster.flops / 3600:,.3g}",
+        "GPU-hours of computing": lambda row: f"{_whole(row) / cluster.flops / 3600:,.2f}",
         **{f"{gpus} GPU{'s' * (gpus > 1)}": lambda row, gpus=gpus: cell(row, gpus) for gpus in GPUS},
         f"images a GPU, of {GPUS[-1]}": lambda row: f"{row['batch'] / GPUS[-1]:g}",
     }
@@ -255,7 +254,7 @@ def lines_table(rows: Sequence[Row], cluster: Cluster) -> str:
     """Return the three lines of a step on 8 and on 64 GPUs, and what the loader must bring."""
 
     def cell(row: Row, gpus: int) -> str:
-        return " / ".join(f"{1000 * value:,.3g}" for value in cluster.seconds(row, gpus).values())
+        return " / ".join(f"{1000 * value:,.1f}" for value in cluster.seconds(row, gpus).values())
 
     columns: Columns = {
         "row": _named,
@@ -281,11 +280,11 @@ def papers_table(rows: Sequence[Row]) -> str:
         return f"{value(first[row['table']]) / value(row):.2f}"
 
     columns: Columns = {
-        "paper": lambda row: row["paper"],
+        "table": lambda row: f"`{row['table']}`",
         "row": lambda row: row["printed"],
         "printed": lambda row: f"{row['hours']:.4g} h on {MACHINES[row['table']].devices} {_machine(row)}",
         "device-hours": lambda row: f"{MACHINES[row['table']].devices * row['hours']:,.4g}",
-        "counted, EFLOP": lambda row: f"{_whole(row, MACHINES[row['table']].epochs) / 1e18:.3g}",
+        "counted, EFLOP": lambda row: f"{_whole(row, MACHINES[row['table']].epochs) / 1e18:.3f}",
         "TFLOP/s a device, by both": lambda row: f"{_implied(row) / 1e12:.2f}",
         "first row's time over it": lambda row: against(row, lambda one: one["hours"]),
         "first row's work over it": lambda row: against(row, _whole),
@@ -344,6 +343,7 @@ def drawn(rows: Sequence[Row], cluster: Cluster) -> Any:
     axes.axvline(cluster.machine, color=INK, linewidth=0.6, linestyle="--")
     axes.set(xscale="log", yscale="log", xlabel="GPUs (dashed: one machine)", ylabel="Hours, at least")
     axes.set_xticks(counts, [str(gpus) for gpus in counts])
+    axes.yaxis.set_major_formatter(lambda hours, _: f"{hours:g}")
     axes.minorticks_off()
     legend(figure, axes)
     return figure

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from planish.registry import lazy
 
 if TYPE_CHECKING:
-    from planish import attacks, data, methods, models
+    from planish import attacks, compat, data, methods, models
     from planish.audit.measures import calls as measures
+    from planish.cli.progress import progress
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
     from planish.core.threat import L0, L1, L2, Linf, parse_threat
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from planish.registry import listed as list
     from planish.report import plot
     from planish.runs.audit import audit, audit_steps
-    from planish.runs.called import train, train_steps
+    from planish.runs.called import load_model, train, train_steps
     from planish.runs.run import Run, load_run
     from planish.training.loop import fit
     from planish.training.settings import Settings
@@ -36,11 +37,13 @@ __all__ = [
     "attacks",
     "audit",
     "audit_steps",
+    "compat",
     "data",
     "evaluate",
     "evaluate_steps",
     "fit",
     "list",
+    "load_model",
     "load_run",
     "measures",
     "methods",
@@ -48,6 +51,7 @@ __all__ = [
     "models",
     "parse_threat",
     "plot",
+    "progress",
     "train",
     "train_steps",
     "verify",

@@ -57,6 +57,7 @@ NO_PEER = {
     "sigma-zero": "in neither; test_l0.py has a slow twin",
     "random-targeted": "torchattacks draws the class from the global random state; else as least-likely",
     "smoothed": "in neither",
+    "targeted": "PGD towards a class with other steps; tests/compat compares what it reaches with torchattacks",
     "transfer": "both leave it to the caller to judge one model's images by another",
     "untargeted": "adam-pgd, whose loss is cross entropy in both",
 }

@@ -107,28 +107,28 @@ SCRIPT = """
 
     kept.KeptProgress.__init__.__defaults__ = (-1.0, *kept.KeptProgress.__init__.__defaults__[1:])
     task = EvaluationConfig("digits", Linf(0.05), ("pgd-20-5",), limit=300, keep_images=True)
-    for record in evaluate_into(LoadedModel(Slow(), "slow"), task, Path({folder!r}), resume=True):
-        print(len(record.columns), flush=True)
+    for folder in {folders!r}:
+        for record in evaluate_into(LoadedModel(Slow(), "slow"), task, Path(folder), resume=True):
+            print(len(record.columns), flush=True)
 """
 
 
-def started(folder: Path, pause: float) -> subprocess.Popen[str]:
-    script = textwrap.dedent(SCRIPT).format(folder=str(folder), pause=pause)
+def started(pause: float, *folders: Path) -> subprocess.Popen[str]:
+    script = textwrap.dedent(SCRIPT).format(folders=[str(folder) for folder in folders], pause=pause)
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
 def test_kill_minus_nine_in_the_middle_of_an_attack(tmp_path: Path):
     """The record equals that of a run that was never killed, and nothing is left over."""
-    first = started(tmp_path / "killed", 0.02)
+    first = started(0.02, tmp_path / "killed")
     while not (tmp_path / "killed" / "progress.npz").exists():
         assert first.poll() is None
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     assert load(tmp_path / "killed" / "evaluation.npz").columns == ()
-    for folder in ("killed", "whole"):
-        process = started(tmp_path / folder, 0.0)
-        process.communicate()
-        assert process.returncode == 0 and not (tmp_path / folder / "progress.npz").exists()
+    process = started(0.0, tmp_path / "killed", tmp_path / "whole")
+    process.communicate()
+    assert process.returncode == 0 and not list(tmp_path.rglob("progress.npz"))
     killed, whole = (load(tmp_path / name / "evaluation.npz").columns[0] for name in ("killed", "whole"))
     for key in ("margin", "target", "component", "step", "passes"):
         np.testing.assert_allclose(getattr(killed, key), getattr(whole, key), atol=1e-5)

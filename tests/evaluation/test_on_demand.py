@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from planish.core.arguments import at_a_time
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
+from planish.core.weighted import Weighted
 from planish.data import on_demand
 from planish.data.listing import Listing
 from planish.data.on_demand import OnDemand, is_large
@@ -23,6 +25,7 @@ from planish.evaluation import image_files
 from planish.evaluation.image_files import ImageFiles, files_in
 from planish.records import distances, evaluation
 from planish.records.shards import ImageShard
+from planish.runs.audit import KeptAudit
 from planish.runs.beside import load_gallery
 from planish.runs.judge import (
     EvaluationConfig,
@@ -265,6 +268,33 @@ def test_many_draws_are_asked_block_by_block(
     assert max(blocks) == 8
 
 
+def test_radii_targets_and_pngs_block_by_block(
+    model: LoadedModel, folder: Path, tmp_path: Path, blocks: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """A radius and a class of each image's own, by its place in the test set, in shards too; a PNG of each."""
+    (tmp_path / "targets.txt").write_text("a\nb\nc\n" * COUNT)
+    radii = Weighted.of_radii("Linf", torch.linspace(0.0, 0.2, COUNT))
+    asked = task(folder, attacks=("targeted-3-1", "pgd-2-1"), targets=str(tmp_path / "targets.txt"))
+    asked = replace(asked, threat=replace(radii, levels=256))
+    *_, last = evaluate_into(model, asked, tmp_path / "blocks")
+    for number in (1, 2):
+        *_, _ = evaluate_into(model, replace(asked, shard=ImageShard(number, 2)), tmp_path / str(number))
+    assert max(blocks) <= 9
+    with monkeypatch.context() as patched:
+        patched.setattr(on_demand, "BLOCK_BYTES", 2**26)
+        *_, whole = evaluate_into(model, asked, tmp_path / "memory")
+    assert_same(last, whole)
+    joined = merge([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
+    np.testing.assert_array_equal(joined.columns[0].target, whole.columns[0].target)
+    np.testing.assert_array_equal(joined.columns[1].margin, whole.columns[1].margin)
+    tried = whole.columns[0].attempted
+    assert whole.columns[0].target[tried].tolist() == np.resize([0, 1, 2], COUNT)[tried].tolist()
+    for place in ("blocks", "memory"):
+        found = verify(model, asked, tmp_path / place / "png")
+        assert found.infeasible == 0 and found.robust.hits == whole.survivors().sum() < found.clean.hits
+        assert len([*(tmp_path / place / "png").iterdir()]) == COUNT
+
+
 def test_what_is_read_on_demand(folder: Path, blocks: list[int], monkeypatch: pytest.MonkeyPatch):
     """Image files that take more than a block; gray ones have the model's channels; labels are matched by name."""
     images, about, _ = set_to_judge(task(folder), {"classes": ["c", "b", "a"]})
@@ -312,3 +342,12 @@ def test_files_of_images_come_back_in_any_order(tmp_path: Path, blocks: list[int
     other = ImageFiles(tmp_path, np.arange(12), (3, SIDE, SIDE))
     other.begin(lambda rows: x[rows], anew=False)
     assert torch.equal(other.select(torch.arange(12)), x)
+
+
+def test_an_audit_goes_on_from_the_files_of_images(model: LoadedModel, folder: Path, tmp_path: Path, blocks: list[int]):
+    """`planish audit --after`: of an evaluation whose images lie in files, all are taken."""
+    *_, last = evaluate_into(model, task(folder, attacks=("fgsm",)), tmp_path / "run")
+    evaluation.save(replace(last, columns=()), tmp_path / "run" / "evaluation.npz")
+    evidence: Any = SimpleNamespace(suite_name="planish-suite", images=SimpleNamespace(x=torch.zeros(1)))
+    assert KeptAudit(tmp_path / "audit", False, tmp_path / "run").restored(evidence, {}, ()) == []
+    np.testing.assert_array_equal(evidence.earlier.x_adv.numpy(), saved(tmp_path / "run" / "adversarial")[0])

@@ -185,13 +185,14 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         finding = Finding(plan_of(budget).level, "pass", 0.0, "%", None, None, "All is well.", "")
         yield Audit((finding,), whole, whole, np.float32(whole - 1), whole - 1, (), {**meta, "threat": threat})
 
-    for check in ("judge.check_task", "judge.check_distances", "audit.check_audit"):
+    for check in ("judge.check_task", "judge.check_distances", "audit.check_audit", "against.check_earlier"):
         monkeypatch.setattr(f"planish.runs.{check}", lambda *given: None)
     for told in ("evaluate", "audit", "distances"):
         monkeypatch.setattr(f"planish.runs.rehearse.{told}", lambda *given: {"name": "model"})
     monkeypatch.setattr("planish.runs.rehearse.train", lambda *given: "")
     monkeypatch.setattr("planish.runs.judge.entries", lambda folders: [])
     monkeypatch.setattr("planish.report.write_report", lambda *given: Path())
+    monkeypatch.setattr("planish.report.robustbench.write_model_info", lambda *given: None)
     monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimates", lambda job, rows: iter(()))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ODIPGD as ODIPGD,
         PGD as PGD,
         AdamPGD as AdamPGD,
+        GivenTargeted as GivenTargeted,
         LeastLikelyTargeted as LeastLikelyTargeted,
         LLRUntargeted as LLRUntargeted,
         MultiTargeted as MultiTargeted,

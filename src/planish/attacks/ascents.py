@@ -76,6 +76,14 @@ class RandomTarget:
 
 
 @dataclass(frozen=True)
+class Given:
+    """The class that the caller has given for each image; where there is none, the most likely wrong one."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return Ranked(1)(batch) if batch.targets is None else batch.targets
+
+
+@dataclass(frozen=True)
 class Untargeted(Attack):
     """Ascend a loss of the true label until any other class wins."""
 

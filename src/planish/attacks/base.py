@@ -80,12 +80,12 @@ class Attack(ABC):
         model: maps images in [0, 1] to logits; it is judged in evaluation mode and stays as it is.
         x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or, with labels None, what holds both: a Batch, a pair
         (x, labels), a Dataset or a DataLoader of pairs. labels: (N,) whole numbers from 0 to K - 1.
-        threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
+        threat: such as planish.Linf("8/255"), the text "Linf:8/255", or a pair ("Linf", radii), of images or pixels.
         seed: of the attack's random numbers. Raises BadInput.
         """
-        threat, generator, network = threat_of(threat), seeded(seed_of(seed)), Counted(model_of(model))
+        threat, generator, network = threat_of(threat, own_radii=True), seeded(seed_of(seed)), Counted(model_of(model))
         batch = judged_batch(network, x, labels, threat)
-        found = run(self, network, batch, threat, generator=generator)
+        found = run(self, network, batch, threat.among(batch.indices), generator=generator)
         logits = logits_of(network, found.x_adv)
         score, _ = self.assembled(logits.shape[1]).goal(batch)
         return AttackResult(found.x_adv, score(logits) >= 0, margin(logits, batch.labels), found.passes)
@@ -134,7 +134,10 @@ class DistanceAttack(ABC):
 
 @dataclass(frozen=True)
 class Within(Attack):
-    """A distance attack as an attack in a ball: it succeeds where it finds an image within the radius."""
+    """A distance attack as an attack in a ball: it succeeds where it finds an image within the radius.
+
+    It measures all pixels alike: with a radius for each it counts what it finds where that is in the ball.
+    """
 
     attack: DistanceAttack
 
@@ -149,16 +152,17 @@ class Within(Attack):
         with attacked(model):
             batch = with_logits(model, batch)
             best = owned(untouched(self, batch))
-            found = self.attack.distances(model, batch, threat, generator=generator)
+            found = self.attack.distances(model, batch, threat.plain, generator=generator)
             best.passes.add_(found.passes)
-            within = threat.feasible(found.x_adv, batch.x) & found.distance.isfinite() & (best.score < 0)
+            x_adv = threat.presented(found.x_adv, batch.x)
+            within = threat.feasible(x_adv, batch.x) & found.distance.isfinite() & (best.score < 0)
             rows = within.nonzero().squeeze(1)
             if len(rows):
                 with torch.no_grad():
-                    score = margin(model(found.x_adv[rows]), batch.labels[rows])
+                    score = margin(model(x_adv[rows]), batch.labels[rows])
                 best.passes[rows] += 1
                 hit, score = rows[score > best.score[rows]], score[score > best.score[rows]]
-                best.x_adv[hit], best.score[hit] = found.x_adv[hit], score.to(best.score.dtype)
+                best.x_adv[hit], best.score[hit] = x_adv[hit], score.to(best.score.dtype)
                 best.component[hit], best.step[hit] = 0, found.step[hit]
         return best
 
@@ -292,9 +296,9 @@ def run(
                 part = rows[start : start + chunk]
                 some = batch if len(part) == len(batch.x) else batch.select(part)
                 with autocast(batch.x, precision):
-                    found = component.search(model, some, threat, generator=seeded(seed))
+                    found = component.search(model, some, threat.of(some.indices), generator=seeded(seed))
                 if precision != "float32":
-                    found = _settled(found, component, model, some, threat, seed)
+                    found = _settled(found, component, model, some, threat.of(some.indices), seed)
                 enter(best, part, found, number)
                 if report is not None:
                     report(int((best.score >= 0).sum()), len(rows) - start - len(part))
@@ -330,7 +334,7 @@ def _ordered(
     order = batch.labels.new_full((len(batch.x), count), -1)
     for rows in torch.split((best.score < 0).nonzero().squeeze(1), chunk):
         some = batch.select(rows)
-        order[rows] = nearest_classes(model, some, threat, count).classes
+        order[rows] = nearest_classes(model, some, threat.of(some.indices), count).classes
         best.passes[rows] += 1 + count
     return batch._replace(order=order)
 
@@ -351,5 +355,6 @@ def _settled(
     rows = doubtful.nonzero().squeeze(1)
     if len(rows):
         found = owned(found)
-        enter(found, rows, component.search(model, batch.select(rows), threat, generator=seeded(seed)), 0)
+        again = component.search(model, batch.select(rows), threat.select(rows), generator=seeded(seed))
+        enter(found, rows, again, 0)
     return found

@@ -5,9 +5,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
 from planish.attacks import Attack, Recipe, Worst, ascents
-from planish.attacks.ascents import PAPER_SCHEDULE, LeastLikely, RandomTarget, Ranked, Targeted, Untargeted
+from planish.attacks.ascents import PAPER_SCHEDULE, Given, LeastLikely, RandomTarget, Ranked, Targeted, Untargeted
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import cross_entropy, dlr, dlr_toward, margin, toward
+from planish.core.losses import cross_entropy, cross_entropy_toward, dlr, dlr_toward, margin, toward
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest
 
 APGDLoss = Literal["ce", "dlr", "targeted"]
@@ -171,6 +171,24 @@ class LeastLikelyTargeted(Restarted):
 
 
 @dataclass(frozen=True)
+class GivenTargeted(Restarted):
+    """Counts images driven into the class that is given for each, else into the likeliest. targeted-STEPS-RESTARTS.
+
+    steps: of a start, at least 1; a forward and a backward each, and one more forward.
+    restarts: at least 1, each on the images that have not reached their class.
+
+    The classes are the batch's `targets`; where none are given, an image's most likely wrong class. Log p_target is
+    ascended with momentum and steps that fall from 2 radii.
+    """
+
+    steps: int = 50
+    restarts: int = 5
+
+    def once(self, classes: int) -> Attack:
+        return Targeted(COSINE_MOMENTUM, self.steps, Given(), cross_entropy_toward, aim="reach")
+
+
+@dataclass(frozen=True)
 class MultiTargeted(Restarted):
     """LLR paper's Multi-Targeted: margin towards every wrong class in turn, Adam at 0.1. multi-targeted-STEPS-RESTARTS.
 
@@ -276,6 +294,7 @@ COMPONENTS = {
     "untargeted": LLRUntargeted,
     "random-targeted": RandomTargeted,
     "least-likely": LeastLikelyTargeted,
+    "targeted": GivenTargeted,
     "multi-targeted": MultiTargeted,
     "apgd-ce": APGD,
     "apgd-dlr": APGDDLR,

@@ -42,7 +42,8 @@ class Noise(Attack):
         seed = drawn_seed(generator)
 
         def propose(batch: Batch, x_adv: Tensor, query: int) -> Tensor:
-            return threat.corner(batch.x, keyed_draws(batch.x, batch.indices, seed + query))
+            own = threat.of(batch.indices)
+            return own.presented(own.corner(batch.x, keyed_draws(batch.x, batch.indices, seed + query)), batch.x)
 
         with attacked(model):
             batch = with_logits(model, batch)
@@ -85,12 +86,14 @@ class Square(Attack):
         """Return the first misclassified candidate of each image, or else the best. Raises BadInput for other norms."""
         if threat.name not in SEARCHES:
             raise BadInput(f"Square knows the norms {', '.join(SEARCHES)}, not {threat.name}")
-        seed, search = drawn_seed(generator), SEARCHES[threat.name](threat)
+        seed, kind = drawn_seed(generator), SEARCHES[threat.name]
 
         def propose(batch: Batch, x_adv: Tensor, query: int) -> Tensor:
+            own = threat.of(batch.indices)
             if query == 0:
-                return search.start(batch, seed)
-            return search.candidate(batch, x_adv, self.share(query - 1), seed + query)
+                return own.presented(kind(own).start(batch, seed), batch.x)
+            moved = kind(own).candidate(batch, x_adv, self.share(query - 1), seed + query)
+            return own.presented(moved, batch.x)
 
         with attacked(model):
             batch = with_logits(model, batch)
@@ -120,7 +123,7 @@ class _Stripes(NamedTuple):
         return torch.where(window.inside, self._painted(batch.x, _signs(uniform[:, 2:])[:, :, None, None]), x_adv)
 
     def _painted(self, x: Tensor, signs: Tensor) -> Tensor:
-        return (x + self.threat.radius * signs.to(x.dtype)).clamp(self.threat.low, self.threat.high)
+        return self.threat.project_(x + self.threat.radius * signs.to(x.dtype), x)
 
 
 @dataclass(frozen=True)

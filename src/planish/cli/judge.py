@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -16,6 +17,7 @@ from planish.cli.printing import printable
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
+    from planish.core.threat import ThreatModel
     from planish.evaluation.at_work import OnChunk
     from planish.records.audit import Audit
     from planish.records.distances import Distances
@@ -43,12 +45,15 @@ def evaluate(
     classes: options.Classes = None,
     precision: options.Precision = "float32",
     eot: options.Draws = 1,
+    targets: options.Targets = None,
+    eight_bit: options.EightBit = False,
     keep_images: options.KeepImages = False,
     corruptions: corrupted.Folder = None,
     corruption_baseline: corrupted.Baseline = None,
     shard: options.Share = None,
     after: options.After = None,
     workers: options.Workers = None,
+    against: options.Against = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -61,31 +66,39 @@ def evaluate(
     quiet: options.Quiet = False,
 ) -> "Evaluation | None":
     """Attack a model on a test set, and write a report."""
-    from planish.runs import rehearse
-    from planish.runs.judge import check_task
-
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
     common = corrupted.asked(corruptions, corruption_baseline, where)
-    given: dict[str, Any] = {"data": data, **_threats(norm, radius, threat, workers), "limit": limit, "seed": seed}
-    given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
+    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "threats": threat, "limit": limit}
+    given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates), "seed": seed}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
-    given |= {"shard": where.shard, "after": after}
-    on, task = _asked("evaluate", device, given, check_task)
+    given |= {"shard": where.shard, "after": after, "targets": targets, "eight_bit": eight_bit}
+    on, task = _asked("evaluate", device, given, lambda task: _check(task, against, workers))
     judged = _model(model, on, built_by, name)
     if dry_run:
-        _tell("evaluation", model, where, rehearse.evaluate(judged, task, on, built_by), json_)
+        _tell("evaluation", model, where, json_, lambda plan: plan.evaluate(judged, task, on, built_by))
         return None
     folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
     again = {"data": data, **_ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
-    return _shown(folder, judged.name, where, json_, csv, terminal.next_command("audit", model, **again))
+    return _shown(folder, judged.name, where, json_, csv, against, terminal.next_command("audit", model, **again))
+
+
+def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) -> None:
+    """Raise BadInput for what cannot be judged so, or not be compared with an earlier evaluation."""
+    from planish.runs.against import check_earlier
+    from planish.runs.judge import check_task
+
+    if task.also and workers is not None:
+        raise BadInput("several threats are judged in one process: leave --workers out, or give one threat")
+    check_task(task)
+    check_earlier(earlier, task)
 
 
 def _shown(
-    folder: Path, name: str, where: terminal.Where, json_: bool, csv: Path | None, then: str
+    folder: Path, name: str, where: terminal.Where, json_: bool, csv: Path | None, earlier: Path | None, then: str
 ) -> "Evaluation | None":
-    """Write and print the page of an evaluation, and the command to type then, and return the record.
+    """Write and print the page of an evaluation, beside an earlier one if there is one; return the record.
 
-    Of a shard what it holds is printed, and None returned.
+    then: the command to type next. Of a shard what it holds is printed, and None returned.
     """
     from planish.records.evaluation import load
     from planish.runs.judge import EVALUATION
@@ -93,7 +106,7 @@ def _shown(
     if where.shard:
         shards.show_shard(folder, json_)
         return None
-    write_page([folder], folder, f"Robustness of {name}", json_, csv)
+    write_page([folder], folder, f"Robustness of {name}", json_, csv, earlier)
     if not json_:
         terminal.print_line(f"next: {then}")
     return load(folder / EVALUATION)
@@ -109,7 +122,7 @@ def _evaluate(
     folder, _ = _work(
         lambda folder, told: evaluate_into(judged, asked.task, folder, on_chunk=told, **also),
         ("evaluation", judged.name, where),
-        1 + len(asked.task.attacks),
+        1 + len(asked.task.attacks) * len(asked.task.threats),
         _last_attack,
         asked,
     )
@@ -147,7 +160,6 @@ def audit(
 ) -> "Audit | None":
     """Look for reasons why a model's robustness is not real. Exit code 1 where a check fails."""
     from planish.audit.auditor import checks as registered
-    from planish.runs import rehearse
     from planish.runs.audit import audit_into, check_audit
 
     where, own = terminal.Where(out, resume, overwrite, quiet, batch_size), terminal.names_in(checks)
@@ -156,7 +168,7 @@ def audit(
     on, task = _asked("audit", device, given, lambda task: check_audit(task, budget, own))
     judged = _model(model, on, built_by, name)
     if dry_run:
-        _tell("audit", model, where, rehearse.audit(judged, task, on, budget, own), json_)
+        _tell("audit", model, where, json_, lambda plan: plan.audit(judged, task, on, budget, own))
         return None
     also: dict[str, Any] = {"device": on, "built_by": built_by, "checks": own, "after": after, **where.choice}
     folder, found = _work(
@@ -195,7 +207,6 @@ def distances(
 ) -> None:
     """Measure how far away the nearest adversarial image is. Exit code 1 where an attack had no gradient to follow."""
     from planish.records.distances import load
-    from planish.runs import rehearse
     from planish.runs.judge import DISTANCES, check_distances, measure
 
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
@@ -207,7 +218,7 @@ def distances(
     on, task = _asked("distances", device, given, check_distances)
     judged = _model(model, on, built_by, name)
     if dry_run:
-        return _tell("distances", model, where, rehearse.distances(judged, task, on), json_)
+        return _tell("distances", model, where, json_, lambda plan: plan.distances(judged, task, on))
     folder, found = _work(
         lambda folder, told: measure(judged, task, folder, device=on, **where.choice),
         ("distances", judged.name, where),
@@ -222,7 +233,7 @@ def distances(
 
 def verify(
     model: options.Model,
-    images: Annotated[Path, Argument(help="adversarial.npz, or the folder that --keep-images writes.")],
+    images: Annotated[Path, Argument(help="What --keep-images wrote: adversarial.npz, or a folder, of PNGs too.")],
     data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
     radius: options.MaybeRadius = None,
     norm: options.Norm = "Linf",
@@ -239,7 +250,7 @@ def verify(
     from planish.runs.judge import check_task
     from planish.runs.judge import verify as run
 
-    given: dict[str, Any] = {"data": data, "attacks": (), **_threats(norm, radius, threat), "eot": eot}
+    given: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "threats": threat, "eot": eot}
     given |= {"size": size, "classes": classes}
     on, task = _asked("verify", device, given, check_task)
     found = run(_model(model, on, built_by), task, images, device=on)
@@ -256,14 +267,14 @@ def _asked(
     command: str, device: str, given: dict[str, Any], check: "Callable[[EvaluationConfig], None]"
 ) -> "tuple[str, EvaluationConfig]":
     """Return the device, and what a model is to be judged on: everything tried that is known without a model."""
-    from planish.core.threat import parse_threat
     from planish.registry import made
+    from planish.runs.given import EIGHT_BIT
     from planish.runs.judge import EvaluationConfig
 
     on = terminal.chosen_device(device)
-    if "threat" not in given:
-        given["threat"] = parse_threat(given.pop("norm"), given.pop("radius"))
-    task: EvaluationConfig = made(EvaluationConfig, given, command)
+    levels = EIGHT_BIT if given.pop("eight_bit", False) else None
+    first, *others = _threats(given.pop("norm"), given.pop("radius"), given.pop("threats", None), levels)
+    task: EvaluationConfig = made(EvaluationConfig, {**given, "threat": first, "also": tuple(others)}, command)
     check(task)
     return on, task
 
@@ -273,19 +284,20 @@ def _ball(task: "EvaluationConfig", radius: str | None) -> dict[str, Any]:
     return {"radius": radius or task.threat.radius, "norm": task.threat.name}
 
 
-def _threats(norm: str, radius: str | None, threats: list[str] | None, workers: str | None = None) -> dict[str, Any]:
-    """Return the threat of a norm and a radius, or those that are given whole, as `EvaluationConfig` takes them."""
-    from planish.core.threat import parse_threat
+def _threats(
+    norm: str, radius: str | float | None, threats: list[str] | None, levels: int | None
+) -> "tuple[ThreatModel, ...]":
+    """Return the threat of a norm and a radius, or those that are given whole. Raises BadInput."""
     from planish.evaluation.unions import threats_of
+    from planish.runs.given import threat_in
 
     if radius is None and not threats:
         raise BadInput("Missing option '--radius', or --threat NORM:RADIUS such as --threat Linf:8/255 --threat L2:0.5")
     if radius is not None and threats:
         raise BadInput("--threat says norm and radius: leave --radius out, or give it alone")
-    if len(threats or ()) > 1 and workers is not None:
-        raise BadInput("several threats are judged in one process: leave --workers out, or give one threat")
-    first, *others = threats_of([*threats]).threats if threats else [parse_threat(norm, radius or "")]
-    return {"threat": first, "also": tuple(others)}
+    if not threats:
+        return (threat_in(norm, radius or 0.0, levels),)
+    return tuple(replace(one, levels=levels) for one in threats_of([*threats]).threats)
 
 
 def _model(model: str, device: str, built_by: str | None, name: str | None = None) -> "LoadedModel":
@@ -298,11 +310,15 @@ def _model(model: str, device: str, built_by: str | None, name: str | None = Non
     return replace(judged, name=name or judged.name)
 
 
-def _tell(kind: str, model: str, where: terminal.Where, tree: dict[str, Any], json_: bool) -> None:
-    """Print what would be done."""
+def _tell(
+    kind: str, model: str, where: terminal.Where, json_: bool, rehearsed: Callable[[ModuleType], dict[str, Any]]
+) -> None:
+    """Print what would be done. rehearsed: that, by `planish.runs.rehearse`."""
+    from planish.runs import rehearse
     from planish.runs.config import tables_text
     from planish.runs.places import first_free
 
+    tree = rehearsed(rehearse)
     out = where.out or first_free(where.own(kind, tree["name"]))
     whole = {"model": model, "out": str(out), "batch_size": where.batch_size, **tree}
     terminal.print_plan(tables_text(whole), json_)

@@ -57,7 +57,7 @@ def _paths(incomplete: str) -> list[str]:
 Model = Annotated[
     str,
     Argument(
-        help="Run folder, package.module:function, file.py:function, timm:NAME, hf:NAME, hf://USER/REPO or FILE.onnx.",
+        help="Run folder, module:function, file.py:function, timm:, hf: or robustbench:NAME, hf://USER/REPO, .onnx.",
         autocompletion=_models,
     ),
 ]
@@ -71,9 +71,11 @@ Set = Annotated[
 ]
 Listed = Annotated[str, Argument(help="methods, attacks, suites, models, data or checks.", autocompletion=_packages)]
 Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.", autocompletion=_data)]
-Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255.")]
+Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255; or FILE.npy, one for each image or pixel.")]
 Norm = Annotated[str, Option(help="Linf, L2, L1 or L0.")]
-MaybeRadius = Annotated[str | None, Option("--radius", help="In pixels of [0, 1], e.g. 8/255.")]
+MaybeRadius = Annotated[
+    str | None, Option("--radius", help="In pixels of [0, 1], e.g. 8/255; or FILE.npy, one for each image or pixel.")
+]
 Threats = Annotated[
     list[str] | None,
     Option("--threat", help="Norm and radius, e.g. L2:0.5, in place of both. Repeatable: robust is what is in each."),
@@ -110,11 +112,16 @@ Share = Annotated[
 After = Annotated[
     str | None, Option(help="With --shard: folder of merged shards, to do a part of what a suite has left.")
 ]
+Against = Annotated[
+    Path | None, Option(help="An earlier evaluation's folder or .npz: tell the difference, image by image.")
+]
 Workers = Annotated[
     str | None, Option(help="Judge by so many processes, a shard each; auto: one a GPU, else one a core.")
 ]
 Precision = Annotated[str, Option(help="Of the attacks' search: float32 or bf16. Verdicts are float32.")]
 KeepImages = Annotated[bool, Option("--keep-images", help="Save the adversarial images too, for planish verify.")]
+Targets = Annotated[str | None, Option(help="For targeted: a file with a class for each image, a line each, or .npy.")]
+EightBit = Annotated[bool, Option("--eight-bit", help="Adversarial images that a file of 8 bits holds; kept as PNGs.")]
 Draws = Annotated[int, Option("--eot", help="Of a random model: draws averaged in a step, and that judge an image.")]
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, nothing else.")]

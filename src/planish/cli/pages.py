@@ -1,9 +1,9 @@
 """`planish report`, `compare` and `list`: what there is already, side by side."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
@@ -23,12 +23,14 @@ def report(
     ] = None,
     out: options.Out = None,
     title: Annotated[str, Option(help="Title of the page.")] = "Robustness report",
+    model_info: Annotated[Path | None, Option(help="Write RobustBench's fields of one model to this file.")] = None,
     overwrite: options.Overwrite = False,
     json_: options.Json = False,
     csv: options.Csv = None,
 ) -> None:
     """Put evaluated models side by side in one report, or list all runs of a folder."""
     from planish.report import write_report
+    from planish.report.robustbench import write_model_info
     from planish.runs.judge import entries
 
     if (index is None) == (not folders):
@@ -37,6 +39,8 @@ def report(
         return _index(index, out, json_, csv)
     assert folders is not None
     found = entries(folders)
+    if model_info is not None:
+        write_model_info([entry.evaluation for entry in found], model_info)
     page = _paged("report", folders, out, overwrite, lambda into: write_report(found, into, title, terminal.origin()))
     _shown(found, page, json_, csv)
 
@@ -103,17 +107,34 @@ def _paged(
         return write(folder)
 
 
-def write_page(folders: Sequence[Path], out: Path, title: str, json_: bool, csv: Path | None = None) -> None:
-    """Write the report of evaluated folders into a folder that is theirs, and print what it says."""
+def write_page(
+    folders: Sequence[Path], out: Path, title: str, json_: bool, csv: Path | None = None, earlier: Path | None = None
+) -> None:
+    """Write the report of evaluated folders into a folder that is theirs, and print what it says.
+
+    earlier: an evaluation that the first of them is compared with, on the screen and in the JSON that is printed.
+    """
     from planish.report import write_report
+    from planish.report.pairs import pair_facts, paired_rows
+    from planish.runs.against import against
     from planish.runs.judge import entries
 
+    pair = None if earlier is None else against(folders[0], earlier)
     found = entries(folders)
-    _shown(found, write_report(found, out, title, terminal.origin()), json_, csv)
+    page = write_report(found, out, title, terminal.origin())
+    more = [] if pair is None else [paired_rows([pair])]
+    _shown(found, page, json_, csv, more, {} if pair is None else {"against": pair_facts(pair)})
 
 
-def _shown(found: "Sequence[Entry]", page: Path, json_: bool, csv: Path | None, more: "Sequence[Table]" = ()) -> None:
-    """Print what a report says, or its results.json."""
+def _shown(
+    found: "Sequence[Entry]",
+    page: Path,
+    json_: bool,
+    csv: Path | None,
+    more: "Sequence[Table]" = (),
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Print what a report says, or its results.json with further facts."""
     from planish.report import summary_rows
     from planish.report.corruptions import corrupted, mean_rows
 
@@ -121,7 +142,7 @@ def _shown(found: "Sequence[Entry]", page: Path, json_: bool, csv: Path | None, 
     shown = [*([summary_rows(found)] if found else []), *([mean_rows(judged)] if judged else []), *more]
     if json_:
         tables.write_csv(shown, csv)
-        terminal.print_json(json.loads((page.parent / "results.json").read_text()))
+        terminal.print_json({**json.loads((page.parent / "results.json").read_text()), **(facts or {})})
     else:
         tables.show(shown, csv)
         terminal.print_summary(found, page)

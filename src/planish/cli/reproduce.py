@@ -63,8 +63,8 @@ def _estimate(job: "Job", rows: tuple[str, ...], json_: bool, csv: Path | None, 
         for run, one in estimates(job, rows):
             found.append((run, one))
             words = f"{run}: about {seconds_text(one.seconds)}"
+            terminal.log(f"{len(found)} of {len(runs)}: {words}", bars)
             bars.update(bar, completed=len(found), note=words)
-            terminal.log(f"{len(found)} of {len(runs)}: {words}", quiet)
     whole = estimate_rows(job, found)
     document = {"headers": whole.headers, "rows": whole.rows, "about": whole.caption}
     tables.write_csv([whole], csv)

@@ -60,7 +60,7 @@ def by_workers(
         to_resume = begun(free, kind, job.parts) if where.resume else None
         with at_work(begin, where.out, free, to_resume) as (folder, steps):
             for last in steps:
-                terminal.log(f"merged: {', '.join(last.asked) or 'clean'}", where.quiet)
+                terminal.log(f"merged: {', '.join(last.asked) or 'clean'}", bars)
     return folder, last
 
 

@@ -101,8 +101,8 @@ def _watched(steps: "Iterator[TrialStep]", most: int, quiet: bool) -> None:
         for number, event in steps:
             words = event if isinstance(event, str) else terminal.event_words(event)
             told = f"trial {number}: {words}"
+            terminal.log(told, bars)
             bars.update(bar, completed=number, note=told)
-            terminal.log(told, quiet)
 
 
 def _shown(folder: Path, json_: bool, csv: Path | None) -> None:

@@ -87,10 +87,12 @@ class Where:
         return {"resume": self.resume, "overwrite": self.overwrite}
 
 
-def log(text: str, quiet: bool) -> None:
+def log(text: str, bars: "Progress") -> None:
     """Print how far a work is as a line on stderr, where no bar shows it."""
-    if not (quiet or sys.stderr.isatty()):
-        print(visible(text), file=sys.stderr, flush=True)
+    from planish.cli.progress import Lines
+
+    if isinstance(bars, Lines):
+        bars.say(text)
 
 
 def print_line(text: str, style: str = "") -> None:
@@ -329,7 +331,7 @@ def print_json(document: Any) -> None:
 
 @contextmanager
 def progress_bars(quiet: bool) -> "Iterator[Progress]":
-    """Progress bars on stderr; nothing where stderr is not a terminal."""
+    """Progress bars on stderr; where it is no terminal a line a minute, and nothing if it is to be quiet."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
     from rich.text import Text
@@ -343,6 +345,10 @@ def progress_bars(quiet: bool) -> "Iterator[Progress]":
 
     note = PlainColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = [PlainColumn("{task.description:>10}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn(), note]
-    plain = quiet or not sys.stderr.isatty()
-    with Progress(*columns, console=console(stderr=True), disable=plain) as bars:
+    if not (quiet or sys.stderr.isatty()):
+        from planish.cli.progress import Lines
+
+        yield Lines()
+        return
+    with Progress(*columns, console=console(stderr=True), disable=quiet) as bars:
         yield bars

@@ -168,8 +168,8 @@ def _watched(
         for alarm in () if quiet else record.alarms:
             bars.console.print(terminal.alarm_words(alarm))
         words = terminal.epoch_words(record.metrics)
+        terminal.log(f"epoch {record.epoch} of {epochs}: {words}", bars)
         bars.update(bar, completed=record.epoch, note=words)
-        terminal.log(f"epoch {record.epoch} of {epochs}: {words}", quiet)
     return last
 
 

@@ -18,6 +18,7 @@ from planish.core.errors import BadInput, between
 from planish.core.modes import Counted, dtype_of, evaluating, full_precision
 from planish.core.randomness import reproducible
 from planish.core.threat import THREATS, ThreatModel, parse_threat
+from planish.core.weighted import Weighted
 from planish.core.words import number_of
 
 Images = Tensor | NDArray[Any] | Batch | Dataset[Any] | Iterable[Any]
@@ -50,11 +51,16 @@ def images_at_a_time(chunk: int | None = None) -> int:
     return asked if most is None else min(asked, most)
 
 
-def threat_of(threat: object, radius: float | None = None) -> ThreatModel:
+def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = False) -> ThreatModel:
     """Return the threat model of an object, of a text such as "Linf:8/255", or of a pair such as ("L2", 0.5).
 
-    radius: of a norm that comes without one; None = it must have one. Raises BadInput.
+    radius: of a norm that comes without one; None = it must have one. own_radii: a radius for each image or pixel may
+    be given, as a pair of a norm and a tensor, as `Weighted.of_radii` takes it. Raises BadInput.
     """
+    if isinstance(threat, tuple) and len(threat) == 2 and isinstance(threat[1], Tensor | np.ndarray):
+        threat = Weighted.of_radii(str(threat[0]), torch.as_tensor(threat[1]))
+    if isinstance(threat, Weighted) and not own_radii:
+        raise BadInput("a radius for each image or pixel is for attacks, evaluate and verify; give one number here")
     if isinstance(threat, ThreatModel):
         return threat
     if isinstance(threat, str):
@@ -114,19 +120,18 @@ def batch_of(x: object, labels: object = None, model: nn.Module | None = None) -
         raise BadInput(f"images x are {images.dtype}; give floats in [0, 1]: divide by 255")
     if labels is None:
         raise BadInput("labels are missing: give one whole number for each image")
-    numbers = _tensor(labels, "labels")
-    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise BadInput(f"labels must be whole numbers (N,), not {numbers.dtype} of shape {tuple(numbers.shape)}")
+    numbers = _whole_numbers(labels, "labels")
     if not isinstance(x, Tensor) and (device := device_of(model)) is not None:
         images = images.to(device)
-    return Batch(images, numbers.to(images.device, torch.int64))
+    return Batch(images, numbers.to(images.device))
 
 
 def _with_labels(x: object, model: nn.Module | None) -> Batch:
     """Return the Batch of what holds images and labels. Raises BadInput."""
     if isinstance(x, Batch):
         own = batch_of(x.x, x.labels)
-        return own._replace(indices=_tensor(x.indices, "indices"), logits=x.logits, order=x.order)
+        targets = None if x.targets is None else _whole_numbers(x.targets, "targets").to(own.x.device)
+        return own._replace(indices=_tensor(x.indices, "indices"), logits=x.logits, order=x.order, targets=targets)
     if is_pair(x):
         return batch_of(x[0], x[1], model)  # type: ignore[index]
     if hasattr(x, "as_batch"):
@@ -214,6 +219,13 @@ def _tensor(values: object, what: str) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
+def _whole_numbers(values: object, what: str) -> Tensor:
+    numbers = _tensor(values, what)
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise BadInput(f"{what} must be whole numbers (N,), not {numbers.dtype} of shape {tuple(numbers.shape)}")
+    return numbers.to(torch.int64)
+
+
 def logits_of(model: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
     """Return the logits (N, K) in float32 or wider, evaluation mode, autocast off, without a graph."""
     network = model if isinstance(model, Counted) else Counted(model)
@@ -253,6 +265,17 @@ def check_images(images: Batch, threat: ThreatModel) -> None:
             f"pixels lie in [{low:g}, {high:g}], not in [{threat.low:g}, {threat.high:g}]; give raw images divided "
             "by 255 and put any normalization inside the model"
         )
+    threat.check(x)
+
+
+def _check_targets(images: Batch, classes: int) -> None:
+    """Raise BadInput unless the classes that are aimed at, where any are given, are the model's, one for each image."""
+    if (targets := images.targets) is None:
+        return
+    if targets.shape != images.labels.shape:
+        raise BadInput(f"targets must be one class for each of {number_of(len(images.x))}, got {tuple(targets.shape)}")
+    if int(targets.min()) < 0 or int(targets.max()) >= classes:
+        raise BadInput(f"targets lie in {int(targets.min())}..{int(targets.max())}, but classes in 0..{classes - 1}")
 
 
 def _remedy(output: Tensor) -> str:
@@ -289,6 +312,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
         raise BadInput(
             f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
         )
+    _check_targets(images, logits.shape[1])
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
         raise BadInput(
             "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, "

@@ -46,6 +46,7 @@ class _Parts(NamedTuple):
     indices: Tensor
     logits: Tensor | None = None
     order: Tensor | None = None
+    targets: Tensor | None = None
 
 
 class Batch(_Parts):
@@ -56,6 +57,7 @@ class Batch(_Parts):
     given.
     logits: (N, K) of the clean images where somebody has already computed them, so that nobody does it twice.
     order: (N, R) wrong classes, the most promising target first, where somebody has ranked them; -1 = not ranked.
+    targets: (N,) int64, the class that `targeted` drives each image to, where the caller has chosen one.
     """
 
     __slots__ = ()
@@ -67,10 +69,11 @@ class Batch(_Parts):
         indices: Tensor | None = None,
         logits: Tensor | None = None,
         order: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> "Batch":
         """Make a batch."""
         own = torch.arange(len(x), device=x.device) if indices is None else indices
-        return super().__new__(cls, x, labels, own, logits, order)
+        return super().__new__(cls, x, labels, own, logits, order, targets)
 
     @property
     def clean_logits(self) -> Tensor:

@@ -106,6 +106,11 @@ def toward(target: Tensor) -> Loss:
     return loss
 
 
+def cross_entropy_toward(target: Tensor) -> Loss:
+    """Return the loss log p_target for one target class per example, (N,): the published targeted attacks' own."""
+    return lambda logits, labels: -cross_entropy(logits, target)
+
+
 def dlr_toward(target: Tensor) -> Loss:
     """Return the targeted DLR loss, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
 

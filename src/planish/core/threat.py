@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from planish.core.batch import per_image, pixels
 from planish.core.errors import BadInput, nearest, spelled
 
 SLACK = 1e-6
+OFF_LEVEL = 1e-3
+"""A pixel so near to a level, as a share of the way to the next, is on it."""
 
 
 def parse_radius(value: str | float) -> float:
@@ -34,15 +36,19 @@ class ThreatModel(ABC):
     """A norm ball of the given radius (pixels of [0, 1]; a number or "8/255") inside the box [low, high].
 
     Shapes: images and perturbations are (N, ...); everything is per example.
+    levels: adversarial images have so many levels from low to high, 256 in files of 8 bits; None = any.
     """
 
     name: ClassVar[str]
     radius: float
     low: float = 0.0
     high: float = 1.0
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "radius", parse_radius(self.radius))
+        if self.levels is not None and not self.levels >= 2:
+            raise BadInput(f"levels must be at least 2, got {self.levels}; images of 8 bits have 256")
 
     @abstractmethod
     def norm(self, delta: Tensor) -> Tensor:
@@ -93,6 +99,49 @@ class ThreatModel(ABC):
         way.mul_(self.radius if length is None else length)
         return self.project_(way.add_(x_adv), x, radius)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the threat, JSON-able: its norm, its radius, and levels if it has some."""
+        return {"norm": self.name, "radius": self.radius} | ({} if self.levels is None else {"levels": self.levels})
+
+    @property
+    def plain(self) -> "ThreatModel":
+        """The threat with one radius for all images and pixels, the largest: itself, where there is no other."""
+        return self
+
+    def among(self, indices: Tensor) -> Self:
+        """Return the threat of a test set whose images have these indices, (N,): itself, where it is the same for all.
+
+        Raises BadInput for one of another number of images.
+        """
+        return self
+
+    def of(self, indices: Tensor) -> Self:
+        """Return the threat of the images of its set that have these indices, (n,): itself, where all have the same."""
+        return self
+
+    def select(self, rows: Tensor) -> Self:
+        """Return the threat of some rows of its batch: itself, where it is the same for all."""
+        return self
+
+    def check(self, x: Tensor) -> None:
+        """Raise BadInput for images (N, ...) that the threat does not fit: with levels, images that have others."""
+        if self.levels is not None and not bool(self._on_levels(x).all()):
+            raise BadInput(f"the images have not {self.levels} levels; give them as their files hold them, not resized")
+
+    def presented(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return what the model is shown for an iterate in ball and box: itself, or with levels the nearest of those.
+
+        Where that lies outside the ball, each pixel is rounded towards the clean image, which stays inside.
+        """
+        if self.levels is None:
+            return x_adv
+        most, width = self.levels - 1, self.high - self.low
+        clean, moves = ((x - self.low) * (most / width)).round(), (x_adv - x) * (most / width)
+        nearest = self.low + width * ((clean + moves.round()) / most)
+        inward = self.low + width * ((clean + moves.sign() * (moves.abs() + OFF_LEVEL).floor()) / most)
+        return torch.where(per_image(self._in_ball(nearest - x), x), nearest, inward)
+
     def scaled(self, factor: float) -> Self:
         """Return the same threat with the radius times the factor."""
         return replace(self, radius=self.radius * factor)
@@ -102,10 +151,19 @@ class ThreatModel(ABC):
         return self.norm(torch.maximum(x - self.low, self.high - x))
 
     def feasible(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Return which examples lie in the ball and in the box, up to a rounding slack of 1e-6, (N,)."""
+        """Return which examples lie in the ball and in the box, up to a rounding slack of 1e-6, and on levels, (N,)."""
         least, largest = x_adv.amin(pixels(x_adv)), x_adv.amax(pixels(x_adv))
-        inside = (least >= self.low - SLACK) & (largest <= self.high + SLACK)
-        return inside & (self.norm(x_adv - x) <= self.radius * (1 + SLACK) + SLACK)
+        inside = (least >= self.low - SLACK) & (largest <= self.high + SLACK) & self._in_ball(x_adv - x)
+        return inside if self.levels is None else inside & self._on_levels(x_adv)
+
+    def _in_ball(self, delta: Tensor) -> Tensor:
+        return self.norm(delta) <= self.radius * (1 + SLACK) + SLACK
+
+    def _on_levels(self, x: Tensor) -> Tensor:
+        """Return which images (N, ...) have these levels, up to rounding, (N,)."""
+        assert self.levels is not None
+        place = (x - self.low) * ((self.levels - 1) / (self.high - self.low))
+        return (place - place.round()).abs().amax(pixels(x)) <= OFF_LEVEL
 
 
 def _uniform_like(x: Tensor, uniform: Tensor) -> Tensor:

@@ -24,14 +24,15 @@ BLOCK_BYTES = 2**26
 class OnDemand:
     """Listed images, a block of which is in memory at a time: see `planish.core.batch.ImageSet`.
 
-    image: (C, H, W) of each. cut: what is read of each; None = all of it. Raises BadInput, when it is read, for an
-    image that is unreadable or of another size.
+    image: (C, H, W) of each. cut: what is read of each; None = all. targets: (N,), as of a Batch. Raises BadInput,
+    when it is read, for an image that is unreadable or of another size.
     """
 
     listing: Listing
     image: tuple[int, int, int]
     cut: Cut | None = None
     device: torch.device | str = "cpu"
+    targets: Tensor | None = None
 
     @cached_property
     def labels(self) -> Tensor:
@@ -54,7 +55,8 @@ class OnDemand:
 
     def take(self, rows: Tensor) -> "OnDemand":
         """Return the set of these images alone; the rows rise."""
-        return replace(self, listing=self.listing.take(rows.cpu()))
+        targets = None if self.targets is None else self.targets[rows.cpu()]
+        return replace(self, listing=self.listing.take(rows.cpu()), targets=targets)
 
     def blocks(self, rows: Tensor | None = None, chunk: int = 1) -> Sequence[Rows]:
         """Return the rows in blocks of whole chunks of images, of 64 MiB unless a chunk is larger; None = all rows."""
@@ -69,7 +71,8 @@ class OnDemand:
         with ThreadPoolExecutor(default_workers()) as pool:
             found = [*pool.map(self._image, (store.encoded(place) for place in places), map(store.name, places))]
         pixels = torch.from_numpy(in_channels(found, self.image[0])) if found else torch.zeros(0, *self.image)
-        return Batch(to_unit(pixels.to(self.device)), self.labels[rows], self.indices[rows])
+        targets = None if self.targets is None else self.targets[own].to(self.device)
+        return Batch(to_unit(pixels.to(self.device)), self.labels[rows], self.indices[rows], targets=targets)
 
     def _image(self, encoded: bytes | Path, name: str) -> Pixels:
         return of_shape(decode(encoded, name, self.cut), self.image, name)

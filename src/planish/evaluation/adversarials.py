@@ -1,7 +1,7 @@
 """Beside an evaluation's record: adversarial images, judged afresh if asked, a gallery, a killed one's progress."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,9 +29,11 @@ from planish.evaluation.blocks import Block, Faced
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
 from planish.evaluation.image_files import files_in
+from planish.evaluation.pngs import load_pngs
 from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
+from planish.records.store import Floats, Integers
 from planish.records.verified import Verified
 from planish.search.ascent import Adversarials
 from planish.storage.files import remove, write_arrays
@@ -181,7 +183,7 @@ def verify(
     """Judge saved adversarial images afresh, trusting nothing but the model, the clean images and the saved ones.
 
     x, labels: the clean images, as for `evaluate`; each saved image is compared with the one of its index.
-    path: what `save_adversarials` or `planish evaluate --keep-images` wrote, a file or a folder of files.
+    path: what `save_adversarials` or `planish evaluate --keep-images` wrote, a file or a folder of files or of PNGs.
     threat: an image outside its ball or the box breaks nothing; of a list of threats, an image outside of all.
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
@@ -189,9 +191,8 @@ def verify(
     network, threats, path = model_of(model), threats_of(threat), path_of(path)
     test_set: ImageSet = x if isinstance(x, OnDemand) else batch_of(x, labels, network)
     places = {index: row for row, index in enumerate(test_set.indices.tolist())}
-    parts = list[_Part]()
-    for file in files_in(path):
-        images, indices = load_adversarials(file)
+    parts, threats = list[_Part](), threats.among(test_set.indices)
+    for file, images, indices in _saved(path):
         missing = [index for index in indices.tolist() if index not in places]
         if missing:
             raise BadInput(f"{file} has image {missing[0]}, which {source} does not hold")
@@ -201,10 +202,19 @@ def verify(
         if some.x.shape != images.shape:
             raise BadInput(f"{file} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
         check_images(some, threats.first)
-        parts.append(_verified(network, some, torch.from_numpy(images).to(some.x.device), threats, draws_of(eot)))
+        x_adv, own = torch.from_numpy(images).to(some.x.device), threats.of(some.indices)
+        parts.append(_verified(network, some, x_adv, own, draws_of(eot)))
     correct, standing, feasible, distance = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
     clean, robust = (Estimate.of(values.numpy()) for values in (correct, standing))
     return Verified(clean, robust, int((~feasible).sum()), float(distance.max()))
+
+
+def _saved(path: Path) -> Iterator[tuple[Path, Floats, Integers]]:
+    """Yield what lies there, a part at a time: where, images (n, C, H, W) and their indices (n,). Raises BadInput."""
+    if path.is_dir() and any(path.glob("*.png")):
+        yield from ((path, *part) for part in load_pngs(path))
+    else:
+        yield from ((file, *load_adversarials(file)) for file in files_in(path))
 
 
 class _Part(NamedTuple):

@@ -95,22 +95,24 @@ class AtWork:
         """Attack these images, after those before, of `count` in all. Return what came of it, and those that stood."""
         search, batch, done = self.search, self.images.select(rows), 0 if before is None else len(before.margin)
         broken = 0 if before is None else int((before.margin >= 0).sum())
+        threat = self.threat.of(batch.indices)
         found = run(
             self.stage.attack,
             self.counted if search.draws == 1 else Averaged(self.counted, search.draws),
             batch,
-            self.threat,
+            threat,
             generator=_generator(self.evaluation, self.stage.name),
             chunk=search.chunk,
             precision=search.precision,
             report=search.on_chunk and partial(self._update, search.on_chunk, broken, count - done - len(rows)),
             **self._kept(f"{self.key()} {done} {len(rows)}", batch.x.device),
         )
-        verdict = verified(self.counted, batch, found, self.threat, self.stage.name, search.chunk, search.draws)
+        verdict = verified(self.counted, batch, found, threat, self.stage.name, search.chunk, search.draws)
         known = (self.evaluation.survivors(), self.evaluation.clean_predicted)
         standing, clean = (torch.from_numpy(values).to(rows.device)[rows] for values in known)
+        faced = Faced.of(verdict, found, threat.norm(found.x_adv - batch.x))
         left = Block(rows, batch, found.x_adv, verdict.margin >= 0, verdict.predicted, clean)
-        return Faced.of(verdict, found, self.threat.norm(found.x_adv - batch.x)), left.select(standing)
+        return faced, left if bool(standing.all()) else left.select(standing)
 
     def _update(self, on_chunk: OnChunk, before: int, later: int, broken: int, left: int) -> None:
         """Tell how the whole evaluation stands. before: images broken in other blocks. later: images in later ones."""

@@ -63,8 +63,9 @@ def evaluate(
     x: (N, C, H, W) in [0, 1], a tensor or a NumPy array; or, with labels None, what holds both: a Batch, a pair
         (x, labels), a Dataset or a DataLoader of pairs, which is read whole.
     labels: (N,) whole numbers from 0 to K - 1, a tensor, an array or a list.
-    threat: such as planish.Linf("8/255"), or the text "Linf:8/255"; or a list of them, their union: an image is robust
-        if it is in each, and only what stands in one goes on to the next.
+    threat: such as planish.Linf("8/255"), the text "Linf:8/255", or a pair ("Linf", radii): a tensor (N,) of one
+        for each image, or one that broadcasts with the images, of each pixel. A list of threats is their union: an
+        image is robust if it is in each, and only what stands in one goes on to the next.
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
     surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
     seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64 and
@@ -116,6 +117,7 @@ def evaluate_steps(
     search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share, on_block)
     copy, began = copied(counted.model), time.perf_counter()
     images = Judged.begun(counted if eot == 1 else Averaged(counted, eot), x, labels, threats.first, chunk)
+    threats = threats.among(images.indices)
     again = Again.begun(copy, images)
     others = surrogates_of(surrogates, images.select(slice(0, 1)))
     wanted = threats.attacks(attacks, images.clean_logits.shape[1], others)
@@ -235,6 +237,7 @@ def _attacked(
             x_adv[left.rows] = left.x_adv
         if search.on_block is not None:
             search.on_block(left)
+        del left  # its images, before the next block is read
         if search.unfinished is not None and len(faced.margin) < len(rows):
             search.unfinished.finish(work.key(), faced)
     assert faced is not None

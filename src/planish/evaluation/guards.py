@@ -144,8 +144,9 @@ class Again:
 
     def told_after(self, counted: Counted, images: "Judged", threat: ThreatModel, seed: int) -> Told:
         """Ask the model and the copy from before the attacks: return that it remembers what it was asked, if so."""
-        x = images.select(self.rows).x
-        near = threat.corner(x, keyed_draws(x, images.indices[self.rows], seed))
+        some = images.select(self.rows)
+        x = some.x
+        near = threat.of(some.indices).corner(x, keyed_draws(x, some.indices, seed))
         clean, moved = _backwards(counted, x), _backwards(counted, near)
         changed, forwards = _differ(counted, clean, self.logits), 2 * len(x)
         if self.copy is not None:

@@ -6,6 +6,8 @@ The record is one: its columns are named "NORM ATTACK", and each says in which t
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from planish.attacks import Attack
 from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
@@ -31,8 +33,16 @@ class ThreatUnion(NamedTuple):
     @property
     def facts(self) -> dict[str, Any]:
         """What a record says of its threat: norm and radius, of several those of each."""
-        facts = [{"norm": one.name, "radius": one.radius} for one in self.threats]
+        facts = [one.facts for one in self.threats]
         return facts[0] if len(facts) == 1 else {"norm": "union", "radius": None, "threats": facts}
+
+    def among(self, indices: Tensor) -> "ThreatUnion":
+        """Return the threats of a test set of these images, as `ThreatModel.among` does. Raises BadInput."""
+        return ThreatUnion(tuple(one.among(indices) for one in self.threats))
+
+    def of(self, indices: Tensor) -> "ThreatUnion":
+        """Return the threats of some images of the set, as `ThreatModel.of` does."""
+        return ThreatUnion(tuple(one.of(indices) for one in self.threats))
 
     def at(self, column: str) -> ThreatModel:
         """Return the threat in which the column of this name searches."""
@@ -53,8 +63,8 @@ class ThreatUnion(NamedTuple):
 def threats_of(threat: object) -> ThreatUnion:
     """Return one threat, or those of a list. Raises BadInput for an empty list and for a norm given twice."""
     if not isinstance(threat, list):
-        return ThreatUnion((threat_of(threat),))
-    found = ThreatUnion(tuple(threat_of(one) for one in threat))
+        return ThreatUnion((threat_of(threat, own_radii=True),))
+    found = ThreatUnion(tuple(threat_of(one, own_radii=True) for one in threat))
     norms = [one.name for one in found.threats]
     if not norms:
         raise BadInput('a list of threats needs at least one, such as ["Linf:8/255", "L2:0.5"]')

@@ -13,8 +13,8 @@ from planish.core.errors import BadInput, between, nearest
 from planish.registry import Component, imported, resolve
 from planish.storage.reading import refuse_large
 
-LIBRARIES = ("timm", "hf")
-"""What other libraries' models are named by: "timm:NAME" and "hf:NAME"."""
+LIBRARIES = ("timm", "hf", "robustbench")
+"""What other libraries' models are named by: "timm:NAME", "hf:NAME" and "robustbench:NAME"."""
 
 
 class Normalized(nn.Module):
@@ -35,6 +35,11 @@ class Normalized(nn.Module):
         self.network, self.classes = network, classes
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def extra_repr(self) -> str:
+        """Say by which numbers images are normalised, for whoever prints the model."""
+        mean, std = (", ".join(f"{value:.4g}" for value in part.flatten().tolist()) for part in (self.mean, self.std))
+        return f"mean=({mean}), std=({std})"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, K), of images (N, C, H, W) in [0, 1]; the network may wrap them in `.logits`."""
@@ -102,7 +107,7 @@ def library(module: str, what: str) -> Any:
 
 
 def is_borrowed(name: str) -> bool:
-    """Say whether a model's name is "timm:..." or "hf:..."."""
+    """Say whether a model's name is "timm:...", "hf:..." or "robustbench:..."."""
     return name.partition(":")[0] in LIBRARIES
 
 
@@ -156,11 +161,12 @@ def _made(component: Component, name: str, options: dict[str, Any]) -> nn.Module
 
 
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
-    """Return a new network of a registered name, "package.module:function", "file.py:function", "timm:..." or "hf:...".
+    """Return a new network of a registered name, "package.module:function", "file.py:function", or of a library:
+    "timm:...", "hf:..." or "robustbench:...".
 
     Registered architectures take classes, channels and their own options (width, activation, ...), the first of them
     also as numbers: wide-resnet-34-10. A user's function takes the options alone and returns a torch.nn.Module from
-    images in [0, 1] to logits. Models of timm and Hugging Face come `Normalized` as their configuration says, with
+    images in [0, 1] to logits. Models of libraries come `Normalized` as their configuration says, with
     their published weights unless `pretrained` is false; classes and channels 0 mean their own numbers.
     Raises BadInput.
     """

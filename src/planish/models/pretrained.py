@@ -1,12 +1,16 @@
-"""Models of other libraries: "timm:NAME" and "hf:NAME", with the normalization that their own configuration states."""
+"""Models of other libraries: "timm:NAME", "hf:NAME" and "robustbench:NAME", with the normalization that is theirs."""
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from torch import nn
 
 from planish.core.errors import BadInput, nearest
 from planish.models import library
+from planish.storage.files import home
 
 LibraryNetwork = tuple[nn.Module, tuple[float, ...], tuple[float, ...], tuple[str, ...]]
 """A network, mean and std that its images are normalised with per channel, and its classes' names, none if unknown."""
@@ -15,11 +19,11 @@ REFUSED = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_ove
 
 
 def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any]) -> LibraryNetwork:
-    """Return a model of timm or of Hugging Face's transformers. Raises BadInput.
+    """Return a model of timm, of Hugging Face's transformers or of RobustBench's zoo. Raises BadInput.
 
     classes, channels: 0 leaves them as the model has them. options: `pretrained` (true: its published weights, else new
-    ones), and the library's own, as numbers, true, false or plain words. Weights are read from safetensors files alone;
-    code that a model brings along is never run.
+    ones), and the library's own, as numbers, true, false or plain words. Weights are read from safetensors files, or
+    by a reader that takes nothing but tensors; code that a model brings along is never run.
     """
     for key, value in options.items():
         if key in REFUSED or not _plain(value):
@@ -29,6 +33,10 @@ def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any])
     if not isinstance(pretrained, bool):
         raise BadInput(f"pretrained must be true or false, got {pretrained!r}")
     others = {key: value for key, value in options.items() if key != "pretrained"}
+    if owner == "robustbench":
+        if classes or others or not pretrained:
+            raise BadInput(f"'{name}' comes as it was trained: it takes no options, and no other data's classes")
+        return _robustbench(own), (0.0,) * 3, (1.0,) * 3, ()
     return (_timm if owner == "timm" else _hf)(own, classes, channels, pretrained, others)
 
 
@@ -145,3 +153,40 @@ def _normalization(name: str, known: Mapping[str, Any], channels: int) -> tuple[
     both = (list(part) if isinstance(part, list | tuple) else [part] * channels for part in (mean, std))
     first, second = (tuple(float(value) / scale for value in part) for part in both)
     return first, second
+
+
+def _robustbench(name: str) -> nn.Module:
+    """Return a model of RobustBench's zoo, NAME or DATASET/THREAT/NAME, in evaluation mode. Raises BadInput.
+
+    What is not there yet is downloaded into planish's own folder. Files are read by PyTorch's reader of tensors: one
+    that holds more is refused.
+    """
+    library("robustbench", "a model named robustbench:...")
+    zoo: Any = library("robustbench.utils", "a model named robustbench:...")
+    *place, own = name.split("/")
+    if len(place) not in (0, 2):
+        raise BadInput(f"write robustbench:NAME or robustbench:DATASET/THREAT/NAME, not robustbench:{name}")
+    dataset, threat = place or ("cifar10", "Linf")
+    try:
+        with _tensors_only(), redirect_stdout(sys.stderr):
+            found = zoo.load_model(own, model_dir=home() / "robustbench", dataset=dataset, threat_model=threat)
+    except (KeyError, ValueError) as error:
+        raise BadInput(f"RobustBench has no model '{own}' for {dataset} and {threat} ({_first_line(error)})") from error
+    except Exception as error:
+        remedy = "a file that holds more than tensors is never read: load it in a function of your own, file.py:NAME"
+        told = f"{type(error).__name__}: {_first_line(error)}"
+        raise BadInput(f"cannot load 'robustbench:{name}': {told}; {remedy}") from error
+    model: nn.Module = found.eval()
+    return model
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Whatever is loaded by `torch.load` meanwhile is read without unpickling, whoever calls it."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        _ = os.environ.pop(key) if before is None else os.environ.update({key: before})

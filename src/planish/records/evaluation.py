@@ -242,7 +242,7 @@ class Evaluation(Columned):
         own = [remark for column in self.columns for remark in column.remarks()]
         reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
         long = [f"{name} ran its long stages, because {'; '.join(why)}." for name, why in sorted(reasons) if why]
-        told = [*self.lacking(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
+        told = [*self.lacking(), *self.ball_remarks(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
         return [*told, *self.class_warnings(), *own, *long, *self._ended()]
 
     def _ended(self) -> list[str]:

@@ -119,6 +119,12 @@ class Shown(ABC):
         return "\n".join([self.headline(), "", *lines])
 
     def _repr_html_(self) -> str:
+        """Return the table, and below it the figure that `planish.plot` has of such a record, for a notebook."""
+        import planish
+
+        return self._table_html() + planish.plot.picture(self)
+
+    def _table_html(self) -> str:
         header, *body = self._cells()
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
         lines = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in body)
@@ -200,6 +206,17 @@ class Recorded:
             return f"{self.norm} radius {radius_text(self.radius)}"
         words = [f"{part['norm']} {radius_text(part['radius'])}" for part in parts]
         return f"the union of {', '.join(words[:-1])} and {words[-1]}"
+
+    def ball_remarks(self) -> list[str]:
+        """What is special about the ball: levels of the images in it, and radii of their own."""
+        threat, told = self.meta.get("threat", {}), []
+        if (levels := threat.get("levels")) is not None:
+            told.append(f"Adversarial images have {levels} levels, as their files hold them.")
+        if (radii := threat.get("radii")) is not None:
+            least, most = radius_text(radii["least"]), radius_text(self.radius)
+            own = f"Each image or pixel has a radius of its own, from {least} to {most}"
+            told.append(f"{own}: figures name the largest, and distances are shares of each, times the largest.")
+        return told
 
     @property
     def dataset(self) -> str:

@@ -1,6 +1,8 @@
 """The report's figures one by one, as `planish.plot` shows them: each a matplotlib Figure, to show or to save."""
 
+from base64 import b64encode
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,14 @@ from matplotlib.figure import Figure
 
 from planish.core.arguments import shown
 from planish.core.errors import BadInput
+from planish.records.audit import Audit
 from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
 from planish.records.geometry import Planes
 from planish.report import figures, landscapes
 from planish.report.distances import distance_figure
-from planish.report.drawing import ReportFigure
+from planish.report.drawing import ReportFigure, to_png
+from planish.report.geometry import geometry_figures
 from planish.report.tables import Entry, check
 
 Evaluations = Evaluation | Mapping[str, Evaluation]
@@ -58,6 +62,20 @@ def distances(record: Distances) -> Figure:
 def gammas(values: Mapping[str, Any]) -> Figure:
     """Draw the histogram of each model's local linearity measure: its name -> gamma (N,). Raises BadInput."""
     return landscapes.gamma_histogram({name: np.asarray(part) for name, part in values.items()}).figure
+
+
+def picture(record: object) -> str:
+    """Return a record's figure as an <img> of HTML, "" where it has none: what a notebook shows below its table."""
+    if isinstance(record, Evaluation):
+        drawn = figures.accuracies(_entries(record))
+    elif isinstance(record, Distances) and record.columns:
+        drawn = distance_figure(record)
+    elif isinstance(record, Audit) and (found := geometry_figures(record)):
+        drawn = found[0]
+    else:
+        return ""
+    content = b64encode(to_png(drawn.figure)).decode()
+    return f'<img src="data:image/png;base64,{content}" alt="{escape(drawn.alt)}" style="max-width: 40rem">'
 
 
 def _entries(evaluations: object) -> list[Entry]:

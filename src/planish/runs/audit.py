@@ -19,12 +19,13 @@ from planish.core.errors import BadInput, Unlike, spelled
 from planish.core.threat import Linf, ThreatModel
 from planish.evaluation.at_work import OnChunk
 from planish.evaluation.evaluate import EvaluationStep
+from planish.evaluation.image_files import files_in
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
 from planish.records.origin import data_digest, model_digest
-from planish.runs.beside import IMAGES
+from planish.runs.beside import IMAGES, MANY_IMAGES
 from planish.runs.judge import (
     EVALUATION,
     EvaluationConfig,
@@ -129,7 +130,8 @@ class KeptAudit:
         if begun:
             _judged_before(evidence, self.folder / SUITE, self.folder / SUITE_IMAGES)
         elif self.after is not None:
-            _judged_before(evidence, self.after / EVALUATION, self.after / IMAGES)
+            many = (self.after / MANY_IMAGES).exists()
+            _judged_before(evidence, self.after / EVALUATION, self.after / (MANY_IMAGES if many else IMAGES))
         if not begun or not (self.folder / record.RECORD).exists():
             return []
         found, state = record.load(self.folder), record.load_state(self.folder)
@@ -181,7 +183,7 @@ def _judged_before(evidence: Evidence, path: Path, images: Path) -> None:
         raise BadInput(f"{path.parent} was judged by {others[0]}, and an audit by {evidence.suite_name} alone: {again}")
     if not images.exists():
         raise BadInput(f"{path.parent} holds no adversarial images, which an audit looks at: {again}")
-    x_adv, _ = results.load_adversarials(images)
+    x_adv = np.concatenate([results.load_adversarials(file)[0] for file in files_in(images)])
     facts = suite.meta["data"]
     suite = replace(suite, meta={**suite.meta, "data": {key: facts.get(key) for key in ("digest", "pixels")}})
     evidence.earlier = EvaluationStep(suite, torch.from_numpy(x_adv).to(evidence.images.x))
@@ -238,6 +240,7 @@ def audit_into(
 
 def check_audit(task: EvaluationConfig, budget: str, checks: Sequence[str]) -> None:
     """Raise BadInput for a budget, checks or data that there are not: what is known before anything is loaded."""
+    threat_of(task.threat)
     plan_of(budget)
     own_checks(checks)
     check_task(task)

@@ -16,11 +16,12 @@ from planish.evaluation.adversarials import KeptGallery, images_left, load_image
 from planish.evaluation.blocks import Block
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.image_files import ImageFiles
+from planish.evaluation.pngs import save_pngs
 from planish.records.evaluation import Evaluation
 from planish.records.store import Kind
 from planish.report.tables import Gallery
 
-GALLERY, IMAGES, MANY_IMAGES = "gallery.npz", "adversarial.npz", "adversarial"
+GALLERY, IMAGES, MANY_IMAGES, PNGS = "gallery.npz", "adversarial.npz", "adversarial", "png"
 """MANY_IMAGES: a folder of files, of images that are not in memory at once."""
 _GALLERY_KIND = Kind("{path} does not hold the pictures of an evaluation, or it is damaged; remove it")
 
@@ -75,11 +76,17 @@ class KeptBeside:
             self.files.enter(block.rows, block.x_adv)
 
     def save(self, step: EvaluationStep) -> None:
-        """Keep the images after an attack."""
+        """Keep the images in memory after an attack."""
         if self.keep_images and isinstance(self.images, Batch):
             save_images(step, self.folder / IMAGES)
-        elif self.keep_images:
-            assert self.files
+
+    def write_pngs(self, step: EvaluationStep) -> None:
+        """Write the adversarial images, which are of 8 bits, as a PNG each, a part of them at a time."""
+        indices = self.images.indices.cpu()
+        if isinstance(self.images, Batch):
+            return save_pngs(step.x_adv.cpu().numpy(), indices.tolist(), self.folder / PNGS)
+        for rows in self.files.parts():
+            save_pngs(self.files.select(rows).numpy(), indices[rows].tolist(), self.folder / PNGS)
 
     def _left_by_all(self) -> Callable[[Tensor], Tensor] | None:
         if self.after is None or not (self.after[0] / MANY_IMAGES).exists():

@@ -17,6 +17,7 @@ from planish.core.threat import Linf, ThreatModel
 from planish.data.images import Images, images_of
 from planish.methods import Method
 from planish.registry import components, make
+from planish.runs import judge
 from planish.runs import run as runs
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.runs.run import Run, load_run
@@ -48,6 +49,17 @@ class TrainSteps(Iterator[EpochRecord]):
     def run(self) -> Run:
         """The run with the epochs that are done. Raises BadInput where it is a folder's and none is."""
         return self.so_far()
+
+
+def load_model(name: str, *, device: torch.device | str = "cpu", built_by: str | None = None) -> nn.Module:
+    """Return a model by name, as the command line takes it, in evaluation mode: images in [0, 1] to logits.
+
+    name: "timm:resnet50", "hf:org/name", or "hf://user/repo" of a run on the Hub; a run folder;
+    "file.py:function" or "package.module:function"; or an ONNX file. A library's model comes in `models.Normalized`:
+    mean and std are those of its own configuration, which `print(model)` shows, so that radii stay in pixels of [0, 1].
+    built_by: of a run, as in `load_run`. Raises BadInput.
+    """
+    return judge.load_model(name, device, built_by).model.eval()
 
 
 @spelled(threat=Linf, settings=Settings)

@@ -43,6 +43,7 @@ from planish.report import Entry, Table
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.runs.beside import GALLERY, KeptBeside, load_gallery
 from planish.runs.config import LARGEST_SIDE
+from planish.runs.given import EIGHT_BIT, aimed, check_targets
 from planish.runs.names import audited_apart, entry_names, name_of
 from planish.runs.places import WRITTEN, clear, refuse_taken
 from planish.runs.run import BEST, WEIGHTS, load_run, training_of
@@ -74,8 +75,9 @@ class EvaluationConfig:
     adversarial images too, for `verify`. surrogates: other models, each as `subject` takes it, for `transfer`. size:
     pixels that image files are brought to; None = what the model was trained for, if that is known. eot: draws of a
     random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
-    says itself, or as the data does. shard: only this part of the images. after: a folder with a record of all shards,
-    by which a suite chooses what a shard does next. also: further threats, in each of which an image must be robust.
+    says itself, or as the data does. targets: a file of the classes that images are driven to, as `aimed` reads it.
+    shard: only this part of the images. after: a folder with a record of all shards, by which a suite chooses what a
+    shard does next. also: further threats, in each of which an image must be robust.
     """
 
     data: str
@@ -89,6 +91,7 @@ class EvaluationConfig:
     size: int | None = None
     eot: int = 1
     classes: Classes | None = None
+    targets: str | None = None
     shard: ImageShard | None = None
     after: str | None = None
     also: tuple[ThreatModel, ...] = ()
@@ -112,6 +115,7 @@ def check_task(task: EvaluationConfig) -> None:
     lenders = [name for name in task.attacks if "surrogates" in wanted(name)]
     if task.surrogates and task.attacks and not lenders:
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
+    check_targets(task.targets, task.attacks)
     tried = [name for name in dict.fromkeys(task.attacks) if name not in lenders or not task.surrogates]
     for threat in task.threats:
         attacks_of(tried, SOME_CLASSES, norm=threat.name)
@@ -125,7 +129,7 @@ def check_distances(task: EvaluationConfig) -> None:
 
 
 def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> LoadedModel:
-    """Return the model of a run folder, of "module:function", "file.py:function", "timm:...", "hf:..." or an ONNX file.
+    """Return the model of a run folder, "module:function", "file.py:function", a library's "timm:..." or an ONNX file.
 
     built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
@@ -141,7 +145,7 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
-        "file.py:function, timm:NAME, hf:NAME, hf://USER/REPO or FILE.onnx"
+        "file.py:function, timm:NAME, hf:NAME, robustbench:NAME, hf://USER/REPO or FILE.onnx"
     )
 
 
@@ -201,6 +205,7 @@ def evaluate_into(
     _refuse_gradients(judged, task)
     path = folder / EVALUATION
     whole, data, warnings = set_to_judge(task, judged.about)
+    whole, threats = aimed(whole, task.targets, data["classes"]), [one.among(whole.indices) for one in task.threats]
     found = results.load(path) if path.exists() and not overwrite else None
     decided = None if task.after is None else results.load(Path(task.after) / EVALUATION)
     part = cut(task.shard, whole, task.seed, data, decided)
@@ -214,12 +219,14 @@ def evaluate_into(
     going_on |= {"x_adv": kept.left(), "on_block": kept.add}
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
     options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
-    begin = partial(evaluate_steps, judged.model, images, threat=[*task.threats], **options, **going_on)
+    begin = partial(evaluate_steps, judged.model, images, threat=threats, **options, **going_on)
     for step in _allowed(begin, folder, "evaluation", resume, overwrite):
         kept.save(step)
         results.save(step.evaluation, path)
         progress.forget()
         yield step.evaluation
+    if task.keep_images and task.threat.levels == EIGHT_BIT:
+        kept.write_pngs(step)
 
 
 def _allowed(

@@ -25,6 +25,7 @@ WRITTEN = {
         "gallery.npz",
         "adversarial.npz",
         "adversarial/*.npz",
+        "png/*.png",
         "progress.npz",
         "progress-done.npz",
         "corruptions.npz",

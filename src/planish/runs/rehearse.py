@@ -62,7 +62,7 @@ def audit(
 def _threats(threats: Sequence[ThreatModel]) -> Tree:
     """Return the threat as a table, of several a list of texts as `--threat` takes them."""
     if len(threats) == 1:
-        return {"threat": {"norm": threats[0].name, "radius": threats[0].radius}}
+        return {"threat": threats[0].facts}
     return {"threats": [f"{one.name}:{one.radius!r}" for one in threats]}
 
 

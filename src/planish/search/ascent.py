@@ -123,18 +123,20 @@ def search(
     The start and the last iterate count. An image that has arrived costs nothing more: the batch shrinks. Whether it
     has is seen by the forward that the next gradient needs, so that `steps` steps are steps + 1 forwards and `steps`
     backwards for an image that holds out. Where others arrive changes nothing for it.
-    clean: (N,) the score of x, where it is known: an iterate must beat it to be kept.
+    clean: (N,) the score of x, where it is known: an iterate must beat it to be kept. Where the threat has levels, the
+    model is shown each iterate rounded, and that is what is kept; the ascent goes on from the iterate itself.
     """
     best = here = _initial(x, clean)
     rows = torch.arange(len(x), device=x.device)
     objective, score = aim(rows)
     x_adv, state = x if start is None else start, rule.init(x, threat, steps)
     for index in range(steps):
-        values, logits, gradient = evaluated(objective, x_adv)
+        shown = threat.presented(x_adv, x)
+        values, logits, gradient = evaluated(objective, shown)
         if index == 0 and start is None and clean is not None:
             here = here._replace(passes=here.passes + 2)
         else:
-            here = _update_best(here, x_adv, score(logits), index, passes=2)
+            here = _update_best(here, shown, score(logits), index, passes=2)
         if _looks(x, index):
             going = (here.score < 0).nonzero().squeeze(1)
             if len(going) < len(rows):
@@ -142,12 +144,14 @@ def search(
                 left = (x, x_adv, values, gradient, state, rows, here)
                 x, x_adv, values, gradient, state, rows, here = chosen(left, going)
                 objective, score = aim(rows)
+                threat = threat.select(going)
             if len(rows) == 0:
                 return best
         x_adv, state = rule.step(Point(index, steps, x, x_adv, values, gradient, threat), state)
         x_adv = x_adv.detach()
+    shown = threat.presented(x_adv, x)
     with torch.no_grad():
-        here = _update_best(here, x_adv, score(objective(x_adv)[1]), steps, passes=1)
+        here = _update_best(here, shown, score(objective(shown)[1]), steps, passes=1)
     return _scatter(best, rows, here)
 
 

@@ -25,8 +25,8 @@ from planish.search.step_rules import COSINE_MOMENTUM
 
 CHECKED, CHECK_SHARE = 200, 50
 """The check sees at most so many survivors, and at most one for so many test images."""
-FOCUS, FOCUS_STEPS = 0.05, 60
-"""What attacks came closest to breaking: this share of the survivors is attacked again, for longer."""
+FOCUS, FOCUS_STEPS, FOCUS_STARTS = 0.05, 60, 2
+"""What attacks came closest to breaking: this share of the survivors is attacked again, longer, from so many starts."""
 STUCK, LEAP, GAIN = 0.01, 0.06, 0.01
 """Shares of the images that may be stuck at their start, or fall to the targets after the scout, or then to the attack
 on the hard cases, in a short run."""
@@ -86,11 +86,12 @@ class Cascade(Suite):
 
     def _short(self, images: int) -> tuple[Stage, ...]:
         scout = Untargeted(COSINE_MOMENTUM, self.scout_steps, scale_free_cross_entropy)
+        hardest = FOCUS_STARTS * self._towards(1, self.targets, FOCUS_STEPS)
         check = Worst((Noise(10), Square(50)))
         return (
             Stage("scout", scout),
             Stage("targets", Worst((ByDistance(), *self._towards(1, self.targets, self.target_steps)))),
-            Stage("focus", Worst((ByDistance(), *self._towards(1, self.targets, FOCUS_STEPS))), focus=FOCUS),
+            Stage("focus", Worst((ByDistance(), *hardest)), focus=FOCUS),
             Stage("check", check, sample=_checked(images)),
         )
 

@@ -1,0 +1,40 @@
+"""An evaluation beside an earlier one of the same images: who is ahead, image by image."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from planish.core.errors import BadInput
+from planish.core.words import radius_text
+from planish.records.evaluation import load
+from planish.report import Entry
+from planish.report.pairs import Pair, pairs
+from planish.runs.judge import EVALUATION, EvaluationConfig
+
+
+def check_earlier(place: Path | None, task: EvaluationConfig) -> None:
+    """Raise BadInput where no evaluation lies there, or one of another ball; None asks for none.
+
+    place: a folder that holds an evaluation, or its .npz.
+    """
+    if place is None:
+        return
+    if task.shard is not None:
+        raise BadInput("a shard has not all the images of an earlier evaluation; compare what planish merge makes")
+    theirs = _entry(place).evaluation
+    if (theirs.norm, theirs.radius) != (task.threat.name, task.threat.radius):
+        ours = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
+        raise BadInput(f"{place} holds an evaluation at {theirs.norm} radius {radius_text(theirs.radius)}, not {ours}")
+
+
+def against(folder: Path, earlier: Path) -> Pair:
+    """Compare what a folder holds with an earlier evaluation. Raises BadInput where that is of other images."""
+    own, other = _entry(folder), _entry(earlier)
+    names = [own.name, other.name]
+    if names[0] == names[1]:
+        names = [f"{entry.name}, {place}" for entry, place in ((own, folder), (other, earlier))]
+    return pairs([replace(entry, name=name) for entry, name in zip((own, other), names, strict=True)])[0]
+
+
+def _entry(place: Path) -> Entry:
+    record = load(place / EVALUATION if place.is_dir() else place)
+    return Entry(str(record.meta.get("model", {}).get("name") or place.stem), record)
