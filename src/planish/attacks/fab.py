@@ -11,10 +11,11 @@ from torch import Generator, Tensor, nn
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
+from planish.core.knapsack import filled
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
-from planish.core.threat import ThreatModel, filled
+from planish.core.threat import ThreatModel
 from planish.search.ascent import Nearest, chosen
 from planish.search.nearest import NearestSearch
 from planish.search.objectives import gap_gradients, target_order

@@ -10,14 +10,13 @@ import typer
 from typer import Argument, Option
 
 from planish.cli import corruptions as corrupted
-from planish.cli import options, printing, shards, tables, terminal, trust
+from planish.cli import options, printing, shards, tables, terminal, threats, trust
 from planish.cli.gate import gated
 from planish.cli.pages import write_page
 from planish.cli.printing import printable
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from planish.core.threat import ThreatModel
     from planish.evaluation.at_work import OnChunk
     from planish.records.audit import Audit
     from planish.records.distances import Distances
@@ -78,7 +77,7 @@ def evaluate(
         _tell("evaluation", model, where, json_, lambda plan: plan.evaluate(judged, task, on, built_by))
         return None
     folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
-    again = {"data": data, **_ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
+    again = {"data": data, **threats.ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
     return _shown(folder, judged.name, where, json_, csv, against, terminal.next_command("audit", model, **again))
 
 
@@ -273,31 +272,10 @@ def _asked(
 
     on = terminal.chosen_device(device)
     levels = EIGHT_BIT if given.pop("eight_bit", False) else None
-    first, *others = _threats(given.pop("norm"), given.pop("radius"), given.pop("threats", None), levels)
+    first, *others = threats.given(given.pop("norm"), given.pop("radius"), given.pop("threats", None), levels)
     task: EvaluationConfig = made(EvaluationConfig, {**given, "threat": first, "also": tuple(others)}, command)
     check(task)
     return on, task
-
-
-def _ball(task: "EvaluationConfig", radius: str | None) -> dict[str, Any]:
-    """Return the options of the first threat, its radius as it was given if it was."""
-    return {"radius": radius or task.threat.radius, "norm": task.threat.name}
-
-
-def _threats(
-    norm: str, radius: str | float | None, threats: list[str] | None, levels: int | None
-) -> "tuple[ThreatModel, ...]":
-    """Return the threat of a norm and a radius, or those that are given whole. Raises BadInput."""
-    from planish.evaluation.unions import threats_of
-    from planish.runs.given import threat_in
-
-    if radius is None and not threats:
-        raise BadInput("Missing option '--radius', or --threat NORM:RADIUS such as --threat Linf:8/255 --threat L2:0.5")
-    if radius is not None and threats:
-        raise BadInput("--threat says norm and radius: leave --radius out, or give it alone")
-    if not threats:
-        return (threat_in(norm, radius or 0.0, levels),)
-    return tuple(replace(one, levels=levels) for one in threats_of([*threats]).threats)
 
 
 def _model(model: str, device: str, built_by: str | None, name: str | None = None) -> "LoadedModel":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from planish.core.batch import per_image, pixels
 from planish.core.errors import BadInput, nearest, spelled
+from planish.core.knapsack import cut_to, filled
 
 SLACK = 1e-6
 OFF_LEVEL = 1e-3
@@ -309,7 +310,7 @@ class L1(ThreatModel):
         """
         delta, reach = (x_adv - x).flatten(1), self._reach(x, radius)
         size, room = delta.abs(), self._room(delta, x.flatten(1))
-        kept = torch.minimum((size - _cut(size, room, reach)).clamp(min=0), room)
+        kept = torch.minimum((size - cut_to(size, room, reach)).clamp(min=0), room)
         total = kept.sum(1, keepdim=True, dtype=torch.float64).clamp(min=torch.finfo(x.dtype).tiny)
         kept = kept * (reach / total).clamp(max=1).to(x.dtype)
         moved = x + (delta.sign() * kept).view(x.shape)
@@ -335,34 +336,6 @@ class L1(ThreatModel):
         """Return how far each pixel (N, D) can go in the direction, 0 where that is 0."""
         room = torch.where(direction > 0, self.high - x, x - self.low).clamp(min=0)
         return torch.where(direction == 0, 0.0, room)
-
-
-def filled(room: Tensor, weight: Tensor, worth: Tensor, amount: Tensor) -> Tensor:
-    """Return how much of each room (N, D) is used, the largest weight first, until use times worth is an amount.
-
-    worth: (N, D), at least 0; what is worth nothing is not used. amount: (N, 1). All is used where it does not suffice.
-    """
-    order = weight.argsort(dim=1, descending=True, stable=True)
-    room_there, worth_there = room.gather(1, order), worth.gather(1, order).double()
-    gain = (worth_there * room_there).clamp(max=amount)
-    left = (amount - (gain.cumsum(1) - gain)).clamp(min=0)
-    used = torch.where(worth_there > 0, torch.minimum(left / worth_there, room_there), 0.0)
-    return torch.zeros_like(room).scatter(1, order, used.to(room.dtype))
-
-
-def _cut(size: Tensor, room: Tensor, reach: Tensor) -> Tensor:
-    """Return the least cut (N, 1), not below 0, with sum min(max(size - cut, 0), room) <= reach, for (N, D) numbers.
-
-    The sum is piecewise linear in the cut: a pixel begins to shrink at size - room, and is gone at size.
-    """
-    kinks, order = torch.cat([size, (size - room).clamp(min=0)], 1).sort(1, descending=True)
-    sign = torch.where(order < size.shape[1], 1.0, -1.0).double()
-    slope, height = sign.cumsum(1), (sign * kinks).cumsum(1)
-    below = (height - slope * kinks < reach).sum(1, keepdim=True)
-    at = (below - 1).clamp(min=0)
-    cut = (height.gather(1, at) - reach) / slope.gather(1, at)
-    cut = torch.where(below == 0, kinks[:, :1].double(), torch.where(below == kinks.shape[1], 0.0, cut))
-    return cut.clamp(min=0).to(size.dtype)
 
 
 @spelled()

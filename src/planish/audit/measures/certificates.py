@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from planish.audit.measures.affine import Affine, Interval, affine_layers, ball, outputs, reachable
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
+from planish.core.knapsack import filled
 from planish.core.losses import margin
-from planish.core.threat import L1, L2, Linf, ThreatModel, filled
+from planish.core.threat import L1, L2, Linf, ThreatModel
 
 TOLERANCE = 1e-6
 """To which the solver meets constraints: proven numbers are as exact as that."""
