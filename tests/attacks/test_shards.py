@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from misleading import Misleading
 from small_attacks import CLASSES, DEFINED, FAR, FEW, FEW_FAR, KNOWN, made, named
 from strange_models import Alone
-from torch import Tensor, nn
+from torch import nn
 
 from planish.attacks import Attack, DistanceAttack
 from planish.attacks.gradient import FGSM, PGD
@@ -154,18 +155,6 @@ def test_shards_of_every_suite_make_the_whole(
     assert rounds > 2 if chooses else rounds == 1
 
 
-class Backwards(nn.Module):
-    """Right logits, and gradients that point the wrong way."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        return logits.detach() + 1 * (logits.detach() - logits)
-
-
 @pytest.mark.parametrize("of", [2, 3])
 def test_an_escalation_is_decided_by_all_the_images(
     of: int, model: nn.Module, many: Batch, monkeypatch: pytest.MonkeyPatch
@@ -174,11 +163,11 @@ def test_an_escalation_is_decided_by_all_the_images(
     few = [Stage("noise", Noise(5)), Stage("fgsm", FGSM(), because=()), Stage("pgd", PGD(2, 1))]
     monkeypatch.setattr(Cascade, "_long", tuple(few))
     attacks = {"planish-suite": Cascade(3, 2, classes=CLASSES)}
-    whole = evaluated(Backwards(model), many, Linf(0.08), attacks)
+    whole = evaluated(Misleading(model), many, Linf(0.08), attacks)
     assert whole.names[4:] == ("planish-suite/noise", "planish-suite/fgsm", "planish-suite/pgd")
-    merged, rounds = in_shards(Backwards(model), many, Linf(0.08), attacks, of), 1
+    merged, rounds = in_shards(Misleading(model), many, Linf(0.08), attacks, of), 1
     while left(attacks, merged):
-        merged, rounds = in_shards(Backwards(model), many, Linf(0.08), attacks, of, after=merged), rounds + 1
+        merged, rounds = in_shards(Misleading(model), many, Linf(0.08), attacks, of, after=merged), rounds + 1
     same(replace(merged, meta={key: fact for key, fact in merged.meta.items() if key != "left"}), whole)
     assert rounds == 4  # scout and targets; the hard cases; the check; all long stages, which are decided at once
 

@@ -12,11 +12,6 @@ EVERY = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=["L
 SLOPES = ["forward", "central", "double-backward"]
 
 
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
 def call(method: GradientPenalty, model: nn.Module, batch: Batch, threat: ThreatModel) -> dict[str, Tensor]:
     found = method(model, batch, threat, StepContext(torch.Generator(), 1.0))
     return {"total": found.total, **found.terms}
