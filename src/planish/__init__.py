@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from planish.cli.progress import progress
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
-    from planish.core.threat import L2, Linf, parse_threat
+    from planish.core.threat import L0, L1, L2, Linf, parse_threat
     from planish.evaluation.adversarials import verify
     from planish.evaluation.distances import minimum_distance
     from planish.evaluation.evaluate import evaluate, evaluate_steps
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "L0",
+    "L1",
     "L2",
     "BadInput",
     "Batch",

@@ -22,10 +22,10 @@ by_norm = pytest.mark.parametrize("threat", [L2(0.0), Linf(0.0)], ids=lambda thr
 ORDER, SIZES = torch.tensor([6, 1, 0, 3, 7, 2, 5, 4]), (3, 1, 4)
 
 
-class L1(L2):
+class L3(L2):
     """A norm that no attack knows."""
 
-    name = "L1"
+    name = "L3"
 
 
 def nearest(attack: DistanceAttack, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int = 0) -> Nearest:

@@ -6,7 +6,7 @@ from typing import Any
 from sketch import sketches
 
 from planish.attacks import Attack, Within
-from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.threat import L1, L2, Linf, ThreatModel
 from planish.registry import components, make
 
 CLASSES = 4
@@ -15,14 +15,18 @@ FEW = KNOWN | {"steps": 3, "restarts": 2, "targets": 2, "queries": 40, "samples"
 """Few of everything, where an attack has such options; distance attacks need some more to get anywhere, some most."""
 FEW_FAR = {"steps": 8, "rounds": 4, "outer": 3, "inner": 12, "queries": 60}
 SLOW = {name: {"steps": 12, "outer": 4, "inner": 20} for name in ("ddn", "carlini-wagner-linf")}
-BALLS: list[ThreatModel] = [Linf(0.1), L2(0.6)]
+BALLS: list[ThreatModel] = [Linf(0.1), L2(0.6), L1(2.0)]
 """Some of the eight images of `known` can be broken in them, and some cannot."""
-ONLY = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
-"""Attacks that know one norm only."""
+ONLY = {"ddn": ["L2"], "carlini-wagner": ["L2"], "carlini-wagner-linf": ["Linf"], "sigma-zero": ["L0"]}
+ONLY |= {name: ["Linf", "L2"] for name in ("deepfool", "log-barrier")}
+"""Attacks that know some norms only."""
+ITS_OWN_IN_L1 = ("apgd-ce", "closest", "fab", "pgd-margin", "square")
+"""Attacks with a form of their own in L1, or steps: every contract is for them too, `test_l1.py` for all."""
 NAMES = sorted(components("attacks"))
 PAIRS = [(name, threat) for name in NAMES for threat in BALLS]
-DEFINED = [(name, threat) for name, threat in PAIRS if ONLY.get(name, threat.name) == threat.name]
-UNDEFINED = [pair for pair in PAIRS if pair not in DEFINED]
+KNOWN_PAIRS = [(name, threat) for name, threat in PAIRS if threat.name in ONLY.get(name, threat.name)]
+DEFINED = [(name, threat) for name, threat in KNOWN_PAIRS if threat.name != "L1" or name in ITS_OWN_IN_L1]
+UNDEFINED = [pair for pair in PAIRS if pair not in KNOWN_PAIRS]
 
 
 def named(value: str | ThreatModel) -> str:

@@ -16,7 +16,7 @@ from planish.core.randomness import seeded
 from planish.core.threat import Linf, ThreatModel
 from planish.search.ascent import LOOK, LOOK_ACCELERATED
 
-OWN_WAYS = ("fab", "log-barrier", "square")
+OWN_WAYS = ("apgd-ce", "fab", "log-barrier", "square")
 """Attacks with code of their own for each norm; of the others one norm is enough here."""
 ONCE = [(name, threat) for name, threat in DEFINED if isinstance(threat, Linf) or name in OWN_WAYS]
 ONCE += [pair for pair in DEFINED if pair[0] not in {name for name, _ in ONCE}]

@@ -12,5 +12,5 @@ from planish.core.threat import ThreatModel
 
 @pytest.mark.parametrize(("name", "threat"), UNDEFINED, ids=named)
 def test_an_undefined_norm_is_refused(name: str, threat: ThreatModel, knowing: nn.Module, known: Batch):
-    with pytest.raises(BadInput, match=rf"(?=.*\b{ONLY[name]}\b)(?=.*\bnot {threat.name}\b)"):
+    with pytest.raises(BadInput, match=rf"(?=.*\b{ONLY[name][0]}\b)(?=.*\bnot {threat.name}\b)"):
         small(name).search(knowing, known, threat, generator=seeded(0))

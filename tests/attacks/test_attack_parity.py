@@ -54,6 +54,7 @@ NO_PEER = {
     "odi-pgd": "in neither",
     "pgd-bisection": "planish's own; test_bisection.py has a slow twin",
     "pgd-margin": "PGD, whose loss is cross entropy in both",
+    "sigma-zero": "in neither; test_l0.py has a slow twin",
     "random-targeted": "torchattacks draws the class from the global random state; else as least-likely",
     "smoothed": "in neither",
     "targeted": "PGD towards a class with other steps; tests/compat compares what it reaches with torchattacks",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from known_distances import Ball, box_distances, linear, to_halfspace
-from observing import L1, asked, by_norm, in_parts, left_alone, nearest, same, wrong
+from observing import L3, asked, by_norm, in_parts, left_alone, nearest, same, wrong
 from strange_models import Flat
 from torch import Tensor, nn
 
@@ -243,8 +243,8 @@ def test_bad_input(knowing: nn.Module, known: Batch):
         FAB(1, 0)
     with pytest.raises(BadInput, match="targets must be at least 1, got 0"):
         make("attacks", "fab-t-5-0", {})
-    with pytest.raises(BadInput, match="Linf and L2, not L1"):
-        nearest(FAB(), knowing, known, L1(0.1))
+    with pytest.raises(BadInput, match="Linf, L2, L1, not L3"):
+        nearest(FAB(), knowing, known, L3(0.1))
 
 
 def test_names_carry_the_numbers():

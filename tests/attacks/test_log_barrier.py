@@ -3,7 +3,7 @@
 import pytest
 import torch
 from known_distances import Ball, box_distances, free_distances, linear
-from observing import L1, by_norm, in_parts, left_alone, nearest, same, wrong
+from observing import L3, by_norm, in_parts, left_alone, nearest, same, wrong
 from torch import Tensor, nn
 
 from planish.attacks import Within
@@ -166,5 +166,5 @@ def test_bad_input(batch: Batch):
     for options, message in (((0, 5), "outer must be at least 1, got 0"), ((5, -1), "inner must be at least 1")):
         with pytest.raises(BadInput, match=message):
             COMPONENTS["log-barrier"](*options)
-    with pytest.raises(BadInput, match="does not know the norm L1; it knows L2 and Linf"):
-        nearest(SHORT, *greys(2, batch), L1(0.1))
+    with pytest.raises(BadInput, match="L2 and Linf, not L3"):
+        nearest(SHORT, *greys(2, batch), L3(0.1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from observing import L1, in_parts, left_alone, same, wrong
+from observing import L3, in_parts, left_alone, same, wrong
 from strange_models import Flat
 from torch import Tensor, nn
 
@@ -271,8 +271,8 @@ def test_bad_input(knowing: nn.Module, known: Batch):
         make("attacks", "square-0", {})
     with pytest.raises(BadInput, match="p_init must be above 0 and at most 1, got 1"):
         Square(p_init=1.5)
-    with pytest.raises(BadInput, match="Linf and L2, not L1"):
-        attack(Square(5), knowing, known, L1(0.1))
+    with pytest.raises(BadInput, match="Linf, L2, L1, not L3"):
+        attack(Square(5), knowing, known, L3(0.1))
     assert make("attacks", "square-7", {}) == Square(7)
 
 

@@ -311,3 +311,23 @@ def test_hardening_from_a_run_folder_and_the_best_epoch(
     best = planish("evaluate", "run/model-best.safetensors", *options, "--out", "best")
     assert best.exit_code == 0 and "seat" in Path("best/report.html").read_text()
     assert planish("train", "--weights", "nowhere", "--out", "other", *tiny).exit_code == 2
+
+
+def test_several_threats_are_one_evaluation(planish: Planish, run_folder: Path):
+    """Robust is what stands in each; the page, the next command and `verify` know of all of them."""
+    asked = [part for threat in ("Linf:0.1", "L1:1.5") for part in ("--threat", threat)]
+    given = ("--data", "digits", "--limit", "20", "--attacks", "pgd-2-1", "--device", "cpu")
+    plan = planish("evaluate", run_folder, *given, *asked, "--dry-run", "--json")
+    assert json.loads(plan.stdout)["threats"] == ["Linf:0.1", "L1:1.5"]
+    done = planish("evaluate", run_folder, *given, *asked, "--keep-images", "--out", "both")
+    assert done.exit_code == 0 and "the union of Linf 0.1 and L1 1.5" in " ".join(done.stdout.split())
+    assert done.stdout.splitlines()[-1].endswith("--data digits --radius 0.1")
+    record = load(Path("both/evaluation.npz"))
+    assert record.names == ("Linf pgd-2-1", "L1 pgd-2-1") and "the union of" in Path("both/report.html").read_text()
+    checked = planish("verify", run_folder, "both/adversarial.npz", "--data", "digits", *asked, "--json")
+    document = json.loads(checked.stdout)
+    assert document["infeasible"] == 0
+    assert document["robust"]["accuracy"] == record.robust_accuracy().value
+    for wrong, told in ((("--radius", "0.1"), "leave --radius out"), (("--shard", "1/2"), "in one process")):
+        refused = planish("evaluate", run_folder, *given, *asked, *wrong)
+        assert refused.exit_code == 2 and told in refused.stderr and len(refused.stderr.splitlines()) == 1

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from planish.core.errors import BadInput
 from planish.core.randomness import draws, keyed_draws
-from planish.core.threat import L2, Linf, ThreatModel, parse_radius, parse_threat
+from planish.core.threat import L0, L1, L2, Linf, ThreatModel, parse_radius, parse_threat
 
-THREATS = [Linf("8/255"), Linf(0.4), Linf(0.0), L2(0.5), L2(3.0), L2(0.0), Linf(0.2, low=-1.0, high=1.0)]
+THREATS = [
+    *(Linf("8/255"), Linf(0.4), Linf(0.0), Linf(0.2, low=-1.0, high=1.0)),
+    *(L2(0.5), L2(3.0), L2(0.0), L1(0.5), L1(3.0), L1(0.0)),
+]
 EVERY = pytest.mark.parametrize("threat", THREATS, ids=str)
 SHAPE = (3, 1, 2, 4)
 
@@ -25,7 +28,8 @@ def tensors(low: float, high: float) -> st.SearchStrategy[Tensor]:
 def length(threat: ThreatModel, delta: Tensor) -> Tensor:
     """The norm, from its definition."""
     flat = delta.double().flatten(1)
-    return flat.abs().amax(1) if isinstance(threat, Linf) else flat.square().sum(1).sqrt()
+    sizes = {"Linf": lambda: flat.abs().amax(1), "L2": lambda: flat.square().sum(1).sqrt()}
+    return sizes.get(threat.name, lambda: flat.abs().sum(1))()
 
 
 def check_feasible(threat: ThreatModel, x_adv: Tensor, x: Tensor) -> None:
@@ -52,7 +56,7 @@ def test_feasible_points_stay(threat: ThreatModel, x: Tensor, delta: Tensor):
     torch.testing.assert_close(threat.project(inside, x), inside, atol=2e-7, rtol=0)
 
 
-@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1), L1(0.1)], ids=str)
 def test_what_lies_outside_is_called_infeasible(threat: ThreatModel):
     x = torch.full((1, 1, 2, 2), 0.95)
     beyond, outside = x.clone(), x.clone()
@@ -94,7 +98,7 @@ def test_random_points_are_feasible_and_belong_to_their_image(threat: ThreatMode
         assert not torch.equal((whole - x)[0], (whole - x)[1])
 
 
-@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1), L1(0.1)], ids=str)
 def test_samples_fill_the_ball_and_corners_its_surface(threat: ThreatModel):
     x = torch.full((4000, 1, 2, 2), 0.5)
     uniform = draws(x, torch.Generator().manual_seed(0))
@@ -146,8 +150,79 @@ def test_a_step_goes_up_by_its_length_and_stays_in_the_ball(threat: ThreatModel)
     kept = x.clone(), direction.clone()
     way, lengths = threat.steepest(direction), torch.tensor([0.01, 0.02, 0.03])
     check_feasible(threat, threat.step(x, x, direction), x)
-    assert torch.equal(threat.step(x, x, direction), threat.project(x + threat.radius * way, x))
     moved = threat.step(x, x, direction, lengths, lengths / 2)
     torch.testing.assert_close(length(threat, moved - x), (lengths / 2).double(), atol=1e-6, rtol=0)
-    assert torch.equal(threat.step(x, x, direction, 0.01, lengths), threat.project(x + 0.01 * way, x, lengths))
+    if threat.name != "L1":  # there it goes to several pixels: a fractional knapsack, below
+        assert torch.equal(threat.step(x, x, direction), threat.project(x + threat.radius * way, x))
+        assert torch.equal(threat.step(x, x, direction, 0.01, lengths), threat.project(x + 0.01 * way, x, lengths))
+    again = torch.cat([threat.step(x[i : i + 1], x[i : i + 1], direction[i : i + 1], 0.01) for i in range(3)])
+    assert torch.equal(threat.step(x, x, direction, 0.01), again)
     assert torch.equal(x, kept[0]) and torch.equal(direction, kept[1])
+
+
+def cut_by_bisection(x: Tensor, moved: Tensor, radius: float) -> Tensor:
+    """The projection on an L1 ball and the box: the least cut of all sizes with which the rest fits in the ball."""
+    x, delta = x.double(), moved.double() - x.double()
+    room = torch.where(delta > 0, 1 - x, x)
+    least, most = torch.zeros(len(x), *[1] * (x.ndim - 1), dtype=torch.float64), delta.abs().flatten(1).amax(1)
+    most = most.view_as(least)
+    for _ in range(100):
+        middle = (least + most) / 2
+        kept = torch.minimum((delta.abs() - middle).clamp(min=0), room).flatten(1).sum(1).view_as(middle)
+        least, most = torch.where(kept > radius, middle, least), torch.where(kept > radius, most, middle)
+    whole = torch.minimum(delta.abs(), room).flatten(1).sum(1).view_as(most) <= radius
+    return x + delta.sign() * torch.minimum((delta.abs() - torch.where(whole, 0.0, most)).clamp(min=0), room)
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=tensors(0, 1), moved=tensors(-3, 3), radius=st.sampled_from([0.0, 0.3, 2.0, 30.0]))
+def test_the_l1_projection_agrees_with_its_slow_twin(x: Tensor, moved: Tensor, radius: float):
+    torch.testing.assert_close(
+        L1(radius).project(moved, x).double(), cut_by_bisection(x, moved, radius), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.3, 3.0])
+def test_the_l1_projection_of_many_pixels(noise: float):
+    """Cut by one amount, thousands of pixels could all be rounded outwards, and the image would leave the ball."""
+    draw = torch.Generator().manual_seed(0)
+    x = (torch.rand(20, 3, 32, 32, generator=draw) * 1.4 - 0.2).clamp(0, 1)
+    moved = x + noise * torch.randn(x.shape, generator=draw)
+    found = L1(12.0).project(moved, x)
+    check_feasible(L1(12.0), found, x)
+    assert (length(L1(12.0), found - x) > 12 - 1e-4).all()
+    torch.testing.assert_close(found.double(), cut_by_bisection(x, moved, 12.0), atol=2e-6, rtol=0)
+    own = torch.linspace(0.5, 30, 20)
+    each = torch.cat([L1(float(r)).project(moved[i : i + 1], x[i : i + 1]) for i, r in enumerate(own)])
+    torch.testing.assert_close(L1(12.0).project(moved, x, own), each, atol=1e-7, rtol=0)
+
+
+def test_a_step_in_l1_goes_to_a_fractional_knapsack():
+    """Among the points of ball and box the one farthest along the gradient, which is where ever longer steps end."""
+    draw = torch.Generator().manual_seed(0)
+    x = (torch.rand(30, 1, 5, 5, generator=draw) * 1.4 - 0.2).clamp(0, 1)
+    gradient = torch.randn(x.shape, generator=draw)
+    gradient[:, :, 0] = 0
+    far = cut_by_bisection(x, x + 1e4 * gradient, 2.5) - x
+    delta = L1(2.5).step(x, x, gradient) - x
+    best, found = ((gradient * part).flatten(1).sum(1) for part in (far, delta))
+    torch.testing.assert_close(found.double(), best, rtol=1e-3, atol=0)
+    assert (found.double() >= best - 1e-6).all() and (delta[:, :, 0] == 0).all()
+    half = L1(2.5).step(x + delta, x, -gradient, 1.25) - x
+    torch.testing.assert_close(half, (delta + L1(2.5).step(x, x, -gradient) - x) / 2, atol=1e-6, rtol=0)
+    assert ((delta != 0).flatten(1).sum(1) <= 10).all()  # about two pixels for each unit of the radius
+
+
+def test_l0_counts_values_and_keeps_the_largest_changes():
+    x = torch.full((2, 1, 2, 2), 0.5)
+    moved = x + torch.tensor([0.1, -0.3, 0.0, 2.0]).view(1, 1, 2, 2)
+    found = L0(2.9).project(moved, x)
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.2, 0.5, 1.0]).view(1, 1, 2, 2).expand(2, -1, -1, -1))
+    assert L0(2).norm(found - x).tolist() == [2, 2] and L0(2).feasible(found, x).all()
+    assert not L0(1).feasible(found, x).any() and torch.equal(L0(2).project(moved, x, torch.tensor([0.0, 4]))[0], x[0])
+    for kind in ("sample", "corner"):
+        point = getattr(L0(2), kind)(x, torch.rand(2, 5, generator=torch.Generator().manual_seed(0)))
+        assert L0(2).norm(point - x).tolist() == [2, 2] and L0(2).feasible(point, x).all()
+    assert set(point.unique().tolist()) <= {0.0, 0.5, 1.0}
+    with pytest.raises(BadInput, match="use sigma-zero"):
+        L0(2).step(x, x, moved)

@@ -4,11 +4,11 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy
-from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.threat import L1, L2, Linf, ThreatModel
 from planish.methods import StepContext
 from planish.methods.gradient_penalty import GradientPenalty
 
-BOTH = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=["Linf", "L2"])
+EVERY = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=["Linf", "L2", "L1"])
 SLOPES = ["forward", "central", "double-backward"]
 
 
@@ -24,14 +24,20 @@ def by_hand(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return value, torch.autograd.grad(value.sum(), x, create_graph=True)[0].flatten(1)
 
 
+def dual(gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """The norm of a gradient (N, D) that is dual to the threat's."""
+    sizes = {"Linf": gradient.abs().sum(1), "L2": gradient.norm(dim=1), "L1": gradient.abs().amax(1)}
+    return sizes[threat.name]
+
+
 @pytest.mark.parametrize("slope", SLOPES)
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("scale", ["tulip", "exact"])
-@BOTH
+@EVERY
 def test_the_formula(slope: str, power: int, scale: str, threat: ThreatModel, smooth: nn.Module, images: Batch):
-    """CE + lambda / 2 ||grad||_*^2; tulip divides the l1 norm by sqrt(d), the l2 norm by 1."""
+    """CE + lambda / 2 ||grad||_*^2; tulip divides the l1 norm by sqrt(d), the others by 1."""
     value, gradient = by_hand(smooth, images)
-    size = gradient.abs().sum(1) if isinstance(threat, Linf) else gradient.norm(dim=1)
+    size = dual(gradient, threat)
     if scale == "tulip" and isinstance(threat, Linf):
         size = size / 64**0.5
     expected = value.mean() + 0.7 * (size.square() / 2 if power == 2 else size).mean()
@@ -47,7 +53,7 @@ def test_the_formula(slope: str, power: int, scale: str, threat: ThreatModel, sm
         torch.testing.assert_close(one, other, rtol=20 * rtol, atol=20 * rtol * other.abs().max().item())
 
 
-@BOTH
+@EVERY
 def test_finite_differences_agree_with_double_backward_as_published(
     threat: ThreatModel, smooth: nn.Module, batch: Batch
 ):
@@ -56,10 +62,11 @@ def test_finite_differences_agree_with_double_backward_as_published(
     assert sizes[:2] == pytest.approx([sizes[2]] * 2, rel=1e-2)
 
 
-@BOTH
+@EVERY
 def test_a_norm_may_be_chosen_whatever_the_threat(threat: ThreatModel, smooth: nn.Module, images: Batch):
     gradient = by_hand(smooth, images)[1]
-    for norm, size in (("l1", gradient.abs().sum(1)), ("l2", gradient.norm(dim=1))):
+    for norm, own in (("l1", Linf(1.0)), ("l2", L2(1.0)), ("linf", L1(1.0))):
+        size = dual(gradient, own)
         method = GradientPenalty(norm=norm, scale="exact", slope="double-backward")  # type: ignore[arg-type]
         torch.testing.assert_close(call(method, smooth, images, threat)["slope"], size.mean().detach())
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from planish.attacks.log_barrier import LogBarrier as LogBarrier
     from planish.attacks.random_search import Noise as Noise, Square as Square
     from planish.attacks.relaxed import Relaxed as Relaxed
+    from planish.attacks.sigma_zero import SigmaZero as SigmaZero
     from planish.attacks.suites.autoattack import AutoAttack as AutoAttack
     from planish.attacks.suites.cascade import Cascade as Cascade
     from planish.attacks.suites.deep import Deep as Deep

@@ -16,9 +16,9 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.core.words import number_of
-from planish.search.ascent import Adversarials, Score, as_component, ascend, search, with_logits
+from planish.search.ascent import Adversarials, Score, as_component, ascend, highest, search, with_logits
 from planish.search.objectives import Objective, loss_of, objective_of, target_order
-from planish.search.step_rules import COSINE_MOMENTUM, Adam, Piecewise, Steepest, StepRule
+from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Piecewise, Steepest, StepRule
 
 PAPER_STEP = 0.1 * 255 / 8
 """The LLR paper's Adam step of 0.1 pixels, in radii of 8/255."""
@@ -28,6 +28,9 @@ Start = Literal["image", "uniform", "diverse"]
 """The image; a random point of the ball; or that and two full steps along random logits (Tashiro et al. 2020)."""
 DIVERSE_STEPS = 2
 START_PASSES: dict[Start, int] = {"image": 0, "uniform": 0, "diverse": 2 * DIVERSE_STEPS}
+LARGER_BALLS = {"L1": ((3.0, 0.3), (2.0, 0.3))}
+"""Where APGD ascends in larger balls first: their radii, in radii, and their shares of the steps (Croce and Hein 2021,
+Mind the box, section 3.3)."""
 
 
 class Targets(Protocol):
@@ -142,22 +145,46 @@ def _searched(
     with attacked(model):
         batch = with_logits(model, batch)
         score, targets = attack.goal(batch)
-        start = _start(attack.start, model, batch, threat, generator)
+        start = _start(attack, model, batch, threat, generator)
 
         def aim(rows: Tensor) -> tuple[Objective, Score]:
             labels, target = batch.labels[rows], targets[rows]
             return objective_of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
-        found = search(aim, batch.x, threat, attack.rule, attack.steps, start=start, clean=score(batch.clean_logits))
-    return as_component(found._replace(passes=found.passes + START_PASSES[attack.start]), targets)
+        every = torch.arange(len(batch.x), device=batch.x.device)
+        start, left, before = _drawn_in(attack, aim(every)[0], batch.x, threat, start)
+        found = search(aim, batch.x, threat, attack.rule, left, start=start, clean=score(batch.clean_logits))
+    return as_component(found._replace(passes=found.passes + START_PASSES[attack.start] + before), targets)
 
 
-def _start(kind: Start, model: nn.Module, batch: Batch, threat: ThreatModel, generator: Generator) -> Tensor | None:
-    if kind == "image":
+def _larger_balls(attack: Untargeted | Targeted, threat: ThreatModel) -> tuple[tuple[float, float], ...]:
+    return LARGER_BALLS.get(threat.name, ()) if isinstance(attack.rule, AutoPGD) else ()
+
+
+def _drawn_in(
+    attack: Untargeted | Targeted, objective: Objective, x: Tensor, threat: ThreatModel, start: Tensor | None
+) -> tuple[Tensor | None, int, int]:
+    """Ascend in larger balls, each from the best point of the one before; return the start, steps left, and passes."""
+    left, passes = attack.steps, 0
+    for radii, share in _larger_balls(attack, threat):
+        steps, ball = min(math.ceil(share * attack.steps), left), threat.scaled(radii)
+        start = ball.project(x if start is None else start, x)
+        start = highest(objective, x, ball, attack.rule, steps, start=start).x_adv
+        left, passes = left - steps, passes + 2 * steps + 1
+    return threat.project(start, x) if start is not None and passes else start, left, passes
+
+
+def _start(
+    attack: Untargeted | Targeted, model: nn.Module, batch: Batch, threat: ThreatModel, generator: Generator
+) -> Tensor | None:
+    if attack.start == "image":
         return None
     seed = drawn_seed(generator)
-    start = threat.sample(batch.x, keyed_draws(batch.x, batch.indices, seed))
-    if kind == "uniform":
+    drawn = keyed_draws(batch.x, batch.indices, seed)
+    if larger := _larger_balls(attack, threat):
+        return threat.scaled(larger[0][0]).corner(batch.x, drawn)
+    start = threat.sample(batch.x, drawn)
+    if attack.start == "uniform":
         return start
     direction = 2 * keyed(batch.indices, seed + 1, batch.clean_logits.shape[1]).to(batch.x.device) - 1
     along = objective_of(model, lambda x_adv, logits: (wide(logits) * direction).sum(1))

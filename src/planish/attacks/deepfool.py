@@ -15,6 +15,8 @@ from planish.search.ascent import Nearest
 from planish.search.nearest import NearestSearch
 from planish.search.objectives import logit_gradients
 
+NORMS = ("Linf", "L2")
+
 
 @dataclass(frozen=True)
 class DeepFool(DistanceAttack):
@@ -47,7 +49,9 @@ class DeepFool(DistanceAttack):
             raise BadInput(f"overshoot must not be negative, got {self.overshoot}")
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
-        """Return the first adversarial image on each one's way, in L2 or Linf; nothing is drawn from the generator."""
+        """Return the first adversarial image on each one's way; nothing is drawn. Raises BadInput in other norms."""
+        if threat.name not in NORMS:
+            raise BadInput(f"DeepFool knows the norms {' and '.join(NORMS)}, not {threat.name}; use fab or closest")
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)
             batch, rows = search.batch, search.unfinished()

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
+from planish.core.knapsack import filled
 from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
@@ -19,7 +20,7 @@ from planish.search.ascent import Nearest, chosen
 from planish.search.nearest import NearestSearch
 from planish.search.objectives import gap_gradients, target_order
 
-NORMS = ("Linf", "L2")
+NORMS = ("Linf", "L2", "L1")
 PAST = 0.02
 """The final search aims past the crossing that it expects, by this share of what is left of the segment."""
 
@@ -63,9 +64,9 @@ class FAB(DistanceAttack):
         at_least(1, steps=self.steps, restarts=self.restarts, targets=self.targets, candidates=self.candidates)
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
-        """Return the nearest adversarial image found for each. Raises BadInput for a norm other than Linf and L2."""
+        """Return the nearest adversarial image found for each. Raises BadInput for norms that it does not know."""
         if threat.name not in NORMS:
-            raise BadInput(f"FAB knows the norms {' and '.join(NORMS)}, not {threat.name}")
+            raise BadInput(f"FAB knows the norms {', '.join(NORMS)}, not {threat.name}")
         seed = drawn_seed(generator)
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)
@@ -191,7 +192,7 @@ def to_plane(point: Tensor, normal: Tensor, need: Tensor, threat: ThreatModel) -
     point, normal: (N, D), need: (N,). Where the plane misses the box: the delta to the box's nearest corner to the
     plane. Zero where the normal is zero or not a number. Exact, by sorting: all pixels move at their pace, 1 for Linf
     and |normal| for L2, until they meet the box's side; the time at which they have gained `need` is found between two
-    such meetings.
+    such meetings. In L1 those of the largest |normal| go to the box's side, one by one (a fractional knapsack).
     """
     tiny = torch.finfo(normal.dtype).tiny
     slope = normal.nan_to_num(0.0, 0.0, 0.0) * need.nan_to_num(0.0).sign()[:, None]
@@ -199,7 +200,10 @@ def to_plane(point: Tensor, normal: Tensor, need: Tensor, threat: ThreatModel) -
     weight = slope.abs() / largest
     pace = weight if threat.name == "L2" else torch.ones_like(weight)
     room = torch.where(slope > 0, threat.high - point, point - threat.low).clamp(min=0)
-    time = _time(room, pace, weight, need.nan_to_num(0.0).abs()[:, None] / largest)
+    gain = need.nan_to_num(0.0).abs()[:, None] / largest
+    if threat.name == "L1":
+        return slope.sign() * filled(room, weight, weight, gain)
+    time = _time(room, pace, weight, gain)
     return slope.sign() * torch.minimum(room, time * pace)
 
 
@@ -237,7 +241,7 @@ class FABT(DistanceAttack):
         return FAB(self.steps, self.restarts, targets=min(self.targets, classes - 1))
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
-        """Return the nearest adversarial image found for each. Raises BadInput for a norm other than Linf and L2."""
+        """Return the nearest adversarial image found for each. Raises BadInput for norms that it does not know."""
         return FAB(self.steps, self.restarts, targets=self.targets).distances(model, batch, threat, generator=generator)
 
 

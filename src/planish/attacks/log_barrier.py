@@ -79,7 +79,7 @@ class LogBarrier(DistanceAttack):
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image of each. Raises BadInput for norms other than L2 and Linf."""
         if threat.name not in MOVES:
-            raise BadInput(f"log-barrier does not know the norm {threat.name}; it knows {' and '.join(MOVES)}")
+            raise BadInput(f"log-barrier knows the norms {' and '.join(MOVES)}, not {threat.name}")
         seed = drawn_seed(generator)
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)

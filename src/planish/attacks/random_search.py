@@ -3,7 +3,7 @@
 import math
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,13 +61,15 @@ class Square(Attack):
     rescaled: it is halved after the same shares of `queries` instead, these being of 10000.
 
     Black box: it asks for logits alone. Algorithm 1 from vertical stripes with the updates of Algorithm 2 (Linf), or
-    from a tiling of bumps with those of Algorithm 3 and eq. 2 (L2). A candidate is kept where it raises the margin; an
-    image leaves with its first misclassified one. On oblong images a window's side is at most the shorter side of the
-    image; in L2 it is odd and at least 3, where there is room.
+    from a tiling of bumps with those of Algorithm 3 and eq. 2 (L2; in L1 with 1 / (j + 1)^4, and lengths and masses in
+    L1: Croce and Hein 2021, Mind the box, section 4). A candidate is kept where it raises the margin; an image leaves
+    with its first misclassified one. On oblong images a window's side is at most the shorter side of the image; in L2
+    and L1 it is odd and at least 3, where there is room.
 
     Differs: in L2 the two bumps of a window have the same length, as in public code and not in eq. 2. From public code:
     each image draws its own windows, at any place (there the last is never drawn, so that an edge of the image keeps
-    its start), and in L2 a channel keeps its own mass, as in Algorithm 3 (there each gets that of all).
+    its start), and in L2 a channel keeps its own mass, as in Algorithm 3 (there each gets that of all). In L1 a
+    channel's mass is multiplied by the number of channels, as there: what is too much the projection cuts off.
     """
 
     queries: int = 5000
@@ -83,7 +85,7 @@ class Square(Attack):
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the first misclassified candidate of each image, or else the best. Raises BadInput for other norms."""
         if threat.name not in SEARCHES:
-            raise BadInput(f"Square knows the norms {' and '.join(SEARCHES)}, not {threat.name}")
+            raise BadInput(f"Square knows the norms {', '.join(SEARCHES)}, not {threat.name}")
         seed, kind = drawn_seed(generator), SEARCHES[threat.name]
 
         def propose(batch: Batch, x_adv: Tensor, query: int) -> Tensor:
@@ -124,10 +126,12 @@ class _Stripes(NamedTuple):
         return self.threat.project_(x + self.threat.radius * signs.to(x.dtype), x)
 
 
-class _Bumps(NamedTuple):
+@dataclass(frozen=True)
+class _Bumps:
     """L2: windows of two opposite bumps, paid for by what a second window gives up (Algorithm 3)."""
 
     threat: ThreatModel
+    order: ClassVar[int] = 2
 
     def start(self, batch: Batch, seed: int) -> Tensor:
         """Return the images under a tiling of windows: 5 x 5 on square images whose side 5 divides."""
@@ -136,13 +140,17 @@ class _Bumps(NamedTuple):
         rows, columns = height // side, width // side
         uniform = keyed(batch.indices, seed, rows * columns * (1 + channels))
         uniform = uniform.reshape(images, rows, columns, 1 + channels)
-        bumps = _bumps(side, batch.x.dtype, batch.x.device)
+        bumps = _bumps(side, batch.x.dtype, batch.x.device, self.order)
         tiles = torch.stack([bumps, bumps.T])[(uniform[..., 0] < 0.5).long()]
         tiles = tiles[:, :, :, None] * _signs(uniform[..., 1:]).to(batch.x)[..., None, None]
         delta = tiles.permute(0, 3, 1, 4, 2, 5).reshape(images, channels, rows * side, columns * side)
         top, left = (height - rows * side) // 2, (width - columns * side) // 2
         edges = (left, width - columns * side - left, top, height - rows * side - top)
-        return self.threat.step(batch.x, batch.x, F.pad(delta, edges))
+        return self.begun(batch.x, F.pad(delta, edges))
+
+    def begun(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Return the images under a tiling, as far as the radius goes."""
+        return self.threat.step(x, x, delta)
 
     def candidate(self, batch: Batch, x_adv: Tensor, share: float, seed: int) -> Tensor:
         """Return the current images with new bumps in one window and nothing in the other."""
@@ -151,15 +159,34 @@ class _Bumps(NamedTuple):
         least, room = max(_side(share, x), 3), min(x.shape[-2:])
         side = min(least + 1 - least % 2, room - 1 + room % 2)
         first, second = (_Window.drawn(uniform[:, at : at + 2], side, x) for at in (0, 2))
-        bumps = first.filled(_bumps(side, x.dtype, x.device), uniform[:, 4] < 0.5)
+        bumps = first.filled(_bumps(side, x.dtype, x.device, self.order), uniform[:, 4] < 0.5)
         delta = x_adv - x
         own = torch.where(first.inside, delta, 0.0)
-        direction = _signs(uniform[:, 5:]).to(x)[:, :, None, None] * bumps + own / _length(own)
-        spare = (self.threat.radius**2 - self.threat.norm(delta) ** 2).clamp(min=0) / channels
-        mass = _length(torch.where(first.inside | second.inside, delta, 0.0)) ** 2 + spare[:, None, None, None]
+        direction = _signs(uniform[:, 5:]).to(x)[:, :, None, None] * bumps + own / _length(own, self.order)
+        given_up = _length(torch.where(first.inside | second.inside, delta, 0.0), self.order)
+        length = self.length(delta, given_up)
         moved = torch.where(second.inside, 0.0, delta)
-        moved = torch.where(first.inside, direction * (mass.sqrt() / _length(direction)), moved)
+        moved = torch.where(first.inside, direction * (length / _length(direction, self.order)), moved)
         return self.threat.project(x + moved, x)
+
+    def length(self, delta: Tensor, given_up: Tensor) -> Tensor:
+        """Return how long new bumps are: what windows of these lengths (N, C, 1, 1) held, and their share of what is
+        left of the radius."""
+        spare = (self.threat.radius**2 - self.threat.norm(delta) ** 2).clamp(min=0) / delta.shape[1]
+        return (given_up**2 + spare[:, None, None, None]).sqrt()
+
+
+class _SharpBumps(_Bumps):
+    """L1: the same, with bumps that fall off faster (Croce and Hein 2021)."""
+
+    order: ClassVar[int] = 1
+
+    def begun(self, x: Tensor, delta: Tensor) -> Tensor:
+        return self.threat.project(x + delta, x)
+
+    def length(self, delta: Tensor, given_up: Tensor) -> Tensor:
+        spare = (self.threat.radius - self.threat.norm(delta)).clamp(min=0)
+        return given_up * delta.shape[1] + spare[:, None, None, None]
 
 
 class _Window(NamedTuple):
@@ -202,27 +229,34 @@ def _signs(uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0)
 
 
-def _length(delta: Tensor) -> Tensor:
-    """Return the length of each channel, (N, C, 1, 1), or the least positive number."""
-    length: Tensor = torch.linalg.vector_norm(delta.contiguous().flatten(2), dim=2)
+def _length(delta: Tensor, order: int) -> Tensor:
+    """Return the length of each channel in this norm, (N, C, 1, 1), or the least positive number."""
+    length: Tensor = torch.linalg.vector_norm(delta.contiguous().flatten(2), ord=order, dim=2)
     return length.clamp(min=torch.finfo(delta.dtype).tiny)[:, :, None, None]
 
 
 @lru_cache(maxsize=32)
-def _bumps(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _bumps(side: int, dtype: torch.dtype, device: torch.device, order: int = 2) -> Tensor:
     """Return a bump beside the negative of another of the same length, (side, side), together of length 1."""
     half = side // 2
-    bumps = torch.cat([_bump(half, side), -_bump(side - half, side)])
-    return (bumps / bumps.square().sum().sqrt()).to(device, dtype)
+    bumps = torch.cat([_bump(half, side, order), -_bump(side - half, side, order)])
+    return _unit(bumps, order).to(device, dtype)
 
 
-def _bump(height: int, width: int) -> Tensor:
-    """Return eq. 2, (height, width), of length 1: at d pixels from the middle (Chebyshev) sum_{j=d}^n 1 / (j + 1)^2."""
+def _bump(height: int, width: int, order: int) -> Tensor:
+    """Return eq. 2, (height, width), of length 1: at d pixels from the middle (Chebyshev) sum_{j=d}^n 1 / (j + 1)^2.
+
+    order: of the norm; in L1 the power is 4.
+    """
     row, column = ((torch.arange(length, device="cpu") - length // 2).abs() for length in (height, width))
-    terms = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64, device="cpu") ** -2
+    terms = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64, device="cpu") ** (-4 // order)
     bump = terms.flip(0).cumsum(0).flip(0)[torch.maximum(row[:, None], column[None])]
-    return bump / bump.square().sum().sqrt()
+    return _unit(bump, order)
 
 
-SEARCHES: dict[str, type[_Stripes] | type[_Bumps]] = {"Linf": _Stripes, "L2": _Bumps}
+def _unit(bump: Tensor, order: int) -> Tensor:
+    return bump / (bump.square().sum().sqrt() if order == 2 else bump.abs().sum())
+
+
+SEARCHES: dict[str, type[_Stripes] | type[_Bumps]] = {"Linf": _Stripes, "L2": _Bumps, "L1": _SharpBumps}
 COMPONENTS = {"noise": Noise, "square": Square}

@@ -250,8 +250,8 @@ class Evidence:
 
     def stepped(self, threat: ThreatModel) -> Tensor:
         """Return the correct images after one full gradient step of this threat's radius."""
-        direction = self.threat.steepest(self.clean_gradients.gradient.nan_to_num())
-        return threat.project(self.correct_sample.x + threat.radius * direction, self.correct_sample.x)
+        x = self.correct_sample.x
+        return threat.step(x, x, self.clean_gradients.gradient.nan_to_num())
 
     @cached_property
     def fgsm_gradients(self) -> Gradients:

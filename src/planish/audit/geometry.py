@@ -16,7 +16,7 @@ from planish.audit.evidence import PGD_STEP, Evidence
 from planish.audit.measures.affine import AFFINE
 from planish.audit.measures.bounds import estimated_bounds, violations
 from planish.audit.measures.certificates import linear_distance, relu_distance
-from planish.audit.measures.linearity import highest, local_linearity, one_step, random_point
+from planish.audit.measures.linearity import local_linearity, one_step, random_point
 from planish.audit.measures.surfaces import along_weights, filter_normalised, loss_plane, rademacher
 from planish.core.arguments import in_chunks, logits_of
 from planish.core.batch import Batch
@@ -29,6 +29,7 @@ from planish.models import Normalized
 from planish.records import geometry as record
 from planish.records.audit import Finding
 from planish.records.geometry import REACH, Array, Geometry
+from planish.search.ascent import highest
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Steepest
 

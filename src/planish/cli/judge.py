@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from planish.cli import corruptions as corrupted
-from planish.cli import options, printing, shards, tables, terminal, trust
+from planish.cli import options, printing, shards, tables, terminal, threats, trust
 from planish.cli.gate import gated
 from planish.cli.pages import write_page
 from planish.cli.printing import printable
@@ -32,8 +32,9 @@ Record = TypeVar("Record", bound="Audit | Distances | Evaluation")
 def evaluate(
     model: options.Model,
     data: options.Data,
-    radius: options.Radius,
+    radius: options.MaybeRadius = None,
     norm: options.Norm = "Linf",
+    threat: options.Threats = None,
     built_by: options.BuiltBy = None,
     attacks: options.Attacks = "planish-suite",
     surrogates: Annotated[str, Option(help="For transfer: other models with commas, each like MODEL.")] = "",
@@ -66,25 +67,27 @@ def evaluate(
     """Attack a model on a test set, and write a report."""
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
     common = corrupted.asked(corruptions, corruption_baseline, where)
-    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "limit": limit, "seed": seed}
-    given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates)}
+    given: dict[str, Any] = {"data": data, "norm": norm, "radius": radius, "threats": threat, "limit": limit}
+    given |= {"attacks": terminal.names_in(attacks), "surrogates": terminal.names_in(surrogates), "seed": seed}
     given |= {"size": size, "classes": classes, "precision": precision, "eot": eot, "keep_images": keep_images}
     given |= {"shard": where.shard, "after": after, "targets": targets, "eight_bit": eight_bit}
-    on, task = _asked("evaluate", device, given, lambda task: _check(task, against))
+    on, task = _asked("evaluate", device, given, lambda task: _check(task, against, workers))
     judged = _model(model, on, built_by, name)
     if dry_run:
         _tell("evaluation", model, where, json_, lambda plan: plan.evaluate(judged, task, on, built_by))
         return None
     folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
-    again = {"data": data, "radius": radius, "norm": norm, "built_by": built_by, "size": size, "classes": classes}
+    again = {"data": data, **threats.ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
     return _shown(folder, judged.name, where, json_, csv, against, terminal.next_command("audit", model, **again))
 
 
-def _check(task: "EvaluationConfig", earlier: Path | None) -> None:
+def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) -> None:
     """Raise BadInput for what cannot be judged so, or not be compared with an earlier evaluation."""
     from planish.runs.against import check_earlier
     from planish.runs.judge import check_task
 
+    if task.also and workers is not None:
+        raise BadInput("several threats are judged in one process: leave --workers out, or give one threat")
     check_task(task)
     check_earlier(earlier, task)
 
@@ -118,7 +121,7 @@ def _evaluate(
     folder, _ = _work(
         lambda folder, told: evaluate_into(judged, asked.task, folder, on_chunk=told, **also),
         ("evaluation", judged.name, where),
-        1 + len(asked.task.attacks),
+        1 + len(asked.task.attacks) * len(asked.task.threats),
         _last_attack,
         asked,
     )
@@ -231,8 +234,9 @@ def verify(
     model: options.Model,
     images: Annotated[Path, Argument(help="What --keep-images wrote: adversarial.npz, or a folder, of PNGs too.")],
     data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
-    radius: options.Radius,
+    radius: options.MaybeRadius = None,
     norm: options.Norm = "Linf",
+    threat: options.Threats = None,
     built_by: options.BuiltBy = None,
     size: options.Size = None,
     classes: options.Classes = None,
@@ -245,14 +249,14 @@ def verify(
     from planish.runs.judge import check_task
     from planish.runs.judge import verify as run
 
-    given: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "eot": eot}
+    given: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "threats": threat, "eot": eot}
     given |= {"size": size, "classes": classes}
     on, task = _asked("verify", device, given, check_task)
     found = run(_model(model, on, built_by), task, images, device=on)
     if json_:
         return terminal.print_json(found.document())
     terminal.print_line(f"clean accuracy {found.clean}")
-    ball = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
+    ball = " or ".join(f"{one.name} radius {radius_text(one.radius)}" for one in task.threats)
     terminal.print_line(f"accuracy on these images, {ball}: {found.robust}")
     far = f"largest distance {found.distance:.6g}"
     terminal.print_line(f"{far}; {number_of(found.infeasible)} outside the ball count as unbroken")
@@ -263,12 +267,13 @@ def _asked(
 ) -> "tuple[str, EvaluationConfig]":
     """Return the device, and what a model is to be judged on: everything tried that is known without a model."""
     from planish.registry import made
-    from planish.runs.given import EIGHT_BIT, threat_in
+    from planish.runs.given import EIGHT_BIT
     from planish.runs.judge import EvaluationConfig
 
     on = terminal.chosen_device(device)
-    threat = threat_in(given.pop("norm"), given.pop("radius"), EIGHT_BIT if given.pop("eight_bit", False) else None)
-    task: EvaluationConfig = made(EvaluationConfig, {**given, "threat": threat}, command)
+    levels = EIGHT_BIT if given.pop("eight_bit", False) else None
+    first, *others = threats.given(given.pop("norm"), given.pop("radius"), given.pop("threats", None), levels)
+    task: EvaluationConfig = made(EvaluationConfig, {**given, "threat": first, "also": tuple(others)}, command)
     check(task)
     return on, task
 

@@ -72,7 +72,14 @@ Set = Annotated[
 Listed = Annotated[str, Argument(help="methods, attacks, suites, models, data or checks.", autocompletion=_packages)]
 Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.", autocompletion=_data)]
 Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255; or FILE.npy, one for each image or pixel.")]
-Norm = Annotated[str, Option(help="Linf or L2.")]
+Norm = Annotated[str, Option(help="Linf, L2, L1 or L0.")]
+MaybeRadius = Annotated[
+    str | None, Option("--radius", help="In pixels of [0, 1], e.g. 8/255; or FILE.npy, one for each image or pixel.")
+]
+Threats = Annotated[
+    list[str] | None,
+    Option("--threat", help="Norm and radius, e.g. L2:0.5, in place of both. Repeatable: robust is what is in each."),
+]
 BuiltBy = Annotated[str | None, Option(help="Function of yours that built a run's model; it is imported and called.")]
 BatchSize = Annotated[
     int | None, Option(help="At most so many images through the model at a time: less memory, the same outcome.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from planish.core.batch import per_image, pixels
 from planish.core.errors import BadInput, nearest, spelled
+from planish.core.knapsack import cut_to, filled
 
 SLACK = 1e-6
 OFF_LEVEL = 1e-3
@@ -170,6 +171,11 @@ def _uniform_like(x: Tensor, uniform: Tensor) -> Tensor:
     return uniform[:, 1:].reshape(x.shape).to(x.dtype)
 
 
+def _gaussian_like(x: Tensor, uniform: Tensor) -> Tensor:
+    """Return Gaussian numbers of variance 1/2."""
+    return torch.erfinv((2 * _uniform_like(x, uniform) - 1).clamp(-1 + SLACK, 1 - SLACK))
+
+
 @spelled()
 @dataclass(frozen=True)
 class Linf(ThreatModel):
@@ -250,18 +256,135 @@ class L2(ThreatModel):
         return self._along(x, uniform, torch.full_like(uniform[:, 0], self.radius, dtype=x.dtype))
 
     def _along(self, x: Tensor, uniform: Tensor, length: Tensor) -> Tensor:
-        gaussian = torch.erfinv((2 * _uniform_like(x, uniform) - 1).clamp(-1 + SLACK, 1 - SLACK))
+        gaussian = _gaussian_like(x, uniform)
         return (x + self.steepest(gaussian) * per_image(length, x)).clamp(self.low, self.high)
 
     def _safe_norm(self, delta: Tensor) -> Tensor:
         return self.norm(delta).clamp(min=torch.finfo(delta.dtype).tiny)
 
 
-THREATS: dict[str, type[ThreatModel]] = {"Linf": Linf, "L2": L2}
+@spelled()
+@dataclass(frozen=True)
+class L1(ThreatModel):
+    """The absolute changes of all pixels may add up to the radius: a few pixels far, or many a little."""
+
+    name: ClassVar[str] = "L1"
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().sum(1, dtype=torch.float64).to(delta.dtype)
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        return gradient.flatten(1).abs().amax(1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the sign of the largest entry, at its place; the first of several."""
+        flat = gradient.flatten(1)
+        at = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view(gradient.shape)
+
+    def step(
+        self,
+        x_adv: Tensor,
+        x: Tensor,
+        direction: Tensor,
+        length: float | Tensor | None = None,
+        radius: Tensor | None = None,
+    ) -> Tensor:
+        """Go length / radius of the way to the point of ball and box that is farthest along the direction.
+
+        There the pixels of the largest entries have gone to the side of the box, one after the other, until the radius
+        was spent (Croce and Hein 2021, Mind the box, section 2). Steepest steps of one pixel would end at the box.
+        """
+        reach, flat = self._reach(x, radius), direction.flatten(1)
+        used = filled(self._room(flat, x.flatten(1)), flat.abs(), torch.ones_like(flat), reach)
+        farthest = x + (flat.sign() * used).view(x.shape)
+        step = reach if length is None else torch.as_tensor(length, device=x.device).reshape(-1, 1)
+        share = (step / reach.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1).to(x.dtype)
+        return self.project_(x_adv + per_image(share.expand(len(x), 1), x) * (farthest - x_adv), x, radius)
+
+    def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Return the nearest point, in Euclidean length, of ball and box: exact, by sorting.
+
+        With one cut for an image, each pixel keeps max(|delta| - cut, 0), at most its room to the side of the box
+        (Croce and Hein 2021, section 2).
+        """
+        delta, reach = (x_adv - x).flatten(1), self._reach(x, radius)
+        size, room = delta.abs(), self._room(delta, x.flatten(1))
+        kept = torch.minimum((size - cut_to(size, room, reach)).clamp(min=0), room)
+        total = kept.sum(1, keepdim=True, dtype=torch.float64).clamp(min=torch.finfo(x.dtype).tiny)
+        kept = kept * (reach / total).clamp(max=1).to(x.dtype)
+        moved = x + (delta.sign() * kept).view(x.shape)
+        inward = torch.nextafter(moved, x)  # else all of a thousand pixels may be rounded outwards
+        moved = torch.where((moved - x).abs() > kept.view(x.shape), inward, moved)
+        return x_adv.copy_(moved.clamp_(self.low, self.high))
+
+    def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
+        signed = (2 * _uniform_like(x, uniform) - 1).clamp(-1 + SLACK, 1 - SLACK)
+        laplace = -signed.sign() * torch.log1p(-signed.abs())
+        length = self.radius * uniform[:, 0] ** (1.0 / x[0].numel())
+        scale = length.to(x.dtype) / self.norm(laplace).clamp(min=torch.finfo(x.dtype).tiny)
+        return (x + laplace * per_image(scale, x)).clamp(self.low, self.high)
+
+    def corner(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """Return Gaussian noise projected on ball and box: some pixels far, most not at all."""
+        return self.project_(x + math.sqrt(2) * _gaussian_like(x, uniform), x)
+
+    def _reach(self, x: Tensor, radius: Tensor | None) -> Tensor:
+        return x.new_full((len(x), 1), self.radius) if radius is None else radius[:, None].to(x.dtype)
+
+    def _room(self, direction: Tensor, x: Tensor) -> Tensor:
+        """Return how far each pixel (N, D) can go in the direction, 0 where that is 0."""
+        room = torch.where(direction > 0, self.high - x, x - self.low).clamp(min=0)
+        return torch.where(direction == 0, 0.0, room)
+
+
+@spelled()
+@dataclass(frozen=True)
+class L0(ThreatModel):
+    """So many image values may change, each to anything in the box; a pixel of three channels has three values."""
+
+    name: ClassVar[str] = "L0"
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return (delta != 0).flatten(1).sum(1).to(delta.dtype)
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        raise BadInput(_NO_SLOPE)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        raise BadInput(_NO_SLOPE)
+
+    def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Keep the largest changes, clipped to the box, and undo the others."""
+        delta = (x_adv.clamp_(self.low, self.high) - x).flatten(1)
+        return x_adv.copy_(torch.where(self._chosen(delta.abs(), radius).view(x.shape), x_adv, x))
+
+    def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
+        return self._changed(x, uniform, self.low + (self.high - self.low) * self._fraction(x, uniform))
+
+    def corner(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """Return the image with so many of its values, drawn at random, set to a side of the box."""
+        return self._changed(x, uniform, torch.where(self._fraction(x, uniform) < 0.5, self.low, self.high))
+
+    def _changed(self, x: Tensor, uniform: Tensor, value: Tensor) -> Tensor:
+        return torch.where(self._chosen(uniform[:, 1:], None).view(x.shape), value, x)
+
+    def _fraction(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """Return other uniform numbers, from the last bits of these: the first ones choose the places."""
+        return (4096 * _uniform_like(x, uniform)).frac()
+
+    def _chosen(self, size: Tensor, radius: Tensor | None) -> Tensor:
+        """Return the places (N, D) of the largest numbers, as many as the radius, rounded down."""
+        rank = size.argsort(dim=1, descending=True, stable=True).argsort(1)
+        return rank < (self.radius if radius is None else radius[:, None]) // 1
+
+
+_NO_SLOPE = "L0 has no steepest way, so that this attack does not know it; use sigma-zero, or noise"
+THREATS: dict[str, type[ThreatModel]] = {"Linf": Linf, "L2": L2, "L1": L1, "L0": L0}
 
 
 def parse_threat(norm: str, radius: str | float) -> ThreatModel:
-    """Return the threat model of that norm ("Linf" or "L2", any case) and radius. Raises BadInput."""
+    """Return the threat model of that norm ("Linf", "L2", "L1" or "L0", any case) and radius. Raises BadInput."""
     by_name = {name.lower(): kind for name, kind in THREATS.items()}
     if norm.lower() not in by_name:
         raise BadInput(f"unknown norm '{norm}'.{nearest(norm, THREATS)} Known: {', '.join(THREATS)}")

@@ -20,17 +20,17 @@ from planish.core.arguments import (
     check_logits,
     model_of,
     path_of,
-    threat_of,
 )
 from planish.core.batch import Batch, ImageSet, per_image
 from planish.core.errors import BadInput, spelled
-from planish.core.threat import Linf, ThreatModel
+from planish.core.threat import Linf
 from planish.data.on_demand import OnDemand
 from planish.evaluation.blocks import Block, Faced
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
 from planish.evaluation.image_files import files_in
 from planish.evaluation.pngs import load_pngs
+from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
 from planish.records.store import Floats, Integers
@@ -175,7 +175,7 @@ def verify(
     x: Images | ImageSet,
     labels: Labels = None,
     path: str | Path | None = None,
-    threat: ThreatModel | str | None = None,
+    threat: Threats | None = None,
     *,
     eot: int = 1,
     source: str = "the images given",
@@ -184,14 +184,14 @@ def verify(
 
     x, labels: the clean images, as for `evaluate`; each saved image is compared with the one of its index.
     path: what `save_adversarials` or `planish evaluate --keep-images` wrote, a file or a folder of files or of PNGs.
-    threat: an image outside its ball or the box breaks nothing.
+    threat: an image outside its ball or the box breaks nothing; of a list of threats, an image outside of all.
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
-    network, threat, path = model_of(model), threat_of(threat, own_radii=True), path_of(path)
+    network, threats, path = model_of(model), threats_of(threat), path_of(path)
     test_set: ImageSet = x if isinstance(x, OnDemand) else batch_of(x, labels, network)
     places = {index: row for row, index in enumerate(test_set.indices.tolist())}
-    parts, threat = list[_Part](), threat.among(test_set.indices)
+    parts, threats = list[_Part](), threats.among(test_set.indices)
     for file, images, indices in _saved(path):
         missing = [index for index in indices.tolist() if index not in places]
         if missing:
@@ -201,8 +201,8 @@ def verify(
         )
         if some.x.shape != images.shape:
             raise BadInput(f"{file} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
-        check_images(some, threat)
-        x_adv, own = torch.from_numpy(images).to(some.x.device), threat.of(some.indices)
+        check_images(some, threats.first)
+        x_adv, own = torch.from_numpy(images).to(some.x.device), threats.of(some.indices)
         parts.append(_verified(network, some, x_adv, own, draws_of(eot)))
     correct, standing, feasible, distance = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
     clean, robust = (Estimate.of(values.numpy()) for values in (correct, standing))
@@ -226,12 +226,12 @@ class _Part(NamedTuple):
     distance: Tensor
 
 
-def _verified(network: nn.Module, some: Batch, x_adv: Tensor, threat: ThreatModel, draws: int) -> _Part:
-    feasible = threat.feasible(x_adv, some.x)
+def _verified(network: nn.Module, some: Batch, x_adv: Tensor, threats: ThreatUnion, draws: int) -> _Part:
+    feasible = torch.stack([one.feasible(x_adv, some.x) for one in threats.threats]).any(0)
     clean = Verdict.from_logits(check_logits(network, some)[None], some.labels)
     if draws > 1:
         clean = Verdict.of(network, some.x, some.labels, None, draws)
     correct = clean.margin < 0
     tried = torch.where(per_image(feasible, x_adv), x_adv, some.x)
     standing = correct & (Verdict.of(network, tried, some.labels, None, draws).margin < 0)
-    return _Part(correct, standing, feasible, threat.norm(x_adv - some.x))
+    return _Part(correct, standing, feasible, threats.first.norm(x_adv - some.x))

@@ -31,7 +31,7 @@ from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
 from planish.records.origin import describe_attack, origin, unnamed
 from planish.search.ascent import Nearest
 
-NEAR = {"Linf": 8 / 255, "L2": 0.5}
+NEAR = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0, "L0": 24.0}
 """How far from an image a model's memory of it is looked for."""
 FARTHER = (0.0, 1e-4, 1e-3, 1e-2)
 """By how much of its distance an image may be moved away where a fresh forward finds it on the wrong side."""
@@ -51,7 +51,7 @@ def minimum_distance(
     """Measure how far away the nearest adversarial image is that a distance attack finds.
 
     model, x, labels: as for `planish.evaluate`.
-    norm: "L2" or "Linf"; a threat with a radius leaves an image alone once one within it is found.
+    norm: "L2", "Linf", "L1" or "L0"; a threat with a radius leaves an image alone once one within it is found.
     attack: names with commas, attack objects, a list or a dict of them; see `planish.list("attacks")`.
     Raises BadInput.
     """

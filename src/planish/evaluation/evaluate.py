@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from planish.attacks import Attack
 from planish.attacks.suites import Stage, Suite
-from planish.core.arguments import Images, Labels, model_of, seed_of, threat_of
+from planish.core.arguments import Images, Labels, model_of, seed_of
 from planish.core.batch import ImageSet
 from planish.core.errors import Unlike, spelled
 from planish.core.modes import Counted, Precision, left_in_training
-from planish.core.threat import Linf, ThreatModel
+from planish.core.threat import Linf
 from planish.evaluation.at_work import AtWork, OnBlock, OnChunk, Search, Unfinished
 from planish.evaluation.blocks import Judged
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of
-from planish.evaluation.naming import Attacks, Surrogates, attacks_of, surrogates_of
+from planish.evaluation.naming import Attacks, Surrogates, surrogates_of
 from planish.evaluation.stages import ImageShare, facing, following, left
+from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
 from planish.records.origin import origin, same_attack, unnamed
 
@@ -47,7 +48,7 @@ def evaluate(
     model: nn.Module,
     x: Images,
     labels: Labels = None,
-    threat: ThreatModel | str | None = None,
+    threat: Threats | None = None,
     attacks: Attacks = "autoattack",
     *,
     surrogates: Surrogates = (),
@@ -63,7 +64,8 @@ def evaluate(
         (x, labels), a Dataset or a DataLoader of pairs, which is read whole.
     labels: (N,) whole numbers from 0 to K - 1, a tensor, an array or a list.
     threat: such as planish.Linf("8/255"), the text "Linf:8/255", or a pair ("Linf", radii): a tensor (N,) of one
-        for each image, or one that broadcasts with the images, of each pixel.
+        for each image, or one that broadcasts with the images, of each pixel. A list of threats is their union: an
+        image is robust if it is in each, and only what stands in one goes on to the next.
     attacks: names with commas, attack objects, a list or a dict of them; each is run on what still stands.
     surrogates: for `transfer`, other models of the same classes, best by name: {"standard": model}.
     seed: of everything random. precision: of the search; verdicts are float32, or float64 of a model in float64 and
@@ -84,7 +86,7 @@ def evaluate_steps(
     model: nn.Module,
     x: Images | ImageSet,
     labels: Labels = None,
-    threat: ThreatModel | str | None = None,
+    threat: Threats | None = None,
     attacks: Attacks = "autoattack",
     *,
     surrogates: Surrogates = (),
@@ -111,24 +113,24 @@ def evaluate_steps(
     told of the images that an attack leaves, a block at a time, which are all where they are in memory.
     Raises BadInput at once for arguments, images, labels, outputs or an earlier record that do not fit.
     """
-    counted, threat, seed = Counted(model_of(model)), threat_of(threat, own_radii=True), seed_of(seed)
+    counted, threats, seed = Counted(model_of(model)), threats_of(threat), seed_of(seed)
     search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share, on_block)
     copy, began = copied(counted.model), time.perf_counter()
-    images = Judged.begun(counted if eot == 1 else Averaged(counted, eot), x, labels, threat, chunk)
-    threat = threat.among(images.indices)
+    images = Judged.begun(counted if eot == 1 else Averaged(counted, eot), x, labels, threats.first, chunk)
+    threats = threats.among(images.indices)
     again = Again.begun(copy, images)
     others = surrogates_of(surrogates, images.select(slice(0, 1)))
-    wanted = attacks_of(attacks, images.clean_logits.shape[1], norm=threat.name, surrogates=others)
-    judged = _clean(counted, images, threat, {**(about or {}), "seed": seed}, time.perf_counter() - began, search)
+    wanted = threats.attacks(attacks, images.clean_logits.shape[1], others)
+    judged = _clean(counted, images, threats, {**(about or {}), "seed": seed}, time.perf_counter() - began, search)
     if earlier is not None:
         judged = _continued(judged, earlier, judged.x_adv if x_adv is None else x_adv.to(judged.x_adv), wanted)
-    return _steps(counted, images, threat, wanted, judged, search, again)
+    return _steps(counted, images, threats, wanted, judged, search, again)
 
 
 def _steps(
     counted: Counted,
     images: Judged,
-    threat: ThreatModel,
+    threats: ThreatUnion,
     attacks: Mapping[str, Attack | Suite],
     judged: EvaluationStep,
     search: Search,
@@ -140,11 +142,11 @@ def _steps(
         told = again.told_before(counted, images)
         judged, same = _entered(judged, told), not told.warnings
     while stage is not None:
-        judged = _attacked(counted, images, threat, stage, judged, search)
+        judged = _attacked(counted, images, threats, stage, judged, search)
         stage = following(attacks, judged.evaluation, search.share)
         if stage is None and same:
             seed = judged.evaluation.meta["seed"]
-            judged = _entered(judged, again.told_after(counted, images, threat, seed))
+            judged = _entered(judged, again.told_after(counted, images, threats.first, seed))
         yield judged if stage else _ended(judged, attacks, search.share)
 
 
@@ -164,7 +166,7 @@ def _entered(judged: EvaluationStep, told: Told) -> EvaluationStep:
 
 
 def _clean(
-    counted: Counted, images: Judged, threat: ThreatModel, about: dict[str, Any], seconds: float, search: Search
+    counted: Counted, images: Judged, threats: ThreatUnion, about: dict[str, Any], seconds: float, search: Search
 ) -> EvaluationStep:
     logits = images.clean_logits
     verdict = Verdict.from_logits(logits[None], images.labels)
@@ -183,7 +185,7 @@ def _clean(
         images.facts,
         about,
         schema_version=SCHEMA_VERSION,
-        threat=threat.facts,
+        threat=threats.facts,
         clean={"forwards": counted.forwards, "seconds": seconds},
         warnings=warnings,
         **({"eot": search.draws} if search.draws > 1 else {}),
@@ -220,13 +222,13 @@ def _continued(
 
 @torch.inference_mode(False)
 def _attacked(
-    counted: Counted, images: Judged, threat: ThreatModel, stage: Stage, judged: EvaluationStep, search: Search
+    counted: Counted, images: Judged, threats: ThreatUnion, stage: Stage, judged: EvaluationStep, search: Search
 ) -> EvaluationStep:
     """Run one attack on the images it should face, block by block, and enter its column."""
     evaluation, x_adv = judged.evaluation, judged.x_adv.clone()
     rows = facing(evaluation, stage, search.share).to(images.labels.device)
     forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
-    work = AtWork(counted, images, threat, stage, evaluation, search)
+    work = AtWork(counted, images, threats.at(stage.name), stage, evaluation, search)
     faced = None if search.unfinished is None else search.unfinished.finished(work.key())
     for some in images.blocks(rows[0 if faced is None else len(faced.margin) :]):
         part, left = work.block(some, faced, len(rows))
@@ -253,7 +255,7 @@ def _attacked(
         passes=enter(faced.passes * search.draws, -1).numpy(),
         **spent,
         seconds=spent_seconds,
-        meta=work.facts(rows, faced),
+        meta={**work.facts(rows, faced), **threats.facts_at(stage.name)},
     )
     return EvaluationStep(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
 

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -44,13 +44,14 @@ def attacks_of(
 ) -> dict[str, Attack | Suite]:
     """Return the attacks and suites of all forms of `Attacks` by name, for a data set of so many classes.
 
-    norm: "Linf" or "L2", for what differs by it; surrogates: for `transfer`. A distance attack is one in the ball: it
-    succeeds within the radius. "suite/stage" names one attack of a suite that has fixed stages. One of the user's own
-    is "file.py:NAME" or "package.module:NAME". Raises BadInput.
+    norm: "Linf", "L2", "L1" or "L0", for what differs by it; surrogates: for `transfer`. A distance attack is one in
+    the ball: it succeeds within the radius. "suite/stage" names one attack of a suite that has fixed stages. One of the
+    user's own is "file.py:NAME" or "package.module:NAME". Raises BadInput.
     """
     known = {"classes": classes, "norm": norm, "surrogates": tuple(surrogates)}
     given = _given(attacks).items()
-    return {name: _in_ball(_made_or_stage(part, known) if isinstance(part, str) else part) for name, part in given}
+    made = {name: _made_or_stage(part, known) if isinstance(part, str) else part for name, part in given}
+    return {name: _in_ball(_in_norm(part, norm)) for name, part in made.items()}
 
 
 def distance_attacks(attacks: object, classes: int, *, norm: str = "Linf") -> dict[str, DistanceAttack]:
@@ -63,14 +64,21 @@ def distance_attacks(attacks: object, classes: int, *, norm: str = "Linf") -> di
     for name, part in _given(attacks).items():
         own = _measuring(part, known)
         if not own:
+            every = known | {"norm": "L2"}
             others = (
-                name for package in ("attacks", "suites") for name in components(package) if _measuring(name, known)
+                name for package in ("attacks", "suites") for name in components(package) if _measuring(name, every)
             )
             raise BadInput(
                 f"'{name}' searches a ball of fixed radius; for distances use one of {', '.join(sorted(others))}"
             )
         found |= own if isinstance(part, str) and list(own) != [spoken(part)] else {name: next(iter(own.values()))}
     return found
+
+
+def _in_norm(attack: Any, norm: str) -> Any:
+    """Return a suite whose stages differ by the norm as it is in this one."""
+    own: Any = attack
+    return replace(own, norm=norm) if isinstance(attack, Suite) and hasattr(attack, "norm") else own
 
 
 def _in_ball(attack: Attack | DistanceAttack | Suite) -> Attack | Suite:

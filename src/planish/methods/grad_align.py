@@ -12,7 +12,7 @@ from planish.core.batch import Batch, per_image
 from planish.core.losses import cross_entropy
 from planish.core.modes import fixed_statistics, frozen, full_precision
 from planish.core.randomness import draws
-from planish.core.threat import Linf, ThreatModel
+from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.objectives import inner, linearize
 
@@ -32,7 +32,7 @@ class GradAlign(Plain):
     as in the authors' code. Images whose gradient is 0 at either point are left out of the mean. Gradients are computed
     in float32. Batch norm: batch statistics everywhere; running averages updated once, by x_adv.
 
-    Differs: published for Linf; in L2 the formula takes radius / sqrt(D), what the radius is for a pixel.
+    Differs: published for Linf; in L2 the formula takes radius / sqrt(D) and in L1 radius / D, what it is for a pixel.
     """
 
     least = ((0, "weight factor"),)
@@ -62,7 +62,8 @@ class GradAlign(Plain):
     def _strength(self, threat: ThreatModel, x: Tensor) -> float:
         if self.weight is not None:
             return self.factor * self.weight
-        reach = threat.radius if isinstance(threat, Linf) else threat.radius / math.sqrt(x[0].numel())
+        values = x[0].numel()
+        reach = threat.radius / {"Linf": 1, "L2": math.sqrt(values), "L1": values}[threat.name]
         return self.factor * float(0.02 * 10 ** (min(255 * reach, LARGEST_FITTED) / 8))
 
     def _gradient(self, model: nn.Module, batch: Batch, x: Tensor, *, differentiable: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from planish.core.batch import Batch
 from planish.core.losses import cross_entropy
 from planish.core.modes import full_precision
-from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.threat import L1, L2, Linf, ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
 from planish.search.objectives import Linearization, LossAt, inner, linearize, probe_length, slope_by_finite_difference
 
@@ -22,7 +22,8 @@ class GradientPenalty(Plain):
     """Gradient penalty: CE + lambda/2 ||grad l||_*^2, dual norm (Finlay and Oberman 2019, eq. 8).
 
     weight: lambda, at least 0.
-    norm: "dual" to the threat's, or "l1" or "l2" whatever the threat.
+    norm: "dual" to the threat's, or "l1", "l2" or "linf", the gradient's largest entry, whatever the threat. Dual pairs
+        of threat and norm: Linf and l1, L2 and l2, L1 and linf.
     scale: "tulip" measures the slope along a unit l2 direction as the authors' code does, so that the l1 norm is
         divided by sqrt(D); "exact" does not.
     power: 2, or 1 for lambda ||grad l||_* (Rodriguez-Munoz et al. 2024, with weight = a * radius).
@@ -37,7 +38,7 @@ class GradientPenalty(Plain):
 
     least = ((0, "weight"),)
     weight: float = 0.1
-    norm: Literal["dual", "l1", "l2"] = "dual"
+    norm: Literal["dual", "l1", "l2", "linf"] = "dual"
     scale: Scale = "tulip"
     power: Literal[1, 2] = 2
     slope: Literal["forward", "central", "double-backward"] = "forward"
@@ -67,7 +68,7 @@ class GradientPenalty(Plain):
 
     def _slope(self, loss_at: LossAt, x: Tensor, local: Linearization, threat: ThreatModel) -> Tensor:
         """Return the dual norm of the gradient, (N,), in the chosen scale, differentiable."""
-        ball = {"dual": threat, "l1": Linf(1.0), "l2": L2(1.0)}[self.norm]
+        ball = {"dual": threat, "l1": Linf(1.0), "l2": L2(1.0), "linf": L1(1.0)}[self.norm]
         stretch = math.sqrt(x[0].numel()) if isinstance(ball, Linf) else 1.0
         direction = ball.steepest(local.gradient.detach()) / stretch
         length = probe_length(x) if self.length is None else self.length

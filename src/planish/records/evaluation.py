@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.core.errors import BadInput
-from planish.core.words import few, number_of, radius_text
+from planish.core.errors import BadInput, nearest
+from planish.core.words import number_of, radius_text
 from planish.records import store
+from planish.records.class_order import absent_classes, exchanged_classes
 from planish.records.origin import attack_text
 from planish.records.statistics import Booleans, Estimate, accuracy, counts
 from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version, stuck_remarks
 from planish.registry import called_now
 
 SCHEMA_VERSION = 2
-EXCHANGED, OF_EACH = 0.1, 5
-"""Another numbering of the classes is spoken of where it makes right this share of images, of at least so many each."""
 
 _COLUMN_ARRAYS = {"margin": np.float32, "distance": np.float32, "predicted": np.int64, "target": np.int64}
 _LEDGER = {"component": np.int64, "step": np.int64, "passes": np.int64}  # since version 2; unknown = -1 before
@@ -121,9 +120,10 @@ class Evaluation(Columned):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 
     ``clean_predicted`` (N,) int64, the class of the clean image. ``meta`` is JSON-able: ``schema_version`` 2,
-    ``threat`` {"norm", "radius"}, and where known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"},
-    ``clean`` {"forwards", "seconds"}, ``seed``, ``device``, ``command``, ``planish``, ``versions``. ``x_adv``
-    (N, C, H, W): the images as the attacks left them, where the record came with them; its own file does not hold them.
+    ``threat`` {"norm", "radius"}, of several {"norm": "union", "radius": None, "threats": a list of these}, and where
+    known ``model`` {"name", "digest"}, ``data`` {"name", "digest", "classes"}, ``clean`` {"forwards", "seconds"},
+    ``seed``, ``device``, ``command``, ``planish``, ``versions``. ``x_adv`` (N, C, H, W): the images as the attacks left
+    them, where the record came with them; its own file does not hold them.
     BadInput when shapes or types disagree, names repeat, a margin is NaN or N = 0.
     """
 
@@ -155,7 +155,8 @@ class Evaluation(Columned):
     def headline(self) -> str:
         """Return the robust accuracy in a sentence, with attack, threat, interval and number of images."""
         by = f"after {self.asked[-1]}" if self.columns else "before any attack"
-        return f"accuracy {self.robust_accuracy()} ({self.norm}, radius {radius_text(self.radius)}, {by})"
+        ball = self.ball if "threats" in self.meta["threat"] else f"{self.norm}, radius {radius_text(self.radius)}"
+        return f"accuracy {self.robust_accuracy()} ({ball}, {by})"
 
     def rows(self) -> Rows:
         """Return the accuracy when clean and after each attack, and what each one broke and cost."""
@@ -199,6 +200,19 @@ class Evaluation(Columned):
         position = self.position(name)
         return self._robust_after(position) & self.columns[position].broken
 
+    def broken_in(self, norm: str) -> Booleans:
+        """(N,) True where the image was robust until an attack in this norm broke it. Raises BadInput.
+
+        Of a union of threats: what an earlier one broke did not go on to this one.
+        """
+        parts = self.meta["threat"].get("threats", [self.meta["threat"]])
+        if norm not in (known := [part["norm"] for part in parts]):
+            raise BadInput(f"no threat '{norm}' here; known: {', '.join(known)}.{nearest(norm, known)}")
+        own = [column.meta.get("threat", self.meta["threat"])["norm"] == norm for column in self.columns]
+        masks = [self.broken_by(name) for name, mine in zip(self.names, own, strict=True) if mine]
+        broken: Booleans = np.logical_or.reduce([np.zeros(len(self.labels), bool), *masks])
+        return broken
+
     def accuracy_alone(self, name: str) -> Estimate:
         """Robust accuracy under ``name`` alone. ValueError unless it attempted every correct clean image."""
         column, correct = self.column(name), self.correct()
@@ -220,34 +234,8 @@ class Evaluation(Columned):
 
     def class_warnings(self) -> list[str]:
         """A sentence on classes that seem to be exchanged, or else on those never predicted on clean images."""
-        return self._exchanged() or self._absent()
-
-    def _absent(self) -> list[str]:
-        """A sentence on the classes that have clean images here but are never predicted on one, if there are any."""
-        classes, absent = self.classes, np.setdiff1d(self.labels, self.clean_predicted)
-        if not len(absent):
-            return []
-        names = few([str(classes[k] if k < len(classes) else k) for k in absent.tolist()])
-        are, it = (f"Class {names} is", "it") if len(absent) == 1 else (f"{len(absent)} classes ({names}) are", "them")
-        shown = np.count_nonzero(np.isin(self.labels, absent))
-        return [f"{are} never predicted on clean images, though {shown:,} show {it}."]
-
-    def _exchanged(self) -> list[str]:
-        """A sentence where each class is mostly taken for one of its own, and EXCHANGED of all would be right as that.
-
-        So it is where a model numbers its classes in another order than the data.
-        """
-        present, rows, shown = np.unique(self.labels, return_inverse=True, return_counts=True)
-        if not len(present) or shown.min() < OF_EACH:
-            return []
-        mostly = np.array([np.bincount(self.clean_predicted[rows == at]).argmax() for at in range(len(present))])
-        gain = float((mostly[rows] == self.clean_predicted).mean() - (self.labels == self.clean_predicted).mean())
-        if len(np.unique(mostly)) < len(present) or gain < EXCHANGED:
-            return []
-        names = [self.classes[k] if k < len(self.classes) else str(k) for k in range(1 + max(*present, *mostly))]
-        told = [f"{names[k]} for {names[at]}" for k, at in zip(present, mostly, strict=True) if k != at]
-        share = f"{100 * gain:.0f} % more of the clean images would be right if classes were numbered otherwise"
-        return [f"{share}: the model takes {few(told)}. --classes says how it numbers them."]
+        told = (self.labels, self.clean_predicted, self.classes)
+        return exchanged_classes(*told) or absent_classes(*told)
 
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""
@@ -337,7 +325,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "name": meta.get("model", {}).get("name"),
         "dataset": meta.get("data", {}).get("name"),
         "threat_model": evaluation.norm,
-        "eps": evaluation.radius,
+        "eps": evaluation.meta["threat"]["radius"],
         "clean_acc": round(100 * evaluation.clean_accuracy().value, 2),
         "reported": round(100 * robust.value, 2),
         "clean": _accuracy(evaluation, "none", evaluation.clean_accuracy()),
@@ -349,7 +337,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _accuracy(evaluation: Evaluation, attack: str, estimate: Estimate) -> dict[str, Any]:
-    radius = 0.0 if attack == "none" else evaluation.radius
+    radius = 0.0 if attack == "none" else evaluation.meta["threat"]["radius"]
     claim = {"attack": attack, "norm": evaluation.norm, "radius": radius}
     return claim | accuracy(estimate)
 

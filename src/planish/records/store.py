@@ -1,6 +1,7 @@
 """What every record has: one way to store it, whole or not at all, its facts, and its table in print and HTML."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -193,8 +194,18 @@ class Recorded:
 
     @property
     def radius(self) -> float:
-        """The threat's radius in pixels of [0,1]."""
-        return float(self.meta.get("threat", self.meta)["radius"])
+        """The threat's radius in pixels of [0,1]; NaN of a union of threats."""
+        radius = self.meta.get("threat", self.meta)["radius"]
+        return math.nan if radius is None else float(radius)
+
+    @property
+    def ball(self) -> str:
+        """The threat in words, such as "Linf radius 8/255", of a union those of its parts."""
+        parts = self.meta.get("threat", {}).get("threats")
+        if parts is None:
+            return f"{self.norm} radius {radius_text(self.radius)}"
+        words = [f"{part['norm']} {radius_text(part['radius'])}" for part in parts]
+        return f"the union of {', '.join(words[:-1])} and {words[-1]}"
 
     def ball_remarks(self) -> list[str]:
         """What is special about the ball: levels of the images in it, and radii of their own."""

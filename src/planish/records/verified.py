@@ -11,7 +11,7 @@ class Verified:
     """What saved images turned out to be, judged afresh.
 
     clean, robust: shares classified correctly. infeasible: images outside the ball or the box, which break nothing.
-    distance: the largest, a norm in pixels of [0, 1].
+    distance: the largest, a norm in pixels of [0, 1]; of several threats in the first one's.
     """
 
     clean: Estimate

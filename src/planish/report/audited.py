@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from planish.core.errors import BadInput
-from planish.core.words import number_of, radius_text
+from planish.core.words import number_of
 from planish.records.audit import SEVERITY, Audit, Finding, Verdict, worst
 from planish.records.standards import DISCLAIMER, appendix
 from planish.report.tables import (
@@ -33,7 +33,7 @@ VERDICTS = {"fail": "Fail", "warn": "Warning", "open": "Open", "pass": "Pass"}
 def terms(audit: Audit) -> str:
     """Return the threat, the images, the attacks and the day."""
     images = f"{number_of(len(audit.labels))}{f' of {audit.dataset}' if audit.dataset else ''}"
-    told = (f"{audit.norm} radius {radius_text(audit.radius)}", images, f"after {' + '.join(audit.asked)}")
+    told = (audit.ball, images, f"after {' + '.join(audit.asked)}")
     return " · ".join(filter(None, (*told, audit.meta.get("date"))))
 
 
@@ -207,7 +207,7 @@ def standards_rows(audit: Audit) -> Table:
 
 def told_apart(audits: Sequence[Audit]) -> dict[str, Audit]:
     """Return the audits by name, those of one name numbered. Raises BadInput unless all are of one norm and radius."""
-    threats = list(dict.fromkeys(f"{one.norm} radius {radius_text(one.radius)}" for one in audits))
+    threats = list(dict.fromkeys(one.ball for one in audits))
     if len(threats) > 1:
         raise BadInput(f"audits are compared at one norm and radius, got {' and '.join(threats)}")
     shared, seen, found = Counter(one.name for one in audits), Counter[str](), {}
@@ -229,14 +229,14 @@ def audit_headline(audits: Mapping[str, Audit]) -> str:
     told = [
         f"{len(names)} {SAID[kind][len(names) > 1]} ({', '.join(names)})" for kind, names in groups.items() if names
     ]
-    return f"At {first.norm} radius {radius_text(first.radius)}, of {len(audits)} audits {', '.join(told)}."
+    return f"At {first.ball}, of {len(audits)} audits {', '.join(told)}."
 
 
 def headline_rows(audits: Mapping[str, Audit]) -> Table:
     """One row per audit: verdict, how many checks gave which, robust and clean accuracy, images and attacks."""
     first = next(iter(audits.values()))
     caption = (
-        f"Robust accuracy at {first.norm} radius {radius_text(first.radius)} after all attacks and checks"
+        f"Robust accuracy at {first.ball} after all attacks and checks"
         " of each audit, with 95% Wilson intervals; an upper bound, and possibly far too high where a check fails."
     )
     headers = ("Model", "Verdict", "Checks", "Robust", "Clean", "Images", "Attacks")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from planish.core.words import number_of, radius_text
+from planish.core.words import number_of
 from planish.records.audit import Audit
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate, counts, paired_interval
@@ -126,6 +126,7 @@ class CardMetric:
     attack: str
     norm: str
     radius: float
+    ball: str
     estimate: Estimate
 
     @property
@@ -135,7 +136,7 @@ class CardMetric:
 
     @property
     def threat(self) -> str:
-        return "clean images" if self.attack == "none" else f"{self.norm} radius {radius_text(self.radius)}"
+        return "clean images" if self.attack == "none" else self.ball
 
     @property
     def texts(self) -> list[str]:
@@ -146,7 +147,8 @@ class CardMetric:
     @property
     def facts(self) -> dict[str, Any]:
         """The metric as a model card's metadata has it."""
-        args = {"attack": self.attack, "norm": self.norm, "radius": self.radius, **counts(self.estimate)}
+        radius = None if math.isnan(self.radius) else self.radius
+        args = {"attack": self.attack, "norm": self.norm, "radius": radius, **counts(self.estimate)}
         return {"type": "accuracy", "name": self.title, "value": self.estimate.value, "args": args}
 
 
@@ -154,9 +156,10 @@ def metrics_of(entries: Sequence[Entry]) -> list[CardMetric]:
     """Return the clean and the robust accuracy of each entry."""
     found = []
     for name, record in ((entry.name, entry.evaluation) for entry in entries):
-        measured = [("none", record.norm, 0.0, record.clean_accuracy())]
+        measured = [("none", record.norm, 0.0, "", record.clean_accuracy())]
         if record.columns:
-            measured.append((" + ".join(record.asked), record.norm, record.radius, record.robust_accuracy()))
+            terms = (" + ".join(record.asked), record.norm, record.radius, record.ball)
+            measured.append((*terms, record.robust_accuracy()))
         found += [CardMetric(name, record.dataset or "unknown", *terms) for terms in measured]
     return found
 
@@ -188,7 +191,7 @@ def model_card(title: str, told: Sequence[str], judged: Sequence[Evaluation | Au
 
 
 def _audit_metrics(audit: Audit) -> list[CardMetric]:
-    terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius)
+    terms = (audit.dataset or "unknown", " + ".join(audit.asked), audit.norm, audit.radius, audit.ball)
     return [CardMetric(audit.name, *terms, audit.robust_accuracy())]
 
 

@@ -51,7 +51,8 @@ class Cases:
 
 def cases_of(record: Audit | Evaluation, floor: float | None = None) -> Cases:
     """Return the cases of a record. floor: the robust accuracy, in [0, 1], that is asked for; None = none is."""
-    facts: dict[str, Any] = {"headline": record.headline(), "norm": record.norm, "radius": radius_text(record.radius)}
+    facts: dict[str, Any] = {"headline": record.headline(), "norm": record.norm}
+    facts["radius"] = record.ball if math.isnan(record.radius) else radius_text(record.radius)
     facts |= {"data": record.dataset or "", "images": len(record.labels), "floor": floor}
     facts |= {key: record.meta[key] for key in ("seed", "date", "commit") if record.meta.get(key) is not None}
     facts["version"] = record.meta.get("versions", {}).get("planish") or ""

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from planish.core.errors import BadInput
-from planish.core.words import radius_text
 from planish.records.audit import Audit, Finding
 from planish.records.corruptions import to_json as corruption_facts
 from planish.records.evaluation import to_json
@@ -80,7 +79,7 @@ def _write(
     tables.check(entries)
     own = tables.threat(entries[0].evaluation)
     for name, one in audits.items():
-        if (theirs := f"{one.norm} radius {radius_text(one.radius)}") != own:
+        if (theirs := one.ball) != own:
             raise BadInput(f"the evaluations are at {own}, and the audit of {name} at {theirs}; compare one threat")
     drawn = report_figures(entries)
     if found:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
-from planish.core.words import number_of, radius_text
+from planish.core.words import number_of
 from planish.records.corruptions import Corruptions
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
@@ -154,7 +154,7 @@ def attack_names(entries: Sequence[Entry]) -> list[str]:
 
 def threat(evaluation: Evaluation) -> str:
     """Word the threat, such as "Linf radius 8/255"."""
-    return f"{evaluation.norm} radius {radius_text(evaluation.radius)}"
+    return evaluation.ball
 
 
 def images_text(entries: Sequence[Entry]) -> str:

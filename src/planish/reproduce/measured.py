@@ -21,7 +21,8 @@ from planish.reproduce.claims import Figure, exact, holds, judged, mean, over_se
 from planish.reproduce.running import Job, finished, provenance_of, record_of, state, trained
 from planish.reproduce.scales import attack_of, images_judged
 from planish.reproduce.tables import PaperColumn, PaperTable
-from planish.runs.judge import DISTANCES, EVALUATION, training_of
+from planish.runs.judge import DISTANCES, EVALUATION
+from planish.runs.run import training_of
 from planish.storage.files import write_json
 from planish.storage.reading import read_json
 

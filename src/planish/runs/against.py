@@ -5,6 +5,7 @@ from pathlib import Path
 
 from planish.core.errors import BadInput
 from planish.core.words import radius_text
+from planish.evaluation.unions import ThreatUnion
 from planish.records.evaluation import load
 from planish.report import Entry
 from planish.report.pairs import Pair, pairs
@@ -21,9 +22,10 @@ def check_earlier(place: Path | None, task: EvaluationConfig) -> None:
     if task.shard is not None:
         raise BadInput("a shard has not all the images of an earlier evaluation; compare what planish merge makes")
     theirs = _entry(place).evaluation
-    if (theirs.norm, theirs.radius) != (task.threat.name, task.threat.radius):
-        ours = f"{task.threat.name} radius {radius_text(task.threat.radius)}"
-        raise BadInput(f"{place} holds an evaluation at {theirs.norm} radius {radius_text(theirs.radius)}, not {ours}")
+    keys, own = ("norm", "radius", "threats"), ThreatUnion(task.threats)
+    if any(theirs.meta["threat"].get(key) != own.facts.get(key) for key in keys):
+        ours = " and ".join(f"{one.name} radius {radius_text(one.radius)}" for one in own.threats)
+        raise BadInput(f"{place} holds an evaluation at {theirs.ball}, not {ours}")
 
 
 def against(folder: Path, earlier: Path) -> Pair:

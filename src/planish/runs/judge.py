@@ -26,6 +26,7 @@ from planish.evaluation.adversarials import verify as verify_images
 from planish.evaluation.at_work import OnChunk
 from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks, wanted
+from planish.evaluation.unions import threats_of
 from planish.models import Normalized, build, is_borrowed
 from planish.models.onnx import BlackBox, is_onnx, load_onnx
 from planish.records import audit as audits
@@ -41,13 +42,12 @@ from planish.records.verified import Verified
 from planish.report import Entry, Table
 from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.runs.beside import GALLERY, KeptBeside, load_gallery
-from planish.runs.config import LARGEST_SIDE, written
+from planish.runs.config import LARGEST_SIDE
 from planish.runs.given import EIGHT_BIT, aimed, check_targets
 from planish.runs.names import audited_apart, entry_names, name_of
 from planish.runs.places import WRITTEN, clear, refuse_taken
-from planish.runs.run import BEST, CONFIG, METRICS, PROVENANCE, WEIGHTS, load_run, read_history
+from planish.runs.run import BEST, WEIGHTS, load_run, training_of
 from planish.runs.shards import cut
-from planish.storage.reading import read_json
 
 Step = TypeVar("Step")
 EVALUATION, PROGRESS, DISTANCES = "evaluation.npz", "progress.npz", "distances.npz"
@@ -77,7 +77,7 @@ class EvaluationConfig:
     random model for each image. classes: how the model numbers its classes, as `data.classes.Classes`; None = as it
     says itself, or as the data does. targets: a file of the classes that images are driven to, as `aimed` reads it.
     shard: only this part of the images. after: a folder with a record of all shards, by which a suite chooses what a
-    shard does next.
+    shard does next. also: further threats, in each of which an image must be robust.
     """
 
     data: str
@@ -94,12 +94,20 @@ class EvaluationConfig:
     targets: str | None = None
     shard: ImageShard | None = None
     after: str | None = None
+    also: tuple[ThreatModel, ...] = ()
 
     def __post_init__(self) -> None:
         seed_of(self.seed)
         between(1, LARGEST_SIDE, size=self.size)
         if self.after is not None and self.shard is None:
             raise BadInput("after says what a shard goes on with, and no shard is given; a whole record takes resume")
+        if len(threats_of([*self.threats]).threats) > 1 and self.shard is not None:
+            raise BadInput("several threats are judged in one process: leave the shard out, or give one threat")
+
+    @property
+    def threats(self) -> tuple[ThreatModel, ...]:
+        """All threats, in order."""
+        return (self.threat, *self.also)
 
 
 def check_task(task: EvaluationConfig) -> None:
@@ -109,7 +117,8 @@ def check_task(task: EvaluationConfig) -> None:
         raise BadInput("surrogates are given, and no attack that uses them: add transfer to the attacks")
     check_targets(task.targets, task.attacks)
     tried = [name for name in dict.fromkeys(task.attacks) if name not in lenders or not task.surrogates]
-    attacks_of(tried, SOME_CLASSES, norm=task.threat.name)
+    for threat in task.threats:
+        attacks_of(tried, SOME_CLASSES, norm=threat.name)
     check_there(task.data, "test", task.limit)
 
 
@@ -138,24 +147,6 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
         "file.py:function, timm:NAME, hf:NAME, robustbench:NAME, torchvision:NAME, hf://USER/REPO or FILE.onnx"
     )
-
-
-def training_of(folder: Path) -> dict[str, Any] | None:
-    """Return a run's method, cost and history: see `planish.report.tables.Training`.
-
-    None where the folder holds weights alone. Raises BadInput.
-    """
-    try:
-        origin = read_json(folder / PROVENANCE, "remove it to judge the model without its cost")
-        history = read_history(folder / METRICS, {})
-    except FileNotFoundError:
-        return None
-    seconds = sum(entry["seconds"] for entry in history)
-    epochs = history[-1].get("epochs_done", len(history)) if history else 0
-    tree = written(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    method = tree.get("method", {}).get("name", "")
-    cost = {"passes": origin.get("training_cost"), "epochs": epochs, "seconds": seconds}
-    return {"method": method, **cost, "history": history}
 
 
 def images_to_judge(
@@ -214,7 +205,7 @@ def evaluate_into(
     _refuse_gradients(judged, task)
     path = folder / EVALUATION
     whole, data, warnings = set_to_judge(task, judged.about)
-    whole, threat = aimed(whole, task.targets, data["classes"]), task.threat.among(whole.indices)
+    whole, threats = aimed(whole, task.targets, data["classes"]), [one.among(whole.indices) for one in task.threats]
     found = results.load(path) if path.exists() and not overwrite else None
     decided = None if task.after is None else results.load(Path(task.after) / EVALUATION)
     part = cut(task.shard, whole, task.seed, data, decided)
@@ -228,7 +219,7 @@ def evaluate_into(
     going_on |= {"x_adv": kept.left(), "on_block": kept.add}
     options: dict[str, Any] = {"seed": task.seed, "precision": task.precision, "about": about, "on_chunk": on_chunk}
     options |= {"attacks": [*dict.fromkeys(task.attacks)], "surrogates": others, "eot": task.eot}
-    begin = partial(evaluate_steps, judged.model, images, threat=threat, **options, **going_on)
+    begin = partial(evaluate_steps, judged.model, images, threat=threats, **options, **going_on)
     for step in _allowed(begin, folder, "evaluation", resume, overwrite):
         kept.save(step)
         results.save(step.evaluation, path)
@@ -312,7 +303,8 @@ def verify(judged: LoadedModel, task: EvaluationConfig, path: Path, *, device: t
     """
     images, _, _ = set_to_judge(task, judged.about)
     source = f"{task.data} (limit {task.limit})"
-    return verify_images(judged.model, images.to(device), None, path, task.threat, eot=task.eot, source=source)
+    threats = [*task.threats]
+    return verify_images(judged.model, images.to(device), None, path, threats, eot=task.eot, source=source)
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:

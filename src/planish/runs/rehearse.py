@@ -10,8 +10,10 @@ from planish.attacks.suites import Suite
 from planish.audit.auditor import checks, own_checks, plan_of
 from planish.core.arguments import check_logits
 from planish.core.modes import Counted
+from planish.core.threat import ThreatModel
 from planish.data.images import refuse
-from planish.evaluation.naming import attacks_of, distance_attacks
+from planish.evaluation.naming import distance_attacks
+from planish.evaluation.unions import ThreatUnion
 from planish.records.origin import attack_text, describe_attack
 from planish.runs.config import Experiment, to_toml
 from planish.runs.judge import EvaluationConfig, LoadedModel, set_to_judge, surrogates_of
@@ -33,7 +35,7 @@ def evaluate(judged: LoadedModel, task: EvaluationConfig, device: torch.device |
     others = surrogates_of(judged, task, image, built_by)
 
     def named(classes: int) -> Mapping[str, Any]:
-        found = attacks_of([*dict.fromkeys(task.attacks)], classes, norm=task.threat.name, surrogates=others)
+        found = ThreatUnion(task.threats).attacks([*dict.fromkeys(task.attacks)], classes, others)
         return {name: one if isinstance(one, Suite) else one.assembled(classes) for name, one in found.items()}
 
     return _judged(judged, task, device, named)
@@ -57,6 +59,13 @@ def audit(
     return {**_judged(judged, task, device, lambda classes: {}), "checks": known, "budget": plan}
 
 
+def _threats(threats: Sequence[ThreatModel]) -> Tree:
+    """Return the threat as a table, of several a list of texts as `--threat` takes them."""
+    if len(threats) == 1:
+        return {"threat": threats[0].facts}
+    return {"threats": [f"{one.name}:{one.radius!r}" for one in threats]}
+
+
 def _judged(
     judged: LoadedModel,
     task: EvaluationConfig,
@@ -65,12 +74,12 @@ def _judged(
 ) -> Tree:
     images, data, notes = set_to_judge(task, judged.about)
     classes = check_logits(Counted(judged.model), images.to(device).select(slice(0, 2))).shape[1]
-    own = {name: value for name, value in asdict(task).items() if name not in ("threat", "attacks")}
+    own = {name: value for name, value in asdict(task).items() if name not in ("threat", "also", "attacks")}
     known = {"name": judged.name, **own, "device": str(device), "notes": [*judged.notes, *notes]}
     attacks = {name: attack_text(describe_attack(attack)) for name, attack in named(classes).items()}
     return {
         **known,
         "images": {"name": data["name"], "count": data["images"], "shape": [*images.shape[1:]], "classes": classes},
-        "threat": task.threat.facts,
+        **_threats(task.threats),
         "attacks": attacks,
     }

@@ -27,6 +27,7 @@ from planish.storage.reading import (
     content_of,
     last_good,
     previous,
+    read_json,
     read_lines,
     refuse_large,
     sealed,
@@ -291,3 +292,21 @@ def read_history(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     if len(history) < about.get("epoch", 0):
         raise Damaged(f"{path} is cut short: {WEIGHTS} is of epoch {about['epoch']}; remove it to go on without it")
     return history
+
+
+def training_of(folder: Path) -> dict[str, Any] | None:
+    """Return a run's method, cost and history: see `planish.report.tables.Training`.
+
+    None where the folder holds weights alone. Raises BadInput.
+    """
+    try:
+        origin = read_json(folder / PROVENANCE, "remove it to judge the model without its cost")
+        history = read_history(folder / METRICS, {})
+    except FileNotFoundError:
+        return None
+    seconds = sum(entry["seconds"] for entry in history)
+    epochs = history[-1].get("epochs_done", len(history)) if history else 0
+    tree = written(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    method = tree.get("method", {}).get("name", "")
+    cost = {"passes": origin.get("training_cost"), "epochs": epochs, "seconds": seconds}
+    return {"method": method, **cost, "history": history}

@@ -42,6 +42,18 @@ class Searched(NamedTuple):
     passes: Tensor
 
 
+class Highest(NamedTuple):
+    """What an ascent met.
+
+    value: (N,) the largest value of any iterate, the start and the last included: the maximum is not smaller. x_adv:
+    (N, ...) where that was. passes: (N,) int64, 2 steps + 1.
+    """
+
+    value: Tensor
+    x_adv: Tensor
+    passes: Tensor
+
+
 def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return values, logits and the gradient of the values' sum at x_adv, without a graph.
 
@@ -71,6 +83,29 @@ def ascend(
         x_adv, state = rule.step(Point(index, steps, x, x_adv, values, gradient, threat), state)
         x_adv = x_adv.detach()
     return x_adv
+
+
+def highest(
+    objective: Objective, x: Tensor, threat: ThreatModel, rule: StepRule, steps: int, *, start: Tensor | None = None
+) -> Highest:
+    """Ascend the objective in the ball round x (N, ...) and return the best iterate of each image, not the last."""
+    best: list[Tensor] = []
+
+    def remembering(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        values, logits = objective(x_adv)
+        seen, where = values.detach(), x_adv.detach()
+        if best:
+            better = seen > best[0]
+            where = torch.where(per_image(better, where), where, best[1])
+            seen = torch.where(better, seen, best[0])
+        best[:] = seen, where
+        return values, logits
+
+    last = ascend(remembering, x, threat, rule, steps, start=start)
+    with torch.no_grad():
+        remembering(last)
+    value, place = best
+    return Highest(value, place, torch.full((len(x),), 2 * steps + 1, dtype=torch.int64, device=x.device))
 
 
 def search(

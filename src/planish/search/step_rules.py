@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from planish.core.batch import per_image
-from planish.core.threat import ThreatModel
+from planish.core.threat import L1, ThreatModel
 
 Schedule = Callable[[float], float]
 """Share of the steps already made, in [0, 1) -> step in radii."""
@@ -178,21 +178,25 @@ class AutoPGD:
     The step starts at 2 radii. At checkpoints (after 22 %, then 19, 16, ... %, at least 6 % of the steps) an
     example whose value rose in fewer than `rho` of the steps, or whose best value has not changed since the
     last checkpoint at an unchanged step, halves its step and returns to its best point. No host sync: the
-    checkpoints are known ahead.
+    checkpoints are known ahead. In L1 it is `SparseAutoPGD`.
     """
 
     momentum: float = 0.75
     rho: float = 0.75
     first_step_in_radii: float = 2.0
 
-    def init(self, x: Tensor, threat: ThreatModel, steps: int) -> AutoPGDState:
+    def init(self, x: Tensor, threat: ThreatModel, steps: int) -> "AutoPGDState | SparseState":
+        if isinstance(threat, L1):
+            return SparseAutoPGD().init(x, threat, steps)
         exact = torch.promote_types(x.dtype, torch.float32)
         lowest = torch.full((len(x),), -torch.inf, device=x.device, dtype=exact)
         zero = torch.zeros_like(lowest)
         step = torch.full_like(lowest, self.first_step_in_radii * threat.radius)
         return AutoPGDState(x, x, lowest, x, step, lowest, zero, lowest, zero.bool())
 
-    def step(self, point: Point, state: AutoPGDState) -> tuple[Tensor, AutoPGDState]:
+    def step(self, point: Point, state: "AutoPGDState | SparseState") -> tuple[Tensor, "AutoPGDState | SparseState"]:
+        if isinstance(state, SparseState):
+            return SparseAutoPGD().step(point, state)
         state = self._recorded(point, state)
         x_adv, gradient = point.x_adv, point.gradient
         window = checkpoints(point.steps).get(point.index)
@@ -230,6 +234,91 @@ class AutoPGD:
             step_kept=~back,
         )
         return checked, back
+
+
+class SparseState(NamedTuple):
+    """What SparseAutoPGD remembers per example: best point, step, share of values that move, and how many had moved."""
+
+    best_x: Tensor
+    best_value: Tensor
+    best_gradient: Tensor
+    step: Tensor
+    share: Tensor
+    moved: Tensor
+
+
+@dataclass(frozen=True)
+class SparseAutoPGD:
+    """APGD in L1 (Croce and Hein 2021, Mind the box, Algorithm 1): steps along as few values as the best point moves.
+
+    A step of one radius goes in equal parts to the values of the largest gradient entries: a share of them that is 0.2
+    at first, or what the start moves, divided by 1.5. After each `window` of the steps the share is what the best point
+    moves, divided by 1.5; where that fell by 5 % the step is a radius again and begins at the best point, elsewhere the
+    step is divided by 1.5, down to a tenth of a radius.
+
+    Differs, as the authors' code does: no momentum.
+    """
+
+    first_share: float = 0.2
+    window: float = 0.04
+    sparser: float = 0.95
+    factor: float = 1.5
+    least_in_radii: float = 0.1
+
+    def init(self, x: Tensor, threat: ThreatModel, steps: int) -> SparseState:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        lowest = torch.full((len(x),), -torch.inf, device=x.device, dtype=exact)
+        step, share = torch.full_like(lowest, threat.radius), torch.full_like(lowest, self.first_share)
+        return SparseState(x, lowest, x, step, share, torch.full_like(lowest, x[0].numel() if len(x) else 1))
+
+    def step(self, point: Point, state: SparseState) -> tuple[Tensor, SparseState]:
+        state = self._recorded(point, state)
+        x_adv, gradient = point.x_adv, point.gradient
+        if point.index > 0 and point.index % max(int(self.window * point.steps), 1) == 0:
+            state, back = self._checked(point, state)
+            rows = per_image(back, x_adv)
+            x_adv, gradient = (torch.where(rows, state.best_x, x_adv), torch.where(rows, state.best_gradient, gradient))
+        signs = _largest(gradient, state.share).sign()
+        count = signs.flatten(1).abs().sum(1).clamp(min=1)
+        moved = x_adv + signs * per_image(state.step / count, signs).to(signs.dtype)
+        return point.threat.project_(moved, point.x), state
+
+    def _recorded(self, point: Point, state: SparseState) -> SparseState:
+        """Enter the new value; at the start, how many values it moves."""
+        if point.index == 0:
+            moved = _moved(point.x_adv, point.x)
+            own = moved > 0
+            share = torch.where(own, moved / point.x[:1].numel() / self.factor, state.share)
+            state = state._replace(share=share, moved=torch.where(own, moved, state.moved))
+        better = point.values > state.best_value
+        rows = per_image(better, point.x_adv)
+        return state._replace(
+            best_x=torch.where(rows, point.x_adv, state.best_x),
+            best_gradient=torch.where(rows, point.gradient, state.best_gradient),
+            best_value=torch.where(better, point.values, state.best_value),
+        )
+
+    def _checked(self, point: Point, state: SparseState) -> tuple[SparseState, Tensor]:
+        """Return the state after a checkpoint and which examples go back to their best point."""
+        moved, radius = _moved(state.best_x, point.x), point.threat.radius
+        back = moved / state.moved < self.sparser
+        step = torch.where(back, radius, state.step / self.factor).clamp(min=self.least_in_radii * radius)
+        share = moved / point.x[:1].numel() / self.factor
+        return state._replace(step=step.to(state.step.dtype), share=share, moved=moved), back
+
+
+def _moved(x_adv: Tensor, x: Tensor) -> Tensor:
+    """Return how many values differ, (N,)."""
+    return (x_adv != x).flatten(1).sum(1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _largest(gradient: Tensor, share: Tensor) -> Tensor:
+    """Return the gradient with the entries of the largest values alone, this share of them (N,), and their equals."""
+    size = gradient.flatten(1).abs()
+    values = size.shape[1]
+    at = ((1 - share) * values).clamp(0, values - 1).long()
+    least = size.sort(1).values.gather(1, at[:, None]).squeeze(1)
+    return torch.where(gradient.abs() >= per_image(least, gradient), gradient, 0.0)
 
 
 def checkpoints(steps: int) -> dict[int, int]:

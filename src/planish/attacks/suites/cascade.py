@@ -44,6 +44,7 @@ class Cascade(Suite):
     target_steps: int = 10
     targets: int = 3
     classes: int = field(kw_only=True)
+    norm: str = field(default="Linf", kw_only=True)
 
     def __post_init__(self) -> None:
         at_least(1, scout_steps=self.scout_steps, target_steps=self.target_steps, targets=self.targets)
@@ -117,7 +118,7 @@ class Cascade(Suite):
             Stage("sweep", Worst((ByDistance(), *sweep))),
             Stage("diverse", Worst((diverse,) * 5)),
             Stage("smoothed", Smoothed(50)),
-            *AutoAttack.stages,
+            *AutoAttack(norm=self.norm).stages,
         )
 
     def _towards(self, first: int, last: int, steps: int) -> tuple[Targeted, ...]:

@@ -27,6 +27,7 @@ class Deep(Suite):
     rounds: int = 4
     bound: float = 0.02
     classes: int = field(kw_only=True)
+    norm: str = field(default="Linf", kw_only=True)
 
     def __post_init__(self) -> None:
         at_least(1, rounds=self.rounds)
@@ -35,7 +36,7 @@ class Deep(Suite):
 
     def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
         """Return planish-suite's next stage; after them the next round, if the last was not content."""
-        stage = Cascade(classes=self.classes).following(done, images)
+        stage = Cascade(classes=self.classes, norm=self.norm).following(done, images)
         names = [f"round-{number}" for number in range(1, self.rounds + 1)]
         if stage is not None or all(name in done for name in names):
             return stage

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from planish.audit.measures.affine import Affine, Interval, affine_layers, ball, outputs, reachable
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
+from planish.core.knapsack import filled
 from planish.core.losses import margin
-from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.threat import L1, L2, Linf, ThreatModel
 
 TOLERANCE = 1e-6
 """To which the solver meets constraints: proven numbers are as exact as that."""
@@ -49,11 +50,12 @@ class ExactDistance(NamedTuple):
 
 
 def linear_distance(model: nn.Module, batch: Batch, threat: ThreatModel) -> LinearDistance:
-    """Return the exact distances of a classifier whose logits are affine in the pixels, in Linf or L2, in the box.
+    """Return the exact distances of a classifier whose logits are affine in the pixels, in Linf, L2 or L1, in the box.
 
-    The way to a class is to move every pixel at the rate of the steepest direction until it meets the box. Without a
-    box this is (z_y - z_j) / ||w_j - w_y||_dual. threat: its norm and box; the radius is not looked at. Costs no
-    passes of the model but `affine_layers`. Raises BadInput if the network is not affine.
+    The way to a class is to move every pixel at the rate of the steepest direction until it meets the box; in L1 to
+    move the pixels of the largest slopes to the box, one after the other (a fractional knapsack). Without a box this is
+    (z_y - z_j) / ||w_j - w_y||_dual. threat: its norm and box; the radius is not looked at. Costs no passes of the
+    model but `affine_layers`. Raises BadInput if the network is not affine.
     """
     layers = affine_layers(model, batch.x)
     if len(layers) != 1:
@@ -211,9 +213,12 @@ def _shortest(slope: Tensor, gap: Tensor, room: Tensor, threat: ThreatModel) -> 
 
     Pixel i moves by min(t rate_i, room_i); the gain in t is piecewise linear, with a kink where a pixel meets the box.
     """
-    if not isinstance(threat, Linf | L2):
-        raise BadInput(f"exact distances are for Linf and L2, not {threat.name}")
-    steep = slope.abs()
+    if not isinstance(threat, Linf | L2 | L1):
+        raise BadInput(f"exact distances are for Linf, L2 and L1, not {threat.name}")
+    steep, need = slope.abs(), gap[:, None].clamp(min=0)
+    if isinstance(threat, L1):
+        reached = (steep * room).sum(1, keepdim=True) >= need
+        return torch.where(reached, slope.sign() * filled(room, steep, steep, need), torch.nan)
     rate = steep if isinstance(threat, L2) else (steep > 0).to(steep)
     kinks, order = torch.where(rate > 0, room / rate, torch.inf).sort(1)
     slopes = (steep * rate).gather(1, order)

@@ -7,31 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from planish.attacks.ascents import PAPER_STEP
-from planish.core.batch import Batch, per_image
+from planish.core.batch import Batch
 from planish.core.errors import at_least
 from planish.core.losses import Loss, cross_entropy
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
 from planish.core.threat import L2, ThreatModel
-from planish.search.ascent import ascend, evaluated
-from planish.search.objectives import InnerGradient, Objective, inner, linearity_error, loss_of, objective_of
+from planish.search.ascent import evaluated, highest
+from planish.search.objectives import InnerGradient, inner, linearity_error, loss_of, objective_of
 from planish.search.step_rules import Adam, StepRule
 
 PAPER_RULE = Adam(PAPER_STEP)
 """Adam of 0.1 pixels at 8/255 (Qin et al. 2019, section 4.1)."""
 _UNIT = L2(1.0)
-
-
-class Highest(NamedTuple):
-    """What an ascent met.
-
-    value: (N,) the largest value of any iterate, the start and the last included: the maximum is not smaller. x_adv:
-    (N, ...) where that was. passes: (N,) int64, 2 steps + 1.
-    """
-
-    value: Tensor
-    x_adv: Tensor
-    passes: Tensor
 
 
 class LocalLinearity(NamedTuple):
@@ -69,29 +57,6 @@ class Segment(NamedTuple):
     def rise(self) -> Tensor:
         """By how much the loss is larger at the points, (N,)."""
         return self.value_adv - self.value
-
-
-def highest(
-    objective: Objective, x: Tensor, threat: ThreatModel, rule: StepRule, steps: int, *, start: Tensor | None = None
-) -> Highest:
-    """Ascend the objective in the ball round x (N, ...) and return the best iterate of each image, not the last."""
-    best: list[Tensor] = []
-
-    def remembering(x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        values, logits = objective(x_adv)
-        seen, where = values.detach(), x_adv.detach()
-        if best:
-            better = seen > best[0]
-            where = torch.where(per_image(better, where), where, best[1])
-            seen = torch.where(better, seen, best[0])
-        best[:] = seen, where
-        return values, logits
-
-    last = ascend(remembering, x, threat, rule, steps, start=start)
-    with torch.no_grad():
-        remembering(last)
-    value, place = best
-    return Highest(value, place, torch.full((len(x),), 2 * steps + 1, dtype=torch.int64, device=x.device))
 
 
 def local_linearity(

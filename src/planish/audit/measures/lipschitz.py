@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.affine import affine_layers, ball, reachable
-from planish.audit.measures.linearity import highest
 from planish.core.batch import Batch
 from planish.core.errors import at_least
 from planish.core.losses import wide
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
+from planish.search.ascent import highest
 from planish.search.objectives import Objective, logit_gradients
 from planish.search.step_rules import Cosine, Steepest, StepRule
 
