@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from planish.attacks.gradient import FGSM, PGD
 from planish.attacks.random_search import Noise
 from planish.attacks.suites import Fixed, Stage, Staged, Suite
 from planish.attacks.suites.cascade import Cascade
+from planish.attacks.suites.deep import Deep
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike
 from planish.core.threat import Linf, ThreatModel
@@ -115,7 +117,7 @@ def test_shards_of_every_distance_attack_make_the_whole(name: str, threat: Threa
         same(joined(found), whole)
 
 
-SMALL = {"planish-suite": Cascade(3, 2, classes=CLASSES)}
+SMALL = {"planish-suite": Cascade(3, 2, classes=CLASSES), "planish-deep": Deep(2, 1e-9, classes=CLASSES)}
 """Suites that are small enough as they are; of others each stage is FGSM, on the images that the stage faces."""
 
 
@@ -135,10 +137,12 @@ def test_shards_of_every_suite_make_the_whole(
 ):
     """What a suite decides by the whole test set, and what follows it, is left: one process does it, or rounds do."""
     monkeypatch.setattr("planish.attacks.suites.cascade.CHECK_SHARE", 3)
+    monkeypatch.setattr("planish.attacks.suites.deep.Cascade", partial(Cascade, 3, 2))
+    monkeypatch.setattr(Deep, "_round", FGSM())
     attacks = {name: suite_of(name, threat.name), "pgd": PGD(2, 1)}
     whole = evaluated(model, many, threat, attacks)
     merged = in_shards(model, many, threat, attacks, of)
-    chooses = name == "planish-suite"
+    chooses = name in SMALL
     assert merged.meta.get("left", []) == ([name, "pgd"] if chooses else [])
     assert merged.names == (tuple(f"{name}/{stage}" for stage in ("scout", "targets")) if chooses else whole.names)
     resumed = evaluated(model, many, threat, attacks, earlier=merged)
