@@ -196,6 +196,7 @@ def theirs(given: Namespace, run: Path, name: str, folder: Path, first: Outcome 
     """
     path = folder / f"{name.replace(' ', '-')}.npz"
     peer, model = PEERS[name][1] if name in PEERS else own(name), load_model(str(run), given.device).model
+    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # peers view gradients
     whole = load(given.data, "test", given.images if first else given.peer_images or given.images).as_batch()
     rows = np.arange(len(whole.x)) if first is None else nearest(first, given.nearest)
     batch = whole.select(torch.from_numpy(rows))
@@ -204,7 +205,7 @@ def theirs(given: Namespace, run: Path, name: str, folder: Path, first: Outcome 
         raise BadInput(f"{path} is of other images; choose another --out")
     spent = done.get("spent", np.zeros(3))
     while (start := len(done["standing"])) < len(batch.x):
-        part = Batch(*(value[start : start + given.chunk].to(given.device) for value in batch[:3]))
+        part = Batch(*(value[start : start + given.chunk].to(given.device).contiguous() for value in batch[:3]))
         standing, cost = judged(model, part, parse_threat(given.norm, given.radius), peer, given.precision)
         spent = spent + cost
         done = {"standing": np.concatenate([done["standing"], standing])}

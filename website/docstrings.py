@@ -23,7 +23,7 @@ def names_of(item: Object) -> list[str]:
 
 def listed(text: str, names: Iterable[str]) -> str:
     """Return a docstring as Markdown, with an item for each "name: words" or "name, other: words" that it holds."""
-    text = re.sub(r"`[^`]*`|[<*]", lambda match: match[0] if match[0][0] == "`" else rf"\{match[0]}", text)
+    text = re.sub(r"`[^`]*`|[<*]", lambda match: {"<": "&lt;", "*": r"\*"}.get(match[0], match[0]), text)
     known = "|".join(sorted((re.escape(name) for name in names), key=len, reverse=True))
     if known:
         many = rf"(?:^|(?<=\n)|(?<=[.;] )) *((?:{known})(?:, (?:{known}))*): "

@@ -38,7 +38,7 @@ def page_of(path: str) -> str | None:
     folder, _, name = path.rpartition("/")
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if folder in FOLDERS:
+    if folder in FOLDERS and name.endswith(".py"):
         return f"{FOLDERS[folder]}/{Path(name).stem}.md"
     return SOURCES.get(path)
 
@@ -103,7 +103,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = _joined(source.parent, name)
         if not (ROOT / path).is_file():
             return words if (ROOT / path).is_dir() else match[0]
-        there = page_of(path) or f"files/{path}"
+        there = page_of(path) or f"files/{path}{'.txt' * path.endswith('.md')}"  # or mkdocs would make it a page
         if files.get_file_from_path(there) is None:
             files.append(File.generated(config, there, abs_src_path=str(ROOT / path)))
         relative = os.path.relpath(there, PurePosixPath(home).parent)

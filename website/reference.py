@@ -25,6 +25,8 @@ OPENINGS = {
     "attacks": "The attacks, as classes. All of them, with options and costs: [attacks](../attacks.md).",
     "methods": "The training methods, as classes. All of them, with options and costs: [methods](../methods.md).",
     "measures": "What the audit measures, as functions. What each number is: [measures](../audit-measures.md).",
+    "compat": "AutoAttack's and torchattacks' calls: [what changes, and what does not]"
+    "(../library.md#coming-from-autoattack-or-torchattacks).",
     "plot": "The figures of reports, one by one, each a matplotlib `Figure`.",
     "models": "Architectures, and where models come from: [models](../models.md).",
     "data": "Where images come from: [data](../data-and-models.md).",
@@ -128,8 +130,14 @@ def row(room: str, name: str) -> dict[str, str]:
             headings = cells
         elif cells[:1] == [f"`{name}`"] and headings:
             told = zip(headings[1:], cells[1:], strict=False)
-            return {heading: cell.replace("\\|", "|") for heading, cell in told if cell and "options" not in heading}
+            return {heading: _moved(cell, room) for heading, cell in told if cell and "options" not in heading}
     return {}
+
+
+def _moved(cell: str, room: str) -> str:
+    """Return a table's cell as text of the room's page: no bar is escaped, and links lead from where that page is."""
+    cell = re.sub(r"\]\((?=#)", f"](../{room}.md", cell.replace("\\|", "|"))
+    return re.sub(r"\]\((?!\w+:|\.\./)", "](../", cell)
 
 
 @cache
@@ -163,7 +171,13 @@ def entry(room: str, name: str) -> str:
     """Return a name's part of the page; what is the same of all components of a kind, such as `search`, is left out."""
     full = name if room == "planish" else f"{room}.{name}"
     called = registered(room, name)
-    shown = [f"heading: {name}", "heading_level: 2", "show_root_heading: true", "show_root_toc_entry: true"]
+    shown = [
+        f"heading: {name}",
+        f"toc_label: {name}",
+        "heading_level: 2",
+        "show_root_heading: true",
+        "show_root_toc_entry: true",
+    ]
     options = "\n".join(f"      {line}" for line in [*shown, *(["members: false"] if called else [])])
     parts = [f'<a id="planish.{full}"></a>', f"::: {address(room, name)}\n    options:\n{options}"]
     if called:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_attacks import CLASSES, DEFINED, FAR, FEW, FEW_FAR, KNOWN, made, named
+from misleading import Misleading
+from small_attacks import CLASSES, DEFINED, FAR, KNOWN, few, named
 from strange_models import Alone
-from torch import Tensor, nn
+from torch import nn
 
-from planish.attacks import Attack, DistanceAttack
 from planish.attacks.gradient import FGSM, PGD
 from planish.attacks.random_search import Noise
 from planish.attacks.suites import Fixed, Stage, Staged, Suite
@@ -94,13 +94,9 @@ def in_shards(
     return joined(found)
 
 
-def attack_of(name: str) -> Attack | DistanceAttack:
-    return made(name, FEW | (FEW_FAR if name in FAR else {}))  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize(("name", "threat"), DEFINED, ids=named)
 def test_shards_of_every_attack_make_the_whole(name: str, threat: ThreatModel, model: nn.Module, many: Batch):
-    attacks = attacks_of({name: attack_of(name)}, CLASSES, norm=threat.name)
+    attacks = attacks_of({name: few(name)}, CLASSES, norm=threat.name)
     whole = evaluated(model, many, threat, attacks)
     assert whole.correct().sum() == 12 and whole.columns[0].attempted.any()
     for of in COUNTS:
@@ -110,12 +106,12 @@ def test_shards_of_every_attack_make_the_whole(name: str, threat: ThreatModel, m
 @pytest.mark.parametrize(("name", "threat"), [pair for pair in DEFINED if pair[0] in FAR], ids=named)
 def test_shards_of_every_distance_attack_make_the_whole(name: str, threat: ThreatModel, model: nn.Module, many: Batch):
     ball = replace(threat, radius=0.0)
-    *_, whole = measure(model, many, ball, {name: attack_of(name)}, about={"data": DATA})
+    *_, whole = measure(model, many, ball, {name: few(name)}, about={"data": DATA})
     for of in COUNTS:
         found = {}
         for place, part in shards(many, of).items():
             about = {"data": DATA, **part.about}
-            *_, found[place] = measure(model, part.images, ball, {name: attack_of(name)}, about=about)
+            *_, found[place] = measure(model, part.images, ball, {name: few(name)}, about=about)
         same(joined(found), whole)
 
 
@@ -154,18 +150,6 @@ def test_shards_of_every_suite_make_the_whole(
     assert rounds > 2 if chooses else rounds == 1
 
 
-class Backwards(nn.Module):
-    """Right logits, and gradients that point the wrong way."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        return logits.detach() + 1 * (logits.detach() - logits)
-
-
 @pytest.mark.parametrize("of", [2, 3])
 def test_an_escalation_is_decided_by_all_the_images(
     of: int, model: nn.Module, many: Batch, monkeypatch: pytest.MonkeyPatch
@@ -174,13 +158,13 @@ def test_an_escalation_is_decided_by_all_the_images(
     few = [Stage("noise", Noise(5)), Stage("fgsm", FGSM(), because=()), Stage("pgd", PGD(2, 1))]
     monkeypatch.setattr(Cascade, "_long", tuple(few))
     attacks = {"planish-suite": Cascade(3, 2, classes=CLASSES)}
-    whole = evaluated(Backwards(model), many, Linf(0.08), attacks)
-    assert whole.names[4:] == ("planish-suite/noise", "planish-suite/fgsm", "planish-suite/pgd")
-    merged, rounds = in_shards(Backwards(model), many, Linf(0.08), attacks, of), 1
+    whole = evaluated(Misleading(model), many, Linf(0.08), attacks)
+    assert whole.names[4:] == tuple(f"planish-suite/{name}" for name in ("search", "noise", "fgsm", "pgd"))
+    merged, rounds = in_shards(Misleading(model), many, Linf(0.08), attacks, of), 1
     while left(attacks, merged):
-        merged, rounds = in_shards(Backwards(model), many, Linf(0.08), attacks, of, after=merged), rounds + 1
+        merged, rounds = in_shards(Misleading(model), many, Linf(0.08), attacks, of, after=merged), rounds + 1
     same(replace(merged, meta={key: fact for key, fact in merged.meta.items() if key != "left"}), whole)
-    assert rounds == 4  # scout and targets; the hard cases; the check; all long stages, which are decided at once
+    assert rounds == 5  # scout and targets; the hard cases; the check; its search; all long stages, decided at once
 
 
 class Curious(Suite):

@@ -179,6 +179,20 @@ def test_corrupt_images_are_named_or_left_out(workers: int, folder: Path, listin
     assert len(images) == 28 and torch.equal(images.labels, listing.labels[images.indices])
 
 
+def groups_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the row groups that are read from now on, a list that grows."""
+    import pyarrow.parquet as pq
+
+    taken: list[int] = []
+    real = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda file, group, **rest: (taken.append(group), real(file, group, **rest))[1],
+    )
+    return taken
+
+
 def test_parquet_reads_row_groups_lazily(tmp_path: Path, rgb: Rgb, png: Png, monkeypatch: pytest.MonkeyPatch):
     import pyarrow.parquet as pq
 
@@ -187,13 +201,7 @@ def test_parquet_reads_row_groups_lazily(tmp_path: Path, rgb: Rgb, png: Png, mon
         own = pixels[10 * shard : 10 * shard + 10]
         path = write(tmp_path / f"train-0000{shard}-of-00002.parquet", [png(p) for p in own], [shard] * 10)
         pq.write_table(pq.read_table(path), path, row_group_size=4)
-    taken: list[int] = []
-    real = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "read_row_group",
-        lambda file, group, **rest: (taken.append(group), real(file, group, **rest))[1],
-    )
+    taken = groups_read(monkeypatch)
     listing = list_parquet(tmp_path, "train", None)
     assert len(listing) == 20 and not taken
     assert (
@@ -223,13 +231,7 @@ def test_an_epoch_reads_each_row_group_once(tmp_path: Path, png: Png, monkeypatc
     pq.write_table(pq.read_table(path), path, row_group_size=4)
     for place in ("planish.data.readers.parquet.TOGETHER", "planish.data.stream.TOGETHER"):
         monkeypatch.setattr(place, 12)
-    taken: list[int] = []
-    real = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "read_row_group",
-        lambda file, group, **rest: (taken.append(group), real(file, group, **rest))[1],
-    )
+    taken = groups_read(monkeypatch)
     batches = Streamed(list_parquet(tmp_path, "train", None), 5, (3, 1, 1))
     for number in range(3):
         taken.clear()

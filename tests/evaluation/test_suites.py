@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from misleading import Misleading
 from torch import Tensor, nn
 
 from planish.attacks import Within, components_of
@@ -38,18 +39,6 @@ class Rounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network((x * 15).round() / 15)
-
-
-class Misleading(nn.Module):
-    """Right logits, and gradients that point the wrong way."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        return logits.detach() + 1 * (logits.detach() - logits)
 
 
 def judged(network: nn.Module, images: Batch, name: str, threat: ThreatModel, **options: Any) -> Evaluation:

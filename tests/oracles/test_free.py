@@ -57,11 +57,6 @@ def by_hand(model: nn.Module, batches: list[Batch], replays: int) -> Tensor:
     return delta
 
 
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
 def test_two_batches_of_two_replays_by_hand(normed: nn.Module, images: Batch):
     """A new batch starts with the old one's perturbation."""
     other = images._replace(x=images.x.flip(0, 3))

@@ -15,19 +15,6 @@ from planish.methods.guided import GAT, squared_distance
 THREATS = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.6)], ids=["Linf", "L2"])
 
 
-@pytest.fixture
-def warm(normed: nn.Module, batch: Batch) -> nn.Module:
-    """Running averages that differ from any batch's statistics."""
-    for _ in range(3):
-        normed(batch.x.double().flip(3) ** 2)
-    return normed
-
-
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
 def published(model: nn.Module, batch: Batch, threat: ThreatModel, step: int, weight: float) -> tuple[Tensor, Tensor]:
     """Guided_Attack and the loss of the authors' code: three clean passes, x_adv in evaluation mode."""
     uniform = torch.rand(8, 65, generator=torch.Generator().manual_seed(0))

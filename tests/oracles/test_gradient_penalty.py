@@ -12,11 +12,6 @@ BOTH = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=["Linf", "L2"
 SLOPES = ["forward", "central", "double-backward"]
 
 
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
 def call(method: GradientPenalty, model: nn.Module, batch: Batch, threat: ThreatModel) -> dict[str, Tensor]:
     found = method(model, batch, threat, StepContext(torch.Generator(), 1.0))
     return {"total": found.total, **found.terms}

@@ -27,11 +27,6 @@ def network() -> nn.Sequential:
         return nn.Sequential(*layers).double()
 
 
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
 def statistics(network: nn.Sequential, x: Tensor) -> Statistics:
     hidden = x.flatten(1) @ network[1].weight.T + network[1].bias
     mean = sum(hidden) / len(hidden)  # type: ignore[arg-type]

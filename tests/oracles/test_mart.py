@@ -17,19 +17,6 @@ from planish.methods.mart import MART, boosted_cross_entropy
 RADIUS = 0.125
 
 
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
-@pytest.fixture
-def warm(normed: nn.Module, images: Batch) -> nn.Module:
-    """Running averages that differ from any batch's statistics."""
-    for _ in range(3):
-        normed(images.x.flip(3) ** 2)
-    return normed
-
-
 def boosted(p: Tensor, labels: Tensor) -> Tensor:
     """-log p_y - log(1 - max_{k != y} p_k)."""
     rows = [

@@ -17,19 +17,6 @@ from planish.methods.trades import TRADES
 RADIUS = 0.125
 
 
-@pytest.fixture
-def warm(normed: nn.Module, batch: Batch) -> nn.Module:
-    """Running averages that differ from any batch's statistics."""
-    for _ in range(3):
-        normed(batch.x.double().flip(3) ** 2)
-    return normed
-
-
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
 def call(method: Method, model: nn.Module, batch: Batch) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return method(model, batch, Linf(RADIUS), StepContext(generator, 1.0)).total

@@ -18,11 +18,6 @@ DECAYS = pytest.mark.parametrize("decay", [0.0, 0.3])
 Remembered = dict[int, tuple[Tensor, Tensor]]
 
 
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
 def ascended(image: Tensor, start: Tensor, up: Tensor, threat: ThreatModel) -> Tensor:
     """One image's step: up by a radius."""
     return placed(image, start + threat.radius * (up.sign() if isinstance(threat, Linf) else up / up.norm()), threat)

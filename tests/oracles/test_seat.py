@@ -16,11 +16,6 @@ from planish.methods.seat import SEAT, SEATFL
 RADIUS = 0.125
 
 
-@pytest.fixture
-def images(batch: Batch) -> Batch:
-    return batch._replace(x=batch.x.double())
-
-
 def call(method: SEAT, model: nn.Module, batch: Batch) -> Tensor:
     return method(model, batch, Linf(RADIUS), StepContext(torch.Generator().manual_seed(0), 1.0)).total
 

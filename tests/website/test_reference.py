@@ -82,5 +82,5 @@ def test_docstrings_become_lists():
     text = "Do it.\n\nx: (N, C, H, W), a\ntensor. labels: (N,) *all*; y, z: two.\nRaises BadInput. For x < 1, `a < b`."
     shown = listed(text, ["x", "labels", "y", "z"])
     assert "\n- **x**: (N, C, H, W), a\ntensor." in shown and "\n- **labels**: (N,) \\*all\\*;" in shown
-    assert "- **y**, **z**: two." in shown and "\n\nRaises BadInput." in shown and "x \\< 1, `a < b`" in shown
+    assert "- **y**, **z**: two." in shown and "\n\nRaises BadInput." in shown and "x &lt; 1, `a < b`" in shown
     assert griffe.Docstring(shown).value.startswith("Do it.")

@@ -64,11 +64,13 @@ class Weighted(ThreatModel):
         return replace(self.base, radius=0.0)
 
     def among(self, indices: Tensor) -> Self:
-        if len(self.weights) == 1 or self.indices is not None:
-            return self
+        known = None if self.indices is None else self.indices.to(indices.device)
+        own = replace(self, weights=self.weights.to(indices.device), indices=known)
+        if len(self.weights) == 1 or known is not None:
+            return own
         if len(self.weights) != len(indices):
             raise BadInput(f"there are radii for {number_of(len(self.weights))}, and {number_of(len(indices))}")
-        return replace(self, indices=indices.to(self.weights.device))
+        return replace(own, indices=indices)
 
     def of(self, indices: Tensor) -> Self:
         if len(self.weights) == 1:
