@@ -205,7 +205,7 @@ def theirs(given: Namespace, run: Path, name: str, folder: Path, first: Outcome 
         raise BadInput(f"{path} is of other images; choose another --out")
     spent = done.get("spent", np.zeros(3))
     while (start := len(done["standing"])) < len(batch.x):
-        part = Batch(*(value[start : start + given.chunk].to(given.device) for value in batch[:3]))
+        part = Batch(*(value[start : start + given.chunk].to(given.device).contiguous() for value in batch[:3]))
         standing, cost = judged(model, part, parse_threat(given.norm, given.radius), peer, given.precision)
         spent = spent + cost
         done = {"standing": np.concatenate([done["standing"], standing])}

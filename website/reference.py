@@ -25,6 +25,8 @@ OPENINGS = {
     "attacks": "The attacks, as classes. All of them, with options and costs: [attacks](../attacks.md).",
     "methods": "The training methods, as classes. All of them, with options and costs: [methods](../methods.md).",
     "measures": "What the audit measures, as functions. What each number is: [measures](../audit-measures.md).",
+    "compat": "AutoAttack's and torchattacks' calls: [what changes, and what does not]"
+    "(../library.md#coming-from-autoattack-or-torchattacks).",
     "plot": "The figures of reports, one by one, each a matplotlib `Figure`.",
     "models": "Architectures, and where models come from: [models](../models.md).",
     "data": "Where images come from: [data](../data-and-models.md).",

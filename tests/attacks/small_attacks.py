@@ -12,8 +12,9 @@ from planish.registry import components, make
 CLASSES = 4
 KNOWN = {"classes": CLASSES, "surrogates": sketches(CLASSES)}
 FEW = KNOWN | {"steps": 3, "restarts": 2, "targets": 2, "queries": 40, "samples": 5, "searches": 2}
-"""Few of everything, where an attack has such options; distance attacks need some more steps to get anywhere."""
-FEW_FAR = {"steps": 12, "rounds": 5, "outer": 4, "inner": 20, "queries": 60}
+"""Few of everything, where an attack has such options; distance attacks need some more to get anywhere, some most."""
+FEW_FAR = {"steps": 8, "rounds": 4, "outer": 3, "inner": 12, "queries": 60}
+SLOW = {name: {"steps": 12, "outer": 4, "inner": 20} for name in ("ddn", "carlini-wagner-linf")}
 BALLS: list[ThreatModel] = [Linf(0.1), L2(0.6)]
 """Some of the eight images of `known` can be broken in them, and some cannot."""
 ONLY = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
@@ -39,7 +40,12 @@ FAR = [name for name in NAMES if hasattr(made(name, KNOWN), "distances")]
 """Distance attacks."""
 
 
+def few(name: str, **options: int) -> Any:
+    """Return the attack with few steps and restarts."""
+    return made(name, FEW | (FEW_FAR if name in FAR else {}) | SLOW.get(name, {}) | options)
+
+
 def small(name: str, **options: int) -> Attack:
     """Return the attack with few steps and restarts, a distance attack as an attack in a ball."""
-    attack = made(name, FEW | (FEW_FAR if name in FAR else {}) | options)
+    attack = few(name, **options)
     return Within(attack) if name in FAR else attack

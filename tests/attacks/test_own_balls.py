@@ -17,9 +17,8 @@ from planish.core.weighted import Weighted
 from planish.search.step_rules import COSINE_MOMENTUM
 
 RADII = torch.tensor([0.02, 0.05, 0.1, 0.03, 0.08, 0.0, 0.06, 0.1])
-IN_BALLS = [
-    (name, threat) for name, threat in DEFINED if name in ("pgd", "apgd-t", "mi-fgsm", "smoothed", "square", "noise")
-]
+SOME = ("pgd", "apgd-t", "mi-fgsm", "smoothed", "square", "noise")
+IN_BALLS = [pair for pair in DEFINED if pair[0] in SOME and pair[1].name in ("Linf", "L2")]
 
 
 def eight_bit(images: Batch) -> Batch:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from misleading import Misleading
-from small_attacks import CLASSES, DEFINED, FAR, FEW, FEW_FAR, KNOWN, made, named
+from small_attacks import CLASSES, DEFINED, FAR, KNOWN, few, named
 from strange_models import Alone
 from torch import nn
 
-from planish.attacks import Attack, DistanceAttack
 from planish.attacks.gradient import FGSM, PGD
 from planish.attacks.random_search import Noise
 from planish.attacks.suites import Fixed, Stage, Staged, Suite
@@ -95,13 +94,9 @@ def in_shards(
     return joined(found)
 
 
-def attack_of(name: str) -> Attack | DistanceAttack:
-    return made(name, FEW | (FEW_FAR if name in FAR else {}))  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize(("name", "threat"), DEFINED, ids=named)
 def test_shards_of_every_attack_make_the_whole(name: str, threat: ThreatModel, model: nn.Module, many: Batch):
-    attacks = attacks_of({name: attack_of(name)}, CLASSES, norm=threat.name)
+    attacks = attacks_of({name: few(name)}, CLASSES, norm=threat.name)
     whole = evaluated(model, many, threat, attacks)
     assert whole.correct().sum() == 12 and whole.columns[0].attempted.any()
     for of in COUNTS:
@@ -111,12 +106,12 @@ def test_shards_of_every_attack_make_the_whole(name: str, threat: ThreatModel, m
 @pytest.mark.parametrize(("name", "threat"), [pair for pair in DEFINED if pair[0] in FAR], ids=named)
 def test_shards_of_every_distance_attack_make_the_whole(name: str, threat: ThreatModel, model: nn.Module, many: Batch):
     ball = replace(threat, radius=0.0)
-    *_, whole = measure(model, many, ball, {name: attack_of(name)}, about={"data": DATA})
+    *_, whole = measure(model, many, ball, {name: few(name)}, about={"data": DATA})
     for of in COUNTS:
         found = {}
         for place, part in shards(many, of).items():
             about = {"data": DATA, **part.about}
-            *_, found[place] = measure(model, part.images, ball, {name: attack_of(name)}, about=about)
+            *_, found[place] = measure(model, part.images, ball, {name: few(name)}, about=about)
         same(joined(found), whole)
 
 
@@ -164,12 +159,12 @@ def test_an_escalation_is_decided_by_all_the_images(
     monkeypatch.setattr(Cascade, "_long", tuple(few))
     attacks = {"planish-suite": Cascade(3, 2, classes=CLASSES)}
     whole = evaluated(Misleading(model), many, Linf(0.08), attacks)
-    assert whole.names[4:] == ("planish-suite/noise", "planish-suite/fgsm", "planish-suite/pgd")
+    assert whole.names[4:] == tuple(f"planish-suite/{name}" for name in ("search", "noise", "fgsm", "pgd"))
     merged, rounds = in_shards(Misleading(model), many, Linf(0.08), attacks, of), 1
     while left(attacks, merged):
         merged, rounds = in_shards(Misleading(model), many, Linf(0.08), attacks, of, after=merged), rounds + 1
     same(replace(merged, meta={key: fact for key, fact in merged.meta.items() if key != "left"}), whole)
-    assert rounds == 4  # scout and targets; the hard cases; the check; all long stages, which are decided at once
+    assert rounds == 5  # scout and targets; the hard cases; the check; its search; all long stages, decided at once
 
 
 class Curious(Suite):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import planish
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
@@ -299,3 +300,60 @@ def test_published_class_names_are_matched(auto: FakeAuto, tmp_path: Path):
     assert other.images.labels.tolist() == list(range(6)), "a new task keeps its own order"
     auto.names = []
     assert load_model("hf:x/y").about == {}
+
+
+def test_models_by_name_from_python(asked: list[dict[str, Any]]):
+    """Issue 24: `planish.load_model`; what normalises the images is said when the model is printed."""
+    found = planish.load_model("timm:tiny")
+    check_normalized(found)
+    assert not found.training and "mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)" in str(found)
+    with pytest.raises(BadInput, match="timm has no model 'tinny'"):
+        planish.load_model("timm:tinny")
+
+
+class FakeWeights:
+    """Of torchvision: the published weights of a network. asked: how its file was to be read."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.meta = {"categories": ["cat", "dog"]}
+
+    def transforms(self) -> SimpleNamespace:
+        return SimpleNamespace(mean=list(MEAN), std=list(STD))
+
+    def get_state_dict(self, **how: Any) -> dict[str, Tensor]:
+        self.asked.append(how)
+        return Attending(2, 3, 8).state_dict()
+
+
+@pytest.fixture
+def vision(monkeypatch: pytest.MonkeyPatch) -> FakeWeights:
+    weights, torchvision = FakeWeights(), ModuleType("torchvision")
+    models = SimpleNamespace(
+        list_models=lambda module: ["tiny"],
+        get_model_weights=lambda name: SimpleNamespace(DEFAULT=weights),
+        get_model=lambda name, weights, num_classes: Attending(num_classes, 3, 8),
+    )
+    torchvision.models = models  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    return weights
+
+
+def test_torchvision_s_models_are_normalised_as_its_weights_say(vision: FakeWeights):
+    found = load_model("torchvision:tiny")
+    check_normalized(found.model)
+    assert found.about["classes"] == ["cat", "dog"] and found.model(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+    assert vision.asked == [{"check_hash": True, "weights_only": True, "map_location": "cpu"}]
+
+
+def test_torchvision_s_networks_without_weights(vision: FakeWeights):
+    new = build("torchvision:tiny", classes=5, channels=3, pretrained=False)
+    assert new(torch.zeros(1, 3, 8, 8)).shape == (1, 5) and vision.asked == []
+    for options, words in (
+        ({"classes": 5, "channels": 3}, "was published for 2 classes, these data have 5; set model.pretrained=false"),
+        ({"classes": 2, "channels": 1}, "reads images of 3 channels, these have 1"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            build("torchvision:tiny", **options)
+    with pytest.raises(BadInput, match=r"torchvision has no classifier 'tinny'\. Did you mean 'tiny'\?"):
+        load_model("torchvision:tinny")

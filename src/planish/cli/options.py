@@ -57,7 +57,7 @@ def _paths(incomplete: str) -> list[str]:
 Model = Annotated[
     str,
     Argument(
-        help="Run folder, module:function, file.py:function, timm:, hf: or robustbench:NAME, hf://USER/REPO, .onnx.",
+        help="Run folder, file.py:function, module:function, timm:, torchvision:, hf:, robustbench:, hf://, .onnx.",
         autocompletion=_models,
     ),
 ]

@@ -13,8 +13,8 @@ from planish.core.errors import BadInput, between, nearest
 from planish.registry import Component, imported, resolve
 from planish.storage.reading import refuse_large
 
-LIBRARIES = ("timm", "hf", "robustbench")
-"""What other libraries' models are named by: "timm:NAME", "hf:NAME" and "robustbench:NAME"."""
+LIBRARIES = ("timm", "hf", "robustbench", "torchvision")
+"""What other libraries' models are named by: "timm:NAME", "hf:NAME", "robustbench:NAME" and "torchvision:NAME"."""
 
 
 class Normalized(nn.Module):
@@ -107,7 +107,7 @@ def library(module: str, what: str) -> Any:
 
 
 def is_borrowed(name: str) -> bool:
-    """Say whether a model's name is "timm:...", "hf:..." or "robustbench:..."."""
+    """Say whether a model's name begins with the name of a library, such as "timm:..."."""
     return name.partition(":")[0] in LIBRARIES
 
 
@@ -162,7 +162,7 @@ def _made(component: Component, name: str, options: dict[str, Any]) -> nn.Module
 
 def build(name: str, *, classes: int, channels: int, **options: Any) -> nn.Module:
     """Return a new network of a registered name, "package.module:function", "file.py:function", or of a library:
-    "timm:...", "hf:..." or "robustbench:...".
+    "timm:...", "hf:...", "robustbench:..." or "torchvision:...".
 
     Registered architectures take classes, channels and their own options (width, activation, ...), the first of them
     also as numbers: wide-resnet-34-10. A user's function takes the options alone and returns a torch.nn.Module from

@@ -1,4 +1,4 @@
-"""Models of other libraries: "timm:NAME", "hf:NAME" and "robustbench:NAME", with the normalization that is theirs."""
+"""Models of other libraries, such as "timm:NAME" and "hf:NAME", with the normalization that is theirs."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ REFUSED = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_ove
 
 
 def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any]) -> LibraryNetwork:
-    """Return a model of timm, of Hugging Face's transformers or of RobustBench's zoo. Raises BadInput.
+    """Return a model of timm, torchvision, Hugging Face's transformers or RobustBench's zoo. Raises BadInput.
 
     classes, channels: 0 leaves them as the model has them. options: `pretrained` (true: its published weights, else new
     ones), and the library's own, as numbers, true, false or plain words. Weights are read from safetensors files, or
@@ -37,7 +37,8 @@ def borrowed(name: str, classes: int, channels: int, options: Mapping[str, Any])
         if classes or others or not pretrained:
             raise BadInput(f"'{name}' comes as it was trained: it takes no options, and no other data's classes")
         return _robustbench(own), (0.0,) * 3, (1.0,) * 3, ()
-    return (_timm if owner == "timm" else _hf)(own, classes, channels, pretrained, others)
+    own_kind = {"timm": _timm, "torchvision": _torchvision}.get(owner, _hf)
+    return own_kind(own, classes, channels, pretrained, others)
 
 
 def _plain(value: Any) -> bool:
@@ -90,6 +91,33 @@ def _safe_source(timm: Any, name: str) -> dict[str, Any]:
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Return a number per channel; their mean for each where the images have another number of channels."""
     return tuple(values) if channels in (0, len(values)) else (sum(values) / len(values),) * channels
+
+
+def _torchvision(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> LibraryNetwork:
+    """Return a classifier of torchvision. Its weights are files of torch.save, read by a reader of tensors alone."""
+    torchvision = _library("torchvision", "torchvision")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise BadInput(f"torchvision has no classifier '{name}'.{nearest(name, known)}")
+    if channels not in (0, 3):
+        raise BadInput(f"'torchvision:{name}' reads images of 3 channels, these have {channels}")
+    published = torchvision.models.get_model_weights(name).DEFAULT
+    prepared, names = published.transforms(), tuple(published.meta["categories"])
+    if pretrained and classes not in (0, len(names)):
+        told = f"'torchvision:{name}' was published for {len(names)} classes, these data have {classes}"
+        raise BadInput(
+            f"{told}; set model.pretrained=false, or take the same network of timm, which gets a new last layer"
+        )
+    sizes = {"num_classes": classes} if classes else {"num_classes": len(names)}
+    try:
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **sizes, **options)
+        if pretrained:
+            network.load_state_dict(published.get_state_dict(check_hash=True, weights_only=True, map_location="cpu"))
+    except (TypeError, BadInput):
+        raise
+    except Exception as error:
+        raise BadInput(f"torchvision cannot make '{name}': {type(error).__name__}: {_first_line(error)}") from error
+    return network, tuple(prepared.mean), tuple(prepared.std), names if pretrained else ()
 
 
 def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> LibraryNetwork:

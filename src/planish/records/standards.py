@@ -69,7 +69,7 @@ def evidence(audit: "Audit", source: str) -> Answer:
 
 def _geometry(audit: "Audit", source: str) -> Answer:
     part, geometry = source.removeprefix(GEOMETRY), audit.geometry
-    name = "nearest misclassified image" if part == "nearest" else part.replace("_", " ")
+    name = "nearest misclassified image" if part == "nearest" else f"geometry, {part.replace('_', ' ')}"
     if geometry is None or getattr(geometry, part) is None:
         return Answer(source, f"{name}: not measured")
     if part == "nearest":

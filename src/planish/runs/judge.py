@@ -136,7 +136,7 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
-        "file.py:function, timm:NAME, hf:NAME, robustbench:NAME, hf://USER/REPO or FILE.onnx"
+        "file.py:function, timm:NAME, hf:NAME, robustbench:NAME, torchvision:NAME, hf://USER/REPO or FILE.onnx"
     )
 
 
