@@ -69,7 +69,9 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 eval(made[0], space)
 
 
-def test_no_example_is_of_nothing():
+def test_no_example_is_of_nothing_or_there_twice():
+    headings = re.findall(r"^## (\S+)$", (reference.HERE / "examples.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(set(headings)) == len(headings) == len(reference.written())
     known = {name if room == "planish" else f"{room}.{name}" for room, name in NAMES}
     assert set(reference.written()) - {"prelude"} <= known
 
