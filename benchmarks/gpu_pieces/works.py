@@ -18,7 +18,7 @@ from planish.core.threat import L2
 from planish.registry import components
 
 BALLS = (THREAT, L2(0.5))
-ONLY = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf"}
+ONLY = {"ddn": "L2", "carlini-wagner": "L2", "carlini-wagner-linf": "Linf", "sigma-zero": "L0"}
 """Attacks that know one norm only."""
 FIRST = ("planish-at", "pgd", "seat", "seat-fl", "rs-fgsm", "n-fgsm", "llr", "fgsm", "free", "trades")
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -100,7 +100,7 @@ class TorchAttack:
     def get_seed(self) -> int:
         """Return the attack's seed; where it has none, one from PyTorch's global random state, as there."""
         own = getattr(self, "seed", None)
-        return int(torch.randint(2**62, ())) if own is None else seed_of(own)
+        return int(torch.randint(2**62, (), device="cpu")) if own is None else seed_of(own)
 
     def ascent(self, rule: StepRule, steps: int, start: Start, loss: str = "ce") -> Attack:
         """Return the ascent of a loss, or in a targeted mode towards the targets. Raises BadInput."""
@@ -203,7 +203,7 @@ class TorchAttack:
         load_clean_inputs: bool = False,
     ) -> DataLoader[tuple[Tensor, ...]]:
         """Return a loader of what `save` wrote: images and labels, and what else is asked for. Raises BadInput."""
-        saved = torch.load(io.BytesIO(content_of(load_path)), weights_only=True)
+        saved = torch.load(io.BytesIO(content_of(load_path)), weights_only=True, map_location="cpu")
         more = {"preds": load_predictions, "clean_inputs": load_clean_inputs}
         names = ["adv_inputs", "labels", *(name for name, wanted in more.items() if wanted)]
         if missing := [name for name in names if name not in saved]:
@@ -226,7 +226,7 @@ class TorchAttack:
 
     def _random_classes(self, images: Tensor, labels: Tensor) -> Tensor:
         wrong = self._judged(images[:1], labels[:1]).clean_logits.shape[1] - 1
-        return (labels + 1 + torch.randint(wrong, labels.shape).to(labels)) % (wrong + 1)
+        return (labels + 1 + torch.randint(wrong, labels.shape, device="cpu").to(labels)) % (wrong + 1)
 
     def _returned(self, x_adv: Tensor) -> Tensor:
         return x_adv if self.return_type == "float" else (255 * x_adv).round().to(torch.uint8)

@@ -58,7 +58,8 @@ def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = 
     be given, as a pair of a norm and a tensor, as `Weighted.of_radii` takes it. Raises BadInput.
     """
     if isinstance(threat, tuple) and len(threat) == 2 and isinstance(threat[1], Tensor | np.ndarray):
-        threat = Weighted.of_radii(str(threat[0]), torch.as_tensor(threat[1]))
+        given = threat[1]
+        threat = Weighted.of_radii(str(threat[0]), given if isinstance(given, Tensor) else torch.from_numpy(given))
     if isinstance(threat, Weighted) and not own_radii:
         raise BadInput("a radius for each image or pixel is for attacks, evaluate and verify; give one number here")
     if isinstance(threat, ThreatModel):

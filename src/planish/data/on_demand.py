@@ -70,7 +70,9 @@ class OnDemand:
         store = self.listing.store
         with ThreadPoolExecutor(default_workers()) as pool:
             found = [*pool.map(self._image, (store.encoded(place) for place in places), map(store.name, places))]
-        pixels = torch.from_numpy(in_channels(found, self.image[0])) if found else torch.zeros(0, *self.image)
+        pixels = (
+            torch.from_numpy(in_channels(found, self.image[0])) if found else torch.zeros(0, *self.image, device="cpu")
+        )
         targets = None if self.targets is None else self.targets[own].to(self.device)
         return Batch(to_unit(pixels.to(self.device)), self.labels[rows], self.indices[rows], targets=targets)
 

@@ -29,7 +29,6 @@ from planish.evaluation.blocks import Block, Faced
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
 from planish.evaluation.image_files import files_in
-from planish.evaluation.pngs import load_pngs
 from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
@@ -85,7 +84,9 @@ class KeptProgress:
 
     def finish(self, key: str, faced: Faced) -> None:
         """Write what came to the blocks that are done."""
-        write_arrays(self.done, key=np.array(key), **{name: part.numpy() for name, part in faced._asdict().items()})
+        write_arrays(
+            self.done, key=np.array(key), **{name: part.cpu().numpy() for name, part in faced._asdict().items()}
+        )
 
     def forget(self) -> None:
         """Remove the files: the attack has its column."""
@@ -205,13 +206,15 @@ def verify(
         x_adv, own = torch.from_numpy(images).to(some.x.device), threats.of(some.indices)
         parts.append(_verified(network, some, x_adv, own, draws_of(eot)))
     correct, standing, feasible, distance = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
-    clean, robust = (Estimate.of(values.numpy()) for values in (correct, standing))
+    clean, robust = (Estimate.of(values.cpu().numpy()) for values in (correct, standing))
     return Verified(clean, robust, int((~feasible).sum()), float(distance.max()))
 
 
 def _saved(path: Path) -> Iterator[tuple[Path, Floats, Integers]]:
     """Yield what lies there, a part at a time: where, images (n, C, H, W) and their indices (n,). Raises BadInput."""
     if path.is_dir() and any(path.glob("*.png")):
+        from planish.evaluation.pngs import load_pngs  # Pillow, which a bare machine with PyTorch may lack
+
         yield from ((path, *part) for part in load_pngs(path))
     else:
         yield from ((file, *load_adversarials(file)) for file in files_in(path))

@@ -78,7 +78,7 @@ class ImageFiles:
         if not self._path(number).exists():
             return False
         x_adv, indices = load_adversarials(self._path(number))
-        return x_adv.shape[1:] == self.image and np.array_equal(indices, self.indices[rows.numpy()])
+        return x_adv.shape[1:] == self.image and np.array_equal(indices, self.indices[rows.cpu().numpy()])
 
     def _read(self, number: int) -> NDArray[np.float32]:
         if self._last is None or self._last[0] != number:

@@ -56,6 +56,11 @@ class JudgedClaim:
         return next((pair for pair in self.found if pair[1]["outcome"] != "not tested"), None)
 
     @property
+    def rows(self) -> str:
+        """The rows that it speaks of, with commas."""
+        return ",".join(dict.fromkeys(name.rpartition(".")[0] for name in self.claim.names))
+
+    @property
     def outcome(self) -> str:
         """The outcome there."""
         return self.decisive[1]["outcome"] if self.decisive else "not tested"
@@ -128,14 +133,9 @@ def _untested(paper: str, claims: Sequence[JudgedClaim]) -> list[str]:
     if not absent:
         return []
     lines = ["### Not tested yet", ""]
-    for one in absent:
-        rows = ",".join(dict.fromkeys(name.rpartition(".")[0] for name in one.claim.names))
-        lines.append(f"- {one.claim.says} ({one.own.head.printed}): rows `{rows}` of `{one.own.name}`.")
-    return [
-        *lines,
-        "",
-        "`planish reproduce TABLE --scale small --rows ROWS --data PATH --estimate` says how long rows take.",
-    ]
+    lines += [f"- {one.claim.says} ({one.own.head.printed}): rows `{one.rows}` of `{one.own.name}`." for one in absent]
+    first = f"planish reproduce {absent[0].own.name} --scale small --rows {absent[0].rows} --data PATH --estimate"
+    return [*lines, "", f"How long the first of them takes: `{first}`; the others in the same way."]
 
 
 def would_decide(one: JudgedClaim) -> str:

@@ -86,7 +86,7 @@ class KeptBeside:
         if isinstance(self.images, Batch):
             return save_pngs(step.x_adv.cpu().numpy(), indices.tolist(), self.folder / PNGS)
         for rows in self.files.parts():
-            save_pngs(self.files.select(rows).numpy(), indices[rows].tolist(), self.folder / PNGS)
+            save_pngs(self.files.select(rows).cpu().numpy(), indices[rows].tolist(), self.folder / PNGS)
 
     def _left_by_all(self) -> Callable[[Tensor], Tensor] | None:
         if self.after is None or not (self.after[0] / MANY_IMAGES).exists():

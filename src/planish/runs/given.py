@@ -68,7 +68,8 @@ def _targets_in(path: Path, classes: Sequence[str]) -> Tensor:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {path}: {error}; write a class a line, by number or by name") from error
-    return torch.tensor([_class_of(line.strip(), classes, path) for line in lines if line.strip()], dtype=torch.int64)
+    found = [_class_of(line.strip(), classes, path) for line in lines if line.strip()]
+    return torch.tensor(found, dtype=torch.int64, device="cpu")
 
 
 def _class_of(text: str, classes: Sequence[str], path: Path) -> int:

@@ -58,8 +58,8 @@ class Answering(BlackBox):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the model answers, as float32."""
-        answers = self.model([image.numpy() for image in x.detach().float().cpu()])
-        scores = torch.stack([torch.as_tensor(np.asarray(one)).float() for one in answers])
+        answers = self.model([image.cpu().numpy() for image in x.detach().float()])
+        scores = torch.stack([torch.as_tensor(np.asarray(one), device="cpu").float() for one in answers])
         if bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-4).all()):
             scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
         return scores.to(x.device)
@@ -80,12 +80,12 @@ def batch_of_dataset(dataset: Holds, limit: int | None = None) -> Batch:
 
 
 def _batch(data: Sequence[Datum], places: Sequence[int]) -> Batch:
-    images = [torch.as_tensor(np.asarray(image)) for image, _, _ in data]
+    images = [torch.as_tensor(np.asarray(image), device="cpu") for image, _, _ in data]
     if not images or len({image.shape for image in images}) > 1 or images[0].ndim != 3:
         found = ", ".join(sorted({str(tuple(image.shape)) for image in images})) or "no image"
         raise BadInput(f"planish judges images (C, H, W) of one size, and the data set has {found}")
-    labels = torch.tensor([int(np.asarray(target).argmax()) for _, target, _ in data])
-    return Batch(to_unit(torch.stack(images)), labels, torch.tensor([*places]))
+    labels = torch.tensor([int(np.asarray(target).argmax()) for _, target, _ in data], device="cpu")
+    return Batch(to_unit(torch.stack(images)), labels, torch.tensor([*places], device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class ServedModel:
 
     def __call__(self, batch: Sequence[Any], /) -> list[Array]:
         """Return the probabilities of each image."""
-        x = to_unit(torch.stack([torch.as_tensor(np.asarray(image)) for image in batch]))
+        x = to_unit(torch.stack([torch.as_tensor(np.asarray(image), device="cpu") for image in batch]))
         return [*logits_of(self.network, x).softmax(1).cpu().numpy()]
 
 
@@ -153,7 +153,7 @@ class ServedImages:
         one = self.images.take([place])
         target = np.zeros(len(self.images.classes), np.float32)
         target[int(one.labels[0])] = 1
-        return one.float_pixels()[0].numpy(), target, {"id": int(one.indices[0])}
+        return one.float_pixels()[0].cpu().numpy(), target, {"id": int(one.indices[0])}
 
     def __iter__(self) -> Iterator[tuple[Array, Array, dict[str, int]]]:
         return (self[place] for place in range(len(self)))

@@ -57,7 +57,7 @@ def picture(examples: Examples) -> Picture | None:
     rows = [torch.cat([*part], dim=2) for part in (x, x_adv, 0.5 + 0.5 * change / largest)]
     pixels = (255 * torch.cat(rows, dim=1).clamp(0, 1)).round().byte().expand(3, -1, -1).permute(1, 2, 0)
     times = max(1, LEAST // x.shape[-1])
-    enlarged: Picture = pixels.repeat_interleave(times, 0).repeat_interleave(times, 1).numpy()
+    enlarged: Picture = pixels.repeat_interleave(times, 0).repeat_interleave(times, 1).cpu().numpy()
     return enlarged
 
 
