@@ -358,7 +358,7 @@ def test_faults_of_data_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     faults.data_for_reading(tmp_path / "data")
     chance = faults.random.Random(5)
     found = {one.name: faults.read_or_refused(faults.mutate(one, tmp_path / "data", 20, chance)) for one in faults.DATA}
-    assert len(found) == 8 and all(sum(counts.values()) > 15 for counts in found.values())
+    assert len(found) == 9 and all(sum(counts.values()) >= 15 for counts in found.values())  # a tar has zeros to zero
     assert all(set(counts) <= {"refused", "read"} for counts in found.values()), found
 
 

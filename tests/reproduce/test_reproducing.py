@@ -189,7 +189,7 @@ def planish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
 
 def test_command_lists_and_estimates(planish, finished: Job, squares_folder: Path):
     names = json.loads(planish("--list", "--json").stdout)
-    assert len(names) == 21 and names["seat-table-1"]["rows"][0] == "pgd-at"
+    assert len(names) == 24 and names["seat-table-1"]["rows"][0] == "pgd-at"
     shown = planish("--list", squares_folder / "table-0.toml", "--out", finished.out.parent.parent)
     assert shown.exit_code == 0 and "cpu: 2 of 2" in shown.stdout
     told = planish(

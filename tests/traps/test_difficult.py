@@ -9,7 +9,7 @@ from sketch import sketches
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.threat import L0, L2, Linf, ThreatModel
 from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of
 from planish.records.evaluation import Evaluation
@@ -78,6 +78,9 @@ def judged(model: nn.Module, images: Batch, name: str, threat: ThreatModel, clas
 
 
 def norm_of(name: str, radius: float) -> ThreatModel:
+    """A ball that the attack knows; in L0 200 values stand for 1."""
+    if name == "sigma-zero":
+        return L0(200 * radius)
     return L2(radius) if name in ONLY_L2 else Linf(radius)
 
 

@@ -19,7 +19,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy, margin
 from planish.core.randomness import seeded
-from planish.core.threat import L2, Linf
+from planish.core.threat import L0, L2, Linf, ThreatModel
 from planish.evaluation.evaluate import evaluate_steps
 from planish.registry import components, make
 from planish.search.ascent import ascend
@@ -135,7 +135,9 @@ def attack_of(name: str, classes: int, **options: int) -> Attack:
     return Within(made) if hasattr(made, "distances") else made
 
 
-def ball(name: str, linf: Linf, l2: L2) -> Linf | L2:
+def ball(name: str, linf: Linf, l2: L2) -> ThreatModel:
+    if name == "sigma-zero":
+        return L0(200 * linf.radius)
     return l2 if name in ("ddn", "carlini-wagner") else linf
 
 
