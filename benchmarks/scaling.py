@@ -341,7 +341,7 @@ def drawn(rows: Sequence[Row], cluster: Cluster) -> Any:
         axes.plot(counts, alone, color=MUTED, linewidth=0.8, linestyle=":")
         axes.plot(counts, hours, "o-", color=colour_of(place), markersize=4, label=f"{row['network']}: {row['method']}")
     axes.axvline(cluster.machine, color=INK, linewidth=0.6, linestyle="--")
-    axes.set(xscale="log", yscale="log", xlabel="GPUs (dashed: one machine; dotted: computing alone)", ylabel="Hours, at least")
+    axes.set(xscale="log", yscale="log", xlabel="GPUs; dashed: a machine; dotted: computing", ylabel="Hours, at least")
     axes.set_xticks(counts, [str(gpus) for gpus in counts])
     axes.yaxis.set_major_formatter(lambda hours, _: f"{hours:g}")
     axes.minorticks_off()
