@@ -105,6 +105,7 @@ def drawn(rows: list[Row]) -> bytes:
 def _scale(axes: Axes, key: str) -> None:
     if key == "gamma":
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
