@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from planish.compat import torchattacks
+from planish.compat.calling import TorchAttack
 from planish.core.errors import BadInput
 
 L2 = {"eps": EPS_L2, "alpha": 0.09}
@@ -175,3 +176,5 @@ def test_what_planish_has_not_is_said_in_a_line(network: nn.Module, images: Tens
         torchattacks.MultiAttack([pgd, torchattacks.PGD(nn.Sequential(network))])
     with pytest.raises(BadInput, match="pixels lie in"):
         pgd(images * 255, labels)
+    with pytest.raises(BadInput, match="TorchAttack says no attack: give it forward"):
+        TorchAttack(network)(images, labels)

@@ -61,8 +61,13 @@ class TorchAttack:
         return type(self.model).__name__
 
     def planish(self) -> tuple[Attack | DistanceAttack, ThreatModel | str]:
-        """Return planish's attack with these arguments, and its threat or, of a distance attack, its norm."""
-        raise NotImplementedError
+        """Return planish's attack with these arguments, and its threat or, of a distance attack, its norm.
+
+        Raises BadInput where a class of one's own has neither this nor a `forward`.
+        """
+        raise BadInput(
+            f"{self.attack} says no attack: give it forward(images, labels), which returns adversarial images"
+        )
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the adversarial images (N, C, H, W) of images in [0, 1]."""

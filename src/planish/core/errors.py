@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
+from importlib import import_module
 from typing import Any, TypeVar
 
 from planish.core.synonyms import synonym
@@ -18,6 +19,15 @@ class BadInput(ValueError):
 
 class Unlike(BadInput):
     """What a folder or record holds is of something else than what is asked for, and cannot be gone on with."""
+
+
+def installed(module: str, what: str) -> Any:
+    """Import a package that not all have, which pip calls by its module's name; what: needs it. Raises BadInput."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        hint = f"install it with: pip install {module}"
+        raise BadInput(f"{what} needs {module}, which cannot be imported ({error}); {hint}") from error
 
 
 def at_least(least: float, **values: float | None) -> None:

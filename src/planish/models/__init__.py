@@ -1,6 +1,5 @@
 """Architectures, one file each: NCHW images in [0, 1] -> logits, with the normalization inside."""
 
-import importlib
 import inspect
 import traceback
 from collections.abc import Callable
@@ -95,15 +94,6 @@ def corrupts_memory(module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv2d) or set(module.kernel_size) != {1}:
         return False
     return max(module.stride) > 1 and module.in_channels // module.groups < 16
-
-
-def library(module: str, what: str) -> Any:
-    """Import another library, which is installed by its module's name; what: needs it. Raises BadInput."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = f"install it with: pip install {module}"
-        raise BadInput(f"{what} needs {module}, which cannot be imported ({error}); {hint}") from error
 
 
 def is_borrowed(name: str) -> bool:

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from planish.core.errors import BadInput
-from planish.models import library
+from planish.core.errors import BadInput, installed
 
 
 class Session(Protocol):
@@ -56,7 +55,7 @@ def load_onnx(path: Path) -> BlackBox:
     """Return the model of an ONNX file. Raises BadInput if it cannot be read or onnxruntime is missing."""
     if not path.is_file():
         raise BadInput(f"there is no file {path}")
-    runtime = library("onnxruntime", str(path))
+    runtime = installed("onnxruntime", str(path))
     content = path.read_bytes()
     try:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])

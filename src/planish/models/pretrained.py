@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from planish.core.errors import BadInput, nearest
-from planish.models import library
+from planish.core.errors import BadInput, installed, nearest
 from planish.storage.files import home
 
 LibraryNetwork = tuple[nn.Module, tuple[float, ...], tuple[float, ...], tuple[str, ...]]
@@ -49,7 +48,7 @@ def _plain(value: Any) -> bool:
 
 def _library(module: str, prefix: str) -> Any:
     try:
-        return library(module, f"a model named {prefix}:...")
+        return installed(module, f"a model named {prefix}:...")
     except RuntimeError as error:
         told = f"{module} cannot be imported: {_first_line(error)}; it needs a torchvision that fits this torch"
         raise BadInput(told) from error
@@ -189,8 +188,8 @@ def _robustbench(name: str) -> nn.Module:
     What is not there yet is downloaded into planish's own folder. Files are read by PyTorch's reader of tensors: one
     that holds more is refused.
     """
-    library("robustbench", "a model named robustbench:...")
-    zoo: Any = library("robustbench.utils", "a model named robustbench:...")
+    installed("robustbench", "a model named robustbench:...")
+    zoo: Any = installed("robustbench.utils", "a model named robustbench:...")
     *place, own = name.split("/")
     if len(place) not in (0, 2):
         raise BadInput(f"write robustbench:NAME or robustbench:DATASET/THREAT/NAME, not robustbench:{name}")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from planish.core.arguments import path_of
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, installed
 from planish.core.threat import parse_threat
 from planish.core.words import number_of, radius_text
-from planish.models import library
 from planish.records import audit as audits
 from planish.records import evaluation as evaluations
 from planish.records.audit import Audit
@@ -117,7 +116,7 @@ def _check_same(records: Sequence[Evaluation | Audit], run: Run) -> None:
 
 
 def _hub() -> Any:
-    return library("huggingface_hub", "the Hugging Face Hub")
+    return installed("huggingface_hub", "the Hugging Face Hub")
 
 
 @contextmanager

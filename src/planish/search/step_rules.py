@@ -213,15 +213,8 @@ class AutoPGD:
         """Enter the new value: did it rise, and is it the best so far?"""
         if point.index == 0:
             state = state._replace(best_at_check=point.values, value_before=point.values)
-        better = point.values > state.best_value
-        rows = per_image(better, point.x_adv)
-        return state._replace(
-            best_x=torch.where(rows, point.x_adv, state.best_x),
-            best_gradient=torch.where(rows, point.gradient, state.best_gradient),
-            best_value=torch.where(better, point.values, state.best_value),
-            rises=state.rises + (point.values > state.value_before),
-            value_before=point.values,
-        )
+        rises = state.rises + (point.values > state.value_before)
+        return state._replace(**_best(point, state), rises=rises, value_before=point.values)
 
     def _checked(self, state: AutoPGDState, window: int, index: int) -> tuple[AutoPGDState, Tensor]:
         """Return the state after a checkpoint and which examples halve their step and go back."""
@@ -290,13 +283,7 @@ class SparseAutoPGD:
             own = moved > 0
             share = torch.where(own, moved / point.x[:1].numel() / self.factor, state.share)
             state = state._replace(share=share, moved=torch.where(own, moved, state.moved))
-        better = point.values > state.best_value
-        rows = per_image(better, point.x_adv)
-        return state._replace(
-            best_x=torch.where(rows, point.x_adv, state.best_x),
-            best_gradient=torch.where(rows, point.gradient, state.best_gradient),
-            best_value=torch.where(better, point.values, state.best_value),
-        )
+        return state._replace(**_best(point, state))
 
     def _checked(self, point: Point, state: SparseState) -> tuple[SparseState, Tensor]:
         """Return the state after a checkpoint and which examples go back to their best point."""
@@ -305,6 +292,17 @@ class SparseAutoPGD:
         step = torch.where(back, radius, state.step / self.factor).clamp(min=self.least_in_radii * radius)
         share = moved / point.x[:1].numel() / self.factor
         return state._replace(step=step.to(state.step.dtype), share=share, moved=moved), back
+
+
+def _best(point: Point, state: AutoPGDState | SparseState) -> dict[str, Tensor]:
+    """Return the best point of each example so far, with its value and gradient, this one counted."""
+    better = point.values > state.best_value
+    rows = per_image(better, point.x_adv)
+    return {
+        "best_x": torch.where(rows, point.x_adv, state.best_x),
+        "best_gradient": torch.where(rows, point.gradient, state.best_gradient),
+        "best_value": torch.where(better, point.values, state.best_value),
+    }
 
 
 def _moved(x_adv: Tensor, x: Tensor) -> Tensor:
