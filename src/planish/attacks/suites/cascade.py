@@ -1,9 +1,10 @@
 """planish's own suite: a short cascade that is as strong as AutoAttack on honest models, and knows when it is not.
 
 Short: a scout with a scale-free loss breaks most of what can be broken; then the nearest classes by linearised distance
-are aimed at in turn, in L1 once more by its own way of stepping along few pixels; then these again, for longer, on the
-images that came closest to being broken; last, a short black-box check on a few survivors, which is made long where it came nearer to breaking one than gradients had. What the
-ledger of these says decides whether the long stages are run too: see `Cascade.reasons`.
+are aimed at in turn, in L1 once more by the ascent that moves few pixels at a time; then these again, for longer, on
+the images that came closest to being broken; last, a short black-box check on a few survivors, which is made long where
+it came nearer to breaking one than gradients had. What the ledger of these says decides whether the long stages are run
+too: see `Cascade.reasons`.
 """
 
 from collections.abc import Mapping
