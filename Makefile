@@ -39,7 +39,7 @@ docs: $(CHECK) $(NOTEBOOKS) ## build the documentation into build/site; open bui
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build
 
 build/notebooks/%.md: notebooks/%.py website/notebooks.py | $(CHECK)
-	$(BIN)/python website/notebooks.py build/notebooks $<
+	OMP_NUM_THREADS=1 $(BIN)/python website/notebooks.py build/notebooks $<
 
 bench: $(CHECK) ## measure what training methods and attacks cost
 	$(BIN)/python benchmarks/training_cost.py
