@@ -171,12 +171,13 @@ def test_a_library_that_is_not_installed_is_named_as_on_pypi(name: str, module: 
         load_model(name)
 
 
-def test_a_torchvision_for_another_torch_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+@pytest.mark.parametrize("library", ["timm", "torchvision", "robustbench"])
+def test_a_torchvision_for_another_torch_is_said(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / f"{library}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.delitem(sys.modules, library, raising=False)
     with pytest.raises(BadInput, match=r"torchvision::nms does not exist; it needs a torchvision that fits"):
-        load_model("timm:resnet18")
+        load_model(f"{library}:resnet18")
 
 
 def test_hugging_face_gives_its_own_weights_from_safetensors(auto: FakeAuto):
