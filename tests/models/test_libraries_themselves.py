@@ -221,7 +221,7 @@ def test_a_name_on_the_command_line_is_the_library_s_own_network(
     done = CliRunner().invoke(app, ["evaluate", named.name, *how])
     assert done.exit_code == 0, done.output
     margins = load("judged/evaluation.npz").clean_margin
-    np.testing.assert_allclose(margins, largest[:, 0] - largest[:, 1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(margins, largest[:, 1] - largest[:, 0], rtol=1e-3, atol=1e-5)
 
 
 @ROBUSTBENCH

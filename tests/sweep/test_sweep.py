@@ -121,6 +121,15 @@ def test_a_killed_workers_trial_is_taken_over_where_it_was_saved(
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not say which files are open")
+def test_no_connection_to_the_database_is_kept(make_sweep: MakeSweep, tmp_path: Path):
+    """Each worker once held one, idle while it trained, and PostgreSQL's was left open at the end."""
+    study = Study.opened(make_sweep(TWO), f"sqlite:///{tmp_path}/own.db", "own")
+    study.values(study.ask())
+    opened = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    assert (tmp_path / "own.db").exists() and str(tmp_path / "own.db") not in opened
+
+
 def test_no_trial_is_of_two_workers(make_sweep: MakeSweep, tmp_path: Path):
     """While one worker has a trial, another takes the next one; what the first leaves is taken by whoever is there."""
     sweep, folder = make_sweep(WEIGHT, trials=2), tmp_path / "own"

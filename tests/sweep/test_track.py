@@ -169,6 +169,23 @@ def test_mlflow_itself_has_every_epoch(train: Callable[..., Result], monkeypatch
     assert len(client.list_artifacts(run.info.run_id, "images")) >= 2
 
 
+def sent(path: Path) -> Iterator[Any]:
+    """Yield the messages of a file of wandb's: blocks of 32 KiB, parts of checksum, length and kind (1, 4 end one)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, message = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (room := 32768 - at % 32768) < 7:
+            at += room
+            continue
+        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        message += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield Record.FromString(message)
+            message = b""
+
+
 @pytest.mark.library("wandb")
 @pytest.mark.filterwarnings("ignore")  # its own
 def test_wandb_itself_has_every_epoch(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
@@ -176,21 +193,16 @@ def test_wandb_itself_has_every_epoch(train: Callable[..., Result], monkeypatch:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert train("--track", "wandb").exit_code == 0
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
-
-    store, told = DataStore(), []
     (path,) = Path("wandb").glob("offline-run-*/run-*.wandb")
-    store.open_for_scan(str(path))
-    while (content := store.scan_data()) is not None:
-        record = Record.FromString(content)
-        if record.WhichOneof("record_type") == "history":
-            told.append(
-                {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            )
+    told = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in sent(path)
+        if record.WhichOneof("record_type") == "history"
+    ]
     assert [one["_step"] for one in told] == [entry["epoch"] for entry in history()]
     for one, entry in zip(told, history(), strict=True):
-        assert {name: one[name] for name in numbers(entry)} == pytest.approx(numbers(entry)) and EXAMPLES in one
+        assert {name: one[name] for name in numbers(entry)} == pytest.approx(numbers(entry))
+        assert one[f"{EXAMPLES}/_type"] == "image-file" and one[f"{EXAMPLES}/width"] == 8 * 64
 
 
 def test_the_linearity_error_of_held_out_images_is_in_every_run(train: Callable[..., Result]):
