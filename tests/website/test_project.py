@@ -71,6 +71,12 @@ def test_templates_ask_for_something(path: Path):
     assert any(field.get("validations", {}).get("required") for field in fields)
 
 
+def test_both_environments_have_one_torch():
+    own, integrations = ((ROOT / f"constraints{kind}.txt").read_text() for kind in ("", "-integrations"))
+    (torch,) = re.findall(r"^torch==.*$", own, re.MULTILINE)
+    assert re.findall(r"^torch==.*$", integrations, re.MULTILINE) == [torch]
+
+
 def test_the_readme_is_read_in_two_minutes():
     """One figure, three snippets, and at most 500 words besides code and the list of where to go on."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
