@@ -27,7 +27,8 @@ def installed(module: str, what: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        hint = f"install it with: pip install {module}"
+        is_there = error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]
+        hint = f"it is there, and lacks {error.name}" if is_there else f"install it with: pip install {module}"
         raise BadInput(f"{what} needs {module}, which cannot be imported ({error}); {hint}") from error
 
 
