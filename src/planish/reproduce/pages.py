@@ -50,7 +50,7 @@ def _progress(own: PaperTable, scale: str, out: Path) -> str:
 def results_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     """Return the table, in each cell what was measured and, in brackets, what was printed."""
     keys = [key for key, column in own.columns.items() if column.measure != "given"]
-    keys += [key for key in whole["attacks"] if key not in own.columns]
+    keys += [key for key in whole["attacks"] if key not in own.columns and _has_some(whole, key)]
     headers = ["Row"]
     for key in keys:
         column = own.columns.get(key, PaperColumn(key, "given"))
@@ -63,6 +63,10 @@ def results_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
         found = whole["rows"][name]["figures"]
         lines.append(_cells(row.printed, *(_cell(found[key], row.paper.get(key)) for key in keys)))
     return table(_caption(own, whole), headers, lines)
+
+
+def _has_some(whole: dict[str, Any], key: str) -> bool:
+    return any(row["figures"][key].get("value") is not None for row in whole["rows"].values())
 
 
 def _cell(found: dict[str, Any], printed: str | None) -> str:
