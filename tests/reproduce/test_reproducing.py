@@ -235,7 +235,7 @@ def test_an_estimate_times_few_images_once_where_they_take_long(job: Job, monkey
     """Each row once took four calls with 64 images before anything was said; rows of one network share its passes."""
     calls: list[int] = []
 
-    def taken(once: Callable[[int], Tensor], count: int) -> float:
+    def taken(once: Callable[[int], Tensor], count: int, timer: object) -> float:
         assert once(count).numel() == 1
         calls.append(count)
         return 2 * LONG
