@@ -190,6 +190,12 @@ def test_tables_figure_and_page(finished: Job, tmp_path: Path):
     assert "(paper: 99.0)" in shown.rows[0][1] and shown.rows[2][1].startswith("\N{EN DASH}")
     assert "24 test images of squares" in shown.caption
     assert claims_rows(finished.table, whole).rows[2][:2] == ("not tested", "Lost is worse than robust")
+    fewer = {**whole, "claims": whole["claims"][:2]}
+    assert claims_rows(finished.table, fewer).rows[2][:3] == (
+        "not tested",
+        "Lost is worse than robust",
+        "added after this was judged; run the table again",
+    )
     path = write_figure(finished.table, whole, tmp_path / "figure.png")
     assert path is not None and path.read_bytes().startswith(b"\x89PNG")
     nothing = {

@@ -9,7 +9,7 @@ from planish.core.words import number_of
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words, seed_words
 from planish.reproduce.figure import figure_name, paper_figure, write_figure
-from planish.reproduce.measured import load_documents
+from planish.reproduce.measured import load_documents, verdicts
 from planish.reproduce.running import Job, state
 from planish.reproduce.scales import SCALES, SEED
 from planish.reproduce.tables import HOME, PaperColumn, PaperTable
@@ -98,7 +98,7 @@ def _caption(own: PaperTable, whole: dict[str, Any]) -> str:
 def claims_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     """Return a line for each of the paper's claims, with its verdict."""
     lines: list[list[Cell]] = []
-    for claim, found in zip(own.claims, whole["claims"], strict=True):
+    for claim, found in zip(own.claims, verdicts(own, whole), strict=True):
         agrees = {None: "do not say", True: "agree", False: "contradict it"}[found["paper_agrees"]]
         lines.append(
             _cells(found["outcome"], claim.says, measured_words(found), bound_words(claim), claim.where, agrees)
