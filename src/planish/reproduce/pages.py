@@ -138,14 +138,12 @@ def page_text(
     for own in tables:
         parts += [*_table_part(own), *(_results_part(own, whole) for whole in documents if whole["table"] == own.name)]
     if estimated is not None:
-        parts += _unrun_part(tables, documents, estimated)
+        parts += unrun(tables, documents, estimated)
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
-def _unrun_part(
-    tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]], estimated: dict[str, Any]
-) -> list[str]:
-    """Return what has not been run at the scale of the estimates, and what it takes."""
+def unrun(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]], estimated: dict[str, Any]) -> list[str]:
+    """Return the page's lines on what has not been run at the scale of the estimates, and what it takes."""
     scale, lines = estimated["scale"], []
     for own in tables:
         runs = estimated["tables"].get(own.name, {})
@@ -175,9 +173,9 @@ def _left_words(name: str, left: dict[str, dict[str, float]], runs: int) -> list
     rows: dict[str, list[float]] = {}
     for run, one in left.items():
         rows.setdefault(run.partition(SEED)[0], []).append(one["seconds"] / 3600)
-    each = [f"`{row}` {f'{len(hours)} x ' if len(hours) > 1 else ''}{hours[0]:.2g}" for row, hours in rows.items()]
+    each = [f"{row} {f'{len(hours)} x ' if len(hours) > 1 else ''}{hours[0]:.2g}" for row, hours in rows.items()]
     passes = [f"{sum(one[key] for one in left.values()) / 1e6:,.0f} million" for key in ("training", "judging")]
-    return [f"`{name}`", f"{len(left)} of {runs}", *passes, f"{sum(map(sum, rows.values())):.1f}", ", ".join(each)]
+    return [name, f"{len(left)} of {runs}", *passes, f"{sum(map(sum, rows.values())):.1f}", ", ".join(each)]
 
 
 def _table_part(own: PaperTable) -> list[str]:
