@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from planish.methods.llr import LLR as LLR
     from planish.methods.mart import MART as MART
     from planish.methods.planish_at import PlanishAT as PlanishAT
-    from planish.methods.prior_guided import FGSMEP as FGSMEP, FGSMMEP as FGSMMEP
+    from planish.methods.prior_guided import FGSMEP as FGSMEP, FGSMMEP as FGSMMEP, FGSMPCO as FGSMPCO
     from planish.methods.seat import SEAT as SEAT, SEATFL as SEATFL, SEATPublished as SEATPublished
     from planish.methods.sora import SORA as SORA
     from planish.methods.ssat import SSAT as SSAT
