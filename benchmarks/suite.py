@@ -5,10 +5,10 @@
 Each model (a run folder, or FILE.py:function) meets the same images under planish's suites, the public AutoAttack
 (PyPI: pyautoattack), torchattacks' AutoAttack, CR Attack and the strongest that foolbox offers in the ball. Passes of
 single images are counted by one hook for all; whatever a suite returns is judged by one fresh float32 forward, and must
-lie in the ball. With
-`--precision bf16` all search under autocast; images that fool only that arithmetic are given to a peer again in
-float32. With `--survivors-only` the suites named after the reference get what that has left standing alone, with
-`--nearest` so many by its margins: an image that it broke and a fresh forward confirmed needs no second opinion.
+lie in the ball. With `--precision bf16` all search under autocast; images that fool only that arithmetic are given to a
+peer again in float32. With `--survivors-only` the suites named after the reference get what that has left standing
+alone, with `--nearest` so many by its margins: an image that it broke and a fresh forward confirmed needs no second
+opinion.
 Seconds are wall time on an accelerator and processor time on a CPU, where other work must not count (run one thread,
 OMP_NUM_THREADS=1, or add up those of all). A killed run goes on: planish's suites from their last chunk (their seconds
 are then wall time, and the row says so), the others from their last `--chunk` images. Peers that are not installed are
@@ -164,6 +164,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--reference", default="autoattack", help="the suite that ratios and pairs refer to")
     parser.add_argument("--precision", default="float32", help="of all searches: float32 or bf16")
     parser.add_argument("--chunk", type=int, default=250, help="images that a peer is given at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of planish's suites")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / "suite")
     return parser
@@ -172,7 +173,12 @@ def options() -> ArgumentParser:
 def ours(given: Namespace, spec: str, name: str, folder: Path) -> Outcome:
     """Judge a model by a suite of planish; the record goes into the folder."""
     task = EvaluationConfig(
-        given.data, parse_threat(given.norm, given.radius), (name,), given.images, precision=given.precision
+        given.data,
+        parse_threat(given.norm, given.radius),
+        (name,),
+        given.images,
+        seed=given.seed,
+        precision=given.precision,
     )
     timed, fresh = folder / name / "processor.json", not (folder / name).exists()
     began = time.process_time()
