@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train networks that planish's suites were not tuned on, for benchmarks/suite.py: five epochs over 12,000 images each.
+# Train networks that planish's suites were not tuned on, for benchmarks/suite.py: four epochs over 12,000 images each.
 # About twenty minutes on one CPU core. Finished runs are not run again; a killed run goes on.
 #   benchmarks/suite_models.sh [MODEL ...]
 # RUNS (runs/suite) is where everything goes, DATA (../shared/data) the folder with the two Parquet files. Behind what
@@ -19,8 +19,8 @@ options() { # what a model sets beyond the shared configuration
   case $1 in
     n-fgsm) echo "--method n-fgsm $preact" ;;
     awp) echo "--method n-fgsm $preact --set settings.weight_perturbation=0.005" ;;
-    seat) echo "--method seat $preact" ;;
-    gradient-penalty) echo "--method gradient-penalty $preact --set method.weight=1.0" ;;
+    seat) echo "--method seat" ;;
+    gradient-penalty) echo "--method gradient-penalty --set method.weight=1.0" ;;
     pgd-7) echo "--method pgd" ;;
     trades) echo "--method trades --set method.steps=5" ;;
     l2) echo "--method pgd --set method.steps=3 --set threat.norm=L2 --set threat.radius=0.5" ;;
