@@ -11,6 +11,7 @@ import pytest
 
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
+from planish.records.evaluation import load as results_of
 from planish.registry import components
 from planish.runs.config import experiment_from
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
@@ -339,6 +340,47 @@ def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     (tmp_path / "page.md").write_text("<!-- ablation -->\n<!-- end of ablation -->\n")
     main([*arguments, "--table-only", "--page", str(tmp_path / "page.md")])
     assert "| own | the candidate | 1." in (tmp_path / "page.md").read_text()
+
+
+CURVES = """
+key = "threat.radius"
+values = ["26/255", 0.3]
+says = "radius"
+budget = 2.0
+judged = 8
+base = { data = { limit = 80 }, model = { name = "small-cnn", width = 2 }, settings = { batch_size = 16 } }
+lines = { fast = { method = { name = "rs-fgsm" } } }
+"""
+
+
+def test_curves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    main = importlib.import_module("curves").main
+    (tmp_path / "radii.toml").write_text(CURVES)
+    places = [f"--{name}={tmp_path / name}" for name in ("runs", "out", "figure")]
+    main([str(tmp_path / "radii.toml"), "--data=digits", "--seeds=1", *places])
+    near, far = json.loads((tmp_path / "out/radii.json").read_text())["rows"]
+    assert (near["value"], far["value"]) == ("26/255", 0.3) and near["line"] == far["line"] == "fast"
+    judged = [results_of(tmp_path / f"out/fast-{value}-1.npz") for value in ("26-255", "0.3")]
+    assert [record.radius for record in judged] == pytest.approx([26 / 255, 0.3])
+    assert [record.robust_accuracy().value for record in judged] == [near["robust"][0], far["robust"][0]]
+    assert near["losses"] != far["losses"] and min(far["losses"]) > 0 and far["seeds"] == [1]
+    assert (tmp_path / "figure").read_bytes().startswith(b"\x89PNG") and "epoch 1" in capsys.readouterr().out
+    (tmp_path / "page.md").write_text("<!-- radii -->\n<!-- end of radii -->\n")
+    options = ["--table-only", "--page", str(tmp_path / "page.md")]
+    main([str(tmp_path / "radii.toml"), "--data=digits", "--seeds=1", *places, *options])
+    assert "epoch 1" not in capsys.readouterr().out and "| fast | 26/255 | 1 |" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["flooding", "radius"])
+def test_the_curves_of_the_results_page_are_those_of_the_raw_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    raw = SCRIPTS / "results" / name / f"{name}.json"
+    if not raw.exists():
+        pytest.skip("not measured yet")
+    table = importlib.import_module("curves").tables(json.loads(raw.read_text())["rows"])
+    place = f"<!-- {name} -->\n{table}<!-- end of {name} -->"
+    assert place in (SCRIPTS.parent / "docs" / "results.md").read_text(encoding="utf-8"), "add --page docs/results.md"
 
 
 def test_speedrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
