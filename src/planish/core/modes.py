@@ -226,7 +226,7 @@ class _AffineMap(NamedTuple):
         return torch.addcmul(shift, x, scale)
 
 
-class _Parts(NamedTuple):
+class _Constants(NamedTuple):
     """What a batch norm normalises by, each (C,)."""
 
     mean: Tensor
@@ -238,7 +238,7 @@ class _Parts(NamedTuple):
 @torch.no_grad()
 def _affine_maps(modules: list[nn.Module]) -> dict[_BatchNorm, _AffineMap]:
     """Return the maps of the batch norms that are constant. Those of a kind are computed in one go, which is faster."""
-    kinds: dict[object, list[tuple[_BatchNorm, _Parts]]] = {}
+    kinds: dict[object, list[tuple[_BatchNorm, _Constants]]] = {}
     for module in modules:
         if isinstance(module, _BatchNorm) and (parts := _constants(module)) is not None:
             kind = module.eps, *(None if part is None else (part.dtype, part.device) for part in parts)
@@ -246,7 +246,7 @@ def _affine_maps(modules: list[nn.Module]) -> dict[_BatchNorm, _AffineMap]:
     return dict(one for alike in kinds.values() for one in _maps_of_a_kind(alike))
 
 
-def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Parts]]) -> Iterator[tuple[_BatchNorm, _AffineMap]]:
+def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Constants]]) -> Iterator[tuple[_BatchNorm, _AffineMap]]:
     each = zip(*(parts for _, parts in alike), strict=True)
     mean, variance, weight, bias = (None if values[0] is None else torch.cat(values) for values in each)
     assert mean is not None and variance is not None
@@ -256,7 +256,7 @@ def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Parts]]) -> Iterator[tuple[_B
         yield module, _AffineMap(parts.weight, parts.mean, scale, shift, {})
 
 
-def _constants(module: _BatchNorm) -> _Parts | None:
+def _constants(module: _BatchNorm) -> _Constants | None:
     """Return the parts of a batch norm that is a constant map in float32 or float64; None if it is not."""
     if module.training or "forward" in vars(module) or type(module).forward is not _BatchNorm.forward:
         return None
@@ -264,7 +264,7 @@ def _constants(module: _BatchNorm) -> _Parts | None:
     if mean is None or variance is None:
         return None
     exact = all(part is None or part.dtype in (torch.float32, torch.float64) for part in (mean, weight))
-    return _Parts(mean, variance, weight, module.bias) if exact else None
+    return _Constants(mean, variance, weight, module.bias) if exact else None
 
 
 def _runs_as_a_copy(module: nn.Module) -> bool:
