@@ -39,10 +39,11 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_attack_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    found = results("attack_cost", "--steps", "2")
+    found = results("attack_cost", "--steps", "2", "--widths", "4")
     assert {"versions", "device", "commit", "command", "setting", "rows"} <= set(found)
     assert {"planish", "torch", "torchattacks", "foolbox"} <= set(found["versions"])
     rows = {(row["attack"], row["candidate"]): row for row in found["rows"]}
+    assert len(found["rows"]) == len(rows) and {row["width"] for row in found["rows"]} == {4}
     assert all(TIMING | {"operations"} <= set(row) and row["seconds"] > 0 for row in found["rows"])
     assert all(rows[attack, "planish"]["ratio"] == 1 for attack, _ in rows)
     assert "PGD-2" in capsys.readouterr().out
@@ -53,8 +54,25 @@ def test_attack_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
     half = "PGD-2, 2 starts, half broken"
     assert passes[half, "planish"] == (3, 2), "two starts of the half that is not broken"
     assert passes[half, "foolbox"] == (6, 4)
+    assert passes["FMN-2", "planish"] == (3, 2) and passes["APGD-CE-2, L1", "planish"] == (5, 2)
+    assert passes["APGD-CE-2, L1", "auto-attack"] == (6, 5)
     full = {candidate for (_, candidate), row in rows.items() if row["parameter_gradients"]}
     assert full == {"foolbox"}
+
+
+def test_the_cells_of_attack_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each width with each batch, or the one that is given; the page's table has a line for each attack and cell."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("attack_cost")
+    many = script.Namespace(widths=[4, 16], batches=[8, 64], width=1, batch=2)
+    assert [(cell.width, cell.batch) for cell in script.cells(many)] == [(4, 8), (4, 64), (16, 8), (16, 64)]
+    one = script.Namespace(widths=None, batches=None, width=1, batch=2)
+    assert [(cell.width, cell.batch) for cell in script.cells(one)] == [(1, 2)]
+    about = {"attack": "FGSM", "place": 0, "low": 1.0, "high": 2.0, "seconds": 0.5}
+    cells = [{**about, "width": width, "batch": 8} for width in (4, 16)]
+    rows = [{**cell, "candidate": by, "ratio": 1.25} for cell in cells for by in ("planish", "foolbox")]
+    table = script.tables(rows).splitlines()
+    assert table[-3:-1] == [f"| FGSM | {width} | 8 | 500 |  |  |  | 1.25 [1.00, 2.00] |  |  |" for width in (4, 16)]
 
 
 def test_training_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +251,7 @@ def test_gamma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
         main([*options, "--images", "12", "--page", str(tmp_path / "page.md")])
 
 
-@pytest.mark.parametrize("script", ["ablation", "bounds", "gamma"])
+@pytest.mark.parametrize("script", ["ablation", "attack_cost", "bounds", "gamma"])
 def test_the_table_of_the_results_page_is_that_of_the_raw_files(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     raw = SCRIPTS / "results" / script / f"{script}.json"

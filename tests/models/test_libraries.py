@@ -171,12 +171,22 @@ def test_a_library_that_is_not_installed_is_named_as_on_pypi(name: str, module: 
         load_model(name)
 
 
-def test_a_torchvision_for_another_torch_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+def test_what_a_library_lacks_is_not_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """RobustBench 1.1.1 of PyPI cannot be imported as published; `pip install robustbench` was no help."""
+    (tmp_path / "robustbench.py").write_text("from nowhere_to_be_found import AutoAttack")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.delitem(sys.modules, "robustbench", raising=False)
+    with pytest.raises(BadInput, match=r"needs robustbench, .* it is there, and lacks nowhere_to_be_found$"):
+        load_model("robustbench:Wong2020Fast")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision", "robustbench"])
+def test_a_torchvision_for_another_torch_is_said(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / f"{library}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, library, raising=False)
     with pytest.raises(BadInput, match=r"torchvision::nms does not exist; it needs a torchvision that fits"):
-        load_model("timm:resnet18")
+        load_model(f"{library}:resnet18")
 
 
 def test_hugging_face_gives_its_own_weights_from_safetensors(auto: FakeAuto):

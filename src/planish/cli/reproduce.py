@@ -17,8 +17,8 @@ def reproduce(
     table: Annotated[str | None, Argument(help="Name of a table, see --list, or a TOML file of that form.")] = None,
     scale: Annotated[str, Option(help="cpu, small, gpu or full: how far it is cut down.")] = "cpu",
     rows: Annotated[str, Option(help="Only these rows, with commas.")] = "",
-    data: Annotated[str | None, Option(help="Training data, its test data beside it: cifar10:PATH or a path.")] = None,
-    test_data: Annotated[str | None, Option(help="Test data, where it does not lie beside --data.")] = None,
+    data: options.TrainingData = None,
+    test_data: Annotated[str | None, Option(help="Test data, where it does not lie beside the training data.")] = None,
     out: Annotated[Path, Option("--out", "-o", help="Folder to write into, a folder for each table in it.")] = Path(
         "runs/reproduce"
     ),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
-from planish.core.threat import ThreatModel
+from planish.core.errors import at_least, spelled
+from planish.core.threat import Linf, ThreatModel
 from planish.registry import lazy
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from planish.methods.sub_at import SubAT as SubAT
     from planish.methods.trades import TRADES as TRADES
 
-__getattr__, __dir__, __all__ = lazy(__name__)
+__getattr__, __dir__, __all__ = lazy(__name__, spelled("planish.train", threat=Linf))
 
 Memory = dict[str, Tensor]
 """What a method remembers from step to step, by name. Checkpoints hold it."""
