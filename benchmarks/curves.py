@@ -74,7 +74,7 @@ def drawn(rows: list[Row], tree: Mapping[str, Any]) -> bytes:
             axes.plot(*zip(*marks, strict=True), ".", color=colour_of(place), alpha=0.6)
         axes.set_xticks(range(len(tree["values"])), [str(value) for value in tree["values"]])
         axes.set(title=title, xlabel=tree["says"])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 108 * max(share for row in rows for share in row[key]))
     legend(figure, figure.axes[0])
     return to_png(figure)
 
