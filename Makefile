@@ -43,7 +43,7 @@ docs: $(CHECK) $(NOTEBOOKS) ## build the documentation into build/site; open bui
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build
 
 build/notebooks/%.md: notebooks/%.py website/notebooks.py | $(CHECK)
-	$(BIN)/python website/notebooks.py build/notebooks $<
+	OMP_NUM_THREADS=1 $(BIN)/python website/notebooks.py build/notebooks $<
 
 integrations: $(REAL) ## try every integration with the library itself; VERSIONS=/dev/null takes the newest ones
 	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest -m library --libraries

@@ -2,12 +2,13 @@
 
     python benchmarks/suite.py runs/cifar10-small/pgd-7 runs/cifar10-small/seat --data TEST.parquet --images 1000
 
-Each model (a run folder) meets the same images under planish's suites, the public AutoAttack (PyPI: pyautoattack),
-torchattacks' AutoAttack and the strongest that foolbox offers in the ball. Passes of single images are counted by one
-hook for all; whatever a suite returns is judged by one fresh float32 forward, and must lie in the ball. With
-`--precision bf16` all search under autocast; images that fool only that arithmetic are given to a peer again in
-float32. With `--survivors-only` the suites named after the reference get what that has left standing alone, with
-`--nearest` so many by its margins: an image that it broke and a fresh forward confirmed needs no second opinion.
+Each model (a run folder, or FILE.py:function) meets the same images under planish's suites, the public AutoAttack
+(PyPI: pyautoattack), torchattacks' AutoAttack, CR Attack and the strongest that foolbox offers in the ball. Passes of
+single images are counted by one hook for all; whatever a suite returns is judged by one fresh float32 forward, and must
+lie in the ball. With `--precision bf16` all search under autocast; images that fool only that arithmetic are given to a
+peer again in float32. With `--survivors-only` the suites named after the reference get what that has left standing
+alone, with `--nearest` so many by its margins: an image that it broke and a fresh forward confirmed needs no second
+opinion.
 Seconds are wall time on an accelerator and processor time on a CPU, where other work must not count (run one thread,
 OMP_NUM_THREADS=1, or add up those of all). A killed run goes on: planish's suites from their last chunk (their seconds
 are then wall time, and the row says so), the others from their last `--chunk` images. Peers that are not installed are
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from cr_attack import cr_attack
 from numpy.typing import NDArray
 from timing import RESULTS, Columns, Row, show
 from torch import Tensor, nn
@@ -43,6 +45,7 @@ from planish.evaluation.evaluate import evaluate_steps
 from planish.records.origin import provenance
 from planish.records.statistics import Booleans, Estimate, paired_interval
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+from planish.runs.names import name_of
 from planish.storage.files import write_arrays, write_json
 from planish.storage.reading import read_arrays
 
@@ -142,13 +145,14 @@ PEERS: dict[str, tuple[str, Peer]] = {
     "public APGD-CE and APGD-T": ("pyautoattack", partial(public_autoattack, stages=("apgd-ce", "apgd-t"))),
     "torchattacks AutoAttack": ("torchattacks", torchattacks_autoattack),
     "foolbox PGD-50-10": ("foolbox", foolbox_best),
+    "CR Attack": ("planish", cr_attack),
 }
 
 
 def options() -> ArgumentParser:
     """Return the command line."""
     parser = ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("models", nargs="+", help="run folders or FILE.py:function")
     parser.add_argument("--data", required=True, help="the test set")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--peer-images", type=int, help="give peers, which are slow, only the first so many")
@@ -160,21 +164,25 @@ def options() -> ArgumentParser:
     parser.add_argument("--reference", default="autoattack", help="the suite that ratios and pairs refer to")
     parser.add_argument("--precision", default="float32", help="of all searches: float32 or bf16")
     parser.add_argument("--chunk", type=int, default=250, help="images that a peer is given at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of planish's suites")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / "suite")
     return parser
 
 
-def ours(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
+def ours(given: Namespace, spec: str, name: str, folder: Path) -> Outcome:
     """Judge a model by a suite of planish; the record goes into the folder."""
     task = EvaluationConfig(
-        given.data, parse_threat(given.norm, given.radius), (name,), given.images, precision=given.precision
+        given.data,
+        parse_threat(given.norm, given.radius),
+        (name,),
+        given.images,
+        seed=given.seed,
+        precision=given.precision,
     )
     timed, fresh = folder / name / "processor.json", not (folder / name).exists()
     began = time.process_time()
-    *_, record = evaluate_into(
-        load_model(str(run), given.device), task, folder / name, device=given.device, resume=True
-    )
+    *_, record = evaluate_into(load_model(spec, given.device), task, folder / name, device=given.device, resume=True)
     if fresh and given.device == "cpu":
         write_json({"seconds": time.process_time() - began}, timed)
     columns = record.columns
@@ -189,13 +197,13 @@ def ours(given: Namespace, run: Path, name: str, folder: Path) -> Outcome:
     )
 
 
-def theirs(given: Namespace, run: Path, name: str, folder: Path, first: Outcome | None) -> Outcome:
+def theirs(given: Namespace, spec: str, name: str, folder: Path, first: Outcome | None) -> Outcome:
     """Judge a model by a peer, so many images at a time; what is done is kept in a file and not done again.
 
     first: the outcome whose survivors alone it is given, nearest first; None = all images.
     """
     path = folder / f"{name.replace(' ', '-')}.npz"
-    peer, model = PEERS[name][1] if name in PEERS else own(name), load_model(str(run), given.device).model
+    peer, model = PEERS[name][1] if name in PEERS else own(name), load_model(spec, given.device).model
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # peers view gradients
     whole = load(given.data, "test", given.images if first else given.peer_images or given.images).as_batch()
     rows = np.arange(len(whole.x)) if first is None else nearest(first, given.nearest)
@@ -308,20 +316,21 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name} is left out: {PEERS[name][0]} is not installed")
     rows: list[Row] = []
     pairs: list[Row] = []
-    for run in given.runs:
+    for spec in given.models:
+        model = name_of(spec)
         outcomes: dict[str, Outcome] = {}
         for name in (name for name in wanted if name not in missing):
             first = outcomes.get(given.reference) if given.survivors_only else None
             if name in PEERS or first is not None:
-                outcomes[name] = theirs(given, run, name, given.out / run.name, first)
+                outcomes[name] = theirs(given, spec, name, given.out / model, first)
             else:
-                outcomes[name] = ours(given, run, name, given.out / run.name)
-        rows += rows_of(run.name, outcomes, given.reference)
-        pairs += pairs_of(run.name, outcomes)
+                outcomes[name] = ours(given, spec, name, given.out / model)
+        rows += rows_of(model, outcomes, given.reference)
+        pairs += pairs_of(model, outcomes)
         write_json({**about(given), "rows": rows, "pairs": pairs}, given.out / "suite.json")
-    for run in given.runs:
-        own = [row for row in rows if row["model"] == run.name]
-        show(run.name, own, {"suite": lambda row: row["suite"], **COLUMNS})
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        show(model, own, {"suite": lambda row: row["suite"], **COLUMNS})
     for pair in pairs:
         print(pair)
 

@@ -121,10 +121,13 @@ def test_linear_models_are_exact(classes: int, images: Tensor):
     found = linear_distance(model, batch, threat)
     torch.testing.assert_close(found.distance.float(), exact, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(threat.norm(found.x_adv - batch.x.flatten(1).view_as(found.x_adv)).float(), exact)
-    attacks: list[tuple[DistanceAttack, float]] = [(Closest(50, 3), 1e-2), (FABT(50), 1e-2), (FMN(100), 6e-2)]
-    for attack, slack in [*attacks, (PGDBisection(50, 12), 6e-2)]:
+    attacks: list[DistanceAttack] = [Closest(50, 3), FABT(50), FMN(100, targets=3), PGDBisection(20, 8, targets=3)]
+    for attack in attacks:
         ratio = nearest(attack, model, batch, threat).distance / exact
-        assert (ratio > 1 - 1e-5).all() and ratio.max() < 1 + slack and ratio.mean() < 1 + slack / 10, attack
+        assert (ratio > 1 - 1e-5).all() and ratio.max() < 1.01 and ratio.mean() < 1.002, attack
+    for untargeted in (FMN(100), PGDBisection(20, 8)):  # one image of 40 goes to another class than the nearest
+        ratio = nearest(untargeted, model, batch, threat).distance / exact
+        assert (ratio > 1.01).sum() == (classes == 5) and ratio.max() < 1.06, untargeted
     least = estimated_bounds(model, batch, threat)
     assert violations(least.by_lipschitz, exact).refuted == violations(least.by_curvature, exact).refuted == 0
     assert (least.by_lipschitz > 0).all() and (classes > 2 or (least.by_curvature > 0).all())

@@ -230,11 +230,11 @@ def print_lines(lines: "Mapping[str, str]", costs: "Mapping[str, float]") -> Non
 
 
 def update_words(update: "Update") -> str:
-    """Word how an evaluation stands in the middle of an attack."""
+    """Word how far an evaluation is in the middle of an attack."""
     from planish.records.statistics import Estimate
 
-    standing = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
-    share = f"{100 * standing.value:.1f} % [{100 * standing.low:.1f}, {100 * standing.high:.1f}] stand"
+    robust = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
+    share = f"{100 * robust.value:.1f} % [{100 * robust.low:.1f}, {100 * robust.high:.1f}] robust"
     return f"{update.attack}: {update.broken} broken, {share}, {update.left} to go, {update.passes:,} passes"
 
 
@@ -244,9 +244,9 @@ def showing(bars: "Progress", bar: "TaskID", of: str = "") -> "OnChunk":
 
 
 def record_words(record: "Evaluation") -> str:
-    """Word how an evaluation stands between attacks."""
+    """Word how far an evaluation is between attacks."""
     accuracy = record.robust_accuracy()
-    return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % stand"
+    return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % robust"
 
 
 def event_words(event: "EpochRecord | Evaluation") -> str:
