@@ -134,6 +134,8 @@ def test_timm_gives_its_own_weights_classes_and_normalization(asked: list[dict[s
     found = load_model("timm:tiny")
     check_normalized(found.model)
     assert found.name == "tiny" and not any(module.training for module in found.model.modules())
+    told = "images are normalised by mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), as the model's own configuration says"
+    assert found.notes == (told,), "a stranger's numbers are said where they are used"
     assert found.model(torch.rand(2, 3, 8, 8)).shape == (2, 6)
     source = {"hf_hub_filename": "model.safetensors", "url": "", "file": None, "custom_load": False}
     assert asked == [{"pretrained": True, "overlay": source}]

@@ -142,11 +142,20 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
     if ":" in spec:
         model = build(spec, classes=0, channels=0).to(device)
         known = {"classes": list(model.classes)} if isinstance(model, Normalized) and model.classes else {}
-        return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
+        if is_borrowed(spec):
+            return LoadedModel(model.eval(), name, known, notes=_normalization(model))
+        return LoadedModel(model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
         "file.py:function, timm:NAME, hf:NAME, robustbench:NAME, torchvision:NAME, hf://USER/REPO or FILE.onnx"
     )
+
+
+def _normalization(model: nn.Module) -> tuple[str, ...]:
+    """Say by which numbers a library's model normalises its images, unless its network does that by itself."""
+    if not isinstance(model, Normalized) or not (model.mean.any() or (model.std != 1).any()):
+        return ()
+    return (f"images are normalised by {model.extra_repr()}, as the model's own configuration says",)
 
 
 def images_to_judge(
