@@ -134,12 +134,19 @@ def print_run(folder: Path) -> None:
 
 def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     """Print a report's warnings and where the page is."""
-    about = (entry.evaluation.meta.get("data", {}) for entry in found)
-    for line in dict.fromkeys(f"data: {data.get('name')}, {data['files']}" for data in about if "files" in data):
-        print_line(line)
+    print_sources([entry.evaluation.meta for entry in found])
     for entry in found:
         print_remarks(entry.name, entry.evaluation.remarks())
     print_line(f"report: {page}")
+
+
+def print_sources(metas: "Sequence[Mapping[str, Any]]") -> None:
+    """Print which files the images of records came from, and by which numbers models of libraries normalise them."""
+    data, models = ([meta.get(kind, {}) for meta in metas] for kind in ("data", "model"))
+    lines = [f"data: {one.get('name')}, {one['files']}" for one in data if "files" in one]
+    lines += [f"normalization of {one['name']}: {one['normalization']}" for one in models if "normalization" in one]
+    for line in dict.fromkeys(lines):
+        print_line(line)
 
 
 def print_remarks(name: str, remarks: "Sequence[str]") -> None:
@@ -171,8 +178,7 @@ def print_audit(audit: "Audit", folder: Path, whole: bool) -> None:
         screen.print(f"  why: {finding.meaning}")
         screen.print(f"  what to do: {finding.advice or 'nothing'}")
     screen.print()
-    if "files" in audit.meta.get("data", {}):
-        print_line(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}")
+    print_sources([audit.meta])
     for note in audit.meta["notes"]:
         screen.print(f"note: {note}", style="yellow")
     if not whole:

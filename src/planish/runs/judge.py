@@ -66,6 +66,10 @@ class LoadedModel:
     training: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
+    def facts(self) -> dict[str, str]:
+        """Return what a record says of the model, besides its digest."""
+        return {"name": self.name} | {key: self.about[key] for key in ("normalization",) if key in self.about}
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -141,21 +145,12 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         return LoadedModel(load_onnx(folder).to(device), name)
     if ":" in spec:
         model = build(spec, classes=0, channels=0).to(device)
-        known = {"classes": list(model.classes)} if isinstance(model, Normalized) and model.classes else {}
-        if is_borrowed(spec):
-            return LoadedModel(model.eval(), name, known, notes=_normalization(model))
-        return LoadedModel(model, name, known)
+        known = model.stated() if isinstance(model, Normalized) else {}
+        return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
         "file.py:function, timm:NAME, hf:NAME, robustbench:NAME, torchvision:NAME, hf://USER/REPO or FILE.onnx"
     )
-
-
-def _normalization(model: nn.Module) -> tuple[str, ...]:
-    """Say by which numbers a library's model normalises its images, unless its network does that by itself."""
-    if not isinstance(model, Normalized) or not (model.mean.any() or (model.std != 1).any()):
-        return ()
-    return (f"images are normalised by {model.extra_repr()}, as the model's own configuration says",)
 
 
 def images_to_judge(
@@ -220,7 +215,7 @@ def evaluate_into(
     part = cut(task.shard, whole, task.seed, data, decided)
     images = part.images.to(device)
     others = surrogates_of(judged, task, images.select(slice(0, 1)), built_by)
-    about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
+    about: dict[str, Any] = {"model": judged.facts(), "data": data, "training": judged.training}
     about |= {"notes": [*judged.notes, *warnings], **part.about}
     after = None if decided is None else (Path(str(task.after)), decided)
     kept, progress = KeptBeside(folder, images, task.keep_images, resume, after), KeptProgress(folder / PROGRESS)
@@ -295,7 +290,7 @@ def measure(
     path = folder / DISTANCES
     images, data, warnings = set_to_judge(task, judged.about)
     part = cut(task.shard, images, task.seed, data)
-    about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings], **part.about}
+    about = {"model": judged.facts(), "data": data, "notes": [*judged.notes, *warnings], **part.about}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() and not overwrite else None
     names = [*dict.fromkeys(task.attacks)]
