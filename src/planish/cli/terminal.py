@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.core.errors import BadInput, at_least
+from planish.core.words import measure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -203,8 +204,8 @@ def print_findings(audit: "Audit") -> None:
 
 def finding_words(finding: "Finding") -> tuple[str, str]:
     """Word the number that was judged, and the thresholds."""
-    unit = f" {finding.unit}" if finding.unit else ""
-    number = "" if finding.statistic is None else f"{finding.statistic:.3g}{unit}"
+    value = finding.statistic
+    number = "" if value is None else measure(value, f"{value:.3g}", finding.unit)
     limits = [f"{kind} {at:g}" for kind, at in (("warn", finding.warn_at), ("fail", finding.fail_at)) if at is not None]
     return number, ", ".join(limits)
 
