@@ -3,11 +3,12 @@
     python benchmarks/attack_cost.py --widths 4,16 --batches 8,64 [--steps 5] [--device cuda] [--page docs/results.md]
 
 A cell is a network of a width with a batch of images; in each all candidates of an attack take turns (attack_peers.py
-has them). The file is written after each cell. Planish is called through `planish.attacks.run`. The hand-written loops
-take gradients of x alone, on a model whose parameters are frozen: `best` keeps the best iterate by margin as planish
-does, `last` judges none: it does not know whether it broke anything.
+has them). The file is written after each cell, and --resume goes on from it. Planish is called through
+`planish.attacks.run`. The hand-written loops take gradients of x alone, on a model whose parameters are frozen: `best`
+keeps the best iterate by margin as planish does, `last` judges none: it does not know whether it broke anything.
 """
 
+import json
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -72,6 +73,17 @@ def measured(task: Task, options: Namespace) -> list[Row]:
     ]
 
 
+def measured_cell(cell: Namespace) -> list[Row]:
+    """Return the rows of all attacks in a cell, and print them."""
+    intact, rows = problem(cell, "relu"), []
+    for place, (name, task) in enumerate(tasks(intact, cell.steps).items()):
+        about = {"attack": name, "place": place, "width": cell.width, "batch": len(intact.batch.x)}
+        new = [{**about, **row} for row in measured(task, cell)]
+        show(f"{name}, width {cell.width}, batch {about['batch']}: time of planish = 1", new, COLUMNS)
+        rows += new
+    return rows
+
+
 def cells(options: Namespace) -> Iterator[Namespace]:
     """Yield the options of each cell, small ones first."""
     for width, batch in product(options.widths or [options.width], options.batches or [options.batch]):
@@ -106,18 +118,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reads.add_argument("--steps", type=int, default=5)
     reads.add_argument("--widths", type=numbers, help="several, with commas, in place of --width")
     reads.add_argument("--batches", type=numbers, help="several, with commas, in place of --batch")
+    reads.add_argument(
+        "--resume", action="store_true", help="keep the cells that the file holds, and measure the others"
+    )
     reads.add_argument("--page", type=Path, help="write the table between this page's comments, too")
     options = reads.parse_args(arguments)
     for name in missing():
         print(f"{name} is not installed: left out")
-    rows: list[Row] = []
-    for cell in cells(options):
-        intact = problem(cell, "relu")
-        for place, (name, task) in enumerate(tasks(intact, options.steps).items()):
-            about = {"attack": name, "place": place, "width": cell.width, "batch": len(intact.batch.x)}
-            new = [{**about, **row} for row in measured(task, cell)]
-            show(f"{name}, width {cell.width}, batch {about['batch']}: time of planish = 1", new, COLUMNS)
-            rows += new
+    rows: list[Row] = json.loads(options.out.read_text())["rows"] if options.resume else []
+    held = {(row["width"], row["batch"]) for row in rows}
+    for cell in (cell for cell in cells(options) if (cell.width, cell.batch) not in held):
+        rows += measured_cell(cell)
         save(options, rows, {"base": BASE, "missing": missing()})
     if options.page is not None:
         paste(tables(rows), options.page, "attack_cost")

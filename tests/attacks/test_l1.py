@@ -11,7 +11,8 @@ from small_attacks import ITS_OWN_IN_L1, NAMES, ONLY, small
 from torch import Tensor, nn
 
 from planish.attacks import Attack, DistanceAttack
-from planish.attacks.ascents import Untargeted, _drawn_in
+from planish.attacks.ascents import Targeted, Untargeted, _drawn_in
+from planish.attacks.base import components_of
 from planish.attacks.bisection import PGDBisection
 from planish.attacks.closest import Closest
 from planish.attacks.fab import FABT
@@ -29,6 +30,7 @@ from planish.core.threat import L1
 from planish.evaluation.naming import attacks_of
 from planish.search.ascent import ascend
 from planish.search.objectives import loss_of, objective_of
+from planish.search.step_rules import AutoPGD
 
 
 @pytest.fixture
@@ -187,6 +189,19 @@ def test_square_breaks_as_many_as_the_public_one(peer: Any, knowing: nn.Module, 
         mine.append(Square(60).search(network, known, L1(3.0), generator=seeded(seed)).score >= 0)
     shares = [float(torch.cat(part).float().mean()) for part in (mine, theirs)]
     assert 0.1 < shares[0] < 0.9 and shares[0] == pytest.approx(shares[1], abs=0.15)
+
+
+def test_the_suite_goes_along_few_pixels_in_l1():
+    """Of 400 digits AutoAttack broke 8 to 11 that steps on all pixels at once had not."""
+    suite, elsewhere = Cascade(classes=10, norm="L1"), Cascade(classes=10)
+    names = [stage.name for stage in suite._short(200)]
+    assert names == ["scout", "targets", "sparse", "focus", "check"]
+    assert [stage.name for stage in elsewhere._short(200)] == [name for name in names if name != "sparse"]
+    rules = {
+        stage.name: {part.rule for part in components_of(stage.attack) if isinstance(part, Targeted)}
+        for stage in suite._short(200)
+    }
+    assert rules["sparse"] == rules["focus"] == {AutoPGD()} != rules["targets"]
 
 
 def test_autoattack_has_its_budgets_in_l1(monkeypatch: pytest.MonkeyPatch):

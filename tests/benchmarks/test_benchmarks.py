@@ -38,7 +38,7 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return run
 
 
-def test_attack_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_attack_cost(results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = results("attack_cost", "--steps", "2", "--widths", "4")
     assert {"versions", "device", "commit", "command", "setting", "rows"} <= set(found)
     assert {"planish", "torch", "torchattacks", "foolbox"} <= set(found["versions"])
@@ -58,6 +58,10 @@ def test_attack_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert passes["APGD-CE-2, L1", "auto-attack"] == (6, 5)
     full = {candidate for (_, candidate), row in rows.items() if row["parameter_gradients"]}
     assert full == {"foolbox"}
+    page = tmp_path / "page.md"
+    page.write_text("<!-- attack_cost -->\n<!-- end of attack_cost -->\n")
+    again = results("attack_cost", "--steps", "2", "--widths", "4", "--batches", "4", "--resume", "--page", str(page))
+    assert again["rows"] == found["rows"] and page.read_text().count("\n| PGD-2 | 4 | 4 |") == 1
 
 
 def test_the_cells_of_attack_cost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,16 +188,13 @@ def _affine(modules: list[nn.Module]) -> Iterator[None]:
 
     PyTorch's backward of a batch norm keeps its input and sums over it, for parameters that want no gradient here.
     """
-    constant = [module for module in modules if isinstance(module, _BatchNorm) and _is_constant(module)]
-    if any(_runs_as_a_copy(module) for module in modules):
-        constant = []
-    maps = _affine_maps(constant)
+    maps = {} if any(_runs_as_a_copy(module) for module in modules) else _affine_maps(modules)
 
     def forward(module: _BatchNorm, x: Tensor) -> Tensor:
         known = maps[module]
         return known.applied(x) if known.holds(module, x) else _BatchNorm.forward(module, x)
 
-    with _replaced_forward(constant, forward):
+    with _replaced_forward(list(maps), forward):
         yield
 
 
@@ -229,36 +226,45 @@ class _AffineMap(NamedTuple):
         return torch.addcmul(shift, x, scale)
 
 
+class _Constants(NamedTuple):
+    """What a batch norm normalises by, each (C,)."""
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+
 @torch.no_grad()
-def _affine_maps(modules: list[_BatchNorm]) -> dict[_BatchNorm, _AffineMap]:
-    """Return the map of each. Those of a kind are computed in one go: one by one, a deep network's cost a forward."""
-    kinds: dict[object, list[_BatchNorm]] = {}
+def _affine_maps(modules: list[nn.Module]) -> dict[_BatchNorm, _AffineMap]:
+    """Return the maps of the batch norms that are constant. Those of a kind are computed in one go, which is faster."""
+    kinds: dict[object, list[tuple[_BatchNorm, _Constants]]] = {}
     for module in modules:
-        parts = (module.running_mean, module.weight, module.bias)
-        kind = module.eps, *((part.dtype, part.device) if part is not None else None for part in parts)
-        kinds.setdefault(kind, []).append(module)
-    maps = {}
-    for alike in kinds.values():
-        names = ("running_mean", "running_var", "weight", "bias")
-        mean, variance, weight, bias = (_joined(alike, name) for name in names)
-        assert mean is not None and variance is not None
-        values, sizes = _scale_and_shift(mean, variance, weight, bias, alike[0].eps), [m.num_features for m in alike]
-        each = (torch.split(value, sizes) for value in values)
-        for module, scale, shift in zip(alike, *each, strict=True):
-            maps[module] = _AffineMap(module.weight, module.running_mean, scale, shift, {})
-    return maps
+        if isinstance(module, _BatchNorm) and (parts := _constants(module)) is not None:
+            kind = module.eps, *(None if part is None else (part.dtype, part.device) for part in parts)
+            kinds.setdefault(kind, []).append((module, parts))
+    return dict(one for alike in kinds.values() for one in _maps_of_a_kind(alike))
 
 
-def _joined(modules: list[_BatchNorm], name: str) -> Tensor | None:
-    parts = [getattr(module, name) for module in modules]
-    return None if parts[0] is None else torch.cat(parts)
+def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Constants]]) -> Iterator[tuple[_BatchNorm, _AffineMap]]:
+    each = zip(*(parts for _, parts in alike), strict=True)
+    mean, variance, weight, bias = (None if values[0] is None else torch.cat(values) for values in each)
+    assert mean is not None and variance is not None
+    values, sizes = _scale_and_shift(mean, variance, weight, bias, alike[0][0].eps), [len(p.mean) for _, p in alike]
+    scales, shifts = (torch.split(value, sizes) for value in values)
+    for (module, parts), scale, shift in zip(alike, scales, shifts, strict=True):
+        yield module, _AffineMap(parts.weight, parts.mean, scale, shift, {})
 
 
-def _is_constant(module: _BatchNorm) -> bool:
+def _constants(module: _BatchNorm) -> _Constants | None:
+    """Return the parts of a batch norm that is a constant map in float32 or float64; None if it is not."""
     if module.training or "forward" in vars(module) or type(module).forward is not _BatchNorm.forward:
-        return False
-    own = [part for part in (module.running_mean, module.weight) if part is not None]
-    return module.running_mean is not None and all(part.dtype in (torch.float32, torch.float64) for part in own)
+        return None
+    mean, variance, weight = module.running_mean, module.running_var, module.weight
+    if mean is None or variance is None:
+        return None
+    exact = all(part is None or part.dtype in (torch.float32, torch.float64) for part in (mean, weight))
+    return _Constants(mean, variance, weight, module.bias) if exact else None
 
 
 def _runs_as_a_copy(module: nn.Module) -> bool:
