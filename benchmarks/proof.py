@@ -93,9 +93,11 @@ def row_of(model: Judged, known: dict[str, Judged]) -> Row:
         "images": len(stands),
         "clean": share(model.record.clean_margin < 0),
         **{name: share(model.standing[name]) for name in (SUITE, DEEP, CR)},
-        "given": f"{given} of {int(stands.sum())}",
+        "given": given,
+        "stand": int(stands.sum()),
         "broke": int((~model.ranks).sum()),
         "last": last or "",
+        "behind": given - last,
         "bound": at_most(given - last),
         "above": gap(stands, model.standing[PUBLIC]),
         "deep": gap(model.standing[DEEP], model.standing[PUBLIC]),
@@ -133,23 +135,23 @@ ROBUST: Columns = {
     "`planish-suite`": lambda row: row[SUITE],
     "`planish-deep`": lambda row: row[DEEP],
     "CR Attack": lambda row: row[CR],
-    "given to AutoAttack": lambda row: row["given"],
+    "given to AutoAttack": lambda row: f"{row['given']} of {row['stand']}",
     "broken": lambda row: str(row["broke"]),
     "last at rank": lambda row: str(row["last"]),
     "of the others at most": lambda row: row["bound"],
 }
 APART: Columns = {
     "model": lambda row: row["model"],
-    "`planish-suite`": lambda row: row["above"],
+    "points above: `planish-suite`": lambda row: row["above"],
     "`planish-deep`": lambda row: row["deep"],
     "CR Attack": lambda row: row["cr"],
-    "passes: suite": lambda row: f"{row['passes'][0]:.1f}",
+    "passes: `planish-suite`": lambda row: f"{row['passes'][0]:.1f}",
     "deep": lambda row: f"{row['passes'][1]:.1f}",
     "CR": lambda row: f"{row['passes'][2]:.1f}",
     "AutoAttack, at least": lambda row: f"{row['passes'][3]:,.0f}",
-    "suite : AutoAttack": lambda row: f"1/{row['passes'][3] / row['passes'][0]:.0f}",
-    "deep : AutoAttack": lambda row: f"1/{row['passes'][3] / row['passes'][1]:.0f}",
-    "seconds, suite : AutoAttack": lambda row: f"1/{row['faster']:.0f}",
+    "of it, `planish-suite`": lambda row: f"1/{row['passes'][3] / row['passes'][0]:.0f}",
+    "of it, deep": lambda row: f"1/{row['passes'][3] / row['passes'][1]:.0f}",
+    "of its seconds, `planish-suite`": lambda row: f"1/{row['faster']:.0f}",
 }
 MASKED: Columns = {
     **{name: ROBUST[name] for name in ("model", "images", "clean", "`planish-suite`", "`planish-deep`", "CR Attack")},
@@ -164,8 +166,17 @@ def tables(rows: list[Row]) -> str:
     """Return the three tables as Markdown: what is left and how far apart, then the models that only seem robust."""
     honest = [row for row in rows if row["model"] not in HIDES]
     masked = [row for row in rows if row["model"] in HIDES]
-    parts = [markdown(honest, ROBUST), markdown(honest, APART), *([markdown(masked, MASKED)] if masked else [])]
-    return "\n" + "\n".join(parts) + "\n"
+    parts = [markdown(honest, ROBUST), markdown(honest, APART), pooled(honest)]
+    return "\n" + "\n".join([*parts, *([markdown(masked, MASKED)] if masked else [])]) + "\n"
+
+
+def pooled(rows: list[Row]) -> str:
+    """Return in words what AutoAttack found on all of the models together."""
+    given, broke, behind = (sum(row[key] for row in rows) for key in ("given", "broke", "behind"))
+    return (
+        f"On these {len(rows)} models AutoAttack was given {given} images and broke {broke}. None of the {behind} behind "
+        f"the last that it broke fell:\nof images like them at most {at_most(behind)} would (95 %, one-sided, exact).\n"
+    )
 
 
 def rows_in(folders: Iterable[Path]) -> list[Row]:
@@ -184,7 +195,7 @@ def drawn(rows: list[Row]) -> bytes:
         spent, points = ([row[key][place] for row in honest] for key in ("passes", "points"))
         style: dict[str, Any] = {"color": colour_of(place), "marker": marker_of(place), "linestyle": "none"}
         axes.plot(spent, points, label=name, alpha=0.8, **style)
-    axes.set(xlabel="passes per image", ylabel="points above the best known", ylim=(-0.05, None))
+    axes.set(xlabel="Passes per image", ylabel="Points above the best known", ylim=(-0.05, None))
     legend(figure, axes)
     return to_png(figure)
 

@@ -18,7 +18,7 @@ options() { # what a model sets beyond the shared configuration
   local preact="--set model.name=preact-resnet-18 --set model.width=8"
   case $1 in
     n-fgsm) echo "--method n-fgsm $preact" ;;
-    awp) echo "--method n-fgsm $preact --set settings.weight_perturbation=0.005" ;;
+    awp) echo "--method n-fgsm --set settings.weight_perturbation=0.005" ;;
     seat) echo "--method seat" ;;
     gradient-penalty) echo "--method gradient-penalty --set method.weight=1.0" ;;
     pgd-7) echo "--method pgd" ;;

@@ -124,8 +124,9 @@ def test_the_table_of_the_proof(
     page = tmp_path / "page.md"
     page.write_text(f"<!-- {proof.PAGE} -->\nold\n<!-- end of {proof.PAGE} -->\n")
     proof.main([str(one), str(other), "--page", str(page), "--figure", str(tmp_path / "figure.png")])
-    _, honest, apart, masked, _ = page.read_text().split("\n\n")
+    _, honest, apart, words, masked, _ = page.read_text().split("\n\n")
     assert "| n-fgsm |" in honest and "| n-fgsm |" in apart and "| fgsm-at |" in masked and "fgsm-at" not in honest
+    assert "given 3 images and broke 0. None of the 3 behind" in words and "most 63.2% would" in words
     assert "| n-fgsm |" not in masked and (tmp_path / "figure.png").exists() and masked[:99] in capsys.readouterr().out
 
 
