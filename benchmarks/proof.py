@@ -174,8 +174,9 @@ def pooled(rows: list[Row]) -> str:
     """Return in words what AutoAttack found on all of the models together."""
     given, broke, behind = (sum(row[key] for row in rows) for key in ("given", "broke", "behind"))
     return (
-        f"On these {len(rows)} models AutoAttack was given {given} images and broke {broke}. None of the {behind} "
-        f"behind the last that it broke fell:\nof images like them at most {at_most(behind)} would (95 %, one-sided, exact).\n"
+        f"On these {len(rows)} models AutoAttack was given {given} images and broke {broke}.\n"
+        f"None of the {behind} behind the last that it broke fell: "
+        f"of images like them at most {at_most(behind)} would (95 %, one-sided, exact).\n"
     )
 
 

@@ -126,7 +126,7 @@ def test_the_table_of_the_proof(
     proof.main([str(one), str(other), "--page", str(page), "--figure", str(tmp_path / "figure.png")])
     _, honest, apart, words, masked, _ = page.read_text().split("\n\n")
     assert "| n-fgsm |" in honest and "| n-fgsm |" in apart and "| fgsm-at |" in masked and "fgsm-at" not in honest
-    assert "given 3 images and broke 0. None of the 3 behind" in words and "most 63.2% would" in words
+    assert "given 3 images and broke 0.\nNone of the 3 behind" in words and "most 63.2% would" in words
     assert "| n-fgsm |" not in masked and (tmp_path / "figure.png").exists() and masked[:99] in capsys.readouterr().out
 
 
