@@ -28,7 +28,7 @@ from planish.storage.files import write_bytes
 from planish.storage.reading import read_arrays
 
 SUITE, DEEP, CR, PUBLIC = "planish-suite", "planish-deep", "CR Attack", "public AutoAttack"
-HIDES = {"confident": "n-fgsm", "off_the_grid": "n-fgsm", "fgsm-at": None}
+HIDES = {"confident": "pgd-7", "off_the_grid": "pgd-7", "fgsm-at": None}
 """Models that only seem robust, and the network that each of them hides."""
 LONG = "noise"
 """The first of the stages that planish-suite runs with cause alone."""
@@ -68,16 +68,23 @@ def judged(folder: Path) -> Iterator[Judged]:
         given = read_arrays(folder / name / f"{PUBLIC.replace(' ', '-')}.npz")
         after = record.survivors().copy()
         after[np.searchsorted(record.indices, given["indices"])] = given["standing"]
+        own = {row["suite"]: row for row in rows if row["model"] == name}
         standing = {
             SUITE: record.survivors(),
-            DEEP: evaluation.load(folder / name / DEEP / "evaluation.npz").survivors(),
-            CR: read_arrays(folder / name / f"{CR.replace(' ', '-')}.npz")["standing"],
+            CR: standing_in(folder / name / f"{CR.replace(' ', '-')}.npz"),
             PUBLIC: after,
         }
-        own = {row["suite"]: row for row in rows if row["model"] == name}
+        if DEEP in own:
+            standing[DEEP] = evaluation.load(folder / name / DEEP / "evaluation.npz").survivors()
         passes = {suite: row["passes"] for suite, row in own.items()}
         seconds = {suite: row["seconds"] / row["images"] for suite, row in own.items()}
         yield Judged(name, record, standing, passes, seconds, given["standing"])
+
+
+def standing_in(path: Path) -> Booleans:
+    """Return which images a peer left standing, (N,)."""
+    standing: Booleans = read_arrays(path)["standing"]
+    return standing
 
 
 def row_of(model: Judged, known: dict[str, Judged]) -> Row:
@@ -87,27 +94,26 @@ def row_of(model: Judged, known: dict[str, Judged]) -> Row:
     hidden = known.get(HIDES.get(model.name) or "")
     best = model.best if hidden is None else model.best & hidden.best[: len(stands)]
     spent, lasted = (found[PUBLIC] * stands.mean() for found in (model.passes, model.seconds))
+    suites = [name for name in (SUITE, DEEP, CR) if name in model.standing]
     return {
         "model": model.name,
         "threat": f"{threat['norm']} {radius_text(threat['radius'])}",
         "images": len(stands),
         "clean": share(model.record.clean_margin < 0),
-        **{name: share(model.standing[name]) for name in (SUITE, DEEP, CR)},
+        **{name: share(model.standing[name]) for name in suites},
         "given": given,
         "stand": int(stands.sum()),
         "broke": int((~model.ranks).sum()),
         "last": last or "",
         "behind": given - last,
         "bound": at_most(given - last),
-        "above": gap(stands, model.standing[PUBLIC]),
-        "deep": gap(model.standing[DEEP], model.standing[PUBLIC]),
-        "cr": gap(model.standing[CR], model.standing[PUBLIC]),
-        "passes": [*(model.passes[name] for name in (SUITE, DEEP, CR)), spent],
+        "above": {name: gap(model.standing[name], model.standing[PUBLIC]) for name in suites},
+        "passes": {**{name: model.passes[name] for name in suites}, PUBLIC: spent},
         "faster": lasted / model.seconds[SUITE],
         "reasons": "; ".join(model.reasons),
         "best": share(best),
         "over": gap(stands, best),
-        "points": [100 * float(model.standing[name].mean() - best.mean()) for name in (SUITE, DEEP, CR)],
+        "points": {name: 100 * float(model.standing[name].mean() - best.mean()) for name in suites},
     }
 
 
@@ -142,19 +148,19 @@ ROBUST: Columns = {
 }
 APART: Columns = {
     "model": lambda row: row["model"],
-    "points above: `planish-suite`": lambda row: row["above"],
-    "`planish-deep`": lambda row: row["deep"],
-    "CR Attack": lambda row: row["cr"],
-    "passes: `planish-suite`": lambda row: f"{row['passes'][0]:.1f}",
-    "deep": lambda row: f"{row['passes'][1]:.1f}",
-    "CR": lambda row: f"{row['passes'][2]:.1f}",
-    "AutoAttack, at least": lambda row: f"{row['passes'][3]:,.0f}",
-    "of it, `planish-suite`": lambda row: f"1/{row['passes'][3] / row['passes'][0]:.0f}",
-    "of it, deep": lambda row: f"1/{row['passes'][3] / row['passes'][1]:.0f}",
+    "points above: `planish-suite`": lambda row: row["above"][SUITE],
+    "`planish-deep`": lambda row: row["above"][DEEP],
+    "CR Attack": lambda row: row["above"][CR],
+    "passes: `planish-suite`": lambda row: f"{row['passes'][SUITE]:.1f}",
+    "deep": lambda row: f"{row['passes'][DEEP]:.1f}",
+    "CR": lambda row: f"{row['passes'][CR]:.1f}",
+    "AutoAttack, at least": lambda row: f"{row['passes'][PUBLIC]:,.0f}",
+    "of it, `planish-suite`": lambda row: f"1/{row['passes'][PUBLIC] / row['passes'][SUITE]:.0f}",
+    "of it, deep": lambda row: f"1/{row['passes'][PUBLIC] / row['passes'][DEEP]:.0f}",
     "of its seconds, `planish-suite`": lambda row: f"1/{row['faster']:.0f}",
 }
 MASKED: Columns = {
-    **{name: ROBUST[name] for name in ("model", "images", "clean", "`planish-suite`", "`planish-deep`", "CR Attack")},
+    **{name: ROBUST[name] for name in ("model", "images", "clean", "`planish-suite`", "CR Attack")},
     "AutoAttack broke": lambda row: f"{row['broke']} of {row['given']}",
     "best known": lambda row: row["best"],
     "`planish-suite` above it": lambda row: row["over"],
@@ -193,7 +199,7 @@ def drawn(rows: list[Row]) -> bytes:
     axes: Axes = figure.add_subplot()
     honest = [row for row in rows if row["model"] not in HIDES]
     for place, name in enumerate((SUITE, DEEP, CR)):
-        spent, points = ([row[key][place] for row in honest] for key in ("passes", "points"))
+        spent, points = ([row[key][name] for row in honest] for key in ("passes", "points"))
         style: dict[str, Any] = {"color": colour_of(place), "marker": marker_of(place), "linestyle": "none"}
         axes.plot(spent, points, label=name, alpha=0.8, **style)
     axes.set(xlabel="Passes per image", ylabel="Points above the best known", ylim=(-0.05, None))

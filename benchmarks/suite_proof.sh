@@ -5,7 +5,7 @@
 # A group is linf, l2, more, hundred, wide or hidden. RUNS (runs/suite) is where the networks are: those of the script above,
 # and the first three seeds of `planish reproduce seat-table-1 --scale small`, of which the first collapsed: fgsm-at,
 # fgsm-at.seed-1 and -2. OUT (benchmarks/results/suite/proof) is where everything goes. IMAGES of the test set for every
-# model, or else 1000 for linf and l2, 100 for hidden, 500 for others; NEAREST (10) of the survivors: more may be asked
+# model, or else 1000 for linf and l2, 50 for hidden, 500 for others; NEAREST (10) of the survivors: more may be asked
 # for later. A killed run goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,7 +20,7 @@ judge() { # judge GROUP DATA IMAGES NORM RADIUS MODEL...
   local group=$1 data=$2 images=$3 norm=$4 radius=$5
   shift 5
   $PYTHON benchmarks/suite.py "$@" --data "$data" --images "$images" --norm "$norm" --radius "$radius" \
-    --suites "planish-deep,CR Attack,planish-suite,public AutoAttack" --reference planish-suite \
+    --suites "${SUITES:-planish-deep,CR Attack,planish-suite,public AutoAttack}" --reference planish-suite \
     --survivors-only --nearest "${NEAREST:-10}" --out "$OUT/$group"
 }
 
@@ -35,7 +35,7 @@ for group in "$@"; do
     hundred) judge hundred "$RUNS/hundred-classes" "${IMAGES:-500}" Linf 2/255 "$RUNS/hundred" ;;
     wide) judge wide "$test" "${IMAGES:-500}" Linf 8/255 "$RUNS/fgsm-at.seed-1" "$RUNS/fgsm-at.seed-2" ;;
     hidden)
-      judge hidden "$test" "${IMAGES:-100}" Linf 8/255 "$RUNS/fgsm-at" \
+      SUITES="CR Attack,planish-suite,public AutoAttack" judge hidden "$test" "${IMAGES:-50}" Linf 8/255 "$RUNS/fgsm-at" \
         benchmarks/hidden.py:confident benchmarks/hidden.py:off_the_grid
       ;;
     *) echo "no group $group" >&2; exit 2 ;;
