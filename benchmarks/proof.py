@@ -33,10 +33,11 @@ HIDES = {"confident": "pgd-7", "off_the_grid": "pgd-7", "fgsm-at": None}
 LONG = "noise"
 """The first of the stages that planish-suite runs with cause alone."""
 PAGE = "suites on many models"
+NOTHING = {"indices": np.zeros(0, int), "standing": np.zeros(0, bool)}
 
 
 class Judged(NamedTuple):
-    """A model: which images stand after each suite, (N,), and passes and seconds for each image that it was given.
+    """A model: which images stand after each suite, (N,), and the passes for each image that it was given.
 
     record: planish-suite's. ranks: which of the images that AutoAttack was given, nearest first, it left standing.
     """
@@ -45,7 +46,6 @@ class Judged(NamedTuple):
     record: Evaluation
     standing: dict[str, Booleans]
     passes: dict[str, float]
-    seconds: dict[str, float]
     ranks: Booleans
 
     @property
@@ -65,8 +65,8 @@ def judged(folder: Path) -> Iterator[Judged]:
     rows = json.loads((folder / "suite.json").read_text(encoding="utf-8"))["rows"]
     for name in dict.fromkeys(row["model"] for row in rows):
         record = evaluation.load(folder / name / SUITE / "evaluation.npz")
-        given = read_arrays(folder / name / f"{PUBLIC.replace(' ', '-')}.npz")
-        after = record.survivors().copy()
+        path, after = folder / name / f"{PUBLIC.replace(' ', '-')}.npz", record.survivors().copy()
+        given = read_arrays(path) if path.exists() else NOTHING  # as it is where no image stood
         after[np.searchsorted(record.indices, given["indices"])] = given["standing"]
         own = {row["suite"]: row for row in rows if row["model"] == name}
         standing = {
@@ -77,8 +77,7 @@ def judged(folder: Path) -> Iterator[Judged]:
         if DEEP in own:
             standing[DEEP] = evaluation.load(folder / name / DEEP / "evaluation.npz").survivors()
         passes = {suite: row["passes"] for suite, row in own.items()}
-        seconds = {suite: row["seconds"] / row["images"] for suite, row in own.items()}
-        yield Judged(name, record, standing, passes, seconds, given["standing"])
+        yield Judged(name, record, standing, passes, given["standing"])
 
 
 def standing_in(path: Path) -> Booleans:
@@ -93,7 +92,6 @@ def row_of(model: Judged, known: dict[str, Judged]) -> Row:
     given, last = len(model.ranks), int(np.flatnonzero(~model.ranks).max(initial=-1)) + 1
     hidden = known.get(HIDES.get(model.name) or "")
     best = model.best if hidden is None else model.best & hidden.best[: len(stands)]
-    spent, lasted = (found[PUBLIC] * stands.mean() for found in (model.passes, model.seconds))
     suites = [name for name in (SUITE, DEEP, CR) if name in model.standing]
     return {
         "model": model.name,
@@ -108,8 +106,7 @@ def row_of(model: Judged, known: dict[str, Judged]) -> Row:
         "behind": given - last,
         "bound": at_most(given - last),
         "above": {name: gap(model.standing[name], model.standing[PUBLIC]) for name in suites},
-        "passes": {**{name: model.passes[name] for name in suites}, PUBLIC: spent},
-        "faster": lasted / model.seconds[SUITE],
+        "passes": {**{name: model.passes[name] for name in suites}, PUBLIC: model.passes[PUBLIC] * stands.mean()},
         "reasons": "; ".join(model.reasons),
         "best": share(best),
         "over": gap(stands, best),
@@ -157,7 +154,6 @@ APART: Columns = {
     "AutoAttack, at least": lambda row: f"{row['passes'][PUBLIC]:,.0f}",
     "of it, `planish-suite`": lambda row: f"1/{row['passes'][PUBLIC] / row['passes'][SUITE]:.0f}",
     "of it, deep": lambda row: f"1/{row['passes'][PUBLIC] / row['passes'][DEEP]:.0f}",
-    "of its seconds, `planish-suite`": lambda row: f"1/{row['faster']:.0f}",
 }
 MASKED: Columns = {
     **{name: ROBUST[name] for name in ("model", "images", "clean", "`planish-suite`", "CR Attack")},
