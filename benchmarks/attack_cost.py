@@ -1,33 +1,38 @@
-"""What attacks cost: planish beside the shortest loops one can write, torchattacks and foolbox.
+"""What attacks cost: planish beside the shortest loops one can write, and other libraries.
 
-    python benchmarks/attack_cost.py [--steps 5] [--batch 32] [--device cuda]
+    python benchmarks/attack_cost.py --widths 4,16 --batches 8,64 [--steps 5] [--device cuda] [--page docs/results.md]
 
-Every candidate gets images whose clean logits are known, as in any evaluation, and answers with adversarial
-images and whether they are broken: torchattacks, which returns images only, is followed by one forward.
-Planish is called through `planish.attacks.run`. The hand-written loops take gradients of x alone, on a model
-whose parameters are frozen: `best` keeps the best iterate by margin as planish does, `last` judges none.
+A cell is a network of a width with a batch of images; in each all candidates of an attack take turns (attack_peers.py
+has them). The file is written after each cell, and --resume goes on from it. Planish is called through
+`planish.attacks.run`. The hand-written loops take gradients of x alone, on a model whose parameters are frozen: `best`
+keeps the best iterate by margin as planish does, `last` judges none: it does not know whether it broke anything.
 """
 
+import json
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from itertools import product
+from pathlib import Path
 
-import torch
-import torchattacks
-from foolbox import attacks as fa
-from foolbox.models.pytorch import PyTorchModel
-from loops import hand_best, hand_last
-from timing import TIMES, Columns, Problem, Row, compare, operations, parser, problem, save, show
+from attack_peers import BASE, Candidate, Task, missing, tasks
+from timing import (
+    TIMES,
+    Columns,
+    Row,
+    compare,
+    markdown,
+    operations,
+    parser,
+    paste,
+    problem,
+    save,
+    show,
+)
 from torch import nn
 
-from planish.attacks import Attack, run
-from planish.attacks.gradient import APGD, FGSM, MIFGSM, PGD
 from planish.core.modes import Counted
-from planish.core.randomness import seeded
 
-BASE = "planish"
-RESTARTS = 2
 COLUMNS: Columns = {
     "by": lambda row: row["candidate"],
     "forwards": lambda row: f"{row['forwards']:g}",
@@ -35,99 +40,8 @@ COLUMNS: Columns = {
     "operations": lambda row: str(row["operations"]),
     **TIMES,
 }
-
-
-class Candidate(NamedTuple):
-    """call(model) attacks. frozen: whether it is given a model that wants no parameter gradients."""
-
-    call: Callable[[nn.Module], object]
-    frozen: bool = False
-
-
-Group = dict[str, Candidate]
-
-
-def ours(attack: Attack, given: Problem) -> Candidate:
-    """Return planish's attack."""
-    return Candidate(lambda model: run(attack, model, given.batch, given.threat, generator=seeded(0)))
-
-
-def theirs(build: Callable[[nn.Module], Any], given: Problem, *, judges: bool = False) -> Candidate:
-    """Return an attack of torchattacks, with a forward to judge its images unless it has done so itself."""
-
-    def call(model: nn.Module) -> object:
-        x_adv = build(model)(given.batch.x, given.batch.labels)
-        with torch.no_grad():
-            return x_adv if judges else model(x_adv)
-
-    return Candidate(call)
-
-
-def foolboxes(attack: Any, given: Problem) -> Candidate:
-    """Return an attack of foolbox, which judges its images itself."""
-    x, labels, radius = given.batch.x, given.batch.labels, given.threat.radius
-
-    def call(model: nn.Module) -> object:
-        return attack(PyTorchModel(model, bounds=(0, 1), device=x.device), x, labels, epsilons=radius)
-
-    return Candidate(call)
-
-
-def torch_pgd(radius: float, steps: int, starts: int = 1) -> Callable[[nn.Module], Any]:
-    """Return a builder of torchattacks' PGD, started again on what it has not broken."""
-
-    def build(model: nn.Module) -> Any:
-        attacks = [torchattacks.PGD(model, eps=radius, alpha=radius / 4, steps=steps) for _ in range(starts)]
-        return attacks[0] if starts == 1 else torchattacks.MultiAttack(attacks)
-
-    return build
-
-
-def groups(intact: Problem, steps: int) -> dict[str, Group]:
-    """Return the candidates by attack; those of a group do the same."""
-    radius, broken = intact.threat.radius, half_broken(intact)
-    foolbox_pgd = fa.LinfPGD(rel_stepsize=0.25, steps=steps)
-    return {
-        "FGSM": {
-            BASE: ours(FGSM(), intact),
-            "hand-written, best": Candidate(lambda m: hand_best(m, intact, 1, 1.0, noise=False), frozen=True),
-            "torchattacks": theirs(lambda m: torchattacks.FGSM(m, eps=radius), intact),
-            "foolbox": foolboxes(fa.FGSM(), intact),
-        },
-        f"PGD-{steps}": {
-            BASE: ours(PGD(steps, 1), intact),
-            "hand-written, best": Candidate(lambda m: hand_best(m, intact, steps), frozen=True),
-            "hand-written, last": Candidate(lambda m: hand_last(m, intact, steps), frozen=True),
-            "torchattacks": theirs(torch_pgd(radius, steps), intact),
-            "foolbox": foolboxes(foolbox_pgd, intact),
-        },
-        f"PGD-{steps}, {RESTARTS} starts, half broken": {
-            BASE: ours(PGD(steps, RESTARTS), broken),
-            "hand-written, best": Candidate(
-                lambda m: [hand_best(m, broken, steps) for _ in range(RESTARTS)], frozen=True
-            ),
-            "torchattacks": theirs(torch_pgd(radius, steps, RESTARTS), broken),
-            "foolbox": foolboxes(foolbox_pgd.repeat(RESTARTS), broken),
-        },
-        f"MI-FGSM-{steps}": {
-            BASE: ours(MIFGSM(steps), intact),
-            "torchattacks": theirs(
-                lambda m: torchattacks.MIFGSM(m, eps=radius, alpha=radius / steps, steps=steps), intact
-            ),
-            "foolbox": foolboxes(fa.MIFGSM(rel_stepsize=1 / steps, steps=steps), intact),
-        },
-        f"APGD-CE-{steps}": {
-            BASE: ours(APGD(steps, 1), intact),
-            "torchattacks": theirs(lambda m: torchattacks.APGD(m, eps=radius, steps=steps), intact, judges=True),
-        },
-    }
-
-
-def half_broken(intact: Problem) -> Problem:
-    """Return the problem with every second image labelled otherwise: it is broken before any attack."""
-    batch = intact.batch
-    odd = batch.indices.to(batch.x.device) % 2
-    return intact._replace(batch=batch._replace(labels=(batch.labels + odd) % 10))
+ORDER = ("hand-written, best", "hand-written, last", "torchattacks", "foolbox", "adversarial-library", "auto-attack")
+"""Of the columns of the page's table."""
 
 
 def counts(candidate: Candidate, model: nn.Module, images: int) -> Row:
@@ -142,39 +56,82 @@ def counts(candidate: Candidate, model: nn.Module, images: int) -> Row:
     }
 
 
-def measured(name: str, group: Group, intact: Problem, options: Namespace) -> list[Row]:
-    """Return one row for each candidate of a group."""
-    models = {True: deepcopy(intact.model).requires_grad_(False), False: intact.model}
+def measured(task: Task, options: Namespace) -> list[Row]:
+    """Return one row for each candidate of a task."""
+    given, group = task
+    models = {True: deepcopy(given.model).requires_grad_(False), False: given.model}
 
     def calling(candidate: Candidate) -> Callable[[], object]:
         return lambda: candidate.call(models[candidate.frozen])
 
     calls = {label: calling(candidate) for label, candidate in group.items()}
     timings = compare(calls, options.rounds, base=BASE, device=options.device)
-    images = len(intact.batch.x)
+    images = len(given.batch.x)
     return [
-        {
-            "attack": name,
-            "candidate": label,
-            **counts(candidate, intact.model, images),
-            **timings[label]._asdict(),
-        }
+        {"candidate": label, **counts(candidate, given.model, images), **timings[label]._asdict()}
         for label, candidate in group.items()
     ]
 
 
+def measured_cell(cell: Namespace) -> list[Row]:
+    """Return the rows of all attacks in a cell, and print them."""
+    intact, rows = problem(cell, "relu"), []
+    for place, (name, task) in enumerate(tasks(intact, cell.steps).items()):
+        about = {"attack": name, "place": place, "width": cell.width, "batch": len(intact.batch.x)}
+        new = [{**about, **row} for row in measured(task, cell)]
+        show(f"{name}, width {cell.width}, batch {about['batch']}: time of planish = 1", new, COLUMNS)
+        rows += new
+    return rows
+
+
+def cells(options: Namespace) -> Iterator[Namespace]:
+    """Yield the options of each cell, small ones first."""
+    for width, batch in product(options.widths or [options.width], options.batches or [options.batch]):
+        yield Namespace(**{**vars(options), "width": width, "batch": batch})
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Return the page's table: a line for each attack and cell, time relative to planish in a column for each peer."""
+    lines: dict[tuple[str, int, int], Row] = {}
+    for row in rows:
+        line = lines.setdefault((row["attack"], row["width"], row["batch"]), {**row})
+        line[row["candidate"]] = f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        line["seconds"] = row["seconds"] if row["candidate"] == BASE else line["seconds"]
+    columns: dict[str, Callable[[Row], str]] = {
+        "attack": lambda line: line["attack"],
+        "width": lambda line: str(line["width"]),
+        "batch": lambda line: str(line["batch"]),
+        "planish, ms": lambda line: f"{1000 * line['seconds']:.0f}",
+        **{name: lambda line, name=name: line.get(name, "") for name in ORDER},
+    }
+    return "\n" + markdown(sorted(lines.values(), key=lambda line: line["place"]), columns) + "\n"
+
+
+def numbers(text: str) -> list[int]:
+    """Return the whole numbers of a list with commas."""
+    return [int(part) for part in text.split(",")]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and save."""
-    reads = parser("What attacks cost.", "attack_cost")
+    reads = parser("What attacks cost.", "attack_cost/attack_cost")
     reads.add_argument("--steps", type=int, default=5)
+    reads.add_argument("--widths", type=numbers, help="several, with commas, in place of --width")
+    reads.add_argument("--batches", type=numbers, help="several, with commas, in place of --batch")
+    reads.add_argument(
+        "--resume", action="store_true", help="keep the cells that the file holds, and measure the others"
+    )
+    reads.add_argument("--page", type=Path, help="write the table between this page's comments, too")
     options = reads.parse_args(arguments)
-    intact = problem(options, "relu")
-    rows = []
-    for name, group in groups(intact, options.steps).items():
-        new = measured(name, group, intact, options)
-        show(f"{name}: time of planish = 1", new, COLUMNS)
-        rows += new
-    save(options, rows, {"images": list(intact.batch.x.shape), "base": BASE})
+    for name in missing():
+        print(f"{name} is not installed: left out")
+    rows: list[Row] = json.loads(options.out.read_text())["rows"] if options.resume else []
+    held = {(row["width"], row["batch"]) for row in rows}
+    for cell in (cell for cell in cells(options) if (cell.width, cell.batch) not in held):
+        rows += measured_cell(cell)
+        save(options, rows, {"base": BASE, "missing": missing()})
+    if options.page is not None:
+        paste(tables(rows), options.page, "attack_cost")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from planish.storage.files import write_json, write_text
 
 Row = dict[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]
-PEERS = ("torchattacks", "foolbox")
+PEERS = {"torchattacks": "torchattacks", "foolbox": "foolbox", "adv_lib": "adv-lib", "pyautoattack": "pyautoattack"}
+"""Modules of other libraries, and the packages that hold them."""
 RESULTS = Path(__file__).parent / "results"
 TIMES: Columns = {
     "time": lambda row: f"{row['ratio']:.2f}",
@@ -130,14 +131,14 @@ def operations(call: Callable[[], object]) -> int:
 def save(options: Namespace, rows: list[Row], setting: Mapping[str, Any]) -> None:
     """Write the rows with where they come from: setting, versions, device, commit and command."""
     about = provenance(options.device)
-    about["versions"] |= {name: version(name) for name in PEERS if find_spec(name)}
+    about["versions"] |= {package: version(package) for module, package in PEERS.items() if find_spec(module)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json({**about, "setting": {**given(options), **setting}, "rows": rows}, options.out)
 
 
 def given(options: Namespace) -> dict[str, Any]:
     """Return the options that shape the problem."""
-    return {name: value for name, value in vars(options).items() if name != "out"}
+    return {name: value for name, value in vars(options).items() if name not in ("out", "page")}
 
 
 def markdown(rows: Sequence[Row], columns: Columns) -> str:

@@ -87,8 +87,8 @@ print(left)
 
 # %% [markdown]
 # The loss shows it too. Along the way of an attack that was made on the honest model,
-# its loss is a slope. That of the masked one is a staircase: flat wherever one
-# stands, and it rises all the same.
+# its loss is a slope. That of the masked one is a staircase: flat around every
+# point, and it rises all the same.
 
 # %%
 from matplotlib import pyplot

@@ -38,7 +38,7 @@ evaluation = planish.evaluate(
 print(evaluation)
 
 # %% [markdown]
-# Each line attacks what the lines before it left standing, so the last number is the
+# Each line attacks what the lines before it did not break, so the last number is the
 # one to report: the share of images that is classified correctly **and** that nothing
 # broke. Its interval says how far so few images let it be off.
 #
@@ -66,10 +66,10 @@ planish.plot.distances(distances)
 # Which images are weak? Every record holds a number for each image.
 
 # %%
-stand = evaluation.survivors()
+robust = evaluation.survivors()
 for digit in range(10):
     of_digit = labels.numpy() == digit
-    print(f"{digit}: {stand[of_digit].sum()} of {of_digit.sum()} stand")
+    print(f"{digit}: {robust[of_digit].sum()} of {of_digit.sum()} robust")
 
 # %% [markdown]
 # A number that attacks left is an **upper bound**: a better attack can only lower it.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Train a robust one
 #
-# Ordinary training leaves little standing at a radius that people hardly see.
+# Ordinary training leaves little accuracy at a radius that people hardly see.
 # Adversarial training shows the model the worst image near each training image. The
 # question is what finding that image costs.
 

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
@@ -13,6 +14,27 @@ from planish.models.small_cnn import small_cnn
 
 torch.set_num_threads(1)
 CLASSES = 4
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "fail, rather than skip, a test whose libraries are not installed, as `make integrations` does"
+    parser.addoption("--libraries", action="store_true", help=told)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `library(NAME, ...)` where one of these packages, named as on PyPI, is not installed."""
+    named = {name for mark in item.iter_markers("library") for name in mark.args}
+    if missing := sorted(name for name in named if not is_installed(name)):
+        told = f"not installed: pip install {' '.join(missing)}"
+        pytest.fail(told, pytrace=False) if item.config.getoption("libraries") else pytest.skip(told)
+
+
+def is_installed(name: str) -> bool:
+    """Say whether a package is there. Not whether a module is: torchattacks brings one that is named robustbench."""
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def pytest_collection_finish() -> None:

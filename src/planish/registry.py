@@ -12,6 +12,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -30,10 +31,13 @@ RENAMED = {"methods": {"planish": "planish-at"}, "suites": {"planish": "planish-
 """What components were called in an earlier planish, and are called now; its files are read with the new names."""
 
 
-def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy(
+    package: str, told: Callable[[Component], Component] = lambda kind: kind
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return the `__getattr__`, `__dir__` and `__all__` of a package that imports its names at first use (PEP 562).
 
     Public are the classes in its file, and what that imports as itself (`X as X`) or under `if TYPE_CHECKING`.
+    told: what the dataclasses go through at first use, as `planish.core.errors.spelled`.
     """
     module = sys.modules[package]
     classes, homes = list[str](), dict[str, tuple[str, str]]()
@@ -51,6 +55,8 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], l
         home, own = homes[name]
         values = vars(importlib.import_module(home))
         value = values[own] if own in values else importlib.import_module(f"{home}.{own}")
+        if isinstance(value, type) and is_dataclass(value) and "__init__" in vars(value):
+            value = told(value)
         setattr(module, name, value)
         return value
 

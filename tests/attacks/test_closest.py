@@ -307,6 +307,7 @@ def test_the_nearest_class_need_not_have_the_largest_logit():
     ours = searched(Closest(50, 1), model, batch, L2(0.0)).distance
     assert (ours / exact - 1).abs() < 0.01
     assert searched(FMN(), model, batch, L2(0.0)).distance > 1.2 * exact
+    assert (searched(FMN(targets=1), model, batch, L2(0.0)).distance / exact - 1).abs() < 0.01
 
 
 @pytest.mark.parametrize("threat", [L2(0.0), Linf(0.0)], ids=named)

@@ -1,5 +1,6 @@
 """A model is what it says twice, in float64 and under attack; its gradients are held against it along the way."""
 
+import cProfile
 import threading
 from collections.abc import Callable
 from statistics import median
@@ -185,3 +186,11 @@ def test_a_layer_without_gradients_is_no_plain_forward():
     finding = found("plain-forward", Frozen(network()))
     assert finding.verdict == "fail" and finding.evidence["called"] == ["a layer without gradients"]
     assert found("plain-forward", network()).verdict == "pass"
+
+
+def test_an_audit_can_be_profiled():
+    """Its look at one forward once ended in a TypeError under cProfile, or took the profiler away."""
+    with cProfile.Profile() as profile:
+        assert found("plain-forward", network()).verdict == "pass"
+        sorted([2, 1])
+    assert any("sorted" in str(entry.code) for entry in profile.getstats())

@@ -11,6 +11,7 @@ import pytest
 
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
+from planish.records.evaluation import load as results_of
 from planish.registry import components
 from planish.runs.config import experiment_from
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
@@ -37,11 +38,12 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return run
 
 
-def test_attack_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    found = results("attack_cost", "--steps", "2")
+def test_attack_cost(results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = results("attack_cost", "--steps", "2", "--widths", "4")
     assert {"versions", "device", "commit", "command", "setting", "rows"} <= set(found)
     assert {"planish", "torch", "torchattacks", "foolbox"} <= set(found["versions"])
     rows = {(row["attack"], row["candidate"]): row for row in found["rows"]}
+    assert len(found["rows"]) == len(rows) and {row["width"] for row in found["rows"]} == {4}
     assert all(TIMING | {"operations"} <= set(row) and row["seconds"] > 0 for row in found["rows"])
     assert all(rows[attack, "planish"]["ratio"] == 1 for attack, _ in rows)
     assert "PGD-2" in capsys.readouterr().out
@@ -52,8 +54,29 @@ def test_attack_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
     half = "PGD-2, 2 starts, half broken"
     assert passes[half, "planish"] == (3, 2), "two starts of the half that is not broken"
     assert passes[half, "foolbox"] == (6, 4)
+    assert passes["FMN-2", "planish"] == (3, 2) and passes["APGD-CE-2, L1", "planish"] == (5, 2)
+    assert passes["APGD-CE-2, L1", "auto-attack"] == (6, 5)
     full = {candidate for (_, candidate), row in rows.items() if row["parameter_gradients"]}
     assert full == {"foolbox"}
+    page = tmp_path / "page.md"
+    page.write_text("<!-- attack_cost -->\n<!-- end of attack_cost -->\n")
+    again = results("attack_cost", "--steps", "2", "--widths", "4", "--batches", "4", "--resume", "--page", str(page))
+    assert again["rows"] == found["rows"] and page.read_text().count("\n| PGD-2 | 4 | 4 |") == 1
+
+
+def test_the_cells_of_attack_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each width with each batch, or the one that is given; the page's table has a line for each attack and cell."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("attack_cost")
+    many = script.Namespace(widths=[4, 16], batches=[8, 64], width=1, batch=2)
+    assert [(cell.width, cell.batch) for cell in script.cells(many)] == [(4, 8), (4, 64), (16, 8), (16, 64)]
+    one = script.Namespace(widths=None, batches=None, width=1, batch=2)
+    assert [(cell.width, cell.batch) for cell in script.cells(one)] == [(1, 2)]
+    about = {"attack": "FGSM", "place": 0, "low": 1.0, "high": 2.0, "seconds": 0.5}
+    cells = [{**about, "width": width, "batch": 8} for width in (4, 16)]
+    rows = [{**cell, "candidate": by, "ratio": 1.25} for cell in cells for by in ("planish", "foolbox")]
+    table = script.tables(rows).splitlines()
+    assert table[-3:-1] == [f"| FGSM | {width} | 8 | 500 |  |  |  | 1.25 [1.00, 2.00] |  |  |" for width in (4, 16)]
 
 
 def test_training_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +255,7 @@ def test_gamma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
         main([*options, "--images", "12", "--page", str(tmp_path / "page.md")])
 
 
-@pytest.mark.parametrize("script", ["ablation", "bounds", "gamma"])
+@pytest.mark.parametrize("script", ["ablation", "attack_cost", "bounds", "gamma"])
 def test_the_table_of_the_results_page_is_that_of_the_raw_files(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     raw = SCRIPTS / "results" / script / f"{script}.json"
@@ -317,6 +340,47 @@ def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     (tmp_path / "page.md").write_text("<!-- ablation -->\n<!-- end of ablation -->\n")
     main([*arguments, "--table-only", "--page", str(tmp_path / "page.md")])
     assert "| own | the candidate | 1." in (tmp_path / "page.md").read_text()
+
+
+CURVES = """
+key = "threat.radius"
+values = ["26/255", 0.3]
+says = "radius"
+budget = 2.0
+judged = 8
+base = { data = { limit = 80 }, model = { name = "small-cnn", width = 2 }, settings = { batch_size = 16 } }
+lines = { fast = { method = { name = "rs-fgsm" } } }
+"""
+
+
+def test_curves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    main = importlib.import_module("curves").main
+    (tmp_path / "radii.toml").write_text(CURVES)
+    places = [f"--{name}={tmp_path / name}" for name in ("runs", "out", "figure")]
+    main([str(tmp_path / "radii.toml"), "--data=digits", "--seeds=1", *places])
+    near, far = json.loads((tmp_path / "out/radii.json").read_text())["rows"]
+    assert (near["value"], far["value"]) == ("26/255", 0.3) and near["line"] == far["line"] == "fast"
+    judged = [results_of(tmp_path / f"out/fast-{value}-1.npz") for value in ("26-255", "0.3")]
+    assert [record.radius for record in judged] == pytest.approx([26 / 255, 0.3])
+    assert [record.robust_accuracy().value for record in judged] == [near["robust"][0], far["robust"][0]]
+    assert near["losses"] != far["losses"] and min(far["losses"]) > 0 and far["seeds"] == [1]
+    assert (tmp_path / "figure").read_bytes().startswith(b"\x89PNG") and "epoch 1" in capsys.readouterr().out
+    (tmp_path / "page.md").write_text("<!-- radii -->\n<!-- end of radii -->\n")
+    options = ["--table-only", "--page", str(tmp_path / "page.md")]
+    main([str(tmp_path / "radii.toml"), "--data=digits", "--seeds=1", *places, *options])
+    assert "epoch 1" not in capsys.readouterr().out and "| fast | 26/255 | 1 |" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["flooding", "radius"])
+def test_the_curves_of_the_results_page_are_those_of_the_raw_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    raw = SCRIPTS / "results" / name / f"{name}.json"
+    if not raw.exists():
+        pytest.skip("not measured yet")
+    table = importlib.import_module("curves").tables(json.loads(raw.read_text())["rows"])
+    place = f"<!-- {name} -->\n{table}<!-- end of {name} -->"
+    assert place in (SCRIPTS.parent / "docs" / "results.md").read_text(encoding="utf-8"), "add --page docs/results.md"
 
 
 def test_speedrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ def test_a_document(planish: Planish):
     found = json.loads(result.stdout)
     assert found["versions"]["torch"] == torch.__version__ and found["versions"]["python"] in sys.version
     assert found["versions"]["planish"] == "0.1.0" and found["extras"]["timm"].keys() == {"timm"}
-    assert not {"test", "all"} & found["extras"].keys()
+    assert not {"test", "all", "integrations", "queue"} & found["extras"].keys()
     assert found["machine"]["threads"] == torch.get_num_threads() and found["machine"]["cores"] > 0
     assert [one for one in found["slow"] if "no accelerator" in one["why"]] or torch.version.cuda
 

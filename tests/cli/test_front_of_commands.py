@@ -72,6 +72,14 @@ def test_what_is_read_is_what_is_imported(what: str):
     assert listed(what) == {name: first_line(one) for name, one in sorted(components(what).items())}
 
 
+def test_whatever_takes_a_name_completes_it():
+    """`planish train --data` once completed nothing, while `planish evaluate --data` did."""
+    commands = get_command(app).commands.items()  # type: ignore[attr-defined]
+    taken = {(name, own.name): own for name, command in commands for own in command.params}
+    named = {key: own for key, own in taken.items() if key[1] in ("data", "method", "attacks", "model")}
+    assert len(named) > 12 and all(own._custom_shell_complete is not None for own in named.values()), named.keys()
+
+
 @pytest.mark.parametrize(
     ("words", "completed"),
     [

@@ -78,7 +78,7 @@ def test_a_notebook_gets_one_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     assert len([*pl.progress(steps(), total=3)]) == 3
     assert shown[0] == '<progress value="0" max="3"></progress> 0 of 3 '
-    assert re.fullmatch(r'<progress value="3" max="3"></progress> 3 of 3 fgsm: [\d.]+ % stand', shown[3])
+    assert re.fullmatch(r'<progress value="3" max="3"></progress> 3 of 3 fgsm: [\d.]+ % robust', shown[3])
     assert [*pl.progress(["<b>"])] == ["<b>"] and shown[-1] == "<progress></progress> 1 "
     assert capsys.readouterr() == ("", "")
 

@@ -13,7 +13,6 @@ from typer.testing import Result
 
 from planish.records.evaluation import load
 
-submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install submitit")
 PAGE = Path(__file__).parents[2] / "docs" / "shards.md"
 MODEL = """
 import torch
@@ -31,7 +30,10 @@ def lines() -> tuple[str, str]:
     return script.replace("/16", "/2").replace("8/255", "0.1"), merge
 
 
+@pytest.mark.library("submitit")
 def test_an_array_of_shards_and_its_merge(planish: Callable[..., Result], tmp_path: Path):
+    import submitit
+
     (tmp_path / "own.py").write_text(MODEL)
     script, merge = lines()
     script = script.replace("--attacks autoattack", "--attacks fgsm --limit 20 --device cpu")

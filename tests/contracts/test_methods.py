@@ -23,7 +23,7 @@ from planish.methods.guided import GAT, NuAT
 from planish.methods.liet import LIET
 from planish.methods.llr import LLR
 from planish.methods.mart import MART
-from planish.methods.prior_guided import FGSMEP
+from planish.methods.prior_guided import FGSMEP, FGSMPCO
 from planish.methods.seat import SEAT
 from planish.methods.ssat import SSAT
 from planish.methods.standard import Standard
@@ -75,6 +75,8 @@ def call(
 
 def updates(method: Method) -> int:
     """Running averages are updated so often in a step."""
+    if isinstance(method, FGSMPCO):
+        return 3
     bounded = isinstance(method, Adversarial) and method.outer == "qub"
     return 2 if bounded or isinstance(method, UPDATED_TWICE) else 1
 

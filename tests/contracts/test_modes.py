@@ -176,6 +176,18 @@ def test_attacked_batch_norms_are_the_same_maps(
     assert "Addcmul" in graph and not any("forward" in vars(module) for module in model.modules())
 
 
+def test_attacked_batch_norms_do_not_depend_on_how_images_lie(settled: nn.Module):
+    """Long rows of few channels that lie side by side are computed a row at a time: to the bit what pixels give."""
+    norm, generator = settled[1], torch.Generator().manual_seed(5)  # type: ignore[index]
+    with attacked(settled):
+        for height, width in ((2, 16), (3, 20), (16, 2)):
+            x = torch.randn(3, 6, height, width, generator=generator)
+            logits, gradient = logits_and_gradient(norm, x)
+            found, slope = logits_and_gradient(norm, x.to(memory_format=torch.channels_last))
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(found, logits) and torch.equal(slope, gradient)
+
+
 def test_attacked_batch_norms_see_parameters_that_are_lent_to_them(settled: nn.Module, batch: Batch):
     lent = {name: parameter.detach() * 1.5 for name, parameter in settled.named_parameters()}
     expected = functional_call(settled, lent, (batch.x,))

@@ -193,9 +193,10 @@ def test_a_stream_reads_each_shard_once_and_in_turn(folder: Path, monkeypatch: p
         assert batch.labels.tolist() == (batch.indices % 3).tolist()
 
 
+@pytest.mark.library("webdataset")
 def test_shards_that_webdataset_wrote(tmp_path: Path, images: np.ndarray):
-    """The package itself, where it is installed: pip install webdataset."""
-    webdataset = pytest.importorskip("webdataset", reason="the webdataset package is not installed")
+    import webdataset
+
     with webdataset.ShardWriter(str(tmp_path / "set-train-%06d.tar"), maxcount=4, verbose=0) as sink:
         for at, image in enumerate(images):
             sample = {

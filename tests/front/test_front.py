@@ -291,6 +291,7 @@ def test_records_show_themselves(model: nn.Module, x: Tensor, y: Tensor, monkeyp
     for record in records:
         text, tags = str(record).splitlines(), Tags()
         assert text[0] == record.headline() and len(text) == len(record.rows()) + 4
+        assert repr(record) == f"<{type(record).__name__}: {record.headline()}>", "a line, not pages of arrays"
         tags.feed(record._repr_html_())
         assert tags.open == [] and tags.seen.count("tr") == len(record.rows()) + 1 and tags.seen.count("img") == 1
     assert "&lt;fgsm&gt;" in evaluation._repr_html_() and "accuracy 8" in evaluation.headline()
@@ -298,8 +299,12 @@ def test_records_show_themselves(model: nn.Module, x: Tensor, y: Tensor, monkeyp
     assert (clean["attack"], fgsm["attack"]) == ("none (clean)", "<fgsm>")
     assert float(clean["accuracy_low"]) < float(clean["accuracy"]) == 1 and fgsm["images"] == "12"
     assert all(len(record.to_csv().splitlines()) == len(record.rows()) + 1 for record in records)
-    frame = pytest.importorskip("pandas") and evaluation.to_pandas()
-    assert list(frame["attack"]) == ["none (clean)", "<fgsm>"] and frame["accuracy_low"][0] < frame["accuracy"][0] == 1
+
+
+@pytest.mark.library("pandas")
+def test_a_frame_of_pandas_has_the_rows(model: nn.Module, x: Tensor, y: Tensor):
+    frame = pl.evaluate(model, x, y, "Linf:0.1", "fgsm").to_pandas()
+    assert list(frame["attack"]) == ["none (clean)", "fgsm"] and frame["accuracy_low"][0] < frame["accuracy"][0] == 1
 
 
 def test_without_pandas(model: nn.Module, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import planish as pl
 from planish.core.synonyms import SYNONYMS
@@ -79,6 +80,20 @@ CALLS = [
     (call("minimum_distance", None, y=1), "Did you mean 'labels'"),
     (call("verify", None, eps=1), r"Did you mean threat=planish\.Linf\(radius=\.\.\.\)"),
     (lambda: pl.measures.local_linearity(None, None, None, eps=1), r"local_linearity has no argument 'eps'"),
+    (lambda: pl.attacks.PGD(eps=1), r"PGD has no argument 'eps': the call with images takes threat=planish\.Linf\(rad"),
+    (
+        lambda: pl.attacks.PGD(threat=1),
+        r"PGD has no argument 'threat': the call with images takes threat",
+    ),
+    (lambda: pl.attacks.PGD(alpha=1), r"Did you mean 'step_in_radii'\? Known: steps, restarts, step_in_radii"),
+    (lambda: pl.attacks.PGD(nn.Identity()), r"steps must be at least 1, got Identity\(\)"),
+    (lambda: pl.attacks.PGD(steps=2.5), r"steps must be a whole number, got 2\.5"),
+    (lambda: pl.attacks.FGSM(nn.Identity()), r"FGSM takes no arguments; all else is for the call with images"),
+    (
+        lambda: pl.methods.PGDAT(eps=1),
+        r"PGDAT has no argument 'eps': planish\.train takes threat=planish\.Linf\(radius",
+    ),
+    (lambda: pl.methods.TRADES(beta="6"), r"beta must be at least 0, got '6'"),
 ]
 
 

@@ -17,7 +17,7 @@ from planish.runs.hub import address_of, fetched
 from planish.runs.judge import load_model
 from planish.runs.run import Run, save_weights
 
-pytest.importorskip("huggingface_hub", reason="the Hub's own library is what is tested here")
+pytestmark = pytest.mark.library("huggingface_hub")
 REPO = "some.one/tiny-seat"
 
 

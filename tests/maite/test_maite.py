@@ -20,6 +20,8 @@ from planish.runs.maite import (
     network_of,
 )
 
+MAITE = pytest.mark.library("maite")
+
 
 @pytest.fixture(scope="module")
 def dataset() -> ServedImages:
@@ -54,15 +56,19 @@ class Foreign:
         return self.model(batch)
 
 
+@MAITE
 def test_the_protocols_are_maite_s(dataset: ServedImages, served: ServedModel):
-    protocols = pytest.importorskip("maite.protocols.image_classification", reason="maite has the protocols")
+    from maite.protocols import image_classification as protocols
+
     assert isinstance(dataset, protocols.Dataset) and isinstance(served, protocols.Model)
     assert isinstance(SharedAccuracy(), protocols.Metric)
     assert isinstance(Attacked(served, Robustness("Linf:0.1")), protocols.Augmentation)
 
 
+@MAITE
 def test_maite_s_own_workflow_measures_robust_accuracy(dataset: ServedImages, served: ServedModel):
-    tasks = pytest.importorskip("maite.tasks", reason="maite has the workflow")
+    from maite import tasks
+
     clean, _, _ = tasks.evaluate(model=served, dataset=dataset, metric=SharedAccuracy(), batch_size=10)
     how = Robustness("Linf:0.1", "pgd-5-1")
     also = {"augmentation": Attacked(served, how), "batch_size": 10, "return_augmented_data": True}

@@ -134,6 +134,8 @@ def test_timm_gives_its_own_weights_classes_and_normalization(asked: list[dict[s
     found = load_model("timm:tiny")
     check_normalized(found.model)
     assert found.name == "tiny" and not any(module.training for module in found.model.modules())
+    told = "mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)"
+    assert found.facts() == {"name": "tiny", "normalization": told}
     assert found.model(torch.rand(2, 3, 8, 8)).shape == (2, 6)
     source = {"hf_hub_filename": "model.safetensors", "url": "", "file": None, "custom_load": False}
     assert asked == [{"pretrained": True, "overlay": source}]
@@ -171,12 +173,22 @@ def test_a_library_that_is_not_installed_is_named_as_on_pypi(name: str, module: 
         load_model(name)
 
 
-def test_a_torchvision_for_another_torch_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+def test_what_a_library_lacks_is_not_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """RobustBench 1.1.1 of PyPI cannot be imported as published; `pip install robustbench` was no help."""
+    (tmp_path / "robustbench.py").write_text("from nowhere_to_be_found import AutoAttack")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.delitem(sys.modules, "robustbench", raising=False)
+    with pytest.raises(BadInput, match=r"needs robustbench, .* it is there, and lacks nowhere_to_be_found$"):
+        load_model("robustbench:Wong2020Fast")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision", "robustbench"])
+def test_a_torchvision_for_another_torch_is_said(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / f"{library}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, library, raising=False)
     with pytest.raises(BadInput, match=r"torchvision::nms does not exist; it needs a torchvision that fits"):
-        load_model("timm:resnet18")
+        load_model(f"{library}:resnet18")
 
 
 def test_hugging_face_gives_its_own_weights_from_safetensors(auto: FakeAuto):
@@ -288,7 +300,7 @@ def test_published_class_names_are_matched(auto: FakeAuto, tmp_path: Path):
     x, classes = np.zeros((6, 8, 8, 3), np.uint8), sorted(auto.names, reverse=True)
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(6), classes=classes)
     found = load_model("hf:x/y")
-    assert found.about == {"classes": auto.names}
+    assert found.about["classes"] == auto.names
     task = judge.EvaluationConfig(str(tmp_path / "a.npz"), Linf(0.1), ())
     batch, about, told = judge.images_to_judge(task, found.about)
     assert batch.labels.tolist() == [5, 4, 3, 2, 1, 0] and about["classes"] == auto.names and "by name" in told[0]
@@ -299,7 +311,7 @@ def test_published_class_names_are_matched(auto: FakeAuto, tmp_path: Path):
     other = prepare(experiment_from({**tree, "data": {"source": str(tmp_path / "b.npz")}}))
     assert other.images.labels.tolist() == list(range(6)), "a new task keeps its own order"
     auto.names = []
-    assert load_model("hf:x/y").about == {}
+    assert "classes" not in load_model("hf:x/y").about
 
 
 def test_models_by_name_from_python(asked: list[dict[str, Any]]):

@@ -1,7 +1,6 @@
 """An ONNX file read by onnxruntime itself, against the network that it was made from; skipped where it is missing."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,12 +11,13 @@ from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.models.onnx import BlackBox, load_onnx
 
-onnx: Any = pytest.importorskip("onnx", reason="writes the file")
-pytest.importorskip("onnxruntime", reason="reads the file")
+pytestmark = pytest.mark.library("onnx", "onnxruntime")
 
 
 def exported(model: nn.Sequential, path: Path, batch: int | str) -> Path:
     """Write Flatten, Linear, ReLU, Linear as an ONNX file for images (batch, 1, 8, 8)."""
+    import onnx
+
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
     first, second = model[1], model[3]
     stored = {"w1": first.weight, "b1": first.bias, "w2": second.weight, "b2": second.bias}

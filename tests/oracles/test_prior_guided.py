@@ -1,4 +1,4 @@
-"""FGSM-EP and FGSM-MEP against a memory kept in a dictionary, image by image."""
+"""FGSM-EP, FGSM-MEP and FGSM-PCO against a memory kept in a dictionary, image by image."""
 
 from copy import deepcopy
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.methods import Memory, StepContext
-from planish.methods.prior_guided import DELTA, FGSMEP, FGSMMEP, MOMENTUM, PERIOD
+from planish.methods.prior_guided import DELTA, FGSMEP, FGSMMEP, FGSMPCO, MOMENTUM, PERIOD
 
 BOTH = pytest.mark.parametrize("threat", [Linf(0.125), L2(0.5)], ids=["Linf", "L2"])
 DECAYS = pytest.mark.parametrize("decay", [0.0, 0.3])
@@ -88,6 +88,51 @@ def test_three_epochs_of_other_batches_by_hand(threat: ThreatModel, decay: float
     assert (MOMENTUM in memory) == (decay > 0) and (memory[PERIOD] == 0).sum() == len(remembered) == 8
 
 
+def slow_mix(model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, remembered: dict[int, Tensor]) -> Tensor:
+    """FGSM-PCO.py, each image's mix by hand: the step's loss; `remembered` moves on."""
+    corners = threat.corner(batch.x, torch.rand(len(batch.x), 65, generator=torch.Generator().manual_seed(seed)))
+    starts = [
+        placed(image, image + remembered[index], threat) if index in remembered else corner
+        for image, corner, index in zip(batch.x, corners, batch.indices.tolist(), strict=True)
+    ]
+    leaf = torch.stack(starts).requires_grad_()
+    first = model(leaf)
+    (up,) = torch.autograd.grad(labelled(first, batch.labels), leaf, retain_graph=True)
+    mixes, ends = [], []
+    for row, index in enumerate(batch.indices.tolist()):
+        image, start = batch.x[row], leaf[row].detach()
+        end = ascended(image, start, up[row], threat)
+        sure = first[row].exp()[batch.labels[row]] / first[row].exp().sum()
+        mixes.append((1 - sure) * start + sure * (image + 1.5 * (end - image)))
+        ends.append(end)
+        remembered[index] = (end - image).half().double()
+    mixed, alone = model(torch.stack(mixes)), model(torch.stack(ends))
+    apart = ((alone - first) ** 2).mean() - ((alone - mixed) ** 2).mean()
+    return labelled(mixed, batch.labels) + 10 * apart.abs()
+
+
+@BOTH
+def test_fgsm_pco_by_hand(threat: ThreatModel, normed: nn.Module, images: Batch):
+    """Two epochs of other batches: what is remembered, the loss, and the gradient through the share of the mix."""
+    memory, remembered = Memory(), dict[int, Tensor]()
+    twin, seed = deepcopy(normed), 0
+    for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 2, 5, 0, 1, 3, 6, 4]):
+        for rows in torch.tensor(order).split(4):
+            seed += 1
+            part = images.select(rows)
+            context = StepContext(torch.Generator().manual_seed(seed), seed / 5, memory=memory, identities=136)
+            found = FGSMPCO()(normed, part, threat, context).total
+            expected = slow_mix(twin, part, threat, seed, remembered)
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+            found.backward()
+            expected.backward()
+            for one, other in zip(normed.parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
+    for index, delta in remembered.items():
+        torch.testing.assert_close(memory[DELTA][index].double(), delta, rtol=1e-2, atol=1e-4)
+    assert MOMENTUM not in memory and (memory[PERIOD] == 0).sum() == 8
+
+
 def step(method: FGSMEP, model: nn.Module, batch: Batch, memory: Memory, progress: float = 0.1) -> Tensor:
     context = StepContext(torch.Generator().manual_seed(0), progress, memory=memory, identities=136)
     total = method(model, batch, Linf(0.125), context).total
@@ -129,6 +174,8 @@ def test_bad_input(smooth: nn.Module, images: Batch):
         FGSMMEP()(smooth, images, Linf(0.125), StepContext(torch.Generator()))
     with pytest.raises(BadInput, match="period must be above 0"):
         FGSMMEP(period=0.0)
+    with pytest.raises(BadInput, match="overshoot must be at least 1"):
+        FGSMPCO(overshoot=0.5)
 
 
 def test_ep_is_mep_without_momentum():

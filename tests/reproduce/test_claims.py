@@ -162,6 +162,14 @@ def test_a_share_over_seeds_stays_a_share_and_a_collapse_in_one_of_two_decides_n
     assert found.outcome == "open" and found.because.endswith("; fgsm.pgd by seed: 0, 40")
 
 
+def test_a_mean_of_what_is_never_negative_stays_at_or_above_0():
+    """Gamma of a collapsed and of two sound networks: Student's interval alone would reach below 0."""
+    found = over_seeds([mean(np.array([2.0, 3.0])), mean(np.array([0.1, 0.2])), mean(np.array([0.1, 0.1]))])
+    assert found.low == 0 and found.high > found.value
+    found = over_seeds([mean(np.array([2.0, -3.0])), mean(np.array([0.1, 0.2]))])
+    assert found.low < -3
+
+
 def test_the_difference_of_two_rows_over_seeds_is_welchs():
     """Two and three seeds; the images' part is that of the seeds' means, pair by pair."""
     one, other = over_seeds(masks(0.50, 0.54)), over_seeds(masks(0.40, 0.41, 0.45))

@@ -18,7 +18,7 @@ from planish.data import load
 from planish.records import distances
 from planish.reproduce import Job, table
 from planish.reproduce.estimate import column_passes
-from planish.reproduce.numbers import NUMBERINGS, PASSES, regularity
+from planish.reproduce.numbers import NUMBERINGS, PASSES, linearity, regularity
 from planish.reproduce.tables import STATISTICS
 from planish.runs.judge import load_model
 
@@ -31,6 +31,12 @@ class Bowl(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         grown = x.flatten(1).square().sum(1) / 2 - self.offset
         return torch.stack([torch.zeros_like(grown), grown], 1)
+
+
+class Cliff(Bowl):
+    """Class 0 is lost everywhere."""
+
+    offset = -30.0
 
 
 def some_images(count: int) -> Batch:
@@ -56,6 +62,14 @@ def test_a_network_of_relus_has_no_curvature():
     found = regularity(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()), some_images(3), L2(1.0), 1)
     assert found["hessian"].isnan().all() and found["by_curvature"].isnan().all()
     assert found["gradient"].isfinite().all()
+
+
+def test_linearity_of_a_bowl():
+    """The margin's tangent is off by |d|^2 / 2; where the margin is large, cross entropy is the margin."""
+    found = linearity(Cliff(), some_images(CHUNK + 1), L2(0.05), 1)
+    assert found["error"].tolist() == pytest.approx([0.05**2 / 2] * (CHUNK + 1), rel=1e-2)
+    assert (found["gamma"] >= 0.99 * found["error"]).all() and (found["gamma"] <= 1.01 * 0.05**2 / 2).all()
+    assert found["passes"].unique().tolist() == [PASSES["linearity"]]
 
 
 def test_places_bound_the_way_to_that_place():

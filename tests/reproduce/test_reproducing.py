@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.records import evaluation as results
-from planish.reproduce import Job, chosen_rows, estimate, estimate_rows, estimates, reproduce
+from planish.records.distances import Numbers
+from planish.reproduce import Job, chosen_rows, estimate, estimate_rows, estimates, judge, reproduce, table
 from planish.reproduce.estimate import FEW, LONG
 from planish.reproduce.figure import paper_figure, write_figure
 from planish.reproduce.measured import document
@@ -79,6 +80,36 @@ def test_a_row_of_several_seeds_is_trained_with_each_and_its_weights_are_kept_on
     rings = [line.get_xdata() for line in drawn.figure.axes[0].lines if line.get_label() == "one seed"]
     assert [list(ring) for ring in rings] == [pytest.approx(seeds)]
     assert "seeds" not in document(job)["rows"]["plain"]["figures"]["clean"]
+
+
+def test_trained_rows_are_judged_by_what_was_added_and_nothing_is_trained(
+    finished: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A scale that measures more makes no finished training invalid."""
+    shutil.copytree(finished.out, tmp_path / "cpu")
+    (tmp_path / "cpu/robust/model.safetensors").unlink()
+    scale = replace(finished.scale, beside=("gamma", "linearity-error"))
+    more = replace(finished, out=tmp_path / "cpu", scale=scale)
+    assert state(more, "plain") == "trained"
+    monkeypatch.setattr(training, "fit", None)
+    steps = list(judge(more, ("plain", "robust")))
+    assert [(step.row, type(step.event)) for step in steps] == [("plain", Numbers)]
+    assert state(more, "plain") == "finished" and list(judge(more, ("plain",))) == []
+    whole = document(more)
+    cells = whole["rows"]["plain"]["figures"]
+    assert cells["linearity-error"]["value"] > 0 and 0 < cells["gamma"]["low"] < cells["gamma"]["value"]
+    shown = results_rows(more.table, whole)
+    assert shown.headers[-2:] == ("gamma", "linearity-error") and shown.rows[1][-1] == "\N{EN DASH}"
+
+
+def test_a_scale_has_its_own_hyper_parameters_of_a_row(job: Job, tmp_path: Path):
+    other = replace(job, scale=replace(job.scale, options={"plain": {"label_smoothing": 0.1}}))
+    assert other.experiment("plain.seed-1").method.options == {"label_smoothing": 0.1}
+    assert other.experiment("robust") == job.experiment("robust") and job.experiment("plain").method.options == {}
+    text = (Path(str(job.train)).parent / "table-0.toml").read_text()
+    (tmp_path / "typo.toml").write_text(text.replace("[scales.cpu]", "[scales.cpu]\noptions = { plane = {} }"))
+    with pytest.raises(BadInput, match=r"\[scales.cpu\] speaks of 'plane', which is no row. Did you mean 'plain'?"):
+        table(str(tmp_path / "typo.toml"))
 
 
 def test_what_is_finished_is_not_run_again(finished: Job):
@@ -159,6 +190,12 @@ def test_tables_figure_and_page(finished: Job, tmp_path: Path):
     assert "(paper: 99.0)" in shown.rows[0][1] and shown.rows[2][1].startswith("\N{EN DASH}")
     assert "24 test images of squares" in shown.caption
     assert claims_rows(finished.table, whole).rows[2][:2] == ("not tested", "Lost is worse than robust")
+    fewer = {**whole, "claims": whole["claims"][:2]}
+    assert claims_rows(finished.table, fewer).rows[2][:3] == (
+        "not tested",
+        "Lost is worse than robust",
+        "added after this was judged; run the table again",
+    )
     path = write_figure(finished.table, whole, tmp_path / "figure.png")
     assert path is not None and path.read_bytes().startswith(b"\x89PNG")
     nothing = {
@@ -204,7 +241,7 @@ def test_an_estimate_times_few_images_once_where_they_take_long(job: Job, monkey
     """Each row once took four calls with 64 images before anything was said; rows of one network share its passes."""
     calls: list[int] = []
 
-    def taken(once: Callable[[int], Tensor], count: int) -> float:
+    def taken(once: Callable[[int], Tensor], count: int, timer: object) -> float:
         assert once(count).numel() == 1
         calls.append(count)
         return 2 * LONG
@@ -223,6 +260,7 @@ def test_command_runs_and_shows(planish, finished: Job, squares_folder: Path, tm
     document = json.loads(planish(*arguments, "--rows", "plain", "--json").stdout)
     assert document["table"] == "table-0" and document["claims"][0]["outcome"] == "confirmed"
     assert (finished.out / "figure.png").exists()
+    assert planish(*arguments, "--judge").stdout == result.stdout
     page = planish("--page", tmp_path / "page.md", "--out", finished.out.parent.parent)
     assert page.exit_code == 0 and "seat-table-1" in (tmp_path / "page.md").read_text()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("optuna", reason="sweeps need Optuna, which is not installed: pip install optuna")
+pytest.importorskip("optuna", reason="not installed: pip install optuna")
 
 from planish.core.errors import BadInput, Unlike
 from planish.data import load
@@ -23,6 +23,7 @@ from planish.runs.study import Study
 from planish.runs.sweep import DEFINITION, JOURNAL, TrialStep, sweep_into, trial_folder
 from planish.storage.reading import read_json
 
+pytestmark = pytest.mark.library("optuna")
 MakeSweep = Callable[..., Sweep]
 TWO = "method.linearity_weight=grid(0.1,1)"
 WEIGHT = "method.linearity_weight=log(0.1,10)"
@@ -80,12 +81,31 @@ def test_each_trial_is_a_run_folder_judged_on_held_out_training_images(make_swee
     assert (folder / "figures" / "front.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite"])
+def journal(ask: pytest.FixtureRequest) -> None:
+    """Name no storage: the sweep's own journal in its folder."""
+
+
+def sqlite(ask: pytest.FixtureRequest) -> str:
+    return f"sqlite:///{ask.getfixturevalue('tmp_path')}/own.db"
+
+
+def postgresql(ask: pytest.FixtureRequest) -> str:
+    return str(ask.getfixturevalue("postgres"))
+
+
+SERVER = pytest.param(postgresql, marks=pytest.mark.library("psycopg"))
+
+
+@pytest.mark.parametrize("storage", [journal, sqlite, SERVER])
 def test_a_killed_workers_trial_is_taken_over_where_it_was_saved(
-    storage: str | None, make_sweep: MakeSweep, recipe: dict[str, Any], tmp_path: Path
+    storage: Callable[[pytest.FixtureRequest], str | None],
+    make_sweep: MakeSweep,
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ):
     """Killed with SIGKILL after the first of two epochs: the next worker trains the second alone, and none is lost."""
-    folder, where = tmp_path / "own", storage and f"sqlite:///{tmp_path}/own.db"
+    folder, where = tmp_path / "own", storage(request)
     assert killed_worker(recipe, TWO, folder, where).split() == ["0", "1"]
     steps = list(sweep_into(make_sweep(TWO, trials=2), folder, where))
     assert epochs_of(steps, 0) == [2] and epochs_of(steps, 1) == [1, 2]
@@ -99,6 +119,15 @@ def test_a_killed_workers_trial_is_taken_over_where_it_was_saved(
     for number in (0, 1):
         weights = [trial_folder(place, number) / "model.safetensors" for place in (folder, whole)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not say which files are open")
+def test_no_connection_to_the_database_is_kept(make_sweep: MakeSweep, tmp_path: Path):
+    """Each worker once held one, idle while it trained, and PostgreSQL's was left open at the end."""
+    study = Study.opened(make_sweep(TWO), f"sqlite:///{tmp_path}/own.db", "own")
+    study.values(study.ask())
+    opened = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    assert (tmp_path / "own.db").exists() and str(tmp_path / "own.db") not in opened
 
 
 def test_no_trial_is_of_two_workers(make_sweep: MakeSweep, tmp_path: Path):

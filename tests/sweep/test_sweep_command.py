@@ -41,8 +41,8 @@ SPACE = ("--space", "method.linearity_weight=grid(0.1,1)")
 HOW = ("--device", "cpu", "--attacks", "fgsm")
 
 
+@pytest.mark.library("optuna")
 def test_the_command_tells_what_it_found_and_what_comes_next(planish: Planish):
-    pytest.importorskip("optuna", reason="sweeps need Optuna, which is not installed: pip install optuna")
     done = planish("sweep", "recipe.toml", *SPACE, *HOW)
     assert done.exit_code == 0 and "trial 1: fgsm:" in done.stderr
     again = planish("sweep", "recipe.toml", *SPACE, *HOW, "--json")

@@ -79,8 +79,8 @@ def scalars(path: Path) -> dict[tuple[str, int], float]:
     return found
 
 
+@pytest.mark.library("tensorboardX")
 def test_tensorboard_has_every_epoch_once_after_a_resumption_too(train: Callable[..., Result]):
-    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed: pip install tensorboardX")
     assert train("--track", "tensorboard", *EACH).exit_code == 0
     (first,) = Path("run/events").iterdir()
     told = scalars(first)
@@ -151,6 +151,58 @@ def test_servers_are_told_the_same_numbers(name: str, train: Callable[..., Resul
     assert server.told == [(entry["epoch"], numbers(entry)) for entry in history()] and len(server.told) == 2
     assert server.known["name"] == "run" and server.known["settings.epochs"] == 2 and server.ended
     assert [(step, seen.shape) for step, seen in server.shown] == [(1, (192, 512, 3)), (2, (192, 512, 3))]
+
+
+@pytest.mark.library("mlflow")
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_mlflow_itself_has_every_epoch(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///told.db")
+    assert train("--track", "mlflow").exit_code == 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    (run,) = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    assert run.info.run_name == "run" and run.info.status == "FINISHED" and run.data.params["settings.epochs"] == "2"
+    assert run.data.metrics == pytest.approx(numbers(history()[-1]))
+    told = client.get_metric_history(run.info.run_id, "training/loss")
+    assert [(one.step, one.value) for one in told] == [(entry["epoch"], entry["loss"]) for entry in history()]
+    assert len(client.list_artifacts(run.info.run_id, "images")) >= 2
+
+
+def sent(path: Path) -> Iterator[Any]:
+    """Yield the messages of a file of wandb's: blocks of 32 KiB, parts of checksum, length and kind (1, 4 end one)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, message = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (room := 32768 - at % 32768) < 7:
+            at += room
+            continue
+        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        message += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield Record.FromString(message)
+            message = b""
+
+
+@pytest.mark.library("wandb")
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_wandb_itself_has_every_epoch(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    """Offline, into the file that `wandb sync` sends."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert train("--track", "wandb").exit_code == 0
+    (path,) = Path("wandb").glob("offline-run-*/run-*.wandb")
+    told = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in sent(path)
+        if record.WhichOneof("record_type") == "history"
+    ]
+    assert [one["_step"] for one in told] == [entry["epoch"] for entry in history()]
+    for one, entry in zip(told, history(), strict=True):
+        assert {name: one[name] for name in numbers(entry)} == pytest.approx(numbers(entry))
+        assert one[f"{EXAMPLES}/_type"] == "image-file" and one[f"{EXAMPLES}/width"] == 8 * 64
 
 
 def test_the_linearity_error_of_held_out_images_is_in_every_run(train: Callable[..., Result]):

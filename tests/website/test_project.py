@@ -1,6 +1,10 @@
-"""What a repository tells its visitors: the citation, the templates of issues, the README's length."""
+"""What a repository tells its visitors: the citation, the templates of issues, workflows, the README's length."""
 
+import json
 import re
+import shutil
+import subprocess
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -17,9 +21,44 @@ def test_the_citation_is_of_this_version():
     assert all(paper["title"] and paper["authors"] and paper["year"] for paper in citation["references"])
 
 
+@pytest.mark.library("cffconvert", "jsonschema")
 def test_the_citation_fits_its_schema():
-    citation = pytest.importorskip("cffconvert.cli.create_citation", reason="cffconvert brings the schema")
-    citation.create_citation(str(ROOT / "CITATION.cff"), None).validate()
+    """The Citation File Format's own, which cffconvert brings along; what else that package needs is not needed."""
+    from jsonschema import ValidationError, validate
+
+    schema = distribution("cffconvert").locate_file("cffconvert/schemas/1.2.0/schema.json").read_text(encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    validate(citation, json.loads(schema))
+    with pytest.raises(ValidationError, match="'licence' was unexpected"):
+        validate({**citation, "licence": "MIT"}, json.loads(schema))
+
+
+def made_by(workflow: str) -> list[str]:
+    """Return the targets of make that a workflow of GitHub's runs, in order."""
+    jobs = yaml.safe_load((ROOT / f".github/workflows/{workflow}.yml").read_text(encoding="utf-8"))["jobs"]
+    (job,) = jobs.values()
+    lines = [line.split() for step in job["steps"] for line in step.get("run", "").splitlines()]
+    return [next(word for word in words[1:] if word[0] != "-") for words in lines if words[:1] == ["make"]]
+
+
+def test_workflows_run_targets_that_there_are():
+    known = set(re.findall(r"^([a-z0-9-]+):.* ## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert made_by("integrations") == ["integrations"]
+    assert made_by("release") == ["notes", "test", "integrations", "docs"]
+    assert {"notes", "test", "integrations", "docs"} <= known
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_notes_of_a_release_are_its_part_of_the_changelog(tmp_path: Path):
+    for name in ("Makefile", "src/planish/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    parts = {"Unreleased": "Later.", planish.__version__: "Now.", f"{planish.__version__}1": "Before."}
+    changelog = "".join(f"## [{version}] - a day\n{told}\n" for version, told in parts.items())
+    for text, expected in ((changelog, (0, "Now.\n")), ("## [Unreleased]\nLater.\n", (2, ""))):
+        (tmp_path / "CHANGELOG.md").write_text(text)
+        done = subprocess.run(["make", "-s", "notes"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == expected, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -30,6 +69,12 @@ def test_templates_ask_for_something(path: Path):
     fields = [part for part in template["body"] if part["type"] != "markdown"]
     assert template["name"] and template["description"] and len({field["id"] for field in fields}) == len(fields) >= 2
     assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_both_environments_have_one_torch():
+    own, integrations = ((ROOT / f"constraints{kind}.txt").read_text() for kind in ("", "-integrations"))
+    (torch,) = re.findall(r"^torch==.*$", own, re.MULTILINE)
+    assert re.findall(r"^torch==.*$", integrations, re.MULTILINE) == [torch]
 
 
 def test_the_readme_is_read_in_two_minutes():

@@ -17,6 +17,8 @@ from planish.attacks.base import (
     searched as searched,
     untouched as untouched,
 )
+from planish.core.errors import spelled
+from planish.core.threat import Linf
 from planish.registry import lazy
 
 if TYPE_CHECKING:
@@ -53,4 +55,4 @@ if TYPE_CHECKING:
     from planish.attacks.suites.deep import Deep as Deep
     from planish.attacks.transfer import Surrogate as Surrogate, Transfer as Transfer
 
-__getattr__, __dir__, __all__ = lazy(__name__)
+__getattr__, __dir__, __all__ = lazy(__name__, spelled("the call with images", threat=Linf))

@@ -151,8 +151,8 @@ def _searched(
             labels, target = batch.labels[rows], targets[rows]
             return objective_of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
-        every = torch.arange(len(batch.x), device=batch.x.device)
-        start, left, before = _drawn_in(attack, aim(every)[0], batch.x, threat, start)
+        objective = objective_of(model, loss_of(loss(targets), batch.labels))
+        start, left, before = _drawn_in(attack, objective, batch.x, threat, start)
         found = search(aim, batch.x, threat, attack.rule, left, start=start, clean=score(batch.clean_logits))
     return as_component(found._replace(passes=found.passes + START_PASSES[attack.start] + before), targets)
 

@@ -1,6 +1,7 @@
 """PGD in a ball of each image's own, the radius bisected between failure and success."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,13 +10,14 @@ from torch import Generator, Tensor, nn
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import margin
+from planish.core.losses import Loss
 from planish.core.modes import attacked
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Nearest, chosen, evaluated
 from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.objectives import loss_of, objective_of
 from planish.search.step_rules import Cosine
+from planish.search.ways import Way, ways
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class PGDBisection(DistanceAttack):
     steps: of a round, at least 1; 2 * steps - 1 passes, since the gradient at the image is computed once for all.
     rounds: at least 1.
     step_in_radii: the first a, above 0.
+    targets: None climbs the margin of whichever wrong class is ahead, and may end at another class than the nearest; a
+        number makes all rounds toward each of so many classes in turn, the nearest to first order first.
 
     A round is one PGD from the image, x_adv <- project(x_adv + a radius steepest(g)), with a falling to 0 along half a
     cosine. An image leaves the round with its first adversarial iterate. Its first radius is the linearised distance
@@ -38,9 +42,11 @@ class PGDBisection(DistanceAttack):
     steps: int = 20
     rounds: int = 8
     step_in_radii: float = 0.5
+    _: KW_ONLY
+    targets: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(1, steps=self.steps, rounds=self.rounds)
+        at_least(1, steps=self.steps, rounds=self.rounds, targets=self.targets)
         if not self.step_in_radii > 0:
             raise BadInput(f"step_in_radii must be above 0, got {self.step_in_radii}")
 
@@ -48,22 +54,25 @@ class PGDBisection(DistanceAttack):
         """Return the nearest adversarial iterate of each image, in any norm; nothing is drawn."""
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)
-            found, rows = search.found, search.unfinished()
-            if len(rows) == 0:
-                return found
-            bracket = _opened(search, rows)
-            for number in range(self.rounds):
-                before = found.distance[bracket.rows]
-                self._round(search, bracket, number * self.steps)
-                best = found.distance[bracket.rows]
-                bracket = bracket.narrowed(best, best < before)
-                going = (best > threat.radius) & (bracket.below < bracket.reach)
-                bracket = chosen(bracket, going.nonzero().squeeze(1))
-                if len(bracket.rows) == 0:
-                    break
-        return found
+            for number, way in enumerate(ways(search, self.targets)):
+                self._bisected(search, way, number * self.rounds * self.steps)
+        return search.found
 
-    def _round(self, search: NearestSearch, bracket: "_Bracket", taken: int) -> None:
+    def _bisected(self, search: NearestSearch, way: Way, taken: int) -> None:
+        if len(way.rows) == 0:
+            return
+        found, bracket = search.found, _opened(search, way)
+        for number in range(self.rounds):
+            before = found.distance[bracket.rows]
+            self._round(search, way.loss, bracket, taken + number * self.steps)
+            best = found.distance[bracket.rows]
+            bracket = bracket.narrowed(best, best < before)
+            going = (best > search.threat.radius) & (bracket.below < bracket.reach)
+            bracket = chosen(bracket, going.nonzero().squeeze(1))
+            if len(bracket.rows) == 0:
+                break
+
+    def _round(self, search: NearestSearch, loss: Callable[[Walk], Loss], bracket: "_Bracket", taken: int) -> None:
         """Search the ball of each image and enter its first adversarial iterate; `taken` steps came before."""
         size = Cosine(self.step_in_radii)
 
@@ -75,14 +84,15 @@ class PGDBisection(DistanceAttack):
             at, gradient = chosen((at, seen.gradient), (~seen.adversarial).nonzero().squeeze(1))
             return moved(at, gradient, step + 1)
 
-        at = moved(search.start(bracket.rows, bracket.radius), bracket.gradient, 0)
-        search.walk(at, lambda at: margin, move, self.steps - 1, taken + 1)
+        at = moved(search.start(bracket.rows, bracket.radius, bracket.own), bracket.gradient, 0)
+        search.walk(at, loss, move, self.steps - 1, taken + 1)
 
 
 class _Bracket(NamedTuple):
     """The unfinished images (n,) of the batch, their gradients, and the radii (n,) to be tried next.
 
-    below: the largest radius that failed, or 0. reach: the distance to the farthest corner of the box.
+    below: the largest radius that failed, or 0. reach: the distance to the farthest corner of the box. own: the classes
+    (n,) that they go toward, if they do.
     """
 
     rows: Tensor
@@ -90,6 +100,7 @@ class _Bracket(NamedTuple):
     below: Tensor
     radius: Tensor
     reach: Tensor
+    own: Tensor | tuple[()]
 
     def narrowed(self, best: Tensor, succeeded: Tensor) -> "_Bracket":
         below = torch.where(succeeded, self.below, self.radius)
@@ -98,14 +109,18 @@ class _Bracket(NamedTuple):
         return self._replace(below=below, radius=radius)
 
 
-def _opened(search: NearestSearch, rows: Tensor) -> _Bracket:
-    """Return the brackets before the first round: nothing has failed, and the radius is the linearised distance."""
-    at = search.start(rows)
-    height, _, gradient = evaluated(objective_of(search.model, loss_of(margin, at.labels)), at.x)
-    search.found.passes[rows] += 2
+def _opened(search: NearestSearch, way: Way) -> _Bracket:
+    """Return the brackets before the first round: nothing has failed, and the radius is the linearised distance.
+
+    It is half of the best distance where that is less: another class was nearer.
+    """
+    at, best = search.start(way.rows, own=way.own), search.found.distance[way.rows]
+    height, _, gradient = evaluated(objective_of(search.model, loss_of(way.loss(at), at.labels)), at.x)
+    search.found.passes[way.rows] += 2
     steepness = search.threat.dual_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
     linearised = height.abs().to(steepness.dtype) / steepness
-    return _Bracket(rows, gradient, torch.zeros_like(at.reach), torch.minimum(linearised, at.reach), at.reach)
+    radius = torch.minimum(torch.where(linearised < best, linearised, best / 2), at.reach)
+    return _Bracket(way.rows, gradient, torch.zeros_like(at.reach), radius, at.reach, way.own)
 
 
 COMPONENTS = {"pgd-bisection": PGDBisection}

@@ -1,6 +1,6 @@
 """FMN: projected ascent of the margin in a ball that shrinks and grows round the boundary."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 import torch
@@ -9,12 +9,12 @@ from torch import Generator, Tensor, nn
 from planish.attacks import DistanceAttack
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
-from planish.core.losses import margin
 from planish.core.modes import attacked
 from planish.core.threat import L2, ThreatModel
 from planish.search.ascent import Nearest
 from planish.search.nearest import NearestSearch, StepOutcome, Walk
 from planish.search.step_rules import Cosine
+from planish.search.ways import ways
 
 EUCLIDEAN = L2(0.0)
 
@@ -26,6 +26,8 @@ class FMN(DistanceAttack):
     steps: at least 1; a forward and a backward each, and one more forward that judges the last iterate.
     step_size: a, in pixels, the first and the last, above 0.
     gamma: the first and the last, in (0, 1).
+    targets: None climbs the margin of whichever wrong class is ahead, as published, and may end at another class than
+        the nearest; a number makes `steps` steps toward each of so many classes, the nearest to first order first.
 
     Algorithm 1, with delta the perturbation, m the margin and g its gradient. The radius: ||delta|| + |m| / ||g||_dual,
     the linearised distance, until an image has its first success; then the radius times 1 + gamma where the iterate is
@@ -41,9 +43,11 @@ class FMN(DistanceAttack):
     steps: int = 100
     step_size: tuple[float, float] = (1.0, 1e-5)
     gamma: tuple[float, float] = (0.05, 0.001)
+    _: KW_ONLY
+    targets: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(1, steps=self.steps)
+        at_least(1, steps=self.steps, targets=self.targets)
         if not min(self.step_size) > 0:
             raise BadInput(f"step_size must be above 0, got {self.step_size}")
         if not 0 < min(self.gamma) <= max(self.gamma) < 1:
@@ -53,8 +57,9 @@ class FMN(DistanceAttack):
         """Return the nearest adversarial iterate of each image, in any norm; nothing is drawn."""
         with attacked(model):
             search = NearestSearch.begun(model, batch, threat)
-            at = search.start(search.unfinished())
-            search.walk(at, lambda at: margin, partial(self._moved, threat=threat), self.steps)
+            for number, way in enumerate(ways(search, self.targets)):
+                at, move = search.start(way.rows, own=way.own), partial(self._moved, threat=threat)
+                search.walk(at, way.loss, move, self.steps, number * self.steps)
         return search.found
 
     def _moved(self, at: Walk, seen: StepOutcome, step: int, threat: ThreatModel) -> Walk:
@@ -65,8 +70,8 @@ class FMN(DistanceAttack):
     def _radius(self, at: Walk, seen: StepOutcome, share: float, threat: ThreatModel) -> Tensor:
         gamma = Cosine(*self.gamma)(share)
         steepness = threat.dual_norm(seen.gradient).clamp(min=torch.finfo(seen.gradient.dtype).tiny)
-        linearised = threat.norm(at.x_adv - at.x) + seen.value.abs().to(steepness.dtype) / steepness
-        grown = torch.maximum(at.radius * (1 + gamma), torch.where(seen.best.isfinite(), 0.0, linearised))
+        linearised = seen.length + seen.value.abs().to(steepness.dtype) / steepness
+        grown = torch.maximum(at.radius * (1 + gamma), torch.where(at.met, 0.0, linearised))
         shrunk = torch.minimum(at.radius * (1 - gamma), seen.best)
         return torch.minimum(torch.where(seen.adversarial, shrunk, grown), at.reach)
 

@@ -186,7 +186,7 @@ def distances(
     data: options.Data,
     norm: options.Norm = "Linf",
     built_by: options.BuiltBy = None,
-    attacks: Annotated[str, Option(help="Distance attacks with commas; see: planish list attacks.")] = "closest",
+    attacks: options.DistanceAttacks = "closest",
     name: Annotated[str | None, Option(help="What the record calls the model.")] = None,
     limit: options.Limit = None,
     size: options.Size = None,
@@ -233,7 +233,7 @@ def distances(
 def verify(
     model: options.Model,
     images: Annotated[Path, Argument(help="What --keep-images wrote: adversarial.npz, or a folder, of PNGs too.")],
-    data: Annotated[str, Option(help="digits, cifar10:PATH, or a path: the test set that was attacked.")],
+    data: options.Data,
     radius: options.MaybeRadius = None,
     norm: options.Norm = "Linf",
     threat: options.Threats = None,

@@ -71,6 +71,9 @@ Set = Annotated[
 ]
 Listed = Annotated[str, Argument(help="methods, attacks, suites, models, data or checks.", autocompletion=_packages)]
 Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.", autocompletion=_data)]
+TrainingData = Annotated[
+    str | None, Option("--data", help="Training data: digits, cifar10:PATH, or a path.", autocompletion=_data)
+]
 Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255; or FILE.npy, one for each image or pixel.")]
 Norm = Annotated[str, Option(help="Linf, L2, L1 or L0.")]
 MaybeRadius = Annotated[
@@ -105,6 +108,12 @@ Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if th
 Attacks = Annotated[
     str,
     Option(help="Names with commas; see: planish list attacks.", autocompletion=_names("attacks", "suites")),
+]
+DistanceAttacks = Annotated[
+    str,
+    Option(
+        "--attacks", help="Distance attacks with commas; see: planish list attacks.", autocompletion=_names("attacks")
+    ),
 ]
 Share = Annotated[
     str | None, Option("--shard", help="Only this part of the test images, such as 3/16; planish merge joins all.")

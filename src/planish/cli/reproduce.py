@@ -17,13 +17,14 @@ def reproduce(
     table: Annotated[str | None, Argument(help="Name of a table, see --list, or a TOML file of that form.")] = None,
     scale: Annotated[str, Option(help="cpu, small, gpu or full: how far it is cut down.")] = "cpu",
     rows: Annotated[str, Option(help="Only these rows, with commas.")] = "",
-    data: Annotated[str | None, Option(help="Training data, its test data beside it: cifar10:PATH or a path.")] = None,
-    test_data: Annotated[str | None, Option(help="Test data, where it does not lie beside --data.")] = None,
+    data: options.TrainingData = None,
+    test_data: Annotated[str | None, Option(help="Test data, where it does not lie beside the training data.")] = None,
     out: Annotated[Path, Option("--out", "-o", help="Folder to write into, a folder for each table in it.")] = Path(
         "runs/reproduce"
     ),
     list_: Annotated[bool, Option("--list", help="Only list the tables and what has been run.")] = False,
     estimate: Annotated[bool, Option("--estimate", help="Only say what is left to do and how long it takes.")] = False,
+    judge: Annotated[bool, Option("--judge", help="Only judge what is trained; train nothing.")] = False,
     page: Annotated[Path | None, Option(help="Only write all results so far as a Markdown page.")] = None,
     claims: Annotated[
         Path | None, Option(help="Only write what holds of the papers so far as a Markdown page.")
@@ -47,7 +48,7 @@ def reproduce(
     chosen = chosen_rows(job.table, terminal.names_in(rows), job.scale)
     if estimate:
         return _estimate(job, chosen, json_, csv, quiet)
-    _run(job, chosen, quiet)
+    _run(job, chosen, quiet, judge)
     _show(job, json_, csv)
 
 
@@ -92,9 +93,10 @@ def _overview(table: str | None, out: Path, page: Path | None, json_: bool, csv:
     terminal.print_json(document) if json_ else tables.show([listed])
 
 
-def _run(job: "Job", rows: tuple[str, ...], quiet: bool) -> None:
-    from planish.reproduce import reproduce as run
+def _run(job: "Job", rows: tuple[str, ...], quiet: bool, judge: bool) -> None:
+    from planish import reproduce
 
+    run = reproduce.judge if judge else reproduce.reproduce
     with alone(job.out), terminal.progress_bars(quiet) as bars:
         bar = bars.add_task(job.table.name, total=None, note="")
         for step in run(job, rows, lambda name: terminal.showing(bars, bar, f"{name}: ")):

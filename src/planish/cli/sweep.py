@@ -25,7 +25,7 @@ def sweep(
     ),
     trials: Annotated[int | None, Option(help="How many in all: each point of a grid, else 20, by default.")] = None,
     attacks: options.Attacks = "planish-suite",
-    data: Annotated[str | None, Option(help="Training data: digits, cifar10:PATH, or a path.")] = None,
+    data: options.TrainingData = None,
     set_: options.Set = None,
     scale: Annotated[str, Option(help="Of a paper's table: cpu, small, gpu or full.")] = "cpu",
     out: Annotated[Path | None, Option("--out", "-o", help="Folder that all workers share.")] = None,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.core.errors import BadInput, at_least
+from planish.core.words import measure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,12 +135,19 @@ def print_run(folder: Path) -> None:
 
 def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     """Print a report's warnings and where the page is."""
-    about = (entry.evaluation.meta.get("data", {}) for entry in found)
-    for line in dict.fromkeys(f"data: {data.get('name')}, {data['files']}" for data in about if "files" in data):
-        print_line(line)
+    print_sources([entry.evaluation.meta for entry in found])
     for entry in found:
         print_remarks(entry.name, entry.evaluation.remarks())
     print_line(f"report: {page}")
+
+
+def print_sources(metas: "Sequence[Mapping[str, Any]]") -> None:
+    """Print which files the images of records came from, and by which numbers models of libraries normalise them."""
+    data, models = ([meta.get(kind, {}) for meta in metas] for kind in ("data", "model"))
+    lines = [f"data: {one.get('name')}, {one['files']}" for one in data if "files" in one]
+    lines += [f"normalization of {one['name']}: {one['normalization']}" for one in models if "normalization" in one]
+    for line in dict.fromkeys(lines):
+        print_line(line)
 
 
 def print_remarks(name: str, remarks: "Sequence[str]") -> None:
@@ -171,8 +179,7 @@ def print_audit(audit: "Audit", folder: Path, whole: bool) -> None:
         screen.print(f"  why: {finding.meaning}")
         screen.print(f"  what to do: {finding.advice or 'nothing'}")
     screen.print()
-    if "files" in audit.meta.get("data", {}):
-        print_line(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}")
+    print_sources([audit.meta])
     for note in audit.meta["notes"]:
         screen.print(f"note: {note}", style="yellow")
     if not whole:
@@ -197,8 +204,8 @@ def print_findings(audit: "Audit") -> None:
 
 def finding_words(finding: "Finding") -> tuple[str, str]:
     """Word the number that was judged, and the thresholds."""
-    unit = f" {finding.unit}" if finding.unit else ""
-    number = "" if finding.statistic is None else f"{finding.statistic:.3g}{unit}"
+    value = finding.statistic
+    number = "" if value is None else measure(value, f"{value:.3g}", finding.unit)
     limits = [f"{kind} {at:g}" for kind, at in (("warn", finding.warn_at), ("fail", finding.fail_at)) if at is not None]
     return number, ", ".join(limits)
 
@@ -230,12 +237,12 @@ def print_lines(lines: "Mapping[str, str]", costs: "Mapping[str, float]") -> Non
 
 
 def update_words(update: "Update") -> str:
-    """Word how an evaluation stands in the middle of an attack."""
+    """Word how far an evaluation is in the middle of an attack."""
     from planish.records.statistics import Estimate
 
-    standing = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
-    share = f"{100 * standing.value:.1f} % [{100 * standing.low:.1f}, {100 * standing.high:.1f}] stand"
-    return f"{update.attack}: {update.broken} broken, {share}, {update.left} to go, {update.passes:,} passes"
+    robust = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
+    share = f"{100 * robust.value:.1f} % [{100 * robust.low:.1f}, {100 * robust.high:.1f}] robust"
+    return f"{update.attack}: {update.broken} broken, {share}, at most {update.left:,} searches to go, {update.passes:,} passes"
 
 
 def showing(bars: "Progress", bar: "TaskID", of: str = "") -> "OnChunk":
@@ -244,9 +251,9 @@ def showing(bars: "Progress", bar: "TaskID", of: str = "") -> "OnChunk":
 
 
 def record_words(record: "Evaluation") -> str:
-    """Word how an evaluation stands between attacks."""
+    """Word how far an evaluation is between attacks."""
     accuracy = record.robust_accuracy()
-    return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % stand"
+    return f"{record.names[-1] if record.columns else 'clean'}: {100 * accuracy.value:.1f} % robust"
 
 
 def event_words(event: "EpochRecord | Evaluation") -> str:

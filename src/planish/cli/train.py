@@ -59,7 +59,7 @@ def train(
     config: Annotated[Path | None, Argument(help="TOML file; without one, the defaults.")] = None,
     out: options.Out = None,
     method: options.Method = None,
-    data: Annotated[str | None, Option(help="digits, cifar10:PATH, or a path.")] = None,
+    data: options.TrainingData = None,
     set_: options.Set = None,
     epochs: Annotated[int | None, Option(help="How many; with --resume, more of them extend a finished run.")] = None,
     weights: Annotated[Path | None, Option(help="Start from a run folder, .safetensors file or checkpoint.")] = None,

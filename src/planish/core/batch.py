@@ -113,4 +113,4 @@ def pixels(x: Tensor) -> tuple[int, ...]:
 
 def per_image(value: Tensor, like: Tensor) -> Tensor:
     """Return values (N,) in a shape that broadcasts with images (N, ...)."""
-    return value.reshape(-1, *[1] * (like.ndim - 1))
+    return value if like.ndim == 1 else value.reshape(-1, *[1] * (like.ndim - 1))

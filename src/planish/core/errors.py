@@ -6,6 +6,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from planish.core.synonyms import synonym
@@ -26,23 +27,30 @@ def installed(module: str, what: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        hint = f"install it with: pip install {module}"
+        is_there = error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]
+        hint = f"it is there, and lacks {error.name}" if is_there else f"install it with: pip install {module}"
         raise BadInput(f"{what} needs {module}, which cannot be imported ({error}); {hint}") from error
 
 
 def at_least(least: float, **values: float | None) -> None:
     """Raise BadInput that names the first of the values that is smaller or not a number; None is none given."""
     for name, value in values.items():
-        if value is not None and not value >= least:
-            raise BadInput(f"{name} must be at least {least:g}, got {value}")
+        if value is not None and not (isinstance(value, Real) and value >= least):
+            raise BadInput(f"{name} must be at least {least:g}, got {_short(value)}")
 
 
 def between(least: float, most: float, **values: float | None) -> None:
     """Raise BadInput that names the first of the values that is not from least to most; None is none given."""
     for name, value in values.items():
-        if value is not None and not least <= value <= most:
-            given = str(value) if len(str(value)) <= 40 else f"a number of {len(str(value))} digits"
-            raise BadInput(f"{name} must be from {least:g} to {most:g}, got {given}")
+        if value is not None and not (isinstance(value, Real) and least <= value <= most):
+            raise BadInput(f"{name} must be from {least:g} to {most:g}, got {_short(value)}")
+
+
+def _short(value: object) -> str:
+    """Return what a line can hold of a value."""
+    if len(text := str(value)) <= 40:
+        return text if isinstance(value, Real) else repr(value)
+    return f"a number of {len(text)} digits" if isinstance(value, Real) else f"an object of {type(value).__name__}"
 
 
 def one_of(known: Iterable[str], **values: str) -> None:
@@ -73,10 +81,12 @@ def refuse_unknown(options: Iterable[str], known: Iterable[str], what: str, else
             raise BadInput(f"{what} has no key '{name}'.{hint} Known: {', '.join(known)}")
 
 
-def spelled(**parts: type) -> Callable[[Called], Called]:
-    """Return a decorator: what it decorates, a function or a dataclass, says what an unknown argument is called here.
+def spelled(then: str = "", **parts: type) -> Callable[[Called], Called]:
+    """Return a decorator: what it decorates, a function or a dataclass, says what is wrong with its arguments.
 
-    parts: by argument, the dataclass that it takes, where the argument may belong. It raises BadInput.
+    An unknown one is told what it is called here, and what must be a whole number of a dataclass is one.
+    parts: by argument, the dataclass that it takes, where the argument may belong.
+    then: what takes these parts, where it is not the call itself, such as "the attack's call". It raises BadInput.
     """
 
     def decorated(call: Any) -> Any:
@@ -87,20 +97,44 @@ def spelled(**parts: type) -> Callable[[Called], Called]:
         def checked(*args: Any, **options: Any) -> Any:
             for name in options:
                 if name not in known:
-                    raise BadInput(_unknown(call.__name__, name, known, parts))
+                    raise BadInput(_unknown(call.__name__, name, known, parts, then))
             return asked(*args, **options)
 
         if not isinstance(call, type):
             return checked
-        call.__init__ = checked  # type: ignore[misc]
+        call.__init__ = _made_of_whole_numbers(call, checked, then)  # type: ignore[misc]
         return call
 
     return decorated
 
 
-def _unknown(call: str, name: str, known: Sequence[str], parts: Mapping[str, type]) -> str:
+def _made_of_whole_numbers(kind: type, made: Callable[..., None], then: str) -> Callable[..., None]:
+    """Return the `__init__` of a dataclass that also refuses too many arguments, and fractions where it has an int."""
+    names = [part.name for part in fields(kind) if part.init]
+    whole = [part.name for part in fields(kind) if part.type in (int, "int")]
+
+    @wraps(made)
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        if len(args) > len(names):
+            others = f"; all else is for {then}" if then else ""
+            raise BadInput(f"{kind.__name__} takes {_listed(names)}{others}")
+        made(self, *args, **options)
+        for name in whole:
+            if not isinstance(value := getattr(self, name), Integral):
+                raise BadInput(f"{name} must be a whole number, got {_short(value)}")
+
+    return init
+
+
+def _unknown(call: str, name: str, known: Sequence[str], parts: Mapping[str, type], then: str) -> str:
     """Say that a call has no argument of this name, and what it is called, or where it belongs."""
     inner = {part: synonym(name, [field.name for field in fields(kind)]) for part, kind in parts.items()}
     places = [f"{part}=planish.{parts[part].__name__}({own}=...)" for part, own in inner.items() if own]
+    if then and (name in parts or places) and not synonym(name, known):
+        return f"{call} has no argument '{name}': {then} takes {(places or [name])[0]}. Known: {_listed(known)}"
     hint = f" Did you mean {places[0]}?" if places and not synonym(name, known) else nearest(name, known)
-    return f"{call} has no argument '{name}'.{hint} Known: {', '.join(known)}"
+    return f"{call} has no argument '{name}'.{hint} Known: {_listed(known)}"
+
+
+def _listed(known: Sequence[str]) -> str:
+    return ", ".join(known) or "no arguments"

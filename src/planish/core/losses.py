@@ -60,9 +60,9 @@ def _of(scores: Tensor, labels: Tensor) -> Tensor:
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return max_{j != y} z_j - z_y: positive iff misclassified (0 is a tie); inf where a logit is not finite."""
-    scores = wide(logits)
-    found = masked(scores, labels).amax(1) - _of(scores, labels)
-    return torch.where(scores.isfinite().all(1), found, torch.inf)
+    scores, own = wide(logits), labels[:, None]
+    found = scores.scatter(1, own, MASKED).amax(1) - scores.gather(1, own).squeeze(1)
+    return found.masked_fill((scores * 0).sum(1) != 0, torch.inf)  # 0 where all are finite, else not a number
 
 
 def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:

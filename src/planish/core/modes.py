@@ -19,6 +19,8 @@ Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance of the nominal batch, by batch-norm module."""
 
 Forward = Callable[[_BatchNorm, Tensor], Tensor]
+FEW = 16
+"""Channels that are few, and pixels that are a long row."""
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -186,50 +188,89 @@ def _affine(modules: list[nn.Module]) -> Iterator[None]:
 
     PyTorch's backward of a batch norm keeps its input and sums over it, for parameters that want no gradient here.
     """
-    constant = [module for module in modules if isinstance(module, _BatchNorm) and _is_constant(module)]
-    if any(_runs_as_a_copy(module) for module in modules):
-        constant = []
-    with torch.no_grad():
-        maps = {module: _AffineMap(module.weight, module.running_mean, *_running_map(module)) for module in constant}
+    maps = {} if any(_runs_as_a_copy(module) for module in modules) else _affine_maps(modules)
 
     def forward(module: _BatchNorm, x: Tensor) -> Tensor:
         known = maps[module]
-        return _applied(known.scale, known.shift, x) if known.holds(module, x) else _BatchNorm.forward(module, x)
+        return known.applied(x) if known.holds(module, x) else _BatchNorm.forward(module, x)
 
-    with _replaced_forward(constant, forward):
+    with _replaced_forward(list(maps), forward):
         yield
 
 
 class _AffineMap(NamedTuple):
-    """scale x + shift, both (C,), of a batch norm with this weight and this running mean."""
+    """scale x + shift, both (C,), of a batch norm with this weight and this running mean.
+
+    laid_out: both as tensors of so many dimensions that broadcast with images, along a row of so many pixels.
+    """
 
     weight: Tensor | None
     mean: Tensor | None
     scale: Tensor
     shift: Tensor
+    laid_out: dict[tuple[int, int], tuple[Tensor, Tensor]]
 
     def holds(self, module: _BatchNorm, x: Tensor) -> bool:
         """Return whether it is the module's still (`functional_call` lends it other parameters) and of x's dtype."""
         own = module.weight is self.weight and module.running_mean is self.mean
         return own and not module.training and x.dtype == self.scale.dtype
 
+    def applied(self, x: Tensor) -> Tensor:
+        """Return scale x + shift."""
+        slow = x.ndim == 4 and x.shape[1] <= FEW <= x.shape[3] and x.is_contiguous(memory_format=torch.channels_last)
+        row = x.shape[3] if slow else 1
+        if (x.ndim, row) not in self.laid_out:
+            with torch.inference_mode(False):
+                self.laid_out[x.ndim, row] = _along(row, self.scale, x.ndim), _along(row, self.shift, x.ndim)
+        scale, shift = self.laid_out[x.ndim, row]
+        return torch.addcmul(shift, x, scale)
 
-def _is_constant(module: _BatchNorm) -> bool:
-    plain = type(module).forward is _BatchNorm.forward and "forward" not in vars(module)
-    own = [part for part in (module.running_mean, module.weight) if part is not None]
-    exact = all(part.dtype in (torch.float32, torch.float64) for part in own)
-    return plain and exact and not module.training and module.running_mean is not None
+
+class _Constants(NamedTuple):
+    """What a batch norm normalises by, each (C,)."""
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+@torch.no_grad()
+def _affine_maps(modules: list[nn.Module]) -> dict[_BatchNorm, _AffineMap]:
+    """Return the maps of the batch norms that are constant. Those of a kind are computed in one go, which is faster."""
+    kinds: dict[object, list[tuple[_BatchNorm, _Constants]]] = {}
+    for module in modules:
+        if isinstance(module, _BatchNorm) and (parts := _constants(module)) is not None:
+            kind = module.eps, *(None if part is None else (part.dtype, part.device) for part in parts)
+            kinds.setdefault(kind, []).append((module, parts))
+    return dict(one for alike in kinds.values() for one in _maps_of_a_kind(alike))
+
+
+def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Constants]]) -> Iterator[tuple[_BatchNorm, _AffineMap]]:
+    each = zip(*(parts for _, parts in alike), strict=True)
+    mean, variance, weight, bias = (None if values[0] is None else torch.cat(values) for values in each)
+    assert mean is not None and variance is not None
+    values, sizes = _scale_and_shift(mean, variance, weight, bias, alike[0][0].eps), [len(p.mean) for _, p in alike]
+    scales, shifts = (torch.split(value, sizes) for value in values)
+    for (module, parts), scale, shift in zip(alike, scales, shifts, strict=True):
+        yield module, _AffineMap(parts.weight, parts.mean, scale, shift, {})
+
+
+def _constants(module: _BatchNorm) -> _Constants | None:
+    """Return the parts of a batch norm that is a constant map in float32 or float64; None if it is not."""
+    if module.training or "forward" in vars(module) or type(module).forward is not _BatchNorm.forward:
+        return None
+    mean, variance, weight = module.running_mean, module.running_var, module.weight
+    if mean is None or variance is None:
+        return None
+    exact = all(part is None or part.dtype in (torch.float32, torch.float64) for part in (mean, weight))
+    return _Constants(mean, variance, weight, module.bias) if exact else None
 
 
 def _runs_as_a_copy(module: nn.Module) -> bool:
     """Return whether compiled code or replicas run in its place, which would not see a replaced forward."""
     compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
     return compiled or isinstance(module, nn.DataParallel)
-
-
-def _running_map(module: _BatchNorm) -> tuple[Tensor, Tensor]:
-    assert module.running_mean is not None and module.running_var is not None
-    return _scale_and_shift(module, module.running_mean, module.running_var)
 
 
 @contextmanager
@@ -250,20 +291,31 @@ def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -
     """Normalise with these statistics: by the fused kernel where they are constants, which it demands."""
     if not mean.requires_grad:
         return F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps)
-    return _applied(*_scale_and_shift(module, mean, variance), x)
+    return _applied(*_scale_and_shift(mean, variance, module.weight, module.bias, module.eps), x)
 
 
-def _scale_and_shift(module: _BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the module multiplies by and adds, (C,) each, rounded as PyTorch's own kernel on a CPU does."""
-    scale = torch.rsqrt(variance + module.eps)
-    if module.weight is not None:
-        scale = scale * module.weight
-    return scale, -mean * scale if module.bias is None else torch.addcmul(module.bias, mean, scale, value=-1)
+def _scale_and_shift(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return what a batch norm multiplies by and adds, (C,) each, rounded as PyTorch's own kernel on a CPU does."""
+    scale = torch.rsqrt(variance + eps)
+    if weight is not None:
+        scale = scale * weight
+    return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
 
 
 def _applied(scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+    return torch.addcmul(_along(1, shift, x.ndim), x, _along(1, scale, x.ndim))
+
+
+def _along(row: int, values: Tensor, dimensions: int) -> Tensor:
+    """Return one number for each channel, (C,), as a pixel, or as a row of pixels whose channels lie side by side.
+
+    A CPU takes images that lie so a pixel at a time if they meet a single one, which is slow where channels are few.
+    """
+    if row == 1:
+        return values.view([1, -1, *[1] * (dimensions - 2)])
+    return values.expand(1, 1, row, -1).contiguous().permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

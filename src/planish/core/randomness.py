@@ -15,7 +15,6 @@ from torch import Tensor
 from planish.core.share import OwnRows
 
 _GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
-_LARGEST_BELOW_ONE = 1.0 - 2.0**-24
 
 
 def draws(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -54,7 +53,7 @@ def keyed(indices: Tensor, seed: int, count: int) -> Tensor:
     """Return (N, count) uniform numbers in [0, 1); row i depends on the seed and on indices[i] alone."""
     position = torch.arange(1, count + 1, device=indices.device)  # from 0, seed and index 0 would draw a plain 0
     key = _mixed(_mixed(indices * _GOLDEN + seed)[:, None] + position * _GOLDEN)
-    return _shifted(key, 40).to(torch.float32).mul_(2.0**-24).clamp_(max=_LARGEST_BELOW_ONE)
+    return _shifted(key, 40).to(torch.float32).mul_(2.0**-24)
 
 
 def drawn_seed(generator: torch.Generator) -> int:

@@ -206,7 +206,7 @@ class Linf(ThreatModel):
 
     def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         reach = self.radius if radius is None else per_image(radius, x)
-        return x_adv.clamp_(min=x - reach).clamp_(max=x + reach).clamp_(self.low, self.high)
+        return x_adv.clamp_(x - reach, x + reach).clamp_(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         return (x + self.radius * (2 * _uniform_like(x, uniform) - 1)).clamp(self.low, self.high)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least
-from planish.core.threat import ThreatModel
+from planish.core.errors import at_least, spelled
+from planish.core.threat import Linf, ThreatModel
 from planish.registry import lazy
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from planish.methods.llr import LLR as LLR
     from planish.methods.mart import MART as MART
     from planish.methods.planish_at import PlanishAT as PlanishAT
-    from planish.methods.prior_guided import FGSMEP as FGSMEP, FGSMMEP as FGSMMEP
+    from planish.methods.prior_guided import FGSMEP as FGSMEP, FGSMMEP as FGSMMEP, FGSMPCO as FGSMPCO
     from planish.methods.seat import SEAT as SEAT, SEATFL as SEATFL, SEATPublished as SEATPublished
     from planish.methods.sora import SORA as SORA
     from planish.methods.ssat import SSAT as SSAT
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from planish.methods.sub_at import SubAT as SubAT
     from planish.methods.trades import TRADES as TRADES
 
-__getattr__, __dir__, __all__ = lazy(__name__)
+__getattr__, __dir__, __all__ = lazy(__name__, spelled("planish.train", threat=Linf))
 
 Memory = dict[str, Tensor]
 """What a method remembers from step to step, by name. Checkpoints hold it."""

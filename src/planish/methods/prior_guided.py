@@ -1,4 +1,4 @@
-"""FGSM-EP and FGSM-MEP: one-step training from where the search for each image ended an epoch ago."""
+"""FGSM-EP, FGSM-MEP, FGSM-PCO: one-step training from where the search for each image ended an epoch ago."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +45,7 @@ class FGSMEP(Plain):
     Differs: the start is clipped to the box. As published, a perturbation is not cropped or flipped with its image.
     """
 
-    least = ((0, "decay consistency_weight label_smoothing"),)
+    least: ClassVar[tuple[tuple[float, str], ...]] = ((0, "decay consistency_weight label_smoothing"),)
     doubled = ("consistency_weight",)
     memory_of: ClassVar[MemoryOf] = "images"
     cost: ClassVar[float] = 2.33
@@ -76,13 +76,19 @@ class FGSMEP(Plain):
         gradient = linearization(loss_at, past.x_adv).gradient
         start, guide = seen
         x_adv = threat.step(past.x_adv, batch.x, gradient)
-        logits = model(x_adv)
-        value = self._loss(logits, batch.labels).mean()
-        gap = F.mse_loss(wide(logits), wide(guide))
         write = partial(self._remember, x_adv, past, gradient, batch, threat, context)
         start.register_hook(lambda _: write())  # type: ignore[no-untyped-call]
+        logits, gap = self._outer(model, batch, past.x_adv, guide, x_adv)
+        value = self._loss(logits, batch.labels).mean()
         total = value + self.consistency_weight * gap
         return TrainingLoss.of(total, logits, adversarial_cross_entropy=value, consistency=gap)
+
+    def _outer(
+        self, model: nn.Module, batch: Batch, start: Tensor, guide: Tensor, x_adv: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits that are classified and how far outputs are apart. start, guide: the first pass."""
+        logits = model(x_adv)
+        return logits, F.mse_loss(wide(logits), wide(guide))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         classes = logits.shape[1]
@@ -142,4 +148,33 @@ class FGSMMEP(FGSMEP):
     decay: float = 0.3
 
 
-COMPONENTS = {"fgsm-ep": FGSMEP, "fgsm-mep": FGSMMEP}
+@dataclass(frozen=True)
+class FGSMPCO(FGSMEP):
+    """FGSM-PCO: CE(x_mix) + lambda |MSE(f_adv, f_start) - MSE(f_adv, f_mix)|, x_mix = (1 - p) x_start + p (x + c d).
+
+    p: probability of the label at the remembered start, for each image (Wang et al. 2024): where the start no longer
+    fools the network, most of the mix is the new perturbation d = x_adv - x, and more than all of it.
+    overshoot: c, at least 1; the mix leaves the ball, and the box, by up to c - 1 perturbations.
+
+    f are logits. The rest as in FGSM-EP; nothing is ever forgotten.
+    Batch norm: the batch's statistics in all three passes; running averages updated by each.
+
+    Differs: as FGSM-EP does. As published, p is part of the loss: its gradient reaches the weights.
+    """
+
+    least = (*FGSMEP.least, (1, "overshoot"))
+    cost: ClassVar[float] = 3.33
+    period: float = 1.0
+    overshoot: float = 1.5
+
+    def _outer(
+        self, model: nn.Module, batch: Batch, start: Tensor, guide: Tensor, x_adv: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        sure = wide(guide).softmax(1).gather(1, batch.labels[:, None]).squeeze(1)
+        moved = batch.x + self.overshoot * (x_adv - batch.x)
+        logits = model(torch.lerp(start, moved, per_image(sure, start).to(start.dtype)))
+        own = wide(model(x_adv))
+        return logits, (F.mse_loss(own, wide(guide)) - F.mse_loss(own, wide(logits))).abs()
+
+
+COMPONENTS = {"fgsm-ep": FGSMEP, "fgsm-mep": FGSMMEP, "fgsm-pco": FGSMPCO}

@@ -188,8 +188,8 @@ def _robustbench(name: str) -> nn.Module:
     What is not there yet is downloaded into planish's own folder. Files are read by PyTorch's reader of tensors: one
     that holds more is refused.
     """
-    installed("robustbench", "a model named robustbench:...")
-    zoo: Any = installed("robustbench.utils", "a model named robustbench:...")
+    _library("robustbench", "robustbench")
+    zoo = _library("robustbench.utils", "robustbench")
     *place, own = name.split("/")
     if len(place) not in (0, 2):
         raise BadInput(f"write robustbench:NAME or robustbench:DATASET/THREAT/NAME, not robustbench:{name}")

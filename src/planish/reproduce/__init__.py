@@ -5,10 +5,10 @@ from planish.reproduce.figure import write_figure
 from planish.reproduce.measured import document, load_documents, save
 from planish.reproduce.pages import list_rows, results_rows, write_page
 from planish.reproduce.readings import write_claims
-from planish.reproduce.running import Job, Step, chosen_rows, reproduce
+from planish.reproduce.running import Job, Step, chosen_rows, judge, reproduce
 from planish.reproduce.tables import table, table_names
 
 __all__ = [
-    "Job", "Step", "chosen_rows", "document", "estimate_rows", "estimates", "list_rows", "load_documents", "reproduce",
-    "results_rows", "save", "table", "table_names", "write_claims", "write_figure", "write_page",
+    "Job", "Step", "chosen_rows", "document", "estimate_rows", "estimates", "judge", "list_rows", "load_documents",
+    "reproduce", "results_rows", "save", "table", "table_names", "write_claims", "write_figure", "write_page",
 ]  # fmt: skip

@@ -145,7 +145,7 @@ def over_seeds(figures: Sequence[Figure]) -> Figure:
     """Return the mean of one figure over several trainings, with an interval over test images and seeds.
 
     All seeds are judged on the same images, so that the images' part is the mean of theirs; the seeds' part is
-    Student's. A share stays between 0 and 100 %.
+    Student's. A share stays between 0 and 100 %, a mean of what is never below 0 at or above it.
     """
     counted = all(one.low == one.high == figures[0].value for one in figures)
     if len(figures) == 1 or counted:
@@ -158,12 +158,17 @@ def over_seeds(figures: Sequence[Figure]) -> Figure:
         math.hypot(float(np.mean(arms)), _seed_half([whole]))
         for arms in zip(*((one.value - one.low, one.high - one.value) for one in figures), strict=True)
     )
-    least, most = (0.0, 100.0) if all(map(_is_share, figures)) else (-math.inf, math.inf)
+    least = 0.0 if all(map(_is_positive, figures)) else -math.inf
+    most = 100.0 if all(map(_is_share, figures)) else math.inf
     return replace(whole, low=max(least, value - down), high=min(most, value + up))
 
 
 def _is_share(figure: Figure) -> bool:
     return figure.each is not None and set(np.unique(figure.each)) <= {0.0, 100.0}
+
+
+def _is_positive(figure: Figure) -> bool:
+    return figure.each is not None and bool(np.nanmin(figure.each) >= 0)
 
 
 def _seed_half(figures: Sequence[Figure]) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 from timeit import timeit
 
 import torch
@@ -15,15 +16,15 @@ from planish.methods import StepContext
 from planish.report.tables import Cell, Table, seconds_text, table
 from planish.reproduce import numbers
 from planish.reproduce.running import Job, finished, trained, twin
-from planish.reproduce.scales import SCALES, SEED, attack_of, images_judged, scaled, split_name
+from planish.reproduce.scales import SCALES, attack_of, images_judged, scaled, split_name
 from planish.reproduce.tables import PaperColumn
 from planish.runs.config import Experiment
 from planish.runs.run import architecture
 from planish.training.cost import training_cost
 from planish.training.step import Bound
 
-TRAIN = {"cifar10": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
-TEST = {"cifar10": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
+TRAIN = {"cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
+TEST = {"cifar10": 10_000, "cifar100": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
 PASSES = {
     "planish-suite": 140,
     "autoattack": 9767,
@@ -44,6 +45,10 @@ LONG, AIM = 5.0, 1.0
 """Seconds: a first batch that takes so long is not repeated; what later ones are to take."""
 
 
+Timer = Callable[[], float]
+"""What tells the time, in seconds."""
+
+
 @dataclass(frozen=True)
 class WorkEstimate:
     """What is still to be done: passes of single images, and the seconds of all.
@@ -58,26 +63,27 @@ class WorkEstimate:
 
 @dataclass
 class Clock:
-    """Times pieces of a job's work; rows that do the same piece share what it took."""
+    """Times pieces of a job's work; rows that do the same piece share what it took, and jobs that share `known`."""
 
     job: Job
     known: dict[str, float] = field(default_factory=dict)
+    timer: Timer = perf_counter
 
     def a_step(self, experiment: Experiment) -> float:
         """Return the seconds of a training step for each image."""
-        return self._once(lambda: step_seconds(self.job, experiment), "step", replace(experiment, seed=0))
+        return self._once(lambda: step_seconds(self.job, experiment, self.timer), "step", replace(experiment, seed=0))
 
     def a_pass(self, experiment: Experiment) -> float:
         """Return the seconds of half a forward and a backward for each image."""
         alike = (experiment.model, experiment.data.final_size, experiment.settings.precision)
-        return self._once(lambda: pass_seconds(self.job, experiment), "pass", *alike)
+        return self._once(lambda: pass_seconds(self.job, experiment, self.timer), "pass", *alike)
 
     def cost(self, row: str) -> float:
         """Return the standard steps that a training step costs."""
-        return self._once(lambda: _step_cost(self.job, row), "cost", row.partition(SEED)[0])
+        return self._once(lambda: _step_cost(self.job, row), "cost", self.job.row(row).experiment)
 
     def _once(self, piece: Callable[[], float], *what: object) -> float:
-        key = repr(what)
+        key = repr((*what, self.job.table.head.classes, self.job.table.head.shape, self.job.device))
         if key not in self.known:
             self.known[key] = piece()
         return self.known[key]
@@ -141,7 +147,7 @@ def _images(job: Job, experiment: Experiment, count: int) -> Batch:
     return Batch(x, indices % job.table.head.classes, indices)
 
 
-def pass_seconds(job: Job, experiment: Experiment) -> float:
+def pass_seconds(job: Job, experiment: Experiment, timer: Timer) -> float:
     """Time a forward and a backward to the images on the job's device, and return half of it for one image."""
     model = _model(experiment, job, job.device).eval()
 
@@ -151,10 +157,10 @@ def pass_seconds(job: Job, experiment: Experiment) -> float:
             total = model(x).sum()
         return torch.autograd.grad(total, x)[0].sum()
 
-    return _seconds(once) / 2
+    return _seconds(once, timer) / 2
 
 
-def step_seconds(job: Job, experiment: Experiment) -> float:
+def step_seconds(job: Job, experiment: Experiment, timer: Timer) -> float:
     """Time a training step of the method on the job's device, but for the optimizer, and return it for one image."""
     settings, threat = experiment.settings, experiment.threat.model
     model = _model(experiment, job, job.device).train()
@@ -167,23 +173,23 @@ def step_seconds(job: Job, experiment: Experiment) -> float:
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    return _seconds(once)
+    return _seconds(once, timer)
 
 
-def _seconds(once: Callable[[int], Tensor]) -> float:
+def _seconds(once: Callable[[int], Tensor], timer: Timer) -> float:
     """Return the seconds of one image: the shortest of three calls with as many as take `AIM`, after two with few.
 
     What is slow is called with few images, and once. Each call waits for the device.
     """
     for _ in range(2):  # the first one also makes what is made once
-        if (taken := _taken(once, FEW)) > LONG:
+        if (taken := _taken(once, FEW, timer)) > LONG:
             return taken / FEW
     count = max(FEW, min(MOST, int(AIM / taken * FEW)))
-    return min(_taken(once, count) for _ in range(3)) / count
+    return min(_taken(once, count, timer) for _ in range(3)) / count
 
 
-def _taken(once: Callable[[int], Tensor], count: int) -> float:
-    return timeit(lambda: once(count).item(), number=1)
+def _taken(once: Callable[[int], Tensor], count: int, timer: Timer) -> float:
+    return timeit(lambda: once(count).item(), timer=timer, number=1)
 
 
 def attack_passes(attack: str | None, classes: int) -> float:
@@ -199,9 +205,14 @@ def attack_passes(attack: str | None, classes: int) -> float:
     return 2.0 * (steps + 1) * restarts * {"multi-targeted": classes - 1, "transfer": 3}.get(family, 1)
 
 
-def estimates(job: Job, rows: Sequence[str]) -> Iterator[tuple[str, WorkEstimate]]:
-    """Yield what is left to do of each training of the rows, as soon as it is known."""
-    clock = Clock(job)
+def estimates(
+    job: Job, rows: Sequence[str], known: dict[str, float] | None = None, timer: Timer = perf_counter
+) -> Iterator[tuple[str, WorkEstimate]]:
+    """Yield what is left to do of each training of the rows, as soon as it is known.
+
+    known: what pieces of work took, which several jobs may share; it is added to. timer: whose seconds are meant.
+    """
+    clock = Clock(job, {} if known is None else known, timer)
     for row in rows:
         for run in job.scale.runs(row):
             yield run, estimate(job, run, clock)

@@ -36,6 +36,8 @@ KINDS = {
     "l-bound": "Distance, pixels of [0, 1]",
     "c-bound": "Distance, pixels of [0, 1]",
     "improvement": "Ratio",
+    "gamma": "Linearity error",
+    "linearity-error": "Linearity error",
     "largest-lipschitz": "Largest Lipschitz constant",
     "smallest-lipschitz": "Smallest Lipschitz constant",
     "mean-gradient": "Mean gradient norm",

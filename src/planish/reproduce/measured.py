@@ -211,6 +211,15 @@ def load_documents(root: Path) -> list[dict[str, Any]]:
     return found
 
 
+def verdicts(own: PaperTable, whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the document's verdict on each of the table's claims; those added since, at the end, are not tested."""
+    since = {"outcome": "not tested", "value": None, "low": None, "high": None}
+    since["because"] = "added after this was judged; run the table again"
+    printed = paper_numbers(own)
+    added = [{**since, "paper_agrees": holds(claim, printed)} for claim in own.claims[len(whole["claims"]) :]]
+    return [*whole["claims"], *added]
+
+
 def _named_now(whole: dict[str, Any]) -> dict[str, Any]:
     """Return a document of an earlier planish with the present names of its methods and suites."""
     suite, method = partial(called_now, "suites"), partial(called_now, "methods")

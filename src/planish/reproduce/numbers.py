@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from planish.audit.measures.bounds import c_bound, l_bound, soft_top_margin, top_margin
 from planish.audit.measures.curvature import curvature, gradient_norms
+from planish.audit.measures.linearity import local_linearity, one_step
 from planish.audit.measures.lipschitz import empirical_lipschitz
 from planish.core.arguments import check_images, check_logits, in_chunks
 from planish.core.batch import Batch
@@ -20,7 +21,7 @@ from planish.runs.judge import EvaluationConfig, LoadedModel, images_to_judge
 
 STEPS = 20
 """Of the ascents, and of Lanczos."""
-PASSES = {"lipschitz": 6 * STEPS + 4, "regularity": 2 * STEPS + 4}
+PASSES = {"lipschitz": 6 * STEPS + 4, "regularity": 2 * STEPS + 4, "linearity": 2 * STEPS + 7}
 """What an image costs at most."""
 
 Found = dict[str, Tensor]
@@ -58,7 +59,16 @@ def regularity(model: nn.Module, batch: Batch, threat: ThreatModel, places: int)
     }
 
 
-NUMBERINGS: dict[str, Numbering] = {"lipschitz": lipschitz, "regularity": regularity}
+def linearity(model: nn.Module, batch: Batch, threat: ThreatModel, places: int) -> Found:
+    """Return how far the loss departs from its tangent: "gamma", the largest error found in each ball (Qin et al. 2019,
+    eq. 6), and "error", that after one full step (Li and Yu 2022, eq. C.1).
+    """
+    largest = in_chunks(partial(local_linearity, model, threat=threat, steps=STEPS), batch)
+    after = in_chunks(partial(one_step, model, threat=threat), batch)
+    return {"gamma": largest.gamma, "error": after.error, "passes": largest.passes + after.passes}
+
+
+NUMBERINGS: dict[str, Numbering] = {"lipschitz": lipschitz, "regularity": regularity, "linearity": linearity}
 
 
 def measure(

@@ -9,13 +9,16 @@ from planish.core.words import number_of
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words, seed_words
 from planish.reproduce.figure import figure_name, paper_figure, write_figure
-from planish.reproduce.measured import load_documents
+from planish.reproduce.measured import load_documents, verdicts
 from planish.reproduce.running import Job, state
-from planish.reproduce.scales import SCALES
+from planish.reproduce.scales import SCALES, SEED
 from planish.reproduce.tables import HOME, PaperColumn, PaperTable
 from planish.storage.files import write_text
+from planish.storage.reading import read_json
 
 FIGURE = "figure.png"
+ESTIMATES = "estimates.json"
+"""What every training of the tables takes at a scale, beside the results; `benchmarks/estimates.py` writes it."""
 INTRODUCTION = HOME / "introduction.md"
 SEEDS = (
     "Intervals are 95 %, over test images, and over seeds too where their values are named; other rows have one seed."
@@ -50,7 +53,7 @@ def _progress(own: PaperTable, scale: str, out: Path) -> str:
 def results_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     """Return the table, in each cell what was measured and, in brackets, what was printed."""
     keys = [key for key, column in own.columns.items() if column.measure != "given"]
-    keys += [key for key in whole["attacks"] if key not in own.columns]
+    keys += [key for key in whole["attacks"] if key not in own.columns and _has_some(whole, key)]
     headers = ["Row"]
     for key in keys:
         column = own.columns.get(key, PaperColumn(key, "given"))
@@ -63,6 +66,10 @@ def results_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
         found = whole["rows"][name]["figures"]
         lines.append(_cells(row.printed, *(_cell(found[key], row.paper.get(key)) for key in keys)))
     return table(_caption(own, whole), headers, lines)
+
+
+def _has_some(whole: dict[str, Any], key: str) -> bool:
+    return any(row["figures"][key].get("value") is not None for row in whole["rows"].values())
 
 
 def _cell(found: dict[str, Any], printed: str | None) -> str:
@@ -91,7 +98,7 @@ def _caption(own: PaperTable, whole: dict[str, Any]) -> str:
 def claims_rows(own: PaperTable, whole: dict[str, Any]) -> Table:
     """Return a line for each of the paper's claims, with its verdict."""
     lines: list[list[Cell]] = []
-    for claim, found in zip(own.claims, whole["claims"], strict=True):
+    for claim, found in zip(own.claims, verdicts(own, whole), strict=True):
         agrees = {None: "do not say", True: "agree", False: "contradict it"}[found["paper_agrees"]]
         lines.append(
             _cells(found["outcome"], claim.says, measured_words(found), bound_words(claim), claim.where, agrees)
@@ -111,19 +118,68 @@ def write_page(root: Path, page: Path, tables: Sequence[PaperTable]) -> Path:
     documents = [whole for whole in load_documents(root) if whole["table"] in known]
     for whole in documents:
         write_figure(known[whole["table"]], whole, page.parent / "images" / figure_name(whole))
-    write_text(page_text(tables, documents), page)
+    write_text(page_text(tables, documents, load_estimates(root)), page)
     return page
 
 
-def page_text(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]]) -> str:
-    """Return the whole page as Markdown."""
+def load_estimates(root: Path) -> dict[str, Any] | None:
+    """Return what the tables' trainings are estimated to take; None if nobody has."""
+    return read_json(root / ESTIMATES, "remove it") if (root / ESTIMATES).exists() else None
+
+
+def page_text(
+    tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]], estimated: dict[str, Any] | None = None
+) -> str:
+    """Return the whole page as Markdown. estimated: what `load_estimates` returns."""
     scales = [f"- `{name}`: {scale.words()}." for name, scale in SCALES.items()]
     parts = [INTRODUCTION.read_text(encoding="utf-8"), "## Scales", *scales, "", "## Tables", ""]
     if not documents:
         parts += ["Nothing has been run and kept yet: below are the tables, their rows, and what is known of them.", ""]
     for own in tables:
         parts += [*_table_part(own), *(_results_part(own, whole) for whole in documents if whole["table"] == own.name)]
+    if estimated is not None:
+        parts += unrun(tables, documents, estimated)
     return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def unrun(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]], estimated: dict[str, Any]) -> list[str]:
+    """Return the page's lines on what has not been run at the scale of the estimates, and what it takes."""
+    scale, lines = estimated["scale"], []
+    for own in tables:
+        runs = estimated["tables"].get(own.name, {})
+        whole = next((one for one in documents if (one["table"], one["scale"]) == (own.name, scale)), None)
+        left = {run: one for run, one in runs.items() if not _is_run(whole, run)}
+        if left:
+            lines.append(_cells(*_left_words(own.name, left, len(runs))))
+    caption = (
+        f"What each training and its judging takes on {estimated['device']}, in processor time: counted passes of"
+        f" single images, times what one takes on random images, measured on {estimated['date']}. Judging as if no"
+        " attack broke an image; data loading and the optimizer come on top. A training that several tables share"
+        " counts in each."
+    )
+    headers = ("Table", "Trainings left", "Training passes", "Judging passes, at most", "Hours", "Hours of a training")
+    return [f"## Not run yet at scale {scale}", "", markdown(table(caption, headers, lines)).strip(), ""]
+
+
+def _is_run(whole: dict[str, Any] | None, run: str) -> bool:
+    """Say whether the document has this training of its row: the seeds of a row are run in order."""
+    name, _, seed = run.partition(SEED)
+    figures = {} if whole is None else whole["rows"].get(name, {"figures": {}})["figures"]
+    done = max((len(one.get("seeds", [0])) for one in figures.values() if one.get("value") is not None), default=0)
+    return int(seed or 0) < done
+
+
+def _left_words(name: str, left: dict[str, dict[str, float]], runs: int) -> list[str]:
+    rows: dict[str, list[float]] = {}
+    for run, one in left.items():
+        rows.setdefault(run.partition(SEED)[0], []).append(one["seconds"] / 3600)
+    each = [f"{row} {f'{len(hours)} x ' if len(hours) > 1 else ''}{_brief(hours[0])}" for row, hours in rows.items()]
+    passes = [f"{_brief(sum(one[key] for one in left.values()) / 1e6)} million" for key in ("training", "judging")]
+    return [name, f"{len(left)} of {runs}", *passes, _brief(sum(map(sum, rows.values()))), ", ".join(each)]
+
+
+def _brief(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 
 def _table_part(own: PaperTable) -> list[str]:

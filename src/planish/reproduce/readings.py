@@ -12,6 +12,7 @@ import numpy as np
 
 from planish.core.words import number_of
 from planish.reproduce.claims import T95, bound_words
+from planish.reproduce.measured import verdicts
 from planish.reproduce.pages import measured_words
 from planish.reproduce.scales import SCALES
 from planish.reproduce.tables import Claim, PaperTable
@@ -20,13 +21,17 @@ from planish.storage.files import write_text
 READINGS = Path(__file__).with_name("readings.toml")
 MOST_SEEDS = 100
 INTRODUCTION = """# What of the three papers holds
+"""
+READING = """All of it on **cifar10-jpeg75** (CIFAR-10 stored as JPEG of quality 75, which is not the original), with
+networks and trainings far smaller than the papers'. Costs are counted passes, in steps of standard training.
 
-Each claim with its verdict at the largest scale that has one, and what we make of it. Data: **cifar10-jpeg75**,
-CIFAR-10 stored as JPEG of quality 75, which is not the original. A verdict holds at its scale, and the
-scales here are far below the papers': `confirmed` and `refuted` say what was measured, not what the authors would find.
-[Reproduction](reproduction.md) has the tables, the scales and how verdicts come about; this page is written from it by
+Below: every claim, with its verdict at the largest scale that has one, and what we make of it. A verdict holds at its
+scale: `confirmed` and `refuted` say what was measured, not what the authors would find. [Reproduction](reproduction.md)
+has the tables, the scales, how verdicts come about, and what has not been run; this page is written from it by
 `planish reproduce --claims PAGE`.
 """
+SHORT = {"holds": "Holds here", "fails": "Does not hold here", "why": "Why"}
+"""What the page's first table says of each paper, and its headers."""
 OUTCOMES = ("confirmed", "refuted", "open", "not tested")
 
 
@@ -81,7 +86,7 @@ def judged_claims(tables: Sequence[PaperTable], documents: Sequence[dict[str, An
     for own in tables:
         own_documents = [whole for scale in SCALES for whole in documents if _is_of(whole, own.name, scale)]
         for place, claim in enumerate(own.claims):
-            pairs = tuple((whole, whole["claims"][place]) for whole in own_documents)
+            pairs = tuple((whole, verdicts(own, whole)[place]) for whole in own_documents)
             bare = JudgedClaim(own, claim, pairs, None)
             scale = bare.decisive[0]["scale"] if bare.decisive else ""
             reads = (one for one in kept if (one.table, one.claim) == (own.name, claim.says))
@@ -101,10 +106,15 @@ def write_claims(page: Path, tables: Sequence[PaperTable], documents: Sequence[d
 
 
 def claims_page(tables: Sequence[PaperTable], documents: Sequence[dict[str, Any]]) -> str:
-    """Return the page as Markdown: a table of how many claims hold, then paper by paper."""
+    """Return the page as Markdown: what holds in short, a table of how many claims do, then paper by paper."""
     claims = judged_claims(tables, documents)
     papers = _kept()["papers"]
-    lines = [INTRODUCTION, "| Paper | confirmed | refuted | open | not tested |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [INTRODUCTION, f"| What the paper says | {' | '.join(SHORT.values())} |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| **{paper}**: {about['idea']} | {' | '.join(about[key] for key in SHORT)} |"
+        for paper, about in papers.items()
+    ]
+    lines += ["", READING, f"| Claims | {' | '.join(OUTCOMES)} |", "| --- | ---: | ---: | ---: | ---: |"]
     for paper in papers:
         counts = Counter(one.outcome for one in claims if one.own.head.paper == paper)
         lines.append(f"| {paper} | " + " | ".join(str(counts[name]) for name in OUTCOMES) + " |")

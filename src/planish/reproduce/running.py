@@ -56,18 +56,23 @@ class Job:
         if found.experiment is None:
             raise BadInput(f"{self.table.name} {row} cannot be trained: {found.missing}")
         experiment = scaled(found.experiment, self.scale, self.train)
-        return replace(experiment, seed=experiment.seed + int(seed or 0))
+        own = {**experiment.method.options, **self.scale.options.get(row.partition(SEED)[0], {})}
+        return replace(
+            experiment, seed=experiment.seed + int(seed or 0), method=replace(experiment.method, options=own)
+        )
 
     def row(self, run: str) -> Row:
         """Return the row that a training belongs to. Raises BadInput."""
         return self.table.row(run.partition(SEED)[0])
 
     def columns(self) -> dict[str, PaperColumn]:
-        """Return the table's columns, and planish's own suite where rows are judged in a ball."""
+        """Return the table's columns and, where rows are judged in a ball, planish's own suite and the scale's own."""
         if self.table.head.radius is None:
             return self.table.columns
-        own = "planish-suite"
-        return {**self.table.columns, own: PaperColumn(f"{own}, not in the paper", "accuracy", own)}
+        suite = "planish-suite"
+        own = {suite: PaperColumn(f"{suite}, not in the paper", "accuracy", suite)}
+        own |= {name: PaperColumn(f"{name}, not in the paper", name) for name in self.scale.beside}
+        return {**self.table.columns, **own}
 
     def record(self, row: str, column: PaperColumn) -> Path:
         """Return the folder of the record that measures the column."""
@@ -116,11 +121,7 @@ def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] 
     A training that another row or table has finished at this scale, in the folder beside, is copied, not run again.
     Raises BadInput, before anything is written, if a folder holds a run of another configuration or of other data.
     """
-    runs = _runs(job, rows)
-    for name in job.table.trainable:
-        check(job.folder(name), job.experiment(name))
-    _check_all(runs, other_data=job.train is not None)
-    for name, (folder, experiment) in runs.items():
+    for name, (folder, experiment) in _checked(job, rows).items():
         if not (folder / CONFIG).exists() and (other := twin(job, experiment)):
             copy_run(other, folder)
         if not trained(folder, experiment):
@@ -129,8 +130,17 @@ def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] 
                 _snapshot(job, folder)
                 yield Step(name, record)
         if not name.startswith("source."):
-            for found in _judged(job, name, None if on_chunk is None else on_chunk(name)):
-                yield Step(name, found)
+            yield from _judged(job, name, on_chunk)
+
+
+def judge(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] | None = None) -> Iterator[Step]:
+    """Judge those trainings of the rows that are finished, where that is missing, and train nothing.
+
+    Yields after each attack, which is saved by then. Raises BadInput as `reproduce` does.
+    """
+    for name, (folder, experiment) in _checked(job, rows).items():
+        if trained(folder, experiment) and not name.startswith("source."):
+            yield from _judged(job, name, on_chunk)
 
 
 def _snapshot(job: Job, folder: Path) -> None:
@@ -148,15 +158,19 @@ def _runs(job: Job, rows: Sequence[str]) -> dict[str, tuple[Path, Experiment]]:
     return {name: (job.folder(name), experiment) for name, experiment in runs.items()}
 
 
-def _check_all(runs: dict[str, tuple[Path, Experiment]], *, other_data: bool) -> None:
-    """Check every folder, the data only where it is named: finished rows can be looked at without it."""
+def _checked(job: Job, rows: Sequence[str]) -> dict[str, tuple[Path, Experiment]]:
+    """Return the runs, every folder checked, against the data only where it is named: finished rows do not need it."""
     digests: dict[str, str] = {}
+    runs = _runs(job, rows)
+    for name in job.table.trainable:
+        check(job.folder(name), job.experiment(name))
     for folder, experiment in runs.values():
         check(folder, experiment)
-        if other_data and (folder / CONFIG).exists():
+        if job.train is not None and (folder / CONFIG).exists():
             key = repr((experiment.data, experiment.seed))
             digests[key] = digests.get(key) or training_images(experiment)[0].digest()
             refuse_other_data(folder, digests[key])
+    return runs
 
 
 def check(folder: Path, experiment: Experiment) -> None:
@@ -182,20 +196,21 @@ def trained(folder: Path, experiment: Experiment) -> bool:
     return len((folder / METRICS).read_text().splitlines()) >= experiment.settings.epochs
 
 
-def _judged(job: Job, row: str, on_chunk: OnChunk | None) -> Iterator[Evaluation | Distances | Numbers]:
+def _judged(job: Job, row: str, on_chunk: Callable[[str], OnChunk] | None) -> Iterator[Step]:
     """Judge a trained row by every attack of the table, each in a folder of its own, so that each faces all images."""
-    model = None
+    model, shown = None, None if on_chunk is None else on_chunk(row)
     for column in job.columns().values():
         if not column.is_judged or finished(job, row, column):
             continue
         model = model or replace(load_model(str(job.folder(row)), job.device), name=row)
         task, place = _task(job, row, column), job.record(row, column)
-        if column.by_distance:
-            yield from measure(model, task, place, device=job.device, resume=True)
-        elif column.by_numbers:
-            yield measure_numbers(model, task, column, place, device=job.device)
+        if column.by_numbers:
+            yield Step(row, measure_numbers(model, task, column, place, device=job.device))
+        elif column.by_distance:
+            yield from (Step(row, found) for found in measure(model, task, place, device=job.device, resume=True))
         else:
-            yield from evaluate_into(model, task, place, device=job.device, resume=True, on_chunk=on_chunk)
+            found = evaluate_into(model, task, place, device=job.device, resume=True, on_chunk=shown)
+            yield from (Step(row, record) for record in found)
 
 
 def _task(job: Job, row: str, column: PaperColumn) -> EvaluationConfig:

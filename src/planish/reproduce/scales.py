@@ -9,7 +9,7 @@ from planish.core.errors import BadInput, nearest
 from planish.core.modes import Precision
 from planish.core.words import number_of
 from planish.registry import made
-from planish.reproduce.tables import PaperColumn, PaperTable
+from planish.reproduce.tables import Measure, PaperColumn, PaperTable
 from planish.runs.config import Experiment, Named
 
 LIMITS = {
@@ -33,7 +33,9 @@ class Scale:
     every ResNet a ResNet-18. side: larger images are brought to so many pixels. precision: of training and of the
     attacks' search. steps, restarts, queries: at most, of the attacks. instead: attacks that stand for others.
     validation: training images held out and judged after each epoch. snapshots: the weights are kept every so many
-    epochs, 0 = never. seeds: how many seeds a row is trained with; these rows are run first, in this order.
+    epochs, 0 = never. seeds: how many seeds a row is trained with; these rows are run first, in this order. options:
+    hyper-parameters of rows' methods that are others at this scale. beside: what is measured in the ball of every row,
+    beside the table's columns.
     """
 
     name: str = "full"
@@ -52,6 +54,8 @@ class Scale:
     validation: int | None = None
     snapshots: int = 0
     seeds: dict[str, int] = field(default_factory=dict)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    beside: tuple[Measure, ...] = ()
 
     def runs(self, row: str) -> tuple[str, ...]:
         """Return the names of a row's trainings, one a seed: "seat", "seat.seed-1", ..."""
@@ -78,13 +82,18 @@ CHEAPER = {"autoattack": "planish-suite", "paper-finlay": "closest", "carlini-wa
 SEED = ".seed-"
 """What parts a row's name from the seed of another of its trainings."""
 _CUT = Scale(batch_size=128, precision="bf16", instead=CHEAPER)
+_LINEARITY: tuple[Measure, ...] = ("gamma", "linearity-error")
 _QUARTER = replace(_CUT, width_divisor=4, blocks_divisor=4, side=32)
 SCALES = {
     "full": Scale(),
-    "gpu": replace(_CUT, name="gpu", epochs=15, test_images=1000, side=128, steps=50, restarts=2, queries=2000),
+    "gpu": replace(
+        replace(_CUT, name="gpu", epochs=15, test_images=1000, side=128, steps=50, restarts=2, queries=2000),
+        beside=_LINEARITY,
+    ),
     "small": replace(
         replace(_QUARTER, name="small", epochs=30, test_images=2000, validation=2000, snapshots=2),
         instead={**CHEAPER, "pgd-margin-50-10": "pgd-margin-50-1"},
+        beside=_LINEARITY,
     ),
     "cpu": replace(_QUARTER, name="cpu", images=12000, epochs=8, test_images=500, steps=20, restarts=1, queries=1000),
 }

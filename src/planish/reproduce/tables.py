@@ -17,7 +17,7 @@ SECTIONS = ("data", "model", "method", "threat", "settings", "guard", "seed")
 Measure = Literal[
     "clean", "accuracy", "gap", "success", "error", "distance", "fooled", "improvement", "largest-lipschitz",
     "smallest-lipschitz", "mean-gradient", "largest-gradient", "mean-hessian", "largest-hessian", "l-bound", "c-bound",
-    "cost", "given", "missing",
+    "gamma", "linearity-error", "cost", "given", "missing",
 ]  # fmt: skip
 FROM_DISTANCES = ("distance", "fooled", "improvement")
 
@@ -25,7 +25,7 @@ FROM_DISTANCES = ("distance", "fooled", "improvement")
 class Statistic(NamedTuple):
     """What a column shows of numbers that each image has: of which record, which numbers, their mean or the largest."""
 
-    record: Literal["lipschitz", "regularity"]
+    record: Literal["lipschitz", "regularity", "linearity"]
     numbers: str
     over: Literal["mean", "largest"] = "mean"
 
@@ -39,7 +39,12 @@ STATISTICS: dict[str, Statistic] = {
     "largest-hessian": Statistic("regularity", "hessian", "largest"),
     "l-bound": Statistic("regularity", "by_lipschitz"),
     "c-bound": Statistic("regularity", "by_curvature"),
+    "gamma": Statistic("linearity", "gamma"),
+    "linearity-error": Statistic("linearity", "error"),
 }
+
+IN_A_BALL = {"lipschitz": "Lipschitz constants", "linearity": "linearity"}
+"""Records of numbers that need a radius, and what they measure."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,11 @@ class PaperColumn:
     of the correct images for which an attack of no fixed radius found anything; "improvement", Finlay and Oberman's
     ratio to the row `source`; "largest-lipschitz" and "smallest-lipschitz", means of the empirical local Lipschitz
     constant's extremes in the images' balls; mean and largest norm of the margin's "gradient" and of its soft maximum's
-    "hessian"; "l-bound" and "c-bound", mean lower bounds of the distance; "cost", standard steps that a training step
-    costs, counted; "given", part of the setting; "missing", with the reason `why`. attack: a name or "suite/stage".
-    source: a network that images are made on. places: the margin and bounds are to that place, as for Top-5 errors.
-    note: why it cannot be compared.
+    "hessian"; "l-bound" and "c-bound", mean lower bounds of the distance; "gamma" and "linearity-error", means of the
+    largest error of the loss's tangent found in the ball and of that after one full step; "cost", standard steps that a
+    training step costs, counted; "given", part of the setting; "missing", with the reason `why`. attack: a name or
+    "suite/stage". source: a network that images are made on. places: the margin and bounds are to that place, as for
+    Top-5 errors. note: why it cannot be compared.
     """
 
     printed: str
@@ -252,14 +258,20 @@ def _experiment(what: str, base: Mapping[str, Any], tree: Mapping[str, Any]) -> 
 
 
 def _check_names(found: PaperTable) -> None:
+    for scale, changed in found.scales.items():
+        for name in (*changed.get("seeds", {}), *changed.get("options", {})):
+            if name not in found.rows:
+                raise BadInput(f"[scales.{scale}] speaks of '{name}', which is no row.{nearest(name, found.rows)}")
     for claim in found.claims:
         for name in claim.names:
             row, _, column = name.rpartition(".")
             if row not in found.rows or column not in found.columns:
                 raise BadInput(f"claim '{claim.says}' speaks of '{name}', which is no row.column")
     for key, own in found.columns.items():
-        if own.by_numbers and own.statistic.record == "lipschitz" and found.head.radius is None:
-            raise BadInput(f"column '{key}' measures Lipschitz constants in a ball: give the table a radius")
+        if own.by_numbers and own.statistic.record in IN_A_BALL and found.head.radius is None:
+            raise BadInput(
+                f"column '{key}' measures {IN_A_BALL[own.statistic.record]} in a ball: give the table a radius"
+            )
         known = found.rows if own.measure == "improvement" else found.sources
         if own.source is not None and own.source not in known:
             raise BadInput(f"column '{key}' needs '{own.source}'.{nearest(own.source, known)}")

@@ -17,7 +17,7 @@ from planish.records.origin import device_name
 from planish.storage.files import home
 
 REQUIREMENT = re.compile(r"(?P<package>[\w.-]+)[^;]*(;.*extra == ['\"](?P<extra>[\w-]+)['\"])?")
-DEVELOPERS = ("all", "test")
+DEVELOPERS = ("all", "docs", "integrations", "maite", "queue", "test")
 """Extras that only who develops planish wants."""
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
 SPARSE = 2e9

@@ -14,6 +14,7 @@ try:
     import optuna
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
+    from sqlalchemy import NullPool
 except ImportError as error:
     raise BadInput("a sweep needs Optuna, which is not installed: pip install optuna") from error
 
@@ -56,8 +57,9 @@ class JournalLock:
 
 
 def _storage(where: str | Path) -> Any:
+    """Return a journal, or a database to which no connection is kept: training would leave it idle for hours."""
     if "://" in str(where):
-        return optuna.storages.RDBStorage(str(where))
+        return optuna.storages.RDBStorage(str(where), engine_kwargs={"poolclass": NullPool})
     lock: Any = JournalLock(Path(where))
     return optuna.storages.JournalStorage(JournalFileBackend(str(where), lock_obj=lock))
 

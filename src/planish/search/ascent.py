@@ -290,6 +290,8 @@ class DistanceResult(NamedTuple):
 
 def with_logits(model: nn.Module, batch: Batch, chunk: int | None = None) -> Batch:
     """Return the batch with its clean logits, all without a graph; they are computed only if it has none."""
+    if batch.logits is not None and not any(_needs_copy(part) for part in batch):
+        return batch
     own = (part if part is None or not part.is_inference() else part.clone() for part in batch)
     batch = Batch(*own)  # type: ignore[arg-type]
     batch = batch._replace(x=batch.x.detach())
@@ -297,6 +299,10 @@ def with_logits(model: nn.Module, batch: Batch, chunk: int | None = None) -> Bat
         return batch._replace(logits=batch.logits.detach())
     with torch.no_grad():
         return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, images_at_a_time(chunk))]))
+
+
+def _needs_copy(part: Tensor | None) -> bool:
+    return part is not None and (part.requires_grad or part.is_inference())
 
 
 def owned(found: Adversarials) -> Adversarials:

@@ -18,7 +18,8 @@ class Walk(NamedTuple):
     """Where images stand that are not finished; all (n,) or (n, ...).
 
     rows: which images of the batch. radius: of the ball that each is held in, in pixels. reach: the distance to the
-    farthest corner of the box. own: what an attack keeps besides, a tensor or a tuple of tensors.
+    farthest corner of the box. met: whether it has met an adversarial image. own: what an attack keeps besides, a
+    tensor or a tuple of tensors.
     """
 
     rows: Tensor
@@ -27,18 +28,20 @@ class Walk(NamedTuple):
     x_adv: Tensor
     radius: Tensor
     reach: Tensor
+    met: Tensor
     own: Any = ()
 
 
 class StepOutcome(NamedTuple):
     """What a step shows, (n,) or (n, ...): the loss and its gradient at x_adv, whether x_adv is adversarial.
 
-    best: the distance of the nearest adversarial image so far; inf = none.
+    length: the distance of x_adv. best: that of the nearest adversarial image so far; inf = none.
     """
 
     value: Tensor
     gradient: Tensor
     adversarial: Tensor
+    length: Tensor
     best: Tensor
 
 
@@ -77,15 +80,18 @@ class NearestSearch(NamedTuple):
         x = self.batch.x[rows].detach()
         reach = self.threat.farthest(x)
         first = radius if isinstance(radius, Tensor) else torch.full_like(reach, radius)
-        return Walk(rows, x, self.batch.labels[rows], x, first, reach, own)
+        return Walk(rows, x, self.batch.labels[rows], x, first, reach, torch.zeros_like(rows, dtype=torch.bool), own)
 
     def offer(self, rows: Tensor, x_adv: Tensor, adversarial: Tensor, step: int) -> None:
         """Enter candidates (n, ...) for these rows where they are adversarial and nearer, in place."""
-        found, distance = self.found, self.threat.norm(x_adv - self.batch.x[rows])
-        nearer = adversarial & (distance < found.distance[rows])
-        found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), found.x_adv[rows])
-        found.distance[rows] = torch.where(nearer, distance.to(found.distance.dtype), found.distance[rows])
-        found.step[rows] = torch.where(nearer, step, found.step[rows])
+        self._enter(rows, x_adv, self.threat.norm(x_adv - at_rows(self.batch.x, rows)), adversarial, step)
+
+    def _enter(self, rows: Tensor, x_adv: Tensor, distance: Tensor, adversarial: Tensor, step: int) -> None:
+        found = self.found
+        nearer = (adversarial & (distance < at_rows(found.distance, rows))).nonzero().squeeze(1)
+        hit = rows[nearer]
+        found.x_adv[hit], found.distance[hit] = x_adv.detach()[nearer], distance[nearer].to(found.distance.dtype)
+        found.step[hit] = step
 
     def tried(self, rows: Tensor, x_adv: Tensor, step: int) -> Tensor:
         """Enter candidates where they are misclassified and nearer, by a forward; return which are, (n,)."""
@@ -105,12 +111,19 @@ class NearestSearch(NamedTuple):
                 return
             value, logits, gradient = evaluated(objective_of(self.model, loss_of(loss(at), at.labels)), at.x_adv)
             self.found.passes[at.rows] += 2
-            adversarial = margin(logits, at.labels) >= 0
-            self.offer(at.rows, at.x_adv, adversarial, taken + step)
-            at = move(at, StepOutcome(value, gradient, adversarial, self.found.distance[at.rows]), step)
-            at = chosen(at, (self.found.distance[at.rows] > self.threat.radius).nonzero().squeeze(1))
+            adversarial, length = margin(logits, at.labels) >= 0, self.threat.norm(at.x_adv - at.x)
+            self._enter(at.rows, at.x_adv, length, adversarial, taken + step)
+            best, at = at_rows(self.found.distance, at.rows), at._replace(met=at.met | adversarial)
+            at = move(at, StepOutcome(value, gradient, adversarial, length, best), step)
+            going = (at_rows(self.found.distance, at.rows) > self.threat.radius).nonzero().squeeze(1)
+            at = at if len(going) == len(at.rows) else chosen(at, going)
         if len(at.rows):
             self.tried(at.rows, at.x_adv, taken + steps)
+
+
+def at_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Return these rows of the values; the values themselves where the rows, which are in order, are all."""
+    return values if len(rows) == len(values) else values[rows]
 
 
 NOISES = 100

@@ -1,9 +1,10 @@
 """planish's own suite: a short cascade that is as strong as AutoAttack on honest models, and knows when it is not.
 
 Short: a scout with a scale-free loss breaks most of what can be broken; then the nearest classes by linearised distance
-are aimed at in turn; then these again, for longer, on the images that came closest to being broken; last, a short
-black-box check on a few survivors, which is made long where it came nearer to breaking one than gradients had. What the
-ledger of these says decides whether the long stages are run too: see `Cascade.reasons`.
+are aimed at in turn, in L1 once more by the ascent that moves few pixels at a time; then these again, for longer, on
+the images that came closest to being broken; last, a short black-box check on a few survivors, which is made long where
+it came nearer to breaking one than gradients had. What the ledger of these says decides whether the long stages are run
+too: see `Cascade.reasons`.
 """
 
 from collections.abc import Mapping
@@ -21,12 +22,14 @@ from planish.core.errors import at_least
 from planish.core.losses import margin, scale_free_cross_entropy
 from planish.core.words import number_of
 from planish.records.evaluation import Column
-from planish.search.step_rules import COSINE_MOMENTUM
+from planish.search.step_rules import COSINE_MOMENTUM, AutoPGD, StepRule
 
 CHECKED, CHECK_SHARE = 200, 50
 """The check sees at most so many survivors, and at most one for so many test images."""
 FOCUS, FOCUS_STEPS, FOCUS_STARTS = 0.05, 60, 2
 """What attacks came closest to breaking: this share of the survivors is attacked again, longer, from so many starts."""
+SPARSE_STEPS = 20
+"""Of APGD towards each target in L1, where it moves few pixels at a time and breaks what other steps do not."""
 STUCK, LEAP, GAIN = 0.01, 0.06, 0.01
 """Shares of the images that may be stuck at their start, or fall to the targets after the scout, or then to the attack
 on the hard cases, in a short run."""
@@ -86,11 +89,14 @@ class Cascade(Suite):
 
     def _short(self, images: int) -> tuple[Stage, ...]:
         scout = Untargeted(COSINE_MOMENTUM, self.scout_steps, scale_free_cross_entropy)
-        hardest = FOCUS_STARTS * self._towards(1, self.targets, FOCUS_STEPS)
+        in_l1 = self.norm == "L1"
+        sparse = Worst((ByDistance(), *self._towards(1, self.targets, SPARSE_STEPS, AutoPGD())))
+        hardest = FOCUS_STARTS * self._towards(1, self.targets, FOCUS_STEPS, AutoPGD() if in_l1 else COSINE_MOMENTUM)
         check = Worst((Noise(10), Square(50)))
         return (
             Stage("scout", scout),
             Stage("targets", Worst((ByDistance(), *self._towards(1, self.targets, self.target_steps)))),
+            *((Stage("sparse", sparse),) if in_l1 else ()),
             Stage("focus", Worst((ByDistance(), *hardest)), focus=FOCUS),
             Stage("check", check, sample=_checked(images)),
         )
@@ -101,7 +107,7 @@ class Cascade(Suite):
         It knows less, and is far behind wherever gradients are worth anything.
         """
         tried = done["check"].attempted
-        reached = np.fmax.reduce([done[name].margin[tried] for name in ("scout", "targets", "focus")])
+        reached = np.fmax.reduce([done[name].margin[tried] for name in done if name != "check"])
         ahead = int((done["check"].margin[tried] > reached).sum())
         count = number_of(int(tried.sum()))
         return f"noise and random search came nearer than gradients on {ahead} of {count}" if ahead else ""
@@ -121,9 +127,9 @@ class Cascade(Suite):
             *AutoAttack(norm=self.norm).stages,
         )
 
-    def _towards(self, first: int, last: int, steps: int) -> tuple[Targeted, ...]:
+    def _towards(self, first: int, last: int, steps: int, rule: StepRule = COSINE_MOMENTUM) -> tuple[Targeted, ...]:
         ranks = range(first, min(last, self.classes - 1) + 1)
-        return tuple(Targeted(COSINE_MOMENTUM, steps, Ranked(rank)) for rank in ranks)
+        return tuple(Targeted(rule, steps, Ranked(rank)) for rank in ranks)
 
 
 def _checked(images: int) -> int:

@@ -1,6 +1,8 @@
 """Is the model fit to be judged at all, and what must a reader know beside the verdicts. Few passes, always made."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -118,14 +120,11 @@ def plain_forward(evidence: Evidence) -> Seen:
         elif event == "call" and code is nn.Module._call_impl.__code__ and not torch.is_grad_enabled():
             called.extend(["a layer without gradients"] if frame.f_locals["self"] in layers else [])
 
-    x, before = evidence.setup.x[:2], sys.getprofile()
+    x = evidence.setup.x[:2]
     with evaluating(evidence.given), torch.enable_grad():
         evidence.model(x.clone().requires_grad_())  # unwatched: a compiled model is compiled now
-        sys.setprofile(watch)
-        try:
+        with _watched(watch):
             evidence.model(x.clone().requires_grad_())
-        finally:
-            sys.setprofile(before)
     names = sorted(set(called))
     return fact(
         float(len(called)),
@@ -135,6 +134,20 @@ def plain_forward(evidence: Evidence) -> Seen:
         "it without.",
         called=names,
     )
+
+
+@contextmanager
+def _watched(watch: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    before: Any = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        if before is None or callable(before):
+            sys.setprofile(before)
+        else:  # cProfile's, which Python 3.11 names but does not take back
+            sys.setprofile(None)
+            before.enable()
 
 
 @check((9,), unit="", warn_at=0.0, fail_at=1.0)

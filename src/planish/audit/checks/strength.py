@@ -20,7 +20,7 @@ FEW_STEPS = 10
 LAST, RISING = 0.2, 0.05
 """A loss still rises if its best gains more than 5 % of its range in the last fifth of the steps."""
 RISE_FLOOR = 1e-6
-AIMED = ("targets", "focus", "sweep", "apgd-t")
+AIMED = ("targets", "sparse", "focus", "sweep", "apgd-t")
 """Stages of suites that aim at classes."""
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
