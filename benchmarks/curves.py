@@ -20,7 +20,7 @@ from timing import RESULTS, Columns, Row, markdown, paste, show
 
 from planish.records.origin import provenance
 from planish.report.drawing import WIDTH, blank, colour_of, label, legend, marker_of, styled, to_png
-from planish.runs.config import overlaid, read
+from planish.runs.config import read
 from planish.storage.files import write_bytes, write_json
 
 PANELS = {"clean": "Clean accuracy, %", "robust": "planish-suite, %"}
@@ -44,7 +44,11 @@ def rows_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of the table for each line and value, as ablation.py takes them."""
     section, _, option = tree["key"].partition(".")
     return {
-        name_of(line, value): {**overlaid(own, {section: {option: value}}), "says": f"{line}, {tree['key']} {value}"}
+        name_of(line, value): {
+            **own,
+            section: {**own.get(section, {}), option: value},
+            "says": f"{line}, {tree['key']} {value}",
+        }
         for line, own in tree["lines"].items()
         for value in tree["values"]
     }
@@ -70,7 +74,7 @@ def drawn(rows: list[Row], tree: Mapping[str, Any]) -> bytes:
             axes.plot(*zip(*marks, strict=True), ".", color=colour_of(place), alpha=0.6)
         axes.set_xticks(range(len(tree["values"])), [str(value) for value in tree["values"]])
         axes.set(title=title, xlabel=tree["says"])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 108 * max(share for row in rows for share in row[key]))
     legend(figure, figure.axes[0])
     return to_png(figure)
 

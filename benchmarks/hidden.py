@@ -1,7 +1,7 @@
-"""Networks of benchmarks/suite_models.sh behind what hides their gradients: "benchmarks/hidden.py:off_the_grid".
+"""A network of benchmarks/suite_models.sh behind what hides their gradients: "benchmarks/hidden.py:off_the_grid".
 
 Both answer exactly as the network does, so that the best known of them is the best known of the network. RUNS
-(runs/suite) in the environment says where the networks are.
+(runs/suite) in the environment says where it is.
 """
 
 import os
@@ -18,7 +18,7 @@ import masks  # beside the audit's zoo, which hides its networks behind them
 
 def network() -> nn.Module:
     """Return the network that is hidden."""
-    return load_model(str(Path(os.environ.get("RUNS", "runs/suite")) / "n-fgsm")).model
+    return load_model(str(Path(os.environ.get("RUNS", "runs/suite")) / "pgd-7")).model
 
 
 def confident() -> nn.Module:

@@ -28,15 +28,16 @@ from planish.storage.files import write_bytes
 from planish.storage.reading import read_arrays
 
 SUITE, DEEP, CR, PUBLIC = "planish-suite", "planish-deep", "CR Attack", "public AutoAttack"
-HIDES = {"confident": "n-fgsm", "off_the_grid": "n-fgsm", "fgsm-at": None}
+HIDES = {"confident": "pgd-7", "off_the_grid": "pgd-7", "fgsm-at": None}
 """Models that only seem robust, and the network that each of them hides."""
 LONG = "noise"
 """The first of the stages that planish-suite runs with cause alone."""
 PAGE = "suites on many models"
+NOTHING = {"indices": np.zeros(0, int), "standing": np.zeros(0, bool)}
 
 
 class Judged(NamedTuple):
-    """A model: which images stand after each suite, (N,), and passes and seconds for each image that it was given.
+    """A model: which images stand after each suite, (N,), and the passes for each image that it was given.
 
     record: planish-suite's. ranks: which of the images that AutoAttack was given, nearest first, it left standing.
     """
@@ -45,7 +46,6 @@ class Judged(NamedTuple):
     record: Evaluation
     standing: dict[str, Booleans]
     passes: dict[str, float]
-    seconds: dict[str, float]
     ranks: Booleans
 
     @property
@@ -65,19 +65,25 @@ def judged(folder: Path) -> Iterator[Judged]:
     rows = json.loads((folder / "suite.json").read_text(encoding="utf-8"))["rows"]
     for name in dict.fromkeys(row["model"] for row in rows):
         record = evaluation.load(folder / name / SUITE / "evaluation.npz")
-        given = read_arrays(folder / name / f"{PUBLIC.replace(' ', '-')}.npz")
-        after = record.survivors().copy()
+        path, after = folder / name / f"{PUBLIC.replace(' ', '-')}.npz", record.survivors().copy()
+        given = read_arrays(path) if path.exists() else NOTHING  # as it is where no image stood
         after[np.searchsorted(record.indices, given["indices"])] = given["standing"]
+        own = {row["suite"]: row for row in rows if row["model"] == name}
         standing = {
             SUITE: record.survivors(),
-            DEEP: evaluation.load(folder / name / DEEP / "evaluation.npz").survivors(),
-            CR: read_arrays(folder / name / f"{CR.replace(' ', '-')}.npz")["standing"],
+            CR: standing_in(folder / name / f"{CR.replace(' ', '-')}.npz"),
             PUBLIC: after,
         }
-        own = {row["suite"]: row for row in rows if row["model"] == name}
+        if DEEP in own:
+            standing[DEEP] = evaluation.load(folder / name / DEEP / "evaluation.npz").survivors()
         passes = {suite: row["passes"] for suite, row in own.items()}
-        seconds = {suite: row["seconds"] / row["images"] for suite, row in own.items()}
-        yield Judged(name, record, standing, passes, seconds, given["standing"])
+        yield Judged(name, record, standing, passes, given["standing"])
+
+
+def standing_in(path: Path) -> Booleans:
+    """Return which images a peer left standing, (N,)."""
+    standing: Booleans = read_arrays(path)["standing"]
+    return standing
 
 
 def row_of(model: Judged, known: dict[str, Judged]) -> Row:
@@ -86,26 +92,25 @@ def row_of(model: Judged, known: dict[str, Judged]) -> Row:
     given, last = len(model.ranks), int(np.flatnonzero(~model.ranks).max(initial=-1)) + 1
     hidden = known.get(HIDES.get(model.name) or "")
     best = model.best if hidden is None else model.best & hidden.best[: len(stands)]
-    spent, lasted = (found[PUBLIC] * stands.mean() for found in (model.passes, model.seconds))
+    suites = [name for name in (SUITE, DEEP, CR) if name in model.standing]
     return {
         "model": model.name,
         "threat": f"{threat['norm']} {radius_text(threat['radius'])}",
         "images": len(stands),
         "clean": share(model.record.clean_margin < 0),
-        **{name: share(model.standing[name]) for name in (SUITE, DEEP, CR)},
-        "given": f"{given} of {int(stands.sum())}",
+        **{name: share(model.standing[name]) for name in suites},
+        "given": given,
+        "stand": int(stands.sum()),
         "broke": int((~model.ranks).sum()),
         "last": last or "",
+        "behind": given - last,
         "bound": at_most(given - last),
-        "above": gap(stands, model.standing[PUBLIC]),
-        "deep": gap(model.standing[DEEP], model.standing[PUBLIC]),
-        "cr": gap(model.standing[CR], model.standing[PUBLIC]),
-        "passes": [*(model.passes[name] for name in (SUITE, DEEP, CR)), spent],
-        "faster": lasted / model.seconds[SUITE],
+        "above": {name: gap(model.standing[name], model.standing[PUBLIC]) for name in suites},
+        "passes": {**{name: model.passes[name] for name in suites}, PUBLIC: model.passes[PUBLIC] * stands.mean()},
         "reasons": "; ".join(model.reasons),
         "best": share(best),
         "over": gap(stands, best),
-        "points": [100 * float(model.standing[name].mean() - best.mean()) for name in (SUITE, DEEP, CR)],
+        "points": {name: 100 * float(model.standing[name].mean() - best.mean()) for name in suites},
     }
 
 
@@ -133,26 +138,25 @@ ROBUST: Columns = {
     "`planish-suite`": lambda row: row[SUITE],
     "`planish-deep`": lambda row: row[DEEP],
     "CR Attack": lambda row: row[CR],
-    "given to AutoAttack": lambda row: row["given"],
+    "given to AutoAttack": lambda row: f"{row['given']} of {row['stand']}",
     "broken": lambda row: str(row["broke"]),
     "last at rank": lambda row: str(row["last"]),
     "of the others at most": lambda row: row["bound"],
 }
 APART: Columns = {
     "model": lambda row: row["model"],
-    "`planish-suite`": lambda row: row["above"],
-    "`planish-deep`": lambda row: row["deep"],
-    "CR Attack": lambda row: row["cr"],
-    "passes: suite": lambda row: f"{row['passes'][0]:.1f}",
-    "deep": lambda row: f"{row['passes'][1]:.1f}",
-    "CR": lambda row: f"{row['passes'][2]:.1f}",
-    "AutoAttack, at least": lambda row: f"{row['passes'][3]:,.0f}",
-    "suite : AutoAttack": lambda row: f"1/{row['passes'][3] / row['passes'][0]:.0f}",
-    "deep : AutoAttack": lambda row: f"1/{row['passes'][3] / row['passes'][1]:.0f}",
-    "seconds, suite : AutoAttack": lambda row: f"1/{row['faster']:.0f}",
+    "points above: `planish-suite`": lambda row: row["above"][SUITE],
+    "`planish-deep`": lambda row: row["above"][DEEP],
+    "CR Attack": lambda row: row["above"][CR],
+    "passes: `planish-suite`": lambda row: f"{row['passes'][SUITE]:.1f}",
+    "deep": lambda row: f"{row['passes'][DEEP]:.1f}",
+    "CR": lambda row: f"{row['passes'][CR]:.1f}",
+    "AutoAttack, at least": lambda row: f"{row['passes'][PUBLIC]:,.0f}",
+    "of it, `planish-suite`": lambda row: f"1/{row['passes'][PUBLIC] / row['passes'][SUITE]:.0f}",
+    "of it, deep": lambda row: f"1/{row['passes'][PUBLIC] / row['passes'][DEEP]:.0f}",
 }
 MASKED: Columns = {
-    **{name: ROBUST[name] for name in ("model", "images", "clean", "`planish-suite`", "`planish-deep`", "CR Attack")},
+    **{name: ROBUST[name] for name in ("model", "images", "clean", "`planish-suite`", "CR Attack")},
     "AutoAttack broke": lambda row: f"{row['broke']} of {row['given']}",
     "best known": lambda row: row["best"],
     "`planish-suite` above it": lambda row: row["over"],
@@ -164,8 +168,18 @@ def tables(rows: list[Row]) -> str:
     """Return the three tables as Markdown: what is left and how far apart, then the models that only seem robust."""
     honest = [row for row in rows if row["model"] not in HIDES]
     masked = [row for row in rows if row["model"] in HIDES]
-    parts = [markdown(honest, ROBUST), markdown(honest, APART), *([markdown(masked, MASKED)] if masked else [])]
-    return "\n" + "\n".join(parts) + "\n"
+    parts = [markdown(honest, ROBUST), markdown(honest, APART), pooled(honest)]
+    return "\n" + "\n".join([*parts, *([markdown(masked, MASKED)] if masked else [])]) + "\n"
+
+
+def pooled(rows: list[Row]) -> str:
+    """Return in words what AutoAttack found on all of the models together."""
+    given, broke, behind = (sum(row[key] for row in rows) for key in ("given", "broke", "behind"))
+    return (
+        f"On these {len(rows)} models AutoAttack was given {given} images and broke {broke}.\n"
+        f"None of the {behind} behind the last that it broke fell: "
+        f"of images like them at most {at_most(behind)} would (95 %, one-sided, exact).\n"
+    )
 
 
 def rows_in(folders: Iterable[Path]) -> list[Row]:
@@ -181,10 +195,10 @@ def drawn(rows: list[Row]) -> bytes:
     axes: Axes = figure.add_subplot()
     honest = [row for row in rows if row["model"] not in HIDES]
     for place, name in enumerate((SUITE, DEEP, CR)):
-        spent, points = ([row[key][place] for row in honest] for key in ("passes", "points"))
+        spent, points = ([row[key][name] for row in honest] for key in ("passes", "points"))
         style: dict[str, Any] = {"color": colour_of(place), "marker": marker_of(place), "linestyle": "none"}
         axes.plot(spent, points, label=name, alpha=0.8, **style)
-    axes.set(xlabel="passes per image", ylabel="points above the best known", ylim=(-0.05, None))
+    axes.set(xlabel="Passes per image", ylabel="Points above the best known", ylim=(-0.05, None))
     legend(figure, axes)
     return to_png(figure)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train networks that planish's suites were not tuned on, for benchmarks/suite.py: four epochs over 12,000 images each,
-# ten for a hundred classes. About twenty minutes on one CPU core. Finished runs are not run again; a killed run goes on.
+# six for a hundred classes. About twenty minutes on one CPU core. Finished runs are not run again; a killed run goes on.
 #   benchmarks/suite_models.sh [MODEL ...]
 # RUNS (runs/suite) is where everything goes, DATA (../shared/data) the folder with the two Parquet files. Behind what
 # hides their gradients: benchmarks/hidden.py.
@@ -18,13 +18,13 @@ options() { # what a model sets beyond the shared configuration
   local preact="--set model.name=preact-resnet-18 --set model.width=8"
   case $1 in
     n-fgsm) echo "--method n-fgsm $preact" ;;
-    awp) echo "--method n-fgsm $preact --set settings.weight_perturbation=0.005" ;;
+    awp) echo "--method n-fgsm --set settings.weight_perturbation=0.005" ;;
     seat) echo "--method seat" ;;
     gradient-penalty) echo "--method gradient-penalty --set method.weight=1.0" ;;
     pgd-7) echo "--method pgd" ;;
-    trades) echo "--method trades --set method.steps=5" ;;
+    trades) echo "--method trades --set method.steps=3" ;;
     l2) echo "--method pgd --set method.steps=3 --set threat.norm=L2 --set threat.radius=0.5" ;;
-    hundred) echo "--method n-fgsm --set threat.radius=2/255 --set settings.epochs=10" ;;
+    hundred) echo "--method n-fgsm --set threat.radius=2/255 --set settings.epochs=6" ;;
     *) echo "no model $1" >&2; exit 2 ;;
   esac
 }

@@ -78,7 +78,7 @@ def test_a_hundred_classes_are_ten_of_each_in_ten_ways(script: Any) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network of two epochs on a few digits."""
-    folder = tmp_path_factory.mktemp("runs") / "n-fgsm"
+    folder = tmp_path_factory.mktemp("runs") / "pgd-7"
     tree = {"data": {"limit": 200}, "settings": {"epochs": 2, "batch_size": 16}}
     list(train_into(experiment_from({**tree, "model": {"name": "small-cnn", "width": 4}}), folder))
     return folder
@@ -116,17 +116,18 @@ def test_the_table_of_the_proof(
     after[np.flatnonzero(stands)[0]] = False
     weak = network._replace(ranks=ranks, standing={**network.standing, proof.PUBLIC: after})
     row = proof.row_of(weak, {})
-    assert (row["broke"], row["last"], row["bound"], row["above"][:5]) == (1, 2, "95.0%", "+12.5")
+    assert (row["broke"], row["last"], row["bound"], row["above"][proof.SUITE][:5]) == (1, 2, "95.0%", "+12.5")
     assert proof.at_most(20) == "13.9%" and proof.at_most(0) == ""
-    assert proof.row_of(network._replace(name="confident"), {"n-fgsm": weak})["over"][:5] == "+12.5"
-    shutil.copytree(one / "n-fgsm", other / "fgsm-at")
-    (other / "suite.json").write_text((one / "suite.json").read_text().replace("n-fgsm", "fgsm-at"))
+    assert proof.row_of(network._replace(name="confident"), {"pgd-7": weak})["over"][:5] == "+12.5"
+    shutil.copytree(one / "pgd-7", other / "fgsm-at")
+    (other / "suite.json").write_text((one / "suite.json").read_text().replace("pgd-7", "fgsm-at"))
     page = tmp_path / "page.md"
     page.write_text(f"<!-- {proof.PAGE} -->\nold\n<!-- end of {proof.PAGE} -->\n")
     proof.main([str(one), str(other), "--page", str(page), "--figure", str(tmp_path / "figure.png")])
-    _, honest, apart, masked, _ = page.read_text().split("\n\n")
-    assert "| n-fgsm |" in honest and "| n-fgsm |" in apart and "| fgsm-at |" in masked and "fgsm-at" not in honest
-    assert "| n-fgsm |" not in masked and (tmp_path / "figure.png").exists() and masked[:99] in capsys.readouterr().out
+    _, honest, apart, words, masked, _ = page.read_text().split("\n\n")
+    assert "| pgd-7 |" in honest and "| pgd-7 |" in apart and "| fgsm-at |" in masked and "fgsm-at" not in honest
+    assert "given 3 images and broke 0.\nNone of the 3 behind" in words and "most 63.2% would" in words
+    assert "| pgd-7 |" not in masked and (tmp_path / "figure.png").exists() and masked[:99] in capsys.readouterr().out
 
 
 def test_the_proof_on_the_results_page_is_that_of_the_raw_files(script: Any) -> None:

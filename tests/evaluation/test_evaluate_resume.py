@@ -105,6 +105,22 @@ def test_a_record_of_something_else_is_refused(what: str, make_network: Make, im
         next(evaluate_steps(network, images, threat=threat, attacks={}, seed=seed, earlier=clean.evaluation))
 
 
+def test_a_record_that_says_less_of_the_same_data_goes_on(make_network: Make, images: Batch):
+    """Records have come to count a data set's files and to digest its pixels: earlier ones had been refused."""
+    about = {**ABOUT, "data": {**ABOUT["data"], "files": "1 file found, 0 left out"}}
+    (now,) = evaluate_steps(make_network(), images, threat=RADIUS, attacks={}, about=about)
+    said = now.evaluation.meta
+    less = {key: said["data"][key] for key in ("name", "classes", "digest")}
+    earlier = replace(now.evaluation, meta={**said, "data": less})
+    *_, on = evaluate_steps(
+        make_network(), images, threat=RADIUS, attacks={"fgsm": FGSM()}, about=about, earlier=earlier
+    )
+    assert on.evaluation.names == ("fgsm",) and on.evaluation.meta["data"] == said["data"]
+    other = replace(now.evaluation, meta={**said, "data": {**less, "digest": "0" * 64}})
+    with pytest.raises(BadInput, match="the earlier evaluation is of another data"):
+        next(evaluate_steps(make_network(), images, threat=RADIUS, attacks={}, about=about, earlier=other))
+
+
 def test_another_attack_of_the_same_name_is_refused(make_network: Make, images: Batch):
     """Or a weaker one, done earlier, would pass for it."""
     *_, weak = evaluate_steps(make_network(), images, threat=RADIUS, attacks={"pgd": PGD(2, 1), "fgsm": FGSM()})

@@ -134,6 +134,8 @@ def test_timm_gives_its_own_weights_classes_and_normalization(asked: list[dict[s
     found = load_model("timm:tiny")
     check_normalized(found.model)
     assert found.name == "tiny" and not any(module.training for module in found.model.modules())
+    told = "mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)"
+    assert found.facts() == {"name": "tiny", "normalization": told}
     assert found.model(torch.rand(2, 3, 8, 8)).shape == (2, 6)
     source = {"hf_hub_filename": "model.safetensors", "url": "", "file": None, "custom_load": False}
     assert asked == [{"pretrained": True, "overlay": source}]
@@ -298,7 +300,7 @@ def test_published_class_names_are_matched(auto: FakeAuto, tmp_path: Path):
     x, classes = np.zeros((6, 8, 8, 3), np.uint8), sorted(auto.names, reverse=True)
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(6), classes=classes)
     found = load_model("hf:x/y")
-    assert found.about == {"classes": auto.names}
+    assert found.about["classes"] == auto.names
     task = judge.EvaluationConfig(str(tmp_path / "a.npz"), Linf(0.1), ())
     batch, about, told = judge.images_to_judge(task, found.about)
     assert batch.labels.tolist() == [5, 4, 3, 2, 1, 0] and about["classes"] == auto.names and "by name" in told[0]
@@ -309,7 +311,7 @@ def test_published_class_names_are_matched(auto: FakeAuto, tmp_path: Path):
     other = prepare(experiment_from({**tree, "data": {"source": str(tmp_path / "b.npz")}}))
     assert other.images.labels.tolist() == list(range(6)), "a new task keeps its own order"
     auto.names = []
-    assert load_model("hf:x/y").about == {}
+    assert "classes" not in load_model("hf:x/y").about
 
 
 def test_models_by_name_from_python(asked: list[dict[str, Any]]):

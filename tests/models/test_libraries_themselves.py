@@ -220,6 +220,8 @@ def test_a_name_on_the_command_line_is_the_library_s_own_network(
     how = ["--data", "images.npz", "--radius", "1/255", "--attacks", "fgsm", "--device", "cpu", "--out", "judged"]
     done = CliRunner().invoke(app, ["evaluate", named.name, *how])
     assert done.exit_code == 0, done.output
+    told = any(line.startswith("normalization of ") for line in done.stdout.splitlines())
+    assert told == (set(named.std) != {1.0})
     margins = load("judged/evaluation.npz").clean_margin
     np.testing.assert_allclose(margins, largest[:, 1] - largest[:, 0], rtol=1e-3, atol=1e-5)
 

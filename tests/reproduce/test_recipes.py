@@ -9,7 +9,7 @@ import torch
 from planish.core.errors import BadInput
 from planish.evaluation.naming import attacks_of, distance_attacks, package_of
 from planish.registry import resolve
-from planish.reproduce import table, table_names
+from planish.reproduce import Job, table, table_names
 from planish.reproduce.claims import holds
 from planish.reproduce.measured import paper_numbers
 from planish.reproduce.scales import SCALES, attack_of, scale_of, scaled
@@ -109,6 +109,15 @@ def test_settings_are_the_papers():
     assert [round(200 * drop) for drop in penalty.settings.drops] == [60, 120, 160]
     seat = table("seat-table-1").row("seat").experiment
     assert seat is not None and (seat.settings.epochs, seat.settings.schedule) == (30, "onecycle")
+
+
+@pytest.mark.parametrize("name", [name for name in table_names() if table(name).scales.get("small", {}).get("options")])
+def test_a_scale_s_own_hyper_parameters_are_the_methods(name: str):
+    """SEAT-FL floods higher at scale small, where the loss ends higher, and alike in every table: rows are shared."""
+    job = Job.of(table(name), "small", Path("nowhere"))
+    changed = {row: job.experiment(row).training_method for row in job.scale.options}
+    assert changed and {method.flood for method in changed.values()} == {1.0}
+    assert all(table(name).row(row).experiment.training_method.flood == 0.9 for row in changed)
 
 
 def test_no_recipe_has_a_table_that_nothing_reads():

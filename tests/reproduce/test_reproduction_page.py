@@ -57,5 +57,5 @@ def test_what_has_not_been_run_is_listed_with_what_it_takes():
     text = "\n".join(unrun([own, table("seat-table-2")], [whole], estimated))
     assert text.startswith("## Not run yet at scale small") and "on a CPU, in processor time" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| seat")]
-    assert line == "| seat-table-1 | 3 of 7 | 6 million | 3 million | 4.5 | seat 2 x 1.5, pgd-at 1.5 |"
+    assert line == "| seat-table-1 | 3 of 7 | 6.0 million | 3.0 million | 4.5 | seat 2 x 1.5, pgd-at 1.5 |"
     assert "| 7 of 7 |" in "\n".join(unrun([own], [], estimated))

@@ -36,7 +36,7 @@ from planish.search.ascent import (
 from planish.search.objectives import Objective, loss_of, nearest_classes, objective_of
 
 Report = Callable[[int, int], None]
-"""Told after each chunk: how many images are broken so far, and how many the running attack has still to visit."""
+"""Told after each chunk: how many images are broken so far, and how many searches of one image are left at most."""
 CLOSE = 2.0**-7
 """A score this near to 0, relative to the largest logit, may be bfloat16's rounding: two units in its last place."""
 
@@ -283,8 +283,8 @@ def run(
         batch = with_logits(model, batch, chunk)
         attack = attack.assembled(batch.clean_logits.shape[1])
         progress = earlier or Progress(owned(untouched(attack, batch)))
-        best = progress.best
-        for number, component in enumerate(components_of(attack)):
+        best, components = progress.best, tuple(components_of(attack))
+        for number, component in enumerate(components):
             seed = drawn_seed(generator)
             if isinstance(component, ByDistance):
                 batch = _ordered(model, batch, threat, best, component, chunk)
@@ -301,7 +301,8 @@ def run(
                     found = _settled(found, component, model, some, threat.of(some.indices), seed)
                 enter(best, part, found, number)
                 if report is not None:
-                    report(int((best.score >= 0).sum()), len(rows) - start - len(part))
+                    robust, later = int((best.score < 0).sum()), len(components) - number - 1
+                    report(len(best.score) - robust, len(rows) - start - len(part) + later * robust)
                 if keep is not None:
                     keep(Progress(best, number, start + len(part)))
     return best

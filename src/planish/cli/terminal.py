@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.core.errors import BadInput, at_least
+from planish.core.words import measure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,12 +135,19 @@ def print_run(folder: Path) -> None:
 
 def print_summary(found: "Sequence[Entry]", page: Path) -> None:
     """Print a report's warnings and where the page is."""
-    about = (entry.evaluation.meta.get("data", {}) for entry in found)
-    for line in dict.fromkeys(f"data: {data.get('name')}, {data['files']}" for data in about if "files" in data):
-        print_line(line)
+    print_sources([entry.evaluation.meta for entry in found])
     for entry in found:
         print_remarks(entry.name, entry.evaluation.remarks())
     print_line(f"report: {page}")
+
+
+def print_sources(metas: "Sequence[Mapping[str, Any]]") -> None:
+    """Print which files the images of records came from, and by which numbers models of libraries normalise them."""
+    data, models = ([meta.get(kind, {}) for meta in metas] for kind in ("data", "model"))
+    lines = [f"data: {one.get('name')}, {one['files']}" for one in data if "files" in one]
+    lines += [f"normalization of {one['name']}: {one['normalization']}" for one in models if "normalization" in one]
+    for line in dict.fromkeys(lines):
+        print_line(line)
 
 
 def print_remarks(name: str, remarks: "Sequence[str]") -> None:
@@ -171,8 +179,7 @@ def print_audit(audit: "Audit", folder: Path, whole: bool) -> None:
         screen.print(f"  why: {finding.meaning}")
         screen.print(f"  what to do: {finding.advice or 'nothing'}")
     screen.print()
-    if "files" in audit.meta.get("data", {}):
-        print_line(f"data: {audit.meta['data'].get('name')}, {audit.meta['data']['files']}")
+    print_sources([audit.meta])
     for note in audit.meta["notes"]:
         screen.print(f"note: {note}", style="yellow")
     if not whole:
@@ -197,8 +204,8 @@ def print_findings(audit: "Audit") -> None:
 
 def finding_words(finding: "Finding") -> tuple[str, str]:
     """Word the number that was judged, and the thresholds."""
-    unit = f" {finding.unit}" if finding.unit else ""
-    number = "" if finding.statistic is None else f"{finding.statistic:.3g}{unit}"
+    value = finding.statistic
+    number = "" if value is None else measure(value, f"{value:.3g}", finding.unit)
     limits = [f"{kind} {at:g}" for kind, at in (("warn", finding.warn_at), ("fail", finding.fail_at)) if at is not None]
     return number, ", ".join(limits)
 
@@ -235,7 +242,8 @@ def update_words(update: "Update") -> str:
 
     robust = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
     share = f"{100 * robust.value:.1f} % [{100 * robust.low:.1f}, {100 * robust.high:.1f}] robust"
-    return f"{update.attack}: {update.broken} broken, {share}, {update.left} to go, {update.passes:,} passes"
+    left = f"at most {update.left:,} searches to go"
+    return f"{update.attack}: {update.broken} broken, {share}, {left}, {update.passes:,} passes"
 
 
 def showing(bars: "Progress", bar: "TaskID", of: str = "") -> "OnChunk":

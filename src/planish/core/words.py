@@ -7,9 +7,20 @@ FEW = 5
 """Names that a message lists before it only counts them."""
 
 
+SINGULAR = {"reasons": "reason", "points": "point", "logits": "logit", "calls": "call", "classes": "class"}
+"""Units of the audit's checks, and what one of each is called."""
+
+
 def number_of(number: int, thing: str = "image", things: str = "") -> str:
     """Word a count: "1 image", "1,000 images". things: the plural, where it is not thing + "s"."""
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def measure(value: float, text: str, unit: str) -> str:
+    """Write a number, given as a text too, with its unit: "5%", "1 reason", "2 reasons", "0.3"."""
+    if unit in ("", "%"):
+        return text + unit
+    return f"{text} {SINGULAR.get(unit, unit) if value == 1 else unit}"
 
 
 def radius_text(radius: float) -> str:

@@ -28,8 +28,8 @@ from planish.search.ascent import Adversarials
 
 class Update(NamedTuple):
     """How an evaluation stands after a chunk: the attack's name; of how many images how many were wrong from the start
-    and how many are broken so far; how many the running part of the attack has still to visit; and single-image passes
-    spent so far."""
+    and how many are broken so far; how many searches of one image the attack has left at most, each of its starts and
+    targets being one; and single-image passes spent so far."""
 
     attack: str
     images: int

@@ -28,7 +28,7 @@ from planish.evaluation.blocks import Judged
 from planish.evaluation.guards import Again, Verdict, copied, stuck_facts
 from planish.evaluation.naming import Attacks, distance_attacks
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
-from planish.records.origin import describe_attack, origin, unnamed
+from planish.records.origin import describe_attack, origin, same_fact
 from planish.search.ascent import Nearest
 
 NEAR = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0, "L0": 24.0}
@@ -88,7 +88,7 @@ def measure(
     record = _begun(counted, judged, threat, {**(about or {}), "seed": seed_of(seed)})
     if earlier is not None:
         for key in ("model", "data", "norm", "radius", "seed"):
-            if unnamed(earlier.meta.get(key)) != unnamed(record.meta[key]):
+            if not same_fact(key, earlier.meta, record.meta):
                 raise Unlike(f"the earlier distances are of another {key}; choose another folder")
         record = replace(earlier, meta={**earlier.meta, **record.meta})
     left = {name: attack for name, attack in wanted.items() if name not in record.names}

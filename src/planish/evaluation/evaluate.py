@@ -23,7 +23,7 @@ from planish.evaluation.naming import Attacks, Surrogates, surrogates_of
 from planish.evaluation.stages import ImageShare, facing, following, left
 from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
-from planish.records.origin import origin, same_attack, unnamed
+from planish.records.origin import origin, same_attack, same_fact
 
 OTHER_CLASSES = (
     "the data name {} classes, the model has {}: labels were matched by number, and attacks aim at all of the model's; "
@@ -205,7 +205,7 @@ def _continued(
     fresh: EvaluationStep, earlier: Evaluation, x_adv: Tensor, attacks: Mapping[str, Attack | Suite]
 ) -> EvaluationStep:
     for key in ("model", "data", "threat", "seed", "eot"):
-        if unnamed(earlier.meta.get(key)) != unnamed(fresh.evaluation.meta.get(key)):
+        if not same_fact(key, earlier.meta, fresh.evaluation.meta):
             raise Unlike(f"the earlier evaluation is of another {key}; choose another folder")
     classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:

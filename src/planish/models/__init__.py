@@ -40,6 +40,11 @@ class Normalized(nn.Module):
         mean, std = (", ".join(f"{value:.4g}" for value in part.flatten().tolist()) for part in (self.mean, self.std))
         return f"mean=({mean}), std=({std})"
 
+    def stated(self) -> dict[str, Any]:
+        """Return what is known of the model before it sees an image: its classes, and how it normalises, if it does."""
+        known: dict[str, Any] = {"classes": list(self.classes)} if self.classes else {}
+        return known | ({"normalization": self.extra_repr()} if self.mean.any() or (self.std != 1).any() else {})
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, K), of images (N, C, H, W) in [0, 1]; the network may wrap them in `.logits`."""
         output: Any = self.network((x - self.mean) / self.std)

@@ -56,7 +56,7 @@ def worst(findings: Iterable[Finding]) -> Verdict:
     return max((finding.verdict for finding in findings), key=SEVERITY.index, default="open")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Audit(JudgedImages):
     """The findings on one model, and the robust accuracy that is left when everything that broke an image counts.
 

@@ -46,7 +46,7 @@ class MeanError(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Corruptions(Recorded, Shown):
     """A model on C corruptions of S severities of the same N images.
 

@@ -47,7 +47,7 @@ class DistanceColumn:
         return stuck_remarks(self.name, self.meta, int(np.count_nonzero(self.distance)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Distances(Columned):
     """Distances of N test images under several attacks, each run on every correct image.
 

@@ -115,7 +115,7 @@ class Column:
         return bool(self.meta.get("sampled"))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Columned):
     """A model's outcome on N test images, clean and under attacks in the order in which they were run.
 

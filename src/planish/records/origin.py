@@ -174,6 +174,17 @@ def unnamed(fact: Any) -> Any:
     return {key: value for key, value in fact.items() if key != "name"} if isinstance(fact, Mapping) else fact
 
 
+def same_fact(key: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Say whether two records agree on what they are of, such as "data" or "model", whatever its name.
+
+    Data are the same if all that the earlier record says of them, digests too, holds: planish has come to say more.
+    """
+    known, found = unnamed(earlier.get(key)), unnamed(now.get(key))
+    if key == "data" and isinstance(known, Mapping) and isinstance(found, Mapping):
+        found = {name: found.get(name) for name in known}
+    return bool(known == found)
+
+
 def describe_attack(attack: object) -> Any:
     """Return an attack's identity, JSON-able: {"name": its class, "parameters": its fields, each described so too}.
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planish.core.words import number_of
+from planish.core.words import measure, number_of
 from planish.records import geometry as geometries
 from planish.storage.reading import read_toml
 
@@ -62,9 +62,9 @@ def evidence(audit: "Audit", source: str) -> Answer:
     found = next((finding for finding in audit.findings if finding.check == source), None)
     if found is None:
         return Answer(source, f"{source}: not made")
-    unit = f"{'' if found.unit == '%' else ' '}{found.unit}" if found.unit else ""
-    number = "" if found.statistic is None else f" ({found.statistic:.3g}{unit})"
-    return Answer(source, f"{source}: {found.verdict}{number}", found.verdict, found.statistic)
+    value = found.statistic
+    number = "" if value is None else f" ({measure(value, f'{value:.3g}', found.unit)})"
+    return Answer(source, f"{source}: {found.verdict}{number}", found.verdict, value)
 
 
 def _geometry(audit: "Audit", source: str) -> Answer:

@@ -110,6 +110,10 @@ class Shown(ABC):
     def headline(self) -> str:
         """Return what the table is of, in a sentence."""
 
+    def __repr__(self) -> str:
+        """Say what the record is in a line: its arrays would fill pages of a terminal."""
+        return f"<{type(self).__name__}: {self.headline()}>"
+
     def __str__(self) -> str:
         """Lay the table out with spaces, the headline above it."""
         header, *body = self._cells()

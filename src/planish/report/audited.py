@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from planish.core.errors import BadInput
-from planish.core.words import number_of
+from planish.core.words import measure, number_of
 from planish.records.audit import SEVERITY, Audit, Finding, Verdict, worst
 from planish.records.standards import DISCLAIMER, appendix
 from planish.report.tables import (
@@ -62,10 +62,6 @@ def sentences(findings: Sequence[Finding]) -> list[str]:
     return [opening[verdict], *rest]
 
 
-SINGULAR = {"reasons": "reason", "points": "point", "logits": "logit", "calls": "call", "classes": "class"}
-"""Units of the checks, and what one of each is called."""
-
-
 def number(value: float | None, unit: str = "") -> str:
     """Write a statistic with its unit, four digits; a dash for none."""
     if value is None or math.isnan(value):
@@ -73,7 +69,7 @@ def number(value: float | None, unit: str = "") -> str:
     if math.isinf(value):
         return "\N{INFINITY}" if value > 0 else "\N{MINUS SIGN}\N{INFINITY}"
     text = (f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}").replace("-", "\N{MINUS SIGN}")
-    return text + (unit if unit == "%" else f" {SINGULAR.get(unit, unit) if value == 1 else unit}" if unit else "")
+    return measure(value, text, unit)
 
 
 def held_against(finding: Finding) -> str:

@@ -173,9 +173,13 @@ def _left_words(name: str, left: dict[str, dict[str, float]], runs: int) -> list
     rows: dict[str, list[float]] = {}
     for run, one in left.items():
         rows.setdefault(run.partition(SEED)[0], []).append(one["seconds"] / 3600)
-    each = [f"{row} {f'{len(hours)} x ' if len(hours) > 1 else ''}{hours[0]:.2g}" for row, hours in rows.items()]
-    passes = [f"{sum(one[key] for one in left.values()) / 1e6:,.0f} million" for key in ("training", "judging")]
-    return [name, f"{len(left)} of {runs}", *passes, f"{sum(map(sum, rows.values())):.1f}", ", ".join(each)]
+    each = [f"{row} {f'{len(hours)} x ' if len(hours) > 1 else ''}{_brief(hours[0])}" for row, hours in rows.items()]
+    passes = [f"{_brief(sum(one[key] for one in left.values()) / 1e6)} million" for key in ("training", "judging")]
+    return [name, f"{len(left)} of {runs}", *passes, _brief(sum(map(sum, rows.values()))), ", ".join(each)]
+
+
+def _brief(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 
 def _table_part(own: PaperTable) -> list[str]:

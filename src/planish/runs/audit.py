@@ -224,7 +224,7 @@ def audit_into(
         yield _same(found, judged, task, batch, budget, checks, folder)
         return
     notes = [*judged.notes, *warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
-    about = {"model": {"name": judged.name}, "data": data, "notes": notes}
+    about = {"model": judged.facts(), "data": data, "notes": notes}
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)
     options: dict[str, Any] = {"seed": task.seed, "own": checks, "about": about, "on_chunk": on_chunk}
     kept = options["kept"] = KeptAudit(folder, resume, after)

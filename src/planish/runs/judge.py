@@ -66,6 +66,10 @@ class LoadedModel:
     training: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
+    def facts(self) -> dict[str, str]:
+        """Return what a record says of the model, besides its digest."""
+        return {"name": self.name} | {key: self.about[key] for key in ("normalization",) if key in self.about}
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -141,7 +145,7 @@ def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | No
         return LoadedModel(load_onnx(folder).to(device), name)
     if ":" in spec:
         model = build(spec, classes=0, channels=0).to(device)
-        known = {"classes": list(model.classes)} if isinstance(model, Normalized) and model.classes else {}
+        known = model.stated() if isinstance(model, Normalized) else {}
         return LoadedModel(model.eval() if is_borrowed(spec) else model, name, known)
     raise BadInput(
         f"no model at '{spec}': give a run folder that holds {WEIGHTS}, package.module:function, "
@@ -211,7 +215,7 @@ def evaluate_into(
     part = cut(task.shard, whole, task.seed, data, decided)
     images = part.images.to(device)
     others = surrogates_of(judged, task, images.select(slice(0, 1)), built_by)
-    about: dict[str, Any] = {"model": {"name": judged.name}, "data": data, "training": judged.training}
+    about: dict[str, Any] = {"model": judged.facts(), "data": data, "training": judged.training}
     about |= {"notes": [*judged.notes, *warnings], **part.about}
     after = None if decided is None else (Path(str(task.after)), decided)
     kept, progress = KeptBeside(folder, images, task.keep_images, resume, after), KeptProgress(folder / PROGRESS)
@@ -286,7 +290,7 @@ def measure(
     path = folder / DISTANCES
     images, data, warnings = set_to_judge(task, judged.about)
     part = cut(task.shard, images, task.seed, data)
-    about = {"model": {"name": judged.name}, "data": data, "notes": [*judged.notes, *warnings], **part.about}
+    about = {"model": judged.facts(), "data": data, "notes": [*judged.notes, *warnings], **part.about}
     options: dict[str, Any] = {"seed": task.seed, "about": about}
     options["earlier"] = distance_records.load(path) if path.exists() and not overwrite else None
     names = [*dict.fromkeys(task.attacks)]

@@ -201,8 +201,8 @@ def logit_scale(evidence: Evidence) -> Seen:
         attack = Untargeted(Steepest(PGD_STEP), evidence.plan.steps, rescaled)
         found["broken_rescaled"] = int(evidence.broken_by("pgd-rescaled", attack, evidence.correct_rows).sum())
     judged = gap if gap >= SMALLEST_GAP else LARGEST_GAP / max(gap / SMALLEST_GAP, 1e-6)
-    counts = "; PGD breaks {broken_as_they_are} images, with logits rescaled {broken_rescaled}"
-    told = counts.format(**found) if found else ""
+    told = f"; PGD breaks {number_of(found['broken_as_they_are'])}" if found else ""
+    told += f", with logits rescaled {found['broken_rescaled']}" if found else ""
     return fact(
         judged,
         f"The two largest logits are {gap:.3g} apart on average" + told + ".",
