@@ -77,7 +77,8 @@ def measured_cell(cell: Namespace) -> list[Row]:
     """Return the rows of all attacks in a cell, and print them."""
     intact, rows = problem(cell, "relu"), []
     for place, (name, task) in enumerate(tasks(intact, cell.steps).items()):
-        about = {"attack": name, "place": place, "width": cell.width, "batch": len(intact.batch.x)}
+        size = {"width": cell.width, "batch": len(intact.batch.x), "rounds": cell.rounds}
+        about = {"attack": name, "place": place, **size}
         new = [{**about, **row} for row in measured(task, cell)]
         show(f"{name}, width {cell.width}, batch {about['batch']}: time of planish = 1", new, COLUMNS)
         rows += new

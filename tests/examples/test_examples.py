@@ -195,6 +195,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.report.robustbench.write_model_info", lambda *given: None)
     monkeypatch.setattr("planish.runs.audit.audit_into", audit_into)
     monkeypatch.setattr("planish.reproduce.reproduce", lambda job, rows, on_chunk: iter(()))
+    monkeypatch.setattr("planish.reproduce.judge", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimates", lambda job, rows: iter(()))
     monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
     sweeping = SimpleNamespace(sweep_into=lambda sweep, *rest: iter(sweep.check() or ()))

@@ -242,7 +242,8 @@ def update_words(update: "Update") -> str:
 
     robust = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
     share = f"{100 * robust.value:.1f} % [{100 * robust.low:.1f}, {100 * robust.high:.1f}] robust"
-    return f"{update.attack}: {update.broken} broken, {share}, at most {update.left:,} searches to go, {update.passes:,} passes"
+    left = f"at most {update.left:,} searches to go"
+    return f"{update.attack}: {update.broken} broken, {share}, {left}, {update.passes:,} passes"
 
 
 def showing(bars: "Progress", bar: "TaskID", of: str = "") -> "OnChunk":
