@@ -21,6 +21,7 @@ from types import CodeType, FrameType
 
 import planish
 
+SPELLED = ("spelled.", "_made_of_whole_numbers.")
 HOME = f"{Path(planish.__file__).parent}/"
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/architecture.md"
@@ -118,7 +119,12 @@ def traced(work: Callable[[], object]) -> Trace:
 
 @cache
 def file_of(code: CodeType) -> str:
-    """Return the path below src/planish of the file that a function is written in; "" if it is none of planish's."""
+    """Return the path below src/planish of the file that a function is written in; "" if it is none of planish's.
+
+    None is what stands round a call to spell its arguments: whether a class has it depends on how it was reached first.
+    """
+    if code.co_qualname.startswith(SPELLED):
+        return ""
     if code.co_flags & CO_OPTIMIZED and code.co_filename.startswith(HOME) and code.co_filename.endswith(".py"):
         return code.co_filename.removeprefix(HOME)
     return ""
