@@ -2,7 +2,8 @@
 
     python benchmarks/every_method.py runs/every-method
 
-Writes every-method.json, with what each run says of itself, and the records of the images into --out.
+Writes every-method.json, with what each run says of itself, and the records of the images into --out; rows that are
+there of runs that are not among these stay.
 """
 
 import json
@@ -15,6 +16,7 @@ from timing import RESULTS, Columns, Row, show
 from planish.records.evaluation import load
 from planish.registry import stated_costs
 from planish.storage.files import write_json
+from planish.storage.reading import read_json
 
 COLUMNS: Columns = {
     "method": lambda row: row["method"],
@@ -51,14 +53,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "every-method")
     given = parser.parse_args(arguments)
     runs = [path.parent for path in sorted(given.runs.glob("*/*/evaluation.npz"))]
-    rows = [row_of(run) for run in runs]
+    rows = {(run.parent.name, run.name): row_of(run) for run in runs}
+    if (before := given.out / "every-method.json").exists():
+        rows = {(row["data"], row["method"]): row for row in read_json(before, "made by this script")["rows"]} | rows
     for run in runs:
         target = given.out / run.parent.name / f"{run.name}.npz"
         target.parent.mkdir(parents=True, exist_ok=True)
         copyfile(run / "evaluation.npz", target)
-    write_json({"rows": rows}, given.out / "every-method.json")
-    for data in dict.fromkeys(row["data"] for row in rows):
-        own = sorted((row for row in rows if row["data"] == data), key=lambda row: row["cost"])
+    write_json({"rows": [rows[key] for key in sorted(rows)]}, before)
+    for data in dict.fromkeys(name for name, _ in sorted(rows)):
+        own = sorted((row for row in rows.values() if row["data"] == data), key=lambda row: row["cost"])
         show(data, own, COLUMNS)
 
 

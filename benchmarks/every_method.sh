@@ -22,7 +22,7 @@ options() { # what a method sets beyond the shared configuration; Free's epochs 
 }
 
 [ $# -gt 0 ] || set -- standard free fgsm rs-fgsm n-fgsm sub-at fgsm-ep fgsm-mep gradient-penalty gat nuat qub ssat seat \
-  seat-fl seat-published grad-align cure llr elle elle-a pgd mart trades
+  seat-fl seat-published grad-align cure llr elle elle-a pgd mart trades fgsm-pco liet sora planish-at
 for method in "$@"; do
   # shellcheck disable=SC2046
   $PLANISH train --data digits --method "$method" --out "$RUNS/digits/$method" --resume -q --set threat.radius=0.2 \
