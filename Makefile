@@ -46,7 +46,7 @@ build/notebooks/%.md: notebooks/%.py website/notebooks.py | $(CHECK)
 	OMP_NUM_THREADS=1 $(BIN)/python website/notebooks.py build/notebooks $<
 
 integrations: $(REAL) ## try every integration with the library itself; VERSIONS=/dev/null takes the newest ones
-	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest -m library --libraries
+	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest -m packages --all-packages
 
 notes: ## print what the changelog says of this version
 	@version=$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/planish/__init__.py); \

@@ -10,7 +10,7 @@ are judged on those that follow; no test image is ever seen. --table-only runs n
 import json
 import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
@@ -203,13 +203,18 @@ def written(given: Namespace, tree: Mapping[str, Any]) -> list[Row]:
         row_of(tree, name, [plan for plan in done if plan.row == name], candidate if name != given.candidate else {})
         for name in dict.fromkeys(plan.row for plan in done)
     ]
-    given.out.mkdir(parents=True, exist_ok=True)
-    for plan in done:
-        copyfile(plan.folder / RECORD, given.out / f"{plan.row}-{plan.seed}.npz")
+    copied(done, given.out)
     write_json({**provenance("cpu"), "budget": tree["budget"], "rows": rows}, given.out / "ablation.json")
     if candidate:
         write_bytes(to_png(drawn(rows, given.candidate)), given.figure)
     return rows
+
+
+def copied(done: Sequence[Plan], out: Path) -> None:
+    """Copy the records of finished runs into a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    for plan in done:
+        copyfile(plan.folder / RECORD, out / f"{plan.row}-{plan.seed}.npz")
 
 
 def tables(rows: list[Row]) -> str:

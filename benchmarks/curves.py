@@ -11,11 +11,10 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import numpy as np
-from ablation import RECORD, Plan, plans, row_of, run, spread
+from ablation import RECORD, Plan, copied, plans, row_of, run, spread
 from timing import RESULTS, Columns, Row, markdown, paste, show
 
 from planish.records.origin import provenance
@@ -89,9 +88,7 @@ def written(given: Namespace, tree: Mapping[str, Any]) -> list[Row]:
             if own := [plan for plan in done if plan.row == name]:
                 known = row_of(tree, name, own, {})
                 rows.append({**known, "line": line, "value": value, "losses": [losses(plan) for plan in own]})
-    given.out.mkdir(parents=True, exist_ok=True)
-    for plan in done:
-        copyfile(plan.folder / RECORD, given.out / f"{plan.row}-{plan.seed}.npz")
+    copied(done, given.out)
     about = {"budget": tree["budget"], "key": tree["key"], "rows": rows}
     write_json({**provenance("cpu"), **about}, given.out / f"{given.table.stem}.json")
     return rows

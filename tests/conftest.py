@@ -17,16 +17,16 @@ CLASSES = 4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    told = "fail, rather than skip, a test whose libraries are not installed, as `make integrations` does"
-    parser.addoption("--libraries", action="store_true", help=told)
+    told = "fail, rather than skip, a test whose packages are not installed, as `make integrations` does"
+    parser.addoption("--all-packages", action="store_true", help=told)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked `library(NAME, ...)` where one of these packages, named as on PyPI, is not installed."""
-    named = {name for mark in item.iter_markers("library") for name in mark.args}
+    """Skip a test marked `packages(NAME, ...)` where one of these packages, named as on PyPI, is not installed."""
+    named = {name for mark in item.iter_markers("packages") for name in mark.args}
     if missing := sorted(name for name in named if not is_installed(name)):
         told = f"not installed: pip install {' '.join(missing)}"
-        pytest.fail(told, pytrace=False) if item.config.getoption("libraries") else pytest.skip(told)
+        pytest.fail(told, pytrace=False) if item.config.getoption("all_packages") else pytest.skip(told)
 
 
 def is_installed(name: str) -> bool:

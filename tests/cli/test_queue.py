@@ -30,7 +30,7 @@ def lines() -> tuple[str, str]:
     return script.replace("/16", "/2").replace("8/255", "0.1"), merge
 
 
-@pytest.mark.library("submitit")
+@pytest.mark.packages("submitit")
 def test_an_array_of_shards_and_its_merge(planish: Callable[..., Result], tmp_path: Path):
     import submitit
 

@@ -193,7 +193,7 @@ def test_a_stream_reads_each_shard_once_and_in_turn(folder: Path, monkeypatch: p
         assert batch.labels.tolist() == (batch.indices % 3).tolist()
 
 
-@pytest.mark.library("webdataset")
+@pytest.mark.packages("webdataset")
 def test_shards_that_webdataset_wrote(tmp_path: Path, images: np.ndarray):
     import webdataset
 

@@ -301,7 +301,7 @@ def test_records_show_themselves(model: nn.Module, x: Tensor, y: Tensor, monkeyp
     assert all(len(record.to_csv().splitlines()) == len(record.rows()) + 1 for record in records)
 
 
-@pytest.mark.library("pandas")
+@pytest.mark.packages("pandas")
 def test_a_frame_of_pandas_has_the_rows(model: nn.Module, x: Tensor, y: Tensor):
     frame = pl.evaluate(model, x, y, "Linf:0.1", "fgsm").to_pandas()
     assert list(frame["attack"]) == ["none (clean)", "fgsm"] and frame["accuracy_low"][0] < frame["accuracy"][0] == 1

@@ -17,7 +17,7 @@ from planish.runs.hub import address_of, fetched
 from planish.runs.judge import load_model
 from planish.runs.run import Run, save_weights
 
-pytestmark = pytest.mark.library("huggingface_hub")
+pytestmark = pytest.mark.packages("huggingface_hub")
 REPO = "some.one/tiny-seat"
 
 

@@ -20,7 +20,7 @@ from planish.runs.maite import (
     network_of,
 )
 
-MAITE = pytest.mark.library("maite")
+MAITE = pytest.mark.packages("maite")
 
 
 @pytest.fixture(scope="module")

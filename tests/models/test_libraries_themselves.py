@@ -30,10 +30,10 @@ from planish.runs.judge import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, at import
 SIDE = 32
-TIMM = pytest.mark.library("timm", "torchvision")
-TORCHVISION = pytest.mark.library("torchvision")
-TRANSFORMERS = pytest.mark.library("transformers", "torchvision")
-ROBUSTBENCH = pytest.mark.library("robustbench", "pyautoattack", "timm", "torchvision")
+TIMM = pytest.mark.packages("timm", "torchvision")
+TORCHVISION = pytest.mark.packages("torchvision")
+TRANSFORMERS = pytest.mark.packages("transformers", "torchvision")
+ROBUSTBENCH = pytest.mark.packages("robustbench", "pyautoattack", "timm", "torchvision")
 
 
 def imported(name: str) -> Any:

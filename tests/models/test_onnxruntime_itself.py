@@ -11,7 +11,7 @@ from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.models.onnx import BlackBox, load_onnx
 
-pytestmark = pytest.mark.library("onnx", "onnxruntime")
+pytestmark = pytest.mark.packages("onnx", "onnxruntime")
 
 
 def exported(model: nn.Sequential, path: Path, batch: int | str) -> Path:

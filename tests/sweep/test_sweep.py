@@ -23,7 +23,7 @@ from planish.runs.study import Study
 from planish.runs.sweep import DEFINITION, JOURNAL, TrialStep, sweep_into, trial_folder
 from planish.storage.reading import read_json
 
-pytestmark = pytest.mark.library("optuna")
+pytestmark = pytest.mark.packages("optuna")
 MakeSweep = Callable[..., Sweep]
 TWO = "method.linearity_weight=grid(0.1,1)"
 WEIGHT = "method.linearity_weight=log(0.1,10)"
@@ -93,7 +93,7 @@ def postgresql(ask: pytest.FixtureRequest) -> str:
     return str(ask.getfixturevalue("postgres"))
 
 
-SERVER = pytest.param(postgresql, marks=pytest.mark.library("psycopg"))
+SERVER = pytest.param(postgresql, marks=pytest.mark.packages("psycopg"))
 
 
 @pytest.mark.parametrize("storage", [journal, sqlite, SERVER])

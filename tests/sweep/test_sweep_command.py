@@ -41,7 +41,7 @@ SPACE = ("--space", "method.linearity_weight=grid(0.1,1)")
 HOW = ("--device", "cpu", "--attacks", "fgsm")
 
 
-@pytest.mark.library("optuna")
+@pytest.mark.packages("optuna")
 def test_the_command_tells_what_it_found_and_what_comes_next(planish: Planish):
     done = planish("sweep", "recipe.toml", *SPACE, *HOW)
     assert done.exit_code == 0 and "trial 1: fgsm:" in done.stderr

@@ -79,7 +79,7 @@ def scalars(path: Path) -> dict[tuple[str, int], float]:
     return found
 
 
-@pytest.mark.library("tensorboardX")
+@pytest.mark.packages("tensorboardX")
 def test_tensorboard_has_every_epoch_once_after_a_resumption_too(train: Callable[..., Result]):
     assert train("--track", "tensorboard", *EACH).exit_code == 0
     (first,) = Path("run/events").iterdir()
@@ -153,7 +153,7 @@ def test_servers_are_told_the_same_numbers(name: str, train: Callable[..., Resul
     assert [(step, seen.shape) for step, seen in server.shown] == [(1, (192, 512, 3)), (2, (192, 512, 3))]
 
 
-@pytest.mark.library("mlflow")
+@pytest.mark.packages("mlflow")
 @pytest.mark.filterwarnings("ignore")  # its own
 def test_mlflow_itself_has_every_epoch(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///told.db")
@@ -186,7 +186,7 @@ def sent(path: Path) -> Iterator[Any]:
             message = b""
 
 
-@pytest.mark.library("wandb")
+@pytest.mark.packages("wandb")
 @pytest.mark.filterwarnings("ignore")  # its own
 def test_wandb_itself_has_every_epoch(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
     """Offline, into the file that `wandb sync` sends."""

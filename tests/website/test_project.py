@@ -21,7 +21,7 @@ def test_the_citation_is_of_this_version():
     assert all(paper["title"] and paper["authors"] and paper["year"] for paper in citation["references"])
 
 
-@pytest.mark.library("cffconvert", "jsonschema")
+@pytest.mark.packages("cffconvert", "jsonschema")
 def test_the_citation_fits_its_schema():
     """The Citation File Format's own, which cffconvert brings along; what else that package needs is not needed."""
     from jsonschema import ValidationError, validate

@@ -87,11 +87,12 @@ class NearestSearch(NamedTuple):
         self._enter(rows, x_adv, self.threat.norm(x_adv - at_rows(self.batch.x, rows)), adversarial, step)
 
     def _enter(self, rows: Tensor, x_adv: Tensor, distance: Tensor, adversarial: Tensor, step: int) -> None:
-        found = self.found
-        nearer = (adversarial & (distance < at_rows(found.distance, rows))).nonzero().squeeze(1)
-        hit = rows[nearer]
-        found.x_adv[hit], found.distance[hit] = x_adv.detach()[nearer], distance[nearer].to(found.distance.dtype)
-        found.step[hit] = step
+        found = self.found  # without a look at how many are nearer, for which a GPU would have to be waited for
+        image, best = at_rows(found.x_adv, rows), at_rows(found.distance, rows)
+        nearer = adversarial & (distance < best)
+        found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), image)
+        found.distance[rows] = torch.where(nearer, distance.to(best.dtype), best)
+        found.step[rows] = torch.where(nearer, step, at_rows(found.step, rows))
 
     def tried(self, rows: Tensor, x_adv: Tensor, step: int) -> Tensor:
         """Enter candidates where they are misclassified and nearer, by a forward; return which are, (n,)."""
