@@ -50,6 +50,7 @@ NO_PEER = {
     "carlini-wagner-linf": "both have C&W in L2 alone",
     "closest": "planish's own",
     "log-barrier": "in neither",
+    "measured": "in neither",
     "multi-targeted": "in neither; its targets one by one are apgd-t's, its steps adam-pgd's",
     "odi-pgd": "in neither",
     "pgd-bisection": "planish's own; test_bisection.py has a slow twin",

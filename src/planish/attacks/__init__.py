@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         RandomTargeted as RandomTargeted,
     )
     from planish.attacks.log_barrier import LogBarrier as LogBarrier
+    from planish.attacks.measured import Measured as Measured
     from planish.attacks.random_search import Noise as Noise, Square as Square
     from planish.attacks.relaxed import Relaxed as Relaxed
     from planish.attacks.sigma_zero import SigmaZero as SigmaZero

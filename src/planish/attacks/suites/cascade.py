@@ -14,7 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from planish.attacks import ByDistance, Worst
-from planish.attacks.ascents import Ranked, Smoothed, Targeted, Untargeted
+from planish.attacks.ascents import Ranked, Targeted, Untargeted
+from planish.attacks.measured import Measured
 from planish.attacks.random_search import Noise, Square
 from planish.attacks.suites import Stage, Suite
 from planish.attacks.suites.autoattack import AutoAttack
@@ -22,6 +23,7 @@ from planish.core.errors import at_least
 from planish.core.losses import margin, scale_free_cross_entropy
 from planish.core.words import number_of
 from planish.records.evaluation import Column
+from planish.records.statistics import Booleans
 from planish.search.step_rules import COSINE_MOMENTUM, AutoPGD, StepRule
 
 CHECKED, CHECK_SHARE = 200, 50
@@ -30,9 +32,10 @@ FOCUS, FOCUS_STEPS, FOCUS_STARTS = 0.05, 60, 2
 """What attacks came closest to breaking: this share of the survivors is attacked again, longer, from so many starts."""
 SPARSE_STEPS = 20
 """Of APGD towards each target in L1, where it moves few pixels at a time and breaks what other steps do not."""
-STUCK, LEAP, GAIN = 0.01, 0.06, 0.01
-"""Shares of the images that may be stuck at their start, or fall to the targets after the scout, or then to the attack
-on the hard cases, in a short run."""
+STUCK = {"scout": 0.01, "targets": 0.02}
+"""Shares of the images that these stages may leave stuck at their start, in a short run."""
+LEAP, GAIN = 0.06, 0.01
+"""Shares of the images that may fall to the targets after the scout, or then to the attack on the hard cases."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,9 @@ class Cascade(Suite):
         if hits:
             tried = int(blind[0].attempted.sum())
             found.append(f"noise and random search broke {hits} of {number_of(tried)} that gradients had not broken")
-        scout = done["scout"]
-        stuck = scout.attempted & ~scout.broken & (scout.step <= 0)
-        if stuck.sum() > STUCK * images:
-            found.append(f"the gradient led nowhere on {int(stuck.sum())} of {number_of(images)}")
+        stuck = {name: int(_stuck(done[name]).sum()) for name in STUCK}
+        if any(stuck[name] > share * images for name, share in STUCK.items()):
+            found.append(f"the gradient led nowhere on {max(stuck.values())} of {number_of(images)}")
         leap = int(done["targets"].broken.sum())
         if leap > LEAP * images:
             found.append(f"targets broke {leap} of {number_of(images)} that the untargeted scout had not")
@@ -117,19 +119,25 @@ class Cascade(Suite):
         margins = Untargeted(COSINE_MOMENTUM, 50, margin)
         diverse = Untargeted(COSINE_MOMENTUM, 50, margin, start="diverse")
         sweep = (*self._towards(self.targets + 1, 9, 50), *self._towards(1, self.targets, 50))
+        *by_gradient, square = AutoAttack(norm=self.norm).stages
         return (
             Stage("noise", Noise(100)),
-            Stage("random-search", Square(1000)),
+            Stage("measured", Measured()),
+            square,
             Stage("untargeted", Worst((margins, Untargeted(COSINE_MOMENTUM, 50, scale_free_cross_entropy)))),
             Stage("sweep", Worst((ByDistance(), *sweep))),
             Stage("diverse", Worst((diverse,) * 5)),
-            Stage("smoothed", Smoothed(50)),
-            *AutoAttack(norm=self.norm).stages,
+            *by_gradient,
         )
 
     def _towards(self, first: int, last: int, steps: int, rule: StepRule = COSINE_MOMENTUM) -> tuple[Targeted, ...]:
         ranks = range(first, min(last, self.classes - 1) + 1)
         return tuple(Targeted(rule, steps, Ranked(rank)) for rank in ranks)
+
+
+def _stuck(column: Column) -> Booleans:
+    """Return which images (N,) an attack left at their start."""
+    return column.attempted & ~column.broken & (column.step <= 0)
 
 
 def _checked(images: int) -> int:
