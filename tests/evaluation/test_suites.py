@@ -127,6 +127,23 @@ def test_a_masked_model_gets_the_long_stages_and_is_told_so(
     assert masked.robust_accuracy().hits <= honest.robust_accuracy().hits + 2
 
 
+class NeedsAnImage(nn.Module):
+    """Looks at its first image, as code that reads shapes from it does."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.reshape(-1, *x[0].shape))
+
+
+def test_a_model_is_never_asked_about_no_image(network: nn.Module, images: Batch):
+    """Where all images are broken the later stages have none."""
+    record = judged(NeedsAnImage(network), images, "planish-suite", Linf(0.5))
+    assert record.robust_accuracy().hits == 0 and record.columns[-1].attempted.sum() == 0
+
+
 def test_a_resumed_suite_goes_on_with_its_next_stage(make_network: Callable[[], nn.Module], images: Batch):
     whole = judged(make_network(), images, "planish-suite", Linf(0.015))
     suite = attacks_of(["planish-suite"], 4)

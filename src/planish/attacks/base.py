@@ -333,7 +333,8 @@ def _ordered(
     """Return the batch with the targets of the images that still stand in order of distance, and count the passes."""
     count = min(component.candidates, batch.clean_logits.shape[1] - 1)
     order = batch.labels.new_full((len(batch.x), count), -1)
-    for rows in torch.split((best.score < 0).nonzero().squeeze(1), chunk):
+    standing = (best.score < 0).nonzero().squeeze(1)
+    for rows in torch.split(standing, chunk) if len(standing) else ():
         some = batch.select(rows)
         order[rows] = nearest_classes(model, some, threat.of(some.indices), count).classes
         best.passes[rows] += 1 + count
