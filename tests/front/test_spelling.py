@@ -79,6 +79,15 @@ CALLS = [
     (call("audit_steps", None, targets=1), "Did you mean 'labels'"),
     (call("minimum_distance", None, y=1), "Did you mean 'labels'"),
     (call("verify", None, eps=1), r"Did you mean threat=planish\.Linf\(radius=\.\.\.\)"),
+    (call("train", None, (), [], threat="Linf:0.1"), r"takes model, data without a name, .*: \(x, labels\)$"),
+    (call("train", None, ()), r"train needs threat$"),
+    (call("train", None, "digits", threat="Linf:0.1", guard=True), r"a guard is planish\.Guard\(every=25\), not True"),
+    (call("evaluate", None, [], [], "Linf:0.1", "fgsm", 1, 2, 3, 4, 5, 6, 7), "evaluate takes model, x, labels"),
+    (call("evaluate"), "evaluate needs model, x$"),
+    (
+        lambda: pl.measures.local_linearity(nn.Flatten(), torch.zeros(1, 1, 1, 2), [0]),
+        r"local_linearity: missing a required argument: 'threat'; it takes model, x, labels, threat",
+    ),
     (lambda: pl.measures.local_linearity(None, None, None, eps=1), r"local_linearity has no argument 'eps'"),
     (lambda: pl.attacks.PGD(eps=1), r"PGD has no argument 'eps': the call with images takes threat=planish\.Linf\(rad"),
     (

@@ -273,7 +273,8 @@ def run(
 ) -> Adversarials:
     """Attack a batch of any size in chunks, component by component, survivors refilled into full chunks before each.
 
-    Images whose goal is reached, already at the clean image, are not attacked. The outcome does not depend on `chunk`.
+    Images whose goal is reached, already at the clean image, or whose radius is 0, are not attacked. The outcome does
+    not depend on `chunk`.
     precision: "bf16" searches under autocast and scores what was found in float32 before anything is decided; images
     on which rounding may have decided are searched again in float32.
     keep: told after each chunk how far it has come; earlier: that, to go on from there with the same outcome.
@@ -284,6 +285,7 @@ def run(
         attack = attack.assembled(batch.clean_logits.shape[1])
         progress = earlier or Progress(owned(untouched(attack, batch)))
         best, components = progress.best, tuple(components_of(attack))
+        moves = threat.of(batch.indices).moves(len(batch.labels)).to(batch.x.device)
         for number, component in enumerate(components):
             seed = drawn_seed(generator)
             if isinstance(component, ByDistance):
@@ -291,7 +293,7 @@ def run(
                 continue
             if number < progress.component:
                 continue
-            rows = ((best.score < 0) | (best.component == number)).nonzero().squeeze(1)
+            rows = (moves & ((best.score < 0) | (best.component == number))).nonzero().squeeze(1)
             for start in range(progress.visited if number == progress.component else 0, len(rows), chunk):
                 part = rows[start : start + chunk]
                 some = batch if len(part) == len(batch.x) else batch.select(part)
