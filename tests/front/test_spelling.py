@@ -83,6 +83,14 @@ CALLS = [
     (call("train", None, ()), r"train needs threat$"),
     (call("train", None, "digits", threat="Linf:0.1", guard=True), r"a guard is planish\.Guard\(every=25\), not True"),
     (call("evaluate", None, [], [], "Linf:0.1", "fgsm", 1, 2, 3, 4, 5, 6, 7), "evaluate takes model, x, labels"),
+    (
+        call("evaluate", nn.Flatten(), torch.zeros(2, 3, 3), 0, "Linf:0.1"),
+        r"got \(2, 3, 3\); one image is x\[None\], grey images without channels are x\[:, None\]",
+    ),
+    (
+        call("audit", nn.Flatten(), torch.zeros(1, 1, 1, 2), [0], "Linf:0"),
+        "an audit needs a radius above 0: at 0 nothing can be searched",
+    ),
     (call("evaluate"), "evaluate needs model, x$"),
     (
         lambda: pl.measures.local_linearity(nn.Flatten(), torch.zeros(1, 1, 1, 2), [0]),
@@ -111,6 +119,15 @@ def test_issue_20_an_argument_of_the_field_leads_to_the_right_one(wrong: Callabl
     with pytest.raises(pl.BadInput, match=message) as raised:
         wrong()
     assert "\n" not in str(raised.value)
+
+
+def test_a_model_made_under_inference_mode_is_refused():
+    with torch.inference_mode():
+        network = nn.Linear(2, 2)
+    with pytest.raises(
+        pl.BadInput, match=r"made under torch\.inference_mode\(\), so it has no gradients: make it outside"
+    ):
+        pl.evaluate(nn.Sequential(nn.Flatten(), network), torch.zeros(1, 1, 1, 2), [0], "Linf:0.1")
 
 
 def test_synonyms_are_of_names_that_there_are():

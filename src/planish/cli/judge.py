@@ -78,7 +78,8 @@ def evaluate(
         return None
     folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
     again = {"data": data, **threats.ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
-    return _shown(folder, judged.name, where, json_, csv, against, terminal.next_command("audit", model, **again))
+    then = terminal.next_command("audit", model, **again) if task.threat.radius > 0 else None
+    return _shown(folder, judged.name, where, json_, csv, against, then)
 
 
 def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) -> None:
@@ -93,11 +94,17 @@ def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) 
 
 
 def _shown(
-    folder: Path, name: str, where: terminal.Where, json_: bool, csv: Path | None, earlier: Path | None, then: str
+    folder: Path,
+    name: str,
+    where: terminal.Where,
+    json_: bool,
+    csv: Path | None,
+    earlier: Path | None,
+    then: str | None,
 ) -> "Evaluation | None":
     """Write and print the page of an evaluation, beside an earlier one if there is one; return the record.
 
-    then: the command to type next. Of a shard what it holds is printed, and None returned.
+    then: the command to type next, if there is one. Of a shard what it holds is printed, and None returned.
     """
     from planish.records.evaluation import load
     from planish.runs.judge import EVALUATION
@@ -106,7 +113,7 @@ def _shown(
         shards.show_shard(folder, json_)
         return None
     write_page([folder], folder, f"Robustness of {name}", json_, csv, earlier)
-    if not json_:
+    if then is not None and not json_:
         terminal.print_line(f"next: {then}")
     return load(folder / EVALUATION)
 
