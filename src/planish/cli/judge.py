@@ -78,8 +78,7 @@ def evaluate(
         return None
     folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
     again = {"data": data, **threats.ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
-    then = terminal.next_command("audit", model, **again) if task.threat.radius > 0 else None
-    return _shown(folder, judged.name, where, json_, csv, against, then)
+    return _shown(folder, judged.name, where, json_, csv, against, terminal.next_command("audit", model, **again))
 
 
 def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) -> None:
@@ -104,7 +103,7 @@ def _shown(
 ) -> "Evaluation | None":
     """Write and print the page of an evaluation, beside an earlier one if there is one; return the record.
 
-    then: the command to type next, if there is one. Of a shard what it holds is printed, and None returned.
+    then: the command to type next, if there is a ball to audit. Of a shard what it holds is printed, and None returned.
     """
     from planish.records.evaluation import load
     from planish.runs.judge import EVALUATION
@@ -113,9 +112,10 @@ def _shown(
         shards.show_shard(folder, json_)
         return None
     write_page([folder], folder, f"Robustness of {name}", json_, csv, earlier)
-    if then is not None and not json_:
+    record = load(folder / EVALUATION)
+    if record.meta["threat"]["radius"] != 0 and not json_:
         terminal.print_line(f"next: {then}")
-    return load(folder / EVALUATION)
+    return record
 
 
 def _evaluate(
