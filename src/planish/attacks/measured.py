@@ -20,7 +20,7 @@ from planish.search.objectives import Objective, inner, objective_of
 from planish.search.step_rules import COSINE_MOMENTUM
 
 PLACES, LEVELS, REACH = 3, 255, 0.5
-"""Places where gradients are taken; steps of 8-bit images from black to white; how far slopes are measured, in radii"""
+"""Places of gradients; steps of 8-bit images from black to white; how far slopes are measured to a side, in radii."""
 PASSES = 1 + 4 * PLACES
 """For an iterate: its logits; at each place a gradient, which is two; along each gradient a forward to either side."""
 ROUNDING = 1e-3

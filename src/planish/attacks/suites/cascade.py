@@ -136,8 +136,8 @@ class Cascade(Suite):
 
 
 def _stuck(column: Column) -> Booleans:
-    """Return which images (N,) an attack left at their start."""
-    return column.attempted & ~column.broken & (column.step <= 0)
+    """Return which images (N,) an attack left at their start, for all its passes."""
+    return column.attempted & ~column.broken & (column.step <= 0) & (column.passes > 0)
 
 
 def _checked(images: int) -> int:
