@@ -20,8 +20,8 @@ Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance of the nominal batch, by batch-norm module."""
 
 Forward = Callable[[Tensor], Tensor]
-FEW = 16
-"""Channels that are few, and pixels that are a long row."""
+FEW, CACHED = 16, 2**20
+"""Channels that are few, and pixels that are a long row; numbers that a CPU's cache may hold."""
 _ATTACKED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are attacked at present", default=())
 
 
@@ -218,7 +218,7 @@ class _Constants(NamedTuple):
 class _AffineMap(NamedTuple):
     """What a batch norm of this weight and this running mean computes, scale x + shift, both (1, C, 1, 1).
 
-    rows: both written out along a row of so many pixels.
+    spread: both written out over so many rows and columns of pixels, in a memory format.
     """
 
     module: _BatchNorm
@@ -226,35 +226,43 @@ class _AffineMap(NamedTuple):
     mean: Tensor
     scale: Tensor
     shift: Tensor
-    rows: dict[int, tuple[Tensor, Tensor]]
+    spread: dict[tuple[torch.memory_format, int, int], tuple[Tensor, Tensor]]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scale x + shift; what the module itself makes of it where the map is not its own or not of x's dtype.
 
         `functional_call` lends a module other parameters.
         """
-        module, _, _, scale, shift, _ = self
+        module = self.module
         own = module._parameters.get("weight") is self.weight and module._buffers["running_mean"] is self.mean
-        if not own or module.training or x.dtype != scale.dtype:
+        if not own or module.training or x.dtype != self.scale.dtype:
             return _BatchNorm.forward(module, x)
-        if x.ndim != 4:
-            shape = [1, -1, *[1] * (x.ndim - 2)]
-            scale, shift = scale.view(shape), shift.view(shape)
-        elif scale.shape[1] <= FEW <= x.shape[3] and x.is_contiguous(memory_format=torch.channels_last):
-            scale, shift = self._along(x.shape[3])
+        scale, shift = self._laid_out(x)
         return torch.addcmul(shift, x, scale)
 
-    def _along(self, row: int) -> tuple[Tensor, Tensor]:
-        """Return scale and shift for a row of so many pixels whose channels lie side by side.
+    def _laid_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and shift as a CPU meets them fastest: to the bit the same map.
 
-        A CPU takes images that lie so a pixel at a time if they meet a single one: slow, where channels are few.
+        It takes pixels one at a time where both are a single number for a channel, or where channels lie side by side
+        and are few. Written out, they cost reading: no matter while x stays in its cache.
         """
-        if row not in self.rows:
+        if x.ndim != 4:
+            return _along(self.scale, x.ndim), _along(self.shift, x.ndim)
+        _, channels, height, width = x.shape
+        if x.numel() <= CACHED and x.is_contiguous():
+            return self._spread(torch.contiguous_format, height, width)
+        if channels <= FEW <= width and x.is_contiguous(memory_format=torch.channels_last):
+            return self._spread(torch.channels_last, 1, width)
+        return self.scale, self.shift
+
+    def _spread(self, layout: torch.memory_format, height: int, width: int) -> tuple[Tensor, Tensor]:
+        over = layout, height, width
+        if over not in self.spread:
             with torch.inference_mode(False):
-                pixels = (value.permute(0, 2, 3, 1).expand(-1, -1, row, -1) for value in (self.scale, self.shift))
-                scale, shift = (value.contiguous().permute(0, 3, 1, 2) for value in pixels)
-                self.rows[row] = scale, shift
-        return self.rows[row]
+                values = (value.expand(-1, -1, height, width) for value in (self.scale, self.shift))
+                scale, shift = (value.contiguous(memory_format=layout) for value in values)
+                self.spread[over] = scale, shift
+        return self.spread[over]
 
 
 @torch.no_grad()
@@ -301,38 +309,36 @@ def _runs_as_a_copy(module: nn.Module) -> bool:
 @contextmanager
 def _replaced_forward(forwards: Mapping[_BatchNorm, Forward]) -> Iterator[None]:
     """Modules compute by these. Set past the modules' own `__setattr__`, which looks for parameters first."""
-    own = [vars(module).get("forward") for module in forwards]
+    own = {module: {"forward": vars(module)["forward"]} for module in forwards if "forward" in vars(module)}
     for module, forward in forwards.items():
         vars(module)["forward"] = forward
     try:
         yield
     finally:
-        for module, before in zip(forwards, own, strict=True):
+        for module in forwards:
             del vars(module)["forward"]
-            if before is not None:
-                vars(module)["forward"] = before
+            vars(module).update(own.get(module, {}))
 
 
 def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Normalise with these statistics: by the fused kernel where they are constants, which it demands."""
     if not mean.requires_grad:
         return F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps)
-    return _applied(*_scale_and_shift(mean, variance, module.weight, module.bias, module.eps), x)
+    scale, shift = _scale_and_shift(mean, variance, module.weight, module.bias, module.eps)
+    return torch.addcmul(_along(shift, x.ndim), x, _along(scale, x.ndim))
 
 
 def _scale_and_shift(
     mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return what a batch norm multiplies by and adds, (C,) each, rounded as PyTorch's own kernel on a CPU does."""
-    scale = torch.rsqrt(variance + eps)
-    if weight is not None:
-        scale = scale * weight
+    scale = torch.rsqrt(variance + eps) if weight is None else torch.rsqrt(variance + eps) * weight
     return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
 
 
-def _applied(scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+def _along(values: Tensor, dimensions: int) -> Tensor:
+    """Return one number for each channel in a shape that broadcasts with images of so many dimensions."""
+    return values.view([1, -1, *[1] * (dimensions - 2)])
 
 
 @torch.no_grad()
