@@ -7,8 +7,8 @@ has them). The file is written after each cell, and --resume goes on from it. Pl
 `planish.attacks.run`. The hand-written loops take gradients of x alone, on a model whose parameters are frozen: `best`
 keeps the best iterate by margin as planish does, `last` judges none: it does not know whether it broke anything.
 
-The process keeps the memory that is freed, as the command planish does. Else it is luck, of how the memory lies, whether
-a pass ends by giving its activations back and the next one pays a fault for each of their pages.
+The process keeps the memory that is freed, as the command planish does. Else it is luck, of how the memory lies, if a
+pass ends by giving its activations back and the next one pays a fault for each of their pages.
 """
 
 import json
