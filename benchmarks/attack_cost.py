@@ -23,7 +23,7 @@ from timing import (
     TIMES,
     Columns,
     Row,
-    compare,
+    in_turns,
     markdown,
     operations,
     parser,
@@ -61,20 +61,17 @@ def counts(candidate: Candidate, model: nn.Module, images: int) -> Row:
 
 
 def measured(task: Task, options: Namespace) -> list[Row]:
-    """Return one row for each candidate of a task."""
+    """Return one row for each candidate of a task. It is counted first, so that no timed call is the first."""
     given, group = task
     models = {True: deepcopy(given.model).requires_grad_(False), False: given.model}
 
     def calling(candidate: Candidate) -> Callable[[], object]:
         return lambda: candidate.call(models[candidate.frozen])
 
+    counted = {label: counts(candidate, given.model, len(given.batch.x)) for label, candidate in group.items()}
     calls = {label: calling(candidate) for label, candidate in group.items()}
-    timings = compare(calls, options.rounds, base=BASE, device=options.device)
-    images = len(given.batch.x)
-    return [
-        {"candidate": label, **counts(candidate, given.model, images), **timings[label]._asdict()}
-        for label, candidate in group.items()
-    ]
+    timings = in_turns(calls, options.rounds, base=BASE, device=options.device)
+    return [{"candidate": label, **counted[label], **timings[label]._asdict()} for label in group]
 
 
 def measured_cell(cell: Namespace) -> list[Row]:
