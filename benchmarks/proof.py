@@ -6,7 +6,7 @@ OUT are folders that `benchmarks/suite.py --survivors-only` wrote with planish-d
 public AutoAttack (results/suite/proof/* unless given). AutoAttack is given what planish-suite left standing, those of
 the largest margins first. The last image that it broke has some rank. Of those that it was not given at most the share
 is breakable that none of the given ones behind that rank leaves possible (95 %, one-sided, exact), as though they were
-as easy to break as these, which lie nearer.
+as easy to break as these, which lie nearer. CR Attack may have been given only the first of the images.
 """
 
 import json
@@ -37,21 +37,26 @@ NOTHING = {"indices": np.zeros(0, int), "standing": np.zeros(0, bool)}
 
 
 class Judged(NamedTuple):
-    """A model: which images stand after each suite, (N,), and the passes for each image that it was given.
+    """A model: which images stand after each suite, (N,), and the passes and seconds for each image that it was given.
 
-    record: planish-suite's. ranks: which of the images that AutoAttack was given, nearest first, it left standing.
+    standing: of CR Attack (M,), the first M. record: planish-suite's. ranks: which of the images that AutoAttack was
+    given, nearest first, it left standing.
     """
 
     name: str
     record: Evaluation
     standing: dict[str, Booleans]
     passes: dict[str, float]
+    seconds: dict[str, float]
     ranks: Booleans
 
     @property
     def best(self) -> Booleans:
-        """The images that no suite broke."""
-        return np.logical_and.reduce([*self.standing.values()])
+        """The images that no suite broke, (N,)."""
+        best = self.standing[SUITE].copy()
+        for standing in self.standing.values():
+            best[: len(standing)] &= standing
+        return best
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -77,7 +82,8 @@ def judged(folder: Path) -> Iterator[Judged]:
         if DEEP in own:
             standing[DEEP] = evaluation.load(folder / name / DEEP / "evaluation.npz").survivors()
         passes = {suite: row["passes"] for suite, row in own.items()}
-        yield Judged(name, record, standing, passes, given["standing"])
+        seconds = {suite: row["seconds"] / max(row["images"], 1) for suite, row in own.items()}
+        yield Judged(name, record, standing, passes, seconds, given["standing"])
 
 
 def standing_in(path: Path) -> Booleans:
@@ -99,6 +105,7 @@ def row_of(model: Judged, known: dict[str, Judged]) -> Row:
         "images": len(stands),
         "clean": share(model.record.clean_margin < 0),
         **{name: share(model.standing[name]) for name in suites},
+        "images of CR": len(model.standing[CR]),
         "given": given,
         "stand": int(stands.sum()),
         "broke": int((~model.ranks).sum()),
@@ -107,11 +114,17 @@ def row_of(model: Judged, known: dict[str, Judged]) -> Row:
         "bound": at_most(given - last),
         "above": {name: gap(model.standing[name], model.standing[PUBLIC]) for name in suites},
         "passes": {**{name: model.passes[name] for name in suites}, PUBLIC: model.passes[PUBLIC] * stands.mean()},
+        "faster": model.seconds[PUBLIC] * stands.mean() / model.seconds[SUITE],
         "reasons": "; ".join(model.reasons),
         "best": share(best),
         "over": gap(stands, best),
-        "points": {name: 100 * float(model.standing[name].mean() - best.mean()) for name in suites},
+        "points": {name: points(model.standing[name], best) for name in suites},
     }
+
+
+def points(standing: Booleans, best: Booleans) -> float:
+    """Return how far a suite lies above the best known on the images that it was given, in points."""
+    return 100 * float(standing.mean() - best[: len(standing)].mean())
 
 
 def share(standing: Booleans) -> str:
@@ -120,8 +133,8 @@ def share(standing: Booleans) -> str:
 
 
 def gap(one: Booleans, other: Booleans) -> str:
-    """Return how far one lies above the other, in points, with the interval for pairs."""
-    found = paired_interval(one, other)
+    """Return how far one lies above the other on the images of both, in points, with the interval for pairs."""
+    found = paired_interval(one, other[: len(one)])
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
@@ -138,6 +151,7 @@ ROBUST: Columns = {
     "`planish-suite`": lambda row: row[SUITE],
     "`planish-deep`": lambda row: row[DEEP],
     "CR Attack": lambda row: row[CR],
+    "CR Attack's images": lambda row: f"{row['images of CR']:,}",
     "given to AutoAttack": lambda row: f"{row['given']} of {row['stand']}",
     "broken": lambda row: str(row["broke"]),
     "last at rank": lambda row: str(row["last"]),
@@ -154,6 +168,7 @@ APART: Columns = {
     "AutoAttack, at least": lambda row: f"{row['passes'][PUBLIC]:,.0f}",
     "of it, `planish-suite`": lambda row: f"1/{row['passes'][PUBLIC] / row['passes'][SUITE]:.0f}",
     "of it, deep": lambda row: f"1/{row['passes'][PUBLIC] / row['passes'][DEEP]:.0f}",
+    "of its time, `planish-suite`": lambda row: f"1/{row['faster']:.0f}",
 }
 MASKED: Columns = {
     **{name: ROBUST[name] for name in ("model", "images", "clean", "`planish-suite`", "CR Attack")},

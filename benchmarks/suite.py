@@ -7,8 +7,8 @@ Each model (a run folder, or FILE.py:function) meets the same images under plani
 single images are counted by one hook for all; whatever a suite returns is judged by one fresh float32 forward, and must
 lie in the ball. With `--precision bf16` all search under autocast; images that fool only that arithmetic are given to a
 peer again in float32. With `--survivors-only` the suites named after the reference get what that has left standing
-alone, with `--nearest` so many by its margins: an image that it broke and a fresh forward confirmed needs no second
-opinion.
+alone, with `--nearest` so many by the margins of planish's suites: an image that it broke and a fresh forward confirmed
+needs no second opinion.
 Seconds are wall time on an accelerator and processor time on a CPU, where other work must not count (run one thread,
 OMP_NUM_THREADS=1, or add up those of all). A killed run goes on: planish's suites from their last chunk (their seconds
 are then wall time, and the row says so), the others from their last `--chunk` images. Peers that are not installed are
@@ -224,6 +224,13 @@ def theirs(given: Namespace, spec: str, name: str, folder: Path, first: Outcome 
     return Outcome(standing, int(spent[0]), int(spent[1]), float(spent[2]), clock, len(rows))
 
 
+def left_by(reference: str, outcomes: dict[str, Outcome]) -> Outcome | None:
+    """Return the outcome of the reference, if it is there, with the largest margins that any suite so far reached."""
+    margins = [outcome.margin for outcome in outcomes.values() if outcome.margin is not None]
+    first = outcomes.get(reference)
+    return first and first._replace(margin=np.fmax.reduce(margins))
+
+
 def nearest(first: Outcome, most: int | None) -> NDArray[Any]:
     """Return the positions of the images that stand, those of the largest margins first."""
     assert first.margin is not None
@@ -320,7 +327,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = name_of(spec)
         outcomes: dict[str, Outcome] = {}
         for name in (name for name in wanted if name not in missing):
-            first = outcomes.get(given.reference) if given.survivors_only else None
+            first = left_by(given.reference, outcomes) if given.survivors_only else None
             if name in PEERS or first is not None:
                 outcomes[name] = theirs(given, spec, name, given.out / model, first)
             else:

@@ -76,7 +76,7 @@ for record in runs["planish-at"].history:
 # Training by one step can collapse: the model learns to make that one step useless
 # and loses its robustness within an epoch. `planish train --guard` watches for it,
 # goes back and strengthens the method; here `planish.train(...,
-# guard=Guard(every=25))`. What a collapse looks like: [the three papers in
+# guard=planish.Guard(every=25))`. What a collapse looks like: [the three papers in
 # pictures](three_papers_in_pictures.py).
 #
 # On a data set of your own, from the command line:

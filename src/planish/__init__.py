@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from planish.runs.audit import audit, audit_steps
     from planish.runs.called import load_model, train, train_steps
     from planish.runs.run import Run, load_run
+    from planish.training.collapse import Guard
     from planish.training.loop import fit
     from planish.training.settings import Settings
 
@@ -31,6 +32,7 @@ __all__ = [
     "L2",
     "BadInput",
     "Batch",
+    "Guard",
     "Linf",
     "Run",
     "Settings",

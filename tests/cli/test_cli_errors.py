@@ -100,7 +100,7 @@ def test_other_images_than_the_model_takes(refused: Refused, run_folder: Path, t
         (["--set", "model.name=small-cn"], "unknown model 'small-cn'. Did you mean 'small-cnn'?"),
         (
             ["--set", "settings.batch_size=21"],
-            "batch size 21 is larger than the 20 images of digits: use a smaller one",
+            "batch size 21 is larger than the 20 images of digits: give a smaller settings.batch_size",
         ),
         (["--set", "settings.epoch=3"], "[settings] has no key 'epoch'. Did you mean 'epochs'? Known: epochs, "),
         (["--set", "setings.epochs=3"], "the configuration has no key 'setings'. Did you mean 'settings'?"),

@@ -104,7 +104,10 @@ def test_outputs_that_cannot_be_judged(
         (lambda b: b._replace(x=b.x - 0.5), "pixels lie in [-0.49"),
         (lambda b: b._replace(x=b.x / 0), "pixels lie in [inf, inf], not in [0, 1]"),
         (lambda b: b._replace(x=b.x * torch.nan), "pixels lie in [nan, nan], not in [0, 1]"),
-        (lambda b: b._replace(x=b.x[:, 0]), "images must be (N, channels, height, width) with N > 0, got (12, 8, 8)"),
+        (
+            lambda b: b._replace(x=b.x[:, 0]),
+            "images must be (N, channels, height, width), got (12, 8, 8); one image is",
+        ),
         (lambda b: b.select(slice(0, 0)), "images must be (N, channels, height, width) with N > 0, got (0, 1, 8, 8)"),
         (lambda b: b._replace(labels=b.labels - 1), "labels lie in -1..2, but the model has 4 classes (0..3)"),
         (lambda b: b._replace(labels=b.labels + 1), "labels lie in 1..4, but the model has 4 classes (0..3)"),

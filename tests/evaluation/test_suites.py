@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from misleading import Misleading
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from planish.attacks.suites.deep import Deep
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.weighted import Weighted
 from planish.evaluation.distances import measure
 from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks
@@ -74,6 +76,17 @@ def test_an_honest_model_gets_the_short_stages(network: nn.Module, images: Batch
     assert record.column("planish-suite/check").sampled and record.column("planish-suite/check").attempted.sum() == 1
     assert record.remarks() == []
     assert record.accuracy_after("planish-suite").hits == record.robust_accuracy().hits > 0
+
+
+def test_images_of_radius_0_take_no_pass_and_are_no_cause_to_go_on(network: nn.Module, images: Batch):
+    """They were said to be where the gradient leads nowhere, and the long stages ran."""
+    radii = torch.where(torch.arange(len(images.x)) % 2 == 0, 0.0, 0.01)
+    for threat, still in ((Linf(0), radii >= 0), (Weighted.of_radii("Linf", radii), radii == 0)):
+        record = judged(network, images, "planish-suite", threat)
+        assert list(record.names) == SHORT and "found nothing" not in str(record.remarks())
+        tried = [column.passes[still.numpy() & column.attempted] for column in record.columns]
+        assert sum(map(len, tried)) > 0 and all((passes == 0).all() for passes in tried)
+        assert record.survivors()[still.numpy()].sum() == record.correct()[still.numpy()].sum()
 
 
 def test_deep_goes_on_where_the_suite_ends(network: nn.Module, images: Batch):

@@ -79,6 +79,23 @@ CALLS = [
     (call("audit_steps", None, targets=1), "Did you mean 'labels'"),
     (call("minimum_distance", None, y=1), "Did you mean 'labels'"),
     (call("verify", None, eps=1), r"Did you mean threat=planish\.Linf\(radius=\.\.\.\)"),
+    (call("train", None, (), [], threat="Linf:0.1"), r"takes model, data without a name, .*: \(x, labels\)$"),
+    (call("train", None, ()), r"train needs threat$"),
+    (call("train", None, "digits", threat="Linf:0.1", guard=True), r"a guard is planish\.Guard\(every=25\), not True"),
+    (call("evaluate", None, [], [], "Linf:0.1", "fgsm", 1, 2, 3, 4, 5, 6, 7), "evaluate takes model, x, labels"),
+    (
+        call("evaluate", nn.Flatten(), torch.zeros(2, 3, 3), 0, "Linf:0.1"),
+        r"got \(2, 3, 3\); one image is x\[None\], grey images without channels are x\[:, None\]",
+    ),
+    (
+        call("audit", nn.Flatten(), torch.zeros(1, 1, 1, 2), [0], "Linf:0"),
+        "an audit needs a radius above 0: at 0 nothing can be searched",
+    ),
+    (call("evaluate"), "evaluate needs model, x$"),
+    (
+        lambda: pl.measures.local_linearity(nn.Flatten(), torch.zeros(1, 1, 1, 2), [0]),
+        r"local_linearity: missing a required argument: 'threat'; it takes model, x, labels, threat",
+    ),
     (lambda: pl.measures.local_linearity(None, None, None, eps=1), r"local_linearity has no argument 'eps'"),
     (lambda: pl.attacks.PGD(eps=1), r"PGD has no argument 'eps': the call with images takes threat=planish\.Linf\(rad"),
     (
@@ -102,6 +119,15 @@ def test_issue_20_an_argument_of_the_field_leads_to_the_right_one(wrong: Callabl
     with pytest.raises(pl.BadInput, match=message) as raised:
         wrong()
     assert "\n" not in str(raised.value)
+
+
+def test_a_model_made_under_inference_mode_is_refused():
+    with torch.inference_mode():
+        network = nn.Linear(2, 2)
+    with pytest.raises(
+        pl.BadInput, match=r"made under torch\.inference_mode\(\), so it has no gradients: make it outside"
+    ):
+        pl.evaluate(nn.Sequential(nn.Flatten(), network), torch.zeros(1, 1, 1, 2), [0], "Linf:0.1")
 
 
 def test_synonyms_are_of_names_that_there_are():

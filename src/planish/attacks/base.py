@@ -273,7 +273,8 @@ def run(
 ) -> Adversarials:
     """Attack a batch of any size in chunks, component by component, survivors refilled into full chunks before each.
 
-    Images whose goal is reached, already at the clean image, are not attacked. The outcome does not depend on `chunk`.
+    Images whose goal is reached, already at the clean image, or whose radius is 0, are not attacked. The outcome does
+    not depend on `chunk`.
     precision: "bf16" searches under autocast and scores what was found in float32 before anything is decided; images
     on which rounding may have decided are searched again in float32.
     keep: told after each chunk how far it has come; earlier: that, to go on from there with the same outcome.
@@ -284,14 +285,15 @@ def run(
         attack = attack.assembled(batch.clean_logits.shape[1])
         progress = earlier or Progress(owned(untouched(attack, batch)))
         best, components = progress.best, tuple(components_of(attack))
+        moves = threat.of(batch.indices).moves(len(batch.labels)).to(batch.x.device)
         for number, component in enumerate(components):
             seed = drawn_seed(generator)
+            rows = (moves & ((best.score < 0) | (best.component == number))).nonzero().squeeze(1)
             if isinstance(component, ByDistance):
-                batch = _ordered(model, batch, threat, best, component, chunk)
+                batch = _ordered(model, batch, threat, rows, best, component, chunk)
                 continue
             if number < progress.component:
                 continue
-            rows = ((best.score < 0) | (best.component == number)).nonzero().squeeze(1)
             for start in range(progress.visited if number == progress.component else 0, len(rows), chunk):
                 part = rows[start : start + chunk]
                 some = batch if len(part) == len(batch.x) else batch.select(part)
@@ -328,12 +330,18 @@ def searched(
 
 
 def _ordered(
-    model: nn.Module, batch: Batch, threat: ThreatModel, best: Adversarials, component: ByDistance, chunk: int
+    model: nn.Module,
+    batch: Batch,
+    threat: ThreatModel,
+    standing: Tensor,
+    best: Adversarials,
+    component: ByDistance,
+    chunk: int,
 ) -> Batch:
-    """Return the batch with the targets of the images that still stand in order of distance, and count the passes."""
+    """Return the batch with the targets of the rows that still stand in order of distance, and count the passes."""
     count = min(component.candidates, batch.clean_logits.shape[1] - 1)
     order = batch.labels.new_full((len(batch.x), count), -1)
-    for rows in torch.split((best.score < 0).nonzero().squeeze(1), chunk):
+    for rows in torch.split(standing, chunk):
         some = batch.select(rows)
         order[rows] = nearest_classes(model, some, threat.of(some.indices), count).classes
         best.passes[rows] += 1 + count

@@ -93,11 +93,17 @@ def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) 
 
 
 def _shown(
-    folder: Path, name: str, where: terminal.Where, json_: bool, csv: Path | None, earlier: Path | None, then: str
+    folder: Path,
+    name: str,
+    where: terminal.Where,
+    json_: bool,
+    csv: Path | None,
+    earlier: Path | None,
+    then: str | None,
 ) -> "Evaluation | None":
     """Write and print the page of an evaluation, beside an earlier one if there is one; return the record.
 
-    then: the command to type next. Of a shard what it holds is printed, and None returned.
+    then: the command to type next, if there is a ball to audit. Of a shard what it holds is printed, and None returned.
     """
     from planish.records.evaluation import load
     from planish.runs.judge import EVALUATION
@@ -106,9 +112,10 @@ def _shown(
         shards.show_shard(folder, json_)
         return None
     write_page([folder], folder, f"Robustness of {name}", json_, csv, earlier)
-    if not json_:
+    record = load(folder / EVALUATION)
+    if record.meta["threat"]["radius"] != 0 and not json_:
         terminal.print_line(f"next: {then}")
-    return load(folder / EVALUATION)
+    return record
 
 
 def _evaluate(

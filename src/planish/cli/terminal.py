@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.core.errors import BadInput, at_least
-from planish.core.words import measure
+from planish.core.words import measure, number_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -242,7 +242,7 @@ def update_words(update: "Update") -> str:
 
     robust = Estimate.from_counts(update.images - update.wrong - update.broken, update.images)
     share = f"{100 * robust.value:.1f} % [{100 * robust.low:.1f}, {100 * robust.high:.1f}] robust"
-    left = f"at most {update.left:,} searches to go"
+    left = f"at most {number_of(update.left, 'search', 'searches')} to go"
     return f"{update.attack}: {update.broken} broken, {share}, {left}, {update.passes:,} passes"
 
 

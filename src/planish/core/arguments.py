@@ -95,6 +95,8 @@ def model_of(model: object) -> nn.Module:
     """Return a model. Raises BadInput for anything but a torch.nn.Module."""
     if not isinstance(model, nn.Module):
         raise BadInput(f"the model must be a torch.nn.Module from images in [0, 1] to logits, not {shown(model)}")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise BadInput("the model was made under torch.inference_mode(), so it has no gradients: make it outside")
     return model
 
 
@@ -121,6 +123,9 @@ def batch_of(x: object, labels: object = None, model: nn.Module | None = None) -
         raise BadInput(f"images x are {images.dtype}; give floats in [0, 1]: divide by 255")
     if labels is None:
         raise BadInput("labels are missing: give one whole number for each image")
+    if images.ndim == 3:
+        hint = "one image is x[None], grey images without channels are x[:, None]"
+        raise BadInput(f"images must be (N, channels, height, width), got {tuple(images.shape)}; {hint}")
     numbers = _whole_numbers(labels, "labels")
     if not isinstance(x, Tensor) and (device := device_of(model)) is not None:
         images = images.to(device)

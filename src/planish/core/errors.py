@@ -98,6 +98,8 @@ def spelled(then: str = "", **parts: type) -> Callable[[Called], Called]:
             for name in options:
                 if name not in known:
                     raise BadInput(_unknown(call.__name__, name, known, parts, then))
+            if not isinstance(call, type):
+                _refuse_unbound(call, args, options)
             return asked(*args, **options)
 
         if not isinstance(call, type):
@@ -124,6 +126,20 @@ def _made_of_whole_numbers(kind: type, made: Callable[..., None], then: str) -> 
                 raise BadInput(f"{name} must be a whole number, got {_short(value)}")
 
     return init
+
+
+def _refuse_unbound(call: Callable[..., Any], args: Sequence[Any], options: Iterable[str]) -> None:
+    """Raise BadInput for more arguments without a name than a function takes, and where one is missing."""
+    if hasattr(call, "__signature__"):
+        return  # one that is not its own
+    parts = inspect.signature(call, follow_wrapped=False).parameters.values()
+    placed = [part.name for part in parts if part.kind is part.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(placed):
+        pair = "; images and their labels are one argument: (x, labels)" if "data" in placed else ""
+        raise BadInput(f"{call.__name__} takes {_listed(placed)} without a name, and all else by name{pair}")
+    given = {*placed[: len(args)], *options}
+    if missing := [part.name for part in parts if part.default is part.empty and part.name not in given]:
+        raise BadInput(f"{call.__name__} needs {_listed(missing)}")
 
 
 def _unknown(call: str, name: str, known: Sequence[str], parts: Mapping[str, type], then: str) -> str:

@@ -125,6 +125,10 @@ class ThreatModel(ABC):
         """Return the threat of some rows of its batch: itself, where it is the same for all."""
         return self
 
+    def moves(self, count: int) -> Tensor:
+        """Return which of its so many images may change at all, (count,): none whose radius is 0."""
+        return torch.full((count,), self.radius > 0, device="cpu")
+
     def check(self, x: Tensor) -> None:
         """Raise BadInput for images (N, ...) that the threat does not fit: with levels, images that have others."""
         if self.levels is not None and not bool(self._on_levels(x).all()):

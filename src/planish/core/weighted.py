@@ -86,6 +86,9 @@ class Weighted(ThreatModel):
         rows = rows.to(self.weights.device)
         return replace(self, weights=self.weights[rows], indices=self.indices[rows])
 
+    def moves(self, count: int) -> Tensor:
+        return ((self.radius * self.weights).flatten(1).amax(1) > 0).expand(count)
+
     def check(self, x: Tensor) -> None:
         """Raise BadInput unless the weights broadcast with the images."""
         super().check(x)

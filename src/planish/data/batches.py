@@ -154,7 +154,8 @@ def check_batch_size(batch_size: int, count: int, name: str) -> None:
     """Raise BadInput unless the data set of that name has that many images for a batch, and the batch has one."""
     at_least(1, **{"batch size": batch_size})
     if batch_size > count:
-        raise BadInput(f"batch size {batch_size} is larger than the {number_of(count)} of {name}: use a smaller one")
+        hint = "give a smaller settings.batch_size"
+        raise BadInput(f"batch size {batch_size} is larger than the {number_of(count)} of {name}: {hint}")
 
 
 def check_skip(skip: int, steps: int) -> None:

@@ -149,7 +149,7 @@ class AtWork:
         if search.draws > 1:
             indices = self.images.indices[rows].tolist()
             facts["eot"] = {"draws": search.draws, "indices": indices, "wrong": faced.wrong.tolist()}
-        stuck = rows[((faced.margin < 0) & (faced.step <= 0)).to(rows.device)]
+        stuck = rows[((faced.margin < 0) & (faced.step <= 0) & (faced.passes > 0)).to(rows.device)]
         return facts | stuck_facts(stage.attack, self.counted, map(self.images.select, self.images.blocks(stuck)))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from planish.attacks.suites import Suite
@@ -116,7 +117,8 @@ def chosen_rows(table: PaperTable, rows: Sequence[str] | None, scale: Scale) -> 
 
 
 def reproduce(job: Job, rows: Sequence[str], on_chunk: Callable[[str], OnChunk] | None = None) -> Iterator[Step]:
-    """Train and judge the rows, each with all its seeds; yield after each epoch and each attack, all saved by then.
+    """Train and judge the rows, all with their first seed, then with the second and so on; yield after each epoch and
+    each attack, all saved by then.
 
     A training that another row or table has finished at this scale, in the folder beside, is copied, not run again.
     Raises BadInput, before anything is written, if a folder holds a run of another configuration or of other data.
@@ -154,7 +156,8 @@ def _runs(job: Job, rows: Sequence[str]) -> dict[str, tuple[Path, Experiment]]:
     """Return what is to be trained, in order: networks that black-box images are made on come first."""
     needed = {column.source for column in job.columns().values() if column.source is not None and _carried(column)}
     runs = {f"source.{name}": scaled(job.table.sources[name], job.scale, job.train) for name in sorted(needed)}
-    runs |= {name: job.experiment(name) for row in rows for name in job.scale.runs(row)}
+    rounds = zip_longest(*(job.scale.runs(row) for row in rows))
+    runs |= {name: job.experiment(name) for each in rounds for name in each if name}
     return {name: (job.folder(name), experiment) for name, experiment in runs.items()}
 
 

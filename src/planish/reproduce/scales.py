@@ -33,7 +33,7 @@ class Scale:
     every ResNet a ResNet-18. side: larger images are brought to so many pixels. precision: of training and of the
     attacks' search. steps, restarts, queries: at most, of the attacks. instead: attacks that stand for others.
     validation: training images held out and judged after each epoch. snapshots: the weights are kept every so many
-    epochs, 0 = never. seeds: how many seeds a row is trained with; these rows are run first, in this order. options:
+    epochs, 0 = never. seeds: how many seeds a row is trained with; these rows come first, in this order. options:
     hyper-parameters of rows' methods that are others at this scale. beside: what is measured in the ball of every row,
     beside the table's columns.
     """

@@ -91,7 +91,7 @@ def audit_steps(
     on_chunk: OnChunk | None = None,
 ) -> Iterator[PageAudit]:
     """Audit as `audit` does, and yield the audit after each finding. Raises BadInput at once for bad arguments."""
-    network, threat, plan = model_of(model), threat_of(threat), plan_of(budget)
+    network, threat, plan = model_of(model), _searchable(threat), plan_of(budget)
     batch = batch_of(x, labels, network)
     check_images(batch, threat)
     own_checks(checks)
@@ -240,10 +240,18 @@ def audit_into(
 
 def check_audit(task: EvaluationConfig, budget: str, checks: Sequence[str]) -> None:
     """Raise BadInput for a budget, checks or data that there are not: what is known before anything is loaded."""
-    threat_of(task.threat)
+    _searchable(task.threat)
     plan_of(budget)
     own_checks(checks)
     check_task(task)
+
+
+def _searchable(threat: object) -> ThreatModel:
+    """Return a threat in whose ball there is something to search. Raises BadInput."""
+    given = threat_of(threat)
+    if given.radius == 0:
+        raise BadInput("an audit needs a radius above 0: at 0 nothing can be searched")
+    return given
 
 
 def _same(

@@ -88,7 +88,8 @@ def train(
     threat: such as planish.Linf("8/255"), or the text "Linf:8/255".
     epochs: in place of those of the settings, which are `Settings()` unless given, with batches no larger than the
     data.
-    guard: against catastrophic overfitting. seed: of everything random. device: to compute on.
+    guard: against catastrophic overfitting, such as planish.Guard(every=25). seed: of everything random.
+    device: to compute on.
     out: a run folder to write as well; then model, data and method must have names, so that it can be opened again.
     weights: to start from: of a run folder, a .safetensors file, or a checkpoint of torch.save.
     Raises BadInput.
@@ -123,6 +124,8 @@ def train_steps(
     given, settings = settings is not None, settings or Settings()
     settings = settings if epochs is None else replace(settings, epochs=epochs)
     own, threat, seed = _method(method), threat_of(threat), seed_of(seed)
+    if not isinstance(guard, Guard):
+        raise BadInput(f"a guard is planish.Guard(every=25), not {shown(guard)}")
     if out is not None:
         experiment = _experiment(model, data, method, threat, settings, guard, seed)
         if weights is not None:

@@ -76,7 +76,7 @@ class Cascade(Suite):
             tried = int(blind[0].attempted.sum())
             found.append(f"noise and random search broke {hits} of {number_of(tried)} that gradients had not broken")
         scout = done["scout"]
-        stuck = scout.attempted & ~scout.broken & (scout.step <= 0)
+        stuck = scout.attempted & ~scout.broken & (scout.step <= 0) & (scout.passes > 0)
         if stuck.sum() > STUCK * images:
             found.append(f"the gradient led nowhere on {int(stuck.sum())} of {number_of(images)}")
         leap = int(done["targets"].broken.sum())

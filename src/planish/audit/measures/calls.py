@@ -20,7 +20,7 @@ from planish.audit.measures import smoothing as _smoothing
 from planish.audit.measures import surfaces as _surfaces
 from planish.core.arguments import Images, Labels, batch_of, check_images, judged_batch, model_of, seed_of, threat_of
 from planish.core.batch import Batch, per_image
-from planish.core.errors import at_least, spelled
+from planish.core.errors import BadInput, at_least, spelled
 from planish.core.randomness import seeded
 from planish.core.threat import Linf, ThreatModel
 from planish.records.geometry import REACH, Planes
@@ -38,14 +38,18 @@ def on_images(
     def call(model: nn.Module, x: Images, labels: Labels = None, *args: More.args, **options: More.kwargs) -> Measured:
         batch = batch_of(x, labels, network := model_of(model))
         check_images(batch, threat_of("Linf:0"))
-        given = own.bind(network, batch, *args, **options)
+        try:
+            given = own.bind(network, batch, *args, **options)
+        except TypeError as error:
+            raise BadInput(f"{measure.__name__}: {error}; it takes {', '.join(taken.parameters)}") from error
         if "threat" in given.arguments:
             given.arguments["threat"] = threat_of(given.arguments["threat"])
         return measure(*given.args, **given.kwargs)
 
     named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("model", "x", "labels")]
+    taken = Signature([*named, *[*own.parameters.values()][2:]])
     call.__name__, call.__doc__ = measure.__name__, measure.__doc__
-    call.__signature__ = Signature([*named, *[*own.parameters.values()][2:]])  # type: ignore[attr-defined]
+    call.__signature__ = taken  # type: ignore[attr-defined]
     return spelled(threat=Linf)(call)  # type: ignore[return-value]
 
 
