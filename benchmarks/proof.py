@@ -6,7 +6,8 @@ OUT are folders that `benchmarks/suite.py --survivors-only` wrote with planish-d
 public AutoAttack (results/suite/proof/* unless given). AutoAttack is given what planish-suite left standing, those of
 the largest margins first. The last image that it broke has some rank. Of those that it was not given at most the share
 is breakable that none of the given ones behind that rank leaves possible (95 %, one-sided, exact), as though they were
-as easy to break as these, which lie nearer. CR Attack may have been given only the first of the images.
+as easy to break as these, which lie nearer. AutoAttack may have been given, too, what planish-suite broke after its
+first stage: some of this it may leave. CR Attack may have been given only the first of the images.
 """
 
 import json
@@ -40,7 +41,7 @@ class Judged(NamedTuple):
     """A model: which images stand after each suite, (N,), and the passes and seconds for each image that it was given.
 
     standing: of CR Attack (M,), the first M. record: planish-suite's. ranks: which of the images that AutoAttack was
-    given, nearest first, it left standing.
+    given, nearest first, it left standing. late: which of those that planish-suite broke late.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Judged(NamedTuple):
     passes: dict[str, float]
     seconds: dict[str, float]
     ranks: Booleans
+    late: Booleans
 
     @property
     def best(self) -> Booleans:
@@ -70,9 +72,10 @@ def judged(folder: Path) -> Iterator[Judged]:
     rows = json.loads((folder / "suite.json").read_text(encoding="utf-8"))["rows"]
     for name in dict.fromkeys(row["model"] for row in rows):
         record = evaluation.load(folder / name / SUITE / "evaluation.npz")
-        path, after = folder / name / f"{PUBLIC.replace(' ', '-')}.npz", record.survivors().copy()
-        given = read_arrays(path) if path.exists() else NOTHING  # as it is where no image stood
-        after[np.searchsorted(record.indices, given["indices"])] = given["standing"]
+        after = record.survivors().copy()
+        given, late = (kept(folder / name / f"{PUBLIC.replace(' ', '-')}{turn}.npz") for turn in ("", "-late"))
+        for part in (given, late):
+            after[np.searchsorted(record.indices, part["indices"])] = part["standing"]
         own = {row["suite"]: row for row in rows if row["model"] == name}
         standing = {
             SUITE: record.survivors(),
@@ -83,7 +86,12 @@ def judged(folder: Path) -> Iterator[Judged]:
             standing[DEEP] = evaluation.load(folder / name / DEEP / "evaluation.npz").survivors()
         passes = {suite: row["passes"] for suite, row in own.items()}
         seconds = {suite: row["seconds"] / max(row["images"], 1) for suite, row in own.items()}
-        yield Judged(name, record, standing, passes, seconds, given["standing"])
+        yield Judged(name, record, standing, passes, seconds, given["standing"], late["standing"])
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """Return what AutoAttack left of what it was given: of nothing, where there is no file."""
+    return read_arrays(path) if path.exists() else NOTHING
 
 
 def standing_in(path: Path) -> Booleans:
@@ -111,6 +119,7 @@ def row_of(model: Judged, known: dict[str, Judged]) -> Row:
         "broke": int((~model.ranks).sum()),
         "last": last or "",
         "behind": given - last,
+        "left": f"{int(model.late.sum())} of {len(model.late)}",
         "bound": at_most(given - last),
         "above": {name: gap(model.standing[name], model.standing[PUBLIC]) for name in suites},
         "passes": {**{name: model.passes[name] for name in suites}, PUBLIC: model.passes[PUBLIC] * stands.mean()},
@@ -156,6 +165,7 @@ ROBUST: Columns = {
     "broken": lambda row: str(row["broke"]),
     "last at rank": lambda row: str(row["last"]),
     "of the others at most": lambda row: row["bound"],
+    "left of what fell late": lambda row: row["left"],
 }
 APART: Columns = {
     "model": lambda row: row["model"],

@@ -8,7 +8,8 @@ single images are counted by one hook for all; whatever a suite returns is judge
 lie in the ball. With `--precision bf16` all search under autocast; images that fool only that arithmetic are given to a
 peer again in float32. With `--survivors-only` the suites named after the reference get what that has left standing
 alone, with `--nearest` so many by the margins of planish's suites: an image that it broke and a fresh forward confirmed
-needs no second opinion.
+needs no second opinion. With `--late` they also get, in a second turn, the images that planish's suite broke only after
+its first stage: which of them a peer alone would leave.
 Seconds are wall time on an accelerator and processor time on a CPU, where other work must not count (run one thread,
 OMP_NUM_THREADS=1, or add up those of all). A killed run goes on: planish's suites from their last chunk (their seconds
 are then wall time, and the row says so), the others from their last `--chunk` images. Peers that are not installed are
@@ -51,6 +52,8 @@ from planish.storage.reading import read_arrays
 
 Peer = Callable[[nn.Module, Batch, ThreatModel], Tensor]
 """Returns adversarial images (N, ...)."""
+LATE = ", late"
+"""Stands after the name of a suite that was given what another broke late."""
 COLUMNS: Columns = {
     "robust": lambda row: row["robust"],
     "passes": lambda row: f"{row['passes']:.1f}",
@@ -79,7 +82,8 @@ class Autocast(nn.Module):
 class Outcome(NamedTuple):
     """Which images stand (N,), and the single-image forwards, backwards and seconds, by a clock, that it took.
 
-    tried: how many images it was given. margin: (N,) the largest that it reached, where it tells.
+    tried: how many images it was given. margin: (N,) the largest that it reached, where it tells. late: (N,) broken by
+    another stage than the first, where it has stages.
     """
 
     standing: Booleans
@@ -89,6 +93,7 @@ class Outcome(NamedTuple):
     clock: str
     tried: int
     margin: NDArray[Any] | None = None
+    late: Booleans | None = None
 
 
 def public_autoattack(model: nn.Module, batch: Batch, threat: ThreatModel, stages: tuple[str, ...] = ()) -> Tensor:
@@ -161,6 +166,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--suites", default="planish-suite,autoattack," + ",".join(PEERS), help="names with commas")
     parser.add_argument("--survivors-only", action="store_true", help="those after the reference get what it left")
     parser.add_argument("--nearest", type=int, help="with --survivors-only: at most so many, of the largest margins")
+    parser.add_argument("--late", action="store_true", help="with --survivors-only: they get what it broke late, too")
     parser.add_argument("--reference", default="autoattack", help="the suite that ratios and pairs refer to")
     parser.add_argument("--precision", default="float32", help="of all searches: float32 or bf16")
     parser.add_argument("--chunk", type=int, default=250, help="images that a peer is given at a time")
@@ -194,19 +200,23 @@ def ours(given: Namespace, spec: str, name: str, folder: Path) -> Outcome:
         *((json.loads(timed.read_text())["seconds"], "processor") if timed.exists() else (wall, "wall")),
         len(record.labels),
         np.fmax.reduce([record.clean_margin, *(column.margin for column in columns)]),
+        record.correct() & ~record.survivors() & ~columns[0].broken,
     )
 
 
-def theirs(given: Namespace, spec: str, name: str, folder: Path, first: Outcome | None) -> Outcome:
+def theirs(given: Namespace, spec: str, name: str, folder: Path, first: Outcome | None, late: str = "") -> Outcome:
     """Judge a model by a peer, so many images at a time; what is done is kept in a file and not done again.
 
-    first: the outcome whose survivors alone it is given, nearest first; None = all images.
+    first: the outcome whose survivors alone it is given, nearest first; None = all images. late: it is given what that
+    broke late instead, and this is added to the file's name.
     """
-    path = folder / f"{name.replace(' ', '-')}.npz"
+    path = folder / f"{f'{name}{late}'.replace(', ', '-').replace(' ', '-')}.npz"
     peer, model = PEERS[name][1] if name in PEERS else own(name), load_model(spec, given.device).model
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # peers view gradients
     whole = load(given.data, "test", given.images if first else given.peer_images or given.images).as_batch()
     rows = np.arange(len(whole.x)) if first is None else nearest(first, given.nearest)
+    if first is not None and late:
+        rows = np.flatnonzero(first.late)
     batch = whole.select(torch.from_numpy(rows))
     done: dict[str, NDArray[Any]] = read_arrays(path) if path.exists() else {"standing": np.zeros(0, bool)}
     if not np.array_equal(done.get("indices", rows[:0]), batch.indices[: len(done["standing"])].numpy()):
@@ -330,6 +340,8 @@ def main(arguments: list[str] | None = None) -> None:
             first = left_by(given.reference, outcomes) if given.survivors_only else None
             if name in PEERS or first is not None:
                 outcomes[name] = theirs(given, spec, name, given.out / model, first)
+                if first is not None and given.late:
+                    outcomes[f"{name}{LATE}"] = theirs(given, spec, name, given.out / model, first, LATE)
             else:
                 outcomes[name] = ours(given, spec, name, given.out / model)
         rows += rows_of(model, outcomes, given.reference)

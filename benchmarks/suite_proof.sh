@@ -21,7 +21,7 @@ judge() { # judge GROUP DATA IMAGES NORM RADIUS MODEL...
   shift 6
   $PYTHON benchmarks/suite.py "$@" --data "$data" --images "$images" --norm "$norm" --radius "$radius" \
     --suites "${SUITES:-planish-deep,CR Attack,planish-suite,public AutoAttack}" --reference planish-suite \
-    --survivors-only --nearest "$nearest" --peer-images "${CRS:-1000}" --chunk 100 --out "$OUT/$group"
+    --survivors-only --nearest "$nearest" --late --peer-images "${CRS:-1000}" --chunk 100 --out "$OUT/$group"
 }
 
 [ $# -gt 0 ] || set -- linf l2 hundred wide hidden

@@ -141,14 +141,16 @@ def test_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
     assert {"versions", "device", "commit", "command", "setting"} <= set(found)
     assert "foolbox PGD-50-10" in capsys.readouterr().out
     options[options.index("--suites") + 1] = "planish-suite,pgd-3-1+fgsm"
-    few = ["--survivors-only", "--nearest", "2", "--out", str(tmp_path / "out")]
+    few = ["--survivors-only", "--nearest", "2", "--late", "--out", str(tmp_path / "out")]
     for _ in range(2):
         main([str(tmp_path / "tiny"), *options, *few])
     found = json.loads((tmp_path / "out" / "suite.json").read_text())
-    ours, second = found["rows"]
+    ours, second, late = found["rows"]
     assert ours["images"] == 8 and second["images"] == 2 and second["cheaper"] is None
-    (pair,) = found["pairs"]
-    assert pair["images"] == 8 and not pair["broken by the first only"]
+    record = results_of(tmp_path / "out" / "tiny" / "planish-suite" / "evaluation.npz")
+    fell = record.correct() & ~record.survivors() & ~record.columns[0].broken
+    assert late["images"] == fell.sum() and late["accuracy"] >= ours["accuracy"]
+    assert all(pair["images"] == 8 for pair in found["pairs"]) and not found["pairs"][0]["broken by the first only"]
     with pytest.raises(BadInput, match="is of other images; choose another --out"):
         main([str(tmp_path / "tiny"), *options, "--survivors-only", "--nearest", "1", "--out", str(tmp_path / "out")])
 

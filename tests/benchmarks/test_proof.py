@@ -105,7 +105,7 @@ def test_the_table_of_the_proof(
     suite, proof = script("suite"), script("proof")
     monkeypatch.setattr(proof, "DEEP", "planish-deep-1")
     monkeypatch.setitem(suite.PEERS, proof.PUBLIC, ("planish", suite.own("pgd-3-1")))
-    options = ["--data", "digits", "--images", "8", "--radius", "0.05", "--survivors-only", "--nearest", "3"]
+    options = ["--data", "digits", "--images", "8", "--radius", "0.05", "--survivors-only", "--nearest", "3", "--late"]
     options += ["--suites", ",".join((proof.DEEP, proof.CR, proof.SUITE, proof.PUBLIC)), "--reference", proof.SUITE]
     one, other = tmp_path / "one", tmp_path / "other"
     suite.main([str(run), *options, "--out", str(one)])
@@ -118,6 +118,11 @@ def test_the_table_of_the_proof(
     row = proof.row_of(weak, {})
     assert (row["broke"], row["last"], row["bound"], row["above"][proof.SUITE][:5]) == (1, 2, "95.0%", "+12.5")
     assert proof.at_most(20) == "13.9%" and proof.at_most(0) == ""
+    fell = network.record.correct() & ~stands
+    assert row["left"] == "0 of 0" and fell.any()
+    missed = network._replace(late=np.array([True, False]), standing={**network.standing, proof.PUBLIC: stands | fell})
+    row = proof.row_of(missed, {})
+    assert row["left"] == "1 of 2" and row["above"][proof.SUITE].startswith("-")
     assert proof.row_of(network._replace(name="confident"), {"pgd-7": weak})["over"][:5] == "+12.5"
     shutil.copytree(one / "pgd-7", other / "fgsm-at")
     (other / "suite.json").write_text((one / "suite.json").read_text().replace("pgd-7", "fgsm-at"))
