@@ -6,6 +6,9 @@ A cell is a network of a width with a batch of images; in each all candidates of
 has them). The file is written after each cell, and --resume goes on from it. Planish is called through
 `planish.attacks.run`. The hand-written loops take gradients of x alone, on a model whose parameters are frozen: `best`
 keeps the best iterate by margin as planish does, `last` judges none: it does not know whether it broke anything.
+
+The process keeps the memory that is freed, as the command planish does. Else it is luck, of how the memory lies, if a
+pass ends by giving its activations back and the next one pays a fault for each of their pages.
 """
 
 import json
@@ -20,7 +23,7 @@ from timing import (
     TIMES,
     Columns,
     Row,
-    compare,
+    in_turns,
     markdown,
     operations,
     parser,
@@ -31,6 +34,7 @@ from timing import (
 )
 from torch import nn
 
+from planish.cli.memory import keep_freed
 from planish.core.modes import Counted
 
 COLUMNS: Columns = {
@@ -57,20 +61,17 @@ def counts(candidate: Candidate, model: nn.Module, images: int) -> Row:
 
 
 def measured(task: Task, options: Namespace) -> list[Row]:
-    """Return one row for each candidate of a task."""
+    """Return one row for each candidate of a task. It is counted first, so that no timed call is the first."""
     given, group = task
     models = {True: deepcopy(given.model).requires_grad_(False), False: given.model}
 
     def calling(candidate: Candidate) -> Callable[[], object]:
         return lambda: candidate.call(models[candidate.frozen])
 
+    counted = {label: counts(candidate, given.model, len(given.batch.x)) for label, candidate in group.items()}
     calls = {label: calling(candidate) for label, candidate in group.items()}
-    timings = compare(calls, options.rounds, base=BASE, device=options.device)
-    images = len(given.batch.x)
-    return [
-        {"candidate": label, **counts(candidate, given.model, images), **timings[label]._asdict()}
-        for label, candidate in group.items()
-    ]
+    timings = in_turns(calls, options.rounds, base=BASE, device=options.device)
+    return [{"candidate": label, **counted[label], **timings[label]._asdict()} for label in group]
 
 
 def measured_cell(cell: Namespace) -> list[Row]:
@@ -105,7 +106,8 @@ def tables(rows: Sequence[Row]) -> str:
         "planish, ms": lambda line: f"{1000 * line['seconds']:.0f}",
         **{name: lambda line, name=name: line.get(name, "") for name in ORDER},
     }
-    return "\n" + markdown(sorted(lines.values(), key=lambda line: line["place"]), columns) + "\n"
+    in_order = sorted(lines.values(), key=lambda line: (line["place"], line["width"], line["batch"]))
+    return "\n" + markdown(in_order, columns) + "\n"
 
 
 def numbers(text: str) -> list[int]:
@@ -126,11 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = reads.parse_args(arguments)
     for name in missing():
         print(f"{name} is not installed: left out")
+    kept = keep_freed()
     rows: list[Row] = json.loads(options.out.read_text())["rows"] if options.resume else []
     held = {(row["width"], row["batch"]) for row in rows}
     for cell in (cell for cell in cells(options) if (cell.width, cell.batch) not in held):
         rows += measured_cell(cell)
-        save(options, rows, {"base": BASE, "missing": missing()})
+        save(options, rows, {"base": BASE, "missing": missing(), "keeps freed memory": kept})
     if options.page is not None:
         paste(tables(rows), options.page, "attack_cost")
 

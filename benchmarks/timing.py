@@ -79,14 +79,21 @@ def problem(options: Namespace, activation: str) -> Problem:
 def compare(
     candidates: Mapping[str, Callable[[], object]], rounds: int, *, base: str, device: str = "cpu"
 ) -> dict[str, Timing]:
+    """Call every candidate once, then time all in turns."""
+    for call in candidates.values():
+        call()
+    return in_turns(candidates, rounds, base=base, device=device)
+
+
+def in_turns(
+    candidates: Mapping[str, Callable[[], object]], rounds: int, *, base: str, device: str = "cpu"
+) -> dict[str, Timing]:
     """Time every candidate once a round, in shuffled order, so that what else the machine does hits all alike.
 
-    Each is called once before. On a CPU the clock is the process's own CPU time, which other programs disturb
+    Each has been called before. On a CPU the clock is the process's own CPU time, which other programs disturb
     little: time one thread. On a GPU it is the wall clock, the device synchronised before and after each call.
     """
     names = list(candidates)
-    for call in candidates.values():
-        call()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds):
         for name in Random(index).sample(names, len(names)):

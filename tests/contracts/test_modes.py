@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
+from planish.core import modes
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.modes import (
@@ -186,6 +188,39 @@ def test_attacked_batch_norms_do_not_depend_on_how_images_lie(settled: nn.Module
             found, slope = logits_and_gradient(norm, x.to(memory_format=torch.channels_last))
             assert found.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(found, logits) and torch.equal(slope, gradient)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 4, 4), (2, 6, 3, 20), (3, 6, 1, 1)])
+def test_maps_that_are_written_out_are_the_same_to_the_bit(
+    shape: tuple[int, ...], settled: nn.Module, monkeypatch: pytest.MonkeyPatch
+):
+    """Images that lie channel by channel meet maps of a number for each pixel, while they are small."""
+    norm, x = settled[1], torch.randn(shape, generator=torch.Generator().manual_seed(5))  # type: ignore[index]
+    with attacked(settled):
+        written_out = logits_and_gradient(norm, x)
+        monkeypatch.setattr(modes, "CACHED", 0)
+        assert all(map(torch.equal, logits_and_gradient(norm, x), written_out))
+
+
+def test_an_attack_within_an_attack_changes_nothing(settled: nn.Module):
+    """The inner block neither makes the maps anew nor takes them away."""
+    norm = batch_norms(settled)[0]
+    with attacked(settled):
+        known = norm.forward
+        with attacked(settled):
+            assert norm.forward is known
+        assert norm.forward is known and not norm.weight.requires_grad
+    assert norm.weight.requires_grad
+    with attacked(settled):
+        assert norm.forward is not known
+
+
+def test_attacked_leaves_a_batch_norm_alone_whose_weight_is_computed(settled: nn.Module, batch: Batch):
+    """A parametrized weight is no parameter of the module: a map without it would be another."""
+    parametrize.register_parametrization(settled[1], "weight", nn.Softplus())  # type: ignore[index]
+    expected = settled(batch.x)
+    with attacked(settled):
+        torch.testing.assert_close(settled(batch.x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_attacked_batch_norms_see_parameters_that_are_lent_to_them(settled: nn.Module, batch: Batch):

@@ -154,7 +154,7 @@ def _searched(
         objective = objective_of(model, loss_of(loss(targets), batch.labels))
         start, left, before = _drawn_in(attack, objective, batch.x, threat, start)
         found = search(aim, batch.x, threat, attack.rule, left, start=start, clean=score(batch.clean_logits))
-    return as_component(found._replace(passes=found.passes + START_PASSES[attack.start] + before), targets)
+    return as_component(found._replace(passes=found.passes + (START_PASSES[attack.start] + before)), targets)
 
 
 def _larger_balls(attack: Untargeted | Targeted, threat: ThreatModel) -> tuple[tuple[float, float], ...]:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -18,9 +19,10 @@ Precision = Literal["float32", "bf16"]
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance of the nominal batch, by batch-norm module."""
 
-Forward = Callable[[_BatchNorm, Tensor], Tensor]
-FEW = 16
-"""Channels that are few, and pixels that are a long row."""
+Forward = Callable[[Tensor], Tensor]
+FEW, CACHED = 16, 2**20
+"""Channels that are few, and pixels that are a long row; numbers that a CPU's cache may hold."""
+_ATTACKED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are attacked at present", default=())
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -65,11 +67,21 @@ def attacked(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, frozen parameters, no inference mode: how an attack sees a model. Its weights do not change.
 
     Batch norms are then constant affine maps, and are computed as such: a gradient costs a tenth less on a CPU, and
-    their inputs are not kept for it. Values are those of the batch norms, to the last bits at most.
+    their inputs are not kept for it. Values are those of the batch norms, to the last bits at most. Within a block of
+    the same model, as of an attack that is a part of another, nothing is left to do.
     """
-    modules = every_module(model)
-    with torch.inference_mode(False), _evaluating(model, modules), _frozen(modules), _affine(modules):
-        yield
+    before = _ATTACKED.get()
+    with torch.inference_mode(False):
+        if model in before:
+            yield
+            return
+        modules = every_module(model)
+        with _evaluating(model, modules), _frozen(modules), _affine(modules):
+            token = _ATTACKED.set((*before, model))
+            try:
+                yield
+            finally:
+                _ATTACKED.reset(token)
 
 
 @contextmanager
@@ -107,7 +119,7 @@ def collecting(model: nn.Module) -> Iterator[Statistics]:
         _update_running(module, mean.detach(), variance.detach(), x.numel() // x.shape[1])
         return _normalized(module, x, mean, variance)
 
-    with _replaced_forward(norms, forward):
+    with _replaced_forward({module: partial(forward, module) for module in norms}):
         yield statistics
 
 
@@ -121,7 +133,8 @@ def reusing(model: nn.Module, statistics: Statistics) -> Iterator[None]:
     def forward(module: _BatchNorm, x: Tensor) -> Tensor:
         return _normalized(module, x, *statistics[module])
 
-    with _replaced_forward([module for module in batch_norms(model) if module in statistics], forward):
+    norms = [module for module in batch_norms(model) if module in statistics]
+    with _replaced_forward({module: partial(forward, module) for module in norms}):
         yield
 
 
@@ -189,41 +202,8 @@ def _affine(modules: list[nn.Module]) -> Iterator[None]:
     PyTorch's backward of a batch norm keeps its input and sums over it, for parameters that want no gradient here.
     """
     maps = {} if any(_runs_as_a_copy(module) for module in modules) else _affine_maps(modules)
-
-    def forward(module: _BatchNorm, x: Tensor) -> Tensor:
-        known = maps[module]
-        return known.applied(x) if known.holds(module, x) else _BatchNorm.forward(module, x)
-
-    with _replaced_forward(list(maps), forward):
+    with _replaced_forward(maps):
         yield
-
-
-class _AffineMap(NamedTuple):
-    """scale x + shift, both (C,), of a batch norm with this weight and this running mean.
-
-    laid_out: both as tensors of so many dimensions that broadcast with images, along a row of so many pixels.
-    """
-
-    weight: Tensor | None
-    mean: Tensor | None
-    scale: Tensor
-    shift: Tensor
-    laid_out: dict[tuple[int, int], tuple[Tensor, Tensor]]
-
-    def holds(self, module: _BatchNorm, x: Tensor) -> bool:
-        """Return whether it is the module's still (`functional_call` lends it other parameters) and of x's dtype."""
-        own = module.weight is self.weight and module.running_mean is self.mean
-        return own and not module.training and x.dtype == self.scale.dtype
-
-    def applied(self, x: Tensor) -> Tensor:
-        """Return scale x + shift."""
-        slow = x.ndim == 4 and x.shape[1] <= FEW <= x.shape[3] and x.is_contiguous(memory_format=torch.channels_last)
-        row = x.shape[3] if slow else 1
-        if (x.ndim, row) not in self.laid_out:
-            with torch.inference_mode(False):
-                self.laid_out[x.ndim, row] = _along(row, self.scale, x.ndim), _along(row, self.shift, x.ndim)
-        scale, shift = self.laid_out[x.ndim, row]
-        return torch.addcmul(shift, x, scale)
 
 
 class _Constants(NamedTuple):
@@ -235,36 +215,89 @@ class _Constants(NamedTuple):
     bias: Tensor | None
 
 
+class _AffineMap(NamedTuple):
+    """What a batch norm of this weight and this running mean computes, scale x + shift, both (1, C, 1, 1).
+
+    spread: both written out over so many rows and columns of pixels, in a memory format.
+    """
+
+    module: _BatchNorm
+    weight: Tensor | None
+    mean: Tensor
+    scale: Tensor
+    shift: Tensor
+    spread: dict[tuple[torch.memory_format, int, int], tuple[Tensor, Tensor]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scale x + shift; what the module itself makes of it where the map is not its own or not of x's dtype.
+
+        `functional_call` lends a module other parameters.
+        """
+        module = self.module
+        own = module._parameters.get("weight") is self.weight and module._buffers["running_mean"] is self.mean
+        if not own or module.training or x.dtype != self.scale.dtype:
+            return _BatchNorm.forward(module, x)
+        scale, shift = self._laid_out(x)
+        return torch.addcmul(shift, x, scale)
+
+    def _laid_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and shift as a CPU meets them fastest: to the bit the same map.
+
+        It takes pixels one at a time where both are a single number for a channel, or where channels lie side by side
+        and are few. Written out, they cost reading: no matter while x stays in its cache.
+        """
+        if x.ndim != 4:
+            return _along(self.scale, x.ndim), _along(self.shift, x.ndim)
+        _, channels, height, width = x.shape
+        if x.numel() <= CACHED and x.is_contiguous():
+            return self._spread(torch.contiguous_format, height, width)
+        if channels <= FEW <= width and x.is_contiguous(memory_format=torch.channels_last):
+            return self._spread(torch.channels_last, 1, width)
+        return self.scale, self.shift
+
+    def _spread(self, layout: torch.memory_format, height: int, width: int) -> tuple[Tensor, Tensor]:
+        over = layout, height, width
+        if over not in self.spread:
+            with torch.inference_mode(False):
+                values = (value.expand(-1, -1, height, width) for value in (self.scale, self.shift))
+                scale, shift = (value.contiguous(memory_format=layout) for value in values)
+                self.spread[over] = scale, shift
+        return self.spread[over]
+
+
 @torch.no_grad()
-def _affine_maps(modules: list[nn.Module]) -> dict[_BatchNorm, _AffineMap]:
+def _affine_maps(modules: list[nn.Module]) -> dict[_BatchNorm, Forward]:
     """Return the maps of the batch norms that are constant. Those of a kind are computed in one go, which is faster."""
     kinds: dict[object, list[tuple[_BatchNorm, _Constants]]] = {}
     for module in modules:
         if isinstance(module, _BatchNorm) and (parts := _constants(module)) is not None:
-            kind = module.eps, *(None if part is None else (part.dtype, part.device) for part in parts)
+            mean, _, weight, bias = parts
+            kind = module.eps, mean.dtype, mean.device, weight is None, bias is None
             kinds.setdefault(kind, []).append((module, parts))
-    return dict(one for alike in kinds.values() for one in _maps_of_a_kind(alike))
+    return {known.module: known.forward for alike in kinds.values() for known in _maps_of_a_kind(alike)}
 
 
-def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Constants]]) -> Iterator[tuple[_BatchNorm, _AffineMap]]:
+def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Constants]]) -> Iterator[_AffineMap]:
     each = zip(*(parts for _, parts in alike), strict=True)
     mean, variance, weight, bias = (None if values[0] is None else torch.cat(values) for values in each)
     assert mean is not None and variance is not None
     values, sizes = _scale_and_shift(mean, variance, weight, bias, alike[0][0].eps), [len(p.mean) for _, p in alike]
-    scales, shifts = (torch.split(value, sizes) for value in values)
+    scales, shifts = (torch.split(value.view(1, -1, 1, 1), sizes, 1) for value in values)
     for (module, parts), scale, shift in zip(alike, scales, shifts, strict=True):
-        yield module, _AffineMap(parts.weight, parts.mean, scale, shift, {})
+        yield _AffineMap(module, parts.weight, parts.mean, scale, shift, {})
 
 
 def _constants(module: _BatchNorm) -> _Constants | None:
     """Return the parts of a batch norm that is a constant map in float32 or float64; None if it is not."""
-    if module.training or "forward" in vars(module) or type(module).forward is not _BatchNorm.forward:
+    own, buffers = module._parameters, module._buffers
+    replaced = "forward" in vars(module) or type(module).forward is not _BatchNorm.forward
+    if module.training or replaced or "weight" not in own or "bias" not in own:  # else computed anew by each reading
         return None
-    mean, variance, weight = module.running_mean, module.running_var, module.weight
-    if mean is None or variance is None:
+    mean, variance = buffers.get("running_mean"), buffers.get("running_var")
+    if mean is None or variance is None or mean.dtype not in (torch.float32, torch.float64):
         return None
-    exact = all(part is None or part.dtype in (torch.float32, torch.float64) for part in (mean, weight))
-    return _Constants(mean, variance, weight, module.bias) if exact else None
+    parts = _Constants(mean, variance, own["weight"], own["bias"])
+    return parts if all(part is None or part.dtype == mean.dtype for part in parts) else None
 
 
 def _runs_as_a_copy(module: nn.Module) -> bool:
@@ -274,48 +307,38 @@ def _runs_as_a_copy(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _replaced_forward(modules: list[_BatchNorm], forward: Forward) -> Iterator[None]:
-    own = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        module.forward = partial(forward, module)  # type: ignore[method-assign]
+def _replaced_forward(forwards: Mapping[_BatchNorm, Forward]) -> Iterator[None]:
+    """Modules compute by these. Set past the modules' own `__setattr__`, which looks for parameters first."""
+    own = {module: {"forward": vars(module)["forward"]} for module in forwards if "forward" in vars(module)}
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
     try:
         yield
     finally:
-        for module, before in zip(modules, own, strict=True):
-            del module.forward
-            if before is not None:
-                module.forward = before  # type: ignore[method-assign]
+        for module in forwards:
+            del vars(module)["forward"]
+            vars(module).update(own.get(module, {}))
 
 
 def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Normalise with these statistics: by the fused kernel where they are constants, which it demands."""
     if not mean.requires_grad:
         return F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps)
-    return _applied(*_scale_and_shift(mean, variance, module.weight, module.bias, module.eps), x)
+    scale, shift = _scale_and_shift(mean, variance, module.weight, module.bias, module.eps)
+    return torch.addcmul(_along(shift, x.ndim), x, _along(scale, x.ndim))
 
 
 def _scale_and_shift(
     mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return what a batch norm multiplies by and adds, (C,) each, rounded as PyTorch's own kernel on a CPU does."""
-    scale = torch.rsqrt(variance + eps)
-    if weight is not None:
-        scale = scale * weight
+    scale = torch.rsqrt(variance + eps) if weight is None else torch.rsqrt(variance + eps) * weight
     return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
 
 
-def _applied(scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
-    return torch.addcmul(_along(1, shift, x.ndim), x, _along(1, scale, x.ndim))
-
-
-def _along(row: int, values: Tensor, dimensions: int) -> Tensor:
-    """Return one number for each channel, (C,), as a pixel, or as a row of pixels whose channels lie side by side.
-
-    A CPU takes images that lie so a pixel at a time if they meet a single one, which is slow where channels are few.
-    """
-    if row == 1:
-        return values.view([1, -1, *[1] * (dimensions - 2)])
-    return values.expand(1, 1, row, -1).contiguous().permute(0, 3, 1, 2)
+def _along(values: Tensor, dimensions: int) -> Tensor:
+    """Return one number for each channel in a shape that broadcasts with images of so many dimensions."""
+    return values.view([1, -1, *[1] * (dimensions - 2)])
 
 
 @torch.no_grad()

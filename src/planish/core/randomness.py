@@ -52,8 +52,8 @@ def keyed_draws(x: Tensor, indices: Tensor, seed: int) -> Tensor:
 def keyed(indices: Tensor, seed: int, count: int) -> Tensor:
     """Return (N, count) uniform numbers in [0, 1); row i depends on the seed and on indices[i] alone."""
     position = torch.arange(1, count + 1, device=indices.device)  # from 0, seed and index 0 would draw a plain 0
-    key = _mixed(_mixed(indices * _GOLDEN + seed)[:, None] + position * _GOLDEN)
-    return _shifted(key, 40).to(torch.float32).mul_(2.0**-24)
+    key = _stirred(_mixed(indices * _GOLDEN + seed)[:, None] + position * _GOLDEN)
+    return _shifted(key, 40).to(torch.float32).mul_(2.0**-24)  # 24 bits, which the last step of `_mixed` leaves alone
 
 
 def drawn_seed(generator: torch.Generator) -> int:
@@ -88,8 +88,13 @@ def _shifted(value: Tensor, bits: int) -> Tensor:
     return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
-def _mixed(value: Tensor) -> Tensor:
-    """Scramble in place."""
+def _stirred(value: Tensor) -> Tensor:
+    """Scramble all but the low bits in place."""
     for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
         value.bitwise_xor_(_shifted(value, bits)).mul_(factor)
-    return value.bitwise_xor_(_shifted(value, 31))
+    return value
+
+
+def _mixed(value: Tensor) -> Tensor:
+    """Scramble in place."""
+    return _stirred(value).bitwise_xor_(_shifted(value, 31))

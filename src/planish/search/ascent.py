@@ -207,7 +207,7 @@ def _update_best(best: Searched, x_adv: Tensor, score: Tensor, step: int, passes
     return Searched(
         torch.where(per_image(better, x_adv), x_adv, best.x_adv),
         torch.where(better, score, best.score),
-        torch.where(better, step, best.step),
+        best.step.masked_fill(better, step),
         best.passes + passes,
     )
 

@@ -90,9 +90,9 @@ class NearestSearch(NamedTuple):
         found = self.found  # without a look at how many are nearer, for which a GPU would have to be waited for
         image, best = at_rows(found.x_adv, rows), at_rows(found.distance, rows)
         nearer = adversarial & (distance < best)
-        found.x_adv[rows] = torch.where(per_image(nearer, x_adv), x_adv.detach(), image)
-        found.distance[rows] = torch.where(nearer, distance.to(best.dtype), best)
-        found.step[rows] = torch.where(nearer, step, at_rows(found.step, rows))
+        put(found.x_adv, rows, torch.where(per_image(nearer, x_adv), x_adv.detach(), image))
+        put(found.distance, rows, torch.where(nearer, distance.to(best.dtype), best))
+        put(found.step, rows, at_rows(found.step, rows).masked_fill(nearer, step))
 
     def tried(self, rows: Tensor, x_adv: Tensor, step: int) -> Tensor:
         """Enter candidates where they are misclassified and nearer, by a forward; return which are, (n,)."""
@@ -111,7 +111,7 @@ class NearestSearch(NamedTuple):
             if len(at.rows) == 0:
                 return
             value, logits, gradient = evaluated(objective_of(self.model, loss_of(loss(at), at.labels)), at.x_adv)
-            self.found.passes[at.rows] += 2
+            put(self.found.passes, at.rows, at_rows(self.found.passes, at.rows) + 2)
             adversarial, length = margin(logits, at.labels) >= 0, self.threat.norm(at.x_adv - at.x)
             self._enter(at.rows, at.x_adv, length, adversarial, taken + step)
             best, at = at_rows(self.found.distance, at.rows), at._replace(met=at.met | adversarial)
@@ -125,6 +125,14 @@ class NearestSearch(NamedTuple):
 def at_rows(values: Tensor, rows: Tensor) -> Tensor:
     """Return these rows of the values; the values themselves where the rows, which are in order, are all."""
     return values if len(rows) == len(values) else values[rows]
+
+
+def put(values: Tensor, rows: Tensor, new: Tensor) -> None:
+    """Write these rows of the values, in place; all of them at once where the rows, which are in order, are all."""
+    if len(rows) == len(values):
+        values.copy_(new)
+    else:
+        values.index_copy_(0, rows, new)
 
 
 NOISES = 100
