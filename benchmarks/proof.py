@@ -34,6 +34,8 @@ HIDES = {"confident": "pgd-7", "off_the_grid": "pgd-7", "fgsm-at": None}
 LONG = "noise"
 """The first of the stages that planish-suite runs with cause alone."""
 PAGE = "suites on many models"
+MANY = 2000
+"""From so many images on, points have two digits."""
 NOTHING = {"indices": np.zeros(0, int), "standing": np.zeros(0, bool)}
 
 
@@ -143,8 +145,8 @@ def share(standing: Booleans) -> str:
 
 def gap(one: Booleans, other: Booleans) -> str:
     """Return how far one lies above the other on the images of both, in points, with the interval for pairs."""
-    found = paired_interval(one, other[: len(one)])
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    found, digits = paired_interval(one, other[: len(one)]), 2 if len(one) >= MANY else 1
+    return f"{100 * found.value:+.{digits}f} [{100 * found.low:+.{digits}f}, {100 * found.high:+.{digits}f}]"
 
 
 def at_most(draws: int) -> str:

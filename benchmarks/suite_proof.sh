@@ -6,7 +6,7 @@
 # and of `planish reproduce seat-table-1 --scale small` those named fgsm-at, which collapsed, fgsm-at.seed-1 and rs-fgsm.
 # OUT (benchmarks/results/suite/proof) is where everything goes. LINF names the models of the group linf. IMAGES of the
 # test set for every model, or else 10000, 2000 for wide and 200 for hidden; the first CRS (1000) of them for CR Attack;
-# NEAREST (100, 10 for hidden) of the survivors for AutoAttack: more may be asked for later. A killed run goes on.
+# NEAREST (50, 5 for hidden) of the survivors for AutoAttack: more may be asked for later. A killed run goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUNS=${RUNS:-runs/suite}
@@ -29,12 +29,12 @@ test=$DATA/cifar10-jpeg75-test.parquet
 for group in "$@"; do
   case $group in
     # shellcheck disable=SC2046
-    linf) judge linf "$test" 10000 100 Linf 8/255 $(for name in $LINF; do echo "$RUNS/$name"; done) ;;
-    l2) judge l2 "$test" 10000 100 L2 0.5 "$RUNS/l2" ;;
-    hundred) judge hundred "$RUNS/hundred-classes" 10000 100 Linf 2/255 "$RUNS/hundred" ;;
-    wide) judge wide "$test" 2000 100 Linf 8/255 "$RUNS/fgsm-at.seed-1" "$RUNS/rs-fgsm" ;;
+    linf) judge linf "$test" 10000 50 Linf 8/255 $(for name in $LINF; do echo "$RUNS/$name"; done) ;;
+    l2) judge l2 "$test" 10000 50 L2 0.5 "$RUNS/l2" ;;
+    hundred) judge hundred "$RUNS/hundred-classes" 10000 50 Linf 2/255 "$RUNS/hundred" ;;
+    wide) judge wide "$test" 2000 50 Linf 8/255 "$RUNS/fgsm-at.seed-1" "$RUNS/rs-fgsm" ;;
     hidden)
-      SUITES="CR Attack,planish-suite,public AutoAttack" judge hidden "$test" 200 10 Linf 8/255 "$RUNS/fgsm-at" \
+      SUITES="CR Attack,planish-suite,public AutoAttack" judge hidden "$test" 200 5 Linf 8/255 "$RUNS/fgsm-at" \
         benchmarks/hidden.py:confident benchmarks/hidden.py:off_the_grid
       ;;
     *) echo "no group $group" >&2; exit 2 ;;
