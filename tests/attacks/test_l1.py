@@ -212,6 +212,8 @@ def test_autoattack_has_its_budgets_in_l1(monkeypatch: pytest.MonkeyPatch):
     for given in ("autoattack", AutoAttack()):
         assert attacks_of(given, 10, norm="L1") == {"autoattack": own}
         assert attacks_of(given, 10, norm="L2")["autoattack"].stages == AutoAttack().stages  # type: ignore[union-attr]
-    assert Cascade(classes=10, norm="L1")._long[-4:] == own.stages
+    *by_gradient, square = own.stages
+    long = Cascade(classes=10, norm="L1")._long
+    assert list(long[-3:]) == by_gradient and square in long
     monkeypatch.setattr(Attack, "__call__", lambda self, *given, **options: self)
     assert AutoAttack()(None, None, None, "L1:2") == own  # type: ignore[arg-type]
