@@ -18,6 +18,7 @@ from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import L1, L2, Linf, ThreatModel
+from planish.core.weighted import Weighted
 from planish.evaluation.evaluate import evaluate_steps
 from planish.search.ascent import Adversarials
 
@@ -121,6 +122,15 @@ def test_it_breaks_what_neither_gradients_nor_random_search_do(claim: str):
     for blind in (PGDMargin(10, 1), Square(200)):
         assert (attack(blind, model, batch, threat).score < 0).all()
     assert (attack(Measured(10, 2), model, batch, threat).score >= 0).all()
+
+
+def test_images_with_radii_of_their_own_are_broken_too():
+    """Slopes were measured over a radius of 0, so that no gradient was left."""
+    model = Claiming(CLAIMS["turned round off the grid"])
+    batch = standing(model, 0.9)
+    radii = torch.where(torch.arange(COUNT) % 2 == 0, 0.05, 0.04)
+    found = attack(Measured(10, 2), model, batch, Weighted.of_radii("Linf", radii).among(batch.indices))
+    assert torch.equal(found.score >= 0, radii == 0.05)
 
 
 def test_the_suite_s_long_stages_break_what_the_short_ones_and_noise_do_not():

@@ -1,7 +1,7 @@
 """Ascents along measured gradients: what a gradient promises counts as far as the logits keep it."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,7 +129,8 @@ class WithMeasured(Attack):
         """Return the first iterate of each image that reaches the attack's goal, or else the best."""
         with attacked(model):
             batch = with_logits(model, batch)
-            network = MeasuredGradients(model, threat.plain, drawn_seed(generator))
+            alike = replace(threat.plain, radius=threat.radius)  # slopes are measured over the largest radius
+            network = MeasuredGradients(model, alike, drawn_seed(generator))
             found = self.attack.search(network, batch, threat, generator=generator)
         return found._replace(passes=found.passes // 2 * PASSES + found.passes % 2)
 

@@ -107,7 +107,7 @@ class ThreatModel(ABC):
 
     @property
     def plain(self) -> "ThreatModel":
-        """The threat with one radius for all images and pixels, the largest: itself, where there is no other."""
+        """The threat that treats all images and pixels alike: itself; the norm with radius 0 where radii differ."""
         return self
 
     def among(self, indices: Tensor) -> Self:
