@@ -45,17 +45,17 @@ def test_foolbox_step_by_step(
     known: Batch,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """The same iterates, once two differences are neutralised.
+    """The same points are judged, once two differences are neutralised; foolbox throws its last step away unjudged.
 
     planish's radius has a least growth before the first success. foolbox 3.3.4 does not project in L2 at all: it
     multiplies by min(1, norms / norms).
     """
     monkeypatch.setattr(foolbox.attacks.L2FMNAttack, "project", on_the_ball)
     steps, grey = 10, right(network, 0.3 + 0.4 * known.x)
-    peer = peer_of(foolbox, threat, steps=steps, min_stepsize=1e-5)
-    theirs = asked(network, lambda: run_foolbox(peer, network, grey))[-steps:]
+    peer = peer_of(foolbox, threat, steps=steps + 1, min_stepsize=1e-5)
+    theirs = asked(network, lambda: run_foolbox(peer, network, grey))[-steps - 1 :]
     _, *mine = asked(network, lambda: nearest(Paper(steps), network, grey, threat))
-    for one, other in zip(mine[:steps], theirs, strict=True):
+    for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 

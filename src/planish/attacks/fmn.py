@@ -33,11 +33,11 @@ class FMN(DistanceAttack):
     the linearised distance, until an image has its first success; then the radius times 1 + gamma where the iterate is
     not adversarial, and where it is the smaller of the radius times 1 - gamma and the best distance. Then
     delta <- delta + a g / ||g||_2, in every norm, projected on the ball and on the box. gamma and a fall along half a
-    cosine.
+    cosine over the steps + 1 points that are judged: the authors' code for so many steps, whose last is not judged.
 
-    Differs: before the first success the radius grows by 1 + gamma at least, and it ends at the farthest corner of the
-    box. Clipping shortens delta, so that in L2 the paper's radius can converge to a point short of the boundary: on
-    linear models with an active box it finds nothing at all.
+    Differs: before the first success the radius grows by |m| / ||g||_dual at least, or to its 1 + gamma if that is
+    less, and it ends at the farthest corner of the box. Clipping shortens delta, so that in L2 the paper's radius can
+    converge to a point short of the boundary: on linear models with an active box it finds nothing at all.
     """
 
     steps: int = 100
@@ -63,15 +63,16 @@ class FMN(DistanceAttack):
         return search.found
 
     def _moved(self, at: Walk, seen: StepOutcome, step: int, threat: ThreatModel) -> Walk:
-        radius = self._radius(at, seen, step / self.steps, threat)
-        moved = at.x_adv + Cosine(*self.step_size)(step / self.steps) * EUCLIDEAN.steepest(seen.gradient)
+        radius = self._radius(at, seen, step / (self.steps + 1), threat)
+        moved = at.x_adv + Cosine(*self.step_size)(step / (self.steps + 1)) * EUCLIDEAN.steepest(seen.gradient)
         return at._replace(x_adv=threat.project_(moved, at.x, radius), radius=radius)
 
     def _radius(self, at: Walk, seen: StepOutcome, share: float, threat: ThreatModel) -> Tensor:
         gamma = Cosine(*self.gamma)(share)
         steepness = threat.dual_norm(seen.gradient).clamp(min=torch.finfo(seen.gradient.dtype).tiny)
-        linearised = seen.length + seen.value.abs().to(steepness.dtype) / steepness
-        grown = torch.maximum(at.radius * (1 + gamma), torch.where(at.met, 0.0, linearised))
+        gap, wider = seen.value.abs().to(steepness.dtype) / steepness, at.radius * (1 + gamma)
+        onward = torch.maximum(seen.length + gap, torch.minimum(at.radius + gap, wider))
+        grown = torch.where(at.met, wider, onward)
         shrunk = torch.minimum(at.radius * (1 - gamma), seen.best)
         return torch.minimum(torch.where(seen.adversarial, shrunk, grown), at.reach)
 
