@@ -5,7 +5,7 @@
 A cell is a network of a width with a batch of images; in each all candidates of an attack take turns (attack_peers.py
 has them). The file is written after each cell, and --resume goes on from it. Planish is called through
 `planish.attacks.run`. The hand-written loops take gradients of x alone, on a model whose parameters are frozen: `best`
-keeps the best iterate by margin as planish does, `last` judges none: it does not know whether it broke anything.
+keeps the best iterate by margin as planish does, `last` keeps the last one, and judges that alone, by one forward.
 
 The process keeps the memory that is freed, as the command planish does. Else it is luck, of how the memory lies, if a
 pass ends by giving its activations back and the next one pays a fault for each of their pages.

@@ -19,7 +19,7 @@ import torchattacks
 from foolbox.models.pytorch import PyTorchModel
 from loops import hand_best, hand_last
 from timing import Problem
-from torch import nn
+from torch import Tensor, nn
 
 from planish.attacks import Attack, DistanceAttack, run
 from planish.attacks.base import searched
@@ -101,7 +101,7 @@ def pgd(given: Problem, steps: int) -> Group:
     return {
         BASE: ours(PGD(steps, 1), given),
         "hand-written, best": Candidate(lambda m: hand_best(m, given, steps), frozen=True),
-        "hand-written, last": Candidate(lambda m: hand_last(m, given, steps), frozen=True),
+        "hand-written, last": Candidate(lambda m: judged_last(m, given, steps), frozen=True),
         "torchattacks": unjudged(torch_pgd(given.threat.radius, steps), given),
         "foolbox": foolboxes(fa.LinfPGD(rel_stepsize=0.25, steps=steps), given),
         "adversarial-library": libraries("pgd_linf", given, steps=steps, relative_step_size=0.25),
@@ -143,12 +143,16 @@ def apgd(given: Problem, steps: int) -> Group:
 
 
 def fmn(given: Problem, steps: int) -> Group:
-    """FMN, which searches the nearest adversarial image; torchattacks has none."""
-    nearest = fa.LInfFMNAttack(steps=steps)
+    """FMN, which searches the nearest adversarial image; torchattacks has none.
+
+    All judge steps + 1 points, the image and what each step leads to. The libraries are asked for one step more: they
+    throw the outcome of their last one away, unjudged.
+    """
+    last, norm = steps + 1, float("inf")
     return {
         BASE: ours_nearest(FMN(steps), given, Linf(0.0)),
-        "foolbox": foolboxes(nearest, given, epsilons=None),
-        "adversarial-library": libraries("fmn", given, norm=float("inf"), steps=steps, bounded=False, judges=True),
+        "foolbox": foolboxes(fa.LInfFMNAttack(steps=last), given, epsilons=None),
+        "adversarial-library": libraries("fmn", given, norm=norm, steps=last, bounded=False, judges=True),
     }
 
 
@@ -198,6 +202,14 @@ def ours_nearest(attack: DistanceAttack, given: Problem, threat: ThreatModel) ->
 def judged(build: Callable[[nn.Module], Any], given: Problem) -> Candidate:
     """Return an attack that is built for a model and then called on images and labels, and knows what it broke."""
     return Candidate(lambda model: build(model)(given.batch.x, given.batch.labels))
+
+
+def judged_last(model: nn.Module, given: Problem, steps: int) -> Tensor:
+    """Return the logits of what PGD by hand ends at: the one forward that judges it."""
+    x_adv = hand_last(model, given, steps)
+    with torch.no_grad():
+        logits: Tensor = model(x_adv)
+    return logits
 
 
 def unjudged(build: Callable[[nn.Module], Any], given: Problem) -> Candidate:

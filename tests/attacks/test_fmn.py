@@ -52,7 +52,7 @@ def test_foolbox_step_by_step(
     """
     monkeypatch.setattr(foolbox.attacks.L2FMNAttack, "project", on_the_ball)
     steps, grey = 10, right(network, 0.3 + 0.4 * known.x)
-    peer = peer_of(foolbox, threat, steps=steps + 1, min_stepsize=1e-5)
+    peer = peer_of(foolbox, threat, steps=steps + 1)
     theirs = asked(network, lambda: run_foolbox(peer, network, grey))[-steps - 1 :]
     _, *mine = asked(network, lambda: nearest(Paper(steps), network, grey, threat))
     for one, other in zip(mine, theirs, strict=True):
@@ -63,7 +63,7 @@ def test_foolbox_step_by_step(
 def test_foolbox(
     threat: ThreatModel, foolbox: Any, run_foolbox: Callable[..., Tensor], network: nn.Module, known: Batch
 ):
-    theirs = run_foolbox(peer_of(foolbox, threat, steps=100, min_stepsize=1e-5), network, known)
+    theirs = run_foolbox(peer_of(foolbox, threat, steps=100), network, known)
     found = nearest(FMN(100), network, known, threat)
     assert (found.distance <= 1.05 * threat.norm(theirs - known.x)).all()
 

@@ -35,13 +35,14 @@ class FMN(DistanceAttack):
     delta <- delta + a g / ||g||_2, in every norm, projected on the ball and on the box. gamma and a fall along half a
     cosine over the steps + 1 points that are judged: the authors' code for so many steps, whose last is not judged.
 
-    Differs: before the first success the radius grows by |m| / ||g||_dual at least, or to its 1 + gamma if that is
-    less, and it ends at the farthest corner of the box. Clipping shortens delta, so that in L2 the paper's radius can
-    converge to a point short of the boundary: on linear models with an active box it finds nothing at all.
+    Differs: before the first success the radius, or what the step needed of it, grows by |m| / ||g||_dual at least, or
+    to 1 + gamma times itself if that is less, and it ends at the farthest corner of the box. Clipping shortens delta,
+    so that in L2 the paper's radius can converge to a point short of the boundary: on linear models with an active box
+    it finds nothing at all.
     """
 
     steps: int = 100
-    step_size: tuple[float, float] = (1.0, 1e-5)
+    step_size: tuple[float, float] = (1.0, 1e-2)
     gamma: tuple[float, float] = (0.05, 0.001)
     _: KW_ONLY
     targets: int | None = None
@@ -65,7 +66,8 @@ class FMN(DistanceAttack):
     def _moved(self, at: Walk, seen: StepOutcome, step: int, threat: ThreatModel) -> Walk:
         radius = self._radius(at, seen, step / (self.steps + 1), threat)
         moved = at.x_adv + Cosine(*self.step_size)(step / (self.steps + 1)) * EUCLIDEAN.steepest(seen.gradient)
-        return at._replace(x_adv=threat.project_(moved, at.x, radius), radius=radius)
+        within = torch.where(at.met, radius, torch.minimum(radius, threat.norm(moved - at.x)))
+        return at._replace(x_adv=threat.project_(moved, at.x, radius), radius=within)
 
     def _radius(self, at: Walk, seen: StepOutcome, share: float, threat: ThreatModel) -> Tensor:
         gamma = Cosine(*self.gamma)(share)
