@@ -7,6 +7,8 @@ has them). The file is written after each cell, and --resume goes on from it. Pl
 `planish.attacks.run`. The hand-written loops take gradients of x alone, on a model whose parameters are frozen: `best`
 keeps the best iterate by margin as planish does, `last` keeps the last one, and judges that alone, by one forward.
 
+Passes and operations are counted on the first 64 images of a batch, in a call before those that are timed.
+
 The process keeps the memory that is freed, as the command planish does. Else it is luck, of how the memory lies, if a
 pass ends by giving its activations back and the next one pays a fault for each of their pages.
 """
@@ -19,6 +21,7 @@ from itertools import product
 from pathlib import Path
 
 from attack_peers import BASE, Candidate, Task, missing, tasks
+from loops import steepest_step
 from timing import (
     TIMES,
     Columns,
@@ -44,6 +47,8 @@ COLUMNS: Columns = {
     "operations": lambda row: str(row["operations"]),
     **TIMES,
 }
+COUNTED_ON = 64
+"""At most so many images: a call of a large cell takes minutes."""
 ORDER = ("hand-written, best", "hand-written, last", "torchattacks", "foolbox", "adversarial-library", "auto-attack")
 """Of the columns of the page's table."""
 
@@ -60,27 +65,36 @@ def counts(candidate: Candidate, model: nn.Module, images: int) -> Row:
     }
 
 
-def measured(task: Task, options: Namespace) -> list[Row]:
-    """Return one row for each candidate of a task. It is counted first, so that no timed call is the first."""
+def measured(task: Task, few: Task, options: Namespace) -> list[Row]:
+    """Return one row for each candidate of a task. It is counted first, so that no timed call is the first.
+
+    few: the same task with the images that passes are counted on.
+    """
     given, group = task
     models = {True: deepcopy(given.model).requires_grad_(False), False: given.model}
 
     def calling(candidate: Candidate) -> Callable[[], object]:
         return lambda: candidate.call(models[candidate.frozen])
 
-    counted = {label: counts(candidate, given.model, len(given.batch.x)) for label, candidate in group.items()}
+    images = len(few.given.batch.x)
+    counted = {label: counts(candidate, given.model, images) for label, candidate in few.group.items()}
     calls = {label: calling(candidate) for label, candidate in group.items()}
     timings = in_turns(calls, options.rounds, base=BASE, device=options.device)
     return [{"candidate": label, **counted[label], **timings[label]._asdict()} for label in group]
 
 
 def measured_cell(cell: Namespace) -> list[Row]:
-    """Return the rows of all attacks in a cell, and print them."""
+    """Return the rows of all attacks in a cell, and print them.
+
+    A gradient of the whole batch comes first: the process then holds the memory that a pass of it takes.
+    """
     intact, rows = problem(cell, "relu"), []
+    few = tasks(intact._replace(batch=intact.batch.select(slice(COUNTED_ON))), cell.steps)
+    steepest_step(intact.model, intact.batch.x.clone(), intact.batch.labels)
     for place, (name, task) in enumerate(tasks(intact, cell.steps).items()):
         size = {"width": cell.width, "batch": len(intact.batch.x), "rounds": cell.rounds}
         about = {"attack": name, "place": place, **size}
-        new = [{**about, **row} for row in measured(task, cell)]
+        new = [{**about, **row} for row in measured(task, few[name], cell)]
         show(f"{name}, width {cell.width}, batch {about['batch']}: time of planish = 1", new, COLUMNS)
         rows += new
     return rows

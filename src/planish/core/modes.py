@@ -184,8 +184,7 @@ def _is_exported(module: nn.Module) -> bool:
 
 @contextmanager
 def _frozen(modules: list[nn.Module]) -> Iterator[None]:
-    own = (parameter for module in modules for parameter in module._parameters.values())
-    wanting = [parameter for parameter in own if parameter is not None and parameter.requires_grad]
+    wanting = [own for part in modules for own in part._parameters.values() if own is not None and own.requires_grad]
     for parameter in wanting:
         parameter.requires_grad_(False)
     try:
@@ -216,16 +215,16 @@ class _Constants(NamedTuple):
 
 
 class _AffineMap(NamedTuple):
-    """What a batch norm of this weight and this running mean computes, scale x + shift, both (1, C, 1, 1).
+    """What a batch norm of this weight and this running mean computes, scale x + shift.
 
-    spread: both written out over so many rows and columns of pixels, in a memory format.
+    both: scale and shift, (2, C, 1, 1). spread: each, (1, C, rows, columns), written out over so many rows and columns
+    of pixels, in a memory format.
     """
 
     module: _BatchNorm
     weight: Tensor | None
     mean: Tensor
-    scale: Tensor
-    shift: Tensor
+    both: Tensor
     spread: dict[tuple[torch.memory_format, int, int], tuple[Tensor, Tensor]]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,7 +234,7 @@ class _AffineMap(NamedTuple):
         """
         module = self.module
         own = module._parameters.get("weight") is self.weight and module._buffers["running_mean"] is self.mean
-        if not own or module.training or x.dtype != self.scale.dtype:
+        if not own or module.training or x.dtype != self.both.dtype:
             return _BatchNorm.forward(module, x)
         scale, shift = self._laid_out(x)
         return torch.addcmul(shift, x, scale)
@@ -247,22 +246,22 @@ class _AffineMap(NamedTuple):
         and are few. Written out, they cost reading: no matter while x stays in its cache.
         """
         if x.ndim != 4:
-            return _along(self.scale, x.ndim), _along(self.shift, x.ndim)
+            scale, shift = (_along(values, x.ndim) for values in self.both)
+            return scale, shift
         _, channels, height, width = x.shape
         if x.numel() <= CACHED and x.is_contiguous():
             return self._spread(torch.contiguous_format, height, width)
         if channels <= FEW <= width and x.is_contiguous(memory_format=torch.channels_last):
             return self._spread(torch.channels_last, 1, width)
-        return self.scale, self.shift
+        return self._spread(torch.contiguous_format, 1, 1)
 
     def _spread(self, layout: torch.memory_format, height: int, width: int) -> tuple[Tensor, Tensor]:
         over = layout, height, width
-        if over not in self.spread:
+        if (known := self.spread.get(over)) is None:
             with torch.inference_mode(False):
-                values = (value.expand(-1, -1, height, width) for value in (self.scale, self.shift))
-                scale, shift = (value.contiguous(memory_format=layout) for value in values)
-                self.spread[over] = scale, shift
-        return self.spread[over]
+                both = self.both.expand(-1, -1, height, width).contiguous(memory_format=layout)
+                known = self.spread[over] = both[:1], both[1:]
+        return known
 
 
 @torch.no_grad()
@@ -282,9 +281,9 @@ def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Constants]]) -> Iterator[_Aff
     mean, variance, weight, bias = (None if values[0] is None else torch.cat(values) for values in each)
     assert mean is not None and variance is not None
     values, sizes = _scale_and_shift(mean, variance, weight, bias, alike[0][0].eps), [len(p.mean) for _, p in alike]
-    scales, shifts = (torch.split(value.view(1, -1, 1, 1), sizes, 1) for value in values)
-    for (module, parts), scale, shift in zip(alike, scales, shifts, strict=True):
-        yield _AffineMap(module, parts.weight, parts.mean, scale, shift, {})
+    maps = torch.stack(values).view(2, -1, 1, 1).split_with_sizes(sizes, 1)
+    for (module, parts), both in zip(alike, maps, strict=True):
+        yield _AffineMap(module, parts.weight, parts.mean, both, {})
 
 
 def _constants(module: _BatchNorm) -> _Constants | None:

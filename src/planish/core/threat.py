@@ -239,7 +239,7 @@ class L2(ThreatModel):
         """Return gradient / ||gradient||, scaled by the largest entry first: squares of tiny ones vanish."""
         largest = gradient.abs().amax(pixels(gradient)).clamp(min=torch.finfo(gradient.dtype).tiny)
         scaled = gradient / per_image(largest, gradient)
-        return scaled / per_image(self._safe_norm(scaled), gradient)
+        return scaled.div_(per_image(self._safe_norm(scaled), gradient))
 
     def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         """Scale back to the ball, then clip to the box.
@@ -261,7 +261,7 @@ class L2(ThreatModel):
 
     def _along(self, x: Tensor, uniform: Tensor, length: Tensor) -> Tensor:
         gaussian = _gaussian_like(x, uniform)
-        return (x + self.steepest(gaussian) * per_image(length, x)).clamp(self.low, self.high)
+        return self.steepest(gaussian).mul_(per_image(length, x)).add_(x).clamp_(self.low, self.high)
 
     def _safe_norm(self, delta: Tensor) -> Tensor:
         return self.norm(delta).clamp(min=torch.finfo(delta.dtype).tiny)
