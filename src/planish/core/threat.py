@@ -239,7 +239,7 @@ class L2(ThreatModel):
         """Return gradient / ||gradient||, scaled by the largest entry first: squares of tiny ones vanish."""
         largest = gradient.abs().amax(pixels(gradient)).clamp(min=torch.finfo(gradient.dtype).tiny)
         scaled = gradient / per_image(largest, gradient)
-        return scaled.div_(per_image(self._safe_norm(scaled), gradient))
+        return scaled / per_image(self._safe_norm(scaled), gradient)
 
     def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         """Scale back to the ball, then clip to the box.
