@@ -20,7 +20,7 @@ OUT/suite.json.
 import json
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -205,7 +205,7 @@ def ours(given: Namespace, spec: str, name: str, folder: Path) -> Outcome:
 
 
 def theirs(given: Namespace, spec: str, name: str, folder: Path, first: Outcome | None, late: str = "") -> Outcome:
-    """Judge a model by a peer, so many images at a time; what is done is kept in a file and not done again.
+    """Judge a model by a peer, so many images at a time; what is in a file is done and not done again.
 
     first: the outcome whose survivors alone it is given, nearest first; None = all images. late: it is given what that
     broke late instead, and this is added to the file's name.
@@ -217,21 +217,31 @@ def theirs(given: Namespace, spec: str, name: str, folder: Path, first: Outcome 
     rows = np.arange(len(whole.x)) if first is None else nearest(first, given.nearest)
     if first is not None and late:
         rows = np.flatnonzero(first.late)
-    batch = whole.select(torch.from_numpy(rows))
-    done: dict[str, NDArray[Any]] = read_arrays(path) if path.exists() else {"standing": np.zeros(0, bool)}
-    if not np.array_equal(done.get("indices", rows[:0]), batch.indices[: len(done["standing"])].numpy()):
-        raise BadInput(f"{path} is of other images; choose another --out")
-    spent = done.get("spent", np.zeros(3))
-    while (start := len(done["standing"])) < len(batch.x):
-        part = Batch(*(value[start : start + given.chunk].to(given.device).contiguous() for value in batch[:3]))
-        standing, cost = judged(model, part, parse_threat(given.norm, given.radius), peer, given.precision)
-        spent = spent + cost
-        done = {"standing": np.concatenate([done["standing"], standing])}
-        write_arrays(path, **done, spent=spent, indices=batch.indices[: len(done["standing"])].numpy())
+    done, spent = held(path, whole.indices.numpy())
+    left = np.array([row for row in rows if row not in done], dtype=np.int64)
+    for part in (left[start : start + given.chunk] for start in range(0, len(left), given.chunk)):
+        batch = whole.select(torch.from_numpy(part))
+        batch = Batch(*(value.to(given.device).contiguous() for value in batch[:3]))
+        standing, cost = judged(model, batch, parse_threat(given.norm, given.radius), peer, given.precision)
+        spent, done = spent + cost, done | dict(zip(part.tolist(), standing.tolist(), strict=True))
+        order = np.array(sorted(done) if first is None or late else by_margin(first, done), dtype=np.int64)
+        values = np.array([done[row] for row in order], dtype=bool)
+        write_arrays(path, standing=values, spent=spent, indices=whole.indices.numpy()[order])
     clock = "processor" if given.device == "cpu" else "wall"
-    standing = done["standing"] if first is None else first.standing.copy()
-    standing[rows] = done["standing"]
-    return Outcome(standing, int(spent[0]), int(spent[1]), float(spent[2]), clock, len(rows))
+    outcome = np.zeros(len(rows), bool) if first is None else first.standing.copy()
+    outcome[list(done)] = list(done.values())
+    return Outcome(outcome, int(spent[0]), int(spent[1]), float(spent[2]), clock, len(done))
+
+
+def held(path: Path, indices: NDArray[Any]) -> tuple[dict[int, bool], NDArray[Any]]:
+    """Return what a peer's file says of images, by position in these, and what was spent. Raises BadInput."""
+    if not path.exists():
+        return {}, np.zeros(3)
+    kept = read_arrays(path)
+    if not np.isin(kept["indices"], indices).all():
+        raise BadInput(f"{path} is of other images; choose another --out")
+    rows = np.searchsorted(indices, kept["indices"])
+    return dict(zip(rows.tolist(), kept["standing"].tolist(), strict=True)), kept["spent"]
 
 
 def left_by(reference: str, outcomes: dict[str, Outcome]) -> Outcome | None:
@@ -241,11 +251,15 @@ def left_by(reference: str, outcomes: dict[str, Outcome]) -> Outcome | None:
     return first and first._replace(margin=np.fmax.reduce(margins))
 
 
-def nearest(first: Outcome, most: int | None) -> NDArray[Any]:
+def nearest(first: Outcome, most: int | None) -> list[int]:
     """Return the positions of the images that stand, those of the largest margins first."""
+    return by_margin(first, np.flatnonzero(first.standing).tolist())[:most]
+
+
+def by_margin(first: Outcome, rows: Iterable[int]) -> list[int]:
+    """Return these positions, those of the largest margins first."""
     assert first.margin is not None
-    rows = np.flatnonzero(first.standing)
-    return rows[np.argsort(-first.margin[rows], kind="stable")][:most]
+    return sorted(rows, key=lambda row: (-first.margin[row], row))  # type: ignore[index]
 
 
 def judged(

@@ -16,6 +16,7 @@ from planish.registry import components
 from planish.runs.config import experiment_from
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
 from planish.runs.train import train_into
+from planish.storage.files import write_arrays
 from planish.storage.reading import read_arrays
 
 pytest.importorskip("torchattacks", reason="a peer that the benchmarks compare with")
@@ -141,18 +142,27 @@ def test_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
     assert {"versions", "device", "commit", "command", "setting"} <= set(found)
     assert "foolbox PGD-50-10" in capsys.readouterr().out
     options[options.index("--suites") + 1] = "planish-suite,pgd-3-1+fgsm"
-    few = ["--survivors-only", "--nearest", "2", "--late", "--out", str(tmp_path / "out")]
+    few = ["--survivors-only", "--nearest", "1", "--late", "--out", str(tmp_path / "out")]
     for _ in range(2):
         main([str(tmp_path / "tiny"), *options, *few])
     found = json.loads((tmp_path / "out" / "suite.json").read_text())
     ours, second, late = found["rows"]
-    assert ours["images"] == 8 and second["images"] == 2 and second["cheaper"] is None
+    assert ours["images"] == 8 and second["images"] == 1 and second["cheaper"] is None
     record = results_of(tmp_path / "out" / "tiny" / "planish-suite" / "evaluation.npz")
     fell = record.correct() & ~record.survivors() & ~record.columns[0].broken
     assert late["images"] == fell.sum() and late["accuracy"] >= ours["accuracy"]
     assert all(pair["images"] == 8 for pair in found["pairs"]) and not found["pairs"][0]["broken by the first only"]
+    few[few.index("1")] = "2"
+    main([str(tmp_path / "tiny"), *options, *few])
+    _, more, again = json.loads((tmp_path / "out" / "suite.json").read_text())["rows"]
+    assert more["images"] == 2 and more["passes"] * 2 > second["passes"] and again == late
+    path = tmp_path / "out" / "tiny" / "pgd-3-1+fgsm.npz"
+    given = read_arrays(path)
+    margins = np.fmax.reduce([column.margin for column in record.columns])
+    assert (np.diff(margins[np.searchsorted(record.indices, given["indices"])]) <= 0).all()
+    write_arrays(path, **{**given, "indices": given["indices"] + 1000})
     with pytest.raises(BadInput, match="is of other images; choose another --out"):
-        main([str(tmp_path / "tiny"), *options, "--survivors-only", "--nearest", "1", "--out", str(tmp_path / "out")])
+        main([str(tmp_path / "tiny"), *options, *few])
 
 
 def test_distances(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
 from planish.core.weighted import Weighted
+from planish.evaluation.at_work import DIRECTIONS
 from planish.evaluation.distances import measure
 from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks
@@ -236,11 +237,12 @@ def test_what_passes_bought(network: nn.Module, images: Batch):
 
 
 def test_the_ledger_counts_what_the_model_counts(network: nn.Module, images: Batch):
-    """Passes by image add up to those by the model, but for the fresh forwards that judge each image, few twice."""
+    """Passes by image add up to those by the model, but for the forwards that judge, few twice, and the slopes."""
     record = judged(network, images, "planish-suite", Linf(0.015))
     for column in record.columns:
         tried = column.attempted
-        judged_by = tried.sum() + len(column.meta.get("float64", []))
+        sloped = 2 * len(column.meta.get("slopes", {}).get("indices", ()))
+        judged_by = tried.sum() + len(column.meta.get("float64", [])) + sloped * (2 * DIRECTIONS + 2)
         assert column.passes[tried].sum() + judged_by == column.forwards + column.backwards, column.name
 
 

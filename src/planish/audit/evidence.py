@@ -26,6 +26,7 @@ from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.records.audit import Budget
 from planish.search.ascent import evaluated
 from planish.search.objectives import loss_of, objective_of
+from planish.search.slopes import arithmetic
 from planish.search.step_rules import Point, Steepest
 
 LEVELS: tuple[Budget, ...] = ("quick", "standard", "thorough")
@@ -212,9 +213,7 @@ class Evidence:
     @cached_property
     def arithmetic(self) -> torch.dtype:
         """The coarsest floating dtype of the images and the weights."""
-        tensors = [self.images.x, *self.given.parameters(), *self.given.buffers()]
-        kinds: set[torch.dtype] = {part.dtype for part in tensors if part.is_floating_point()}
-        return max(kinds, key=lambda kind: torch.finfo(kind).eps)
+        return arithmetic(self.given, self.images.x)
 
     def drawn(self, rows: Tensor, count: int) -> Tensor:
         """Return at most so many of the rows, drawn by the images' indices and the seed."""

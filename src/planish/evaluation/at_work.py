@@ -14,16 +14,20 @@ from planish.attacks.suites import Stage
 from planish.core.arguments import images_at_a_time
 from planish.core.batch import Batch
 from planish.core.modes import Counted, Precision
-from planish.core.randomness import seeded
+from planish.core.randomness import keyed_draws, seeded
 from planish.core.threat import ThreatModel
 from planish.core.words import number_of, radius_text
 from planish.evaluation.blocks import Block, Faced, Judged
 from planish.evaluation.guards import Averaged, Verdict, stuck_facts
-from planish.evaluation.stages import ImageShare
+from planish.evaluation.stages import ImageShare, sloped
 from planish.records.evaluation import Evaluation
 from planish.records.origin import describe_attack
 from planish.registry import called_once
 from planish.search.ascent import Adversarials
+from planish.search.slopes import slopes
+
+DIRECTIONS = 32
+"""Of each image whose slopes are measured."""
 
 
 class Update(NamedTuple):
@@ -101,7 +105,7 @@ class AtWork:
             self.counted if search.draws == 1 else Averaged(self.counted, search.draws),
             batch,
             threat,
-            generator=_generator(self.evaluation, self.stage.name),
+            generator=_generator(self.evaluation, self.stage.drawn_as or self.stage.name),
             chunk=search.chunk,
             precision=search.precision,
             report=search.on_chunk and partial(self._update, search.on_chunk, broken, count - done - len(rows)),
@@ -138,7 +142,7 @@ class AtWork:
         """Return the meta of a column: the attack, how it was run, and the images on which it came to nothing."""
         stage, search = self.stage, self.search
         facts: dict[str, Any] = {"attack": describe_attack(stage.attack), "precision": search.precision}
-        if stage.sample is not None or stage.focus is not None:
+        if stage.chooses:
             facts["sampled"] = True
         if stage.because:
             facts["because"] = list(stage.because)
@@ -149,8 +153,20 @@ class AtWork:
         if search.draws > 1:
             indices = self.images.indices[rows].tolist()
             facts["eot"] = {"draws": search.draws, "indices": indices, "wrong": faced.wrong.tolist()}
+        if stage.slopes and search.draws == 1:
+            facts["slopes"] = self._slopes()
         stuck = rows[((faced.margin < 0) & (faced.step <= 0) & (faced.passes > 0)).to(rows.device)]
         return facts | stuck_facts(stage.attack, self.counted, map(self.images.select, self.images.blocks(stuck)))
+
+    def _slopes(self) -> dict[str, Any]:
+        """Return how far logits change as gradients say: at some clean images, and at a random point of each ball."""
+        rows = sloped(self.evaluation, self.stage, self.search.share).to(self.images.labels.device)
+        batch, seed = self.images.select(rows), self.evaluation.meta["seed"]
+        batch = batch.select(self.threat.of(batch.indices).moves(len(rows)).to(rows.device))
+        noisy = self.threat.of(batch.indices).sample(batch.x, keyed_draws(batch.x, batch.indices, seed))
+        places = {"clean": batch, "noisy": batch._replace(x=noisy)} if len(batch.x) else {}
+        found = {name: slopes(self.counted, at, self.threat, seed, DIRECTIONS) for name, at in places.items()}
+        return {"indices": batch.indices.tolist(), "clean": [], "noisy": [], **found}
 
 
 def _generator(evaluation: Evaluation, name: str) -> Generator:

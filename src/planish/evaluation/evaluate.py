@@ -241,6 +241,7 @@ def _attacked(
         if search.unfinished is not None and len(faced.margin) < len(rows):
             search.unfinished.finish(work.key(), faced)
     assert faced is not None
+    facts = work.facts(rows, faced)
     spent = {"forwards": counted.forwards - forwards, "backwards": counted.backwards - backwards}
     spent_seconds = time.perf_counter() - began
     enter = partial(_filled, len(evaluation.labels), rows)
@@ -255,7 +256,7 @@ def _attacked(
         passes=enter(faced.passes * search.draws, -1).numpy(),
         **spent,
         seconds=spent_seconds,
-        meta={**work.facts(rows, faced), **threats.facts_at(stage.name)},
+        meta={**facts, **threats.facts_at(stage.name)},
     )
     return EvaluationStep(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
 

@@ -96,7 +96,7 @@ def _of_suite(name: str, suite: Suite, record: Evaluation, share: ImageShare | N
     decided = share.decided
     whole = {} if decided is None else _own(name, decided)
     stage = suite.following(KnownColumns(whole, _own(name, record)), share.images)
-    if stage is not None and _chooses(stage) and (decided is None or decided.names != record.names):
+    if stage is not None and stage.chooses and (decided is None or decided.names != record.names):
         raise Undecided
     return stage
 
@@ -105,24 +105,34 @@ def _own(name: str, record: Evaluation) -> dict[str, Column]:
     return {column.name[len(name) + 1 :]: column for column in record.columns if column.name.startswith(f"{name}/")}
 
 
-def _chooses(stage: Stage) -> bool:
-    return stage.sample is not None or stage.focus is not None
-
-
 def facing(record: Evaluation, stage: Stage, share: ImageShare | None = None) -> Tensor:
     """Return the rows of the images that a stage is run on.
 
     A sample is drawn by the images' indices and the seed; a focus falls on those of the largest margins so far. In a
-    shard both are those of the whole test set.
+    shard these are those of the whole test set.
     """
-    if share is None or share.decided is None or not _chooses(stage):
+    if share is None or share.decided is None or not stage.chooses:
         return _faced(record, stage)
-    return torch.isin(share.rows, _faced(share.decided, stage)).nonzero().squeeze(1)
+    return _here(_faced(share.decided, stage), share)
+
+
+def sloped(record: Evaluation, stage: Stage, share: ImageShare | None = None) -> Tensor:
+    """Return the rows of the images at which a stage's slopes are measured: the first of those it is run on."""
+    if share is None or share.decided is None:
+        return _faced(record, stage)[: stage.slopes]
+    return _here(_faced(share.decided, stage)[: stage.slopes], share)
+
+
+def _here(rows: Tensor, share: ImageShare) -> Tensor:
+    """Return which rows of a shard these rows of the whole test set are."""
+    return torch.isin(share.rows, rows).nonzero().squeeze(1)
 
 
 def _faced(record: Evaluation, stage: Stage) -> Tensor:
     standing = record.correct() if stage.facing == "correct" else record.survivors()
     rows = torch.from_numpy(standing).nonzero().squeeze(1)
+    if stage.among is not None:
+        return rows[torch.isin(rows, torch.tensor(stage.among, device=rows.device))]
     if stage.focus is not None:
         reached = np.fmax.reduce([record.clean_margin, *(column.margin for column in record.columns)])
         nearest = torch.from_numpy(reached)[rows].argsort(descending=True, stable=True)

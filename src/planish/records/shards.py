@@ -22,6 +22,7 @@ from planish.records.store import Columned, Integers
 Record = TypeVar("Record", bound=Columned)
 Meta = dict[str, Any]
 COUNTED = ("stuck", "vanished")
+PER_IMAGE = ("eot", "slopes")
 """Facts of a column that are numbers of images."""
 IDENTITY = ("model", "threat", "norm", "radius", "seed", "eot")
 """Facts of a record in which shards of one work agree, besides the data and the planish that made them."""
@@ -89,9 +90,10 @@ def _part(whole: Any, shard: ImageShard, rows: Integers, indices: Integers, **ow
     meta: Meta = {key: shard.part(value) if key in COUNTED else value for key, value in whole.meta.items()}
     if "no_gradient" in meta:
         meta["no_gradient"] = [index for index in meta["no_gradient"] if index in ids]
-    eot: Any = meta.get("eot")
-    if isinstance(eot, Mapping):  # of a column; a record's is how many draws judged
-        meta["eot"] = _drawn(eot["draws"], [pair for pair in _pairs(eot) if pair[0] in ids])
+    for key in PER_IMAGE:
+        fact: Any = meta.get(key)
+        if isinstance(fact, Mapping):  # of a column; a record's "eot" is how many draws judged
+            meta[key] = _picked(fact, [at for at, index in enumerate(fact["indices"]) if index in ids])
     return replace(whole, meta=meta, **own)
 
 
@@ -197,18 +199,24 @@ def _column(parts: Sequence[Any], rows: Sequence[Integers], places: Mapping[int,
     meta |= {key: sum(one.get(key, 0) for one in metas) for key in COUNTED if key in meta}
     if "no_gradient" in meta:
         meta["no_gradient"] = sorted((at for one in metas for at in one.get("no_gradient", ())), key=places.__getitem__)
-    if "eot" in meta:
-        pairs = sorted((pair for one in metas for pair in _pairs(one["eot"])), key=lambda pair: places[pair[0]])
-        meta["eot"] = _drawn(meta["eot"]["draws"], pairs)
+    for key in PER_IMAGE:
+        if key in meta:
+            meta[key] = _gathered([one[key] for one in metas], places)
     return replace(parts[0], **_values(parts, rows), meta=meta)
 
 
-def _pairs(eot: Mapping[str, Any]) -> list[tuple[int, int]]:
-    return list(zip(eot["indices"], eot["wrong"], strict=True))
+def _picked(fact: Mapping[str, Any], order: Sequence[int]) -> Meta:
+    """Return a fact of single images, of those at these places of its lists alone."""
+    return {key: [value[at] for at in order] if isinstance(value, list) else value for key, value in fact.items()}
 
 
-def _drawn(draws: int, pairs: Sequence[tuple[int, int]]) -> Meta:
-    return {"draws": draws, "indices": [pair[0] for pair in pairs], "wrong": [pair[1] for pair in pairs]}
+def _gathered(facts: Sequence[Meta], places: Mapping[int, int]) -> Meta:
+    """Return a fact of single images of all shards, in the order of the whole test set."""
+    lists = {
+        key: [one for fact in facts for one in fact[key]] for key, own in facts[0].items() if isinstance(own, list)
+    }
+    whole = {**facts[0], **lists}
+    return _picked(whole, sorted(range(len(whole["indices"])), key=lambda at: places[whole["indices"][at]]))
 
 
 def _meta(metas: Sequence[Meta]) -> Meta:

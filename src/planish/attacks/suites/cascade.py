@@ -2,9 +2,9 @@
 
 Short: a scout with a scale-free loss breaks most of what can be broken; then the nearest classes by linearised distance
 are aimed at in turn, in L1 once more by the ascent that moves few pixels at a time; then these again, for longer, on
-the images that came closest to being broken; last, a short black-box check on a few survivors, which is made long where
-it came nearer to breaking one than gradients had. What the ledger of these says decides whether the long stages are run
-too: see `Cascade.reasons`.
+the images that came closest to being broken. Last, a check on a few survivors: of whether logits change as gradients
+say, and by a short black-box search, which is made long on the images that it came nearer to breaking than gradients
+had. What the ledger of these says decides whether the long stages are run too: see `Cascade.reasons`.
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,14 @@ from planish.core.losses import margin, scale_free_cross_entropy
 from planish.core.words import number_of
 from planish.records.evaluation import Column
 from planish.records.statistics import Booleans
+from planish.records.store import Integers
+from planish.search.slopes import FAITHFUL, typical
 from planish.search.step_rules import COSINE_MOMENTUM, AutoPGD, StepRule
 
 CHECKED, CHECK_SHARE = 200, 50
 """The check sees at most so many survivors, and at most one for so many test images."""
+SLOPES = 8
+"""On so many of the check's images slopes are measured, along random directions."""
 FOCUS, FOCUS_STEPS, FOCUS_STARTS = 0.05, 60, 2
 """What attacks came closest to breaking: this share of the survivors is attacked again, longer, from so many starts."""
 SPARSE_STEPS = 20
@@ -59,8 +63,10 @@ class Cascade(Suite):
         """Return the next stage: the short ones, a longer check, then the long ones, each if there is a reason."""
         if short := [stage for stage in self._short(images) if stage.name not in done]:
             return short[0]
-        if "search" not in done and (ahead := self._ahead(done)):
-            return Stage("search", Square(500), sample=_checked(images), because=(ahead,))
+        if "search" not in done and len(ahead := _ahead(done)):
+            tried = number_of(int(done["check"].attempted.sum()))
+            why = f"noise and random search came nearer than gradients on {len(ahead)} of {tried}"
+            return Stage("search", Square(500), among=tuple(ahead.tolist()), because=(why,))
         reasons = self.reasons(done, images)
         long = [stage for stage in self._long if stage.name not in done]
         return long[0]._replace(because=reasons) if reasons and long else None
@@ -68,9 +74,9 @@ class Cascade(Suite):
     def reasons(self, done: Mapping[str, Column], images: int) -> tuple[str, ...]:
         """Return why the short stages cannot be trusted, in words; nothing if they can.
 
-        A black box broke what they missed; the gradient led nowhere on some images; the targets broke far more than
-        the scout had left plausible; or more effort still paid on the hard cases. On models with honest gradients none
-        of them happens (docs/attacks.md).
+        A black box broke what they missed; logits change otherwise than gradients say; the gradient led nowhere on some
+        images; the targets broke far more than the scout had left plausible; or more effort still paid on the hard
+        cases. On models with honest gradients none of them happens (docs/attacks.md).
         """
         found = []
         blind = [done[name] for name in ("check", "search") if name in done]
@@ -78,6 +84,9 @@ class Cascade(Suite):
         if hits:
             tried = int(blind[0].attempted.sum())
             found.append(f"noise and random search broke {hits} of {number_of(tried)} that gradients had not broken")
+        cosine = _faithful(done["check"])
+        if cosine is not None and cosine < FAITHFUL:
+            found.append(f"logits change otherwise than gradients say (cosine of slopes {cosine:.2f})")
         stuck = {name: int(_stuck(done[name]).sum()) for name in STUCK}
         if any(stuck[name] > share * images for name, share in STUCK.items()):
             found.append(f"the gradient led nowhere on {max(stuck.values())} of {number_of(images)}")
@@ -100,19 +109,8 @@ class Cascade(Suite):
             Stage("targets", Worst((ByDistance(), *self._towards(1, self.targets, self.target_steps)))),
             *((Stage("sparse", sparse),) if in_l1 else ()),
             Stage("focus", Worst((ByDistance(), *hardest)), focus=FOCUS),
-            Stage("check", check, sample=_checked(images)),
+            Stage("check", check, sample=_checked(images), slopes=SLOPES),
         )
-
-    def _ahead(self, done: Mapping[str, Column]) -> str:
-        """Return, in words, that the check's margins are larger than those of the gradients' on some images; "" if not.
-
-        It knows less, and is far behind wherever gradients are worth anything.
-        """
-        tried = done["check"].attempted
-        reached = np.fmax.reduce([done[name].margin[tried] for name in done if name != "check"])
-        ahead = int((done["check"].margin[tried] > reached).sum())
-        count = number_of(int(tried.sum()))
-        return f"noise and random search came nearer than gradients on {ahead} of {count}" if ahead else ""
 
     @cached_property
     def _long(self) -> tuple[Stage, ...]:
@@ -138,6 +136,22 @@ class Cascade(Suite):
 def _stuck(column: Column) -> Booleans:
     """Return which images (N,) an attack left at their start, for all its passes."""
     return column.attempted & ~column.broken & (column.step <= 0) & (column.passes > 0)
+
+
+def _ahead(done: Mapping[str, Column]) -> Integers:
+    """Return the images (rows) on which the check's margin is larger than that of gradients.
+
+    It knows less, and is far behind wherever gradients are worth anything.
+    """
+    check = done["check"]
+    reached = np.fmax.reduce([column.margin for name, column in done.items() if name != "check"])
+    return np.flatnonzero(check.margin > reached)
+
+
+def _faithful(column: Column) -> float | None:
+    """Return the cosine of slopes by gradients and by logits, where it is worse; None where nothing could be told."""
+    found = (typical(cosines) for place, cosines in column.meta.get("slopes", {}).items() if place != "indices")
+    return min((cosine for cosine in found if cosine is not None), default=None)
 
 
 def _checked(images: int) -> int:

@@ -35,11 +35,13 @@ class Deep(Suite):
             raise BadInput(f"bound must be above 0, got {self.bound:g}")
 
     def following(self, done: Mapping[str, Column], images: int) -> Stage | None:
-        """Return planish-suite's next stage; after them the next round, if the last was not content."""
+        """Return planish-suite's next stage, with its draws; after them the next round, if the last was not content."""
         stage = Cascade(classes=self.classes, norm=self.norm).following(done, images)
         names = [f"round-{number}" for number in range(1, self.rounds + 1)]
-        if stage is not None or all(name in done for name in names):
-            return stage
+        if stage is not None:
+            return stage._replace(drawn_as=f"planish-suite/{stage.name}")
+        if all(name in done for name in names):
+            return None
         run = [done[name] for name in names if name in done]
         if run and run[-1].expected < self.bound:
             return None

@@ -1,7 +1,5 @@
 """Do the gradients tell an attack anything: are they there, are they right, do they agree with each other nearby."""
 
-from statistics import median
-
 import torch
 from torch import Tensor
 
@@ -9,20 +7,16 @@ from planish.attacks.ascents import Untargeted
 from planish.audit.check import Seen, Unknown, check, count_text, fact, mean, mean_of, named, share
 from planish.audit.evidence import PGD_STEP, Evidence
 from planish.core.arguments import logits_of
-from planish.core.batch import Batch, per_image
+from planish.core.batch import Batch
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked
 from planish.core.randomness import keyed_draws
 from planish.core.words import number_of
-from planish.search.objectives import PROBE_LENGTH, inner
+from planish.search.slopes import FAITHFUL, ROUNDED, slopes, typical
 from planish.search.step_rules import Steepest
 
-PROBED, DIRECTIONS, TOGETHER = 8, 64, 16
-"""Images, directions from each, and how many of these are measured at a time."""
-FAITHFUL = 0.95
-"""Cosine of predicted and measured slopes; 64 random directions tell it to 0.01 for a gradient turned by 25 degrees."""
-ROUNDED = 20
-"""Slopes below so many roundings of the largest logit say nothing."""
+PROBED, DIRECTIONS = 8, 64
+"""Images, and directions from each."""
 SMALLEST = 1e-10
 NEARBY, NEIGHBOURS = 0.1, 10
 """Radius of a small neighbourhood, in radii of the threat, and the points drawn in it."""
@@ -49,16 +43,14 @@ def gradient(evidence: Evidence) -> Seen | Unknown:
     strange = int((~raw.flatten(1).isfinite().all(1)).sum())
     if strange:
         return fact(0.0, f"The gradient of {count_text(strange, len(raw))} is not a number.", advice)
-    cosines: dict[str, list[float]] = {}
-    for place, batch in _path(evidence).items():
-        found = _cosines(evidence, batch, evidence.gradients(batch, margin).gradient)
-        if 2 * len(found) >= len(batch.x):
-            cosines[place] = found.tolist()
-    if not cosines:
+    model, threat, seed = evidence.model, evidence.threat, evidence.seed
+    found = {place: slopes(model, batch, threat, seed, DIRECTIONS) for place, batch in _path(evidence).items()}
+    medians = {place: value for place, values in found.items() if (value := typical(values)) is not None}
+    if not medians:
         reason = "Gradients and finite differences are 0, or lost to rounding, at most of the images tried."
         return Unknown(reason, "See the checks zero-gradients and precision; audit the model in float32.")
-    medians = {place: median(values) for place, values in cosines.items()}
     worst = min(medians, key=lambda place: medians[place])
+    cosines = {place: [value for value in found[place] if value is not None] for place in medians}
     meaning = (
         f"Along {DIRECTIONS} random directions the slopes that gradients predict and those that finite differences "
         f"measure have a cosine of {medians[worst]:.3f}, median of {number_of(len(cosines[worst]))} {worst}."
@@ -76,37 +68,6 @@ def _path(evidence: Evidence) -> dict[str, Batch]:
     half_way = at_end._replace(x=torch.lerp(x[last], ends[last], 0.5))
     places = {"as they are": evidence.images.select(first), "half-way": half_way, "where attacks stop": at_end}
     return {place: batch for place, batch in places.items() if len(batch.x)}
-
-
-def _cosines(evidence: Evidence, batch: Batch, exact: Tensor) -> Tensor:
-    """Return cosines between slopes of the margin along random directions, measured and predicted, of images (n,).
-
-    Measured from x, x + d and x + 2 d, with d turned so that all lie in the box, beyond which the model may be another.
-    Images are left out whose slopes are both below what the arithmetic rounds.
-    """
-    kind, logits = evidence.arithmetic, logits_of(evidence.model, batch.x)
-    here = margin(logits, batch.labels)
-    measured: list[Tensor] = []
-    predicted: list[Tensor] = []
-    for first in range(0, DIRECTIONS, TOGETHER):
-        steps = torch.stack([_step(evidence, batch, number) for number in range(first, first + TOGETHER)])
-        points = torch.cat([batch.x + steps, batch.x + 2 * steps])
-        margins = margin(logits_of(evidence.model, points.flatten(0, 1)), batch.labels.repeat(len(points)))
-        near, far = margins.view(2, TOGETHER, -1)
-        measured.append((4 * near - far - 3 * here) / 2)
-        predicted.extend(inner(step, exact) for step in steps)
-    slopes = torch.stack([torch.cat(measured).T, torch.stack(predicted, 1)])
-    lost = ROUNDED * torch.finfo(kind).eps * logits.abs().amax(1)
-    told = (slopes.square().mean(2).sqrt() > lost).any(0)
-    return torch.cosine_similarity(slopes[0], slopes[1]).nan_to_num()[told]
-
-
-def _step(evidence: Evidence, batch: Batch, number: int) -> Tensor:
-    """Return a random step (n, ...) for each image, turned so that the box holds it and its double."""
-    x, low, high = batch.x, evidence.threat.low, evidence.threat.high
-    noise = 2 * keyed_draws(x, batch.indices, evidence.seed + number)[:, 1:].reshape(x.shape).to(x.dtype) - 1
-    step = noise * per_image(PROBE_LENGTH[evidence.arithmetic] / noise.flatten(1).norm(dim=1), noise)
-    return torch.where((x + 2 * step < low) | (x + 2 * step > high), -step, step)
 
 
 @check((7,), warn_at=0.0, fail_at=1.0, needs="graph", correct="any")

@@ -1,0 +1,75 @@
+"""Do logits change as gradients say? Slopes of the margin along random directions, predicted and measured."""
+
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from planish.core.arguments import logits_of
+from planish.core.batch import Batch, per_image
+from planish.core.losses import margin
+from planish.core.modes import attacked, full_precision
+from planish.core.randomness import keyed_draws
+from planish.core.threat import ThreatModel
+from planish.search.ascent import evaluated
+from planish.search.objectives import PROBE_LENGTH, inner, loss_of, objective_of
+
+FAITHFUL = 0.95
+"""Cosine of predicted and measured slopes; 64 random directions tell it to 0.01 for a gradient turned by 25 degrees."""
+ROUNDED = 20
+"""Slopes below so many roundings of the largest logit say nothing."""
+TOGETHER = 16
+"""Directions that are measured at a time."""
+
+
+Cosines = Sequence[float | None]
+"""Of predicted and measured slopes, for each image; None where rounding leaves nothing to tell."""
+
+
+def typical(cosines: Cosines) -> float | None:
+    """Return the median of the images that tell; None where fewer than half do."""
+    told = [cosine for cosine in cosines if cosine is not None]
+    return median(told) if told and 2 * len(told) >= len(cosines) else None
+
+
+def slopes(model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, directions: int = 64) -> list[float | None]:
+    """Return cosines of the margin's slopes along random directions, by the gradient and by finite differences.
+
+    Measured from x, x + d and x + 2 d, with d turned so that all lie in the box, beyond which the model may be another.
+    directions: for each image, drawn by its index and the seed. Costs 2 forwards for each, one more and a backward.
+    """
+    with attacked(model), full_precision(batch.x):
+        objective = objective_of(model, loss_of(margin, batch.labels))
+        here, logits, gradient = evaluated(objective, batch.x)
+    kind = arithmetic(model, batch.x)
+    measured: list[Tensor] = []
+    predicted: list[Tensor] = []
+    for first in range(0, directions, TOGETHER):
+        numbers = range(first, min(first + TOGETHER, directions))
+        steps = torch.stack([_step(batch, threat, seed + number, PROBE_LENGTH[kind]) for number in numbers])
+        points = torch.cat([batch.x + steps, batch.x + 2 * steps])
+        margins = margin(logits_of(model, points.flatten(0, 1)), batch.labels.repeat(len(points)))
+        near, far = margins.view(2, len(steps), -1)
+        measured.append((4 * near - far - 3 * here) / 2)
+        predicted.extend(inner(step, gradient) for step in steps)
+    both = torch.stack([torch.cat(measured).T, torch.stack(predicted, 1)])
+    lost = ROUNDED * torch.finfo(kind).eps * logits.abs().amax(1)
+    told = (both.square().mean(2).sqrt() > lost).any(0)
+    cosines = torch.cosine_similarity(both[0], both[1]).nan_to_num().tolist()
+    return [cosine if tells else None for cosine, tells in zip(cosines, told.tolist(), strict=True)]
+
+
+def arithmetic(model: nn.Module, x: Tensor) -> torch.dtype:
+    """Return the coarsest floating dtype of the images and the model's weights."""
+    tensors = [x, *model.parameters(), *model.buffers()]
+    kinds: set[torch.dtype] = {part.dtype for part in tensors if part.is_floating_point()}
+    return max(kinds, key=lambda kind: torch.finfo(kind).eps)
+
+
+def _step(batch: Batch, threat: ThreatModel, seed: int, length: float) -> Tensor:
+    """Return a random step (N, ...) of this length for each image, turned so that the box holds it and its double."""
+    x, low, high = batch.x, threat.low, threat.high
+    noise = 2 * keyed_draws(x, batch.indices, seed)[:, 1:].reshape(x.shape).to(x.dtype) - 1
+    step = noise * per_image(length / noise.flatten(1).norm(dim=1), noise)
+    return torch.where((x + 2 * step < low) | (x + 2 * step > high), -step, step)
