@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from planish.attacks.suites.cascade import Cascade
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
+from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.evaluation.evaluate import evaluate
 from planish.records.evaluation import Column, Evaluation
@@ -108,15 +109,21 @@ def judged(model: nn.Module, batch: Batch, radius: float, suite: type[Cascade] =
 
 
 def row_of(name: str, model: Callable[[], nn.Module], batch: Batch, radius: float, best: Unmasked | None) -> Row:
-    """Return what planish-suite finds on a model, beside the best known of it."""
-    record = judged(model(), batch, radius)
-    row = {"model": name, "images": len(batch.x), "radius": radius, **found(record)}
-    if best is None:
-        return row
-    places = torch.cat([batch.x, *(torch.from_numpy(one.x_adv) for one in (record, best.record))])
-    one, other = (logits_of(each, places).argmax(1) for each in (model().eval(), best.model))
-    known = {"bare": best.words, "best": packed(best.record.survivors())}
-    return {**row, **known, "same classes": int((one == other).sum()), "of": len(places)}
+    """Return what planish-suite finds on a model or why it refuses it, beside the best known of it."""
+    row: Row = {"model": name, "images": len(batch.x), "radius": radius}
+    known = {} if best is None else {"bare": best.words, "best": packed(best.record.survivors())}
+    try:
+        record = judged(model(), batch, radius)
+    except BadInput as error:
+        return {**row, "refused": str(error), **known}
+    return {**row, **found(record), **known, **({} if best is None else agreement(model(), record, best, batch.x))}
+
+
+def agreement(model: nn.Module, record: Evaluation, best: Unmasked, x: Tensor) -> Row:
+    """Return on how many images, as they are and as attacks on either left them, both networks have the same class."""
+    places = torch.cat([x, *(torch.from_numpy(one.x_adv) for one in (record, best.record))])
+    one, other = (logits_of(each, places).argmax(1) for each in (model.eval(), best.model))
+    return {"same classes": int((one == other).sum()), "of": len(places)}
 
 
 def found(record: Evaluation) -> Row:
@@ -167,8 +174,8 @@ def kind_of(name: str) -> str:
     return "unsteady" if name in UNSTEADY else "own answers" if name in (*LENT, *ITSELF) else "masked"
 
 
-def percent(word: str) -> str:
-    return f"{100 * mask_of(word).mean():.1f}"
+def percent(row: Row, key: str) -> str:
+    return f"{100 * mask_of(row[key]).mean():.1f}" if key in row else ""
 
 
 def above(row: Row) -> float:
@@ -178,6 +185,8 @@ def above(row: Row) -> float:
 
 def went_on(row: Row) -> str:
     """Return why the long stages ran, in words."""
+    if "refused" in row:
+        return f"refused: {row['refused'].partition(';')[0]}"
     if row["long"]:
         return str(row["because"][0])
     return "it did not" + (": at the best known at once" if "best" in row and above(row) <= SLACK else "")
@@ -185,14 +194,14 @@ def went_on(row: Row) -> str:
 
 SEEN: Columns = {
     "model": lambda row: row["model"],
-    "clean, %": lambda row: percent(row["clean"]),
-    "left, %": lambda row: percent(row["standing"]),
+    "clean, %": lambda row: percent(row, "clean"),
+    "left, %": lambda row: percent(row, "standing"),
 }
-COST: Columns = {"why it went on": went_on, "passes": lambda row: f"{row['passes']:,.0f}"}
+COST: Columns = {"why it went on": went_on, "passes": lambda row: f"{row['passes']:,.0f}" if "passes" in row else ""}
 KNOWN: Columns = {
     **SEEN,
-    "best known, %": lambda row: percent(row["best"]),
-    "points above it": lambda row: gap(mask_of(row["standing"]), mask_of(row["best"])),
+    "best known, %": lambda row: percent(row, "best"),
+    "points above it": lambda row: gap(mask_of(row["standing"]), mask_of(row["best"])) if "standing" in row else "",
     **COST,
 }
 TABLES: dict[str, Columns] = {
