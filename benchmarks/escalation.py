@@ -104,7 +104,7 @@ def by_force(model: nn.Module, images: int, radius: float) -> Evaluation:
 def judged(model: nn.Module, batch: Batch, radius: float, suite: type[Cascade] = Cascade) -> Evaluation:
     """Return planish-suite's record of a model, with its images as the suite left them."""
     torch.manual_seed(0)  # models that draw by themselves
-    classes = logits_of(model.eval(), batch.x[:2]).shape[1]
+    classes = logits_of(model, batch.x[:2]).shape[1]
     return evaluate(model, batch, threat=Linf(radius), attacks={SUITE: suite(classes=classes)})
 
 
@@ -122,7 +122,7 @@ def row_of(name: str, model: Callable[[], nn.Module], batch: Batch, radius: floa
 def agreement(model: nn.Module, record: Evaluation, best: Unmasked, x: Tensor) -> Row:
     """Return on how many images, as they are and as attacks on either left them, both networks have the same class."""
     places = torch.cat([x, *(torch.from_numpy(one.x_adv) for one in (record, best.record))])
-    one, other = (logits_of(each, places).argmax(1) for each in (model.eval(), best.model))
+    one, other = (logits_of(each, places).argmax(1) for each in (model, best.model))
     return {"same classes": int((one == other).sum()), "of": len(places)}
 
 
