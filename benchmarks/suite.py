@@ -213,7 +213,8 @@ def theirs(given: Namespace, spec: str, name: str, folder: Path, first: Outcome 
     path = folder / f"{f'{name}{late}'.replace(', ', '-').replace(' ', '-')}.npz"
     peer, model = PEERS[name][1] if name in PEERS else own(name), load_model(spec, given.device).model
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # peers view gradients
-    whole = load(given.data, "test", given.images if first else given.peer_images or given.images).as_batch()
+    most = given.images if first else min(given.peer_images or given.images, given.images)
+    whole = load(given.data, "test", most).as_batch()
     rows = np.arange(len(whole.x)) if first is None else nearest(first, given.nearest)
     if first is not None and late:
         rows = np.flatnonzero(first.late)
