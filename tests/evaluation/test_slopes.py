@@ -141,6 +141,29 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cascade, "_long", Cascade(classes=CLASSES)._long[:1])
 
 
+class Widest(nn.Module):
+    """Remembers how many images it was asked about at once."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.most = network, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.most = max(self.most, len(x))
+        return self.network(x)
+
+
+@pytest.mark.usefixtures("brief")
+def test_no_more_images_at_a_time_than_asked_for():
+    """A suite's slopes went through the model 256 at a time, whatever the batch size."""
+    model = Widest(Quadratic(turned))
+    batch = batch_of(model.network)
+    whole = slopes(model.network, batch, Linf(0.1), 0)
+    assert slopes(model, batch, Linf(0.1), 0, chunk=4) == pytest.approx(whole, abs=1e-5) and model.most == 4
+    *_, last = evaluate_steps(model, batch, threat=Linf(0.004), attacks="planish-suite", chunk=4)
+    assert last.evaluation.column("planish-suite/check").meta["slopes"]["clean"] and model.most == 4
+
+
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("claim", [turned, checkered])
 def test_a_gradient_that_is_wrong_in_part_is_a_reason_to_go_on(claim: Claim):

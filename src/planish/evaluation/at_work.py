@@ -161,11 +161,11 @@ class AtWork:
     def _slopes(self) -> dict[str, Any]:
         """Return how far logits change as gradients say: at some clean images, and at a random point of each ball."""
         rows = sloped(self.evaluation, self.stage, self.search.share).to(self.images.labels.device)
-        batch, seed = self.images.select(rows), self.evaluation.meta["seed"]
+        batch, seed, chunk = self.images.select(rows), self.evaluation.meta["seed"], self.search.chunk
         batch = batch.select(self.threat.of(batch.indices).moves(len(rows)).to(rows.device))
         noisy = self.threat.of(batch.indices).sample(batch.x, keyed_draws(batch.x, batch.indices, seed))
         places = {"clean": batch, "noisy": batch._replace(x=noisy)} if len(batch.x) else {}
-        found = {name: slopes(self.counted, at, self.threat, seed, DIRECTIONS) for name, at in places.items()}
+        found = {name: slopes(self.counted, at, self.threat, seed, DIRECTIONS, chunk) for name, at in places.items()}
         return {"indices": batch.indices.tolist(), "clean": [], "noisy": [], **found}
 
 

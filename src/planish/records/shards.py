@@ -22,8 +22,9 @@ from planish.records.store import Columned, Integers
 Record = TypeVar("Record", bound=Columned)
 Meta = dict[str, Any]
 COUNTED = ("stuck", "vanished")
-PER_IMAGE = ("eot", "slopes")
 """Facts of a column that are numbers of images."""
+PER_IMAGE = ("eot", "slopes")
+"""Facts of a column that are lists, an entry for each of their "indices"."""
 IDENTITY = ("model", "threat", "norm", "radius", "seed", "eot")
 """Facts of a record in which shards of one work agree, besides the data and the planish that made them."""
 

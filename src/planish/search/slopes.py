@@ -6,7 +6,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from planish.core.arguments import logits_of
+from planish.core.arguments import images_at_a_time, logits_of
 from planish.core.batch import Batch, per_image
 from planish.core.losses import margin
 from planish.core.modes import attacked, full_precision
@@ -33,12 +33,23 @@ def typical(cosines: Cosines) -> float | None:
     return median(told) if told and 2 * len(told) >= len(cosines) else None
 
 
-def slopes(model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, directions: int = 64) -> list[float | None]:
+def slopes(
+    model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, directions: int = 64, chunk: int | None = None
+) -> list[float | None]:
     """Return cosines of the margin's slopes along random directions, by the gradient and by finite differences.
 
     Measured from x, x + d and x + 2 d, with d turned so that all lie in the box, beyond which the model may be another.
     directions: for each image, drawn by its index and the seed. Costs 2 forwards for each, one more and a backward.
+    chunk: images through the model at a time.
     """
+    size = images_at_a_time(chunk)
+    parts = (batch.select(slice(at, at + size)) for at in range(0, len(batch.x), size))
+    return [cosine for part in parts for cosine in _cosines(model, part, threat, seed, directions, chunk)]
+
+
+def _cosines(
+    model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, directions: int, chunk: int | None
+) -> list[float | None]:
     with attacked(model), full_precision(batch.x):
         objective = objective_of(model, loss_of(margin, batch.labels))
         here, logits, gradient = evaluated(objective, batch.x)
@@ -49,7 +60,7 @@ def slopes(model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, direc
         numbers = range(first, min(first + TOGETHER, directions))
         steps = torch.stack([_step(batch, threat, seed + number, PROBE_LENGTH[kind]) for number in numbers])
         points = torch.cat([batch.x + steps, batch.x + 2 * steps])
-        margins = margin(logits_of(model, points.flatten(0, 1)), batch.labels.repeat(len(points)))
+        margins = margin(logits_of(model, points.flatten(0, 1), chunk), batch.labels.repeat(len(points)))
         near, far = margins.view(2, len(steps), -1)
         measured.append((4 * near - far - 3 * here) / 2)
         predicted.extend(inner(step, gradient) for step in steps)
