@@ -19,7 +19,7 @@ import torchattacks
 from foolbox.models.pytorch import PyTorchModel
 from loops import hand_best, hand_last
 from timing import Problem
-from torch import Tensor, nn
+from torch import nn
 
 from planish.attacks import Attack, DistanceAttack, run
 from planish.attacks.base import searched
@@ -101,7 +101,7 @@ def pgd(given: Problem, steps: int) -> Group:
     return {
         BASE: ours(PGD(steps, 1), given),
         "hand-written, best": Candidate(lambda m: hand_best(m, given, steps), frozen=True),
-        "hand-written, last": Candidate(lambda m: judged_last(m, given, steps), frozen=True),
+        "hand-written, last": unjudged(lambda m: lambda *_: hand_last(m, given, steps), given)._replace(frozen=True),
         "torchattacks": unjudged(torch_pgd(given.threat.radius, steps), given),
         "foolbox": foolboxes(fa.LinfPGD(rel_stepsize=0.25, steps=steps), given),
         "adversarial-library": libraries("pgd_linf", given, steps=steps, relative_step_size=0.25),
@@ -202,14 +202,6 @@ def ours_nearest(attack: DistanceAttack, given: Problem, threat: ThreatModel) ->
 def judged(build: Callable[[nn.Module], Any], given: Problem) -> Candidate:
     """Return an attack that is built for a model and then called on images and labels, and knows what it broke."""
     return Candidate(lambda model: build(model)(given.batch.x, given.batch.labels))
-
-
-def judged_last(model: nn.Module, given: Problem, steps: int) -> Tensor:
-    """Return the logits of what PGD by hand ends at: the one forward that judges it."""
-    x_adv = hand_last(model, given, steps)
-    with torch.no_grad():
-        logits: Tensor = model(x_adv)
-    return logits
 
 
 def unjudged(build: Callable[[nn.Module], Any], given: Problem) -> Candidate:

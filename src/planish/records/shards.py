@@ -213,10 +213,8 @@ def _picked(fact: Mapping[str, Any], order: Sequence[int]) -> Meta:
 
 def _gathered(facts: Sequence[Meta], places: Mapping[int, int]) -> Meta:
     """Return a fact of single images of all shards, in the order of the whole test set."""
-    lists = {
-        key: [one for fact in facts for one in fact[key]] for key, own in facts[0].items() if isinstance(own, list)
-    }
-    whole = {**facts[0], **lists}
+    lists = [key for key, value in facts[0].items() if isinstance(value, list)]
+    whole = facts[0] | {key: [value for fact in facts for value in fact[key]] for key in lists}
     return _picked(whole, sorted(range(len(whole["indices"])), key=lambda at: places[whole["indices"][at]]))
 
 

@@ -22,7 +22,6 @@ ROUNDED = 20
 TOGETHER = 16
 """Directions that are measured at a time."""
 
-
 Cosines = Sequence[float | None]
 """Of predicted and measured slopes, for each image; None where rounding leaves nothing to tell."""
 
