@@ -55,9 +55,12 @@ class MeasuredGradients(nn.Module):
         def weighted(x: Tensor, logits: Tensor) -> Tensor:
             return (logits * weights).sum(1)
 
-        objective = objective_of(self.model, weighted)
+        return self.gradient(objective_of(self.model, weighted), x, next(self.backwards))
+
+    def gradient(self, objective: Objective, x: Tensor, backward: int) -> Tensor:
+        """Return the objective's gradient at x; so many backwards were before it."""
         gradient = torch.zeros_like(x)
-        for way in orthonormal([evaluated(objective, place)[2] for place in self._places(x)]):
+        for way in orthonormal(self.directions(objective, x, backward)):
             length = REACH * self.threat.radius / self.threat.norm(way).clamp(min=torch.finfo(x.dtype).tiny)
             step = way * per_image(length.to(x.dtype), x)
             above, below = (objective(self._in_box(x + side * step))[0] for side in (1, -1))
@@ -65,10 +68,14 @@ class MeasuredGradients(nn.Module):
             gradient += way * per_image(slope.to(x.dtype), x)
         return gradient
 
-    def _places(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def directions(self, objective: Objective, x: Tensor, backward: int) -> list[Tensor]:
+        """Return the directions (N, ...) that are measured: the objective's gradients at each place."""
+        return [evaluated(objective, place)[2] for place in self._places(x, backward)]
+
+    def _places(self, x: Tensor, backward: int) -> tuple[Tensor, Tensor, Tensor]:
         low, high = self.threat.low, self.threat.high
         rounded = low + ((x - low) * (LEVELS / (high - low))).round() * ((high - low) / LEVELS)
-        number = torch.full((1,), next(self.backwards), device=x.device)
+        number = torch.full((1,), backward, device=x.device)
         uniform = keyed(number, self.seed, x[0].numel() + 1).expand(len(x), -1)
         return x, rounded, self.threat.sample(x, uniform)
 
@@ -89,6 +96,11 @@ class _Measured(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None]:
         return ctx.network.measured(ctx.saved_tensors[0], weights), None
+
+
+def alike(threat: ThreatModel) -> ThreatModel:
+    """Return the threat with one radius for all, the largest: slopes are measured over it."""
+    return replace(threat.plain, radius=threat.radius)
 
 
 def orthonormal(directions: list[Tensor]) -> list[Tensor]:
@@ -129,8 +141,7 @@ class WithMeasured(Attack):
         """Return the first iterate of each image that reaches the attack's goal, or else the best."""
         with attacked(model):
             batch = with_logits(model, batch)
-            alike = replace(threat.plain, radius=threat.radius)  # slopes are measured over the largest radius
-            network = MeasuredGradients(model, alike, drawn_seed(generator))
+            network = MeasuredGradients(model, alike(threat), drawn_seed(generator))
             found = self.attack.search(network, batch, threat, generator=generator)
         return found._replace(passes=found.passes // 2 * PASSES + found.passes % 2)
 

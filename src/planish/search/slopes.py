@@ -16,26 +16,30 @@ from planish.search.ascent import evaluated
 from planish.search.objectives import PROBE_LENGTH, inner, loss_of, objective_of
 
 FAITHFUL = 0.95
-"""Cosine of predicted and measured slopes; 64 random directions tell it to 0.01 for a gradient turned by 25 degrees."""
+"""Agreement of predicted and measured slopes; 64 directions tell that of a gradient turned by 25 degrees to 0.01."""
 ROUNDED = 20
 """Slopes below so many roundings of the largest logit say nothing."""
 TOGETHER = 16
 """Directions that are measured at a time."""
 
-Cosines = Sequence[float | None]
+Agreements = Sequence[float | None]
 """Of predicted and measured slopes, for each image; None where rounding leaves nothing to tell."""
 
 
-def typical(cosines: Cosines) -> float | None:
+def typical(found: Agreements) -> float | None:
     """Return the median of the images that tell; None where fewer than half do."""
-    told = [cosine for cosine in cosines if cosine is not None]
-    return median(told) if told and 2 * len(told) >= len(cosines) else None
+    told = [agreement for agreement in found if agreement is not None]
+    return median(told) if told and 2 * len(told) >= len(found) else None
 
 
 def slopes(
     model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, directions: int = 64, chunk: int | None = None
 ) -> list[float | None]:
-    """Return cosines of the margin's slopes along random directions, by the gradient and by finite differences.
+    """Return how far the margin's slopes along random directions agree, by the gradient and by finite differences.
+
+    Of predicted slopes p and measured m that is 2 <p, m> / (|p|^2 + |m|^2), Lin's concordance (1989) about 0: their
+    cosine where both are as long, less where one is longer, so that half a gradient, which points the right way, is
+    wrong too. 1 where both are the same, 0 where one is nothing, -1 where the gradient is turned round.
 
     Measured from x, x + d and x + 2 d, with d turned so that all lie in the box, beyond which the model may be another.
     directions: for each image, drawn by its index and the seed. Costs 2 forwards for each, one more and a backward.
@@ -43,10 +47,10 @@ def slopes(
     """
     size = images_at_a_time(chunk)
     parts = (batch.select(slice(at, at + size)) for at in range(0, len(batch.x), size))
-    return [cosine for part in parts for cosine in _cosines(model, part, threat, seed, directions, chunk)]
+    return [value for part in parts for value in _agreements(model, part, threat, seed, directions, chunk)]
 
 
-def _cosines(
+def _agreements(
     model: nn.Module, batch: Batch, threat: ThreatModel, seed: int, directions: int, chunk: int | None
 ) -> list[float | None]:
     with attacked(model), full_precision(batch.x):
@@ -66,8 +70,8 @@ def _cosines(
     both = torch.stack([torch.cat(measured).T, torch.stack(predicted, 1)])
     lost = ROUNDED * torch.finfo(kind).eps * logits.abs().amax(1)
     told = (both.square().mean(2).sqrt() > lost).any(0)
-    cosines = torch.cosine_similarity(both[0], both[1]).nan_to_num().tolist()
-    return [cosine if tells else None for cosine, tells in zip(cosines, told.tolist(), strict=True)]
+    found = (2 * both.prod(0).sum(1) / both.square().sum((0, 2))).nan_to_num().tolist()
+    return [value if tells else None for value, tells in zip(found, told.tolist(), strict=True)]
 
 
 def arithmetic(model: nn.Module, x: Tensor) -> torch.dtype:

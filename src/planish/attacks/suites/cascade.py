@@ -16,6 +16,7 @@ import numpy as np
 from planish.attacks import ByDistance, Worst
 from planish.attacks.ascents import Ranked, Targeted, Untargeted
 from planish.attacks.measured import Measured
+from planish.attacks.patterns import Patterns
 from planish.attacks.random_search import Noise, Square
 from planish.attacks.suites import Stage, Suite
 from planish.attacks.suites.autoattack import AutoAttack
@@ -38,6 +39,8 @@ SPARSE_STEPS = 20
 """Of APGD towards each target in L1, where it moves few pixels at a time and breaks what other steps do not."""
 STUCK = {"scout": 0.01, "targets": 0.02}
 """Shares of the images that these stages may leave stuck at their start, in a short run."""
+UNDERFLOW, APART = 88.0, 0.01
+"""A logit so far below another has probability 0 in float32; the share of images that the scout may leave so."""
 LEAP, GAIN = 0.06, 0.01
 """Shares of the images that may fall to the targets after the scout, or then to the attack on the hard cases."""
 
@@ -74,9 +77,10 @@ class Cascade(Suite):
     def reasons(self, done: Mapping[str, Column], images: int) -> tuple[str, ...]:
         """Return why the short stages cannot be trusted, in words; nothing if they can.
 
-        A black box broke what they missed; logits change otherwise than gradients say; the gradient led nowhere on some
-        images; the targets broke far more than the scout had left plausible; or more effort still paid on the hard
-        cases. On models with honest gradients none of them happens (docs/attacks.md).
+        A black box broke what they missed; logits change otherwise than gradients say; logits lie so far apart that
+        cross-entropy has no gradient; the gradient led nowhere on some images; the targets broke far more than the
+        scout had left plausible; or more effort still paid on the hard cases. On models with honest gradients none of
+        them happens (docs/attacks.md).
         """
         found = []
         blind = [done[name] for name in ("check", "search") if name in done]
@@ -84,9 +88,12 @@ class Cascade(Suite):
         if hits:
             tried = int(blind[0].attempted.sum())
             found.append(f"noise and random search broke {hits} of {number_of(tried)} that gradients had not broken")
-        cosine = _faithful(done["check"])
-        if cosine is not None and cosine < FAITHFUL:
-            found.append(f"logits change otherwise than gradients say (cosine of slopes {cosine:.2f})")
+        agreement = _faithful(done["check"])
+        if agreement is not None and agreement < FAITHFUL:
+            found.append(f"logits change otherwise than gradients say (slopes agree to {agreement:.2f} of 1)")
+        apart = int((done["scout"].margin < -UNDERFLOW).sum())
+        if apart > APART * images:
+            found.append(f"logits of {apart} of {number_of(images)} lie too far apart for cross-entropy in float32")
         stuck = {name: int(_stuck(done[name]).sum()) for name in STUCK}
         if any(stuck[name] > share * images for name, share in STUCK.items()):
             found.append(f"the gradient led nowhere on {max(stuck.values())} of {number_of(images)}")
@@ -122,6 +129,7 @@ class Cascade(Suite):
             Stage("noise", Noise(100)),
             Stage("measured", Measured()),
             square,
+            Stage("patterns", Patterns()),
             Stage("untargeted", Worst((margins, Untargeted(COSINE_MOMENTUM, 50, scale_free_cross_entropy)))),
             Stage("sweep", Worst((ByDistance(), *sweep))),
             Stage("diverse", Worst((diverse,) * 5)),
@@ -149,9 +157,9 @@ def _ahead(done: Mapping[str, Column]) -> Integers:
 
 
 def _faithful(column: Column) -> float | None:
-    """Return the cosine of slopes by gradients and by logits, where it is worse; None where nothing could be told."""
-    found = (typical(cosines) for place, cosines in column.meta.get("slopes", {}).items() if place != "indices")
-    return min((cosine for cosine in found if cosine is not None), default=None)
+    """Return how far slopes by gradients and by logits agree, where less; None where nothing could be told."""
+    found = (typical(values) for place, values in column.meta.get("slopes", {}).items() if place != "indices")
+    return min((value for value in found if value is not None), default=None)
 
 
 def _checked(images: int) -> int:

@@ -50,12 +50,12 @@ def gradient(evidence: Evidence) -> Seen | Unknown:
         reason = "Gradients and finite differences are 0, or lost to rounding, at most of the images tried."
         return Unknown(reason, "See the checks zero-gradients and precision; audit the model in float32.")
     worst = min(medians, key=lambda place: medians[place])
-    cosines = {place: [value for value in found[place] if value is not None] for place in medians}
+    told = {place: [value for value in found[place] if value is not None] for place in medians}
     meaning = (
         f"Along {DIRECTIONS} random directions the slopes that gradients predict and those that finite differences "
-        f"measure have a cosine of {medians[worst]:.3f}, median of {number_of(len(cosines[worst]))} {worst}."
+        f"measure agree to {medians[worst]:.3f} of 1, median of {number_of(len(told[worst]))} {worst}."
     )
-    return fact(medians[worst], meaning, advice, cosines=cosines)
+    return fact(medians[worst], meaning, advice, agreements=told)
 
 
 def _path(evidence: Evidence) -> dict[str, Batch]:

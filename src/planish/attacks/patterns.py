@@ -1,0 +1,151 @@
+"""Ascents along gradients that patterns of signs measure: they need none of the model's own, and take what is true."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from planish.attacks import Attack, untouched
+from planish.attacks.ascents import Ranked, ranks
+from planish.attacks.measured import PLACES, MeasuredGradients, alike
+from planish.core.batch import Batch
+from planish.core.errors import at_least
+from planish.core.losses import margin, toward
+from planish.core.modes import attacked
+from planish.core.randomness import drawn_seed
+from planish.core.threat import ThreatModel
+from planish.search.ascent import Adversarials, Score, as_component, enter, evaluated, owned, search, with_logits
+from planish.search.objectives import Objective, loss_of, objective_of
+from planish.search.patterns import along_patterns, patterns_of
+from planish.search.step_rules import COSINE_MOMENTUM
+
+ROUGHEST, FINEST = 2.0, 1 / 8
+"""The longest and the shortest patterns, in radii: from one to the other over an ascent, which sees the rough first."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """At which of an ascent's steps the gradient is measured along patterns, and how long these are.
+
+    steps: of an ascent. patterns: of a gradient, two forwards each. often: how many gradients of an ascent are measured
+    so, at least 1: the first is that at the image.
+    """
+
+    steps: int
+    patterns: int
+    often: int
+
+    def reach(self, step: int) -> float | None:
+        """Return the length of the patterns at a step, in radii; None where nothing is measured along them."""
+        due = [number * self.steps // self.often for number in range(self.often)]
+        if step not in due:
+            return None
+        shorter: float = (FINEST / ROUGHEST) ** ((due.index(step) + 0.5) / self.often)
+        return ROUGHEST * shorter
+
+    def passes(self) -> list[int]:
+        """Return the passes of the first 0, 1, ... steps: their forwards to judge, and their gradients."""
+        claims = 2 * (PLACES + 1) + 2 * (PLACES + 2)
+        gradients = [claims if self.reach(step) is None else 2 * self.patterns for step in range(self.steps)]
+        return [step + sum(gradients[1:step]) for step in range(self.steps + 1)]
+
+
+class PatternedGradients(MeasuredGradients):
+    """Measured gradients that know the whole one at the image, and measure it anew at some of an ascent's steps.
+
+    Between these it is one more direction beside those that the model claims, and beside its claim at the image.
+    x, whole: the images (N, ...) and the gradients there, along patterns. `rows`: those that are forwarded at present.
+    """
+
+    def __init__(
+        self, model: nn.Module, threat: ThreatModel, seed: int, x: Tensor, whole: Tensor, schedule: Schedule
+    ) -> None:
+        super().__init__(model, threat, seed)
+        self.x, self.whole, self.schedule = x, whole, schedule
+        self.rows = torch.arange(len(x), device=x.device)
+
+    def gradient(self, objective: Objective, x: Tensor, backward: int) -> Tensor:
+        reach = self.schedule.reach(backward)
+        if reach is None:
+            return super().gradient(objective, x, backward)
+        if backward:
+            queries, seed = 2 * self.schedule.patterns, self.seed + backward
+            self.whole[self.rows] = along_patterns(
+                lambda x: objective(x)[0].unsqueeze(0), x, self.threat, reach, queries, seed
+            )[0]
+        return self.whole[self.rows]
+
+    def directions(self, objective: Objective, x: Tensor, backward: int) -> list[Tensor]:
+        claimed = evaluated(objective, self.x[self.rows])[2]
+        return [self.whole[self.rows], claimed, *super().directions(objective, x, backward)]
+
+
+@dataclass(frozen=True)
+class Patterns(Attack):
+    """Ascents towards the most likely wrong classes by gradients that are measured along patterns of signs.
+
+    Those at the image are measured once for all classes. What is left of the queries measures others on the way: at
+    every step of an ascent where images have few pixels, at none where they have many. Where a model is about linear,
+    as robust ones are, that at the image is about right in the whole ball.
+
+    steps: of an ascent. targets: how many classes are aimed at. queries: forwards for gradients, about, and as many as
+    one gradient needs at least. Differs from NES and SPSA (Uesato et al. 2018): patterns are at right angles, so that
+    as many as pixels tell all of a linear model's gradient, where as many random ones tell it at a cosine of 0.7.
+    """
+
+    steps: int = 20
+    targets: int = 3
+    queries: int = 8192
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, targets=self.targets, queries=self.queries)
+
+    def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
+        """Return the first iterate of each image that is misclassified, or else the best."""
+        seed = drawn_seed(generator)
+        with attacked(model):
+            batch = with_logits(model, batch)
+            best = owned(untouched(self, batch))
+            rows = (best.score < 0).nonzero().squeeze(1)
+            if len(rows):
+                enter(best, rows, self._found(model, batch.select(rows), threat.select(rows), seed), 0)
+        return best
+
+    def _found(self, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int) -> Adversarials:
+        """Return the best for images that are classified correctly."""
+        classes = [Ranked(rank)(batch) for rank in ranks(self.targets, batch.clean_logits.shape[1])]
+        patterns = patterns_of(batch.x, self.queries)
+        often = min(max(self.queries // (2 * patterns * len(classes)), 1), self.steps)
+        schedule = Schedule(self.steps, patterns, often)
+
+        def values(x: Tensor) -> Tensor:
+            logits = model(x)
+            return torch.stack([toward(target)(logits, batch.labels) for target in classes])
+
+        reach = cast(float, schedule.reach(0))
+        gradients = along_patterns(values, batch.x, alike(threat), reach, self.queries, seed)
+        best = owned(untouched(self, batch))
+        best.passes.add_(2 * patterns)
+        for number, (target, whole) in enumerate(zip(classes, gradients, strict=True)):
+            rows = (best.score < 0).nonzero().squeeze(1)
+            if len(rows):
+                network = PatternedGradients(model, alike(threat), seed, batch.x[rows], whole[rows], schedule)
+                found = _ascended(network, batch.select(rows), threat.select(rows), target[rows])
+                step = torch.where(found.step < 0, -1, found.step + number * (self.steps + 1))
+                enter(best, rows, found._replace(step=step), 0)
+        return best
+
+
+def _ascended(network: PatternedGradients, batch: Batch, threat: ThreatModel, target: Tensor) -> Adversarials:
+    """Return the first iterate of each image that is misclassified on the way to its target, or else the best."""
+    schedule = network.schedule
+
+    def aim(rows: Tensor) -> tuple[Objective, Score]:
+        network.rows, labels = rows, batch.labels[rows]
+        objective = objective_of(network, loss_of(toward(target[rows]), labels))
+        return objective, lambda logits: margin(logits, labels)
+
+    found = search(aim, batch.x, threat, COSINE_MOMENTUM, schedule.steps)
+    passes = torch.tensor(schedule.passes(), device=batch.x.device)[found.passes // 2] + found.passes % 2
+    return as_component(found._replace(passes=passes), target)
