@@ -58,10 +58,11 @@ def honest(gradient: Tensor) -> Tensor:
 
 def turned(gradient: Tensor) -> Tensor:
     """Turn by 25 degrees, towards a direction at right angles to it."""
-    unit = nn.functional.normalize(gradient.flatten(1))
+    length = gradient.flatten(1).norm(dim=1, keepdim=True)
+    unit = gradient.flatten(1) / length
     side = numbers(PIXELS) - (unit @ numbers(PIXELS))[:, None] * unit
     angle = math.radians(25)
-    return (math.cos(angle) * unit + math.sin(angle) * nn.functional.normalize(side)).view_as(gradient)
+    return (length * (math.cos(angle) * unit + math.sin(angle) * nn.functional.normalize(side))).view_as(gradient)
 
 
 def checkered(gradient: Tensor) -> Tensor:
@@ -78,17 +79,27 @@ def batch_of(model: nn.Module, margins: float = 1.0) -> Batch:
 def test_on_a_quadratic_model_honest_slopes_agree_to_rounding():
     model = Quadratic(honest)
     found = slopes(model, batch_of(model), Linf(0.1), 0)
-    assert len(found) == COUNT and all(cosine == pytest.approx(1, abs=1e-4) for cosine in found)
+    assert len(found) == COUNT and all(value == pytest.approx(1, abs=1e-4) for value in found)
 
 
-@pytest.mark.parametrize(("claim", "cosine"), [(turned, 0.906), (checkered, 0.707), (lambda gradient: -gradient, -1)])
-def test_a_wrong_gradient_has_the_cosine_of_its_angle(claim: Claim, cosine: float):
+@pytest.mark.parametrize(
+    ("claim", "agreement"),
+    [
+        (turned, 0.906),
+        (checkered, 2 / 3),
+        (lambda gradient: -gradient, -1),
+        (lambda gradient: 0.5 * gradient, 0.8),
+        (lambda gradient: 2 * gradient, 0.8),
+    ],
+)
+def test_a_wrong_gradient_agrees_by_its_angle_and_its_length(claim: Claim, agreement: float):
+    """Half a gradient, as of a branch that is detached, points the right way: a cosine told nothing of it."""
     model = Quadratic(claim)
     found = slopes(model, batch_of(model), Linf(0.1), 0)
-    assert typical(found) == pytest.approx(cosine, abs=0.06)
+    assert typical(found) == pytest.approx(agreement, abs=0.06)
 
 
-def test_no_gradient_is_a_cosine_of_0_and_no_slope_at_all_tells_nothing():
+def test_no_gradient_is_an_agreement_of_0_and_no_slope_at_all_tells_nothing():
     model = Quadratic(torch.zeros_like)
     assert slopes(model, batch_of(model), Linf(0.1), 0) == [0.0] * COUNT
     with torch.no_grad():
@@ -113,7 +124,8 @@ def test_slopes_are_those_of_a_loop_over_images_and_directions():
             here, near, far = (margin(model(x + times * step), label).item() for times in (0, 1, 2))
             pairs.append(((4 * near - far - 3 * here) / 2, float((step * gradient).sum())))
         measured, predicted = torch.tensor(pairs).T
-        assert found[at] == pytest.approx(float(torch.cosine_similarity(measured, predicted, dim=0)), abs=1e-4)
+        agreement = 2 * (measured * predicted).sum() / (measured.square() + predicted.square()).sum()
+        assert found[at] == pytest.approx(float(agreement), abs=1e-4)
 
 
 def test_they_cost_two_forwards_a_direction_and_a_gradient():
@@ -122,9 +134,9 @@ def test_they_cost_two_forwards_a_direction_and_a_gradient():
     assert (counted.forwards, counted.backwards) == (COUNT * (2 * 5 + 1), COUNT)
 
 
-@pytest.mark.parametrize(("cosines", "value"), [([], None), ([0.2, None, 0.4], 0.3), ([None, None, 0.4], None)])
-def test_typical_is_the_median_where_half_tell(cosines: list[float | None], value: float | None):
-    assert typical(cosines) == (value and pytest.approx(value))
+@pytest.mark.parametrize(("found", "value"), [([], None), ([0.2, None, 0.4], 0.3), ([None, None, 0.4], None)])
+def test_typical_is_the_median_where_half_tell(found: list[float | None], value: float | None):
+    assert typical(found) == (value and pytest.approx(value))
 
 
 def judged(model: nn.Module, name: str = "planish-suite", radius: float = 0.004, **options: object) -> Evaluation:
@@ -172,7 +184,25 @@ def test_a_gradient_that_is_wrong_in_part_is_a_reason_to_go_on(claim: Claim):
     check = record.column("planish-suite/check")
     assert check.attempted.any() and len(check.meta["slopes"]["noisy"]) == check.attempted.sum()
     told = record.column("planish-suite/noise").meta["because"]
-    assert any(reason.startswith("logits change otherwise than gradients say (cosine of slopes 0.") for reason in told)
+    assert any(reason.startswith("logits change otherwise than gradients say (slopes agree to 0.") for reason in told)
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (1000.0, True)])
+def test_logits_too_far_apart_for_cross_entropy_are_a_reason(scale: float, told: bool):
+    """Distilled networks and logits times 1000 were judged as if nothing was wrong with them."""
+    record = judged(nn.Sequential(Quadratic(honest), Times(scale)))
+    because = [reason for column in record.columns for reason in column.meta.get("because", ())]
+    assert because == told * [f"logits of {COUNT} of {COUNT} images lie too far apart for cross-entropy in float32"]
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
 
 
 @pytest.mark.usefixtures("brief")
