@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, Worst
-from planish.core.batch import Batch
+from planish.core.batch import Batch, Rows
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import Loss, cross_entropy, margin, masked, toward, wide
 from planish.core.modes import attacked
@@ -147,7 +147,7 @@ def _searched(
         score, targets = attack.goal(batch)
         start = _start(attack, model, batch, threat, generator)
 
-        def aim(rows: Tensor) -> tuple[Objective, Score]:
+        def aim(rows: Rows) -> tuple[Objective, Score]:
             labels, target = batch.labels[rows], targets[rows]
             return objective_of(model, loss_of(loss(target), labels)), attack.score(labels, target)
 
@@ -234,7 +234,7 @@ class Smoothed(Attack):
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         noise = self._noise(batch, threat, drawn_seed(generator))
 
-        def aim(rows: Tensor) -> tuple[Objective, Score]:
+        def aim(rows: Rows) -> tuple[Objective, Score]:
             labels = batch.labels[rows]
             return self._objective(model, labels, noise[:, rows], threat), lambda logits: margin(logits, labels)
 

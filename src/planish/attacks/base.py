@@ -151,7 +151,7 @@ class Within(Attack):
         """Return what was found within the radius, and the clean image of the rest."""
         with attacked(model):
             batch = with_logits(model, batch)
-            best = owned(untouched(self, batch))
+            best = untouched(self, batch)
             found = self.attack.distances(model, batch, threat.plain, generator=generator)
             best.passes.add_(found.passes)
             x_adv = threat.presented(found.x_adv, batch.x)
@@ -217,7 +217,7 @@ class ByDistance(Attack):
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
         """Return the clean images: it moves none."""
-        return owned(untouched(self, with_logits(model, batch)))
+        return untouched(self, with_logits(model, batch))
 
 
 @dataclass(frozen=True)
@@ -252,10 +252,10 @@ def flat_images(attack: Attack | DistanceAttack, model: nn.Module, batch: Batch)
 
 
 def untouched(attack: Attack, batch: Batch) -> Adversarials:
-    """Return the clean images as what an attack begins with, from the batch's clean logits. Not to be written into."""
+    """Return the clean images as what an attack begins with, from the batch's clean logits: copies of its own."""
     score, target = attack.goal(batch)
-    count = torch.zeros_like(batch.labels)
-    return Adversarials(batch.x.detach(), score(batch.clean_logits), target, count - 1, count, count)
+    judged, none = score(batch.clean_logits).clone(), torch.full_like(batch.labels, -1)
+    return Adversarials(batch.x.detach().clone(), judged, target.clone(), none, none + 1, none + 1)
 
 
 def run(
@@ -283,7 +283,7 @@ def run(
     with attacked(model):
         batch = with_logits(model, batch, chunk)
         attack = attack.assembled(batch.clean_logits.shape[1])
-        progress = earlier or Progress(owned(untouched(attack, batch)))
+        progress = earlier or Progress(untouched(attack, batch))
         best, components = progress.best, tuple(components_of(attack))
         moves = threat.of(batch.indices).moves(len(batch.labels)).to(batch.x.device)
         for number, component in enumerate(components):

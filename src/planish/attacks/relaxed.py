@@ -7,7 +7,7 @@ from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, untouched
 from planish.attacks.ascents import Targets
-from planish.core.batch import Batch
+from planish.core.batch import Batch, Rows
 from planish.core.losses import margin, toward
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed_draws
@@ -18,7 +18,6 @@ from planish.search.ascent import (
     as_component,
     ascend,
     enter,
-    owned,
     search,
     with_logits,
 )
@@ -52,7 +51,7 @@ class Relaxed(Attack):
         uniform = keyed_draws(batch.x, batch.indices, drawn_seed(generator))
         with attacked(model):
             batch = with_logits(model, batch)
-            best = owned(untouched(self, batch))
+            best = untouched(self, batch)
             start = threat.sample(batch.x, uniform)
             for cycle in range(self.cycles):
                 rows = (best.score < 0).nonzero().squeeze(1)
@@ -65,7 +64,7 @@ class Relaxed(Attack):
     def _cycle(self, model: nn.Module, batch: Batch, threat: ThreatModel, start: Tensor, cycle: int) -> Adversarials:
         target, outside = self.targets(batch), self.steps // 2 if cycle else 0
 
-        def aim(rows: Tensor) -> tuple[Objective, Score]:
+        def aim(rows: Rows) -> tuple[Objective, Score]:
             labels = batch.labels[rows]
             along = objective_of(model, loss_of(toward(target[rows]), labels))
             return along, lambda logits: margin(logits, labels)

@@ -1,17 +1,18 @@
 """A model inside a block: what batch norm, dropout and parameters do, all put back exactly; and its passes, counted."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from planish.core.affine import affine, along, replaced_forward, scale_and_shift
 from planish.core.errors import BadInput
 from planish.core.losses import wide
 
@@ -19,9 +20,6 @@ Precision = Literal["float32", "bf16"]
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance of the nominal batch, by batch-norm module."""
 
-Forward = Callable[[Tensor], Tensor]
-FEW, CACHED = 16, 2**20
-"""Channels that are few, and pixels that are a long row; numbers that a CPU's cache may hold."""
 _ATTACKED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are attacked at present", default=())
 
 
@@ -76,7 +74,7 @@ def attacked(model: nn.Module) -> Iterator[None]:
             yield
             return
         modules = every_module(model)
-        with _evaluating(model, modules), _frozen(modules), _affine(modules):
+        with _evaluating(model, modules), _frozen(modules), affine(modules):
             token = _ATTACKED.set((*before, model))
             try:
                 yield
@@ -119,7 +117,7 @@ def collecting(model: nn.Module) -> Iterator[Statistics]:
         _update_running(module, mean.detach(), variance.detach(), x.numel() // x.shape[1])
         return _normalized(module, x, mean, variance)
 
-    with _replaced_forward({module: partial(forward, module) for module in norms}):
+    with replaced_forward({module: partial(forward, module) for module in norms}):
         yield statistics
 
 
@@ -134,7 +132,7 @@ def reusing(model: nn.Module, statistics: Statistics) -> Iterator[None]:
         return _normalized(module, x, *statistics[module])
 
     norms = [module for module in batch_norms(model) if module in statistics]
-    with _replaced_forward({module: partial(forward, module) for module in norms}):
+    with replaced_forward({module: partial(forward, module) for module in norms}):
         yield
 
 
@@ -186,158 +184,20 @@ def _is_exported(module: nn.Module) -> bool:
 def _frozen(modules: list[nn.Module]) -> Iterator[None]:
     wanting = [own for part in modules for own in part._parameters.values() if own is not None and own.requires_grad]
     for parameter in wanting:
-        parameter.requires_grad_(False)
+        parameter.requires_grad = False
     try:
         yield
     finally:
         for parameter in wanting:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _affine(modules: list[nn.Module]) -> Iterator[None]:
-    """Batch norms in evaluation mode as constant affine maps, but for those with a forward of their own.
-
-    PyTorch's backward of a batch norm keeps its input and sums over it, for parameters that want no gradient here.
-    """
-    maps = {} if any(_runs_as_a_copy(module) for module in modules) else _affine_maps(modules)
-    with _replaced_forward(maps):
-        yield
-
-
-class _Constants(NamedTuple):
-    """What a batch norm normalises by, each (C,)."""
-
-    mean: Tensor
-    variance: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-
-
-class _AffineMap(NamedTuple):
-    """What a batch norm of this weight and this running mean computes, scale x + shift.
-
-    both: scale and shift, (2, C, 1, 1). spread: each, (1, C, rows, columns), written out over so many rows and columns
-    of pixels, in a memory format.
-    """
-
-    module: _BatchNorm
-    weight: Tensor | None
-    mean: Tensor
-    both: Tensor
-    spread: dict[tuple[torch.memory_format, int, int], tuple[Tensor, Tensor]]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return scale x + shift; what the module itself makes of it where the map is not its own or not of x's dtype.
-
-        `functional_call` lends a module other parameters.
-        """
-        module = self.module
-        own = module._parameters.get("weight") is self.weight and module._buffers["running_mean"] is self.mean
-        if not own or module.training or x.dtype != self.both.dtype:
-            return _BatchNorm.forward(module, x)
-        scale, shift = self._laid_out(x)
-        return torch.addcmul(shift, x, scale)
-
-    def _laid_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scale and shift as a CPU meets them fastest: to the bit the same map.
-
-        It takes pixels one at a time where both are a single number for a channel, or where channels lie side by side
-        and are few. Written out, they cost reading: no matter while x stays in its cache.
-        """
-        if x.ndim != 4:
-            scale, shift = (_along(values, x.ndim) for values in self.both)
-            return scale, shift
-        _, channels, height, width = x.shape
-        if x.numel() <= CACHED and x.is_contiguous():
-            return self._spread(torch.contiguous_format, height, width)
-        if channels <= FEW <= width and x.is_contiguous(memory_format=torch.channels_last):
-            return self._spread(torch.channels_last, 1, width)
-        return self._spread(torch.contiguous_format, 1, 1)
-
-    def _spread(self, layout: torch.memory_format, height: int, width: int) -> tuple[Tensor, Tensor]:
-        over = layout, height, width
-        if (known := self.spread.get(over)) is None:
-            with torch.inference_mode(False):
-                both = self.both.expand(-1, -1, height, width).contiguous(memory_format=layout)
-                known = self.spread[over] = both[:1], both[1:]
-        return known
-
-
-@torch.no_grad()
-def _affine_maps(modules: list[nn.Module]) -> dict[_BatchNorm, Forward]:
-    """Return the maps of the batch norms that are constant. Those of a kind are computed in one go, which is faster."""
-    kinds: dict[object, list[tuple[_BatchNorm, _Constants]]] = {}
-    for module in modules:
-        if isinstance(module, _BatchNorm) and (parts := _constants(module)) is not None:
-            mean, _, weight, bias = parts
-            kind = module.eps, mean.dtype, mean.device, weight is None, bias is None
-            kinds.setdefault(kind, []).append((module, parts))
-    return {known.module: known.forward for alike in kinds.values() for known in _maps_of_a_kind(alike)}
-
-
-def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Constants]]) -> Iterator[_AffineMap]:
-    each = zip(*(parts for _, parts in alike), strict=True)
-    mean, variance, weight, bias = (None if values[0] is None else torch.cat(values) for values in each)
-    assert mean is not None and variance is not None
-    values, sizes = _scale_and_shift(mean, variance, weight, bias, alike[0][0].eps), [len(p.mean) for _, p in alike]
-    maps = torch.stack(values).view(2, -1, 1, 1).split_with_sizes(sizes, 1)
-    for (module, parts), both in zip(alike, maps, strict=True):
-        yield _AffineMap(module, parts.weight, parts.mean, both, {})
-
-
-def _constants(module: _BatchNorm) -> _Constants | None:
-    """Return the parts of a batch norm that is a constant map in float32 or float64; None if it is not."""
-    own, buffers = module._parameters, module._buffers
-    replaced = "forward" in vars(module) or type(module).forward is not _BatchNorm.forward
-    if module.training or replaced or "weight" not in own or "bias" not in own:  # else computed anew by each reading
-        return None
-    mean, variance = buffers.get("running_mean"), buffers.get("running_var")
-    if mean is None or variance is None or mean.dtype not in (torch.float32, torch.float64):
-        return None
-    parts = _Constants(mean, variance, own["weight"], own["bias"])
-    return parts if all(part is None or part.dtype == mean.dtype for part in parts) else None
-
-
-def _runs_as_a_copy(module: nn.Module) -> bool:
-    """Return whether compiled code or replicas run in its place, which would not see a replaced forward."""
-    compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
-    return compiled or isinstance(module, nn.DataParallel)
-
-
-@contextmanager
-def _replaced_forward(forwards: Mapping[_BatchNorm, Forward]) -> Iterator[None]:
-    """Modules compute by these. Set past the modules' own `__setattr__`, which looks for parameters first."""
-    own = {module: {"forward": vars(module)["forward"]} for module in forwards if "forward" in vars(module)}
-    for module, forward in forwards.items():
-        vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        for module in forwards:
-            del vars(module)["forward"]
-            vars(module).update(own.get(module, {}))
+            parameter.requires_grad = True
 
 
 def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Normalise with these statistics: by the fused kernel where they are constants, which it demands."""
     if not mean.requires_grad:
         return F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps)
-    scale, shift = _scale_and_shift(mean, variance, module.weight, module.bias, module.eps)
-    return torch.addcmul(_along(shift, x.ndim), x, _along(scale, x.ndim))
-
-
-def _scale_and_shift(
-    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return what a batch norm multiplies by and adds, (C,) each, rounded as PyTorch's own kernel on a CPU does."""
-    scale = torch.rsqrt(variance + eps) if weight is None else torch.rsqrt(variance + eps) * weight
-    return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
-
-
-def _along(values: Tensor, dimensions: int) -> Tensor:
-    """Return one number for each channel in a shape that broadcasts with images of so many dimensions."""
-    return values.view([1, -1, *[1] * (dimensions - 2)])
+    scale, shift = scale_and_shift(mean, variance, module.weight, module.bias, module.eps)
+    return torch.addcmul(along(shift, x.ndim), x, along(scale, x.ndim))
 
 
 @torch.no_grad()

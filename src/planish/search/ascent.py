@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.arguments import images_at_a_time
-from planish.core.batch import Batch, per_image
+from planish.core.batch import Batch, Rows, per_image
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
 from planish.search.objectives import Objective
@@ -21,8 +21,8 @@ Score = Callable[[Tensor], Tensor]
 """Logits (N, K) -> (N,), 0 or more iff an attack has reached its goal."""
 Propose = Callable[[Batch, Tensor, int], Tensor]
 """The images (n, ...) that are still searched, the best candidate of each so far, the query from 0 -> candidates."""
-Aim = Callable[[Tensor], tuple[Objective, Score]]
-"""The rows (n,) of a batch that are still searched -> what they ascend, and whether they have arrived."""
+Aim = Callable[[Rows], tuple[Objective, Score]]
+"""The rows of a batch that are still searched -> what they ascend, and whether they have arrived."""
 LOOK = {"cpu": 1}
 """Iterates between two looks for images that have arrived. Elsewhere `LOOK_ACCELERATED`: a look makes the host wait."""
 LOOK_ACCELERATED = 4
@@ -128,7 +128,7 @@ def search(
     """
     best = here = _initial(x, clean)
     rows = torch.arange(len(x), device=x.device)
-    objective, score = aim(rows)
+    objective, score = aim(slice(None))
     x_adv, state = x if start is None else start, rule.init(x, threat, steps)
     for index in range(steps):
         shown = threat.presented(x_adv, x)
@@ -322,10 +322,9 @@ def enter(best: Adversarials, rows: Tensor, found: Adversarials, component: int)
     old = best if whole else chosen(best, rows)
     better = found.score > old.score
     new = found._replace(component=torch.full_like(found.component, component))
-    passes = old.passes + found.passes
-    for had, value in zip(old, new, strict=True):
+    for had, value in zip(old[:-1], new[:-1], strict=True):
         torch.where(per_image(better, value), value.to(had.dtype), had, out=had)
-    old.passes.copy_(passes)
+    old.passes.add_(found.passes)
     if not whole:
         for kept, part in zip(best, old, strict=True):
             kept.index_copy_(0, rows, part)
