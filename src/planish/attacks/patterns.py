@@ -9,19 +9,21 @@ from torch import Generator, Tensor, nn
 from planish.attacks import Attack, untouched
 from planish.attacks.ascents import Ranked, ranks
 from planish.attacks.measured import PLACES, MeasuredGradients, alike
-from planish.core.batch import Batch
+from planish.core.batch import Batch, Rows
 from planish.core.errors import at_least
 from planish.core.losses import margin, toward
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Adversarials, Score, as_component, enter, evaluated, owned, search, with_logits
+from planish.search.ascent import Adversarials, Score, as_component, enter, evaluated, search, with_logits
 from planish.search.objectives import Objective, loss_of, objective_of
 from planish.search.patterns import along_patterns, patterns_of
 from planish.search.step_rules import COSINE_MOMENTUM
 
 ROUGHEST, FINEST = 2.0, 1 / 8
 """The longest and the shortest patterns, in radii: from one to the other over an ascent, which sees the rough first."""
+ALONE = 1.0
+"""The length of those at the image where there are no others: as far as the attack can go."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Schedule:
         if step not in due:
             return None
         shorter: float = (FINEST / ROUGHEST) ** ((due.index(step) + 0.5) / self.often)
-        return ROUGHEST * shorter
+        return ROUGHEST * shorter if self.often > 1 else ALONE
 
     def passes(self) -> list[int]:
         """Return the passes of the first 0, 1, ... steps: their forwards to judge, and their gradients."""
@@ -63,7 +65,7 @@ class PatternedGradients(MeasuredGradients):
     ) -> None:
         super().__init__(model, threat, seed)
         self.x, self.whole, self.schedule = x, whole, schedule
-        self.rows = torch.arange(len(x), device=x.device)
+        self.rows: Rows = slice(None)
 
     def gradient(self, objective: Objective, x: Tensor, backward: int) -> Tensor:
         reach = self.schedule.reach(backward)
@@ -106,7 +108,7 @@ class Patterns(Attack):
         seed = drawn_seed(generator)
         with attacked(model):
             batch = with_logits(model, batch)
-            best = owned(untouched(self, batch))
+            best = untouched(self, batch)
             rows = (best.score < 0).nonzero().squeeze(1)
             if len(rows):
                 enter(best, rows, self._found(model, batch.select(rows), threat.select(rows), seed), 0)
@@ -125,7 +127,7 @@ class Patterns(Attack):
 
         reach = cast(float, schedule.reach(0))
         gradients = along_patterns(values, batch.x, alike(threat), reach, self.queries, seed)
-        best = owned(untouched(self, batch))
+        best = untouched(self, batch)
         best.passes.add_(2 * patterns)
         for number, (target, whole) in enumerate(zip(classes, gradients, strict=True)):
             rows = (best.score < 0).nonzero().squeeze(1)
@@ -141,7 +143,7 @@ def _ascended(network: PatternedGradients, batch: Batch, threat: ThreatModel, ta
     """Return the first iterate of each image that is misclassified on the way to its target, or else the best."""
     schedule = network.schedule
 
-    def aim(rows: Tensor) -> tuple[Objective, Score]:
+    def aim(rows: Rows) -> tuple[Objective, Score]:
         network.rows, labels = rows, batch.labels[rows]
         objective = objective_of(network, loss_of(toward(target[rows]), labels))
         return objective, lambda logits: margin(logits, labels)
