@@ -6,7 +6,7 @@ from claiming import CLASSES, COUNT, Claim, Claiming, attack, standing
 from torch import Tensor, nn
 
 from planish.attacks.gradient import PGDMargin
-from planish.attacks.measured import PASSES, Measured, MeasuredGradients, orthonormal
+from planish.attacks.measured import Measured
 from planish.attacks.random_search import Square
 from planish.attacks.suites import Fixed
 from planish.attacks.suites.cascade import Cascade
@@ -17,6 +17,7 @@ from planish.core.randomness import seeded
 from planish.core.threat import L1, L2, Linf, ThreatModel
 from planish.core.weighted import Weighted
 from planish.evaluation.evaluate import evaluate_steps
+from planish.search.measured import PASSES, MeasuredGradients, orthonormal
 
 
 def on_grid(x: Tensor) -> Tensor:

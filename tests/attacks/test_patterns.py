@@ -6,7 +6,7 @@ from claiming import CLASSES, COUNT, Claim, Claiming, attack, standing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planish.attacks.measured import PLACES, Measured
+from planish.attacks.measured import Measured
 from planish.attacks.patterns import FINEST, ROUGHEST, Patterns, Schedule
 from planish.core.errors import BadInput
 from planish.core.losses import margin
@@ -14,6 +14,7 @@ from planish.core.modes import Counted
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import L1, L2, Linf, ThreatModel
 from planish.core.weighted import Weighted
+from planish.search.measured import PLACES
 from planish.search.patterns import along_patterns, patterns_of
 
 PIXELS = 3 * 12 * 12

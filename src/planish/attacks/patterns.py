@@ -8,7 +8,6 @@ from torch import Generator, Tensor, nn
 
 from planish.attacks import Attack, untouched
 from planish.attacks.ascents import Ranked, ranks
-from planish.attacks.measured import PLACES, MeasuredGradients, alike
 from planish.core.batch import Batch, Rows
 from planish.core.errors import at_least
 from planish.core.losses import margin, toward
@@ -16,6 +15,7 @@ from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Adversarials, Score, as_component, enter, evaluated, search, with_logits
+from planish.search.measured import PLACES, MeasuredGradients, alike
 from planish.search.objectives import Objective, loss_of, objective_of
 from planish.search.patterns import along_patterns, patterns_of
 from planish.search.step_rules import COSINE_MOMENTUM
