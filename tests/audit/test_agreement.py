@@ -60,9 +60,9 @@ def test_a_gradient_turned_away_from_clean_images_is_seen_where_attacks_pass_and
         return torch.where(clean, gradient, -gradient)
 
     finding = found("gradient", masks.Before(network(), masks.altered(turned)), batch)
-    cosines = finding.evidence["cosines"]
-    assert finding.verdict == "fail" and min(cosines["as they are"]) > 0.95
-    assert median(cosines["half-way"]) < -0.95 and median(cosines["where attacks stop"]) < -0.95
+    told = finding.evidence["agreements"]
+    assert finding.verdict == "fail" and min(told["as they are"]) > 0.95
+    assert median(told["half-way"]) < -0.95 and median(told["where attacks stop"]) < -0.95
 
 
 @pytest.mark.parametrize(("degrees", "verdict"), [(0.0, "pass"), (10.0, "pass"), (25.0, "fail"), (40.0, "fail")])
