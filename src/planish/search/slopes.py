@@ -17,8 +17,8 @@ from planish.search.objectives import PROBE_LENGTH, inner, loss_of, objective_of
 
 FAITHFUL = 0.95
 """Agreement of predicted and measured slopes; 64 directions tell that of a gradient turned by 25 degrees to 0.01."""
-ROUNDED = 20
-"""Slopes below so many roundings of the largest logit say nothing."""
+ROUNDED = 100
+"""Slopes below so many roundings of the largest logit say little: a network rounds at every layer."""
 TOGETHER = 16
 """Directions that are measured at a time."""
 

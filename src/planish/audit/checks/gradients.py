@@ -12,11 +12,13 @@ from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked
 from planish.core.randomness import keyed_draws
 from planish.core.words import number_of
-from planish.search.slopes import FAITHFUL, ROUNDED, slopes, typical
+from planish.search.slopes import FAITHFUL, slopes, typical
 from planish.search.step_rules import Steepest
 
 PROBED, DIRECTIONS = 8, 64
 """Images, and directions from each."""
+ROUNDED = 20
+"""The direction of the gradient of a cross entropy below so many roundings is chance."""
 SMALLEST = 1e-10
 NEARBY, NEIGHBOURS = 0.1, 10
 """Radius of a small neighbourhood, in radii of the threat, and the points drawn in it."""
