@@ -5,8 +5,10 @@ import torch
 from claiming import CLASSES, COUNT, Claim, Claiming, attack, standing
 from torch import Tensor, nn
 
+from planish.attacks import Attack
 from planish.attacks.gradient import PGDMargin
 from planish.attacks.measured import Measured
+from planish.attacks.patterns import Patterns
 from planish.attacks.random_search import Square
 from planish.attacks.suites import Fixed
 from planish.attacks.suites.cascade import Cascade
@@ -75,12 +77,13 @@ def test_it_breaks_what_neither_gradients_nor_random_search_do(claim: str):
     assert (attack(Measured(10, 2), model, batch, threat).score >= 0).all()
 
 
-def test_images_with_radii_of_their_own_are_broken_too():
+@pytest.mark.parametrize("found_by", [Measured(10, 2), Patterns(5, 2)], ids=["measured", "patterns"])
+def test_images_with_radii_of_their_own_are_broken_too(found_by: Attack):
     """Slopes were measured over a radius of 0, so that no gradient was left."""
     model = Claiming(CLAIMS["turned round off the grid"])
     batch = standing(model, 0.9)
     radii = torch.where(torch.arange(COUNT) % 2 == 0, 0.05, 0.04)
-    found = attack(Measured(10, 2), model, batch, Weighted.of_radii("Linf", radii).among(batch.indices))
+    found = attack(found_by, model, batch, Weighted.of_radii("Linf", radii).among(batch.indices))
     assert torch.equal(found.score >= 0, radii == 0.05)
 
 

@@ -13,7 +13,6 @@ from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.randomness import keyed, seeded
 from planish.core.threat import L1, L2, Linf, ThreatModel
-from planish.core.weighted import Weighted
 from planish.search.measured import PLACES
 from planish.search.patterns import along_patterns, patterns_of
 
@@ -110,14 +109,6 @@ def test_it_breaks_what_measured_gradients_do_not(claim: str, queries: int):
     assert (attack(Measured(5, 2), model, batch, threat).score < 0).all()
     found = attack(Patterns(5, 2, queries), model, batch, threat)
     assert (found.score >= 0).all() and threat.feasible(found.x_adv, batch.x).all()
-
-
-def test_images_with_radii_of_their_own_are_broken_too():
-    model = Claiming(none)
-    batch = standing(model, 0.9)
-    radii = torch.where(torch.arange(COUNT) % 2 == 0, 0.05, 0.04)
-    found = attack(Patterns(5, 2), model, batch, Weighted.of_radii("Linf", radii).among(batch.indices))
-    assert torch.equal(found.score >= 0, radii == 0.05)
 
 
 def test_images_are_attacked_alone():
