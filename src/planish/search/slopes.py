@@ -1,6 +1,8 @@
 """Do logits change as gradients say? Slopes of the margin along random directions, predicted and measured."""
 
+import math
 from collections.abc import Sequence
+from operator import mul
 from statistics import median
 
 import torch
@@ -70,8 +72,14 @@ def _agreements(
     both = torch.stack([torch.cat(measured).T, torch.stack(predicted, 1)])
     lost = ROUNDED * torch.finfo(kind).eps * logits.abs().amax(1)
     told = (both.square().mean(2).sqrt() > lost).any(0)
-    found = (2 * both.prod(0).sum(1) / both.square().sum((0, 2))).nan_to_num().tolist()
+    found = map(_agreement, *both.nan_to_num(0.0, 0.0, 0.0).tolist())
     return [value if tells else None for value, tells in zip(found, told.tolist(), strict=True)]
+
+
+def _agreement(measured: Sequence[float], predicted: Sequence[float]) -> float:
+    """Return 2 <p, m> / (|p|^2 + |m|^2), to the last bit the same in whatever batch an image is; of none, 0."""
+    size = math.fsum(slope * slope for slope in (*predicted, *measured))
+    return 2 * math.fsum(map(mul, predicted, measured)) / size if size else 0.0
 
 
 def arithmetic(model: nn.Module, x: Tensor) -> torch.dtype:
