@@ -95,10 +95,10 @@ def test_what_is_not_a_number_counts_for_nothing():
 
 
 def test_patterns_shorten_over_an_ascent_and_are_a_radius_where_they_are_alone():
-    often = [Schedule(20, 64, 20).reach(step) for step in range(20)]
-    assert often == sorted(often, reverse=True) and FINEST < often[-1] < often[0] < ROUGHEST
-    assert [Schedule(20, 4096, 1).reach(step) for step in range(20)] == [1.0] + 19 * [None]
-    assert [step for step in range(20) if Schedule(20, 512, 3).reach(step)] == [0, 6, 13]
+    often = list(Schedule(20, 64, 20).reaches.values())
+    assert len(often) == 20 and often == sorted(often, reverse=True) and FINEST < often[-1] < often[0] < ROUGHEST
+    assert Schedule(20, 4096, 1).reaches == {0: 1.0}
+    assert list(Schedule(20, 512, 3).reaches) == [0, 6, 13]
 
 
 @pytest.mark.parametrize("claim", PARTLY)

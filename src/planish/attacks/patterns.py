@@ -1,7 +1,7 @@
 """Ascents along gradients that patterns of signs measure: they need none of the model's own, and take what is true."""
 
 from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor, nn
@@ -38,18 +38,19 @@ class Schedule:
     patterns: int
     often: int
 
-    def reach(self, step: int) -> float | None:
-        """Return the length of the patterns at a step, in radii; None where nothing is measured along them."""
-        due = [number * self.steps // self.often for number in range(self.often)]
-        if step not in due:
-            return None
-        shorter: float = (FINEST / ROUGHEST) ** ((due.index(step) + 0.5) / self.often)
-        return ROUGHEST * shorter if self.often > 1 else ALONE
+    @cached_property
+    def reaches(self) -> dict[int, float]:
+        """The steps at which it is measured, and the length of the patterns there, in radii."""
+        if self.often == 1:
+            return {0: ALONE}
+        due = range(self.often)
+        shorter = ((FINEST / ROUGHEST) ** ((number + 0.5) / self.often) for number in due)
+        return {number * self.steps // self.often: ROUGHEST * share for number, share in zip(due, shorter, strict=True)}
 
     def passes(self) -> list[int]:
         """Return the passes of the first 0, 1, ... steps: their forwards to judge, and their gradients."""
         claims = 2 * (PLACES + 1) + 2 * (PLACES + 2)
-        gradients = [claims if self.reach(step) is None else 2 * self.patterns for step in range(self.steps)]
+        gradients = [2 * self.patterns if step in self.reaches else claims for step in range(self.steps)]
         return [step + sum(gradients[1:step]) for step in range(self.steps + 1)]
 
 
@@ -68,13 +69,12 @@ class PatternedGradients(MeasuredGradients):
         self.rows: Rows = slice(None)
 
     def gradient(self, objective: Objective, x: Tensor, backward: int) -> Tensor:
-        reach = self.schedule.reach(backward)
-        if reach is None:
+        reaches, queries = self.schedule.reaches, 2 * self.schedule.patterns
+        if backward not in reaches:
             return super().gradient(objective, x, backward)
         if backward:
-            queries, seed = 2 * self.schedule.patterns, self.seed + backward
             self.whole[self.rows] = along_patterns(
-                lambda x: objective(x)[0].unsqueeze(0), x, self.threat, reach, queries, seed
+                lambda x: objective(x)[0].unsqueeze(0), x, self.threat, reaches[backward], queries, self.seed + backward
             )[0]
         return self.whole[self.rows]
 
@@ -119,20 +119,19 @@ class Patterns(Attack):
         classes = [Ranked(rank)(batch) for rank in ranks(self.targets, batch.clean_logits.shape[1])]
         patterns = patterns_of(batch.x, self.queries)
         often = min(max(self.queries // (2 * patterns * len(classes)), 1), self.steps)
-        schedule = Schedule(self.steps, patterns, often)
+        schedule, even = Schedule(self.steps, patterns, often), alike(threat)
 
         def values(x: Tensor) -> Tensor:
             logits = model(x)
             return torch.stack([toward(target)(logits, batch.labels) for target in classes])
 
-        reach = cast(float, schedule.reach(0))
-        gradients = along_patterns(values, batch.x, alike(threat), reach, self.queries, seed)
+        gradients = along_patterns(values, batch.x, even, schedule.reaches[0], self.queries, seed)
         best = untouched(self, batch)
         best.passes.add_(2 * patterns)
         for number, (target, whole) in enumerate(zip(classes, gradients, strict=True)):
             rows = (best.score < 0).nonzero().squeeze(1)
             if len(rows):
-                network = PatternedGradients(model, alike(threat), seed, batch.x[rows], whole[rows], schedule)
+                network = PatternedGradients(model, even, seed, batch.x[rows], whole[rows], schedule)
                 found = _ascended(network, batch.select(rows), threat.select(rows), target[rows])
                 step = torch.where(found.step < 0, -1, found.step + number * (self.steps + 1))
                 enter(best, rows, found._replace(step=step), 0)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from planish.core.randomness import keyed
 from planish.core.threat import ThreatModel
+from planish.search.measured import LEVELS
 
-SHADES = 255
-"""Steps of an 8-bit image. A pixel is moved by one at least: models that round their images would not notice less."""
 Values = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) -> (T, N), of T functions."""
 
@@ -30,13 +29,14 @@ def along_patterns(values: Values, x: Tensor, threat: ThreatModel, reach: float,
     its mean over the patterns, so that steps and roundings are smoothed away. Large images are measured in squares of
     pixels. Each pixel's signs are turned at random, alike for all images, so that no pattern is one that images have.
 
-    threat: its largest radius counts. reach: how long a pattern is, in radii. queries: forwards for an image, at most,
-    8 or more; it takes two for each of `patterns_of`.
+    threat: with one radius for all. reach: how long a pattern is, in radii; a pixel is moved by a step of 8-bit images
+    at least, as models that round theirs would not notice less. queries: forwards for an image, at most, if a square
+    for each channel takes no more; it takes two for each of `patterns_of`.
     """
     cells, count = _cells(x, queries)
     turned = 1 - 2 * (keyed(torch.zeros(1, dtype=torch.int64, device=x.device), seed, count)[0] < 0.5).to(x.dtype)
     ones = torch.ones(1, x[0].numel(), device="cpu")
-    length = max(reach * threat.radius / float(threat.norm(ones)), (threat.high - threat.low) / SHADES)
+    length = max(reach * threat.radius / float(threat.norm(ones)), (threat.high - threat.low) / LEVELS)
     up, down = ((x + side * length).clamp(threat.low, threat.high) for side in (1, -1))
     found, patterns = torch.zeros((), device=x.device), _power_of_two(count)
     for pattern in range(patterns):
