@@ -1,7 +1,12 @@
-"""Ascents along gradients that patterns of signs measure: they need none of the model's own, and take what is true."""
+"""Ascents along gradients that patterns of signs measure: they need none of the model's own, and take what is true.
 
+What the ascents leave is searched by logits alone: along the sum of many such gradients, then number by number.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,16 +19,31 @@ from planish.core.losses import margin, toward
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed
 from planish.core.threat import ThreatModel
-from planish.search.ascent import Adversarials, Score, as_component, enter, evaluated, search, with_logits
+from planish.search.ascent import (
+    Adversarials,
+    Score,
+    Searched,
+    as_component,
+    chosen,
+    enter,
+    evaluated,
+    search,
+    with_logits,
+)
+from planish.search.flips import flipped
 from planish.search.measured import PLACES, MeasuredGradients, alike
 from planish.search.objectives import Objective, loss_of, objective_of
 from planish.search.patterns import along_patterns, patterns_of
-from planish.search.step_rules import COSINE_MOMENTUM
+from planish.search.step_rules import COSINE_MOMENTUM, Momentum
 
 ROUGHEST, FINEST = 2.0, 1 / 8
 """The longest and the shortest patterns, in radii: from one to the other over an ascent, which sees the rough first."""
 ALONE = 1.0
 """The length of those at the image where there are no others: as far as the attack can go."""
+SUMMED = 1 / 4
+"""The length of those whose gradients are added up."""
+FLIPS, SHARE = 8, 1 / 8
+"""Flips for each number of an image in a round of them; each round but the first turns a share of the numbers first."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +103,32 @@ class PatternedGradients(MeasuredGradients):
         return [self.whole[self.rows], claimed, *super().directions(objective, x, backward)]
 
 
+class AlongPatterns(MeasuredGradients):
+    """Gradients that are measured along short patterns wherever one is asked for; of what a model claims nothing."""
+
+    def __init__(self, model: nn.Module, threat: ThreatModel, seed: int, queries: int) -> None:
+        super().__init__(model, threat, seed)
+        self.queries = queries
+
+    def gradient(self, objective: Objective, x: Tensor, backward: int) -> Tensor:
+        def values(x: Tensor) -> Tensor:
+            return objective(x)[0].unsqueeze(0)
+
+        return along_patterns(values, x, self.threat, SUMMED, self.queries, self.seed + backward)[0]
+
+
 @dataclass(frozen=True)
 class Patterns(Attack):
-    """Ascents towards the most likely wrong classes by gradients that are measured along patterns of signs.
+    """Ascents towards the most likely wrong classes by gradients that are measured along patterns of signs, and more.
 
     Those at the image are measured once for all classes. What is left of the queries measures others on the way: at
     every step of an ascent where images have few pixels, at none where they have many. Where a model is about linear,
     as robust ones are, that at the image is about right in the whole ball.
+
+    What the ascents leave, from the best they found: half as many queries go to steps as far as the ball allows along
+    the sum of all gradients since (of a model that votes, one gradient by few queries is noise, and their sum is not),
+    and a quarter as many to turning single numbers of the image, see `flipped`. Images whose gradient takes more than
+    those queries get the second alone.
 
     steps: of an ascent. targets: how many classes are aimed at. queries: forwards for gradients, about, and as many as
     one gradient needs at least. Differs from NES and SPSA (Uesato et al. 2018): patterns are at right angles, so that
@@ -104,18 +143,33 @@ class Patterns(Attack):
         at_least(1, steps=self.steps, targets=self.targets, queries=self.queries)
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
-        """Return the first iterate of each image that is misclassified, or else the best."""
-        seed = drawn_seed(generator)
+        """Return the first candidate of each image that is misclassified, or else the best."""
+        iterate = 0
         with attacked(model):
             batch = with_logits(model, batch)
             best = untouched(self, batch)
-            rows = (best.score < 0).nonzero().squeeze(1)
-            if len(rows):
-                enter(best, rows, self._found(model, batch.select(rows), threat.select(rows), seed), 0)
+            for part, iterates in self._parts(batch.x):
+                seed, rows = drawn_seed(generator), (best.score < 0).nonzero().squeeze(1)
+                if len(rows):
+                    found = part(_Left(model, batch.select(rows), threat.select(rows), chosen(best, rows), seed))
+                    enter(best, rows, found._replace(step=found.step + iterate), 0)
+                iterate += iterates
         return best
 
-    def _found(self, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int) -> Adversarials:
-        """Return the best for images that are classified correctly."""
+    def _parts(self, x: Tensor) -> Iterator[tuple[Callable[["_Left"], Adversarials], int]]:
+        """Yield what is done with images (N, ...) that are left, and how many iterates it has."""
+        yield self._ascents, self.targets * (self.steps + 1)
+        steps = self.queries // 2 // (2 * patterns_of(x, self.queries))
+        if steps:
+            yield partial(self._summed, steps), steps + 1
+        queries, numbers = max(self.queries // 4, 1), x[0].numel()
+        rounds = max(queries // (FLIPS * numbers), 1)
+        for number in range(rounds):
+            yield partial(_flips, queries // rounds, SHARE if number else 0.0), queries // rounds + 1
+
+    def _ascents(self, left: "_Left") -> Adversarials:
+        """Return the best of an ascent towards each class."""
+        model, batch, threat, _, seed = left
         classes = [Ranked(rank)(batch) for rank in ranks(self.targets, batch.clean_logits.shape[1])]
         patterns = patterns_of(batch.x, self.queries)
         often = min(max(self.queries // (2 * patterns * len(classes)), 1), self.steps)
@@ -133,9 +187,38 @@ class Patterns(Attack):
             if len(rows):
                 network = PatternedGradients(model, even, seed, batch.x[rows], whole[rows], schedule)
                 found = _ascended(network, batch.select(rows), threat.select(rows), target[rows])
-                step = torch.where(found.step < 0, -1, found.step + number * (self.steps + 1))
-                enter(best, rows, found._replace(step=step), 0)
+                enter(best, rows, found._replace(step=found.step + number * (self.steps + 1)), 0)
         return best
+
+    def _summed(self, steps: int, left: "_Left") -> Adversarials:
+        """Return the best of so many steps along the sum of gradients, from the best there is."""
+        model, batch, threat, best, seed = left
+        network = AlongPatterns(model, alike(threat), seed, self.queries)
+
+        def aim(rows: Rows) -> tuple[Objective, Score]:
+            labels = batch.labels[rows]
+            return objective_of(network, loss_of(margin, labels)), lambda logits: margin(logits, labels)
+
+        found = search(aim, batch.x, threat, Momentum(2.0), steps, start=best.x_adv)
+        passes = found.passes // 2 * (1 + 2 * patterns_of(batch.x, self.queries)) + found.passes % 2
+        return as_component(found._replace(passes=passes), best.target)
+
+
+class _Left(NamedTuple):
+    """Images that are still classified correctly: the model, the images, their threat, the best found, a seed."""
+
+    model: nn.Module
+    batch: Batch
+    threat: ThreatModel
+    best: Adversarials
+    seed: int
+
+
+def _flips(queries: int, share: float, left: _Left) -> Adversarials:
+    """Return the best of a round of flips, from the best there is or a share of its numbers away."""
+    best = left.best
+    start = Searched(best.x_adv, best.score, best.step, torch.zeros_like(best.passes))
+    return as_component(flipped(*left[:3], start, queries, left.seed, share=share), best.target)
 
 
 def _ascended(network: PatternedGradients, batch: Batch, threat: ThreatModel, target: Tensor) -> Adversarials:

@@ -156,16 +156,17 @@ def search(
 
 
 @torch.no_grad()
-def guess(propose: Propose, model: nn.Module, batch: Batch, queries: int) -> Searched:
+def guess(propose: Propose, model: nn.Module, batch: Batch, queries: int, *, start: Searched | None = None) -> Searched:
     """Ask the model about one candidate of each image after another: the first misclassified, or the best by margin.
 
-    A forward for each query of an image that stands, by batch.logits to begin with; steps count from 1. A candidate of
-    a smaller margin is forgotten; the first is the one to beat, and the clean image stays if it is as good as the best.
+    A forward for each query of an image that is not broken, by batch.logits to begin with; steps count from 1. A
+    candidate of a smaller margin is forgotten; the first is the one to beat, or what the search starts from, and the
+    clean image stays if it is as good as the best.
     """
     best = clean = _initial(batch.x, margin(batch.clean_logits, batch.labels))
     rows = (clean.score < 0).nonzero().squeeze(1)
     batch = Batch(batch.x.detach(), batch.labels, batch.indices.to(batch.x.device)).select(rows)
-    here = _initial(batch.x)
+    here = _initial(batch.x) if start is None else chosen(start, rows)
     for query in range(queries if len(rows) else 0):
         x_adv = propose(batch, here.x_adv, query)
         here = _update_best(here, x_adv, margin(model(x_adv), batch.labels), query + 1, passes=1)
