@@ -14,9 +14,6 @@ from planish.core.batch import Batch
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 PAGE = SCRIPTS.parent / "docs" / "results.md"
 
-ABOVE = {"quantised input": 1, "votes on noisy copies": 2, "switching networks": 1}
-"""Models that end so many images above the best known."""
-
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -111,15 +108,10 @@ def test_the_models_called_masked_answer_as_their_networks_do(rows: list[dict[st
     assert len(shared) >= 12 and differ == {"saturated tanh": 11}
 
 
-def test_what_ends_above_the_best_known_is_named_with_its_number_of_images(
-    script: Any, rows: list[dict[str, Any]]
-) -> None:
-    """The claim is that none does. The text under the table says which do, and why."""
+def test_every_model_ends_at_the_best_known(script: Any, rows: list[dict[str, Any]]) -> None:
     known = [row for row in rows if "best" in row and "refused" not in row]
-    over = {row["model"]: round(script.above(row) * row["images"] / 100) for row in known}
-    assert {name: images for name, images in over.items() if images > 0} == ABOVE and min(over.values()) >= 0
-    text = PAGE.read_text(encoding="utf-8").partition(f"<!-- end of {script.PAGE} -->")[2].partition("\n## ")[0]
-    assert [name for name in ABOVE if f"`{name}`" not in text] == []
+    away = {row["model"]: round(script.above(row) * row["images"] / 100) for row in known}
+    assert len(known) >= 28 and {name: images for name, images in away.items() if images} == {}
 
 
 def test_every_model_that_only_seems_robust_gives_cause_or_falls_at_once(
