@@ -123,6 +123,7 @@ def test_linear_models_are_exact(classes: int, images: Tensor):
     found = linear_distance(model, batch, threat)
     torch.testing.assert_close(found.distance.float(), exact, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(threat.norm(found.x_adv - batch.x.flatten(1).view_as(found.x_adv)).float(), exact)
+    model, batch = model.double(), batch._replace(x=batch.x.double())  # float32 rounds a margin of 0 to either side
     attacks: list[DistanceAttack] = [Closest(50, 3), FABT(50), FMN(100, targets=3), PGDBisection(20, 8, targets=3)]
     for attack in attacks:
         ratio = nearest(attack, model, batch, threat).distance / exact

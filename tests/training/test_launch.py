@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +15,15 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from planish.cli import several
 from planish.cli.main import app
+from planish.core.errors import BadInput
 from planish.core.share import Share
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.runs.run import read_history, read_weights
 from planish.runs.taken import identity
 from planish.runs.train import train_into
+from planish.training import processes
 from planish.training.processes import Agreed, Group
 from planish.training.settings import Settings
 
@@ -92,6 +97,31 @@ def test_wrong_input_is_said_once_and_not_tried_again(experiment: Experiment, tm
         "planish: a batch of 1 image cannot be shared by 2 processes: set settings.batch_size to 2 or more, or start "
         "fewer processes"
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code", "waits"),
+    [
+        (0, Agreed("wrong"), 2, False),
+        (1, Agreed("wrong"), 2, True),
+        (1, FloatingPointError("the loss is not finite"), 3, True),
+        (1, BadInput("its own"), 2, False),
+        (1, KeyboardInterrupt(), 130, False),
+    ],
+)
+def test_who_leaves_the_words_to_the_first_one_lives_on(
+    number: int, error: BaseException, code: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """When the second process ended first, the first was ended before it had said what was wrong."""
+    slept: list[float] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(number))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(several, "_end", sys.exit)
+    monkeypatch.setattr(processes, "joined", lambda *about: nullcontext(Group()))
+    with pytest.raises(SystemExit) as ended, several.in_group("cpu", None):
+        raise error
+    assert ended.value.code == code and slept == [several.PATIENCE] * waits
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from planish.training.processes import Group
 
 Step = TypeVar("Step")
+PATIENCE = 10.0
+"""Seconds that a process which leaves the words to the first one lives on: whoever started them ends all with one."""
 Processes = Annotated[int | None, Option(min=1, help="Train in so many processes of this machine, one for each GPU.")]
 Restarts = Annotated[int, Option("--max-restarts", min=0, help="With --processes: start again so often if one dies.")]
 Backend = Annotated[str | None, Option(help="How processes exchange gradients: gloo on CPUs, nccl on GPUs.")]
@@ -89,6 +92,7 @@ def at_work(
 @contextmanager
 def in_group(device: str, backend: str | None) -> "Iterator[Group]":
     """The group that this process is one of. What all of them raise, the first one says; of else, who raised it."""
+    from planish.runs.launch import INTERRUPTED
     from planish.training.processes import are_several, joined, number
 
     try:
@@ -100,6 +104,8 @@ def in_group(device: str, backend: str | None) -> "Iterator[Group]":
         code, words = _ending(error, number())
         if words:
             terminal.failed(words, code)
+        elif code != INTERRUPTED and number():
+            time.sleep(PATIENCE)
         _end(code)
 
 
