@@ -145,10 +145,10 @@ def test_the_sum_of_gradients_breaks_votes_that_single_ones_leave(monkeypatch: p
     model, x = Votes(Curved(), 9, 0.1), torch.rand(24, 1, 8, 8, generator=seeded(9))
     batch, every = Batch(x, model(x).argmax(1), torch.arange(24)), Patterns._parts
     left = []
-    for parts in (1, 2, 9):
+    for parts in (1, 2):
         monkeypatch.setattr(Patterns, "_parts", lambda self, x, parts=parts: itertools.islice(every(self, x), parts))
         left.append(int((attack(Patterns(10, 2, 2560), model, batch, Linf(0.03)).score < 0).sum()))
-    assert left == [13, 11, 11]
+    assert left == [13, 11]
 
 
 def test_large_images_get_one_round_and_no_sum():
