@@ -93,9 +93,7 @@ class PatternedGradients(MeasuredGradients):
         if backward not in reaches:
             return super().gradient(objective, x, backward)
         if backward:
-            self.whole[self.rows] = along_patterns(
-                lambda x: objective(x)[0].unsqueeze(0), x, self.threat, reaches[backward], queries, self.seed + backward
-            )[0]
+            self.whole[self.rows] = _along(objective, x, self.threat, reaches[backward], queries, self.seed + backward)
         return self.whole[self.rows]
 
     def directions(self, objective: Objective, x: Tensor, backward: int) -> list[Tensor]:
@@ -111,10 +109,22 @@ class AlongPatterns(MeasuredGradients):
         self.queries = queries
 
     def gradient(self, objective: Objective, x: Tensor, backward: int) -> Tensor:
-        def values(x: Tensor) -> Tensor:
-            return objective(x)[0].unsqueeze(0)
+        return _along(objective, x, self.threat, SUMMED, self.queries, self.seed + backward)
 
-        return along_patterns(values, x, self.threat, SUMMED, self.queries, self.seed + backward)[0]
+
+def _along(objective: Objective, x: Tensor, threat: ThreatModel, reach: float, queries: int, seed: int) -> Tensor:
+    """Return the gradient of an objective at x (N, C, H, W), along patterns."""
+    return along_patterns(lambda x: objective(x)[0].unsqueeze(0), x, threat, reach, queries, seed)[0]
+
+
+class _Left(NamedTuple):
+    """Images that are still classified correctly: the model, the images, their threat, the best found, a seed."""
+
+    model: nn.Module
+    batch: Batch
+    threat: ThreatModel
+    best: Adversarials
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,7 @@ class Patterns(Attack):
                 iterate += iterates
         return best
 
-    def _parts(self, x: Tensor) -> Iterator[tuple[Callable[["_Left"], Adversarials], int]]:
+    def _parts(self, x: Tensor) -> Iterator[tuple[Callable[[_Left], Adversarials], int]]:
         """Yield what is done with images (N, ...) that are left, and how many iterates it has."""
         yield self._ascents, self.targets * (self.steps + 1)
         steps = self.queries // 2 // (2 * patterns_of(x, self.queries))
@@ -167,7 +177,7 @@ class Patterns(Attack):
         for number in range(rounds):
             yield partial(_flips, queries // rounds, SHARE if number else 0.0), queries // rounds + 1
 
-    def _ascents(self, left: "_Left") -> Adversarials:
+    def _ascents(self, left: _Left) -> Adversarials:
         """Return the best of an ascent towards each class."""
         model, batch, threat, _, seed = left
         classes = [Ranked(rank)(batch) for rank in ranks(self.targets, batch.clean_logits.shape[1])]
@@ -190,7 +200,7 @@ class Patterns(Attack):
                 enter(best, rows, found._replace(step=found.step + number * (self.steps + 1)), 0)
         return best
 
-    def _summed(self, steps: int, left: "_Left") -> Adversarials:
+    def _summed(self, steps: int, left: _Left) -> Adversarials:
         """Return the best of so many steps along the sum of gradients, from the best there is."""
         model, batch, threat, best, seed = left
         network = AlongPatterns(model, alike(threat), seed, self.queries)
@@ -202,16 +212,6 @@ class Patterns(Attack):
         found = search(aim, batch.x, threat, Momentum(2.0), steps, start=best.x_adv)
         passes = found.passes // 2 * (1 + 2 * patterns_of(batch.x, self.queries)) + found.passes % 2
         return as_component(found._replace(passes=passes), best.target)
-
-
-class _Left(NamedTuple):
-    """Images that are still classified correctly: the model, the images, their threat, the best found, a seed."""
-
-    model: nn.Module
-    batch: Batch
-    threat: ThreatModel
-    best: Adversarials
-    seed: int
 
 
 def _flips(queries: int, share: float, left: _Left) -> Adversarials:

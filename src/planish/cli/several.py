@@ -92,7 +92,6 @@ def at_work(
 @contextmanager
 def in_group(device: str, backend: str | None) -> "Iterator[Group]":
     """The group that this process is one of. What all of them raise, the first one says; of else, who raised it."""
-    from planish.runs.launch import INTERRUPTED
     from planish.training.processes import are_several, joined, number
 
     try:
@@ -104,7 +103,7 @@ def in_group(device: str, backend: str | None) -> "Iterator[Group]":
         code, words = _ending(error, number())
         if words:
             terminal.failed(words, code)
-        elif code != INTERRUPTED and number():
+        elif not isinstance(error, KeyboardInterrupt):
             time.sleep(PATIENCE)
         _end(code)
 

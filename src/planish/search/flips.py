@@ -11,7 +11,7 @@ from planish.core.batch import Batch
 from planish.core.randomness import keyed, keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import Searched, guess
-from planish.search.measured import alike
+from planish.search.measured import alike, evenly
 
 
 def flipped(
@@ -25,7 +25,7 @@ def flipped(
     then to begin with.
     """
     even = alike(threat)
-    length = even.radius / float(even.norm(torch.ones(1, batch.x[0].numel(), device="cpu")))
+    length = evenly(even, batch.x)
 
     def turned(batch: Batch, x_adv: Tensor, numbers: Tensor) -> Tensor:
         own = threat.of(batch.indices)

@@ -97,6 +97,12 @@ def alike(threat: ThreatModel) -> ThreatModel:
     return replace(threat.plain, radius=threat.radius)
 
 
+def evenly(threat: ThreatModel, x: Tensor) -> float:
+    """Return how far every number of an image of x (N, ...) moves at the radius where all move as far: in Linf the
+    radius. threat: with one radius for all."""
+    return threat.radius / float(threat.norm(torch.ones(1, x[0].numel(), device="cpu")))
+
+
 def orthonormal(directions: list[Tensor]) -> list[Tensor]:
     """Return directions (N, ...) of length 1 at right angles that span the same; 0 where one adds nothing to others."""
     found: list[Tensor] = []

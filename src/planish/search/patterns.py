@@ -9,7 +9,7 @@ from torch import Tensor
 
 from planish.core.randomness import keyed
 from planish.core.threat import ThreatModel
-from planish.search.measured import LEVELS
+from planish.search.measured import LEVELS, evenly
 
 Values = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) -> (T, N), of T functions."""
@@ -35,8 +35,7 @@ def along_patterns(values: Values, x: Tensor, threat: ThreatModel, reach: float,
     """
     cells, count = _cells(x, queries)
     turned = 1 - 2 * (keyed(torch.zeros(1, dtype=torch.int64, device=x.device), seed, count)[0] < 0.5).to(x.dtype)
-    ones = torch.ones(1, x[0].numel(), device="cpu")
-    length = max(reach * threat.radius / float(threat.norm(ones)), (threat.high - threat.low) / LEVELS)
+    length = max(reach * evenly(threat, x), (threat.high - threat.low) / LEVELS)
     up, down = ((x + side * length).clamp(threat.low, threat.high) for side in (1, -1))
     found, patterns = torch.zeros((), device=x.device), _power_of_two(count)
     for pattern in range(patterns):
