@@ -38,6 +38,7 @@ from timing import (
 from torch import nn
 
 from planish.cli.memory import keep_freed
+from planish.core.arguments import logits_of
 from planish.core.modes import Counted
 
 COLUMNS: Columns = {
@@ -68,10 +69,14 @@ def counts(candidate: Candidate, model: nn.Module, images: int) -> Row:
 def measured(task: Task, few: Task, options: Namespace) -> list[Row]:
     """Return one row for each candidate of a task. It is counted first, so that no timed call is the first.
 
+    The clean pass, whose logits an evaluation shares with its attacks, is made before: from it planish knows how many
+    images go through the model at a time.
     few: the same task with the images that passes are counted on.
     """
     given, group = task
     models = {True: deepcopy(given.model).requires_grad_(False), False: given.model}
+    for model in models.values():
+        logits_of(model, given.batch.x)
 
     def calling(candidate: Candidate) -> Callable[[], object]:
         return lambda: candidate.call(models[candidate.frozen])

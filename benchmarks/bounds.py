@@ -91,11 +91,11 @@ def regularity(given: Namespace, model: Judged) -> Arrays:
     """Return values and gradient norms of both losses at each image, and a smooth network's extreme eigenvalues."""
     network, arrays = model.subject.model, Arrays()
     for name, loss in (("hard", margin), ("soft", soft_margin)):
-        steep = in_chunks(partial(gradient_norms, network, threat=L2(0.0), loss=loss), model.batch, CHUNK)
+        steep = in_chunks(partial(gradient_norms, threat=L2(0.0), loss=loss), network, model.batch, CHUNK)
         arrays |= {f"{name}/{key}": getattr(steep, key).cpu().numpy() for key in ("value", "l2", "l1")}
     if smooth(model):
         some = model.batch.select(slice(0, given.curved))
-        bent = in_chunks(partial(curvature, network, loss=soft_margin, steps=given.lanczos), some, CHUNK)
+        bent = in_chunks(partial(curvature, loss=soft_margin, steps=given.lanczos), network, some, CHUNK)
         arrays |= {f"hessian/{key}": value.cpu().numpy() for key, value in bent._asdict().items()}
     return arrays
 

@@ -37,7 +37,7 @@ def measured(given: Namespace, model: Judged) -> Arrays:
     """Return gamma, the slope there, the clean loss and the passes of each image."""
     threat = parse_threat("Linf", given.radius)
     network = model.subject.model
-    found = in_chunks(lambda part: local_linearity(network, part, threat, steps=given.steps), model.batch)
+    found = in_chunks(partial(local_linearity, threat=threat, steps=given.steps), network, model.batch)
     names = ("gamma", "slope", "value", "passes")
     return {name: getattr(found, name).cpu().numpy() for name in names}
 

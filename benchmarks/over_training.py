@@ -54,10 +54,10 @@ def measured(given: Namespace, network: nn.Module, batch: Batch) -> Arrays:
     threat = parse_threat("Linf", given.radius)
     record = planish.evaluate(network, batch, None, threat, f"fgsm,pgd-{given.steps}")
     few = Batch(*(part[: given.linear] for part in batch[:3]))
-    linear = in_chunks(lambda part: local_linearity(network, part, threat, steps=given.ascent), few)
+    linear = in_chunks(partial(local_linearity, threat=threat, steps=given.ascent), network, few)
     gamma = np.full(len(batch.labels), np.nan)
     gamma[: len(few.labels)] = linear.gamma.cpu().numpy()
-    error = in_chunks(lambda part: one_step(network, part, threat), batch).error
+    error = in_chunks(partial(one_step, threat=threat), network, batch).error
     robust = {"fgsm": record.correct() & ~record.broken_by("fgsm"), "pgd": record.survivors()}
     boundary = distorted(network, batch, threat)
     return {"clean": record.correct(), **robust, "gamma": gamma, "error": error.cpu().numpy(), "distorted": boundary}
@@ -65,7 +65,7 @@ def measured(given: Namespace, network: nn.Module, batch: Batch) -> Arrays:
 
 def distorted(network: nn.Module, batch: Batch, threat: ThreatModel) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Say which images are right at the end of FGSM's step, but wrong at a part of it."""
-    end = in_chunks(lambda part: one_step(network, part, threat), batch).x_adv
+    end = in_chunks(partial(one_step, threat=threat), network, batch).x_adv
 
     def right(share: float) -> torch.Tensor:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ def test_passes_are_what_a_counter_counts(name: str, normed: nn.Module, batch: B
 def test_chunks_say_what_the_whole_says(smooth: nn.Module, batch: Batch):
     batch = batch._replace(x=batch.x.double())
     whole = gradient_norms(smooth, batch, THREAT)
-    found = in_chunks(lambda part: gradient_norms(smooth, part, THREAT), batch, 3)
+    found = in_chunks(partial(gradient_norms, threat=THREAT), smooth, batch, 3)
     assert type(found) is type(whole)
     close(found, whole)
-    assert len(in_chunks(lambda part: gradient_norms(smooth, part, L2(1.0)), batch.select(slice(0, 0)))[0]) == 0
+    assert len(in_chunks(partial(gradient_norms, threat=L2(1.0)), smooth, batch.select(slice(0, 0)))[0]) == 0

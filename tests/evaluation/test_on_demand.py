@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from planish.core.arguments import at_a_time
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
+from planish.core.footprint import at_a_time
 from planish.core.threat import Linf
 from planish.core.weighted import Weighted
 from planish.data import on_demand

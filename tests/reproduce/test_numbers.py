@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.lipschitz import empirical_lipschitz
-from planish.core.arguments import CHUNK
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
+from planish.core.footprint import CHUNK
 from planish.core.losses import margin
 from planish.core.threat import L2, Linf
 from planish.data import load

@@ -10,7 +10,6 @@ from torch import Generator, Tensor, nn
 from planish.core.arguments import (
     Images,
     Labels,
-    images_at_a_time,
     judged_batch,
     logits_of,
     model_of,
@@ -18,6 +17,7 @@ from planish.core.arguments import (
     threat_of,
 )
 from planish.core.batch import Batch
+from planish.core.footprint import images_at_a_time
 from planish.core.losses import margin
 from planish.core.modes import Counted, Precision, attacked, autocast
 from planish.core.randomness import drawn_seed, seeded
@@ -279,9 +279,9 @@ def run(
     on which rounding may have decided are searched again in float32.
     keep: told after each chunk how far it has come; earlier: that, to go on from there with the same outcome.
     """
-    chunk = images_at_a_time(chunk)
     with attacked(model):
         batch = with_logits(model, batch, chunk)
+        chunk = images_at_a_time(model, batch.x, chunk)
         attack = attack.assembled(batch.clean_logits.shape[1])
         progress = earlier or Progress(untouched(attack, batch))
         best, components = progress.best, tuple(components_of(attack))
@@ -320,7 +320,7 @@ def searched(
     chunk: int | None = None,
 ) -> Nearest:
     """Run a distance attack on a batch of any size in chunks. The outcome does not depend on `chunk`."""
-    noise, chunk = drawn_seed(seeded(seed)), images_at_a_time(chunk)
+    noise, chunk = drawn_seed(seeded(seed)), images_at_a_time(model, batch.x, chunk)
     with attacked(model):
         parts = [
             attack.distances(model, batch.select(slice(at, at + chunk)), threat, generator=seeded(noise))

@@ -14,9 +14,10 @@ from planish.attacks.transfer import Surrogate
 from planish.audit.check import Check
 from planish.audit.evidence import PLANS, AsLogits, Evidence, Plan, are_probabilities
 from planish.audit.geometry import geometry
-from planish.core.arguments import CHUNK, check_images, judged_batch, logits_of
+from planish.core.arguments import check_images, judged_batch, logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
+from planish.core.footprint import CHUNK
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.randomness import reproducible

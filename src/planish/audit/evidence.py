@@ -125,11 +125,11 @@ class Trace(NamedTuple):
 def gradients_of(model: nn.Module, batch: Batch, loss: Loss) -> Gradients:
     """Return loss and gradient of a model at the images."""
 
-    def at(some: Batch) -> Gradients:
+    def at(model: nn.Module, some: Batch) -> Gradients:
         return Gradients(*evaluated(objective_of(model, loss_of(loss, some.labels)), some.x))
 
     with attacked(model), full_precision(batch.x):
-        return in_chunks(at, batch)
+        return in_chunks(at, model, batch)
 
 
 @dataclass(eq=False)

@@ -115,10 +115,10 @@ def _known(evidence: Evidence) -> Tensor:
 def _linearity(evidence: Evidence, batch: Batch, rows: Tensor) -> record.Linearity:
     """Return the errors; the gradient step's point lies in the ball, and so gamma is no smaller than its error."""
     steps = evidence.plan.steps
-    ascent = partial(local_linearity, evidence.model, threat=evidence.threat, steps=steps, seed=evidence.seed)
-    found = in_chunks(ascent, batch)
+    ascent = partial(local_linearity, threat=evidence.threat, steps=steps, seed=evidence.seed)
+    found = in_chunks(ascent, evidence.model, batch)
     evidence.record("linearity-error", rows, found.x_worst)
-    step = in_chunks(partial(one_step, evidence.model, threat=evidence.threat), batch)
+    step = in_chunks(partial(one_step, threat=evidence.threat), evidence.model, batch)
     return record.Linearity(_array(torch.maximum(found.gamma, step.error)), _array(step.error), steps)
 
 

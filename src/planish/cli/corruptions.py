@@ -45,7 +45,7 @@ def measure(
     """Classify corrupted images into an evaluation's folder, if any are asked for, a bar showing how far it is."""
     if common is None:
         return
-    from planish.core.arguments import at_a_time
+    from planish.core.footprint import at_a_time
     from planish.runs.corruptions import measure_into
 
     with at_a_time(where.batch_size), terminal.progress_bars(where.quiet) as bars:

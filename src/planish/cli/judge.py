@@ -322,7 +322,7 @@ def _work(
     """
     if asked is not None and asked.workers is not None:
         return shards.by_workers(asked, place, total, words)
-    from planish.core.arguments import at_a_time
+    from planish.core.footprint import at_a_time
     from planish.runs.places import at_work, begun
 
     kind, name, where = place

@@ -21,7 +21,7 @@ def affine(modules: list[nn.Module]) -> Iterator[None]:
 
     PyTorch's backward of a batch norm keeps its input and sums over it, for parameters that want no gradient here.
     """
-    with replaced_forward({} if any(map(_runs_as_a_copy, modules)) else _affine_maps(modules)):
+    with replaced_forward({} if any(map(runs_as_a_copy, modules)) else _affine_maps(modules)):
         yield
 
 
@@ -140,7 +140,7 @@ def _constants(module: _BatchNorm) -> _Constants | None:
     return None if mean is None or variance is None else _Constants(mean, variance, own["weight"], own["bias"])
 
 
-def _runs_as_a_copy(module: nn.Module) -> bool:
+def runs_as_a_copy(module: nn.Module) -> bool:
     """Return whether compiled code or replicas run in its place, which would not see a replaced forward."""
     compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
     return compiled or isinstance(module, nn.DataParallel)

@@ -2,8 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, between
+from planish.core.errors import BadInput
+from planish.core.footprint import CHUNK, images_at_a_time, in_parts
 from planish.core.modes import Counted, dtype_of, evaluating, full_precision
 from planish.core.randomness import reproducible
 from planish.core.threat import THREATS, ThreatModel, parse_threat
@@ -25,30 +24,7 @@ Images = Tensor | NDArray[Any] | Batch | Dataset[Any] | Iterable[Any]
 """(N, C, H, W) in [0, 1]; or with labels, as `batch_of` takes it: a Batch, a pair, a Dataset, a DataLoader."""
 Labels = Tensor | NDArray[Any] | Sequence[int] | None
 """(N,) whole numbers; None where the images bring theirs."""
-CHUNK = 256
-"""Images that go through a model at a time, where nothing else is said."""
-_MOST: ContextVar[int | None] = ContextVar("images that may go through a model at a time", default=None)
 Measured = TypeVar("Measured", bound=tuple[Any, ...])
-
-
-@contextmanager
-def at_a_time(images: int | None) -> Iterator[None]:
-    """Let no more images through a model at a time within; None = as many as is usual. Outcomes do not depend on it.
-
-    Raises BadInput.
-    """
-    between(1, 2**20, **{"batch size": images})
-    token = _MOST.set(images)
-    try:
-        yield
-    finally:
-        _MOST.reset(token)
-
-
-def images_at_a_time(chunk: int | None = None) -> int:
-    """Return how many images go through a model at a time. chunk: what a call asks for; None = what is usual."""
-    most, asked = _MOST.get(), CHUNK if chunk is None else chunk
-    return asked if most is None else min(asked, most)
 
 
 def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = False) -> ThreatModel:
@@ -236,18 +212,19 @@ def logits_of(model: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
     """Return the logits (N, K) in float32 or wider, evaluation mode, autocast off, without a graph."""
     network = model if isinstance(model, Counted) else Counted(model)
     with evaluating(network), torch.no_grad(), full_precision(x):
-        parts = [network(part) for part in torch.split(x, images_at_a_time(chunk)) if len(part)]
-    return torch.cat(parts) if parts else x.new_zeros(0, 2)
+        return in_parts(network, x, chunk) if len(x) else x.new_zeros(0, 2)
 
 
-def in_chunks(measure: Callable[[Batch], Measured], batch: Batch, chunk: int | None = None) -> Measured:
+def in_chunks(
+    measure: Callable[[nn.Module, Batch], Measured], model: nn.Module, batch: Batch, chunk: int | None = None
+) -> Measured:
     """Return what the measure says of all images, its (N, ...) tensors joined. The outcome does not depend on `chunk`.
 
-    measure: takes a batch and returns a named tuple of tensors whose first dimension is the images, as all measures of
-    an audit but estimated constants do.
+    measure: takes the model and a batch, and returns a named tuple of tensors whose first dimension is the images, as
+    all measures of an audit but estimated constants do.
     """
-    size = images_at_a_time(chunk)
-    parts = [measure(batch.select(slice(at, at + size))) for at in range(0, max(len(batch.x), 1), size)]
+    size = images_at_a_time(model, batch.x, chunk)
+    parts = [measure(model, batch.select(slice(at, at + size))) for at in range(0, max(len(batch.x), 1), size)]
     return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 

@@ -11,8 +11,8 @@ from torch import Generator, Tensor, nn
 
 from planish.attacks import Progress, run
 from planish.attacks.suites import Stage
-from planish.core.arguments import images_at_a_time
 from planish.core.batch import Batch
+from planish.core.footprint import images_at_a_time
 from planish.core.modes import Counted, Precision
 from planish.core.randomness import keyed_draws, seeded
 from planish.core.threat import ThreatModel
@@ -189,4 +189,4 @@ def verified(
             f"{name} left the {threat.name} ball of radius {radius_text(threat.radius)} or the box on "
             f"{number_of(int((~feasible).sum()))} (largest distance {worst:g})"
         )
-    return Verdict.of(model, found.x_adv, batch.labels, max(1, images_at_a_time(chunk) - 1), draws)
+    return Verdict.of(model, found.x_adv, batch.labels, max(1, images_at_a_time(model, batch.x, chunk) - 1), draws)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from planish.core.arguments import batch_of, images_at_a_time, judged_batch
+from planish.core.arguments import batch_of, judged_batch
 from planish.core.batch import Batch, ImageSet, Rows
+from planish.core.footprint import images_at_a_time
 from planish.core.threat import ThreatModel
 from planish.data.on_demand import OnDemand
 from planish.evaluation.guards import Verdict
@@ -33,7 +34,8 @@ class Judged:
     def begun(cls, model: nn.Module, x: object, labels: object, threat: ThreatModel, chunk: int | None) -> Self:
         """Ask the model about all images, block by block. x, labels: as `batch_of` takes them. Raises BadInput."""
         images: ImageSet = x if isinstance(x, OnDemand) else batch_of(x, labels, model)
-        digests, logits, size = Digests(images.shape), list[Tensor](), images_at_a_time(chunk)
+        digests, logits = Digests(images.shape), list[Tensor]()
+        size = images_at_a_time(model, images.labels.new_empty(0, *images.shape[1:]), chunk)
         for rows in images.blocks(None, size):
             batch = judged_batch(model, images.select(rows), None, threat, chunk)
             digests.add(batch.x.float())

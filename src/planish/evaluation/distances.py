@@ -13,7 +13,6 @@ from planish.core.arguments import (
     Images,
     Labels,
     batch_of,
-    images_at_a_time,
     logits_of,
     model_of,
     seed_of,
@@ -21,6 +20,7 @@ from planish.core.arguments import (
 )
 from planish.core.batch import Batch, ImageSet
 from planish.core.errors import BadInput, Unlike, spelled
+from planish.core.footprint import images_at_a_time
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
@@ -174,7 +174,7 @@ def checked(
     low, high = found.x_adv.flatten(1).amin(1), found.x_adv.flatten(1).amax(1)
     if not bool(((low >= threat.low) & (high <= threat.high)).all()):
         raise RuntimeError(f"{name} left the box [{threat.low:g}, {threat.high:g}]")
-    open_, size = found.distance.isfinite(), max(1, images_at_a_time(chunk) - 1)
+    open_, size = found.distance.isfinite(), max(1, images_at_a_time(model, batch.x, chunk) - 1)
     distance, fragile = torch.full_like(found.distance, torch.inf), 0
     for farther in FARTHER:
         rows = open_.nonzero().squeeze(1)

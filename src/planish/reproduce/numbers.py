@@ -31,7 +31,7 @@ Numbering = Callable[[nn.Module, Batch, ThreatModel, int], Found]
 
 def lipschitz(model: nn.Module, batch: Batch, threat: ThreatModel, places: int) -> Found:
     """Return "largest" and "smallest": extremes of ||f(x) - f(x')||_1 / ||x - x'|| met in each ball, f: the logits."""
-    found = in_chunks(partial(empirical_lipschitz, model, threat=threat, steps=STEPS), batch)
+    found = in_chunks(partial(empirical_lipschitz, threat=threat, steps=STEPS), model, batch)
     return {"largest": found.largest, "smallest": found.smallest, "passes": found.passes}
 
 
@@ -44,10 +44,10 @@ def regularity(model: nn.Module, batch: Batch, threat: ThreatModel, places: int)
     Hessian, as they seem to in the paper, so that this C-bound can fail even where the constants hold.
     """
     hard, soft = top_margin(places), soft_top_margin(places)
-    steep = in_chunks(partial(gradient_norms, model, threat=threat, loss=hard), batch)
+    steep = in_chunks(partial(gradient_norms, threat=threat, loss=hard), model, batch)
     hessian, passes = torch.full_like(steep.dual, torch.nan), steep.passes
     if not any(isinstance(part, nn.ReLU) for part in model.modules()):
-        bent = in_chunks(partial(curvature, model, loss=soft, steps=STEPS), batch)
+        bent = in_chunks(partial(curvature, loss=soft, steps=STEPS), model, batch)
         hessian, passes = bent.norm, passes + bent.passes
     gap = (-steep.value).clamp(min=0)
     return {
@@ -63,8 +63,8 @@ def linearity(model: nn.Module, batch: Batch, threat: ThreatModel, places: int) 
     """Return how far the loss departs from its tangent: "gamma", the largest error found in each ball (Qin et al. 2019,
     eq. 6), and "error", that after one full step (Li and Yu 2022, eq. C.1).
     """
-    largest = in_chunks(partial(local_linearity, model, threat=threat, steps=STEPS), batch)
-    after = in_chunks(partial(one_step, model, threat=threat), batch)
+    largest = in_chunks(partial(local_linearity, threat=threat, steps=STEPS), model, batch)
+    after = in_chunks(partial(one_step, threat=threat), model, batch)
     return {"gamma": largest.gamma, "error": after.error, "passes": largest.passes + after.passes}
 
 

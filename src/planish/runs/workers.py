@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from planish.core.arguments import at_a_time
 from planish.core.errors import BadInput
+from planish.core.footprint import at_a_time
 from planish.core.words import number_of
 from planish.data.stream import end_with_parent, usable_processors
 from planish.records.distances import Distances

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.core.arguments import images_at_a_time
 from planish.core.batch import Batch, Rows, per_image
+from planish.core.footprint import in_parts
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
 from planish.search.objectives import Objective
@@ -299,7 +299,7 @@ def with_logits(model: nn.Module, batch: Batch, chunk: int | None = None) -> Bat
     if batch.logits is not None:
         return batch._replace(logits=batch.logits.detach())
     with torch.no_grad():
-        return batch._replace(logits=torch.cat([model(x) for x in torch.split(batch.x, images_at_a_time(chunk))]))
+        return batch._replace(logits=in_parts(model, batch.x, chunk))
 
 
 def _needs_copy(part: Tensor | None) -> bool:

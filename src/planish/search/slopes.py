@@ -8,8 +8,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from planish.core.arguments import images_at_a_time, logits_of
+from planish.core.arguments import logits_of
 from planish.core.batch import Batch, per_image
+from planish.core.footprint import images_at_a_time
 from planish.core.losses import margin
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
@@ -47,7 +48,7 @@ def slopes(
     directions: for each image, drawn by its index and the seed. Costs 2 forwards for each, one more and a backward.
     chunk: images through the model at a time.
     """
-    size = images_at_a_time(chunk)
+    size = images_at_a_time(model, batch.x, chunk)
     parts = (batch.select(slice(at, at + size)) for at in range(0, len(batch.x), size))
     return [value for part in parts for value in _agreements(model, part, threat, seed, directions, chunk)]
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from planish.audit.check import Seen, Unknown, check, count_text, fact, named, share
 from planish.audit.evidence import Evidence, are_probabilities
-from planish.core.arguments import CHUNK, logits_of
+from planish.core.arguments import logits_of
+from planish.core.footprint import CHUNK
 from planish.core.losses import margin
 from planish.core.modes import Counted, evaluating, fixed_statistics, left_in_training
 from planish.core.randomness import keyed_draws, reproducible

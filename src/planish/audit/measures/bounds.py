@@ -123,11 +123,11 @@ def bounds(
     constants = (lipschitz,) if curvature is None else (lipschitz, curvature)
     if not all((torch.as_tensor(constant, device="cpu") >= 0).all() for constant in constants):
         raise BadInput("the constants L and C of a bound must be 0 or more")
-    first = in_chunks(lambda part: gradient_norms(model, part, threat, loss=hard), batch, chunk)
+    first = in_chunks(partial(gradient_norms, threat=threat, loss=hard), model, batch, chunk)
     by_lipschitz = l_bound((-first.value).clamp(min=0), lipschitz).clamp(max=within)
     passes, by_curvature = int(first.passes.sum()), torch.full_like(by_lipschitz, torch.nan)
     if curvature is not None:
-        second = in_chunks(lambda part: gradient_norms(model, part, threat, loss=soft), batch, chunk)
+        second = in_chunks(partial(gradient_norms, threat=threat, loss=soft), model, batch, chunk)
         stretch = batch.x[0].numel() if isinstance(threat, Linf) else 1
         by_curvature = c_bound((-second.value).clamp(min=0), second.dual, curvature * stretch).clamp(max=within)
         passes += int(second.passes.sum())
@@ -155,11 +155,11 @@ def estimated_bounds(
     """
     if len(batch.x) == 0:
         raise BadInput("constants cannot be estimated from no image")
-    steep = in_chunks(lambda part: gradient_norms(model, part, threat, loss=hard), batch, chunk)
+    steep = in_chunks(partial(gradient_norms, threat=threat, loss=hard), model, batch, chunk)
     passes, most = int(steep.passes.sum()), None
     if soft is not None:
-        bend = partial(curvature, model, loss=soft, steps=steps, seed=seed, way=way, length=length)
-        bent = in_chunks(bend, batch, chunk)
+        bend = partial(curvature, loss=soft, steps=steps, seed=seed, way=way, length=length)
+        bent = in_chunks(bend, model, batch, chunk)
         passes, most = passes + int(bent.passes.sum()), max(float(bent.largest.max()), 0.0)
     losses: dict[str, Any] = {"hard": hard, "soft": soft or soft_margin}
     found = bounds(model, batch, threat, lipschitz=float(steep.dual.max()), curvature=most, chunk=chunk, **losses)

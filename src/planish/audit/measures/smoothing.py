@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from planish.core.arguments import CHUNK, images_at_a_time
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
+from planish.core.footprint import CHUNK, in_parts
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import seeded
 from planish.records.statistics import share_at_least
@@ -70,6 +70,6 @@ def _votes(model: nn.Module, x: Tensor, sigma: float, count: int, generator: tor
     votes = torch.zeros((), dtype=torch.int64, device=x.device)
     for at in range(0, count, CHUNK):
         noise = torch.randn(min(CHUNK, count - at), *x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        logits = torch.cat([model(x + sigma * part) for part in torch.split(noise, images_at_a_time())])
+        logits = in_parts(model, x + sigma * noise)
         votes = votes + torch.bincount(logits.argmax(1), minlength=logits.shape[1])
     return votes

@@ -1,0 +1,115 @@
+"""How much a model makes of an image, and so how many images go through it at a time."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from planish.core.affine import runs_as_a_copy
+from planish.core.errors import between
+from planish.core.modes import Counted
+
+CHUNK, LEAST = 256, 16
+"""Images that go through a model at a time: at most, and at least; smaller parts pay more for its weights."""
+CACHED = 2**24
+"""Bytes of a layer's output, of all images that go through together, that a processor reads back from its cache."""
+OF_A_GPU = 4
+"""The part of a GPU's memory that the outputs of all layers may take: a gradient keeps most of them."""
+UNKNOWN = 2**20
+"""Numbers of all images that go through a model of which nothing is known yet."""
+
+
+class Footprint(NamedTuple):
+    """Bytes that a model's layers make of one image: the largest output, and all of them."""
+
+    largest: int
+    total: int
+
+    def fitting(self, device: torch.device) -> int:
+        """Return how many images fit: one layer's outputs into a processor's cache, or all into a part of a GPU."""
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            return _usual(memory // OF_A_GPU // self.total)
+        return _usual(CACHED // self.largest) if device.type == "cpu" else CHUNK
+
+
+_MOST: ContextVar[int | None] = ContextVar("images that may go through a model at a time", default=None)
+_KNOWN: WeakKeyDictionary[nn.Module, dict[torch.Size, Footprint]] = WeakKeyDictionary()
+
+
+@contextmanager
+def at_a_time(images: int | None) -> Iterator[None]:
+    """Let no more images through a model at a time within; None = as many as is usual. Outcomes do not depend on it.
+
+    Raises BadInput.
+    """
+    between(1, 2**20, **{"batch size": images})
+    token = _MOST.set(images)
+    try:
+        yield
+    finally:
+        _MOST.reset(token)
+
+
+def images_at_a_time(model: nn.Module, x: Tensor, chunk: int | None = None) -> int:
+    """Return how many images like x (N, ...) go through a model at a time.
+
+    chunk: what a call asks for; None = as many as fit, from 16 to 256, by what the model's first forward showed.
+    """
+    most, asked = _MOST.get(), _fitting(model, x) if chunk is None else chunk
+    return asked if most is None else min(asked, most)
+
+
+def in_parts(model: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
+    """Return the outputs (N, K) for images (N, ...), which go through in parts; the first shows how many fit."""
+    parts: list[Tensor] = []
+    at = 0
+    while at < len(x) or not parts:
+        part = x[at : at + images_at_a_time(model, x, chunk)]
+        with _observed(model.given if isinstance(model, Counted) else model, part):
+            parts.append(model(part))
+        at += len(part)
+    return torch.cat(parts)
+
+
+@contextmanager
+def _observed(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Within, a forward of images x (N, ...) shows what the model makes of one, unless that is known or N is small.
+
+    Modules that run as a copy, compiled or replicated, are left alone: nothing is known of them.
+    """
+    if len(x) < LEAST or x.shape[1:] in _KNOWN.get(model, ()) or any(map(_is_closed, model.modules())):
+        yield
+        return
+    made = [x.nbytes]
+
+    def see(module: nn.Module, given: object, output: object) -> None:
+        parts = output if isinstance(output, tuple | list) else [output]
+        made.extend(part.nbytes for part in parts if isinstance(part, Tensor))
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if not module._modules:
+                hooks.enter_context(module.register_forward_hook(see))
+        yield
+    _KNOWN.setdefault(model, {})[x.shape[1:]] = Footprint(max(made) // len(x), sum(made) // len(x))
+
+
+def _fitting(model: nn.Module, x: Tensor) -> int:
+    """Return how many images like x fit; as long as nothing is known of the model, by their own size."""
+    shape = x.shape[1:]
+    known = (_KNOWN[part][shape] for part in model.modules() if shape in _KNOWN.get(part, ()))
+    found = next(known, None)
+    return _usual(UNKNOWN // max(shape.numel(), 1)) if found is None else found.fitting(x.device)
+
+
+def _usual(images: int) -> int:
+    return max(LEAST, min(images, CHUNK))
+
+
+def _is_closed(module: nn.Module) -> bool:
+    return runs_as_a_copy(module) or isinstance(module, torch.jit.ScriptModule)
