@@ -183,6 +183,16 @@ def test_the_difference_of_two_rows_over_seeds_is_welchs():
     assert found.low is not None and found.value - found.low == pytest.approx(math.hypot(images, seeds), rel=1e-3)
 
 
+def test_a_difference_of_shares_stays_within_100_points():
+    """Named regression: where a network of each row had collapsed, the interval was -314 to 299 points."""
+    figures = {"a.x": over_seeds(masks(0.4, 0.0)), "b.x": over_seeds(masks(0.0, 0.4, 0.4))}
+    found = judged(Claim("more", "here", plus=("a.x",), minus=("b.x",), above=0.0), figures, {})
+    assert (found.low, found.high, found.outcome) == (-100.0, 100.0, "open")
+    by_hand = {"a.x": mean(np.array([1.0, 9.0])), "b.x": share(np.array([True, False]))}
+    found = judged(Claim("more", "here", plus=("a.x",), minus=("b.x",), above=0.0), by_hand, {})
+    assert found.low == -100.0 and found.high is not None and found.high > -50
+
+
 def test_where_every_seed_is_beyond_the_bound_the_claim_is_decided():
     figures = {"a.x": over_seeds(masks(0.50, 0.52, 0.51)), "b.x": over_seeds(masks(0.30, 0.31, 0.32))}
     claim = Claim("more", "here", plus=("a.x",), minus=("b.x",), above=0.0)

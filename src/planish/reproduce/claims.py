@@ -22,6 +22,7 @@ class Figure:
 
     each: (N,) what every test image contributes, whose mean it is, NaN = nothing; None if it is no mean over images.
     seeds: the value of each training, where there are several; the interval is then over these too.
+    least, most: what such a figure can be at all: a share is 0 to 100 %. No interval reaches beyond.
     """
 
     value: float
@@ -29,6 +30,8 @@ class Figure:
     high: float
     each: NDArray[np.float64] | None = None
     seeds: tuple[float, ...] = ()
+    least: float = -math.inf
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -113,18 +116,27 @@ def _ratio(over: Figure, under: Figure) -> tuple[float, float, float]:
 
 
 def _sum(signs: Sequence[float], figures: Sequence[Figure]) -> tuple[float, float, float]:
+    """Return the sum with its interval, which ends where sums of such figures do."""
+    if len(figures) == 1:
+        return figures[0].value, figures[0].low, figures[0].high
     value = sum(sign * figure.value for sign, figure in zip(signs, figures, strict=True))
+    down, up = _reach(signs, figures)
+    limits = [sorted((sign * one.least, sign * one.most)) for sign, one in zip(signs, figures, strict=True)]
+    least, most = (sum(ends) for ends in zip(*limits, strict=True))
+    return value, max(least, value - down), min(most, value + up)
+
+
+def _reach(signs: Sequence[float], figures: Sequence[Figure]) -> tuple[float, float]:
+    """Return how far a sum's interval reaches down and up: on the same images pair by pair, over seeds by Welch."""
     each = [figure.each for figure in figures]
     vectors = [one for one in each if one is not None]
-    if len(figures) == 1:
-        return value, figures[0].low, figures[0].high
     if len(vectors) == len(figures) and len({len(one) for one in vectors}) == 1:
         down, up = (math.hypot(arm, _seed_half(figures)) for arm in _paired(signs, vectors))
-        return value, value - down, value + up
+        return down, up
     arms = [(figure.value - figure.low, figure.high - figure.value) for figure in figures]
     turned = [arm if sign > 0 else arm[::-1] for sign, arm in zip(signs, arms, strict=True)]
     down, up = (math.hypot(*ends) for ends in zip(*turned, strict=True))
-    return value, value - down, value + up
+    return down, up
 
 
 def _paired(signs: Sequence[float], vectors: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
@@ -153,22 +165,13 @@ def over_seeds(figures: Sequence[Figure]) -> Figure:
     seeds = tuple(figure.value for figure in figures)
     value, each = float(np.mean(seeds)), [figure.each for figure in figures if figure.each is not None]
     known = len(each) == len(figures) and len({len(one) for one in each}) == 1
-    whole = Figure(value, value, value, np.mean(each, axis=0) if known else None, seeds)
+    least, most = min(figure.least for figure in figures), max(figure.most for figure in figures)
+    whole = Figure(value, value, value, np.mean(each, axis=0) if known else None, seeds, least, most)
     down, up = (
         math.hypot(float(np.mean(arms)), _seed_half([whole]))
         for arms in zip(*((one.value - one.low, one.high - one.value) for one in figures), strict=True)
     )
-    least = 0.0 if all(map(_is_positive, figures)) else -math.inf
-    most = 100.0 if all(map(_is_share, figures)) else math.inf
     return replace(whole, low=max(least, value - down), high=min(most, value + up))
-
-
-def _is_share(figure: Figure) -> bool:
-    return figure.each is not None and set(np.unique(figure.each)) <= {0.0, 100.0}
-
-
-def _is_positive(figure: Figure) -> bool:
-    return figure.each is not None and bool(np.nanmin(figure.each) >= 0)
 
 
 def _seed_half(figures: Sequence[Figure]) -> float:
@@ -183,8 +186,8 @@ def _seed_half(figures: Sequence[Figure]) -> float:
 
 def share(mask: NDArray[np.bool_]) -> Figure:
     """Return a share of images as a figure in percent, with its Wilson interval."""
-    estimate = Estimate.of(mask)
-    return Figure(100 * estimate.value, 100 * estimate.low, 100 * estimate.high, 100.0 * mask.astype(np.float64))
+    found, each = Estimate.of(mask), 100.0 * mask.astype(np.float64)
+    return Figure(100 * found.value, 100 * found.low, 100 * found.high, each, least=0.0, most=100.0)
 
 
 def mean(each: NDArray[np.float64]) -> Figure:
@@ -194,7 +197,9 @@ def mean(each: NDArray[np.float64]) -> Figure:
         raise ValueError("no image has a number")
     half = Z95 * float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.inf
     value = float(known.mean())
-    return Figure(value, value - half, value + half, np.where(np.isfinite(each), each, math.nan))
+    least = 0.0 if known.min() >= 0 else -math.inf
+    given = np.where(np.isfinite(each), each, math.nan)
+    return Figure(value, max(least, value - half), value + half, given, least=least)
 
 
 def exact(value: float) -> Figure:
