@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import Result
 
 from planish.audit.auditor import checks
 from planish.audit.evidence import PLANS
 from planish.records.audit import load, save
-from planish.runs.audit import SUITE, SUITE_IMAGES, draw
+from planish.records.evaluation import load_adversarials
+from planish.runs.audit import CHECK_IMAGES, SUITE, SUITE_IMAGES, KeptAudit, draw
 
 Planish = Callable[..., Result]
 OPTIONS = ("--data", "digits", "--radius", "0.1", "--limit", "24", "--device", "cpu", "--out", "audited")
@@ -239,9 +241,56 @@ def test_an_audit_that_is_killed_goes_on_by_check(planish: Planish, own: str):
     one, other = load(Path("whole")), load(Path("audited"))
     assert [replace(f, passes=0) for f in one.findings] == [replace(f, passes=0) for f in other.findings]
     assert np.array_equal(one.broken_by, other.broken_by) and one.attacks == other.attacks
-    assert not (Path("audited") / SUITE).exists() and not (Path("audited") / SUITE_IMAGES).exists()
+    assert not any((Path("audited") / name).exists() for name in (SUITE, SUITE_IMAGES, CHECK_IMAGES))
     again = planish("audit", f"{own}:rounding", *OPTIONS, "--resume")
     assert (again.exit_code, again.stdout) == (1, resumed.stdout)
+
+
+def test_broken_images_are_written_when_there_are_more(tmp_path: Path):
+    """Named regression: all of them were compressed again with every finding."""
+    images = torch.rand(4, 1, 8, 8)
+    evidence = SimpleNamespace(broken={}, adversarial={})
+    kept = KeptAudit(tmp_path, resume=False, evidence=evidence)  # type: ignore[arg-type]
+    audit, path = SimpleNamespace(complete=False), tmp_path / CHECK_IMAGES
+    states: list[list[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "planish.records.audit.save", lambda audit, folder, state: states.append([*state.get("rows", ())])
+        )
+        for row in (None, 2, None, 0):
+            before = path.stat().st_mtime_ns if path.exists() else 0
+            if row is not None:
+                evidence.adversarial[row] = images[row]
+            kept.keep(audit)  # type: ignore[arg-type]
+            assert (path.exists() and path.stat().st_mtime_ns > before) == (row is not None)
+        x_adv, rows = load_adversarials(path)
+        assert rows.tolist() == states[-1] == [2, 0] and np.array_equal(x_adv, images[[2, 0]].numpy())
+        audit.complete = True
+        kept.keep(audit)  # type: ignore[arg-type]
+    assert not path.exists()
+
+
+def test_broken_images_are_there_again(planish: Planish, own: str, monkeypatch: pytest.MonkeyPatch):
+    """An audit that is gone on with has the images that its checks broke before."""
+    keep, restored, seen = KeptAudit.keep, KeptAudit.restored, dict[int, torch.Tensor]()
+
+    def cut(kept: KeptAudit, audit: Any) -> None:
+        assert kept.evidence is not None
+        kept.evidence.adversarial[5] = torch.full((1, 8, 8), 0.25)
+        keep(kept, audit)
+        raise KeyboardInterrupt
+
+    def gone_on(kept: KeptAudit, evidence: Any, *given: Any) -> Any:
+        found = restored(kept, evidence, *given)
+        seen.update(evidence.adversarial)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptAudit, "keep", cut)
+        assert planish("audit", f"{own}:honest", *OPTIONS).exit_code == 130
+    monkeypatch.setattr(KeptAudit, "restored", gone_on)
+    assert planish("audit", f"{own}:honest", *OPTIONS, "--resume").exit_code == 0
+    assert [*seen] == [5] and torch.equal(seen[5], torch.full((1, 8, 8), 0.25))
 
 
 def test_an_audit_goes_on_from_an_evaluation_in_shards(planish: Planish, own: str):

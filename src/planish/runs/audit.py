@@ -101,8 +101,8 @@ def audit_steps(
     return (PageAudit(**{part.name: getattr(step, part.name) for part in fields(step)}) for step in steps)
 
 
-SUITE, SUITE_IMAGES = "audit-suite.npz", "audit-images.npz"
-"""Of an audit that is not complete: what its suite found, and the images as it left them."""
+SUITE, SUITE_IMAGES, CHECK_IMAGES = "audit-suite.npz", "audit-images.npz", "audit-check-images.npz"
+"""Of an audit that is not complete: what its suite found, the images as it left them, and those that checks broke."""
 SAME = ("model", "data", "threat", "seed", "budget", "suite", "black_box", "checks")
 
 
@@ -115,13 +115,15 @@ def _identity(fact: Any) -> Any:
 class KeptAudit:
     """What an audit into a folder needs to go on: the suite's record once, and with each finding what checks broke.
 
-    after: the folder of an evaluation whose suite counts for this audit, where none was begun here.
+    after: the folder of an evaluation whose suite counts for this audit, where none was begun here. images: how many of
+    those that checks broke are kept: they are written when there are more, and not with each finding.
     """
 
     folder: Path
     resume: bool
     after: Path | None = None
     evidence: Evidence | None = None
+    images: int = 0
 
     def restored(self, evidence: Evidence, meta: Mapping[str, Any], names: Sequence[str]) -> list[Finding]:
         """Put back what was found, and return the findings. Raises BadInput for those of another audit."""
@@ -145,8 +147,10 @@ class KeptAudit:
         for name, rows in state.items():
             if name.startswith(BROKEN):
                 evidence.broken[name.removeprefix(BROKEN)] = evidence.mask(rows)
-        images = torch.from_numpy(state["images"]).to(evidence.images.x)
-        evidence.adversarial.update(zip(state["rows"].tolist(), images, strict=True))
+        if rows := state["rows"].tolist():
+            images, known = results.load_adversarials(self.folder / CHECK_IMAGES)
+            by_row = dict(zip(known.tolist(), torch.from_numpy(images).to(evidence.images.x), strict=True))
+            evidence.adversarial.update((row, by_row[row]) for row in rows)
         return [*found.findings]
 
     def begun(self, evidence: Evidence) -> None:
@@ -162,12 +166,14 @@ class KeptAudit:
         assert self.evidence is not None
         state = {f"{BROKEN}{name}": mask.cpu().numpy() for name, mask in self.evidence.broken.items()}
         found = self.evidence.adversarial
-        images = [image.float().cpu().numpy() for image in found.values()]
         state["rows"] = np.array([*found], np.int64)
-        state["images"] = np.stack(images) if images else np.zeros((0, *self.evidence.images.x.shape[1:]), np.float32)
+        if len(found) > self.images and not audit.complete:
+            images = torch.stack([*found.values()]).float().cpu().numpy()
+            results.save_adversarials(images, state["rows"], self.folder / CHECK_IMAGES)
+            self.images = len(found)
         record.save(audit, self.folder, {} if audit.complete else state)
         if audit.complete:
-            for name in (SUITE_IMAGES, SUITE):
+            for name in (CHECK_IMAGES, SUITE_IMAGES, SUITE):
                 remove(self.folder / name)
 
 

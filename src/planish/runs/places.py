@@ -32,8 +32,8 @@ WRITTEN = {
         *PAGE,
     ),
     "audit": (
-        *("audit.npz", "audit.json", "audit.html", "audit.md", "geometry.npz", "audit-suite.npz", "audit-images.npz"),
-        "card.md",
+        *("audit.npz", "audit.json", "audit.html", "audit.md", "geometry.npz", "card.md"),
+        *("audit-suite.npz", "audit-images.npz", "audit-check-images.npz"),
     ),
     "distances": ("distances.npz", "distances.json"),
     "report": PAGE,
