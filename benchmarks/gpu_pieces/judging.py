@@ -16,7 +16,7 @@ from torch import nn
 from gpu_pieces.job import Job, OutOfTime, Row
 from gpu_pieces.network import CLASSES, THREAT, component, judged, kept, network, record, tested, verdict
 from planish.attacks import run
-from planish.attacks.suites import Fixed, Suite
+from planish.attacks.suites import Fixed, Staged, Suite
 from planish.core.arguments import logits_of
 from planish.core.randomness import seeded
 from planish.records.statistics import paired_interval
@@ -84,7 +84,7 @@ def attack_row(job: Job, given: Problem, trained: bool, attack: str) -> Row:
 def suite_of(job: Job, name: str) -> dict[str, Suite]:
     """Return a suite by name; if tiny, of AutoAttack its first attack alone."""
     made: Suite = component("suites", name, classes=CLASSES)
-    return {name: Fixed(made.stages[:1]) if job.tiny and isinstance(made, Fixed) else made}
+    return {name: Fixed(made.stages[:1]) if job.tiny and isinstance(made, Staged) else made}
 
 
 def suite_row(job: Job, given: Problem, trained: bool, suite: str) -> Row:

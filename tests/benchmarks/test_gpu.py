@@ -137,6 +137,7 @@ def test_judging_and_papers(run: tuple[Path, str]):
     assert {"pgd", "apgd-ce", "planish-suite", "autoattack", "difference"} == set(rows)
     assert {"planish", "planish, bf16", "hand-written"} <= set(rows["pgd"]["by"]) and rows["pgd"]["trained"]
     assert rows["planish-suite"]["whole"] and rows["planish-suite"]["images"] == 8
+    assert [*rows["autoattack"]["stages"]] == ["autoattack/apgd-ce"]  # a tiny run has its first attack alone
     papers = document(run[0], "papers")["rows"]
     assert list(papers) == ["seat", "seat-fl"]
     assert all(row["epochs_done"] == row["epochs"] == 2 and row["judged"]["images"] == 24 for row in papers.values())
