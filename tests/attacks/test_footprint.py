@@ -87,11 +87,12 @@ def test_of_large_images_the_first_few_show_how_many_fit():
     assert sizes(model, lambda: logits_of(model, x)) == [20]
 
 
-def test_few_images_are_not_observed():
+def test_few_images_are_not_observed_and_go_at_once():
+    """Nothing is looked up for them: it took a hundredth of FGSM's time on 8 images of a small network."""
     model = Wide(256)
     x = images(model, LEAST - 1).x
     logits_of(model, x)
-    assert images_at_a_time(model, x) == CHUNK
+    assert images_at_a_time(model, x) == LEAST and images_at_a_time(model, x[:0]) == CHUNK
 
 
 def test_what_a_call_or_a_user_asks_for_counts():

@@ -100,7 +100,9 @@ def _observed(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def _fitting(model: nn.Module, x: Tensor) -> int:
-    """Return how many images like x fit; as long as nothing is known of the model, by their own size."""
+    """Return how many images like x fit; as long as nothing is known of the model, by their own size. Few always do."""
+    if 0 < len(x) <= LEAST:
+        return LEAST
     shape = x.shape[1:]
     known = (_KNOWN[part][shape] for part in model.modules() if shape in _KNOWN.get(part, ()))
     found = next(known, None)
