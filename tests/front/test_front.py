@@ -1,6 +1,7 @@
 """The front door: what `import planish as pl` alone gives, and what it says of a wrong argument."""
 
 import csv
+import inspect
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import planish as pl
 from planish.attacks import run
+from planish.cli import judge
 from planish.core.losses import margin
 from planish.core.randomness import seeded
 
@@ -111,6 +113,28 @@ def test_adversarial_images_are_saved_and_verified(model: nn.Module, x: Tensor, 
         steps[-1].evaluation.save_adversarials(tmp_path / "none.npz")
 
 
+def test_an_audit_tries_the_images_of_other_models(model: nn.Module, x: Tensor, y: Tensor):
+    """Its check `transfer` is open where none were given."""
+    with_one, alone = (pl.audit(model, x, y, pl.Linf(0.1), **how) for how in ({"surrogates": [Linear()]}, {}))
+    told = [{found.check: found.meaning for found in one.findings}["transfer"] for one in (with_one, alone)]
+    assert told[0].startswith("Images made on 1 other model break 0 of") and told[1] == "No other model was given."
+
+
+def test_python_and_the_command_line_have_the_same_defaults():
+    """But for the device: Python computes where the tensors are."""
+    pairs = {
+        (pl.evaluate, judge.evaluate): ("attacks", "seed", "precision", "eot"),
+        (pl.audit, judge.audit): ("seed", "budget"),
+    }
+    for (call, command), names in pairs.items():
+        for name in names:
+            assert (
+                inspect.signature(call).parameters[name].default == inspect.signature(command).parameters[name].default
+            )
+    own, typed = inspect.signature(pl.minimum_distance).parameters, inspect.signature(judge.distances).parameters
+    assert (own["norm"].default, own["attack"].default) == (typed["norm"].default, typed["attacks"].default)
+
+
 def test_distances_are_measured_by_name_and_object(model: nn.Module, x: Tensor, y: Tensor):
     named = pl.minimum_distance(model, x, y, norm="Linf", attack="closest")
     own = pl.minimum_distance(model, x, y, "Linf", {"mine": pl.attacks.Closest()})
@@ -203,6 +227,7 @@ WRONG: list[tuple[Callable[..., Any], str]] = [
     (lambda m, x, y: pl.minimum_distance(m, x, y, "L2", pl.attacks.PGD()), "'pgd-50-10' searches a ball of fixed"),
     (lambda m, x, y: pl.audit_steps(m, x, y, pl.Linf(0.1), "fast"), "unknown budget 'fast'"),
     (lambda m, x, y: pl.audit_steps(m, x, y, pl.Linf(0.1), checks=["none.py:x"]), "cannot import 'none.py' for check"),
+    (lambda m, x, y: pl.audit_steps(m, x, y, pl.Linf(0.1), surrogates={"a": nn.Identity()}), "surrogate 'a': "),
     (lambda m, x, y: pl.train(m, "digits", threat="Linf:0.1", method="trads"), r"'trads'\. Did you mean 'trades'\?"),
     (lambda m, x, y: pl.train(m, "digits", threat="Linf:0.1", method=pl.methods.SEAT), r"call the class: SEAT\(\)"),
     (lambda m, x, y: pl.train(m, x, threat="Linf:0.1"), r"data is a text such as .*, not a Tensor"),

@@ -74,7 +74,7 @@ Data = Annotated[str, Option(help="digits, cifar10:PATH, or a path.", autocomple
 TrainingData = Annotated[
     str | None, Option("--data", help="Training data: digits, cifar10:PATH, or a path.", autocompletion=_data)
 ]
-Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255; or FILE.npy, one for each image or pixel.")]
+Radius = Annotated[str, Option(help="In pixels of [0, 1], e.g. 8/255.")]
 Norm = Annotated[str, Option(help="Linf, L2, L1 or L0.")]
 MaybeRadius = Annotated[
     str | None, Option("--radius", help="In pixels of [0, 1], e.g. 8/255; or FILE.npy, one for each image or pixel.")

@@ -29,7 +29,7 @@ def quickstart(
     csv: options.Csv = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train six ways on handwritten digits, attack each, and write a report. About two minutes on two cores."""
+    """Train six ways on handwritten digits, attack each, and write a report. About a minute and a half on two cores."""
     import torch
 
     from planish.runs.places import HOME, at_work, begun_within

@@ -42,7 +42,7 @@ def minimum_distance(
     model: nn.Module,
     x: Images,
     labels: Labels = None,
-    norm: str | ThreatModel = "L2",
+    norm: str | ThreatModel = "Linf",
     attack: Attacks = "closest",
     *,
     seed: int = 0,
@@ -51,7 +51,7 @@ def minimum_distance(
     """Measure how far away the nearest adversarial image is that a distance attack finds.
 
     model, x, labels: as for `planish.evaluate`.
-    norm: "L2", "Linf", "L1" or "L0"; a threat with a radius leaves an image alone once one within it is found.
+    norm: "Linf", "L2", "L1" or "L0"; a threat with a radius leaves an image alone once one within it is found.
     attack: names with commas, attack objects, a list or a dict of them; see `planish.list("attacks")`.
     Raises BadInput.
     """

@@ -9,17 +9,31 @@ import numpy as np
 import torch
 from torch import nn
 
+from planish.attacks.transfer import Surrogate
 from planish.audit.auditor import audit as findings
 from planish.audit.auditor import checks as registered
 from planish.audit.auditor import own_checks, plan_of
 from planish.audit.evidence import Evidence
-from planish.core.arguments import Images, Labels, batch_of, check_images, model_of, path_of, seed_of, threat_of
+from planish.core.arguments import (
+    Images,
+    Labels,
+    batch_of,
+    check_images,
+    check_logits,
+    model_of,
+    path_of,
+    seed_of,
+    threat_of,
+)
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike, spelled
+from planish.core.modes import Counted
 from planish.core.threat import Linf, ThreatModel
+from planish.evaluation import naming
 from planish.evaluation.at_work import OnChunk
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.image_files import files_in
+from planish.evaluation.naming import Surrogates
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
 from planish.records import evaluation as results
@@ -61,6 +75,7 @@ def audit(
     threat: ThreatModel | str | None = None,
     budget: str = "quick",
     *,
+    surrogates: Surrogates = (),
     seed: int = 0,
     checks: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
@@ -69,11 +84,15 @@ def audit(
 
     model, x, labels, threat: as for `planish.evaluate`; all images given are used.
     budget: "quick", "standard" or "thorough".
+    surrogates: other models of the same classes, best by name: {"standard": model}; the check `transferred` makes
+        adversarial images on them.
     checks: more of them, your own, as "file.py:NAME" or "package.module:NAME".
     about: JSON-able facts, such as {"model": {"name": "mine"}, "data": {"name": "digits"}}.
     The audit has .verdict, .findings and .save(folder). Raises BadInput.
     """
-    *_, last = audit_steps(model, x, labels, threat, budget, seed=seed, checks=checks, about=about)
+    *_, last = audit_steps(
+        model, x, labels, threat, budget, surrogates=surrogates, seed=seed, checks=checks, about=about
+    )
     return last
 
 
@@ -85,6 +104,7 @@ def audit_steps(
     threat: ThreatModel | str | None = None,
     budget: str = "quick",
     *,
+    surrogates: Surrogates = (),
     seed: int = 0,
     checks: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
@@ -95,10 +115,18 @@ def audit_steps(
     batch = batch_of(x, labels, network)
     check_images(batch, threat)
     own_checks(checks)
+    options: dict[str, Any] = {"surrogates": _lent(surrogates, network, batch.select(slice(0, 1)))}
     facts = {**CALLED, **(about or {})}
-    options: dict[str, Any] = {"seed": seed_of(seed), "own": checks, "about": facts, "on_chunk": on_chunk}
+    options |= {"seed": seed_of(seed), "own": checks, "about": facts, "on_chunk": on_chunk}
     steps = findings(network, batch, threat, plan, black_box=isinstance(network, BlackBox), **options)
     return (PageAudit(**{part.name: getattr(step, part.name) for part in fields(step)}) for step in steps)
+
+
+def _lent(surrogates: Surrogates, network: nn.Module, image: Batch) -> tuple[Surrogate, ...]:
+    """Return other models as surrogates, each tried on one image. Raises BadInput."""
+    if not surrogates:
+        return ()
+    return naming.surrogates_of(surrogates, image._replace(logits=check_logits(Counted(network), image)))
 
 
 SUITE, SUITE_IMAGES, CHECK_IMAGES = "audit-suite.npz", "audit-images.npz", "audit-check-images.npz"

@@ -11,6 +11,7 @@ from planish.attacks.random_search import Noise, Square
 from planish.attacks.transfer import Transfer
 from planish.audit.check import Seen, Unknown, check, named, share
 from planish.audit.evidence import Evidence
+from planish.core.words import number_of
 
 NOISE_STAGES, SQUARE_STAGES = ("noise",), ("random-search", "square")
 CHECK_STAGE = "check"
@@ -91,13 +92,14 @@ def hard_labels(evidence: Evidence) -> Seen:
 def transferred(evidence: Evidence) -> Seen | Unknown:
     """Images made on other models break nothing that the model's own gradients missed."""
     if not evidence.surrogates:
-        return Unknown("No other model was given.", "Audit with --surrogates, for instance an undefended model.")
+        return Unknown("No other model was given.", "Give other models as surrogates, for instance an undefended one.")
+    others = number_of(len(evidence.surrogates), "other model")
     attack = Transfer(evidence.plan.curve_steps, surrogates=tuple(evidence.surrogates))
     return _left(
         evidence,
         "transfer",
         attack,
-        f"Images made on {len(evidence.surrogates)} other models break {{of}} that the suite left.",
+        f"Images made on {others} break {{of}} that the suite left.",
         "The model's own gradients mislead: make adversarial images on other models too, and count them.",
     )
 
