@@ -29,6 +29,17 @@ class Flat(nn.Module):
         return torch.tensor([1.0, 0, 0]) + self.value * x.flatten(1).sum(1, keepdim=True)
 
 
+class Gamma(nn.Module):
+    """A network behind the square root of its pixels, as a gamma correction is: infinitely steep where one is black."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.sqrt())
+
+
 class Halved(nn.Module):
     """A network whose weights are bfloat16; its logits too."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from observing import in_parts, left_alone, same
 from small_attacks import DEFINED, named
-from strange_models import Halved
+from strange_models import Gamma, Halved
 from torch import Tensor, nn
 
 from planish.attacks import Attack, Worst, run
@@ -64,6 +64,16 @@ def test_a_batch_is_its_halves_in_any_order(
     attack = make_attack(name)
     whole = direct(attack, knowing, images, threat)
     assert same(in_parts(lambda batch: direct(attack, knowing, batch, threat), images), whole)
+
+
+def test_an_infinite_gradient_leads_to_images_and_spoils_no_other_pixel(
+    name: str, make_attack: Make, network: nn.Module, images: Batch, threat: ThreatModel
+):
+    """Some are of finite pixels in the ball, others are no worse than the clean image; all used to be not a number."""
+    x = images.x.clone()
+    x[:, :, 2, 2:4] = 0.0
+    found = direct(make_attack(name), Gamma(network), images._replace(x=x), threat)
+    assert found.x_adv.isfinite().all() and threat.feasible(found.x_adv, x).all() and found.score.isfinite().all()
 
 
 def test_the_chunk_changes_nothing(

@@ -97,3 +97,14 @@ def test_an_evaluation_in_l0(knowing: nn.Module, known: Batch):
     assert (tried.distance[tried.broken] <= 2).all() and (tried.distance[tried.broken] % 1 == 0).all()
     with pytest.raises(BadInput, match="use sigma-zero, or noise"):
         evaluate(knowing, known, threat="L0:6", attacks="pgd-2-1")
+
+
+def test_pixels_whose_level_stays_are_no_changes(network: nn.Module, known: Batch):
+    """Times 1 / 255 and divided by 255 differ in the last place, which L0 once counted on every pixel."""
+    x = (255 * known.x).round() * (1 / 255)
+    assert not torch.equal(x, (255 * x).round() / 255)
+    threat = L0(3, levels=256)
+    moved = x.clone()
+    moved[:, 0, 0, :2] = 0.5
+    shown = threat.presented(moved, x)
+    assert threat.feasible(shown, x).all() and ((shown != x).flatten(1).sum(1) <= 2).all()

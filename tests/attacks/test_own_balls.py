@@ -43,6 +43,23 @@ def test_a_radius_for_each_image_is_as_many_runs(
         torch.testing.assert_close(found.score[row : row + 1], one.score, atol=0.15, rtol=0.1)
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_radii_of_a_thousandth_of_the_largest_are_kept_to(norm: str, network: nn.Module, images: Batch):
+    """A ratio by a small weight magnifies the rounding of float32, which once was taken for leaving the ball."""
+    radii = torch.full((8, 8), 0.0005, requires_grad=True) + 0.5 * (torch.arange(64).view(8, 8) == 0)
+    record = evaluate(network, images, threat=(norm, radii), attacks="pgd-5-1,fgsm")
+    moved = np.abs(record.x_adv - images.x.numpy())
+    assert (moved <= radii.detach().numpy() + 2e-6).all() and moved.max() > 0.4
+    own = Weighted.of_radii(norm, radii)
+    outside = images.x + 1.05 * torch.where(images.x < 0.5, 1, -1) * radii.detach()
+    assert not own.feasible(outside, images.x).any()
+
+
+def test_autoattack_takes_radii_of_each_image(network: nn.Module, images: Batch):
+    found = attacks.AutoAttack()(network, images.x[:2], images.labels[:2], ("Linf", torch.tensor([0.0, 0.3])))
+    assert found.success.tolist() == [False, True]
+
+
 class Tilted(nn.Module):
     """Two classes, linear in the pixels: the loss rises by slope . delta."""
 

@@ -238,6 +238,15 @@ def test_attacked_batch_norms_see_parameters_that_are_lent_to_them(settled: nn.M
         assert not torch.allclose(settled(batch.x), expected)
 
 
+def test_attacked_batch_norms_see_statistics_that_the_model_writes(settled: nn.Module, batch: Batch):
+    """As one that adapts itself to its images does: attack and verdict once saw two models."""
+    with attacked(settled):
+        before = settled(batch.x)
+        settled[1].running_mean += 1.0  # type: ignore[index]
+        inside = settled(batch.x)
+    assert torch.equal(inside, settled(batch.x)) and not torch.allclose(inside, before)
+
+
 class Activated(nn.BatchNorm2d):
     """A batch norm with an activation inside, as timm has it."""
 

@@ -94,6 +94,14 @@ def test_outputs_that_cannot_be_judged(
     assert str(raised.value).startswith(message)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_are_refused_in_half_precision_too(dtype: torch.dtype, network: nn.Module, images: Batch):
+    """Their rows add up to 1 as far as their dtype rounds."""
+    model = nn.Sequential(network, nn.Softmax(1)).to(dtype)
+    with pytest.raises(BadInput, match="the model returns probabilities"):
+        evaluate_steps(model, images, threat=Linf(0.1), attacks={})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -52,6 +52,20 @@ def images(*brightness: float) -> Batch:
     return Batch(x, torch.zeros(len(x), dtype=torch.int64))
 
 
+class Infinite(Ahead):
+    """In float32 its first logit overflows, in float64 it does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = 1e30 * self.scale * (self.scale * x.flatten(1).mean(1)).exp()
+        return torch.stack([own, 0 * own], 1)
+
+
+def test_infinite_logits_are_not_decided_in_float64():
+    """They count as broken: float64 once found them robust, by the largest margin that there is."""
+    verdict = Verdict.of(Infinite(), images(0.05).x, images(0.05).labels, None)
+    assert verdict.margin.tolist() == [torch.inf] and not verdict.exact.any()
+
+
 def test_float32_ties_are_told_apart():
     """Both are ties in float32, which count as broken; in float64 the right class is ahead of one, behind of none."""
     batch = images(0.1 * UNIT, 0.2 * UNIT, 0.9)

@@ -21,7 +21,7 @@ from planish.attacks.suites.cascade import Cascade
 from planish.attacks.suites.deep import Deep
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.threat import L1, L2, Linf, ThreatModel
 from planish.core.weighted import Weighted
 from planish.evaluation.at_work import DIRECTIONS
 from planish.evaluation.distances import measure
@@ -152,9 +152,10 @@ class NeedsAnImage(nn.Module):
         return self.network(x.reshape(-1, *x[0].shape))
 
 
-def test_a_model_is_never_asked_about_no_image(network: nn.Module, images: Batch):
-    """Where all images are broken the later stages have none."""
-    record = judged(NeedsAnImage(network), images, "planish-suite", Linf(0.5))
+@pytest.mark.parametrize("threat", [Linf(0.5), L2(8.0), L1(60.0)], ids=["Linf", "L2", "L1"])
+def test_a_model_is_never_asked_about_no_image(threat: ThreatModel, network: nn.Module, images: Batch):
+    """Where all images are broken the later stages have none; in L2 and L1 they could not draw points round none."""
+    record = judged(NeedsAnImage(network), images, "planish-suite", threat)
     assert record.robust_accuracy().hits == 0 and record.columns[-1].attempted.sum() == 0
 
 

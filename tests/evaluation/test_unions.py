@@ -3,8 +3,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from planish.core.batch import Batch
@@ -32,6 +34,22 @@ def test_an_image_is_robust_that_stands_in_all(judged: Evaluation):
     assert found == {"Linf": [2], "L2": [3], "L1": [1]}
     with pytest.raises(BadInput, match="no threat 'L3' here; known: Linf, L2, L1"):
         judged.broken_in("L3")
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [(Linf(0.1, levels=256), "have not 256 levels"), (("Linf", torch.full((5, 5), 0.1)), "do not fit images of shape")],
+)
+def test_images_must_fit_each_of_the_threats(
+    second: object, message: str, brightness: Callable[..., nn.Module], levels: Batch, tmp_path: Path
+):
+    """Only the first was asked, and the second ended in an error of its own."""
+    threats: list[Any] = [L2(0.1), second]
+    with pytest.raises(BadInput, match=message):
+        evaluate_steps(brightness(), levels, threat=threats, attacks="fgsm")
+    evaluate(brightness(), levels, threat=L2(0.1), attacks="fgsm").save_adversarials(tmp_path / "own.npz")
+    with pytest.raises(BadInput, match=message):
+        verify(brightness(), levels, None, tmp_path / "own.npz", threats)
 
 
 def test_only_survivors_go_on_and_each_column_says_where_it_searched(judged: Evaluation):

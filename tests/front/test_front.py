@@ -217,6 +217,10 @@ WRONG: list[tuple[Callable[..., Any], str]] = [
     (lambda m, x, y: pl.evaluate_steps(m, x, y, "Lnf:0.1"), r"unknown norm 'Lnf'\. Did you mean 'Linf'\?"),
     (lambda m, x, y: pl.evaluate_steps(m, x, y, "Linf:big"), "radius 'big' is not a number"),
     (lambda m, x, y: pl.evaluate_steps(m, x, y), r'a threat is planish\.Linf\("8/255"\), .* not None'),
+    (
+        lambda m, x, y: pl.evaluate_steps(m, x, y, pl.Linf(0.1), precision="fp32"),
+        "precision must be one of float32, bf16",
+    ),
     (lambda m, x, y: pl.evaluate_steps(m, x, y, pl.Linf(0.1), seed="a"), "seed must be a whole number, not 'a'"),
     (lambda m, x, y: pl.attacks.PGD()(m, x, y, 0.1), r"a threat is .*, not 0\.1"),
     (lambda m, x, y: pl.attacks.PGD()(m, x, y, "Linf:0.1", seed=1.5), r"seed must be a whole number, not 1\.5"),

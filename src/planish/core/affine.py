@@ -65,12 +65,14 @@ class _Constants(NamedTuple):
 class _AffineMap(NamedTuple):
     """What a batch norm of this weight and this running mean computes, scale x + shift.
 
-    scale, shift: (1, C, 1, 1). laid_out: both as images of a shape and its strides meet them.
+    scale, shift: (1, C, 1, 1), of statistics that had been written so often. laid_out: both as images of a shape and
+    its strides meet them.
     """
 
     module: _BatchNorm
     weight: Tensor | None
     mean: Tensor
+    written: int
     scale: Tensor
     shift: Tensor
     laid_out: dict[tuple[torch.Size, tuple[int, ...]], tuple[Tensor, Tensor]]
@@ -78,10 +80,11 @@ class _AffineMap(NamedTuple):
     def forward(self, x: Tensor) -> Tensor:
         """Return scale x + shift; what the module itself makes of it where the map is not its own or not of x's dtype.
 
-        `functional_call` lends a module other parameters.
+        `functional_call` lends a module other parameters, and a model may adapt its statistics in its forward.
         """
         module = self.module
         own = module._parameters.get("weight") is self.weight and module._buffers["running_mean"] is self.mean
+        own = own and _written(self.mean, module._buffers["running_var"]) == self.written
         if not own or module.training or x.dtype != self.scale.dtype:
             return _BatchNorm.forward(module, x)
         layout = x.shape[1:], x.stride()
@@ -127,7 +130,7 @@ def _maps_of_a_kind(alike: list[tuple[_BatchNorm, _Constants]]) -> Iterator[_Aff
     values = scale_and_shift(mean, variance, weight, bias, alike[0][0].eps)
     scales, shifts = (along(flat, 4).split_with_sizes(sizes, 1) for flat in values)
     for (module, parts), scale, shift in zip(alike, scales, shifts, strict=True):
-        yield _AffineMap(module, parts.weight, parts.mean, scale, shift, {})
+        yield _AffineMap(module, parts.weight, parts.mean, _written(parts.mean, parts.variance), scale, shift, {})
 
 
 def _constants(module: _BatchNorm) -> _Constants | None:
@@ -137,7 +140,13 @@ def _constants(module: _BatchNorm) -> _Constants | None:
     if module.training or replaced or "weight" not in own or "bias" not in own:  # else computed anew by each reading
         return None
     mean, variance = buffers.get("running_mean"), buffers.get("running_var")
-    return None if mean is None or variance is None else _Constants(mean, variance, own["weight"], own["bias"])
+    if mean is None or variance is None or mean.is_inference() or variance.is_inference():  # which count no writes
+        return None
+    return _Constants(mean, variance, own["weight"], own["bias"])
+
+
+def _written(mean: Tensor, variance: Tensor | None) -> int:
+    return mean._version if variance is None else mean._version + variance._version
 
 
 def runs_as_a_copy(module: nn.Module) -> bool:

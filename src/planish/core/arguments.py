@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -174,7 +174,25 @@ def device_of(model: nn.Module | None) -> torch.device | None:
     return next((value.device for value in values), None)
 
 
-def judged_batch(model: object, x: object, labels: object, threat: ThreatModel, chunk: int | None = None) -> Batch:
+class Ball(Protocol):
+    """What images must fit: a threat, or several at once."""
+
+    @property
+    def low(self) -> float:
+        """The least pixel."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """The largest pixel."""
+        ...
+
+    def check(self, x: Tensor) -> None:
+        """Raise BadInput for images (N, ...) that do not fit."""
+        ...
+
+
+def judged_batch(model: object, x: object, labels: object, threat: Ball, chunk: int | None = None) -> Batch:
     """Return the batch with its clean logits, everything checked, in the model's dtype or float32. Raises BadInput."""
     network = model_of(model)
     batch = batch_of(x, labels, network)
@@ -228,7 +246,7 @@ def in_chunks(
     return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def check_images(images: Batch, threat: ThreatModel) -> None:
+def check_images(images: Batch, threat: Ball) -> None:
     """Raise BadInput unless x is (N, C, H, W), not empty, finite and inside the box, each with a label and an index.
 
     All three must be on one device.
@@ -273,6 +291,11 @@ def _remedy(output: Tensor) -> str:
     return ""
 
 
+def _unit_error(model: nn.Module, logits: Tensor) -> float:
+    """Return how far from 1 the sum of a row of probabilities may be, by the model's dtype."""
+    return max(1e-5, torch.finfo(dtype_of(model) or logits.dtype).eps)
+
+
 def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> Tensor:
     """Return the clean logits. Raises BadInput unless they are finite logits (N, K) with K above every label."""
     try:
@@ -296,7 +319,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
             f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
         )
     _check_targets(images, logits.shape[1])
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-5).all()):
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < _unit_error(model, logits)).all()):
         raise BadInput(
             "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, "
             "or return their log"

@@ -137,14 +137,17 @@ class ThreatModel(ABC):
     def presented(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return what the model is shown for an iterate in ball and box: itself, or with levels the nearest of those.
 
-        Where that lies outside the ball, each pixel is rounded towards the clean image, which stays inside.
+        Where that lies outside the ball, each pixel is rounded towards the clean image, which stays inside. A pixel
+        whose level does not change stays as it is to the last bit.
         """
         if self.levels is None:
             return x_adv
         most, width = self.levels - 1, self.high - self.low
         clean, moves = ((x - self.low) * (most / width)).round(), (x_adv - x) * (most / width)
-        nearest = self.low + width * ((clean + moves.round()) / most)
-        inward = self.low + width * ((clean + moves.sign() * (moves.abs() + OFF_LEVEL).floor()) / most)
+        nearest, inward = (
+            torch.where(change == 0, x, self.low + width * ((clean + change) / most))
+            for change in (moves.round(), moves.sign() * (moves.abs() + OFF_LEVEL).floor())
+        )
         return torch.where(per_image(self._in_ball(nearest - x), x), nearest, inward)
 
     def scaled(self, factor: float) -> Self:
@@ -253,7 +256,7 @@ class L2(ThreatModel):
         return delta.mul_(per_image(shrink, delta)).add_(x).clamp_(self.low, self.high)
 
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
-        length = self.radius * uniform[:, 0] ** (1.0 / x[0].numel())
+        length = self.radius * uniform[:, 0] ** (1.0 / x.shape[1:].numel())
         return self._along(x, uniform, length.to(x.dtype))
 
     def corner(self, x: Tensor, uniform: Tensor) -> Tensor:
@@ -325,7 +328,7 @@ class L1(ThreatModel):
     def sample(self, x: Tensor, uniform: Tensor) -> Tensor:
         signed = (2 * _uniform_like(x, uniform) - 1).clamp(-1 + SLACK, 1 - SLACK)
         laplace = -signed.sign() * torch.log1p(-signed.abs())
-        length = self.radius * uniform[:, 0] ** (1.0 / x[0].numel())
+        length = self.radius * uniform[:, 0] ** (1.0 / x.shape[1:].numel())
         scale = length.to(x.dtype) / self.norm(laplace).clamp(min=torch.finfo(x.dtype).tiny)
         return (x + laplace * per_image(scale, x)).clamp(self.low, self.high)
 

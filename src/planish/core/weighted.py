@@ -38,7 +38,7 @@ class Weighted(ThreatModel):
         if not (right and 1 <= radii.ndim <= 4 and radii.numel()):
             shapes = "(N,) for images or (H, W), (C, H, W), (N, C, H, W) for pixels"
             raise BadInput(f"radii must be finite and not negative, {shapes}, got {radii.dtype} {tuple(radii.shape)}")
-        radii = radii.double()
+        radii = radii.detach().double()
         radii = radii.view(-1, 1, 1, 1) if radii.ndim == 1 else radii.reshape((1,) * (4 - radii.ndim) + radii.shape)
         largest = float(radii.max())
         if (base := parse_threat(norm, largest)).name not in NORMS:
@@ -103,6 +103,10 @@ class Weighted(ThreatModel):
         weights = self._like(delta)
         held = torch.where(delta.abs() > SLACK, torch.inf, 0.0)
         return self.base.norm(torch.where(weights > 0, delta / weights, held))
+
+    def _in_ball(self, delta: Tensor) -> Tensor:
+        """Return which perturbations lie in the ball, (N,). The slack is in pixels: a small weight would magnify it."""
+        return self.norm(delta.sign() * (delta.abs() - SLACK).clamp(min=0)) <= self.radius * (1 + SLACK)
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         return self.base.dual_norm(self._like(gradient) * gradient)

@@ -202,7 +202,7 @@ def verify(
         )
         if some.x.shape != images.shape:
             raise BadInput(f"{file} holds images {images.shape[1:]}, the test set {tuple(some.x.shape[1:])}")
-        check_images(some, threats.first)
+        check_images(some, threats)
         x_adv, own = torch.from_numpy(images).to(some.x.device), threats.of(some.indices)
         parts.append(_verified(network, some, x_adv, own, draws_of(eot)))
     correct, standing, feasible, distance = (torch.cat(values).cpu() for values in zip(*parts, strict=True))

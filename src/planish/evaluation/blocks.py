@@ -7,10 +7,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from planish.core.arguments import batch_of, judged_batch
+from planish.core.arguments import Ball, batch_of, judged_batch
 from planish.core.batch import Batch, ImageSet, Rows
 from planish.core.footprint import images_at_a_time
-from planish.core.threat import ThreatModel
 from planish.data.on_demand import OnDemand
 from planish.evaluation.guards import Verdict
 from planish.records.origin import Digests
@@ -31,7 +30,7 @@ class Judged:
     facts: Mapping[str, str]
 
     @classmethod
-    def begun(cls, model: nn.Module, x: object, labels: object, threat: ThreatModel, chunk: int | None) -> Self:
+    def begun(cls, model: nn.Module, x: object, labels: object, threat: Ball, chunk: int | None) -> Self:
         """Ask the model about all images, block by block. x, labels: as `batch_of` takes them. Raises BadInput."""
         images: ImageSet = x if isinstance(x, OnDemand) else batch_of(x, labels, model)
         digests, logits = Digests(images.shape), list[Tensor]()

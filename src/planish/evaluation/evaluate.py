@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from planish.attacks import Attack
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import Images, Labels, model_of, seed_of
 from planish.core.batch import ImageSet
-from planish.core.errors import Unlike, spelled
+from planish.core.errors import Unlike, one_of, spelled
 from planish.core.modes import Counted, Precision, left_in_training
 from planish.core.threat import Linf
 from planish.evaluation.at_work import AtWork, OnBlock, OnChunk, Search, Unfinished
@@ -114,9 +114,10 @@ def evaluate_steps(
     Raises BadInput at once for arguments, images, labels, outputs or an earlier record that do not fit.
     """
     counted, threats, seed = Counted(model_of(model)), threats_of(threat), seed_of(seed)
+    one_of(get_args(Precision), precision=precision)
     search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share, on_block)
     copy, began = copied(counted.model), time.perf_counter()
-    images = Judged.begun(counted if eot == 1 else Averaged(counted, eot), x, labels, threats.first, chunk)
+    images = Judged.begun(counted if eot == 1 else Averaged(counted, eot), x, labels, threats, chunk)
     threats = threats.among(images.indices)
     again = Again.begun(copy, images)
     others = surrogates_of(surrogates, images.select(slice(0, 1)))

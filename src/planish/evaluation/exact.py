@@ -22,7 +22,7 @@ def exact_logits(model: nn.Module, x: Tensor, labels: Tensor, logits: Tensor) ->
     """
     was = margin(logits, labels)
     bound = GRID * torch.finfo(torch.float32).eps * logits.abs().amax(1)
-    rows = (was.abs() <= bound).nonzero().squeeze(1)
+    rows = ((was.abs() <= bound) & bound.isfinite()).nonzero().squeeze(1)
     exact = _in_double(model, x[rows]) if len(rows) and dtype_of(model) == torch.float32 else None
     decided = torch.zeros_like(labels, dtype=torch.bool)
     if exact is None:

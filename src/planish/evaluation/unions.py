@@ -27,8 +27,23 @@ class ThreatUnion(NamedTuple):
 
     @property
     def first(self) -> ThreatModel:
-        """The first threat, whose box is that of all."""
+        """The first threat."""
         return self.threats[0]
+
+    @property
+    def low(self) -> float:
+        """The least pixel of the box that all have."""
+        return self.first.low
+
+    @property
+    def high(self) -> float:
+        """The largest pixel of the box that all have."""
+        return self.first.high
+
+    def check(self, x: Tensor) -> None:
+        """Raise BadInput for images (N, ...) that do not fit one of the threats."""
+        for one in self.threats:
+            one.check(x)
 
     @property
     def facts(self) -> dict[str, Any]:

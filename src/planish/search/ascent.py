@@ -4,13 +4,14 @@
 an image leaves the batch with the first iterate that reaches its goal. `guess` asks for no gradient.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from planish.core.batch import Batch, Rows, per_image
+from planish.core.batch import Batch, Rows, per_image, pixels
 from planish.core.footprint import in_parts
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
@@ -57,7 +58,8 @@ class Highest(NamedTuple):
 def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return values, logits and the gradient of the values' sum at x_adv, without a graph.
 
-    The gradient is 0 where the model cuts its output off from its input, and where it is not a number.
+    The gradient is 0 where the model cuts its output off from its input, and where it is not a number; where it is
+    infinite, as that of a square root at 0, it is as long as the longest finite entry of its image.
     """
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_()
@@ -65,7 +67,17 @@ def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tens
         if not values.requires_grad:
             return values, logits, torch.zeros_like(leaf)
         (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values), materialize_grads=True)
-    return values.detach(), logits.detach(), gradient.nan_to_num(0.0, torch.inf, -torch.inf)
+    return values.detach(), logits.detach(), _finite(gradient)
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """Return the gradient (N, ...) in finite numbers. On a CPU its sum shows that it is; else the host would wait."""
+    if gradient.device.type == "cpu" and math.isfinite(gradient.sum()):
+        return gradient
+    known = gradient.nan_to_num(0.0, 0.0, 0.0)
+    longest = known.abs().amax(pixels(known))
+    longest = per_image(longest.where(longest > 0, 1.0), known)
+    return torch.where(gradient.isinf(), longest.copysign(gradient), known)
 
 
 def ascend(

@@ -51,7 +51,7 @@ class AutoAttack(Staged, Recipe):
         seed: int = 0,
     ) -> AttackResult:
         """Attack the images as `Attack` does, with the budgets of the threat's norm."""
-        own = replace(self, norm=threat_of(threat).name)
+        own = replace(self, norm=threat_of(threat, own_radii=True).name)
         return super(AutoAttack, own).__call__(model, x, labels, threat, seed=seed)
 
     def parts(self, classes: int) -> Attack:
