@@ -217,7 +217,7 @@ def test_shards_with_two_classes_of_one_name(tmp_path: Path, rgb: Rgb, png: Png)
         write(tmp_path / f"train-0000{number}-of-00002.parquet", data, [1, 3], names)
     assert read_parquet(tmp_path, "train", None).labels.tolist() == [1, 3, 1, 3]
     write(tmp_path / "train-00001-of-00002.parquet", data, [0, 1], ["crane", "dog"])
-    with pytest.raises(BadInput, match=r"00001-of-00002.parquet has a class 'crane', and classes 1 and 3 are called so"):
+    with pytest.raises(BadInput, match=r"00001-of-00002.parquet has a class 'crane', and classes 1 and 3 are"):
         read_parquet(tmp_path, "train", None)
 
 
