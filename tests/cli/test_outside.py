@@ -1,5 +1,6 @@
 """Arguments of every kind, and texts from outside: brackets, control characters, other encodings, no home."""
 
+import errno
 import io
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from planish.cli import terminal
+from planish.cli.main import unusable
 from planish.core.errors import BadInput
 from planish.models import build
 from planish.runs.config import experiment_from, to_toml
@@ -162,6 +164,38 @@ def test_infinity_is_written_as_toml_has_it(value: str):
     tree = {"model": {"name": "small-cnn"}, "method": {"name": "fgsm"}, "settings": {"clip": float(value)}}
     experiment = experiment_from(tree)
     assert experiment_from(toml_of(to_toml(experiment))) == experiment
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "locked/x"),
+            "denied; allow it to your user, or name",
+        ),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", Path("locked/x")), "links; name another path"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", b"locked/x"), "Not a directory; name another path"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_no_mistake_of_planish(
+    error: OSError, words: str, planish: Planish, monkeypatch: pytest.MonkeyPatch
+):
+    """Issue: a folder without permission was told as a mistake in planish, to be reported."""
+
+    def locked(what: str) -> dict[str, str]:
+        raise error
+
+    monkeypatch.setattr("planish.registry.listed", locked)
+    one_line(planish("list", "methods"), "planish: cannot use locked/x: ", words)
+
+
+def test_a_name_that_is_too_long(planish: Planish):
+    one_line(planish("evaluate", 300 * "x", *JUDGE), "cannot use xxx", "File name too long; name another path")
+
+
+def test_other_failures_of_the_system_are_told_as_they_were():
+    assert unusable(OSError(errno.EIO, "Input/output error", "x")) == unusable(OSError("no file")) == ""
+    assert unusable(PermissionError(errno.EACCES, "Permission denied", 3)) == unusable(KeyError("x")) == ""
 
 
 def test_a_mistake_of_planish_is_one_line(planish: Planish, monkeypatch: pytest.MonkeyPatch):

@@ -94,6 +94,8 @@ def test_targets_from_files(judged: Callable[..., Evaluation]):
     assert torch.equal(aimed(images, "targets.npy", []).targets, torch.tensor(wanted))
     Path("names.txt").write_text("cat\ndog\n")
     assert aimed(images.select(slice(0, 2)), "names.txt", ["dog", "cat"]).targets.tolist() == [1, 0]
+    with pytest.raises(BadInput, match=r"a class 'cat', and 2 are called so: write its number"):
+        aimed(images, "names.txt", ["cat", "dog", "cat"])
     with pytest.raises(BadInput, match="a class 'cat' that the data have not"):
         aimed(images, "names.txt", ["dog"])
     with pytest.raises(BadInput, match=r"names\.txt has 2 targets for 20 images"):
@@ -102,3 +104,10 @@ def test_targets_from_files(judged: Callable[..., Evaluation]):
         judged("other", "0.1", "fgsm", targets="targets.txt")
     with pytest.raises(BadInput, match="no file of targets"):
         judged("other", "0.1", "targeted", targets="nowhere.txt")
+
+
+def test_a_byte_order_mark_before_targets(tmp_path: Path):
+    """Issue: it was taken for a part of the first class's name."""
+    (tmp_path / "targets.txt").write_bytes(b"\xef\xbb\xbf1\ncat\n")
+    images = load("digits", "test", 2).as_batch()
+    assert aimed(images, str(tmp_path / "targets.txt"), ["cat"]).targets.tolist() == [1, 0]

@@ -61,6 +61,29 @@ def test_strange_classes_are_refused_or_told():
     assert named_places(["a b", "A_B"], ["a b", "A_B"]) == [0, 1], "names that differ in case alone are taken exactly"
 
 
+CRANES = ["dog", "crane", "cat", "crane"]
+
+
+def test_two_classes_of_one_name_keep_their_labels_or_are_refused():
+    """Issue: the labels of the first were those of the second, though data and model had the same classes."""
+    given = images([0, 1, 2, 3], CRANES)
+    for same in (CRANES, ["Dog", "crane", "cat", "crane"]):
+        assert matched(given, same) == (given, [])
+    assert matched(given, ["0", "1", "2", "3"]) == (given, []), "numbers are no names"
+    found, _ = matched(images([0, 1], ["cat", "Dog"]), CRANES)
+    assert found.labels.tolist() == [2, 0], "names that are single are matched as ever"
+    with pytest.raises(BadInput, match=r"mine has a class 'crane', and classes 1 and 3 are called so: say which it is"):
+        matched(images([0, 1], ["dog", "crane"]), CRANES)
+    for model in (["crane", "dog", "crane", "cat"], ["crane", "dog", "cat", "emu"]):
+        with pytest.raises(BadInput, match=r"two classes of mine are called 'crane': give each a name of its own"):
+            matched(given, model)
+    with pytest.raises(BadInput, match="two classes of mine are called 'Cat' and 'cat'"):
+        matched(images([0, 1], ["Cat", "cat"]), ["cat", "dog"])
+    with pytest.raises(BadInput, match="two classes of mine are called 'crane'"):
+        numbered_as(given, {"dog": 0, "crane": 1, "cat": 2})
+    assert named_places(["a b", "A_B"], ["A_B", "a b"]) == [1, 0]
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Uniform pictures, train/ with three classes, test/ in another root with two of them and other spelling."""
@@ -147,6 +170,15 @@ def test_data_that_number_their_classes_keep_their_labels_and_get_the_names():
     assert found.labels.tolist() == [1, 0] and found.classes == ("cat", "dog", "emu")
     with pytest.raises(BadInput, match="has the classes 1, which the 1 that were given lack"):
         numbered_as(images([1, 0], ["0", "1"]), ["cat"])
+
+
+def test_a_list_numbers_data_whose_classes_are_numbers():
+    """Issue: a list of the same numbers in another order was ignored, where a mapping was heeded."""
+    for classes in (["2", "0", "1"], ["2", "0", "1", "3"], {"2": 0, "0": 1, "1": 2}):
+        found = numbered_as(images([0, 1, 2], ["0", "1", "2"]), classes)
+        assert found.labels.tolist() == [1, 2, 0] and found.classes[:3] == ("2", "0", "1")
+    with pytest.raises(BadInput, match="mine has the classes 1, which the 2 that were given lack"):
+        numbered_as(images([0, 1], ["0", "1"]), ["2", "0"])
 
 
 def test_umlauts_are_the_same_however_a_file_system_spells_them():

@@ -97,6 +97,15 @@ def test_idx_files(tmp_path: Path, packed: bool, below: str, prefix: str):
         assert len(read_mnist(tmp_path / "m", "train", None)) == 4
 
 
+def test_folders_named_as_idx_files_are_passed_over(tmp_path: Path):
+    """Issue: Kaggle's MNIST, whose files lie once more in folders of their names, was said to hold several sets."""
+    x = mnist(tmp_path)
+    for file in [*tmp_path.iterdir()]:
+        file.rename(file.with_name(file.name.replace("-idx", ".idx")))
+        (tmp_path / file.name).mkdir()
+    assert torch.equal(read_mnist(tmp_path, "train", None).x[:, 0], torch.from_numpy(x))
+
+
 def test_damaged_idx_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     mnist(tmp_path)
     file = tmp_path / "train-images-idx3-ubyte"
@@ -354,6 +363,15 @@ def test_few_classes_are_told(tmp_path: Path, rgb: Rgb):
     assert balanced.indices.tolist() == sorted(balanced.indices.tolist())
     with pytest.raises(BadInput, match="'balanced' needs data to draw from"):
         load("balanced", "test")
+
+
+def test_a_limit_that_is_not_reached_shows_no_fewer_classes(tmp_path: Path, rgb: Rgb):
+    """Issue: "the first 500 images show 4 of 771 classes" was said of 9 images, of which none was left out."""
+    classes = np.array([f"class {number}" for number in range(771)])
+    np.savez(tmp_path / "a.npz", x=rgb(9), y=[0, 0, 0, 5, 5, 5, 6, 6, 7], classes=classes)
+    spec = str(tmp_path / "a.npz")
+    assert remarks(find(spec, "test", 500), spec, 500) == []
+    assert "show 4 of 771" in remarks(find(spec, "test", 9), spec, 9)[0]
 
 
 def test_balanced_draws_from_listed_files_too(tmp_path: Path, rgb: Rgb):

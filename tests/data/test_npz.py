@@ -46,6 +46,18 @@ def test_classes_limit_and_name(tmp_path: Path, rgb: Rgb):
     assert read_npz(tmp_path / "toy-train.npz", "test", 1).classes == ("0", "1", "2")
 
 
+def test_classes_are_names_in_text_or_bytes(tmp_path: Path, rgb: Rgb):
+    """Issue: names of bytes became "b'a'", and a number of classes was a TypeError."""
+    path = save(tmp_path / "a.npz", x=rgb(2), y=[0, 1], classes=["é", "b"])
+    assert read_npz(path, "train", None).classes == ("é", "b")
+    save(path, x=rgb(2), y=[0, 1], classes=np.array(["é".encode(), b"b"]))
+    assert read_npz(path, "train", None).classes == ("é", "b")
+    for classes, message in ((10, r"classes are int64 \(\): give one name for each class"), ([b"\xff"], "not UTF-8")):
+        save(path, x=rgb(2), y=[0, 0], classes=classes)
+        with pytest.raises(BadInput, match=message):
+            read_npz(path, "train", None)
+
+
 def test_bad_arrays_are_refused(tmp_path: Path, rgb: Rgb):
     x = rgb(2)
     cases = [

@@ -210,6 +210,17 @@ def test_shards_with_classes_in_another_order(tmp_path: Path, rgb: Rgb, png: Png
         read_parquet(tmp_path, "train", None)
 
 
+def test_shards_with_two_classes_of_one_name(tmp_path: Path, rgb: Rgb, png: Png):
+    data = [png(image) for image in rgb(2)]
+    names = ["dog", "crane", "cat", "crane"]
+    for number in range(2):
+        write(tmp_path / f"train-0000{number}-of-00002.parquet", data, [1, 3], names)
+    assert read_parquet(tmp_path, "train", None).labels.tolist() == [1, 3, 1, 3]
+    write(tmp_path / "train-00001-of-00002.parquet", data, [0, 1], ["crane", "dog"])
+    with pytest.raises(BadInput, match=r"00001-of-00002.parquet has a class 'crane', and classes 1 and 3 are"):
+        read_parquet(tmp_path, "train", None)
+
+
 def test_sixteen_bit_images_are_refused(tmp_path: Path):
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(buffer, format="PNG")

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from PIL import Image
 
 from planish.core.errors import BadInput
 from planish.data import load
+from planish.data.source import check_there, find
 from planish.registry import components, listed
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -85,6 +87,24 @@ def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", str(tmp_path))
     np.savez(tmp_path / "a.npz", x=np.zeros((1, 4, 4), np.uint8), y=[0])
     assert len(load("~/a.npz", "test")) == len(load("npz:~/a.npz", "test")) == 1
+
+
+def test_a_home_that_nobody_has_is_refused():
+    """Issue: it was told as a failure, without the path."""
+    for read in (find, load, check_there):
+        for spec in ("~nobodyx/d", "npz:~nobodyx/d"):
+            with pytest.raises(BadInput, match="no home folder for '~nobodyx' of '~nobodyx/d': write the whole path"):
+                read(spec, "test")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "npz"])
+def test_a_folder_that_may_not_be_searched_is_named(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Issue: "no test data" was said of it."""
+    (tmp_path / "test").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "test")
+    for place in (tmp_path, tmp_path / "test"):
+        with pytest.raises(BadInput, match=r"cannot read the folder '.*test': Permission denied"):
+            load(f"{kind}:{place}", "test")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """How records are stored, and how attacks are told apart in them."""
 
+import errno
 import json
 from dataclasses import dataclass, make_dataclass
 from functools import partial
@@ -48,6 +49,17 @@ def test_every_flipped_byte_is_found_or_harmless(tmp_path: Path):
             continue
         assert document == {"a": 1} or not document, at
         assert arrays.get("x", np.arange(30.0)).tolist() == list(range(30)), at
+
+
+def test_a_record_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Issue: without the permission to read it, it was said to be no record."""
+
+    def locked(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(store, "read_arrays", locked)
+    with pytest.raises(BadInput, match=r"^cannot read .*one.npz: Permission denied; allow it to your user$"):
+        KIND.read(tmp_path / "one.npz", both)
 
 
 def test_what_is_no_record(tmp_path: Path):

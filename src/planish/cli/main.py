@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
 
+import errno
 import os
 import sys
 import tempfile
@@ -25,6 +26,10 @@ from planish.cli.watch import watch
 from planish.core.errors import BadInput
 from planish.storage.files import write_text
 
+LOCKED = (errno.EACCES, errno.EPERM)
+UNUSABLE = (*LOCKED, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+"""What a system says of a path that was given and is none for this."""
+
 
 class Commands(TyperGroup):
     """What a command raises becomes one line on stderr and an exit code; wrong usage is typer's to tell, with 2."""
@@ -44,7 +49,7 @@ class Commands(TyperGroup):
         except (RuntimeError, FloatingPointError) as error:
             sys.exit(terminal.failed(str(error), 1))
         except Exception as error:
-            if words := renamed(error):
+            if words := renamed(error) or unusable(error):
                 sys.exit(terminal.failed(words, 2))
             if hasattr(error, "exit_code"):  # wrong usage
                 raise
@@ -58,6 +63,14 @@ def renamed(error: Exception) -> str:
         return ""
     own = options.meant(wrong, {name for parameter in ctx.command.params for name in parameter.opts})
     return own and f"no option {wrong}; planish calls it {own}"
+
+
+def unusable(error: Exception) -> str:
+    """Return the line on a path that cannot be used as it was given; "" for any other error."""
+    if not isinstance(error, OSError) or error.errno not in UNUSABLE or isinstance(error.filename, int | None):
+        return ""
+    allowed = "allow it to your user, or " if error.errno in LOCKED else ""
+    return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}; {allowed}name another path"
 
 
 def bug(error: Exception) -> str:

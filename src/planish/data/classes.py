@@ -27,16 +27,45 @@ LARGEST = 100_000
 FORMS = 'one class name a line in the model\'s order, or {"name in the data": number} as .json or .toml'
 
 
-def named_places(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
+def named_places(names: Sequence[str], known: Sequence[str], data: str = "the data") -> list[int | None]:
     """Return each name's place among the known ones, None = not there.
 
     Case, spaces, hyphens and underscores make no difference unless two of the known names differ by nothing else.
+    Names may be double where both lists are the same. Raises BadInput where all are known and one is ambiguous.
+
+    data: what messages call that which has the names.
     """
-    folded = {_folded(name): place for place, name in enumerate(known)}
-    if len(folded) < len(known):
-        exact = {name: place for place, name in enumerate(known)}
-        return [exact.get(name) for name in names]
-    return [folded.get(_folded(name)) for name in names]
+    folded: dict[str, list[int]] = {}
+    for place, name in enumerate(known):
+        folded.setdefault(_folded(name), []).append(place)
+    fitting = [_fitting(name, known, folded.get(_folded(name), [])) for name in names]
+    if len(names) == len(known) and all(place in places for place, places in enumerate(fitting)):
+        return list(range(len(known)))
+    if all(fitting):
+        _refuse_ambiguous(names, fitting, data)
+    return [places[0] if places else None for places in fitting]
+
+
+def _fitting(name: str, known: Sequence[str], alike: list[int]) -> list[int]:
+    """Return which of the places of known names like this one are its own: several only where these are the same."""
+    return alike if len(alike) < 2 else [place for place in alike if known[place] == name]
+
+
+def _refuse_ambiguous(names: Sequence[str], fitting: Sequence[Sequence[int]], data: str) -> None:
+    """Raise BadInput for two names that fit one place, and for a name that fits several."""
+    first: dict[int, str] = {}
+    for name, places in zip(names, fitting, strict=True):
+        if places[0] in first:
+            both = " and ".join(f"'{one}'" for one in dict.fromkeys((first[places[0]], name)))
+            raise BadInput(f"two classes of {data} are called {both}: give each a name of its own")
+        first[places[0]] = name
+    for name, places in zip(names, fitting, strict=True):
+        if len(places) > 1:
+            numbers = " and ".join(map(str, places))
+            raise BadInput(
+                f"{data} has a class '{name}', and classes {numbers} are called so: "
+                f"say which it is by --classes FILE, or give each class a name of its own"
+            )
 
 
 def _folded(name: str) -> str:
@@ -53,10 +82,10 @@ def matched(images: Labelled, classes: Sequence[str]) -> tuple[Labelled, list[st
 
     Classes are matched by name: they may come in another order, or be fewer. Where one side has numbers alone, or
     where no name of as many is known to both, labels stay as they are. Raises BadInput where some names are
-    the model's and others are not, and where none is and the numbers of classes differ.
+    the model's and others are not, where none is and the numbers of classes differ, and for an ambiguous name.
     """
     own, theirs = images.classes, tuple(classes)
-    places = named_places(own, theirs)
+    places = named_places(own, theirs, images.name)
     if places == list(range(len(own))) or not has_names(own):
         return images, []
     if None not in places:
@@ -78,18 +107,19 @@ def matched(images: Labelled, classes: Sequence[str]) -> tuple[Labelled, list[st
 def numbered_as(images: Labelled, classes: Classes) -> Labelled:
     """Return the images labelled as the user says that the model numbers its classes.
 
-    Raises BadInput unless each class of the data is among them.
+    A list names the classes of data that number theirs, unless it holds their numbers in another order. Raises BadInput
+    unless each class of the data is among them.
     """
     known = classes_of(classes)
     if isinstance(known, Mapping):
         numbers = [*known.values()]
-        places = [None if at is None else numbers[at] for at in named_places(images.classes, [*known])]
+        places = [None if at is None else numbers[at] for at in named_places(images.classes, [*known], images.name)]
         names = [str(number) for number in range(max(known.values()) + 1)]
         for name, number in known.items():
             names[number] = name
     else:
-        places, names = named_places(images.classes, known), [*known]
-        if not has_names(images.classes):
+        places, names = named_places(images.classes, known, images.name), [*known]
+        if not has_names(images.classes) and all(at in (None, own) for own, at in enumerate(places)):
             places = [at if at < len(known) else None for at in range(len(images.classes))]
     strange = [name for name, place in zip(images.classes, places, strict=True) if place is None]
     if strange:

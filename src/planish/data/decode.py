@@ -2,6 +2,8 @@
 
 import io
 import math
+import re
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,18 @@ DRAWS = 2 * ATTEMPTS + 2
 LEAST_AREA, WIDEST = 0.08, 4 / 3
 SIZED = "data.size in a configuration, --size for a test set"
 """How a size is named."""
+ORIENTATION = 0x0112
+"""EXIF's tag for how a picture is stored."""
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""What its values ask for, by Pillow's names; 1 is upright."""
 
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -96,14 +110,14 @@ def decode(source: bytes | Path, name: str, cut: Cut | None = None) -> Pixels:
             return _channels_first(picture, name, cut)
     except BadInput:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else str(error).partition("\n")[0]
         raise BadInput(f"{name}: not a readable image ({reason}): give PNG or JPEG") from None
 
 
 def _channels_first(picture: "Image", name: str, cut: Cut | None) -> Pixels:
-    if picture.mode.startswith(("I", "F")):
-        raise BadInput(f"{name}: pixels of more than 8 bits (mode {picture.mode}): save it with 8 bits per channel")
+    if stored := _deep(picture):
+        raise BadInput(f"{name}: pixels of more than 8 bits ({stored}): save it with 8 bits per channel")
     picture = _turned(picture)
     box = None if cut is None else _drafted(picture, cut)
     gray = picture.mode in ("1", "L", "LA")
@@ -115,18 +129,32 @@ def _channels_first(picture: "Image", name: str, cut: Cut | None) -> Pixels:
     return np.asarray(picture)[None] if gray else np.asarray(picture).transpose(2, 0, 1)
 
 
+def _deep(picture: "Image") -> str:
+    """Return how the picture's pixels are stored if they have more than 8 bits in a channel, else "".
+
+    Pillow has no mode for colours of 16 bits: it would drop their lower half.
+    """
+    if picture.mode.startswith(("I", "F")):
+        return f"mode {picture.mode}"
+    tiles = getattr(picture, "tile", ())
+    if found := re.search(r"\w+;16[BLN]", str(tiles)):
+        return f"stored as {found[0]}"
+    levels = [arguments[1] for kind, _, _, arguments in tiles if kind in ("ppm", "ppm_plain")]
+    return f"{levels[0] + 1:,} levels" if levels and levels[0] > 255 else ""
+
+
 def _turned(picture: "Image") -> "Image":
     """Return the picture as its EXIF orientation wants it seen; one that says nothing readable as it is stored."""
-    from PIL import ImageOps
+    from PIL.Image import Transpose
 
     if "exif" not in picture.info:
         return picture
     try:
         with warnings.catch_warnings(action="ignore"):
-            upright = picture.getexif().get(0x0112, 1) == 1
+            turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
     except Exception:  # a damaged EXIF block may raise anything; the pixels are what counts
         return picture
-    return picture if upright else ImageOps.exif_transpose(picture)
+    return picture if turn is None else picture.transpose(Transpose[turn])
 
 
 def _drafted(picture: "Image", cut: Cut) -> Box:

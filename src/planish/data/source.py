@@ -1,6 +1,7 @@
 """A data set from one line of text (a name, name:PATH, or just a path), and the files that hold a split of it."""
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,14 +76,15 @@ def _sized(found: "Images | Listing", size: int | None) -> "Images | Listing":
 def remarks(found: "Images | Listing", spec: str, limit: int | None = None) -> list[str]:
     """Say what a reader must know of data that `find` returned: files left out, and classes that a limit does not show.
 
-    The second is said where so few classes would be strange in a random choice, by more than three standard deviations.
+    The second is said of a limit that is reached, where so few classes would be strange in a random choice, by more
+    than three standard deviations.
     """
     left_out = found.inventory.left_out
     said = [f"{found.name}: {found.inventory.words()}"] if left_out else []
     count, shown, drawn = len(found.classes), int(found.labels.bincount().count_nonzero()), len(found.labels)
     missed, both = (1 - 1 / count) ** drawn, max(0.0, 1 - 2 / count) ** drawn
     spread = math.sqrt(max(0.0, count * missed * (1 - count * missed) + count * (count - 1) * both))
-    if limit is not None and shown < count * (1 - missed) - 3 * spread and shown < min(count, drawn):
+    if limit is not None and drawn >= limit and shown < count * (1 - missed) - 3 * spread and shown < min(count, drawn):
         advice = f"if its images are sorted by class, write balanced:{spec} for as many of each"
         said.append(f"the first {number_of(limit)} of {found.name} show {shown} of {count} classes: {advice}")
     return said
@@ -96,7 +98,7 @@ def check_there(spec: str, split: str, limit: int | None = None) -> None:
     known, place = components("data"), spec
     while (parts := place.partition(":"))[0] in known and parts[2]:
         place = parts[2]
-    if place not in known and not Path(place).expanduser().exists():
+    if place not in known and not expanded(place).exists():
         find(spec, split, limit)
 
 
@@ -113,8 +115,16 @@ def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":
         name, rest = _kind(spec, list(known)), spec
     elif colon and not rest:
         raise BadInput(f"'{spec}' has no path after the colon")
-    found: Images | Listing = known[name](Path(rest).expanduser() if rest else None, split, limit)
+    found: Images | Listing = known[name](expanded(rest) if rest else None, split, limit)
     return found
+
+
+def expanded(path: str | Path) -> Path:
+    """Return the path with the home folder for ~ and ~NAME. Raises BadInput where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise BadInput(f"no home folder for '{Path(path).parts[0]}' of '{path}': write the whole path") from None
 
 
 def _kind(spec: str, known: list[str]) -> str:
@@ -122,7 +132,7 @@ def _kind(spec: str, known: list[str]) -> str:
     from planish.data.readers.cifar import recognise
     from planish.data.readers.mnist import is_mnist
 
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.suffix in (".parquet", ".npz", ".npy"):
         return path.suffix[1:]
     if path.suffix == ".tar" and (not path.exists() or recognise(path) is None):
@@ -207,7 +217,15 @@ def _in_folder(folder: Path, words: tuple[str, ...], suffix: str) -> list[Path]:
                 raise BadInput(f"'{first}'{more} and '{last}' both look like {word} data: name the file")
             if families:
                 return list(next(iter(families)))
+    _refuse_locked(folder)
     raise BadInput(f"no {words[0]} data: looked for '{folder}/*{words[0]}*{suffix}'")
+
+
+def _refuse_locked(folder: Path) -> None:
+    """Raise BadInput for a folder that may not be read, or one in it: a search passes over these without a word."""
+    for place in (folder, *(place for pattern in DEEP[:2] for place in folder.glob(f"{pattern}/"))):
+        if not os.access(place, os.R_OK | os.X_OK):
+            raise BadInput(f"cannot read the folder '{place}': Permission denied; allow it to your user")
 
 
 def _family(folder: Path, base: str, path: Path) -> list[Path]:

@@ -51,6 +51,8 @@ class Kind:
             return build(json.loads(str(text)), arrays)
         except FileNotFoundError:
             raise BadInput(self.absent.format(**place)) from None
+        except PermissionError as error:
+            raise BadInput(f"cannot read {path}: {error.strerror}; allow it to your user") from None
         except BadInput as error:
             raise BadInput(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
         except _MISFITS as error:

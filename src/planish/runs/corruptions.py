@@ -16,6 +16,7 @@ from planish.core.losses import margin
 from planish.data.classes import matched, numbered_as
 from planish.data.corruptions import CorruptedSet, corrupted_sets
 from planish.data.images import Images
+from planish.data.source import expanded
 from planish.records.corruptions import RECORD, SCHEMA_VERSION, Corruptions, check_baseline, load, save
 from planish.records.origin import model_digest, provenance
 from planish.records.statistics import Booleans
@@ -37,7 +38,7 @@ class CommonCorruptions:
     @classmethod
     def found(cls, folder: Path, baseline: Path | None = None) -> "CommonCorruptions":
         """Look into the folder. baseline: a file of {corruption: mean error in [0, 1]}, .json or .toml."""
-        sets = corrupted_sets(folder.expanduser())
+        sets = corrupted_sets(expanded(folder))
         by_name: dict[str, set[int]] = {}
         for one in sets:
             by_name.setdefault(one.corruption, set()).add(one.severity)

@@ -65,7 +65,7 @@ def _targets_in(path: Path, classes: Sequence[str]) -> Tensor:
             raise BadInput(f"{path} must hold whole numbers (N,), not {array.dtype} of shape {array.shape}")
         return torch.from_numpy(array.astype(np.int64))
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {path}: {error}; write a class a line, by number or by name") from error
     found = [_class_of(line.strip(), classes, path) for line in lines if line.strip()]
@@ -73,7 +73,9 @@ def _targets_in(path: Path, classes: Sequence[str]) -> Tensor:
 
 
 def _class_of(text: str, classes: Sequence[str], path: Path) -> int:
-    if text in classes:
+    if (often := list(classes).count(text)) > 1:
+        raise BadInput(f"{path} names a class '{text[:40]}', and {often} are called so: write its number")
+    if often:
         return list(classes).index(text)
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)

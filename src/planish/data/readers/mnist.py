@@ -44,7 +44,8 @@ def _matching(place: Path, split: str, kind: str) -> list[Path]:
     """Return the files of a split in the first of the places that has one; a .gz only where its content is not."""
     pattern = re.compile(rf"(.*-)?({'|'.join(NAMES[split])})-{kind}[-.]idx\d-ubyte(\.gz)?", re.IGNORECASE)
     for folder in (place / name for name in PLACES):
-        if folder.is_dir() and (found := sorted(p for p in folder.iterdir() if pattern.fullmatch(p.name))):
+        named = (p for p in folder.iterdir() if pattern.fullmatch(p.name)) if folder.is_dir() else ()
+        if found := sorted(p for p in named if p.is_file()):  # others are folders that a file was unpacked into
             plain = {p.name for p in found}
             return [p for p in found if p.suffix != ".gz" or p.name.removesuffix(".gz") not in plain]
     return []

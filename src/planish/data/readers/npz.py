@@ -33,7 +33,7 @@ def read_npz(path: Path | None, split: str, limit: int | None) -> Images:
     (file,) = files
     arrays = _arrays(file)
     x, y = _pick(arrays, IMAGES, split, file), _pick(arrays, LABELS, split, file)
-    named = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays else ()
+    named = _names(arrays["classes"], file) if "classes" in arrays else ()
     return labelled(x, y, named, data_name(file), file).first(limit)
 
 
@@ -89,6 +89,16 @@ def _pick(arrays: Mapping[str, Array], names: Sequence[str], split: str, path: P
     if found := next((form for form in forms if form in arrays), None):
         return arrays[found]
     raise BadInput(f"{path}: no array '{names[0]}' or '{names[1]}'; it has {', '.join(arrays) or 'none'}")
+
+
+def _names(classes: Array, path: Path) -> tuple[str, ...]:
+    """Return the names of an array (K,) of text, in bytes or not, or of numbers. Raises BadInput."""
+    if classes.ndim != 1:
+        raise BadInput(f"{path}: classes are {classes.dtype} {classes.shape}: give one name for each class, (K,)")
+    try:
+        return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in classes.tolist())
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: a class is called {error.object!r}, which is not UTF-8: give names as text") from None
 
 
 def _pixels(x: Array, path: Path) -> Array:

@@ -149,7 +149,7 @@ def _matched(shard: Shard, classes: tuple[str, ...]) -> Tensor:
     """Return the shard's labels as numbers of these classes. Raises BadInput for a class that is none of them."""
     if shard.classes == classes[: len(shard.classes)] or not (has_names(shard.classes) and has_names(classes)):
         return shard.labels
-    places = named_places(shard.classes, classes)
+    places = named_places(shard.classes, classes, str(shard.path))
     strange = [name for name, place in zip(shard.classes, places, strict=True) if place is None]
     if strange:
         raise BadInput(f"{shard.path}: the other shards do not know its classes {few(strange)}")
