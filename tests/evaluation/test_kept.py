@@ -70,6 +70,37 @@ def test_an_attack_goes_on_from_its_last_chunk(chunks: int, make_network: Make, 
     assert sum(asked) < needed or chunks == 7  # the seventh falls to the second attack, and the first has no record
 
 
+@pytest.mark.parametrize("chunks", [1, 3, 7])
+def test_a_resumed_column_counts_what_was_spent_before(
+    chunks: int, make_network: Make, images: Batch, tmp_path: Path
+):
+    """Its passes and seconds were those since the kill alone, and planish-deep decides by them."""
+    whole = judged(make_network(), images, tmp_path / "whole.npz").evaluation.columns
+    path, device = tmp_path / "killed.npz", torch.device("cpu")
+    with pytest.raises(Killed):
+        judged(make_network(), images, path, chunks)
+    with np.load(path) as kept:
+        key, earlier = str(kept["key"]), kept["spent"].tolist()
+    assert earlier[2] > 0 and KeptProgress(path).load(key, device).spent == (*earlier,)
+    again = judged(make_network(), images, path).evaluation.columns
+    for ours, theirs in zip(again, whole, strict=True):
+        assert (ours.forwards, ours.backwards) == (theirs.forwards, theirs.backwards)
+        assert ours.expected == theirs.expected
+    assert again[chunks // 7].seconds > earlier[2]
+
+
+def test_progress_that_does_not_say_what_was_spent_is_none(make_network: Make, images: Batch, tmp_path: Path):
+    """As an earlier planish has left it: its column is begun anew, and not counted short."""
+    path = tmp_path / "progress.npz"
+    with pytest.raises(Killed):
+        judged(make_network(), images, path, 2)
+    with np.load(path) as kept:
+        arrays = {name: kept[name] for name in kept.files if name != "spent"}
+    np.savez(path, **arrays)
+    assert KeptProgress(path).load(str(arrays["key"]), torch.device("cpu")) is None
+    assert judged(make_network(), images, path).evaluation.names == ("pgd", "t")
+
+
 def test_progress_of_another_attack_or_a_broken_file_is_none(make_network: Make, images: Batch, tmp_path: Path):
     path = tmp_path / "progress.npz"
     with pytest.raises(Killed):

@@ -180,6 +180,7 @@ def test_a_killed_evaluation_goes_on_from_its_block(
     for ours, theirs in zip(last.columns, whole.columns, strict=True):
         for key in ("margin", "distance", "predicted", "target", "component", "step", "passes"):
             np.testing.assert_array_equal(getattr(ours, key), getattr(theirs, key), err_msg=key)
+        assert (ours.forwards, ours.backwards) == (theirs.forwards, theirs.backwards)
     for ours, theirs in zip(saved(tmp_path / "killed" / "adversarial"), saved(memory / "adversarial.npz"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert len(blocks) > before and not [*(tmp_path / "killed").glob("progress*")]

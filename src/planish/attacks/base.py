@@ -19,7 +19,7 @@ from planish.core.arguments import (
 from planish.core.batch import Batch
 from planish.core.footprint import images_at_a_time
 from planish.core.losses import margin
-from planish.core.modes import Counted, Precision, attacked, autocast
+from planish.core.modes import Counted, Precision, Spent, attacked, autocast
 from planish.core.randomness import drawn_seed, seeded
 from planish.core.threat import ThreatModel
 from planish.search.ascent import (
@@ -222,11 +222,15 @@ class ByDistance(Attack):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: the best so far, which component is at work, how many of its images it has visited."""
+    """How far a run has come: the best so far, which component is at work, how many of its images it has visited.
+
+    spent: what all of it has cost, where whoever keeps it counts that.
+    """
 
     best: Adversarials
     component: int = 0
     visited: int = 0
+    spent: Spent = Spent()
 
 
 def components_of(attack: Attack) -> Iterator[Attack]:

@@ -1,11 +1,12 @@
 """A model inside a block: what batch norm, dropout and parameters do, all put back exactly; and its passes, counted."""
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -257,3 +258,33 @@ class Counted(nn.Module):
 
     def _count(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)
+
+
+class Spent(NamedTuple):
+    """What a search has cost: forwards and backwards of single images, and seconds."""
+
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+
+
+class Spending:
+    """What a model is asked and how long it takes, from now on, on top of what was spent before."""
+
+    def __init__(self, counted: Counted) -> None:
+        self.counted = counted
+        self.take_up(Spent())
+
+    def take_up(self, before: Spent) -> None:
+        """Count on from what a search had cost that now goes on."""
+        self.before, self.began = before, self._now()
+
+    def so_far(self) -> Spent:
+        """Return what has been spent."""
+        before, began, now = self.before, self.began, self._now()
+        forwards, backwards = now.forwards - began.forwards, now.backwards - began.backwards
+        seconds = now.seconds - began.seconds
+        return Spent(before.forwards + forwards, before.backwards + backwards, before.seconds + seconds)
+
+    def _now(self) -> Spent:
+        return Spent(self.counted.forwards, self.counted.backwards, time.perf_counter())

@@ -23,6 +23,7 @@ from planish.core.arguments import (
 )
 from planish.core.batch import Batch, ImageSet, per_image
 from planish.core.errors import BadInput, spelled
+from planish.core.modes import Spent
 from planish.core.threat import Linf
 from planish.data.on_demand import OnDemand
 from planish.evaluation.blocks import Block, Faced
@@ -58,11 +59,14 @@ class KeptProgress:
         return self.path.with_stem(f"{self.path.stem}-done")
 
     def load(self, key: str, device: torch.device) -> Progress | None:
-        """Return what the file holds, if it is of this key; a file that cannot be read counts as none."""
+        """Return what the file holds, if it is of this key.
+
+        A file that cannot be read counts as none, and one of an earlier planish, which does not say what was spent.
+        """
         try:
             arrays = _arrays_of(self.path, key)
             best = Adversarials(*(torch.from_numpy(arrays[name]).to(device) for name in Adversarials._fields))
-            return Progress(best, int(arrays["at"][0]), int(arrays["at"][1]))
+            return Progress(best, int(arrays["at"][0]), int(arrays["at"][1]), _spent(arrays))
         except (*UNREADABLE, KeyError):
             return None
 
@@ -71,22 +75,22 @@ class KeptProgress:
         if time.monotonic() - self.written < self.seconds:
             return
         arrays = {name: part.cpu().numpy() for name, part in progress.best._asdict().items()}
-        write_arrays(self.path, key=np.array(key), at=np.array([progress.component, progress.visited]), **arrays)
+        arrays |= {"at": np.array([progress.component, progress.visited]), "spent": np.array(progress.spent)}
+        write_arrays(self.path, key=np.array(key), **arrays)
         self.written = time.monotonic()
 
-    def finished(self, key: str) -> Faced | None:
-        """Return what came to the blocks that are done, if they are of this key."""
+    def finished(self, key: str) -> tuple[Faced, Spent] | None:
+        """Return what came to the blocks that are done, if they are of this key, and what that has cost."""
         try:
             arrays = _arrays_of(self.done, key)
-            return Faced(*(torch.from_numpy(arrays[name]) for name in Faced._fields))
+            return Faced(*(torch.from_numpy(arrays[name]) for name in Faced._fields)), _spent(arrays)
         except (*UNREADABLE, KeyError):
             return None
 
-    def finish(self, key: str, faced: Faced) -> None:
-        """Write what came to the blocks that are done."""
-        write_arrays(
-            self.done, key=np.array(key), **{name: part.cpu().numpy() for name, part in faced._asdict().items()}
-        )
+    def finish(self, key: str, faced: Faced, spent: Spent) -> None:
+        """Write what came to the blocks that are done, and what that has cost."""
+        arrays = {name: part.cpu().numpy() for name, part in faced._asdict().items()}
+        write_arrays(self.done, key=np.array(key), spent=np.array(spent), **arrays)
 
     def forget(self) -> None:
         """Remove the files: the attack has its column."""
@@ -100,6 +104,11 @@ def _arrays_of(path: Path, key: str) -> dict[str, NDArray[Any]]:
     if str(arrays["key"]) != key:
         raise KeyError(key)
     return arrays
+
+
+def _spent(arrays: Mapping[str, NDArray[Any]]) -> Spent:
+    forwards, backwards, seconds = arrays["spent"].tolist()
+    return Spent(int(forwards), int(backwards), seconds)
 
 
 def save_images(judged: EvaluationStep, path: Path) -> None:

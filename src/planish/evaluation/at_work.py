@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ from planish.attacks import Progress, run
 from planish.attacks.suites import Stage
 from planish.core.batch import Batch
 from planish.core.footprint import images_at_a_time
-from planish.core.modes import Counted, Precision
+from planish.core.modes import Counted, Precision, Spending, Spent
 from planish.core.randomness import keyed_draws, seeded
 from planish.core.threat import ThreatModel
 from planish.core.words import number_of, radius_text
@@ -58,12 +58,12 @@ class Unfinished(Protocol):
         """Keep the progress, in place of any other."""
         ...
 
-    def finished(self, key: str) -> Faced | None:
+    def finished(self, key: str) -> tuple[Faced, Spent] | None:
         """Return what `finish` kept last, if that was under this key."""
         ...
 
-    def finish(self, key: str, faced: Faced) -> None:
-        """Keep what came to the images of the blocks that are done."""
+    def finish(self, key: str, faced: Faced, spent: Spent) -> None:
+        """Keep what came to the images of the blocks that are done, and what that has cost."""
         ...
 
 
@@ -86,7 +86,7 @@ class Search:
 
 @dataclass(frozen=True)
 class AtWork:
-    """An attack at work on a test set."""
+    """An attack at work on a test set; spending: what it costs."""
 
     counted: Counted
     images: Judged
@@ -94,6 +94,21 @@ class AtWork:
     stage: Stage
     evaluation: Evaluation
     search: Search
+    spending: Spending
+
+    def finished(self) -> Faced | None:
+        """Return what came to the blocks that a killed run was done with, None without any, and count on from there."""
+        kept = None if self.search.unfinished is None else self.search.unfinished.finished(self.key())
+        if kept is None:
+            return None
+        faced, spent = kept
+        self.spending.take_up(spent)
+        return faced
+
+    def finish(self, faced: Faced) -> None:
+        """Keep what came to the blocks that are done."""
+        if self.search.unfinished is not None:
+            self.search.unfinished.finish(self.key(), faced, self.spending.so_far())
 
     def block(self, rows: Tensor, before: Faced | None, count: int) -> tuple[Faced, Block]:
         """Attack these images, after those before, of `count` in all. Return what came of it, and those that stood."""
@@ -126,10 +141,16 @@ class AtWork:
         on_chunk(Update(self.stage.name, images, images - correct, broken, left + later, passes))
 
     def _kept(self, key: str, device: torch.device) -> dict[str, Any]:
-        """Return the arguments of `run` that keep a block's progress and take it up again."""
+        """Return the arguments of `run` that keep a block's progress and take it up again, with what it has cost."""
         if (unfinished := self.search.unfinished) is None:
             return {}
-        return {"earlier": unfinished.load(key, device), "keep": partial(unfinished.keep, key)}
+        if (earlier := unfinished.load(key, device)) is not None:
+            self.spending.take_up(earlier.spent)
+
+        def keep(progress: Progress) -> None:
+            unfinished.keep(key, replace(progress, spent=self.spending.so_far()))
+
+        return {"earlier": earlier, "keep": keep}
 
     def key(self) -> str:
         """Say what is at work."""

@@ -14,7 +14,7 @@ from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import Images, Labels, model_of, seed_of
 from planish.core.batch import ImageSet
 from planish.core.errors import Unlike, one_of, spelled
-from planish.core.modes import Counted, Precision, left_in_training
+from planish.core.modes import Counted, Precision, Spending, left_in_training
 from planish.core.threat import Linf
 from planish.evaluation.at_work import AtWork, OnBlock, OnChunk, Search, Unfinished
 from planish.evaluation.blocks import Judged
@@ -228,9 +228,8 @@ def _attacked(
     """Run one attack on the images it should face, block by block, and enter its column."""
     evaluation, x_adv = judged.evaluation, judged.x_adv.clone()
     rows = facing(evaluation, stage, search.share).to(images.labels.device)
-    forwards, backwards, began = counted.forwards, counted.backwards, time.perf_counter()
-    work = AtWork(counted, images, threats.at(stage.name), stage, evaluation, search)
-    faced = None if search.unfinished is None else search.unfinished.finished(work.key())
+    work = AtWork(counted, images, threats.at(stage.name), stage, evaluation, search, Spending(counted))
+    faced = work.finished()
     for some in images.blocks(rows[0 if faced is None else len(faced.margin) :]):
         part, left = work.block(some, faced, len(rows))
         faced = part if faced is None else faced.followed_by(part)
@@ -239,12 +238,10 @@ def _attacked(
         if search.on_block is not None:
             search.on_block(left)
         del left  # its images, before the next block is read
-        if search.unfinished is not None and len(faced.margin) < len(rows):
-            search.unfinished.finish(work.key(), faced)
+        if len(faced.margin) < len(rows):
+            work.finish(faced)
     assert faced is not None
-    facts = work.facts(rows, faced)
-    spent = {"forwards": counted.forwards - forwards, "backwards": counted.backwards - backwards}
-    spent_seconds = time.perf_counter() - began
+    facts, spent = work.facts(rows, faced), work.spending.so_far()
     enter = partial(_filled, len(evaluation.labels), rows)
     column = Column(
         name=stage.name,
@@ -255,8 +252,7 @@ def _attacked(
         component=enter(faced.component, -1).numpy(),
         step=enter(faced.step, -1).numpy(),
         passes=enter(faced.passes * search.draws, -1).numpy(),
-        **spent,
-        seconds=spent_seconds,
+        **spent._asdict(),
         meta={**facts, **threats.facts_at(stage.name)},
     )
     return EvaluationStep(replace(evaluation, columns=(*evaluation.columns, column)), x_adv)
