@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from planish.attacks import Attack, Progress
+from planish.attacks import Attack, ByDistance, Progress, Worst
+from planish.attacks.ascents import Ranked, Targeted
 from planish.attacks.gradient import APGDT, PGDMargin
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
@@ -22,6 +23,7 @@ from planish.evaluation.adversarials import KeptProgress, load_images, save_imag
 from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.records.evaluation import load
 from planish.runs.judge import EvaluationConfig, LoadedModel, verify
+from planish.search.step_rules import Steepest
 
 Make = Callable[[], nn.Module]
 ATTACKS: dict[str, Attack] = {"pgd": PGDMargin(5, 3), "t": APGDT(4, 2)}
@@ -46,9 +48,11 @@ class Fragile(KeptProgress):
             raise Killed
 
 
-def judged(network: nn.Module, images: Batch, path: Path, chunks: int = -1) -> EvaluationStep:
+def judged(
+    network: nn.Module, images: Batch, path: Path, chunks: int = -1, attacks: dict[str, Attack] = ATTACKS
+) -> EvaluationStep:
     *_, last = evaluate_steps(
-        network, images, threat=RADIUS, attacks=ATTACKS, seed=3, chunk=4, unfinished=Fragile(path, chunks)
+        network, images, threat=RADIUS, attacks=attacks, seed=3, chunk=4, unfinished=Fragile(path, chunks)
     )
     return last
 
@@ -71,9 +75,7 @@ def test_an_attack_goes_on_from_its_last_chunk(chunks: int, make_network: Make, 
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 7])
-def test_a_resumed_column_counts_what_was_spent_before(
-    chunks: int, make_network: Make, images: Batch, tmp_path: Path
-):
+def test_a_resumed_column_counts_what_was_spent_before(chunks: int, make_network: Make, images: Batch, tmp_path: Path):
     """Its passes and seconds were those since the kill alone, and planish-deep decides by them."""
     whole = judged(make_network(), images, tmp_path / "whole.npz").evaluation.columns
     path, device = tmp_path / "killed.npz", torch.device("cpu")
@@ -87,6 +89,20 @@ def test_a_resumed_column_counts_what_was_spent_before(
         assert (ours.forwards, ours.backwards) == (theirs.forwards, theirs.backwards)
         assert ours.expected == theirs.expected
     assert again[chunks // 7].seconds > earlier[2]
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_classes_are_ranked_by_distance_once(chunks: int, make_network: Make, images: Batch, tmp_path: Path):
+    """A resumed attack ranked them again and counted it again, up to 10 passes an image."""
+    toward = (Targeted(Steepest(0.5), 3, Ranked(rank)) for rank in (1, 2))
+    attacks: dict[str, Attack] = {"near": Worst((PGDMargin(1, 1), ByDistance(), *toward))}
+    (whole,) = judged(make_network(), images, tmp_path / "whole.npz", attacks=attacks).evaluation.columns
+    with pytest.raises(Killed):
+        judged(make_network(), images, tmp_path / "killed.npz", chunks, attacks)
+    (again,) = judged(make_network(), images, tmp_path / "killed.npz", attacks=attacks).evaluation.columns
+    for key in ("passes", "target", "component", "step", "forwards", "backwards"):
+        np.testing.assert_array_equal(getattr(again, key), getattr(whole, key), err_msg=key)
+    np.testing.assert_allclose(again.margin, whole.margin, atol=1e-5)
 
 
 def test_progress_that_does_not_say_what_was_spent_is_none(make_network: Make, images: Batch, tmp_path: Path):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
@@ -224,13 +224,15 @@ class ByDistance(Attack):
 class Progress:
     """How far a run has come: the best so far, which component is at work, how many of its images it has visited.
 
-    spent: what all of it has cost, where whoever keeps it counts that.
+    order: (N, R) the classes by distance as the batch has them. spent: what all of it has cost, where whoever keeps it
+    counts that.
     """
 
     best: Adversarials
     component: int = 0
     visited: int = 0
-    spent: Spent = Spent()
+    order: Tensor | None = None
+    spent: Spent = field(default_factory=Spent)
 
 
 def components_of(attack: Attack) -> Iterator[Attack]:
@@ -287,16 +289,16 @@ def run(
         batch = with_logits(model, batch, chunk)
         chunk = images_at_a_time(model, batch.x, chunk)
         attack = attack.assembled(batch.clean_logits.shape[1])
-        progress = earlier or Progress(untouched(attack, batch))
-        best, components = progress.best, tuple(components_of(attack))
+        progress = earlier or Progress(untouched(attack, batch), order=batch.order)
+        best, components, batch = progress.best, tuple(components_of(attack)), batch._replace(order=progress.order)
         moves = threat.of(batch.indices).moves(len(batch.labels)).to(batch.x.device)
         for number, component in enumerate(components):
             seed = drawn_seed(generator)
+            if number < progress.component:
+                continue
             rows = (moves & ((best.score < 0) | (best.component == number))).nonzero().squeeze(1)
             if isinstance(component, ByDistance):
                 batch = _ordered(model, batch, threat, rows, best, component, chunk)
-                continue
-            if number < progress.component:
                 continue
             for start in range(progress.visited if number == progress.component else 0, len(rows), chunk):
                 part = rows[start : start + chunk]
@@ -310,7 +312,7 @@ def run(
                     robust, later = int((best.score < 0).sum()), len(components) - number - 1
                     report(len(best.score) - robust, len(rows) - start - len(part) + later * robust)
                 if keep is not None:
-                    keep(Progress(best, number, start + len(part)))
+                    keep(Progress(best, number, start + len(part), batch.order))
     return best
 
 

@@ -66,7 +66,8 @@ class KeptProgress:
         try:
             arrays = _arrays_of(self.path, key)
             best = Adversarials(*(torch.from_numpy(arrays[name]).to(device) for name in Adversarials._fields))
-            return Progress(best, int(arrays["at"][0]), int(arrays["at"][1]), _spent(arrays))
+            order = torch.from_numpy(arrays["order"]).to(device) if "order" in arrays else None
+            return Progress(best, int(arrays["at"][0]), int(arrays["at"][1]), order, _spent(arrays))
         except (*UNREADABLE, KeyError):
             return None
 
@@ -76,6 +77,7 @@ class KeptProgress:
             return
         arrays = {name: part.cpu().numpy() for name, part in progress.best._asdict().items()}
         arrays |= {"at": np.array([progress.component, progress.visited]), "spent": np.array(progress.spent)}
+        arrays |= {} if progress.order is None else {"order": progress.order.cpu().numpy()}
         write_arrays(self.path, key=np.array(key), **arrays)
         self.written = time.monotonic()
 
