@@ -96,6 +96,17 @@ FLAT: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+def test_an_image_without_a_distance_in_inference_mode(net: nn.Module, images: Batch):
+    """Whether it has a gradient was asked inside inference mode, and ended in a RuntimeError."""
+    model = FLAT["rounded"](net)
+    with torch.no_grad():
+        own = images._replace(labels=model(images.x).argmax(1))
+    expected = pl.minimum_distance(model, own, None, "Linf", "deepfool-2")
+    with torch.inference_mode():
+        found = pl.minimum_distance(model, own, None, "Linf", "deepfool-2")
+    assert found.not_found() == expected.not_found() > 0 and found.remarks() == expected.remarks()
+
+
 @pytest.mark.parametrize("kind", FLAT)
 @pytest.mark.parametrize("attack", ["pgd-20-1", "apgd-t-5", "fgsm", "pgd-margin-5-1"])
 def test_no_gradient_is_told(kind: str, attack: str, net: nn.Module, images: Batch):

@@ -128,6 +128,7 @@ def _begun(counted: Counted, images: Judged, threat: ThreatModel, about: dict[st
     return Distances(images.indices.cpu().numpy(), images.labels.cpu().numpy(), clean, (), meta)
 
 
+@torch.inference_mode(False)
 def _measured(
     counted: Counted,
     images: Judged,
