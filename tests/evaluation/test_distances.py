@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from planish.attacks import DistanceAttack
+from planish.attacks.closest import Closest
+from planish.attacks.ddn import DDN
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf, ThreatModel
@@ -144,6 +146,14 @@ def test_chunks_and_resuming_change_nothing(network: nn.Module, images: Batch, t
             np.testing.assert_allclose(record.of(name), whole.of(name), rtol=1e-4, atol=1e-6)
     with pytest.raises(BadInput, match="the earlier distances are of another norm"):
         measured(network, images, Linf(0), "fmn", earlier=first)
+
+
+def test_another_distance_attack_of_the_same_name_is_refused(network: nn.Module, images: Batch):
+    """Or a weaker one, done earlier, would pass for it; one under its registered name goes on."""
+    *_, weak = measure(network, images, L2(0), {"mine": Closest(2), "ddn-3": DDN(3)})
+    with pytest.raises(BadInput, match="the earlier distances are by another attack named 'mine'; choose another"):
+        measure(network, images, L2(0), {"mine": Closest(40)}, earlier=weak)
+    assert list(measure(network, images, L2(0), {"mine": Closest(2), "ddn-3": "ddn-3"}, earlier=weak)) == []
 
 
 def test_distances_and_robust_accuracy_agree(network: nn.Module, images: Batch):

@@ -28,7 +28,7 @@ from planish.evaluation.blocks import Judged
 from planish.evaluation.guards import Again, Verdict, copied, stuck_facts
 from planish.evaluation.naming import Attacks, distance_attacks
 from planish.records.distances import SCHEMA_VERSION, DistanceColumn, Distances
-from planish.records.origin import describe_attack, origin, same_fact
+from planish.records.origin import describe_attack, origin, same_attack, same_fact
 from planish.search.ascent import Nearest
 
 NEAR = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0, "L0": 24.0}
@@ -76,7 +76,8 @@ def measure(
     """Yield the record after each attack. Each attacks every correct image; what it returns is judged afresh.
 
     threat: the norm and the box; with a radius above 0 an image is left alone once one within it is found. images and
-    model as in `evaluate`. earlier: a record of the same model, data, norm and seed, whose attacks are not run again.
+    model as in `evaluate`. earlier: a record of the same model, data, norm and seed, whose attacks are not run again;
+    one of another attack by the same name is refused.
     Raises BadInput at once for images, outputs, norms or an earlier record that do not fit.
     """
     counted = Counted(model_of(model))
@@ -87,12 +88,21 @@ def measure(
         raise BadInput('no attack is named; give one such as "closest"')
     record = _begun(counted, judged, threat, {**(about or {}), "seed": seed_of(seed)})
     if earlier is not None:
-        for key in ("model", "data", "norm", "radius", "seed"):
-            if not same_fact(key, earlier.meta, record.meta):
-                raise Unlike(f"the earlier distances are of another {key}; choose another folder")
-        record = replace(earlier, meta={**earlier.meta, **record.meta})
+        record = _continued(record, earlier, wanted)
     left = {name: attack for name, attack in wanted.items() if name not in record.names}
     return _steps(counted, judged, threat, left, record, Again.begun(copy, judged), seed, chunk)
+
+
+def _continued(fresh: Distances, earlier: Distances, wanted: Mapping[str, DistanceAttack]) -> Distances:
+    for key in ("model", "data", "norm", "radius", "seed"):
+        if not same_fact(key, earlier.meta, fresh.meta):
+            raise Unlike(f"the earlier distances are of another {key}; choose another folder")
+    classes = int(fresh.meta["model"]["classes"])
+    for column in earlier.columns:
+        known, attack = column.meta.get("attack"), wanted.get(column.name)
+        if attack is not None and not same_attack(known, attack.assembled(classes), column.name):
+            raise Unlike(f"the earlier distances are by another attack named '{column.name}'; choose another folder")
+    return replace(earlier, meta={**earlier.meta, **fresh.meta})
 
 
 def _steps(
