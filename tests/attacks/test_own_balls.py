@@ -138,6 +138,19 @@ def test_images_of_8_bits(name: str, threat: ThreatModel, make_attack: Any, netw
     assert bool((wrong | (found.score < 0) | (found.target >= 0)).all())
 
 
+def test_distances_of_8_bits_are_refused(network: nn.Module, images: Batch):
+    """A distance attack by itself returned images between the levels; evaluate brings them to levels."""
+    images, own, closest = eight_bit(images), Linf(0.2, levels=256), attacks.Closest(5)
+    for call in (
+        lambda: closest(network, images, threat=own),
+        lambda: minimum_distance(network, images, norm=own, attack=closest),
+    ):
+        with pytest.raises(BadInput, match="does not keep images to 256 levels: leave levels out, or give the attack"):
+            call()
+    found = torch.from_numpy(evaluate(network, images, threat=own, attacks=closest).x_adv)
+    assert own.feasible(found, images.x).all() and not torch.equal(found, images.x)
+
+
 def test_rounding_keeps_what_can_be_kept(network: nn.Module, images: Batch):
     """Rounded inside the search nearly as many images break as unrounded, and more than by rounding afterwards."""
     images = eight_bit(images)

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from planish.core.arguments import (
     Images,
     Labels,
+    distance_threat_of,
     judged_batch,
     logits_of,
     model_of,
@@ -123,9 +124,9 @@ class DistanceAttack(ABC):
         """Search the nearest adversarial image of each.
 
         threat: "Linf" or "L2" searches to the end; one with a radius, such as "L2:0.5", leaves an image alone once an
-        adversarial one within the radius is found. The rest as for an `Attack`. Raises BadInput.
+        adversarial one within the radius is found; none with levels. The rest as for an `Attack`. Raises BadInput.
         """
-        threat, seed, network = threat_of(threat, radius=0.0), seed_of(seed), Counted(model_of(model))
+        threat, seed, network = distance_threat_of(threat), seed_of(seed), Counted(model_of(model))
         batch = judged_batch(network, x, labels, threat)
         found = searched(self, network, batch, threat, seed=seed)
         reach = threat.radius if threat.radius > 0 else torch.finfo(found.distance.dtype).max

@@ -51,6 +51,20 @@ def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = 
     raise BadInput(f'a threat is planish.Linf("8/255"), planish.L2(0.5) or a text "Linf:8/255", not {shown(threat)}')
 
 
+def distance_threat_of(threat: object) -> ThreatModel:
+    """Return the threat of distances as `threat_of` does, radius 0 unless it has one. Raises BadInput, also for levels.
+
+    A nearest image lies on a boundary, between levels.
+    """
+    found = threat_of(threat, radius=0.0)
+    if found.levels is not None:
+        raise BadInput(
+            f"a distance attack does not keep images to {found.levels} levels: leave levels out, or give the attack to "
+            "planish.evaluate, which brings what it finds to these levels and counts it within the radius"
+        )
+    return found
+
+
 def seed_of(seed: object) -> int:
     """Return a seed. Raises BadInput for anything but a whole number from 0 to 2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):

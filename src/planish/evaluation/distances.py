@@ -13,10 +13,10 @@ from planish.core.arguments import (
     Images,
     Labels,
     batch_of,
+    distance_threat_of,
     logits_of,
     model_of,
     seed_of,
-    threat_of,
 )
 from planish.core.batch import Batch, ImageSet
 from planish.core.errors import BadInput, Unlike, spelled
@@ -56,9 +56,7 @@ def minimum_distance(
     Raises BadInput.
     """
     network = model_of(model)
-    *_, last = measure(
-        network, batch_of(x, labels, network), threat_of(norm, radius=0.0), attack, seed=seed, about=about
-    )
+    *_, last = measure(network, batch_of(x, labels, network), distance_threat_of(norm), attack, seed=seed, about=about)
     return last
 
 
@@ -80,7 +78,7 @@ def measure(
     one of another attack by the same name is refused.
     Raises BadInput at once for images, outputs, norms or an earlier record that do not fit.
     """
-    counted = Counted(model_of(model))
+    counted, threat = Counted(model_of(model)), distance_threat_of(threat)
     copy = copied(counted.model)
     judged = Judged.begun(counted, images, None, threat, chunk)
     wanted = distance_attacks(attacks, judged.clean_logits.shape[1], norm=threat.name)
