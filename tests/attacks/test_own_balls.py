@@ -189,3 +189,15 @@ def test_given_targets(network: nn.Module, images: Batch):
     ):
         with pytest.raises(BadInput, match=told):
             attack(network, Batch(images.x, images.labels, targets=torch.tensor(wrong)), threat=Linf(0.1))
+
+
+def test_a_target_that_is_the_label_is_refused(network: nn.Module, images: Batch):
+    """It was reached without a pass, every image stood, and the success rate counted those that were right."""
+    targets = (images.labels + 2) % 4
+    targets[[3, 5]] = images.labels[[3, 5]]
+    given = images._replace(targets=targets, indices=torch.arange(8) + 100)
+    told = rf"image 103 is to be driven to class {int(targets[3])}, which is its own label: give it another class"
+    with pytest.raises(BadInput, match=told):
+        attacks.GivenTargeted(2, 1)(network, given, threat=Linf(0.1))
+    with pytest.raises(BadInput, match=told):
+        evaluate(network, given, threat=Linf(0.1), attacks="targeted-2-1")

@@ -160,6 +160,14 @@ def test_random_and_least_likely_targets_and_whole_numbers(network: nn.Module, i
     assert atk(images, labels).dtype == torch.uint8
 
 
+def test_the_classes_to_reach_in_place_of_the_labels(network: nn.Module, images: Tensor, labels: Tensor):
+    """As torchattacks' targeted mode takes them: that they are the labels of the call is no mistake."""
+    atk = torchattacks.PGD(network, eps=0.4, alpha=0.05, steps=20)
+    atk.set_mode_targeted_by_label()
+    wanted = torch.zeros_like(labels)
+    assert int((network(atk(images, wanted)).argmax(1) == wanted).sum()) > 18
+
+
 def test_what_planish_has_not_is_said_in_a_line(network: nn.Module, images: Tensor, labels: Tensor):
     pgd, apgd = torchattacks.PGD(network), torchattacks.APGD(network, eot_iter=2)
     with pytest.raises(BadInput, match="torchattacks' NIFGSM; it has APGD, APGDT, AutoAttack"):

@@ -71,7 +71,10 @@ class TorchAttack:
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the adversarial images (N, C, H, W) of images in [0, 1]."""
-        targets = self.get_target_label(images, labels) if self.targeted else None
+        targets = None
+        if self.targeted:
+            targets = self.get_target_label(images, labels)
+            labels = (targets == 0).to(labels)  # any others: those given may be the targets, and no attack here asks
         found, threat = self.planish()
         return found(self.network(), Batch(images, labels, targets=targets), threat=threat, seed=self.get_seed()).x_adv
 

@@ -284,13 +284,22 @@ def check_images(images: Batch, threat: Ball) -> None:
 
 
 def _check_targets(images: Batch, classes: int) -> None:
-    """Raise BadInput unless the classes that are aimed at, where any are given, are the model's, one for each image."""
+    """Raise BadInput unless the classes that are aimed at, where any are given, are the model's, one for each image.
+
+    An image's own label is none: it would be reached without a search.
+    """
     if (targets := images.targets) is None:
         return
     if targets.shape != images.labels.shape:
         raise BadInput(f"targets must be one class for each of {number_of(len(images.x))}, got {tuple(targets.shape)}")
     if int(targets.min()) < 0 or int(targets.max()) >= classes:
         raise BadInput(f"targets lie in {int(targets.min())}..{int(targets.max())}, but classes in 0..{classes - 1}")
+    if len(own := (targets == images.labels).nonzero()):
+        index, label = int(images.indices[own[0]]), int(targets[own[0]])
+        raise BadInput(
+            f"image {index} is to be driven to class {label}, which is its own label: give it another class, or leave "
+            "it out"
+        )
 
 
 def _remedy(output: Tensor) -> str:
