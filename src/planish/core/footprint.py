@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.affine import runs_as_a_copy
-from planish.core.errors import between
+from planish.core.errors import at_least, between, whole
 from planish.core.modes import Counted
 
 CHUNK, LEAST = 256, 16
@@ -48,6 +48,7 @@ def at_a_time(images: int | None) -> Iterator[None]:
     Raises BadInput.
     """
     between(1, 2**20, **{"batch size": images})
+    whole(**{"batch size": images})
     token = _MOST.set(images)
     try:
         yield
@@ -59,7 +60,11 @@ def images_at_a_time(model: nn.Module, x: Tensor, chunk: int | None = None) -> i
     """Return how many images like x (N, ...) go through a model at a time.
 
     chunk: what a call asks for; None = as many as fit, from 16 to 256, by what the model's first forward showed.
+    Raises BadInput for a chunk that is no whole number from 1.
     """
+    if chunk is not None:
+        at_least(1, chunk=chunk)
+        whole(chunk=chunk)
     most, asked = _MOST.get(), _fitting(model, x) if chunk is None else chunk
     return asked if most is None else min(asked, most)
 
