@@ -156,7 +156,8 @@ class AtWork:
         if stage.slopes and search.draws == 1:
             facts["slopes"] = self._slopes()
         stuck = rows[((faced.margin < 0) & (faced.step <= 0) & (faced.passes > 0)).to(rows.device)]
-        return facts | stuck_facts(stage.attack, self.counted, map(self.images.select, self.images.blocks(stuck)))
+        batches = map(self.images.select, self.images.blocks(stuck))
+        return facts | stuck_facts(stage.attack, self.counted, batches, search.chunk)
 
     def _slopes(self) -> dict[str, Any]:
         """Return how far logits change as gradients say: at some clean images, and at a random point of each ball."""
