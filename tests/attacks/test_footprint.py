@@ -123,6 +123,28 @@ def test_images_at_a_time_are_whole():
         pass
 
 
+@pytest.mark.parametrize(("copies", "fitting", "asked", "most"), [(2, 32, 50, 3), (8, 8, 12, 1), (100, 1, 1, 1)])
+def test_copies_count(copies: int, fitting: int, asked: int, most: int):
+    """Of an image, or draws of a model: together they are to take no more than images alone."""
+    model = Wide(256)
+    x = images(model, 100).x
+    logits_of(model, x)
+    assert images_at_a_time(model, x, copies=copies) == fitting
+    assert images_at_a_time(model, x, 100, copies) == asked
+    with at_a_time(7):
+        assert images_at_a_time(model, x, None, copies) == images_at_a_time(model, x, 100, copies) == most
+    assert Footprint(1024, 1024).fitting(CPU, copies) == min(CHUNK, 16 * 1024 // copies)
+
+
+def test_blocks_within_blocks_let_no_more_through():
+    x = torch.empty(0, 1, 4, 4)
+    with at_a_time(7):
+        with at_a_time(100), at_a_time(None):
+            assert images_at_a_time(nn.Flatten(), x) == 7
+        with at_a_time(3):
+            assert images_at_a_time(nn.Flatten(), x) == 3
+
+
 def test_outcomes_and_passes_are_the_same():
     found = []
     for chunk in (None, 100):
