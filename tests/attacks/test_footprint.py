@@ -14,9 +14,11 @@ from planish.attacks import PGD
 from planish.audit.measures.curvature import gradient_norms
 from planish.core.arguments import in_chunks, logits_of
 from planish.core.batch import Batch
+from planish.core.errors import BadInput
 from planish.core.footprint import CHUNK, LEAST, Footprint, at_a_time, images_at_a_time
 from planish.core.modes import Counted
 from planish.core.threat import Linf
+from planish.evaluation.evaluate import evaluate_steps
 
 THREAT, MIB = Linf(0.01), 2**20
 CPU = torch.device("cpu")
@@ -104,6 +106,43 @@ def test_what_a_call_or_a_user_asks_for_counts():
         assert images_at_a_time(model, x) == images_at_a_time(model, x, 100) == 7
     with at_a_time(100):
         assert images_at_a_time(model, x) == 64
+
+
+@pytest.mark.parametrize(("chunk", "told"), [(0, "be at least 1, got 0"), (8.5, "be a whole number, got 8.5")])
+def test_a_chunk_is_a_whole_number_from_1(chunk: int, told: str):
+    """Named regression: with a chunk of 0 an evaluation looped for ever."""
+    model = Wide(4)
+    batch = images(model, 3)
+    with pytest.raises(BadInput, match=f"chunk must {told}"):
+        evaluate_steps(model, batch, threat=THREAT, attacks="fgsm", chunk=chunk)
+
+
+def test_images_at_a_time_are_whole():
+    """Named regression: 8.5 images at a time were accepted."""
+    with pytest.raises(BadInput, match=r"batch size must be a whole number, got 8\.5"), at_a_time(8.5):  # type: ignore[arg-type]
+        pass
+
+
+@pytest.mark.parametrize(("copies", "fitting", "asked", "most"), [(2, 32, 50, 3), (8, 8, 12, 1), (100, 1, 1, 1)])
+def test_copies_count(copies: int, fitting: int, asked: int, most: int):
+    """Of an image, or draws of a model: together they are to take no more than images alone."""
+    model = Wide(256)
+    x = images(model, 100).x
+    logits_of(model, x)
+    assert images_at_a_time(model, x, copies=copies) == fitting
+    assert images_at_a_time(model, x, 100, copies) == asked
+    with at_a_time(7):
+        assert images_at_a_time(model, x, None, copies) == images_at_a_time(model, x, 100, copies) == most
+    assert Footprint(1024, 1024).fitting(CPU, copies) == min(CHUNK, 16 * 1024 // copies)
+
+
+def test_blocks_within_blocks_let_no_more_through():
+    x = torch.empty(0, 1, 4, 4)
+    with at_a_time(7):
+        with at_a_time(100), at_a_time(None):
+            assert images_at_a_time(nn.Flatten(), x) == 7
+        with at_a_time(3):
+            assert images_at_a_time(nn.Flatten(), x) == 3
 
 
 def test_outcomes_and_passes_are_the_same():

@@ -61,6 +61,46 @@ def test_outputs_that_wrap_their_logits(network: nn.Module, images: Batch, judge
     assert np.array_equal(one.margin, other.margin, equal_nan=True) and one.backwards == other.backwards > 0
 
 
+class Inferring(nn.Sequential):
+    """A network without a graph, as it is made to serve."""
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+class Buffered(nn.Module):
+    """A network without a graph that answers in the same memory each time."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.answers = network, torch.zeros(64, 4)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answers[: len(x)].copy_(self.network(x))
+
+
+def test_a_forward_in_inference_mode(network: nn.Module, images: Batch, judge: Judge):
+    """Named regression: "Inference tensors cannot be saved for backward" ended planish-suite."""
+    models = Inferring(network), Changed(network, lambda logits: logits.detach())
+    found, expected = (judge(model, images, "measured-2-1", radius=0.015).evaluation.columns[0] for model in models)
+    assert np.array_equal(found.margin, expected.margin, equal_nan=True) and found.meta == expected.meta
+
+
+@pytest.mark.parametrize("eot", [1, 4])
+def test_answers_in_the_same_memory(eot: int, network: nn.Module, images: Batch, judge: Judge):
+    """Named regression: what was kept of a forward was that of the next one, and so were the answers for all parts."""
+    detached = Changed(network, lambda logits: logits.detach())
+    found, expected = (
+        judge(model, images, "noise-2", radius=0.015, chunk=5, eot=eot).evaluation
+        for model in (Buffered(network), detached)
+    )
+    assert expected.clean_accuracy().hits > 6 and np.array_equal(found.clean_margin, expected.clean_margin)
+    assert np.array_equal(found.columns[0].margin, expected.columns[0].margin, equal_nan=True)
+    assert found.meta["warnings"] == expected.meta["warnings"]
+
+
 def poisoned(logits: Tensor) -> Tensor:
     return torch.cat([logits[:1] * torch.nan, logits[1:]])
 

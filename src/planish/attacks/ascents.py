@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from planish.attacks import Attack, Worst
 from planish.core.batch import Batch, Rows
 from planish.core.errors import BadInput, at_least
+from planish.core.footprint import images_at_a_time, in_parts
 from planish.core.losses import Loss, cross_entropy, margin, masked, toward, wide
 from planish.core.modes import attacked
 from planish.core.randomness import drawn_seed, keyed, keyed_draws
@@ -232,16 +233,24 @@ class Smoothed(Attack):
         return objective_of(model, loss_of(margin, batch.labels))
 
     def search(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Adversarials:
-        noise = self._noise(batch, threat, drawn_seed(generator))
+        seed = drawn_seed(generator)
+        with attacked(model):
+            batch = with_logits(model, batch)
+            size = images_at_a_time(model, batch.x, copies=self.copies)
+            some = (batch.select(slice(at, at + size)) for at in range(0, max(len(batch.x), 1), size))
+            parts = [self._searched(model, part, threat.of(part.indices), seed) for part in some]
+        return Adversarials(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _searched(self, model: nn.Module, batch: Batch, threat: ThreatModel, seed: int) -> Adversarials:
+        """Search round images all of whose copies go through the model together."""
+        noise = self._noise(batch, threat, seed)
 
         def aim(rows: Rows) -> tuple[Objective, Score]:
             labels = batch.labels[rows]
             return self._objective(model, labels, noise[:, rows], threat), lambda logits: margin(logits, labels)
 
-        with attacked(model):
-            batch = with_logits(model, batch)
-            score, targets = self.goal(batch)
-            found = search(aim, batch.x, threat, COSINE_MOMENTUM, self.steps, clean=score(batch.clean_logits))
+        score, targets = self.goal(batch)
+        found = search(aim, batch.x, threat, COSINE_MOMENTUM, self.steps, clean=score(batch.clean_logits))
         ascended, last = found.passes // 2, found.passes % 2
         passes = ascended * (2 * self.copies + 1) + last * (self.copies + 1)
         return as_component(found._replace(passes=passes), targets)
@@ -256,7 +265,7 @@ class Smoothed(Attack):
     def _objective(self, model: nn.Module, labels: Tensor, noise: Tensor, threat: ThreatModel) -> Objective:
         def objective(x_adv: Tensor) -> tuple[Tensor, Tensor]:
             copies = torch.cat([(x_adv + own).clamp(threat.low, threat.high) for own in noise])
-            values = margin(model(copies), labels.repeat(self.copies)).reshape(self.copies, -1)
+            values = margin(in_parts(model, copies), labels.repeat(self.copies)).reshape(self.copies, -1)
             with torch.no_grad():
                 logits = model(x_adv)
             return values.mean(0), logits

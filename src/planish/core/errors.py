@@ -46,6 +46,18 @@ def between(least: float, most: float, **values: float | None) -> None:
             raise BadInput(f"{name} must be from {least:g} to {most:g}, got {_short(value)}")
 
 
+def whole(**values: int | None) -> None:
+    """Raise BadInput that names the first of the values that is not a whole number; None is none given."""
+    for name, value in values.items():
+        if value is not None:
+            _refuse_fraction(name, value)
+
+
+def _refuse_fraction(name: str, value: object) -> None:
+    if not isinstance(value, Integral):
+        raise BadInput(f"{name} must be a whole number, got {_short(value)}")
+
+
 def _short(value: object) -> str:
     """Return what a line can hold of a value."""
     if len(text := str(value)) <= 40:
@@ -122,8 +134,7 @@ def _made_of_whole_numbers(kind: type, made: Callable[..., None], then: str) -> 
             raise BadInput(f"{kind.__name__} takes {_listed(names)}{others}")
         made(self, *args, **options)
         for name in whole:
-            if not isinstance(value := getattr(self, name), Integral):
-                raise BadInput(f"{name} must be a whole number, got {_short(value)}")
+            _refuse_fraction(name, getattr(self, name))
 
     return init
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.affine import runs_as_a_copy
-from planish.core.errors import between
+from planish.core.errors import at_least, whole
 from planish.core.modes import Counted
 
 CHUNK, LEAST = 256, 16
@@ -29,12 +29,12 @@ class Footprint(NamedTuple):
     largest: int
     total: int
 
-    def fitting(self, device: torch.device) -> int:
+    def fitting(self, device: torch.device, copies: int = 1) -> int:
         """Return how many images fit: one layer's outputs into a processor's cache, or all into a part of a GPU."""
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
-            return _usual(memory // OF_A_GPU // self.total)
-        return _usual(CACHED // self.largest) if device.type == "cpu" else CHUNK
+            return _usual(memory // OF_A_GPU // self.total, copies)
+        return _usual(CACHED // self.largest if device.type == "cpu" else CHUNK, copies)
 
 
 _MOST: ContextVar[int | None] = ContextVar("images that may go through a model at a time", default=None)
@@ -43,25 +43,32 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[torch.Size, Footprint]] = WeakKeyDicti
 
 @contextmanager
 def at_a_time(images: int | None) -> Iterator[None]:
-    """Let no more images through a model at a time within; None = as many as is usual. Outcomes do not depend on it.
+    """Let no more images through a model at a time within; None = as many as before. Outcomes do not depend on it.
 
     Raises BadInput.
     """
-    between(1, 2**20, **{"batch size": images})
-    token = _MOST.set(images)
+    at_least(1, **{"batch size": images})
+    whole(**{"batch size": images})
+    token = _MOST.set(min((most for most in (images, _MOST.get()) if most is not None), default=None))
     try:
         yield
     finally:
         _MOST.reset(token)
 
 
-def images_at_a_time(model: nn.Module, x: Tensor, chunk: int | None = None) -> int:
-    """Return how many images like x (N, ...) go through a model at a time.
+def images_at_a_time(model: nn.Module, x: Tensor, chunk: int | None = None, copies: int = 1) -> int:
+    """Return how many images like x (N, ...) go through a model at a time, 1 at least.
 
     chunk: what a call asks for; None = as many as fit, from 16 to 256, by what the model's first forward showed.
+    copies: of each image, or draws of the model, that are held at once, and all count. Raises BadInput for a chunk
+    that is no whole number from 1.
     """
-    most, asked = _MOST.get(), _fitting(model, x) if chunk is None else chunk
-    return asked if most is None else min(asked, most)
+    if chunk is not None:
+        at_least(1, chunk=chunk)
+        whole(chunk=chunk)
+    most = _MOST.get()
+    asked = _fitting(model, x, copies) if chunk is None else max(1, chunk // copies)
+    return asked if most is None else min(asked, max(1, most // copies))
 
 
 def in_parts(model: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
@@ -99,18 +106,21 @@ def _observed(model: nn.Module, x: Tensor) -> Iterator[None]:
     _KNOWN.setdefault(model, {})[x.shape[1:]] = Footprint(max(made) // len(x), sum(made) // len(x))
 
 
-def _fitting(model: nn.Module, x: Tensor) -> int:
+def _fitting(model: nn.Module, x: Tensor, copies: int) -> int:
     """Return how many images like x fit; as long as nothing is known of the model, by their own size. Few always do."""
-    if 0 < len(x) <= LEAST:
-        return LEAST
+    if 0 < len(x) * copies <= LEAST:
+        return LEAST // copies
     shape = x.shape[1:]
     known = (_KNOWN[part][shape] for part in model.modules() if shape in _KNOWN.get(part, ()))
     found = next(known, None)
-    return _usual(UNKNOWN // max(shape.numel(), 1)) if found is None else found.fitting(x.device)
+    if found is None:
+        return _usual(UNKNOWN // max(shape.numel(), 1), copies)
+    return found.fitting(x.device, copies)
 
 
-def _usual(images: int) -> int:
-    return max(LEAST, min(images, CHUNK))
+def _usual(images: int, copies: int = 1) -> int:
+    """Return how many images go through in so many copies each, where so many fit in one."""
+    return max(1, LEAST // copies, min(images // copies, CHUNK))
 
 
 def _is_closed(module: nn.Module) -> bool:

@@ -234,7 +234,8 @@ class Counted(nn.Module):
     """How planish asks a model: its passes are counted, and its logits are plain whatever it wraps them in.
 
     The model gets a copy of the images, which it may write into, in the dtype of its own weights; its logits come in
-    float32 or wider.
+    float32 or wider. Those without a graph are copies: a model may keep them and write into them when it is asked
+    again, or make them in inference mode, and then autograd would refuse them.
     forwards, backwards: number of single images so far. No host sync; a backward counts when it reaches the logits.
     """
 
@@ -252,9 +253,11 @@ class Counted(nn.Module):
         """Return the logits."""
         logits = plain_logits(self.model(x.clone() if self.dtype in (None, x.dtype) else x.to(self.dtype)))
         self.forwards += len(x)
+        widened = wide(logits) if logits.is_floating_point() else logits
         if logits.requires_grad:
             logits.register_hook(self._count)  # type: ignore[no-untyped-call]
-        return wide(logits) if logits.is_floating_point() else logits
+            return widened
+        return widened.clone() if widened is logits else widened
 
     def _count(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)

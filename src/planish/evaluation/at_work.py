@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from planish.attacks import Progress, run
 from planish.attacks.suites import Stage
 from planish.core.batch import Batch
-from planish.core.footprint import images_at_a_time
+from planish.core.footprint import at_a_time, images_at_a_time
 from planish.core.modes import Counted, Precision, Spending, Spent
 from planish.core.randomness import keyed_draws, seeded
 from planish.core.threat import ThreatModel
@@ -114,24 +114,32 @@ class AtWork:
         """Attack these images, after those before, of `count` in all. Return what came of it, and those that stood."""
         search, batch, done = self.search, self.images.select(rows), 0 if before is None else len(before.margin)
         broken = 0 if before is None else int((before.margin >= 0).sum())
-        threat = self.threat.of(batch.indices)
-        found = run(
-            self.stage.attack,
-            self.counted if search.draws == 1 else Averaged(self.counted, search.draws),
-            batch,
-            threat,
-            generator=_generator(self.evaluation, self.stage.drawn_as or self.stage.name),
-            chunk=search.chunk,
-            precision=search.precision,
-            report=search.on_chunk and partial(self._update, search.on_chunk, broken, count - done - len(rows)),
-            **self._kept(f"{self.key()} {done} {len(rows)}", batch.x.device),
-        )
+        threat, (model, chunk) = self.threat.of(batch.indices), self._asked(batch.x)
+        with at_a_time(chunk):
+            found = run(
+                self.stage.attack,
+                model,
+                batch,
+                threat,
+                generator=_generator(self.evaluation, self.stage.drawn_as or self.stage.name),
+                chunk=chunk,
+                precision=search.precision,
+                report=search.on_chunk and partial(self._update, search.on_chunk, broken, count - done - len(rows)),
+                **self._kept(f"{self.key()} {done} {len(rows)}", batch.x.device),
+            )
         verdict = verified(self.counted, batch, found, threat, self.stage.name, search.chunk, search.draws)
         known = (self.evaluation.survivors(), self.evaluation.clean_predicted)
         standing, clean = (torch.from_numpy(values).to(rows.device)[rows] for values in known)
         faced = Faced.of(verdict, found, threat.norm(found.x_adv - batch.x))
         left = Block(rows, batch, found.x_adv, verdict.margin >= 0, verdict.predicted, clean)
         return faced, left if bool(standing.all()) else left.select(standing)
+
+    def _asked(self, x: Tensor) -> tuple[nn.Module, int | None]:
+        """Return the model that is attacked, and how many images go through it: the graphs of all draws are kept."""
+        search = self.search
+        if search.draws == 1:
+            return self.counted, search.chunk
+        return Averaged(self.counted, search.draws), images_at_a_time(self.counted, x, search.chunk, search.draws)
 
     def _update(self, on_chunk: OnChunk, before: int, later: int, broken: int, left: int) -> None:
         """Tell how the whole evaluation stands. before: images broken in other blocks. later: images in later ones."""
@@ -177,7 +185,8 @@ class AtWork:
         if stage.slopes and search.draws == 1:
             facts["slopes"] = self._slopes()
         stuck = rows[((faced.margin < 0) & (faced.step <= 0) & (faced.passes > 0)).to(rows.device)]
-        return facts | stuck_facts(stage.attack, self.counted, map(self.images.select, self.images.blocks(stuck)))
+        batches = map(self.images.select, self.images.blocks(stuck))
+        return facts | stuck_facts(stage.attack, self.counted, batches, search.chunk)
 
     def _slopes(self) -> dict[str, Any]:
         """Return how far logits change as gradients say: at some clean images, and at a random point of each ball."""

@@ -159,7 +159,7 @@ def _measured(
     spent = {"forwards": counted.forwards - forwards, "backwards": counted.backwards - backwards}
     seconds = time.perf_counter() - began
     facts = {"attack": describe_attack(attack)}
-    facts |= stuck_facts(attack, counted, map(images.select, images.blocks(torch.cat(stuck))))
+    facts |= stuck_facts(attack, counted, map(images.select, images.blocks(torch.cat(stuck))), chunk)
     return DistanceColumn(
         name=name,
         distance=whole.cpu().numpy(),

@@ -13,6 +13,7 @@ from planish.attacks.ascents import Untargeted
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
+from planish.core.footprint import images_at_a_time
 from planish.core.losses import margin
 from planish.core.modes import Counted, dtype_of
 from planish.core.randomness import keyed_draws
@@ -164,21 +165,26 @@ class Again:
         return Told([warning], forwards)
 
 
-def stuck_facts(attack: Attack | DistanceAttack, counted: Counted, stuck: Iterable[Batch]) -> dict[str, Any]:
+def stuck_facts(
+    attack: Attack | DistanceAttack, counted: Counted, stuck: Iterable[Batch], chunk: int | None = None
+) -> dict[str, Any]:
     """Return how many images an attack in a ball left at their start, and the indices of those without a gradient.
 
-    stuck: these images, in batches. Without: the gradient of what the attack climbs is exactly 0 at the clean image.
-    "vanished": that of the margin, which does not underflow, is not. A forward and a backward each.
+    stuck: these images, in batches, which go through the model in chunks. Without: the gradient of what the attack
+    climbs is exactly 0 at the clean image. "vanished": that of the margin, which does not underflow, is not. A forward
+    and a backward each.
     """
     facts: dict[str, Any] = {}
     for batch in stuck:
-        for name, value in _stuck(attack, counted, batch).items():
-            facts[name] = facts[name] + value if name in facts else value
+        size = images_at_a_time(counted, batch.x, chunk)
+        for at in range(0, len(batch.x), size):
+            for name, value in _stuck(attack, counted, batch.select(slice(at, at + size))).items():
+                facts[name] = facts[name] + value if name in facts else value
     return facts
 
 
 def _stuck(attack: Attack | DistanceAttack, counted: Counted, some: Batch) -> dict[str, Any]:
-    flat = flat_images(attack, counted, some) if len(some.x) else None
+    flat = flat_images(attack, counted, some)
     if flat is None:
         return {}
     facts: dict[str, Any] = {} if isinstance(attack, DistanceAttack | Within) else {"stuck": len(some.x)}
