@@ -19,7 +19,7 @@ from planish.methods import Method
 from planish.registry import components, make
 from planish.runs import judge
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, method_of
 from planish.runs.run import Run, load_run
 from planish.runs.train import new_model, train_into
 from planish.training.collapse import OFF, Guard
@@ -123,7 +123,7 @@ def train_steps(
     """
     given, settings = settings is not None, settings or Settings()
     settings = settings if epochs is None else replace(settings, epochs=epochs)
-    own, threat, seed = _method(method), threat_of(threat), seed_of(seed)
+    own, threat, seed = method_of(method), threat_of(threat), seed_of(seed)
     if not isinstance(guard, Guard):
         raise BadInput(f"a guard is planish.Guard(every=25), not {shown(guard)}")
     if out is not None:
@@ -164,16 +164,6 @@ def _sample(data: Any, model: nn.Module | str) -> Images:
     if first is None:
         raise BadInput(f"{shown(data)} yields no images: give it some")
     return images_of(pair_of(first))
-
-
-def _method(method: object) -> Method:
-    if isinstance(method, str):
-        made: Method = make("methods", method, {})
-        return made
-    if isinstance(method, type) or not (callable(method) and hasattr(method, "second_order")):
-        hint = f"; call the class: {method.__name__}()" if isinstance(method, type) else ""
-        raise BadInput(f'a method is a name such as "seat" or planish.methods.SEAT(), not {shown(method)}{hint}')
-    return method  # type: ignore[return-value]
 
 
 def _network(model: object, images: Images, seed: int, weights: str | Path | None) -> nn.Module:

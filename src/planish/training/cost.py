@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
-from planish.methods import Method, StepContext
+from planish.methods import Method, StepContext, returned
 from planish.methods.standard import Standard
 
 
@@ -43,7 +43,7 @@ def step_operations(method: Method, model: nn.Module, batch: Batch, threat: Thre
 def _counted(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> int:
     counter = _Counter()
     with counter:
-        loss = method(model, batch, threat, context)
+        loss = returned(method, method(model, batch, threat, context))
         loss.total.backward()  # type: ignore[no-untyped-call]
     return counter.total
 

@@ -12,7 +12,7 @@ from planish.core.batch import Batch
 from planish.core.modes import Precision, autocast, every_module, fixed_statistics
 from planish.core.randomness import twin
 from planish.core.threat import ThreatModel
-from planish.methods import Method, StepContext, TrainingLoss
+from planish.methods import Method, StepContext, TrainingLoss, returned
 from planish.models import corrupts_memory
 from planish.training.processes import Group, Part
 from planish.training.settings import Settings, perturbable, perturbed_weights, steepest_weights
@@ -32,7 +32,7 @@ class Bound(nn.Module):
     def forward(self, x: Tensor, labels: Tensor, indices: Tensor, context: StepContext) -> TrainingLoss:
         """Return the method's loss of the batch."""
         with autocast(x, self.precision):
-            return self.method(self.model, Batch(x, labels, indices), self.threat, context)
+            return returned(self.method, self.method(self.model, Batch(x, labels, indices), self.threat, context))
 
 
 def lies_channels_last(model: nn.Module, settings: Settings) -> bool:
