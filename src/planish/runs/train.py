@@ -12,7 +12,7 @@ from torch import nn
 
 from planish.attacks import run
 from planish.attacks.gradient import PGD
-from planish.core.arguments import check_logits, logits_of
+from planish.core.arguments import check_logits, is_settled, logits_of
 from planish.core.randomness import initialised, seeded
 from planish.core.share import WHOLE, Share
 from planish.core.threat import ThreatModel
@@ -89,6 +89,8 @@ def new_model(model: Named, images: Images, seed: int) -> nn.Module:
     """Build the model, its weights drawn from the seed, the global random state untouched."""
     with initialised(seed):
         network = architecture(model.name, model.options, len(images.classes), images.x.shape[1])
+        if not is_settled(network):  # lazy modules draw their weights at their first forward
+            check_logits(network, images.first(2).as_batch())
     if isinstance(network, Normalized) and ":" not in model.name:
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
         network.mean.copy_(pixels.mean(1).view_as(network.mean))
