@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import batch_norms, fixed_statistics
+from planish.core.modes import batch_norms, fixed_statistics, trains
 from planish.core.randomness import drawn_seed, reproducible, seeded
 from planish.core.threat import ThreatModel
 from planish.data.images import Images
@@ -67,7 +67,7 @@ def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
         model = synchronized(model, group)
     if lies_channels_last(model, settings):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer, resting = optimizer_of(model, settings), [module for module in model.modules() if not module.training]
+    optimizer, resting = optimizer_of(model, settings), [module for module in model.modules() if not trains(module)]
     average = deepcopy(model) if settings.ema > 0 else None
     return State(model, optimizer, average, resting=resting if model.training else [])
 
