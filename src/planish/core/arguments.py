@@ -94,7 +94,8 @@ def check_settled(model: nn.Module) -> None:
 
 
 def _is_lazy(module: nn.Module) -> bool:
-    return any(map(is_lazy, (*module._parameters.values(), *module._buffers.values())))
+    values = (*module._parameters.values(), *module._buffers.values())
+    return any(value is not None and is_lazy(value) for value in values)
 
 
 def batch_of(x: object, labels: object = None, model: nn.Module | None = None) -> Batch:
