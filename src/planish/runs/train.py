@@ -37,6 +37,7 @@ from planish.training.epochs import Epochs
 from planish.training.loop import EpochRecord, Examples, check_derivatives, fit, start
 from planish.training.processes import ALONE, Group, on_this_machine
 from planish.training.state import State, go_on
+from planish.training.step import PlainLogits, check_trainable
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
@@ -67,7 +68,9 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
     if isinstance(held_out, Listing):
         held_out = held_out.images(size, on_corrupt).in_channels(sample.x.shape[1])
     model = new_model(experiment.model, sample, experiment.seed).to(device)
-    check_logits(model, sample.first(2).to(device).as_batch())
+    some = sample.first(2).to(device).as_batch()
+    check_logits(model, some)
+    check_trainable(model, some.x, experiment.settings.precision)
     known = model.classes if isinstance(model, Normalized) else ()
     if known and None not in named_places(sample.classes, known):  # a published head keeps its order of the classes
         images, sample = matched(images, known)[0], matched(sample, known)[0]
@@ -230,6 +233,7 @@ def _validated(
     """
     if held_out is None:
         return None
+    model = PlainLogits(model)
     batch = held_out.to(next(model.parameters()).device).as_batch()
     batch = batch.select(group.share.rows(len(batch.x))) if len(batch.x) >= group.size else batch
     logits = logits_of(model, batch.x)
