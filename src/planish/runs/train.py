@@ -233,14 +233,14 @@ def _validated(
     """
     if held_out is None:
         return None
-    model = PlainLogits(model)
     batch = held_out.to(next(model.parameters()).device).as_batch()
     batch = batch.select(group.share.rows(len(batch.x))) if len(batch.x) >= group.size else batch
     logits = logits_of(model, batch.x)
-    found = run(PGD(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
+    plain = PlainLogits(model)
+    found = run(PGD(10, 1), plain, batch._replace(logits=logits), threat, generator=seeded(seed))
     right = {"accuracy": logits.argmax(1) == batch.labels, "robust_accuracy": found.score < 0}
     part = batch.select(slice(0, PROBED))
-    seen = probe(model, part, threat)
+    seen = probe(plain, part, threat)
     means = {name: group.mean(share.float().mean(), len(batch.x)) for name, share in right.items()}
     means |= {name: group.mean(getattr(seen, name), len(part.x)) for name in ("linearity_error", "gradient_cosine")}
     shown = slice(0, SHOWN)

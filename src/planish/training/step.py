@@ -71,7 +71,7 @@ def _untrainable(model: nn.Module, x: Tensor, error: RuntimeError) -> str:
     if own != x.dtype:
         return (
             f"the model's weights are {own} and the images {x.dtype}: train it in {x.dtype}, model.to({x.dtype}); "
-            'precision = "bf16" of the settings is faster'
+            'for speed set settings.precision = "bf16"'
         )
     return f"the model raises {type(error).__name__} on {x.dtype} images, with a gradient: {error}".partition("\n")[0]
 
