@@ -149,3 +149,24 @@ def test_wrong_calls_are_said_in_a_line(network: nn.Module, images: Tensor, labe
     with pytest.raises(AttributeError, match="n_epochs"):
         adversary.apgd.n_epochs = 3
     assert planish.compat.AutoAttack is AutoAttack
+
+
+def test_a_batch_size_is_checked_at_the_call(network: nn.Module, images: Tensor, labels: Tensor):
+    """Of 0 no evaluation came to an end."""
+    adversary = AutoAttack(network, eps=EPS, verbose=False)
+    calls = (adversary.run_standard_evaluation, adversary.run_standard_evaluation_individual, adversary.clean_accuracy)
+    for call in calls:
+        for bs in (0, -1):
+            with pytest.raises(BadInput, match=f"bs must be at least 1, got {bs}"):
+                call(images, labels, bs=bs)
+
+
+def test_arrays_are_taken(network: nn.Module, images: Tensor, labels: Tensor):
+    """They were a TypeError after the last attack."""
+    adversary = AutoAttack(network, eps=EPS, version="custom", attacks_to_run=["apgd-ce"], verbose=False)
+    adversary.apgd.n_iter = 2
+    given: Any = images.numpy(), labels.numpy()
+    found, expected = (
+        adversary.run_standard_evaluation(*pair, return_labels=True) for pair in (given, (images, labels))
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

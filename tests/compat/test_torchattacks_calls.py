@@ -186,3 +186,28 @@ def test_what_planish_has_not_is_said_in_a_line(network: nn.Module, images: Tens
         pgd(images * 255, labels)
     with pytest.raises(BadInput, match="TorchAttack says no attack: give it forward"):
         TorchAttack(network)(images, labels)
+
+
+def test_whole_numbers_of_normalised_images(network: nn.Module, images: Tensor, labels: Tensor):
+    """They came as float32, and what `save` judged and kept were whole numbers."""
+    atk = torchattacks.FGSM(Denormalised(network), eps=EPS)
+    atk.set_normalization_used((0.4,), (0.3,))
+    inputs = (images - 0.4) / 0.3
+    x_adv = atk(inputs, labels) * 0.3 + 0.4
+    before = atk.save([(inputs, labels)], return_verbose=True)
+    atk.set_return_type("int")
+    found, after = atk(inputs, labels), atk.save([(inputs, labels)], return_verbose=True)
+    assert found.dtype == torch.uint8 and float((found / 255 - x_adv).abs().max()) <= 0.51 / 255
+    assert before is not None and after is not None and before[:2] == after[:2]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no images", [1]])
+def test_what_save_did_not_write_is_one_line(content: bytes | list[int] | None, tmp_path: Path):
+    """It was a FileNotFoundError, an EOFError or an UnpicklingError."""
+    file = tmp_path / "adv.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(BadInput, match=r"adv\.pt .*file that `save` wrote"):
+        TorchAttack.load(file)

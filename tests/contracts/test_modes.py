@@ -340,3 +340,13 @@ def test_a_dropout_beside_an_exported_module_is_off_when_it_is_judged(normed: nn
         assert condition(model) == before
     with evaluating(exported), torch.no_grad():
         torch.testing.assert_close(exported(x), normed(x))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_model_that_jit_froze_is_attacked(batch: Batch):
+    """It has no attribute `training`, which was said to be an error that the model raises."""
+    closed = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(batch.x[0].numel(), 5)).eval()))
+    for network in (closed, nn.Sequential(closed, nn.Dropout())):
+        with attacked(network):
+            x = batch.x.clone().requires_grad_()
+            assert torch.autograd.grad(network(x).sum(), x)[0].any() and left_in_training(network) == 0

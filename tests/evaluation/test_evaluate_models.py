@@ -186,3 +186,12 @@ def test_a_class_that_is_never_predicted_is_told(brightness: Callable[..., nn.Mo
     levels = levels._replace(labels=torch.tensor([0, 0, 2, 1, 2, 1]))
     record = judge(brightness(), levels, {}, about={"data": {"classes": ["dark", "bright", "blue", "red"]}}).evaluation
     assert record.class_warnings() == ["Class blue is never predicted on clean images, though 2 show it."]
+
+
+@pytest.mark.parametrize(
+    "lazy", [nn.LazyLinear(3), nn.LazyBatchNorm2d(affine=False)], ids=lambda one: type(one).__name__
+)
+def test_a_lazy_model_that_never_ran_is_one_line(lazy: nn.Module, images: Batch):
+    """It was a ValueError of an uninitialized parameter, said to be planish's mistake."""
+    with pytest.raises(BadInput, match=f"the {type(lazy).__name__} in the model has no weights yet: run one batch"):
+        next(evaluate_steps(nn.Sequential(lazy, nn.Flatten()), images, threat=Linf(0.1), attacks={}))

@@ -182,3 +182,11 @@ def test_files_that_are_no_configuration(tmp_path: Path):
             read(file)
     with pytest.raises(BadInput, match="is not TOML"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(("code", "missing"), [("pass", "__call__"), ("__call__ = print", "second_order")])
+def test_a_method_of_ones_own_is_checked_before_anything_is_loaded(code: str, missing: str, tmp_path: Path):
+    """It was an AttributeError, said to be planish's mistake."""
+    (tmp_path / "own.py").write_text(f"class Own:\n    {code}\n")
+    with pytest.raises(BadInput, match=rf"own\.py:Own' makes a Own, which is no method: it has no {missing}; derive"):
+        experiment_from({"method": {"name": f"{tmp_path}/own.py:Own"}})

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from planish.core.errors import BadInput
+from planish.data.images import images_of
 from planish.models import build
-from planish.runs.config import experiment_from
-from planish.runs.run import load_run
-from planish.runs.train import train_into
+from planish.runs.config import Named, experiment_from
+from planish.runs.run import check_storable, load_run, put_weights
+from planish.runs.train import new_model, train_into
 
 CODE = """
 from pathlib import Path
@@ -139,3 +141,29 @@ def test_a_run_is_opened_by_the_same_file_from_elsewhere(tmp_path: Path, monkeyp
             load_run(tmp_path / "run", other)
     for same in ("here/net_file.py:make", f"{tmp_path}/here/net_file.py:make"):
         assert load_run(tmp_path / "run", same).model(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+
+
+LAZY = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+"""
+
+
+def test_a_run_of_a_lazy_model_is_of_its_seed_and_can_be_opened(tmp_path: Path):
+    """Its weights came from the global random state, and no evaluation could open its folder."""
+    file, images = tmp_path / "lazy.py", images_of((torch.rand(4, 1, 8, 8), torch.arange(4)))
+    file.write_text(LAZY)
+    one, other = (new_model(Named(f"{file}:build"), images, 7).state_dict() for _ in range(2))
+    assert torch.equal(one["1.weight"], other["1.weight"]) and one["1.weight"].shape == (10, 64)
+    opened = build(f"{file}:build", classes=4, channels=1)
+    put_weights(one, file, opened)
+    torch.testing.assert_close(opened(images.x), images.x.flatten(1) @ one["1.weight"].T + one["1.bias"])
+    with pytest.raises(BadInput, match=r"'1\.weight' is missing there and of any shape in the model"):
+        put_weights({"1.bias": one["1.bias"]}, file, build(f"{file}:build", classes=4, channels=1))
+
+
+def test_weights_without_a_shape_cannot_be_stored():
+    with pytest.raises(BadInput, match="the LazyLinear in the model has no weights yet: run one batch through"):
+        check_storable(nn.Sequential(nn.LazyLinear(3)))

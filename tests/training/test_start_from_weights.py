@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import planish as pl
 from planish.core.errors import BadInput
+from planish.models import Normalized
 from planish.runs.config import (
     DataOptions,
     Experiment,
@@ -194,3 +195,11 @@ def test_a_model_that_keeps_more_than_tensors_is_one_line_before_it_is_trained(e
     with pytest.raises(BadInput, match="the model keeps '_extra_state', a dict, and files of weights hold"):
         list(train_into(own, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_one_wrong_layer_is_named_and_not_planish_s_normalization(tmp_path: Path):
+    """The first difference from the first candidate was told: a name that is missing in the model."""
+    bodies = [nn.Sequential(nn.Linear(4, 3), nn.Linear(3, classes)) for classes in (100, 10)]
+    torch.save({"state_dict": bodies[0].state_dict()}, tmp_path / "other.pth")
+    with pytest.raises(BadInput, match=r"'1\.bias' is 100 there and 10 in the model"):
+        load_start(tmp_path / "other.pth", Normalized(bodies[1], (0.0,), (1.0,)))

@@ -14,7 +14,8 @@ import planish as pl
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf
-from planish.methods import CURE, LLR, PGDAT, RSFGSM, TRADES, Method, Standard, StepContext
+from planish.methods import CURE, LLR, PGDAT, RSFGSM, TRADES, Method, Plain, Standard, StepContext
+from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, fit, start
 from planish.training.settings import Settings
 from planish.training.state import State, go_on, moments, restore_moments, to_go_on
@@ -22,6 +23,7 @@ from planish.training.state import State, go_on, moments, restore_moments, to_go
 THREAT = Linf(0.1)
 X = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(9) % 3
+BATCH = Batch(X, LABELS)
 
 
 class Sizes:
@@ -319,3 +321,18 @@ def test_a_run_whose_only_step_has_a_rate_of_0_is_one_line():
         state, _ = trained(dense(), own, 9)
         pairs = zip(state.model.parameters(), before.parameters(), strict=True)
         assert not all(torch.equal(one, other) for one, other in pairs)
+
+
+class Bare(Plain):
+    """A method that returns a plain number."""
+
+    def __call__(self, *given: Any) -> float:
+        return 0.5
+
+
+def test_a_method_that_returns_no_training_loss_is_one_line():
+    """It was an AttributeError, said to be planish's mistake."""
+    own: Any = Bare()
+    for act in (lambda: trained(dense(), settings(), method=own), lambda: training_cost(own, dense(), BATCH, THREAT)):
+        with pytest.raises(BadInput, match=r"the method Bare returns a float; it must return a planish.methods.Trai"):
+            act()

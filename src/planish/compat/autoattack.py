@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from planish.attacks import APGD, APGDT, FAB, FABT, Attack, Square, Within
 from planish.attacks.ascents import restarted
 from planish.core.arguments import batch_of, device_of, logits_of, shown
-from planish.core.errors import BadInput, nearest, one_of
+from planish.core.batch import Batch
+from planish.core.errors import BadInput, at_least, nearest, one_of
 from planish.core.threat import parse_threat
 from planish.evaluation.adversarials import load_images, save_images
 from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
@@ -168,7 +169,7 @@ class AutoAttack:
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """Return the share of images (N, C, H, W) that the model is right on, labels (N,)."""
-        batch = batch_of(x_orig, y_orig).to(self.device or x_orig.device)
+        batch = self._given(x_orig, y_orig, bs)
         share = float((logits_of(self.model, batch.x, bs).argmax(1) == batch.labels).double().mean())
         self._say(f"clean accuracy: {share:.2%}")
         return share
@@ -177,8 +178,7 @@ class AutoAttack:
         self, x: Tensor, y: Tensor, names: Sequence[str], bs: int, state: str | Path | None
     ) -> tuple[Tensor, Tensor]:
         """Return the images as the attacks left them and the classes that the model sees in them."""
-        place = x.device if self.device is None else self.device
-        batch, threat = batch_of(x, y).to(place), parse_threat(self.norm, self.epsilon)
+        batch, threat = self._given(x, y, bs), parse_threat(self.norm, self.epsilon)
         options: dict[str, Any] = {"seed": self.get_seed(), "chunk": bs, "eot": self.apgd.eot_iter}
         attacks = {name: self._attack(name) for name in names}
         steps = evaluate_steps(self.model, batch, None, threat, attacks, **options, **_kept(state))
@@ -190,13 +190,19 @@ class AutoAttack:
             after = f"robust accuracy after {step.evaluation.names[-1].upper()}"
             self._say(f"{after}: {step.evaluation.robust_accuracy().value:.2%} (total time {seconds:.1f} s)")
         broken, classes = _outcome(step.evaluation)
-        x_adv = torch.where(broken.view(-1, 1, 1, 1).to(place), step.x_adv.to(batch.x), batch.x)
+        x_adv = torch.where(broken.view(-1, 1, 1, 1).to(batch.x.device), step.x_adv.to(batch.x), batch.x)
         farthest = float(threat.norm(x_adv - batch.x).max())
         self._say(f"max {self.norm} perturbation: {farthest:.5f}, max: {x_adv.max():.5f}, min: {x_adv.min():.5f}")
         self._say(f"robust accuracy: {step.evaluation.robust_accuracy().value:.2%}")
         for remark in step.evaluation.remarks():
             self._say(remark)
-        return x_adv.to(x), classes.to(y)
+        return _like(x, x_adv), _like(y, classes)
+
+    def _given(self, x: Tensor, y: Tensor, bs: int) -> Batch:
+        """Return the batch where it is attacked. Raises BadInput."""
+        at_least(1, bs=bs)
+        batch = batch_of(x, y)
+        return batch if self.device is None else batch.to(self.device)
 
     def _attack(self, name: str) -> Attack:
         """Return one of the attacks, with the budgets of this object. Raises BadInput."""
@@ -218,6 +224,11 @@ class AutoAttack:
     def _say(self, line: str) -> None:
         if self.verbose:
             self.logger.log(line)
+
+
+def _like(given: object, values: Tensor) -> Tensor:
+    """Return the values where and in what form those lie that were given; of an array, a tensor on the CPU."""
+    return values.to(given) if isinstance(given, Tensor) else values.cpu()
 
 
 def _kept(state: str | Path | None) -> dict[str, Any]:

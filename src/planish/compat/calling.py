@@ -1,6 +1,7 @@
 """How torchattacks' attacks are called: a model when they are made, then images and labels; modes set in between."""
 
 import io
+import pickle
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -83,15 +84,8 @@ class TorchAttack:
 
         labels: (N,); of the mode "targeted(label)", the classes to reach.
         """
-        device = inputs.device if self.device is None else self.device
-        inputs, labels = inputs.detach().to(device), labels.detach().to(device, torch.int64)
-        if self.normalization_used is None:
-            return self._returned(self.forward(inputs, labels))
-        mean, std = (inputs.new_tensor(part).view(-1, 1, 1) for part in self.normalization_used.values())
-        images = inputs * std + mean
-        inside = images.clamp(0, 1)
-        images = torch.where((images - inside).abs() <= ROUNDING, inside, images)
-        return (self.forward(images, labels) - mean) / std
+        x_adv = self._found(inputs, labels)
+        return x_adv if self.return_type == "float" else (255 * self._pixels(x_adv)).round().to(torch.uint8)
 
     def network(self) -> nn.Module:
         """Return the model of images in [0, 1], which normalises them if the caller's images are."""
@@ -131,7 +125,7 @@ class TorchAttack:
         self.normalization_used = {name: tuple(float(value) for value in part) for name, part in own.items()}
 
     def set_return_type(self, type: str) -> None:
-        """Return "float" images or, rounded to 256 levels, "int" ones (uint8)."""
+        """Return "float" images, normalised as they came, or "int" ones: uint8, the pixels times 255, rounded."""
         one_of(("float", "int"), type=type)
         self.return_type = type
 
@@ -211,7 +205,7 @@ class TorchAttack:
         load_clean_inputs: bool = False,
     ) -> DataLoader[tuple[Tensor, ...]]:
         """Return a loader of what `save` wrote: images and labels, and what else is asked for. Raises BadInput."""
-        saved = torch.load(io.BytesIO(content_of(load_path)), weights_only=True, map_location="cpu")
+        saved = _read(load_path)
         more = {"preds": load_predictions, "clean_inputs": load_clean_inputs}
         names = ["adv_inputs", "labels", *(name for name, wanted in more.items() if wanted)]
         if missing := [name for name in names if name not in saved]:
@@ -236,15 +230,50 @@ class TorchAttack:
         wrong = self._judged(images[:1], labels[:1]).clean_logits.shape[1] - 1
         return (labels + 1 + torch.randint(wrong, labels.shape, device="cpu").to(labels)) % (wrong + 1)
 
-    def _returned(self, x_adv: Tensor) -> Tensor:
-        return x_adv if self.return_type == "float" else (255 * x_adv).round().to(torch.uint8)
+    def _found(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the adversarial images as floats, normalised as the inputs are."""
+        device = inputs.device if self.device is None else self.device
+        inputs, labels = inputs.detach().to(device), labels.detach().to(device, torch.int64)
+        x_adv = self.forward(self._pixels(inputs), labels)
+        if self.normalization_used is None:
+            return x_adv
+        mean, std = self._mean_and_std(x_adv)
+        return (x_adv - mean) / std
+
+    def _pixels(self, inputs: Tensor) -> Tensor:
+        """Return images in [0, 1] of images as the caller has them."""
+        if self.normalization_used is None:
+            return inputs
+        mean, std = self._mean_and_std(inputs)
+        images = inputs * std + mean
+        inside = images.clamp(0, 1)
+        return torch.where((images - inside).abs() <= ROUNDING, inside, images)
+
+    def _mean_and_std(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (x.new_tensor(part).view(-1, 1, 1) for part in (self.normalization_used or {}).values())
+        return mean, std
 
     def _saved(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return what `save` keeps of a batch."""
-        x_adv = self(inputs, labels)
+        x_adv = self._found(inputs, labels)
         predicted = logits_of(self.model, x_adv).argmax(1)
         parts = {"adv_inputs": x_adv, "labels": labels, "preds": predicted, "clean_inputs": inputs}
         return {name: part.detach().cpu() for name, part in parts.items()}
+
+
+def _read(path: str | Path) -> dict[str, Tensor]:
+    """Return what `save` wrote. Raises BadInput for anything else."""
+    try:
+        content = content_of(path)
+    except OSError as error:
+        raise BadInput(f"cannot read {path} ({error.strerror or error}): give a file that `save` wrote") from error
+    try:
+        saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise BadInput(f"{path} is not a whole file that `save` wrote") from error
+    if not isinstance(saved, dict):
+        raise BadInput(f"{path} is not a file that `save` wrote: it holds a {type(saved).__name__}")
+    return saved
 
 
 def _labels(images: Tensor, labels: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.footprint import CHUNK, images_at_a_time, in_parts
-from planish.core.modes import Counted, dtype_of, evaluating, full_precision
+from planish.core.modes import Counted, dtype_of, evaluating, every_module, full_precision
 from planish.core.randomness import reproducible
 from planish.core.threat import THREATS, ThreatModel, parse_threat
 from planish.core.weighted import Weighted
@@ -85,9 +86,30 @@ def model_of(model: object) -> nn.Module:
     """Return a model. Raises BadInput for anything but a torch.nn.Module."""
     if not isinstance(model, nn.Module):
         raise BadInput(f"the model must be a torch.nn.Module from images in [0, 1] to logits, not {shown(model)}")
+    check_settled(model)
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise BadInput("the model was made under torch.inference_mode(), so it has no gradients: make it outside")
     return model
+
+
+def is_settled(model: nn.Module) -> bool:
+    """Say whether all weights have a shape, which those of lazy modules get at their first forward."""
+    return not any(map(_is_lazy, every_module(model)))
+
+
+def check_settled(model: nn.Module) -> None:
+    """Raise BadInput for weights without a shape."""
+    for module in every_module(model):
+        if _is_lazy(module):
+            raise BadInput(
+                f"the {type(module).__name__} in the model has no weights yet: run one batch through the model first, "
+                "model(x)"
+            )
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    values = (*module._parameters.values(), *module._buffers.values())
+    return any(value is not None and is_lazy(value) for value in values)
 
 
 def batch_of(x: object, labels: object = None, model: nn.Module | None = None) -> Batch:

@@ -44,7 +44,7 @@ def left_in_training(model: nn.Module) -> int:
     """Return how many modules are in training mode, those apart whose mode says nothing: of torch.export."""
     modules = every_module(model)
     settled = {part for module in modules if _is_exported(module) for part in module.modules()}
-    return sum(module.training for module in modules if module not in settled)
+    return sum(trains(module) for module in modules if module not in settled)
 
 
 @contextmanager
@@ -156,15 +156,20 @@ def full_precision(x: Tensor) -> AbstractContextManager[None]:
 
 @contextmanager
 def _evaluating(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
-    modes = [module.training for module in modules]
+    modes = [trains(module) for module in modules]
     if any(modes):
         _turn_to_evaluation(model, modules)
     try:
         yield
     finally:
         for module, training in zip(modules, modes, strict=True):
-            if module.training != training:
+            if trains(module) != training:
                 module.training = training
+
+
+def trains(module: nn.Module) -> bool:
+    """Say whether a module is in training mode; one that `torch.jit.freeze` made has none."""
+    return getattr(module, "training", False)
 
 
 def _turn_to_evaluation(model: nn.Module, modules: list[nn.Module]) -> None:

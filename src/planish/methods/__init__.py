@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import at_least, spelled
+from planish.core.errors import BadInput, at_least, spelled
 from planish.core.threat import Linf, ThreatModel
 from planish.registry import lazy
 
@@ -87,6 +87,16 @@ class TrainingLoss(NamedTuple):
     def of(cls, total: Tensor, logits: Tensor, x_adv: Tensor | None = None, **terms: Tensor) -> "TrainingLoss":
         """Return it with the logits and the terms detached."""
         return cls(total, {name: term.detach() for name, term in terms.items()}, logits.detach(), x_adv)
+
+
+def returned(method: "Method", loss: object) -> TrainingLoss:
+    """Return what a method returned. Raises BadInput for anything but a TrainingLoss."""
+    if not isinstance(loss, TrainingLoss):
+        raise BadInput(
+            f"the method {type(method).__name__} returns a {type(loss).__name__}; it must return a "
+            "planish.methods.TrainingLoss, such as TrainingLoss.of(total, logits)"
+        )
+    return loss
 
 
 class Method(Protocol):

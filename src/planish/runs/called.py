@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from planish.core.arguments import check_logits, is_loader, pair_of, path_of, seed_of, shown, threat_of
@@ -19,13 +19,14 @@ from planish.methods import Method
 from planish.registry import components, make
 from planish.runs import judge
 from planish.runs import run as runs
-from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
+from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions, method_of
 from planish.runs.run import Run, load_run
 from planish.runs.train import new_model, train_into
 from planish.training.collapse import OFF, Guard
 from planish.training.loop import EpochRecord, fit, start
 from planish.training.settings import Settings
 from planish.training.state import State
+from planish.training.step import check_trainable
 
 TrainingData = str | Images | Batch | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
 
@@ -123,7 +124,7 @@ def train_steps(
     """
     given, settings = settings is not None, settings or Settings()
     settings = settings if epochs is None else replace(settings, epochs=epochs)
-    own, threat, seed = _method(method), threat_of(threat), seed_of(seed)
+    own, threat, seed = method_of(method), threat_of(threat), seed_of(seed)
     if not isinstance(guard, Guard):
         raise BadInput(f"a guard is planish.Guard(every=25), not {shown(guard)}")
     if out is not None:
@@ -132,11 +133,12 @@ def train_steps(
             experiment = replace(experiment, model=replace(experiment.model, weights=str(path_of(weights))))
         folder, builder = path_of(out), model if isinstance(model, str) else None
         return TrainSteps(train_into(experiment, folder, device=device), lambda: load_run(folder, builder))
-    images = _sample(data, model)
+    images, some = _sample(data, model)
     settings = settings if given else replace(settings, batch_size=min(settings.batch_size, len(images)))
     config = _config(model, images, method, threat, settings, seed)
     network = _network(model, images, seed, weights).to(device)
     logits = check_logits(network, images.first(2).to(device).as_batch())
+    check_trainable(network, some.to(device), settings.precision)
     classes = [str(number) for number in range(logits.shape[1])] if is_loader(data) else [*images.classes]
     state = start(network, settings)
     about = {"classes": classes, "channels": images.x.shape[1], "data": images.name}
@@ -152,28 +154,22 @@ def _noted(records: Iterator[EpochRecord], state: State) -> Iterator[EpochRecord
         yield record
 
 
-def _sample(data: Any, model: nn.Module | str) -> Images:
-    """Return the images that a model is made for and tried on: of a loader the first batch, unless one is to be built.
+def _sample(data: Any, model: nn.Module | str) -> tuple[Images, Tensor]:
+    """Return the images that a model is made for and tried on, and the first two as training has them.
+
+    Of a loader it is the first batch, unless a model is to be built.
 
     Raises BadInput.
     """
     if not is_loader(data) or isinstance(model, str):
-        return images_of(data)
+        images = images_of(data)
+        return images, images.first(2).float_pixels()
     with reproducible(0):
         first = next(iter(data), None)
     if first is None:
         raise BadInput(f"{shown(data)} yields no images: give it some")
-    return images_of(pair_of(first))
-
-
-def _method(method: object) -> Method:
-    if isinstance(method, str):
-        made: Method = make("methods", method, {})
-        return made
-    if isinstance(method, type) or not (callable(method) and hasattr(method, "second_order")):
-        hint = f"; call the class: {method.__name__}()" if isinstance(method, type) else ""
-        raise BadInput(f'a method is a name such as "seat" or planish.methods.SEAT(), not {shown(method)}{hint}')
-    return method  # type: ignore[return-value]
+    batch = pair_of(first)
+    return images_of(batch), batch.x[:2]
 
 
 def _network(model: object, images: Images, seed: int, weights: str | Path | None) -> nn.Module:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from planish.core.arguments import seed_of
+from planish.core.arguments import seed_of, shown
 from planish.core.errors import BadInput, between, refuse_unknown
 from planish.core.threat import ThreatModel, parse_threat
 from planish.data.batches import Augmentation, check_resolutions, sides
@@ -22,6 +23,8 @@ from planish.training.settings import Settings
 
 LARGEST_SIDE = 16384
 """Pixels."""
+NEEDED = ("__call__", "second_order", "replays")
+"""What every training asks a method for."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,22 @@ class Experiment:
     @cached_property
     def training_method(self) -> Method:
         """The method with its options. Raises BadInput."""
-        made: Method = make("methods", self.method.name, self.method.options)
-        return made
+        return method_of(self.method.name, self.method.options)
+
+
+def method_of(method: object, options: Mapping[str, Any] = MappingProxyType({})) -> Method:
+    """Return a method, or the one of a name with these options. Raises BadInput for what cannot be trained with."""
+    own = make("methods", method, options) if isinstance(method, str) else method
+    missing = [name for name in NEEDED if isinstance(own, type) or not hasattr(own, name)]
+    if missing and isinstance(method, str):
+        raise BadInput(
+            f"'{method}' makes {shown(own)}, which is no method: it has no {missing[0]}; derive its class from "
+            "planish.methods.Plain and give it __call__(model, batch, threat, context)"
+        )
+    if missing:
+        hint = f"; call the class: {own.__name__}()" if isinstance(own, type) else ""
+        raise BadInput(f'a method is a name such as "seat" or planish.methods.SEAT(), not {shown(own)}{hint}')
+    return own  # type: ignore[return-value]
 
 
 SECTIONS: dict[str, type] = {"data": DataOptions, "threat": ThreatOptions, "settings": Settings, "guard": Guard}

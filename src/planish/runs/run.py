@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from planish.core.arguments import path_of
+from planish.core.arguments import check_settled, path_of
 from planish.core.errors import BadInput
 from planish.models import Normalized, build, is_borrowed
 from planish.registry import called_now
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 WEIGHTS, BEST, RESUME, METRICS = "model.safetensors", "model-best.safetensors", "resume.pt", "metrics.jsonl"
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 SCHEMA_VERSION = 1
+ANY = torch.Size([0])
+"""The shape that a lazy module's weights have before its first forward."""
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
@@ -62,6 +65,7 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> N
 
 def check_storable(model: nn.Module) -> None:
     """Raise BadInput if a weights file cannot hold all that the model keeps."""
+    check_settled(model)
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise BadInput(
@@ -107,8 +111,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def put_weights(tensors: dict[str, Tensor], path: Path, model: nn.Module) -> None:
     """Load a file's tensors into the model. Raises BadInput if they belong to another architecture."""
-    own = {name: value.shape for name, value in model.state_dict().items()}
-    found = {name: value.shape for name, value in tensors.items()}
+    own, found = _shapes(model, tensors)
     if own != found:
         raise BadInput(f"{path} holds {_misfit(own, found)}")
     model.load_state_dict(tensors)
@@ -123,15 +126,16 @@ def load_start(path: Path, model: nn.Module) -> None:
     """
     content = read_weights(path / WEIGHTS)[0] if path.is_dir() else _read(path)
     parts = [model] if not isinstance(model, Normalized) else [model, model.network]
-    first = ""
+    misfits: dict[int, str] = {}  # by names in common
     for found in states_in(content):
         for part in parts:
-            own = {name: value.shape for name, value in part.state_dict().items()}
-            if own == {name: value.shape for name, value in found.items()}:
+            own, there = _shapes(part, found)
+            if own == there:
                 part.load_state_dict(dict(found))
                 return
-            first = first or _misfit(own, {name: value.shape for name, value in found.items()})
-    raise BadInput(f"{path} holds {first or 'no tensors by name'}; give the weights of this very architecture")
+            misfits.setdefault(len(own.keys() & there.keys()), _misfit(own, there))
+    nearest = misfits[max(misfits)] if misfits else "no tensors by name"
+    raise BadInput(f"{path} holds {nearest}; give the weights of this very architecture")
 
 
 def _read(path: Path) -> Any:
@@ -161,6 +165,13 @@ def states_in(content: Any) -> Iterator[Mapping[str, Tensor]]:
         yield from states_in(part)
 
 
+def _shapes(model: nn.Module, found: Mapping[str, Tensor]) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
+    """Return the shapes of a model's tensors and of a file's, by name; a lazy module takes the file's for its own."""
+    there = {name: value.shape for name, value in found.items()}
+    state = model.state_dict().items()
+    return {name: there.get(name, ANY) if is_lazy(value) else value.shape for name, value in state}, there
+
+
 def _misfit(own: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str:
     """Word the first difference of two tables of shapes."""
     wrong = next(name for name in sorted({*own, *found}) if own.get(name) != found.get(name))
@@ -181,7 +192,7 @@ def _code(spec: str) -> tuple[str, str]:
 
 
 def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape)) or "a scalar"
+    return "missing" if shape is None else "of any shape" if shape is ANY else "x".join(map(str, shape)) or "a scalar"
 
 
 def save_resume(path: Path, state: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from planish.attacks import run
 from planish.attacks.gradient import PGD
-from planish.core.arguments import check_logits, logits_of
+from planish.core.arguments import check_logits, is_settled, logits_of
 from planish.core.randomness import initialised, seeded
 from planish.core.share import WHOLE, Share
 from planish.core.threat import ThreatModel
@@ -37,6 +37,7 @@ from planish.training.epochs import Epochs
 from planish.training.loop import EpochRecord, Examples, check_derivatives, fit, start
 from planish.training.processes import ALONE, Group, on_this_machine
 from planish.training.state import State, go_on
+from planish.training.step import PlainLogits, check_trainable
 
 COUNTED = 4
 """Images on which the cost of a training step is counted."""
@@ -67,7 +68,9 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
     if isinstance(held_out, Listing):
         held_out = held_out.images(size, on_corrupt).in_channels(sample.x.shape[1])
     model = new_model(experiment.model, sample, experiment.seed).to(device)
-    check_logits(model, sample.first(2).to(device).as_batch())
+    some = sample.first(2).to(device).as_batch()
+    check_logits(model, some)
+    check_trainable(model, some.x, experiment.settings.precision)
     known = model.classes if isinstance(model, Normalized) else ()
     if known and None not in named_places(sample.classes, known):  # a published head keeps its order of the classes
         images, sample = matched(images, known)[0], matched(sample, known)[0]
@@ -89,6 +92,8 @@ def new_model(model: Named, images: Images, seed: int) -> nn.Module:
     """Build the model, its weights drawn from the seed, the global random state untouched."""
     with initialised(seed):
         network = architecture(model.name, model.options, len(images.classes), images.x.shape[1])
+        if not is_settled(network):  # lazy modules draw their weights at their first forward
+            check_logits(network, images.first(2).as_batch())
     if isinstance(network, Normalized) and ":" not in model.name:
         pixels = images.float_pixels().transpose(0, 1).flatten(1)
         network.mean.copy_(pixels.mean(1).view_as(network.mean))
@@ -231,10 +236,11 @@ def _validated(
     batch = held_out.to(next(model.parameters()).device).as_batch()
     batch = batch.select(group.share.rows(len(batch.x))) if len(batch.x) >= group.size else batch
     logits = logits_of(model, batch.x)
-    found = run(PGD(10, 1), model, batch._replace(logits=logits), threat, generator=seeded(seed))
+    plain = PlainLogits(model)
+    found = run(PGD(10, 1), plain, batch._replace(logits=logits), threat, generator=seeded(seed))
     right = {"accuracy": logits.argmax(1) == batch.labels, "robust_accuracy": found.score < 0}
     part = batch.select(slice(0, PROBED))
-    seen = probe(model, part, threat)
+    seen = probe(plain, part, threat)
     means = {name: group.mean(share.float().mean(), len(batch.x)) for name, share in right.items()}
     means |= {name: group.mean(getattr(seen, name), len(part.x)) for name in ("linearity_error", "gradient_cosine")}
     shown = slice(0, SHOWN)

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import flop_registry
 
 from planish.core.batch import Batch
 from planish.core.threat import ThreatModel
-from planish.methods import Method, StepContext
+from planish.methods import Method, StepContext, returned
 from planish.methods.standard import Standard
+from planish.training.step import PlainLogits
 
 
 def training_cost(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel) -> float:
@@ -33,7 +34,7 @@ def step_operations(method: Method, model: nn.Module, batch: Batch, threat: Thre
 
     Counted as in `training_cost`.
     """
-    own, generator = deepcopy(model).train(), torch.Generator(batch.x.device).manual_seed(0)
+    own, generator = PlainLogits(deepcopy(model).train()), torch.Generator(batch.x.device).manual_seed(0)
     context = StepContext(generator, step=1, identities=int(batch.indices.max()) + 1)
     first = _counted(method, own, batch, threat, context)
     # what is made once and remembered is not of every step
@@ -43,7 +44,7 @@ def step_operations(method: Method, model: nn.Module, batch: Batch, threat: Thre
 def _counted(method: Method, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> int:
     counter = _Counter()
     with counter:
-        loss = method(model, batch, threat, context)
+        loss = returned(method, method(model, batch, threat, context))
         loss.total.backward()  # type: ignore[no-untyped-call]
     return counter.total
 

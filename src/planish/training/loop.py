@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.modes import batch_norms, fixed_statistics
+from planish.core.modes import batch_norms, fixed_statistics, trains
 from planish.core.randomness import drawn_seed, reproducible, seeded
 from planish.core.threat import ThreatModel
 from planish.data.images import Images
@@ -24,7 +24,7 @@ from planish.training.epochs import Epochs, Shared, epochs_of
 from planish.training.processes import ALONE, Group, Part, refuse_wrapped, synchronized
 from planish.training.settings import Settings, learning_rate, optimizer_of
 from planish.training.state import State
-from planish.training.step import Stepper, lies_channels_last
+from planish.training.step import PlainLogits, Stepper, lies_channels_last
 
 MOST_ESCALATIONS = 6
 EXTRA_STATE = "_extra_state"
@@ -67,7 +67,7 @@ def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
         model = synchronized(model, group)
     if lies_channels_last(model, settings):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer, resting = optimizer_of(model, settings), [module for module in model.modules() if not module.training]
+    optimizer, resting = optimizer_of(model, settings), [module for module in model.modules() if not trains(module)]
     average = deepcopy(model) if settings.ema > 0 else None
     return State(model, optimizer, average, resting=resting if model.training else [])
 
@@ -233,7 +233,7 @@ class _Run:
         """Probe the model; if it has collapsed, go back and strengthen the method, where it can be."""
         state, seen = self.state, self.state.monitor
         place = {"step": state.step, "epoch": state.epoch + 1}
-        if not self.monitor.collapsed(seen, state.model, batch, loss, place):
+        if not self.monitor.collapsed(seen, PlainLogits(state.model), batch, loss, place):
             if not seen.nonlinear and state.step - state.snapshots[-1]["step"] >= APART * self.monitor.guard.every:
                 state.snapshot(SNAPSHOTS)
             return True

@@ -9,13 +9,71 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.modes import Precision, autocast, every_module, fixed_statistics
-from planish.core.randomness import twin
+from planish.core.errors import BadInput
+from planish.core.modes import (
+    Precision,
+    autocast,
+    dtype_of,
+    evaluating,
+    every_module,
+    fixed_statistics,
+    plain_logits,
+)
+from planish.core.randomness import reproducible, twin
 from planish.core.threat import ThreatModel
-from planish.methods import Method, StepContext, TrainingLoss
+from planish.methods import Method, StepContext, TrainingLoss, returned
 from planish.models import corrupts_memory
 from planish.training.processes import Group, Part
 from planish.training.settings import Settings, perturbable, perturbed_weights, steepest_weights
+
+
+class PlainLogits(nn.Module):
+    """A model as methods see it: its logits are plain, whatever it wraps them in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return plain_logits(self.model(x))
+
+
+def check_trainable(model: nn.Module, x: Tensor, precision: Precision = "float32") -> None:
+    """Try a forward and a backward on images x (N, C, H, W), in evaluation mode: nothing of the model changes.
+
+    Raises BadInput unless the weights get a gradient and the images stay as they are.
+    """
+    images, weights = x.clone(), [own for own in model.parameters() if own.requires_grad]
+    before = images._version
+    try:
+        with evaluating(model), reproducible(0), torch.enable_grad(), autocast(x, precision):
+            logits = PlainLogits(model)(images)
+        if weights and logits.requires_grad:
+            torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+    except RuntimeError as error:
+        raise BadInput(_untrainable(model, x, error)) from error
+    if images._version != before:
+        raise BadInput(
+            "the model writes into the images that it is given, which training goes on with: begin its forward with "
+            "x = x.clone()"
+        )
+    if weights and not logits.requires_grad:
+        raise BadInput(
+            "the model's logits have no gradient: leave out what cuts them off in its forward, such as detach() and "
+            "torch.no_grad()"
+        )
+
+
+def _untrainable(model: nn.Module, x: Tensor, error: RuntimeError) -> str:
+    """Word what a model raises where it is trained, and not where it is judged."""
+    own = dtype_of(model) or x.dtype
+    if own != x.dtype:
+        return (
+            f"the model's weights are {own} and the images {x.dtype}: train it in {x.dtype}, model.to({x.dtype}); "
+            'for speed set settings.precision = "bf16"'
+        )
+    return f"the model raises {type(error).__name__} on {x.dtype} images, with a gradient: {error}".partition("\n")[0]
 
 
 class Bound(nn.Module):
@@ -27,12 +85,12 @@ class Bound(nn.Module):
 
     def __init__(self, model: nn.Module, method: Method, threat: ThreatModel, precision: Precision) -> None:
         super().__init__()
-        self.model, self.method, self.threat, self.precision = model, method, threat, precision
+        self.model, self.method, self.threat, self.precision = PlainLogits(model), method, threat, precision
 
     def forward(self, x: Tensor, labels: Tensor, indices: Tensor, context: StepContext) -> TrainingLoss:
         """Return the method's loss of the batch."""
         with autocast(x, self.precision):
-            return self.method(self.model, Batch(x, labels, indices), self.threat, context)
+            return returned(self.method, self.method(self.model, Batch(x, labels, indices), self.threat, context))
 
 
 def lies_channels_last(model: nn.Module, settings: Settings) -> bool:
