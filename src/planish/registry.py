@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from planish.core.errors import BadInput, nearest, refuse_unknown
+from planish.core.errors import BadInput, ended, nearest, refuse_unknown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -187,6 +187,8 @@ def imported(name: str, kind: str) -> Component:
         module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, FileNotFoundError, ValueError) as error:
         raise BadInput(f"cannot import '{place}' for {kind} '{name}': {error}") from error
+    except SystemExit as error:
+        raise ended(f"'{place}' ends the program when it is imported") from error
     except Exception as error:
         raise BadInput(f"'{place}' raises {type(error).__name__} when it is imported: {error}") from error
     found = getattr(module, own, None)
@@ -240,7 +242,10 @@ def made(component: Component, options: Mapping[str, Any], what: str, elsewhere:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadInput(f"{what}: {where} = {first['input']!r} is wrong: {first['msg'].lower()}") from error
-    return component(**{name: getattr(checked, name) for name in checked.model_fields_set})
+    try:
+        return component(**{name: getattr(checked, name) for name in checked.model_fields_set})
+    except SystemExit as error:
+        raise ended(f"{what} ends the program when it is made") from error
 
 
 @cache

@@ -59,6 +59,13 @@ def evaluation(model: object, **changed: str) -> list[str]:
         ({"radius": "abc"}, "radius 'abc' is not a number; write for instance 8/255 or 0.03"),
         ({"radius": "8/0"}, "radius '8/0' is not a number"),
         ({"radius": "-0.1"}, "radius -0.1 must be finite and not negative"),
+        ({"radius": ""}, "radius '' is not a number; write for instance 8/255 or 0.03"),
+        ({"norm": "L0", "radius": "0.5"}, "L0 radius 0.5 changes no pixel value: give how many may, such as 10"),
+        ({"attacks": ""}, "no attack is named; see: planish list attacks"),
+        ({"attacks": " , ", "fail-under": "0.5"}, "no attack is named; see: planish list attacks"),
+        ({"out": ""}, "--out is empty: give a path, or leave it out"),
+        ({"against": ""}, "--against is empty: give a path, or leave it out"),
+        ({"data": ""}, "the name of the data is empty: write digits, cifar10:PATH, or a path"),
         ({"radius": "nan"}, "radius nan must be finite and not negative"),
         ({"norm": "L3"}, "unknown norm 'L3'. Did you mean 'L2'? Known: Linf, L2"),
         ({"attacks": "pdg-50-10"}, "unknown attack 'pdg-50-10'. Did you mean 'pgd'?"),
@@ -112,6 +119,9 @@ def test_other_images_than_the_model_takes(refused: Refused, run_folder: Path, t
         (["--set", "settings=3"], "'settings' is a table: write [settings] or settings.key = value"),
         (["--set", "seed=x"], "seed must be a whole number, not 'x'"),
         (["--set", "threat.radius=8"], "Linf radius 8 is larger than the pixel range [0, 1]"),
+        (["--set", "threat.norm=L0"], "L0 radius 0.0313725 changes no pixel value: give how many may, such as 10"),
+        (["--data", ""], "the name of the data is empty: write digits, cifar10:PATH, or a path"),
+        (["--out="], "--out is empty: give a path, or leave it out"),
         (["--data", "nowhere.parquet"], "no train data: looked for 'nowhere.parquet'"),
         (["nowhere.toml"], "no configuration file nowhere.toml"),
         (["notes.txt"], "notes.txt is not TOML: "),
@@ -157,6 +167,23 @@ def test_an_evaluation_folder_that_cannot_be_written(refused: Refused, run_folde
     (tmp_path / "taken").write_text("a file in the way\n")
     for out in ("taken", "taken/deeper"):
         assert refused(*evaluation(run_folder, out=out)).startswith(f"cannot write {out}/evaluation.npz: ")
+
+
+@pytest.mark.parametrize("command", [("audit", "--radius", "0.1"), ("distances", "--attacks", "deepfool-3")])
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    command: tuple[str, ...], refused: Refused, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Audits and distances once found out when their first part was done."""
+
+    def worked(*arguments: object, **options: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("planish.runs.audit.findings", worked)
+    monkeypatch.setattr("planish.evaluation.distances.measure", worked)
+    (tmp_path / "taken").touch()
+    for out in ("taken", "taken/deeper"):
+        found = refused(*command, run_folder, "--data", "digits", "--limit", "20", "--device", "cpu", "--out", out)
+        assert found.startswith(f"cannot write {out}/{command[0]}.npz: Not a directory; choose another folder")
 
 
 class Witness:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
@@ -14,6 +15,7 @@ from planish.core.errors import BadInput, Unlike
 from planish.records.evaluation import load
 from planish.runs import judge, places, quickstart
 from planish.runs import train as training
+from planish.storage.files import write_arrays
 
 Planish = Callable[..., Result]
 JUDGE = ("--data", "digits", "--radius", "0.1", "--limit", "20", "--device", "cpu", "--name", "mine")
@@ -123,6 +125,68 @@ def test_overwriting_leaves_what_planish_did_not_write(planish: Planish, run_fol
     assert (folder / "notes.txt").read_text() == "mine" and (folder / "model.safetensors").read_bytes() == weights
     refused = planish(*evaluate, "--overwrite", "--attacks", "nothing")
     assert refused.exit_code == 2 and load(folder / "evaluation.npz").radius == 0.2
+
+
+MINE = ("png/holiday.png", "adversarial/mine.npz", "corruptions.npz", "results.json", "report.html")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder of the user's own, into which planish never wrote."""
+    for name in MINE:
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    return tmp_path / "project"
+
+
+def left_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_a_folder_of_yours_is_refused_where_files_would_be_replaced(
+    overwrite: tuple[str, ...], planish: Planish, run_folder: Path, project: Path
+):
+    """`--overwrite` once removed three of them and replaced two; without it, two were replaced without a word."""
+    refused = planish("evaluate", run_folder, *JUDGE, "--attacks", "fgsm", "--out", project, *overwrite)
+    named = "corruptions.npz, report.html, results.json, which planish did not write and would replace"
+    assert (refused.exit_code, refused.stderr) == (2, f"planish: {project} holds {named}: name another --out\n")
+    assert left_of(project) == {*MINE} and {(project / name).read_text() for name in MINE} == {"mine"}
+
+
+def test_clearing_takes_only_what_planish_wrote(project: Path):
+    own = ("png/7.png", "adversarial/000000000-000000010-of-000000010.npz", "gallery.npz")
+    for name in own:
+        (project / name).write_text("planish's")
+    places.clear(project, "evaluation")
+    assert left_of(project) == {*MINE, *own}
+    (project / "evaluation.npz").touch()
+    places.clear(project, "evaluation")
+    assert left_of(project) == {"png/holiday.png", "adversarial/mine.npz"}
+
+
+@pytest.mark.parametrize("kind", ["report", "sweep", "audit"])
+def test_other_pages_replace_no_files_of_yours_either(kind: str, project: Path):
+    (project / "audit.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"(report\.html|audit\.json), which|results\.json, which"):
+        places.check_out(project, kind)
+
+
+def test_what_a_killed_command_left_is_no_file_of_yours(tmp_path: Path):
+    """Its arrays are sealed, and so are gone on with; its record is written after them."""
+    write_arrays(tmp_path / "adversarial.npz", x=np.zeros(3))
+    places.check_out(tmp_path, "evaluation")
+    (tmp_path / "adversarial.npz").write_bytes(b"mine")
+    with pytest.raises(BadInput, match=r"holds adversarial\.npz, which planish did not write"):
+        places.check_out(tmp_path, "evaluation")
+
+
+def test_a_config_of_yours_is_no_run(planish: Planish, tiny: list[str], project: Path):
+    (project / "config.toml").write_text("[server]\nport = 80\n")
+    refused = planish("train", "--method", "fgsm", "--out", project, *tiny, "--overwrite")
+    assert refused.exit_code == 2 and "is not empty and not a run folder; choose another" in refused.stderr
+    assert left_of(project) == {*MINE, "config.toml"}
 
 
 def test_a_report_that_cannot_be_made_leaves_the_old_one(planish: Planish, run_folder: Path):

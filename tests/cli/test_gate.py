@@ -163,6 +163,41 @@ def test_what_a_gate_refuses(folder: Path):
     assert part.exit_code == 2 and "a shard is a part of them" in part.stderr and not Path("part.xml").exists()
 
 
+ENDS = {
+    "imported": "def base():\n    pass\nsys.exit({code})\n",
+    "built": "def base():\n    sys.exit({code})\n",
+    "called": "class Net(torch.nn.Flatten):\n    def forward(self, x):\n        sys.exit({code})\nbase = Net\n",
+}
+
+
+@pytest.mark.parametrize("code", ["", "0", "3"])
+@pytest.mark.parametrize("when", [*ENDS])
+def test_a_file_that_ends_the_program_passes_no_gate(when: str, code: str, folder: Path):
+    """A script without a `__main__` guard once ended the gate with its own exit code, 0, and not a word."""
+    name = f"ends_{when}{code}.py"
+    Path(name).write_text("import sys, torch\n" + ENDS[when].format(code=code))
+    result = planish("evaluate", f"{name}:base", *OPTIONS, "--fail-under", "0.99")
+    assert (result.exit_code, result.stdout) == (2, "")
+    told = 'put what runs as a script under `if __name__ == "__main__":`\n'
+    assert f"ends the program when it is {when} (sys.exit): {told}" in result.stderr
+
+
+def test_a_method_that_ends_the_program_is_refused(folder: Path):
+    for when in ("imported", "built"):
+        Path(f"method_{when}.py").write_text("import sys\n" + ENDS[when].format(code=0))
+        result = planish("train", "--method", f"method_{when}.py:base", "--device", "cpu")
+        assert result.exit_code == 2 and "ends the program when it is" in result.stderr
+
+
+def test_whatever_ends_the_program_the_exit_code_is_two(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def ends(*given: object) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr("planish.runs.judge.check_task", ends)
+    result = planish("evaluate", "own.py:honest", *OPTIONS, "--fail-under", "0.01")
+    assert result.exit_code == 2 and "a file of yours ends the program (sys.exit)" in result.stderr
+
+
 def test_where_a_model_comes_from(folder: Path):
     assert place_of("own.py:honest") == ("own.py", 16)
     assert place_of("timm:resnet18") is None and place_of("package.module:build") is None

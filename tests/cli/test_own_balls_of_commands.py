@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import Result
 
+from planish.cli.threats import next_audit
 from planish.core.errors import BadInput
 from planish.data import load
 from planish.evaluation.pngs import load_pngs
@@ -111,3 +112,14 @@ def test_a_byte_order_mark_before_targets(tmp_path: Path):
     (tmp_path / "targets.txt").write_bytes(b"\xef\xbb\xbf1\ncat\n")
     images = load("digits", "test", 2).as_batch()
     assert aimed(images, str(tmp_path / "targets.txt"), ["cat"]).targets.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("radius", "follows"), [("radii.npy", False), ("0", False), ("25.5/255", True)])
+def test_no_audit_comes_next_that_refuses_the_radius(
+    radius: str, follows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("radii.npy", np.array([0.1, 0.3]))
+    task = EvaluationConfig("digits", threat_in("Linf", radius), ("fgsm",))
+    command = f"planish audit run --data digits --radius {radius} --size 8"
+    assert next_audit("run", task, radius, built_by=None, size=8) == (command if follows else None)

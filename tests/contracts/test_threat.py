@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from planish.core.arguments import threat_of
 from planish.core.errors import BadInput
 from planish.core.randomness import draws, keyed_draws
 from planish.core.threat import L0, L1, L2, Linf, ThreatModel, parse_radius, parse_threat
@@ -226,3 +227,13 @@ def test_l0_counts_values_and_keeps_the_largest_changes():
     assert set(point.unique().tolist()) <= {0.0, 0.5, 1.0}
     with pytest.raises(BadInput, match="use sigma-zero"):
         L0(2).step(x, x, moved)
+
+
+def test_a_radius_in_l0_lets_at_least_one_value_change():
+    """Below 1 nothing may, and robust accuracy was the clean one."""
+    for radius in (0.5, "8/255", 1e-9):
+        with pytest.raises(BadInput, match="changes no pixel value: give how many may, such as 10"):
+            L0(radius)  # type: ignore[arg-type]
+    assert (L0(0).radius, L0(1).radius, L0(1).scaled(0.5).radius, L0(3).scaled(0.5).radius) == (0, 1, 0, 1.5)
+    with pytest.raises(BadInput, match=r"threat 'L0' has no radius.* or L0:10$"):
+        threat_of("L0")

@@ -21,6 +21,7 @@ from planish.core.errors import BadInput
 from planish.core.threat import Linf
 from planish.evaluation.adversarials import KeptProgress, load_images, save_images
 from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
+from planish.evaluation.image_files import ImageFiles
 from planish.records.evaluation import load
 from planish.runs.judge import EvaluationConfig, LoadedModel, verify
 from planish.search.step_rules import Steepest
@@ -235,3 +236,13 @@ def test_images_that_do_not_fit(linear_digits: LoadedModel, tmp_path: Path):
     np.savez(path, x_adv=np.zeros((2, 3)), indices=np.arange(2))
     with pytest.raises(BadInput, match="must hold x_adv"):
         verify(linear_digits, task, path)
+
+
+def test_images_are_found_in_the_folder_of_their_evaluation(linear_digits: LoadedModel, tmp_path: Path):
+    """It once lacked "the file that begins with image 0"."""
+    last, task = attacked_digits(linear_digits, tmp_path / "own" / "adversarial.npz")
+    found = verify(linear_digits, task, tmp_path / "own" / "adversarial.npz")
+    assert verify(linear_digits, task, tmp_path / "own") == found
+    files = ImageFiles(tmp_path / "many" / "adversarial", last.evaluation.indices, tuple(last.x_adv.shape[1:]))
+    files.begin(lambda rows: last.x_adv[rows], anew=True)
+    assert verify(linear_digits, task, tmp_path / "many") == found

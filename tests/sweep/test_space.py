@@ -78,6 +78,8 @@ def test_unknown_keys_and_values_are_named_before_anything_is_trained(space: str
         ((WEIGHT, "model.width=grid(2,4)"), {}, "is no grid, and others are"),
         ((WEIGHT,), {"objective": "robust"}, "Did you mean 'robust-accuracy'?"),
         ((WEIGHT,), {"trials": 0}, "--trials must be at least 1"),
+        ((WEIGHT,), {"attacks": ()}, "no attack is named; see: planish list attacks"),
+        ((WEIGHT,), {"seed": -1}, "seed must be from 0 to 9223372036854775807, not -1"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(space: Any, options: Any, words: str, make_sweep: MakeSweep):
@@ -89,6 +91,12 @@ def test_a_sweep_that_cannot_be_is_refused(space: Any, options: Any, words: str,
 def test_images_must_be_held_out(make_sweep: MakeSweep, recipe: dict[str, Any]):
     recipe["data"]["validation"] = 0
     with pytest.raises(BadInput, match=r"never on test images.*--set data\.validation=1000"):
+        make_sweep(WEIGHT).check()
+
+
+def test_data_that_are_not_there_are_told_before_a_trial(make_sweep: MakeSweep, recipe: dict[str, Any]):
+    recipe["data"]["source"] = "nowhere"
+    with pytest.raises(BadInput, match="no data 'nowhere'"):
         make_sweep(WEIGHT).check()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 pytest.importorskip("optuna", reason="not installed: pip install optuna")
 
-from planish.core.errors import BadInput, Unlike
+from planish.core.errors import BadInput, Unlike, Unwritten
 from planish.data import load
 from planish.records.evaluation import Evaluation
 from planish.records.evaluation import load as load_record
@@ -191,6 +192,37 @@ def test_a_trial_that_diverges_is_one_of_them_and_the_sweep_goes_on(make_sweep: 
     assert [one["state"] for one in found["trials"]] == ["failed", "finished"] and found["chosen"] == "trial-0001"
     with pytest.raises(BadInput, match="no trial of none came to its end"):
         list(sweep_into(make_sweep("settings.learning_rate=grid(1e8)"), tmp_path / "none"))
+
+
+def test_a_trial_whose_values_are_wrong_has_failed_and_the_sweep_goes_on(make_sweep: MakeSweep, tmp_path: Path):
+    """It once stayed under way, and whoever worked on the sweep stopped there."""
+    folder = tmp_path / "own 5"
+    steps = list(sweep_into(make_sweep("settings.batch_size=grid(2000,64)"), folder))
+    assert str(steps[0].event).startswith("failed: batch size 2000 is larger than the 64 images")
+    found = read_json(folder / "sweep.json", "")
+    assert [one["state"] for one in found["trials"]] == ["failed", "finished"] and found["chosen"] == "trial-0001"
+    (command,) = found["commands"]
+    assert shlex.split(command)[2] == str(folder / "trial-0001" / "config.toml")
+
+
+def test_a_disk_that_is_full_is_no_fault_of_a_trial(
+    make_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*given: object, **options: object) -> None:
+        raise Unwritten("cannot write it: No space left on device")
+
+    monkeypatch.setattr("planish.runs.sweep.train_into", full)
+    with pytest.raises(Unwritten):
+        list(sweep_into(make_sweep(TWO), tmp_path / "own"))
+    study = Study.opened(make_sweep(TWO), tmp_path / "own" / JOURNAL, *_names(tmp_path / "own" / JOURNAL))
+    assert [one.state for one in study.outcomes()] == ["running"]
+
+
+@pytest.mark.parametrize("seed", [2**32 - 1, 5_000_000_000, 2**63 - 1])
+def test_a_large_seed_chooses_values_too(seed: int, make_sweep: MakeSweep, tmp_path: Path):
+    """Optuna's own go to 2**32 - 1, and an error of it came out as a mistake in planish."""
+    study = Study.opened(make_sweep(WEIGHT, seed=seed), tmp_path / "j", "one")
+    assert all(0.1 <= study.values(study.ask())["method.linearity_weight"] <= 10 for _ in range(2))
 
 
 def test_a_trial_worse_than_the_median_is_pruned(make_sweep: MakeSweep, tmp_path: Path):

@@ -137,7 +137,7 @@ def _begun(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counte
     fresh = copied(model)
     try:
         first = logits_of(model, images.x[:CHUNK])
-    except Exception:  # which judged_batch words
+    except (Exception, SystemExit):  # which judged_batch words
         first = images.x.new_zeros(0)
     if first.ndim == 2 and are_probabilities(first):
         model, fresh = AsLogits(model), None if fresh is None else AsLogits(fresh)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from planish.runs.judge import EvaluationConfig, LoadedModel
 
 Record = TypeVar("Record", bound="Audit | Distances | Evaluation")
+NO_ATTACK = "no attack is named; see: planish list attacks"
 
 
 @printable
@@ -77,8 +78,8 @@ def evaluate(
         _tell("evaluation", model, where, json_, lambda plan: plan.evaluate(judged, task, on, built_by))
         return None
     folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
-    again = {"data": data, **threats.ball(task, radius), "built_by": built_by, "size": size, "classes": classes}
-    return _shown(folder, judged.name, where, json_, csv, against, terminal.next_command("audit", model, **again))
+    then = threats.next_audit(model, task, radius, built_by=built_by, size=size, classes=classes)
+    return _shown(folder, judged.name, where, json_, csv, against, then)
 
 
 def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) -> None:
@@ -86,6 +87,8 @@ def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) 
     from planish.runs.against import check_earlier
     from planish.runs.judge import check_task
 
+    if not task.attacks:
+        raise BadInput(NO_ATTACK)
     if task.also and workers is not None:
         raise BadInput("several threats are judged in one process: leave --workers out, or give one threat")
     check_task(task)
@@ -113,7 +116,7 @@ def _shown(
         return None
     write_page([folder], folder, f"Robustness of {name}", json_, csv, earlier)
     record = load(folder / EVALUATION)
-    if record.meta["threat"]["radius"] != 0 and not json_:
+    if then is not None and not json_:
         terminal.print_line(f"next: {then}")
     return record
 
@@ -218,7 +221,7 @@ def distances(
     where = terminal.Where(out, resume, overwrite, quiet, batch_size, shards.shard_of(shard, workers))
     names = terminal.names_in(attacks)
     if not names:
-        raise BadInput("no attack is named; see: planish list attacks")
+        raise BadInput(NO_ATTACK)
     given: dict[str, Any] = {"data": data, "attacks": names, "limit": limit, "seed": seed, "norm": norm, "radius": 0}
     given |= {"size": size, "classes": classes, "shard": where.shard}
     on, task = _asked("distances", device, given, check_distances)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from typer import Option
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from planish.cli import options, terminal
 from planish.cli.doctor import doctor
@@ -23,7 +23,7 @@ from planish.cli.reproduce import reproduce
 from planish.cli.sweep import sweep
 from planish.cli.train import quickstart, train
 from planish.cli.watch import watch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, ended
 from planish.storage.files import write_text
 
 LOCKED = (errno.EACCES, errno.EPERM)
@@ -44,6 +44,8 @@ class Commands(TyperGroup):
             raise
         except BadInput as error:
             sys.exit(terminal.failed(str(error), 2))
+        except SystemExit:  # planish's own commands end by typer.Exit
+            sys.exit(terminal.failed(str(ended("a file of yours ends the program")), 2))
         except KeyboardInterrupt:
             sys.exit(terminal.failed("interrupted; what was finished is saved, --resume goes on", 130))
         except (RuntimeError, FloatingPointError) as error:
@@ -54,6 +56,20 @@ class Commands(TyperGroup):
             if hasattr(error, "exit_code"):  # wrong usage
                 raise
             sys.exit(terminal.failed(bug(error), 1))
+
+
+class Command(TyperCommand):
+    """Takes no empty path, which an unset variable of a shell becomes: Python would take it for the working folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments. Raises BadInput."""
+        given, _, _ = self.make_parser(ctx).parse_args([*args])
+        rest = super().parse_args(ctx, args)
+        for part in self.params:
+            if given.get(part.name or "") == "" and isinstance(ctx.params.get(part.name or ""), Path):
+                left = "" if part.required else ", or leave it out"
+                raise BadInput(f"{part.opts[0]} is empty: give a path{left}")
+        return rest
 
 
 def renamed(error: Exception) -> str:
@@ -111,7 +127,8 @@ EXAMPLES: dict[Callable[..., None], str] = {
 """The commands, each with an example of it."""
 for command, example in EXAMPLES.items():
     line, _, _ = (command.__doc__ or "").partition("\n")
-    app.command(command.__name__.rstrip("_"), short_help=line, epilog=f"\b\nExample:\n  {example}")(command)
+    own = command.__name__.rstrip("_")
+    app.command(own, cls=Command, short_help=line, epilog=f"\b\nExample:\n  {example}")(command)
 
 
 def _version(wanted: bool) -> None:

@@ -97,11 +97,12 @@ def _paged(
     home: str, folders: Sequence[Path], out: Path | None, overwrite: bool, write: Callable[[Path], Path]
 ) -> Path:
     """Write a page into its folder, and return the page's path. Raises BadInput where one lies there already."""
-    from planish.runs.places import HOME, at_work, folder_name, refuse_taken
+    from planish.runs.places import HOME, at_work, check_out, folder_name, refuse_taken
 
     terminal.Where(out, False, overwrite)
     free = HOME / home / folder_name(*(folder.resolve().name for folder in folders))
     with at_work(lambda _: iter(()), out, free) as (folder, _):
+        check_out(folder, "report")
         if not overwrite:
             refuse_taken(folder, "report", resumes=False)
         return write(folder)

@@ -101,7 +101,10 @@ def _watched(steps: "Iterator[TrialStep]", most: int, quiet: bool) -> None:
         for number, event in steps:
             words = event if isinstance(event, str) else terminal.event_words(event)
             told = f"trial {number}: {words}"
-            terminal.log(told, bars)
+            if words.startswith("failed"):
+                bars.console.print(told, soft_wrap=True)
+            else:
+                terminal.log(told, bars)
             bars.update(bar, completed=number, note=told)
 
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, ended
 from planish.core.footprint import CHUNK, images_at_a_time, in_parts
 from planish.core.modes import Counted, dtype_of, evaluating, every_module, full_precision
 from planish.core.randomness import reproducible
@@ -44,7 +44,7 @@ def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = 
     if isinstance(threat, str):
         norm, _, text = threat.partition(":")
         if not text and radius is None:
-            known = " or ".join(f"{name}:8/255" for name in THREATS)
+            known = " or ".join("L0:10" if name == "L0" else f"{name}:8/255" for name in THREATS)
             raise BadInput(f"threat '{threat}' has no radius; write a norm and a radius in pixels of [0, 1]: {known}")
         return parse_threat(norm, text or radius or 0.0)
     if isinstance(threat, tuple) and len(threat) == 2 and isinstance(threat[0], str):
@@ -76,8 +76,8 @@ def seed_of(seed: object) -> int:
 
 
 def path_of(path: object) -> Path:
-    """Return a path. Raises BadInput for anything but a path or a text."""
-    if not isinstance(path, str | Path):
+    """Return a path. Raises BadInput for anything but a path or a text, and for an empty one."""
+    if path == "" or not isinstance(path, str | Path):
         raise BadInput(f"a path is a text or a pathlib.Path, not {shown(path)}")
     return Path(path)
 
@@ -347,6 +347,8 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
         logits = logits_of(model, images.x, chunk)
     except BadInput:
         raise
+    except SystemExit as error:
+        raise ended("the model ends the program when it is called") from error
     except Exception as error:
         shape = tuple(images.x.shape[1:])
         raise BadInput(f"the model raises {type(error).__name__} on images of shape {shape}: {error}") from error

@@ -22,6 +22,15 @@ class Unlike(BadInput):
     """What a folder or record holds is of something else than what is asked for, and cannot be gone on with."""
 
 
+class Unwritten(BadInput):
+    """A file cannot be written where it should be."""
+
+
+def ended(what: str) -> BadInput:
+    """Return what to raise where code of the user's would end the program, as if all had been done. what: does so."""
+    return BadInput(f'{what} (sys.exit): put what runs as a script under `if __name__ == "__main__":`')
+
+
 def installed(module: str, what: str) -> Any:
     """Import a package that not all have, which pip calls by its module's name; what: needs it. Raises BadInput."""
     try:

@@ -41,6 +41,7 @@ class ThreatModel(ABC):
     """
 
     name: ClassVar[str]
+    least: ClassVar[float] = 0.0  # the smallest radius at which anything may change
     radius: float
     low: float = 0.0
     high: float = 1.0
@@ -48,6 +49,8 @@ class ThreatModel(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "radius", parse_radius(self.radius))
+        if 0 < self.radius < self.least:
+            raise BadInput(f"{self.name} radius {self.radius:g} changes no pixel value: give how many may, such as 10")
         if self.levels is not None and not self.levels >= 2:
             raise BadInput(f"levels must be at least 2, got {self.levels}; images of 8 bits have 256")
 
@@ -152,7 +155,7 @@ class ThreatModel(ABC):
 
     def scaled(self, factor: float) -> Self:
         """Return the same threat with the radius times the factor."""
-        return replace(self, radius=self.radius * factor)
+        return replace(self, radius=radius if (radius := self.radius * factor) >= self.least else 0.0)
 
     def farthest(self, x: Tensor) -> Tensor:
         """Return the distance of each image to the farthest corner of the box, (N,): no image is farther away."""
@@ -351,15 +354,15 @@ class L0(ThreatModel):
     """So many image values may change, each to anything in the box; a pixel of three channels has three values."""
 
     name: ClassVar[str] = "L0"
+    least: ClassVar[float] = 1.0
 
     def norm(self, delta: Tensor) -> Tensor:
         return (delta != 0).flatten(1).sum(1).to(delta.dtype)
 
-    def dual_norm(self, gradient: Tensor) -> Tensor:
-        raise BadInput(_NO_SLOPE)
-
     def steepest(self, gradient: Tensor) -> Tensor:
-        raise BadInput(_NO_SLOPE)
+        raise BadInput("L0 has no steepest way, so that this attack does not know it; use sigma-zero, or noise")
+
+    dual_norm = steepest
 
     def project_(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         """Keep the largest changes, clipped to the box, and undo the others."""
@@ -386,7 +389,6 @@ class L0(ThreatModel):
         return rank < (self.radius if radius is None else radius[:, None]) // 1
 
 
-_NO_SLOPE = "L0 has no steepest way, so that this attack does not know it; use sigma-zero, or noise"
 THREATS: dict[str, type[ThreatModel]] = {"Linf": Linf, "L2": L2, "L1": L1, "L0": L0}
 
 

@@ -98,12 +98,14 @@ def check_there(spec: str, split: str, limit: int | None = None) -> None:
     known, place = components("data"), spec
     while (parts := place.partition(":"))[0] in known and parts[2]:
         place = parts[2]
-    if place not in known and not expanded(place).exists():
+    if not spec or (place not in known and not expanded(place).exists()):
         find(spec, split, limit)
 
 
 def find(spec: str, split: str, limit: int | None = None) -> "Images | Listing":
     """Return the data of `load`; image files are listed and not yet read. Raises BadInput."""
+    if not spec:
+        raise BadInput("the name of the data is empty: write digits, cifar10:PATH, or a path")
     if split not in SPLITS:
         raise BadInput(f"unknown split '{split}'.{nearest(split, SPLITS)} Known: train, test")
     at_least(1, limit=limit)

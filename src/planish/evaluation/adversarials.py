@@ -29,7 +29,7 @@ from planish.data.on_demand import OnDemand
 from planish.evaluation.blocks import Block, Faced
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.guards import Verdict, draws_of
-from planish.evaluation.image_files import files_in
+from planish.evaluation.image_files import IMAGES, MANY_IMAGES, files_in
 from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import load_adversarials, save_adversarials
 from planish.records.statistics import Estimate
@@ -222,7 +222,9 @@ def verify(
 
 
 def _saved(path: Path) -> Iterator[tuple[Path, Floats, Integers]]:
-    """Yield what lies there, a part at a time: where, images (n, C, H, W) and their indices (n,). Raises BadInput."""
+    """Yield what lies there, or in an evaluation's folder, a part at a time: where, images (n, C, H, W) and their
+    indices (n,). Raises BadInput."""
+    path = next((path / name for name in (IMAGES, MANY_IMAGES) if (path / name).exists()), path)
     if path.is_dir() and any(path.glob("*.png")):
         from planish.evaluation.pngs import load_pngs  # Pillow, which a bare machine with PyTorch may lack
 

@@ -15,6 +15,8 @@ from planish.core.batch import ImageSet
 from planish.core.errors import BadInput
 from planish.records.evaluation import load_adversarials, save_adversarials
 
+IMAGES, MANY_IMAGES = "adversarial.npz", "adversarial"
+"""What an evaluation's folder calls its adversarial images: a file, or a folder of files, of too many for memory."""
 FILE_BYTES = 2**24
 """Pixels in float32 that one file holds, unless a single image takes more."""
 NAME = re.compile(r"(?P<first>\d{9})-(?P<after>\d{9})-of-(?P<all>\d{9})\.npz")

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from planish.core.errors import BadInput, between, nearest
+from planish.core.errors import BadInput, between, ended, nearest
 from planish.registry import Component, imported, resolve
 from planish.storage.reading import refuse_large
 
@@ -146,6 +146,8 @@ def _made(component: Component, name: str, options: dict[str, Any]) -> nn.Module
         model = component(**options)
     except BadInput:
         raise
+    except SystemExit as error:
+        raise ended(f"model '{name}' ends the program when it is built") from error
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -32,14 +32,13 @@ from planish.core.threat import Linf, ThreatModel
 from planish.evaluation import naming
 from planish.evaluation.at_work import OnChunk
 from planish.evaluation.evaluate import EvaluationStep
-from planish.evaluation.image_files import files_in
+from planish.evaluation.image_files import IMAGES, MANY_IMAGES, files_in
 from planish.evaluation.naming import Surrogates
 from planish.models.onnx import BlackBox
 from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
 from planish.records.origin import data_digest, model_digest
-from planish.runs.beside import IMAGES, MANY_IMAGES
 from planish.runs.judge import (
     EVALUATION,
     EvaluationConfig,
@@ -48,7 +47,7 @@ from planish.runs.judge import (
     images_to_judge,
     surrogates_of,
 )
-from planish.runs.places import clear, refuse_taken
+from planish.runs.places import check_out, clear, refuse_taken
 from planish.storage.files import remove
 
 CALLED = {"model": {"name": "the model"}, "data": {"name": "images in memory"}}
@@ -257,6 +256,7 @@ def audit_into(
             refuse_taken(folder, "audit", resumes=False)
         yield _same(found, judged, task, batch, budget, checks, folder)
         return
+    check_out(folder, "audit")
     notes = [*judged.notes, *warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
     about = {"model": judged.facts(), "data": data, "notes": notes}
     others = surrogates_of(judged, task, batch.select(slice(0, 1)), built_by)

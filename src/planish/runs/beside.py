@@ -15,14 +15,13 @@ from planish.core.batch import Batch, ImageSet
 from planish.evaluation.adversarials import KeptGallery, images_left, load_images, save_images
 from planish.evaluation.blocks import Block
 from planish.evaluation.evaluate import EvaluationStep
-from planish.evaluation.image_files import ImageFiles
+from planish.evaluation.image_files import IMAGES, MANY_IMAGES, ImageFiles
 from planish.evaluation.pngs import save_pngs
 from planish.records.evaluation import Evaluation
 from planish.records.store import Kind
 from planish.report.tables import Gallery
 
-GALLERY, IMAGES, MANY_IMAGES, PNGS = "gallery.npz", "adversarial.npz", "adversarial", "png"
-"""MANY_IMAGES: a folder of files, of images that are not in memory at once."""
+GALLERY, PNGS = "gallery.npz", "png"
 _GALLERY_KIND = Kind("{path} does not hold the pictures of an evaluation, or it is damaged; remove it")
 
 

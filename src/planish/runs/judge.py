@@ -45,7 +45,7 @@ from planish.runs.beside import GALLERY, KeptBeside, load_gallery
 from planish.runs.config import LARGEST_SIDE
 from planish.runs.given import EIGHT_BIT, aimed, check_targets
 from planish.runs.names import audited_apart, entry_names, name_of
-from planish.runs.places import WRITTEN, clear, refuse_taken
+from planish.runs.places import WRITTEN, check_out, clear, refuse_taken
 from planish.runs.run import BEST, WEIGHTS, load_run, training_of
 from planish.runs.shards import cut
 
@@ -206,6 +206,7 @@ def evaluate_into(
     with other surrogates.
     """
     check_task(task)
+    check_out(folder, "evaluation")
     _refuse_gradients(judged, task)
     path = folder / EVALUATION
     whole, data, warnings = set_to_judge(task, judged.about)
@@ -287,6 +288,7 @@ def measure(
     overwrite: as in `evaluate_into`. Raises BadInput as that does, and for attacks that search a ball of fixed radius.
     """
     check_distances(task)
+    check_out(folder, "distances")
     path = folder / DISTANCES
     images, data, warnings = set_to_judge(task, judged.about)
     part = cut(task.shard, images, task.seed, data)

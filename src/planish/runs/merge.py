@@ -8,7 +8,7 @@ import numpy as np
 
 from planish.core.errors import BadInput
 from planish.evaluation.adversarials import save_joined
-from planish.evaluation.image_files import ImageFiles, files_in, joined_files
+from planish.evaluation.image_files import IMAGES, MANY_IMAGES, ImageFiles, files_in, joined_files
 from planish.evaluation.naming import attacks_of
 from planish.evaluation.stages import left
 from planish.records import distances as distance_records
@@ -17,9 +17,9 @@ from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard, joined, placed
 from planish.records.store import Columned
-from planish.runs.beside import GALLERY, IMAGES, MANY_IMAGES, load_gallery
+from planish.runs.beside import GALLERY, load_gallery
 from planish.runs.judge import DISTANCES, EVALUATION
-from planish.runs.places import clear, refuse_taken
+from planish.runs.places import check_out, clear, refuse_taken
 
 FILES = {"evaluation": EVALUATION, "distances": DISTANCES}
 
@@ -67,6 +67,7 @@ def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> Evalua
 def _free(record: Columned, before: Columned | None, out: Path, overwrite: bool) -> None:
     """Make the folder free for the record. Raises BadInput if it holds one that this one does not go on with."""
     kind = "distances" if isinstance(record, Distances) else "evaluation"
+    check_out(out, kind)
     if overwrite:
         clear(out, kind)
     elif before is None or not _goes_on(record, before):

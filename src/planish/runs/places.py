@@ -1,6 +1,7 @@
 """Where a command writes: a folder for each model and number, and which files of a folder planish wrote."""
 
 import itertools
+import json
 import logging
 import os
 import re
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from planish.core.errors import BadInput, Unlike
-from planish.storage.files import LOCK, alone, remove, remove_folder
+from planish.storage.files import LOCK, alone, refuse_unwritable, remove, remove_folder
+from planish.storage.reading import HEAD, content_of, is_sealed
 
 Step = TypeVar("Step")
 LOG = logging.getLogger("planish")
@@ -42,7 +44,11 @@ WRITTEN = {
 
 The first one says that there is such work.
 """
-WRITTEN["train"] = (*_TRAINED, *_WEIGHTS, *(name for names in WRITTEN.values() for name in names))
+OF_A_MODEL = tuple(WRITTEN)
+"""Kinds of work that judge a model, and say nothing of another."""
+WRITTEN |= {"train": (*_TRAINED, *_WEIGHTS), "sweep": ("definition.json", "sweep.json", "report.html")}
+NUMBERED = re.compile(r"\d+\.png|\d{9}-\d{9}-of-\d{9}\.npz")
+"""What planish calls files in folders of their own."""
 BEGUN = {"audit": ("audit.npz", "audit-suite.npz")}
 """Files that say that there is such work to go on with, where it is not the first one alone."""
 LONGEST = 60
@@ -98,13 +104,53 @@ def all_begun(home: Path, kind: str, parts: str = "") -> list[Path]:
     return [*dict.fromkeys(home / path.relative_to(home).parts[0] for path in newest)]
 
 
+def has_worked(folder: Path, kind: str) -> bool:
+    """Say whether the folder holds work of this kind that planish did, whole or begun."""
+    if kind == "report":
+        return _is_report(folder)
+    found = any((folder / name).is_file() for name in BEGUN.get(kind, WRITTEN[kind][:1]))
+    return found and (kind != "train" or _is_run(folder))
+
+
+def _is_run(folder: Path) -> bool:
+    """Say whether config.toml, as others have one too, is a run's; an older planish wrote no digest above it."""
+    return (folder / "provenance.json").is_file() or content_of(folder / "config.toml").startswith(HEAD.encode())
+
+
+def _is_report(folder: Path) -> bool:
+    try:
+        found = json.loads(content_of(folder / "results.json"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"schema_version", "provenance"} <= found.keys()
+
+
 def clear(folder: Path, kind: str) -> None:
-    """Remove what planish wrote into the folder in work of this kind; a training's goes with all that judged it."""
-    for name in WRITTEN[kind]:
+    """Remove what planish wrote into the folder in work of this kind, if it did any; a training's goes with all that
+    judged it."""
+    kinds = (kind, *OF_A_MODEL) if kind == "train" else (kind,)
+    for name in [name for own in kinds if has_worked(folder, own) for name in WRITTEN[own]]:
         for path in [*folder.glob(name)]:
-            remove(path)
+            if "/" not in name or NUMBERED.fullmatch(path.name):
+                remove(path)
         if "/" in name:
             remove_folder(folder / name.partition("/")[0])
+
+
+def check_out(folder: Path, kind: str) -> None:
+    """Raise BadInput, before work of this kind, if its folder cannot be written, or holds files of the user's that it
+    would replace."""
+    refuse_unwritable(folder / WRITTEN[kind][0])
+    if foreign := [name for name in WRITTEN[kind] if (folder / name).is_file() and not _is_own(folder, name)]:
+        what = f"{folder} holds {', '.join(foreign)}, which planish did not write and would replace"
+        raise BadInput(f"{what}: name another --out")
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Say whether planish wrote a file: of a command that was killed there may be arrays alone, which are sealed."""
+    if name.endswith(".npz") and is_sealed(folder / name):
+        return True
+    return any(name in names and has_worked(folder, kind) for kind, names in WRITTEN.items())
 
 
 def refuse_taken(folder: Path, kind: str, resumes: bool) -> None:

@@ -9,6 +9,7 @@ from planish.evaluation.at_work import OnChunk
 from planish.records.evaluation import Evaluation
 from planish.runs.config import DataOptions, Experiment, Named, ThreatOptions
 from planish.runs.judge import EvaluationConfig, LoadedModel, evaluate_into, load_model
+from planish.runs.places import check_out
 from planish.runs.train import train_into
 from planish.training.loop import EpochRecord
 from planish.training.settings import Settings
@@ -60,6 +61,7 @@ def quickstart(
     on_chunk: Callable[[str], OnChunk] | None = None,
 ) -> Iterator[QuickstartStep]:
     """Train and judge every method into its own folder; yield after each epoch and each attack."""
+    check_out(folder, "report")
     task = EvaluationConfig("digits", Linf(RADIUS), ATTACKS, seed=seed)
     for name, method in METHODS.items():
         place = folder / name.replace(" ", "-")

@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from planish.core.arguments import seed_of
 from planish.core.errors import BadInput, at_least, nearest, one_of
+from planish.data.source import check_there
 from planish.evaluation.naming import attacks_of
 from planish.runs.config import Experiment, experiment_from, override
 from planish.runs.judge import SOME_CLASSES
@@ -97,6 +99,9 @@ class Sweep:
     def __post_init__(self) -> None:
         one_of(get_args(Objective), **{"--objective": self.objective})
         at_least(1, **{"--trials": self.trials})
+        seed_of(self.seed)
+        if not self.attacks:
+            raise BadInput("no attack is named; see: planish list attacks")
         keys, grids = [own.key for own in self.space], [own for own in self.space if own.kind == "grid"]
         if not keys:
             raise BadInput(f"a sweep needs a --space to search: {EXAMPLE}")
@@ -122,7 +127,7 @@ class Sweep:
         return experiment_from(tree)
 
     def check(self) -> None:
-        """Try the ends of every dimension, and the attacks, before anything is trained. Raises BadInput."""
+        """Try the ends of every dimension, the data and the attacks, before anything is trained. Raises BadInput."""
         first = {own.key: own.values[0] for own in self.space}
         found = [(own, self.experiment({**first, own.key: value})) for own in self.space for value in own.values]
         for own, experiment in found:
@@ -136,6 +141,7 @@ class Sweep:
                 "a sweep judges on images held out from training, never on test images: hold some out, "
                 "for instance --set data.validation=1000"
             )
+        check_there(experiments[0].data.source, "train")
         attacks_of([*self.attacks], SOME_CLASSES, norm=experiments[0].threat.model.name)
 
     def first(self) -> Experiment:

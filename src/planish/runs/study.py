@@ -113,7 +113,7 @@ class Study:
 
     def values(self, number: int) -> dict[str, Any]:
         """Return a running trial's values by key, chosen now where they are not yet; seeded by its number."""
-        seed, sampler = self.sweep.seed + number, optuna.samplers.TPESampler
+        seed, sampler = (self.sweep.seed + number) % 2**32, optuna.samplers.TPESampler
         self.optuna.sampler = sampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
         trial = self._trial(number)
         return {own.key: _suggested(trial, own) for own in self.sweep.space}

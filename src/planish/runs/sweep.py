@@ -1,5 +1,6 @@
 """A sweep carried out by any number of workers: each trial an ordinary run folder, taken by one worker at a time."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from planish.core.errors import BadInput, Unlike
+from planish.core.errors import BadInput, Unlike, Unwritten
 from planish.data.images import Images
 from planish.evaluation.evaluate import evaluate_steps
 from planish.records import evaluation as results
@@ -16,18 +17,21 @@ from planish.records.evaluation import Evaluation
 from planish.report.front import Swept, TrialRow, chosen, write_sweep
 from planish.runs.config import Experiment
 from planish.runs.judge import EVALUATION
+from planish.runs.places import check_out
 from planish.runs.run import CONFIG, METRICS, load_run, read_history
 from planish.runs.space import Sweep
 from planish.runs.study import Outcome, Study
 from planish.runs.train import prepare, train_into
 from planish.storage.files import alone, write_sealed_json
-from planish.storage.reading import document_digest, read_json
+from planish.storage.reading import Damaged, document_digest, read_json
 from planish.training.loop import EpochRecord
 
 DEFINITION, JOURNAL, HELD_OUT = "definition.json", "journal.log", "held-out"
 PATIENCE, PAUSE, POLL = 120.0, 0.05, 1.0
 """Seconds that a worker waits for its turn to choose, between tries, and for other workers' trials."""
 ROBUST = "validation_robust_accuracy"
+OF_FILES = (Unlike, Unwritten, Damaged)
+"""What is wrong with a sweep's files: no values of another trial would be right."""
 
 
 class TrialStep(NamedTuple):
@@ -53,6 +57,7 @@ def sweep_into(
     """
     sweep.check()
     with _turn(folder):
+        check_out(folder, "sweep")
         _refuse_other_sweep(sweep, folder)
         digest = document_digest(sweep.definition())
         study = Study.opened(sweep, storage or folder / JOURNAL, f"{folder.resolve().name}-{digest[:12]}")
@@ -124,22 +129,27 @@ def _free(study: Study, number: int, folder: Path, held: ExitStack) -> bool:
 
 
 def _carried_out(study: Study, number: int, place: Path, device: torch.device | str) -> Iterator[TrialStep]:
-    """Train and judge a trial from where it stands, and tell how it ended."""
+    """Train and judge a trial from where it stands, and tell how it ended; one whose values are wrong has failed."""
+    try:
+        yield from _trained_and_judged(study, number, place, device)
+    except OF_FILES:
+        raise
+    except (BadInput, FloatingPointError) as error:
+        study.tell(number, "failed")
+        yield TrialStep(number, f"failed: {error}")
+
+
+def _trained_and_judged(study: Study, number: int, place: Path, device: torch.device | str) -> Iterator[TrialStep]:
     experiment = study.sweep.experiment(study.values(number))
     last = experiment.settings.epochs
     for entry in read_history(place / METRICS, {}):
         study.worse(number, entry["epoch"], entry[ROBUST])
-    try:
-        for record in train_into(experiment, place, device=device, resume=True):
-            yield TrialStep(number, record)
-            if study.worse(number, record.epoch, record.metrics[ROBUST]) and record.epoch < last:
-                study.tell(number, "pruned")
-                yield TrialStep(number, "pruned")
-                return
-    except FloatingPointError as error:
-        study.tell(number, "failed")
-        yield TrialStep(number, f"failed: {error}")
-        return
+    for record in train_into(experiment, place, device=device, resume=True):
+        yield TrialStep(number, record)
+        if study.worse(number, record.epoch, record.metrics[ROBUST]) and record.epoch < last:
+            study.tell(number, "pruned")
+            yield TrialStep(number, "pruned")
+            return
     found = judge_held_out(experiment, place, study.sweep.attacks, device)
     study.tell(number, "finished", found.clean_accuracy().value, found.robust_accuracy().value)
     yield TrialStep(number, found)
@@ -179,4 +189,4 @@ def _row(one: Outcome, folder: Path) -> TrialRow:
 
 def _commands(place: Path) -> list[str]:
     """Return the commands that train the winner anew on all of the training images."""
-    return [f"planish train {place / CONFIG} --set data.validation=0"]
+    return [shlex.join(["planish", "train", str(place / CONFIG), "--set", "data.validation=0"])]

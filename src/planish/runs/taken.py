@@ -10,7 +10,7 @@ import torch
 import planish
 from planish.core.errors import BadInput, Unlike
 from planish.runs.config import Experiment, difference, parsed, to_toml, written
-from planish.runs.places import is_free
+from planish.runs.places import has_worked, is_free
 from planish.runs.run import CONFIG, PROVENANCE, RESUME
 from planish.storage.reading import read_json, toml_of
 
@@ -24,7 +24,7 @@ def known(folder: Path) -> dict[str, Any]:
 def refuse_other(experiment: Experiment, folder: Path, resume: bool, overwrite: bool) -> None:
     """Raise BadInput unless the folder is new or empty, or holds this experiment and is to be resumed, or any run that
     is to be overwritten."""
-    if (folder / CONFIG).exists():
+    if has_worked(folder, "train"):
         if overwrite:
             return
         earlier = parsed(written(folder / CONFIG))

@@ -28,8 +28,9 @@ from planish.registry import resolve
 from planish.runs import run as runs
 from planish.runs.config import Experiment, Named, to_toml
 from planish.runs.keeper import Keeper, Saver
-from planish.runs.run import RESUME, architecture
+from planish.runs.run import CONFIG, RESUME, architecture
 from planish.runs.taken import identity, known, refuse_data, refuse_other
+from planish.storage.files import refuse_unwritable
 from planish.storage.reading import last_good
 from planish.training.collapse import probe
 from planish.training.cost import training_cost
@@ -160,6 +161,7 @@ def _begun(
     """Return what a run starts with; nothing is written. Raises BadInput."""
     check_experiment(experiment)
     refuse_other(experiment, folder, resume, overwrite)
+    refuse_unwritable(folder / CONFIG)
     earlier = {} if overwrite else known(folder)
     corrupt = {*earlier.get("corrupt_images", [])}
     on_corrupt = corrupt.add if experiment.data.skip_corrupt else refuse

@@ -26,7 +26,7 @@ from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard
 from planish.runs.judge import EvaluationConfig, LoadedModel, evaluate_into, load_model, measure
 from planish.runs.merge import FILES, merge
-from planish.runs.places import clear, refuse_taken
+from planish.runs.places import check_out, clear, refuse_taken
 from planish.storage.files import alone, remove_folder
 
 LOG = logging.getLogger("planish")
@@ -85,6 +85,7 @@ def judge_by_workers(
     shards of another number of workers, and RuntimeError where a worker dies twice.
     """
     shards, record = job.shards(folder), folder / FILES[job.kind]
+    check_out(folder, job.kind)
     begun = [*folder.glob("shard-*-of-*")]
     if resume:
         _refuse_others({int(place.name.rpartition("-")[2]) for place in begun}, len(shards), folder)

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planish.core.errors import BadInput
+from planish.core.errors import BadInput, Unwritten
 from planish.storage.reading import LOG, sealed, with_digest
 
 if TYPE_CHECKING:
@@ -40,12 +40,24 @@ def write_bytes(content: bytes, path: str | Path, before: Path | None = None) ->
             _keep(path, before)
         temporary.replace(path)
     except OSError as error:
-        raise BadInput(
-            f"cannot write {path}: {error.strerror or error}; choose another folder or free space"
-        ) from error
+        raise _unwritten(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, error: OSError) -> Unwritten:
+    return Unwritten(f"cannot write {path}: {error.strerror or error}; choose another folder or free space")
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise BadInput as `write_bytes` would where no file can be made at the path, and leave nothing behind."""
+    try:
+        place = next(part for part in path.parents if part.exists())
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=place):
+            pass
+    except OSError as error:
+        raise _unwritten(path, error) from error
 
 
 def _keep(path: Path, before: Path) -> None:

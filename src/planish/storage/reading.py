@@ -92,6 +92,13 @@ def sealed(content: bytes) -> bytes:
     return content + f"\nplanish sha256 {hashlib.sha256(content).hexdigest()}\n".encode()
 
 
+def is_sealed(path: Path) -> bool:
+    """Say whether a file ends with a seal, as all arrays do that planish writes."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - SEALED))
+        return SEAL.fullmatch(file.read(SEALED)) is not None
+
+
 def unsealed(content: bytes) -> bytes:
     """Return what was sealed; a whole zip file without a seal stays. Raises ValueError for another digest."""
     own, seal = content[:-SEALED], SEAL.fullmatch(content[-SEALED:])
@@ -173,9 +180,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is not TOML: {_reason(error)}") from error
 
 
+HEAD = f"# {DIGEST} of the lines below: "
+"""How a TOML file begins that planish wrote."""
+
+
 def headed(text: str) -> str:
     """Return a TOML text with its digest in a comment above it, as `read_headed` tests it."""
-    return f"# {DIGEST} of the lines below: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+    return f"{HEAD}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def read_headed(path: Path) -> dict[str, Any]:
@@ -183,7 +194,7 @@ def read_headed(path: Path) -> dict[str, Any]:
     if not (tables := read_toml(path)):
         raise Damaged(f"{path} is empty; put it back, or train in another folder")
     head, _, text = content_of(path).decode().partition("\n")
-    found = re.fullmatch(rf"# {DIGEST} of the lines below: ([0-9a-f]{{64}})", head)
+    found = re.fullmatch(rf"{HEAD}([0-9a-f]{{64}})", head)
     if found and hashlib.sha256(text.encode()).hexdigest() != found[1]:
         raise Damaged(f"{path} is damaged, or was edited; put it back, or train in another folder")
     return tables
