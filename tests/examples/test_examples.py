@@ -198,6 +198,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planish.reproduce.judge", lambda job, rows, on_chunk: iter(()))
     monkeypatch.setattr("planish.reproduce.estimates", lambda job, rows: iter(()))
     monkeypatch.setattr("planish.runs.train.train_into", lambda experiment, folder, **options: iter(()))
+    monkeypatch.setattr("planish.runs.space.check_there", lambda *given: None)
     sweeping = SimpleNamespace(sweep_into=lambda sweep, *rest: iter(sweep.check() or ()))
     monkeypatch.setitem(sys.modules, "planish.runs.sweep", sweeping)  # what it imports need not be installed
     monkeypatch.setattr("planish.cli.sweep._shown", lambda *arguments: None)
