@@ -249,3 +249,17 @@ def test_evaluated_is_the_gradient_of_the_sum(smooth: nn.Module, batch: Batch):
     torch.testing.assert_close(gradient, torch.autograd.grad(loss, leaf)[0])
     torch.testing.assert_close(values.sum(), loss.detach())
     assert not (values.requires_grad or logits.requires_grad or gradient.requires_grad)
+
+
+@pytest.mark.parametrize("devices", [("cpu",), ()])
+def test_infinite_entries_are_as_long_as_the_longest_finite_one(
+    devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ascent, "AT_ONCE", devices)
+    nan, inf = torch.nan, torch.inf
+    given = torch.tensor([[1.0, -3.0, inf], [-inf, inf, 0.0], [nan, 2.0, -inf], [1.0, 2.0, 3.0]])
+    expected = torch.tensor([[1.0, -3.0, 3.0], [-1.0, 1.0, 0.0], [0.0, 2.0, -2.0], [1.0, 2.0, 3.0]])
+    leaf = torch.zeros(4, 3)
+    found = ascent.evaluated(lambda x: ((x * given).sum(1), x), leaf)[2]
+    assert torch.equal(found, expected)
+    assert torch.equal(ascent.evaluated(lambda x: ((x * expected).sum(1), x), leaf)[2], expected)

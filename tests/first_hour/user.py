@@ -9,7 +9,7 @@ from torch import nn
 
 CLASSES = ("Brötchen", "Brezel", "Croissant", "Käsekuchen", "Laugenstange", "Mohnstrudel", "Zopf")
 HOME = "Zoës Bäckerei"
-SIDE, OF_EACH = 64, {"train": 40, "test": 9}
+SIDE, OF_EACH = 48, {"train": 40, "test": 9}
 NETWORK = '''"""My network for bakery photographs, as I have always had it."""
 
 from pathlib import Path

@@ -78,9 +78,9 @@ def judged(model: nn.Module, images: Batch, name: str, threat: ThreatModel, clas
 
 
 def norm_of(name: str, radius: float) -> ThreatModel:
-    """A ball that the attack knows; in L0 200 values stand for 1."""
+    """A ball that the attack knows; in L0 200 values stand for 1, and one value is the least."""
     if name == "sigma-zero":
-        return L0(200 * radius)
+        return L0(max(200 * radius, 1))
     return L2(radius) if name in ONLY_L2 else Linf(radius)
 
 

@@ -27,6 +27,8 @@ Aim = Callable[[Rows], tuple[Objective, Score]]
 LOOK = {"cpu": 1}
 """Iterates between two looks for images that have arrived. Elsewhere `LOOK_ACCELERATED`: a look makes the host wait."""
 LOOK_ACCELERATED = 4
+AT_ONCE = ("cpu",)
+"""Devices that answer a question at once. Others have the host wait for all that they were given to do."""
 
 
 class Searched(NamedTuple):
@@ -71,8 +73,8 @@ def evaluated(objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _finite(gradient: Tensor) -> Tensor:
-    """Return the gradient (N, ...) in finite numbers. On a CPU its sum shows that it is; else the host would wait."""
-    if gradient.device.type == "cpu" and math.isfinite(gradient.sum()):
+    """Return the gradient (N, ...) in finite numbers. Its sum shows if it is, where that can be asked for."""
+    if gradient.device.type in AT_ONCE and math.isfinite(gradient.sum()):
         return gradient
     known = gradient.nan_to_num(0.0, 0.0, 0.0)
     longest = known.abs().amax(pixels(known))
