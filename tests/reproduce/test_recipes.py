@@ -113,10 +113,10 @@ def test_settings_are_the_papers():
 
 @pytest.mark.parametrize("name", [name for name in table_names() if table(name).scales.get("small", {}).get("options")])
 def test_a_scale_s_own_hyper_parameters_are_the_methods(name: str):
-    """SEAT-FL floods higher at scale small, where the loss ends higher, and alike in every table: rows are shared."""
+    """SEAT-FL floods 3 % above where SEAT's loss ended at scale small, and alike in every table: rows are shared."""
     job = Job.of(table(name), "small", Path("nowhere"))
     changed = {row: job.experiment(row).training_method for row in job.scale.options}
-    assert changed and {method.flood for method in changed.values()} == {1.0}
+    assert changed and {method.flood for method in changed.values()} == {0.87}
     assert all(table(name).row(row).experiment.training_method.flood == 0.9 for row in changed)
 
 
