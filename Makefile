@@ -13,7 +13,7 @@ NOTEBOOKS := $(patsubst notebooks/%.py,build/notebooks/%.md,$(wildcard notebooks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint types wheel docs integrations notes bench cifar10-small clean
+.PHONY: help quickstart test lint types wheel pytest docs integrations notes bench cifar10-small clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -21,8 +21,10 @@ help: ## list the targets
 quickstart: $(USE) ## install planish into .venv and run its first example; again: go on with what runs/ holds
 	$(BIN)/planish quickstart --resume
 
-test: lint types wheel ## run everything that continuous integration runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: lint types wheel pytest ## run everything that continuous integration runs
+
+pytest: $(CHECK) ## run the tests; the processes that they start find planish compiled
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(CHECK) ## check style and formatting
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ image lie in OUT/NAME/epoch-NNN.npz, the table in OUT/over_training.json.
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ PANELS = {
     "gamma": "Gamma, median",
     "distorted": "Distorted boundary",
 }
+DASHES = ("-", "--", ":", "-.")
 COLUMNS: Columns = {
     "network": lambda row: row["model"],
     "epoch": lambda row: str(row["epoch"]),
@@ -88,18 +90,26 @@ def drawn(rows: list[Row]) -> bytes:
     """Return a PNG: a panel for each quantity against the epoch, a line for each training."""
     figure = blank(5.0, 1.6 * WIDTH)
     panels = figure.subplots(2, 2, sharex=True).flat
-    names = [*dict.fromkeys(row["model"] for row in rows)]
     for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
-        for place, name in enumerate(names):
+        for name, style in styles([row["model"] for row in rows]).items():
             own = [row for row in rows if row["model"] == name]
-            style = {"color": colour_of(place), "marker": marker_of(place), "markersize": 4, "label": label(name)}
-            axes.plot([row["epoch"] for row in own], [row[key] for row in own], **style)
+            axes.plot([row["epoch"] for row in own], [row[key] for row in own], label=label(name), **style)
         axes.set_title(title)
         _scale(axes, key)
     for axes in figure.axes[2:]:
         axes.set_xlabel("Epoch")
     legend(figure, figure.axes[0])
     return to_png(figure)
+
+
+def styles(names: list[str]) -> dict[str, Row]:
+    """Return how trainings are drawn, sorted: in one colour those whose names differ after a comma alone."""
+    found: dict[str, Row] = {}
+    for colour, (_, own) in enumerate(groupby(sorted(set(names)), lambda name: name.partition(",")[0])):
+        for place, name in enumerate(own):
+            dashes = DASHES[place % len(DASHES)]
+            found[name] = {"color": colour_of(colour), "linestyle": dashes, "marker": marker_of(place), "markersize": 4}
+    return found
 
 
 def _scale(axes: Axes, key: str) -> None:

@@ -85,7 +85,7 @@ def measure(job: Job) -> None:
 
 def every_row(job: Job) -> None:
     """Measure batch by batch, then what is compiled; hand-written standard training is the method itself."""
-    sizes = (8, 16) if job.tiny else (128, 512)
+    sizes = (8,) if job.tiny else (128, 512)
     counts = cache(lambda name: counted(job, candidates()[name]))
     for size in sizes:
         given = problem(job, size)

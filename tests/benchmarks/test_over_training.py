@@ -71,3 +71,14 @@ def test_every_kept_network_is_measured_once(monkeypatch: pytest.MonkeyPatch, tm
     before = (out / "seed 0" / "epoch-002.npz").stat().st_mtime_ns
     main(options)
     assert (out / "seed 0" / "epoch-002.npz").stat().st_mtime_ns == before
+
+
+def test_each_training_is_drawn_in_a_way_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    """The seventh had the colour and the marker of the first."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    names = [f"{method}, seed {seed}" for seed in range(3) for method in ("SEAT", "FGSM-AT", "RS-FGSM")]
+    found = importlib.import_module("over_training").styles([*names, *names, "alone"])
+    assert list(found) == sorted([*names, "alone"])
+    assert len({tuple(style.values()) for style in found.values()}) == 10
+    assert len({style["color"] for style in found.values()}) == 4
+    assert len({found[f"SEAT, seed {seed}"]["color"] for seed in range(3)}) == 1

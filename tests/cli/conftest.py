@@ -1,14 +1,29 @@
 """The command line in-process, and a tiny trained run folder."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from planish.cli.main import app
 
 TINY = ["data.limit=64", "settings.epochs=2", "settings.batch_size=32", "model.width=4", "threat.radius=0.1"]
+
+
+_FILE = BytesIO()
+Image.new("L", (1, 1)).save(_FILE, "png")
+DOT = _FILE.getvalue()
+"""A PNG of one pixel."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have a dot for each figure: to draw them is most of what a small evaluation costs. tests/report does."""
+    monkeypatch.setattr("planish.report.page.to_png", lambda figure: DOT)
+    monkeypatch.setattr("planish.report.page.to_svg", lambda drawing: "<svg></svg>")
 
 
 @pytest.fixture

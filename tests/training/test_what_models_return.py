@@ -15,7 +15,8 @@ import planish as pl
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
-from planish.methods import PGDAT
+from planish.methods import PGDAT, Plain, TrainingLoss
+from planish.registry import components
 from planish.runs.config import experiment_from
 from planish.runs.run import load_run
 from planish.runs.train import train_into
@@ -102,10 +103,37 @@ def test_a_model_that_cannot_be_trained_is_one_line(make: Callable[[], nn.Module
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", sorted(components("methods")))
+def test_a_model_that_cuts_its_images_off_is_trained_by_none_that_attacks_it(name: str):
+    """PGD's and TRADES' networks had been trained on clean images and nobody was told; others ended in an error."""
+    cut = Own(before=lambda x: (x.detach() - 0.5) / 0.5)
+    if name == "standard":
+        assert len(pl.train(cut, (X, LABELS), method=name, threat="Linf:0.1", epochs=2).history) == 2
+        return
+    with pytest.raises(BadInput, match=r"^no gradient reaches the images, and \w+ follows it: leave out what cuts"):
+        pl.train(cut, (X, LABELS), method=name, threat="Linf:0.1", epochs=1)
+
+
+class Jittered(Plain):
+    """A method of one's own that attacks nothing."""
+
+    clean = True
+    cost = 1.0
+
+    def __call__(self, model: nn.Module, batch: Batch, threat: object, context: object) -> TrainingLoss:
+        logits = model(batch.x)
+        return TrainingLoss.of(nn.functional.cross_entropy(logits, batch.labels), logits)
+
+
+def test_a_method_of_one_s_own_says_that_it_needs_no_gradient_of_the_images():
+    cut = Own(before=lambda x: x.detach())
+    assert len(pl.train(cut, (X, LABELS), method=Jittered(), threat="Linf:0.1", epochs=2).history) == 2
+
+
 def test_the_trial_changes_nothing():
     model = Own(lambda z: nn.functional.dropout(z, 0.5))
     before, images, drawn = deepcopy(model.state_dict()), X.clone(), torch.get_rng_state()
-    check_trainable(model, X)
+    check_trainable(model, X, PGDAT(2))
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(own.grad is None for own in model.parameters()) and model.training and torch.equal(X, images)

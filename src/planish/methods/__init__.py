@@ -127,10 +127,12 @@ class Method(Protocol):
 class Plain:
     """What holds for a method unless it says otherwise.
 
+    clean: whether it does without the loss's gradient in the images, which any search for adversarial ones follows.
     doubled: what keeps it from collapsing, by name: hyper-parameters of which a stronger method has twice as much.
     least: smallest values of hyper-parameters, and their names; BadInput for a smaller one.
     """
 
+    clean: ClassVar[bool] = False
     doubled: ClassVar[tuple[str, ...]] = ()
     least: ClassVar[tuple[tuple[float, str], ...]] = ()
     memory_of: ClassVar[MemoryOf] = "training"

@@ -21,6 +21,7 @@ class Standard(Plain):
     """
 
     cost: ClassVar[float] = 1.0
+    clean: ClassVar[bool] = True
     label_smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:

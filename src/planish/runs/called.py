@@ -138,7 +138,7 @@ def train_steps(
     config = _config(model, images, method, threat, settings, seed)
     network = _network(model, images, seed, weights).to(device)
     logits = check_logits(network, images.first(2).to(device).as_batch())
-    check_trainable(network, some.to(device), settings.precision)
+    check_trainable(network, some.to(device), own, settings.precision)
     classes = [str(number) for number in range(logits.shape[1])] if is_loader(data) else [*images.classes]
     state = start(network, settings)
     about = {"classes": classes, "channels": images.x.shape[1], "data": images.name}

@@ -71,7 +71,7 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
     model = new_model(experiment.model, sample, experiment.seed).to(device)
     some = sample.first(2).to(device).as_batch()
     check_logits(model, some)
-    check_trainable(model, some.x, experiment.settings.precision)
+    check_trainable(model, some.x, experiment.training_method, experiment.settings.precision)
     known = model.classes if isinstance(model, Normalized) else ()
     if known and None not in named_places(sample.classes, known):  # a published head keeps its order of the classes
         images, sample = matched(images, known)[0], matched(sample, known)[0]

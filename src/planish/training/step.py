@@ -39,18 +39,19 @@ class PlainLogits(nn.Module):
         return plain_logits(self.model(x))
 
 
-def check_trainable(model: nn.Module, x: Tensor, precision: Precision = "float32") -> None:
+def check_trainable(model: nn.Module, x: Tensor, method: Method, precision: Precision = "float32") -> None:
     """Try a forward and a backward on images x (N, C, H, W), in evaluation mode: nothing of the model changes.
 
-    Raises BadInput unless the weights get a gradient and the images stay as they are.
+    Raises BadInput unless the weights get a gradient, and the images too where the method follows it, and the images
+    stay as they are.
     """
-    images, weights = x.clone(), [own for own in model.parameters() if own.requires_grad]
+    leaf, weights = x.clone().requires_grad_(), [own for own in model.parameters() if own.requires_grad]
+    images = leaf.clone()  # no leaf, so that a model that writes into them gets as far as its logits
     before = images._version
     try:
         with evaluating(model), reproducible(0), torch.enable_grad(), autocast(x, precision):
             logits = PlainLogits(model)(images)
-        if weights and logits.requires_grad:
-            torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+        images_reached, weights_reached = _reached(logits, leaf, weights)
     except RuntimeError as error:
         raise BadInput(_untrainable(model, x, error)) from error
     if images._version != before:
@@ -58,11 +59,24 @@ def check_trainable(model: nn.Module, x: Tensor, precision: Precision = "float32
             "the model writes into the images that it is given, which training goes on with: begin its forward with "
             "x = x.clone()"
         )
-    if weights and not logits.requires_grad:
+    if weights and not weights_reached:
         raise BadInput(
             "the model's logits have no gradient: leave out what cuts them off in its forward, such as detach() and "
             "torch.no_grad()"
         )
+    if not (getattr(method, "clean", True) or images_reached):
+        raise BadInput(
+            f"no gradient reaches the images, and {type(method).__name__} follows it: leave out what cuts it off in "
+            "the model's forward, such as detach() and torch.no_grad() around what is done to images first"
+        )
+
+
+def _reached(logits: Tensor, images: Tensor, weights: list[nn.Parameter]) -> tuple[bool, bool]:
+    """Say whether the logits' gradient reaches the images, and any of the weights."""
+    if not logits.requires_grad:
+        return False, False
+    first, *rest = torch.autograd.grad(logits.sum(), [images, *weights], allow_unused=True)
+    return first is not None, any(given is not None for given in rest)
 
 
 def _untrainable(model: nn.Module, x: Tensor, error: RuntimeError) -> str:
