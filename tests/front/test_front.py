@@ -276,7 +276,9 @@ def test_naming_things_loads_no_more_than_they_need():
     for code in ("import planish as pl; pl.attacks.PGD(); pl.attacks.AutoAttack()", "from planish.attacks import PGD"):
         assert loaded(code) == {"torch", "numpy"}
     assert loaded("import planish as pl; pl.methods.SEAT(); pl.Linf(0.1)") == {"torch", "numpy"}
-    assert "matplotlib" not in loaded("import planish as pl; pl.evaluate; pl.minimum_distance; pl.list('attacks')")
+    named = "import planish as pl, planish.reproduce; pl.evaluate; pl.minimum_distance; pl.list('attacks')"
+    asked = "from planish.cli.main import app; app(['evaluate', 'no.py:x', '--data', 'digits', '--radius', '1'])"
+    assert "matplotlib" not in loaded(f"{named}\ntry:\n    {asked}\nexcept SystemExit:\n    pass")
 
 
 @pytest.mark.parametrize("room", [pl, pl.attacks, pl.methods], ids=lambda room: room.__name__)

@@ -84,7 +84,6 @@ def evaluate(
 
 def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) -> None:
     """Raise BadInput for what cannot be judged so, or not be compared with an earlier evaluation."""
-    from planish.runs.against import check_earlier
     from planish.runs.judge import check_task
 
     if not task.attacks:
@@ -92,7 +91,10 @@ def _check(task: "EvaluationConfig", earlier: Path | None, workers: str | None) 
     if task.also and workers is not None:
         raise BadInput("several threats are judged in one process: leave --workers out, or give one threat")
     check_task(task)
-    check_earlier(earlier, task)
+    if earlier is not None:
+        from planish.runs.against import check_earlier
+
+        check_earlier(earlier, task)
 
 
 def _shown(

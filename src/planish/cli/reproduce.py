@@ -116,7 +116,8 @@ def _words(step: "Step") -> str:
 
 
 def _show(job: "Job", json_: bool, csv: Path | None) -> None:
-    from planish.reproduce import save, write_figure
+    from planish.reproduce import save
+    from planish.reproduce.figure import write_figure
     from planish.reproduce.pages import FIGURE, claims_rows, results_rows
 
     whole: dict[str, Any] = save(job)

@@ -138,12 +138,18 @@ def to_svg(drawing: ReportFigure) -> str:
     return opening + body[body.index(">") + 1 :].strip()
 
 
+def lay_out(figure: Figure) -> None:
+    """Place what the figure holds, which takes half as long as drawing it."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+
+
 def spots(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str]) -> tuple[Spot, ...]:
     """Return points (x, y) of the axes with their words, where finite. Call it last: it fixes the layout."""
     figure = axes.get_figure(root=True)
     if figure is None:
         return ()
-    figure.draw_without_rendering()
+    lay_out(figure)
     figure.set_layout_engine("none")
     to_share = axes.transData - figure.transFigure
     places = [to_share.transform(point) for point in zip(x, y, strict=True)]
@@ -168,7 +174,7 @@ def label_points(axes: Axes, names: Sequence[str], x: Sequence[float], estimates
     """Write each name beside its point (x, estimate) so that it covers no other name, point or bar."""
     figure = axes.get_figure(root=True)
     if figure is not None:
-        figure.draw_without_rendering()
+        lay_out(figure)
     pairs = list(zip(x, estimates, strict=True))
     taken = [box for at, estimate in pairs for box in _marks(axes, at, estimate)]
     frame = axes.get_window_extent()
@@ -251,7 +257,7 @@ def thin_labels(axes: Axes, first: int) -> None:
     figure, labels = axes.get_figure(root=True), [label.get_text() for label in axes.get_xticklabels()]
     if figure is None:
         return
-    figure.draw_without_rendering()
+    lay_out(figure)
     boxes = [label.get_window_extent().padded(4) for label in axes.get_xticklabels()]
     kept: list[int] = []
     for place in dict.fromkeys((first, *reversed(range(len(labels))))):

@@ -8,7 +8,6 @@ from planish.core.errors import BadInput
 from planish.core.words import number_of
 from planish.report.tables import NOTHING, Cell, Table, markdown, table
 from planish.reproduce.claims import bound_words, seed_words
-from planish.reproduce.figure import figure_name, paper_figure, write_figure
 from planish.reproduce.measured import load_documents, verdicts
 from planish.reproduce.running import Job, state
 from planish.reproduce.scales import SCALES, SEED
@@ -114,6 +113,8 @@ def measured_words(found: dict[str, Any]) -> str:
 
 def write_page(root: Path, page: Path, tables: Sequence[PaperTable]) -> Path:
     """Write the page of every table and of all results below the folder, its figures into images/ beside it."""
+    from planish.reproduce.figure import figure_name, write_figure
+
     known = {own.name: own for own in tables}
     documents = [whole for whole in load_documents(root) if whole["table"] in known]
     for whole in documents:
@@ -203,6 +204,8 @@ def _table_part(own: PaperTable) -> list[str]:
 
 
 def _results_part(own: PaperTable, whole: dict[str, Any]) -> str:
+    from planish.reproduce.figure import figure_name, paper_figure
+
     rows = [f"- `{name}`: {row['setting']}; {row['state']}." for name, row in whole["rows"].items()]
     parts = [f"#### {own.name} at scale {whole['scale']}", "", *rows, ""]
     parts += [markdown(results_rows(own, whole)).strip(), ""]

@@ -12,13 +12,11 @@ from planish.report.pairs import Pair, pairs
 from planish.runs.judge import EVALUATION, EvaluationConfig
 
 
-def check_earlier(place: Path | None, task: EvaluationConfig) -> None:
-    """Raise BadInput where no evaluation lies there, or one of another ball; None asks for none.
+def check_earlier(place: Path, task: EvaluationConfig) -> None:
+    """Raise BadInput where no evaluation lies there, or one of another ball.
 
     place: a folder that holds an evaluation, or its .npz.
     """
-    if place is None:
-        return
     if task.shard is not None:
         raise BadInput("a shard has not all the images of an earlier evaluation; compare what planish merge makes")
     theirs = _entry(place).evaluation
