@@ -109,11 +109,11 @@ def test_shards_of_every_attack_make_the_whole(name: str, threat: ThreatModel, m
 
 @pytest.mark.parametrize(("name", "threat"), [pair for pair in DEFINED if pair[0] in FAR], ids=named)
 def test_shards_of_every_distance_attack_make_the_whole(name: str, threat: ThreatModel, model: nn.Module, many: Batch):
-    ball = replace(threat, radius=0.0)
-    *_, whole = measure(model, many, ball, {name: few(name)}, about={"data": DATA})
+    ball, some = replace(threat, radius=0.0), many.select(slice(8))
+    *_, whole = measure(model, some, ball, {name: few(name)}, about={"data": DATA})
     for of in FEW_COUNTS:
         found = {}
-        for place, part in shards(many, of).items():
+        for place, part in shards(some, of).items():
             about = {"data": DATA, **part.about}
             *_, found[place] = measure(model, part.images, ball, {name: few(name)}, about=about)
         same(joined(found), whole)
