@@ -124,6 +124,17 @@ def test_folders_of_severities(imagenet: Path, tmp_path: Path):
     assert [found.accuracy("fog", at).hits for at in (1, 2)] == [3, 0] and found.error("frost") == 0
 
 
+def test_classes_that_are_numbers_are_no_severities(tmp_path: Path):
+    """Issue: noise/1/1, images of the class "1", was taken for a corruption "1" of severity 1."""
+    for severity in "12":
+        for label in "0123":
+            folder = tmp_path / "C" / "noise" / severity / label
+            folder.mkdir(parents=True)
+            Image.fromarray(stripes(np.array([int(label)]), 4)[0]).save(folder / "a.png")
+    assert [(one.corruption, one.severity) for one in corrupted_sets(tmp_path / "C")] == [("noise", 1), ("noise", 2)]
+    assert measured(tmp_path / "C", tmp_path / "out").accuracy("noise", 2).hits == 4
+
+
 @pytest.fixture
 def planish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     monkeypatch.chdir(tmp_path)
