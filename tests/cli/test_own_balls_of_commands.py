@@ -114,6 +114,16 @@ def test_a_byte_order_mark_before_targets(tmp_path: Path):
     assert aimed(images, str(tmp_path / "targets.txt"), ["cat"]).targets.tolist() == [1, 0]
 
 
+def test_an_empty_line_among_targets(tmp_path: Path):
+    """Issue: it was left out, and each image below it was driven to the class of the next one."""
+    path = tmp_path / "targets.txt"
+    path.write_text("1\n\n2\n3\n")
+    with pytest.raises(BadInput, match=r"targets\.txt: line 2 is empty, and each line has its number"):
+        aimed(load("digits", "test", 3).as_batch(), str(path), [])
+    path.write_text("1\n2\n3\n\n\n")
+    assert aimed(load("digits", "test", 3).as_batch(), str(path), []).targets.tolist() == [1, 2, 3]
+
+
 @pytest.mark.parametrize(("radius", "follows"), [("radii.npy", False), ("0", False), ("25.5/255", True)])
 def test_no_audit_comes_next_that_refuses_the_radius(
     radius: str, follows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

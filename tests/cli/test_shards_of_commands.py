@@ -220,6 +220,17 @@ def test_merge_says_what_is_wrong_with_folders(planish: Planish, model: str):
     assert evaluation.load("other/evaluation.npz").names == ("fgsm",)
 
 
+def test_merge_replaces_no_shard(planish: Planish, model: str):
+    """Issue: with --overwrite the shard's record was replaced, and the adversarial images of all were lost."""
+    own = ("--data", "digits", "--limit", "20", "--radius", "0.1", "--attacks", "noise-1", "--keep-images", "-q")
+    for number, folder in enumerate(("one", "two"), 1):
+        assert planish("evaluate", model, *own, "--shard", f"{number}/2", "--out", folder).exit_code == 0
+    before = {path: path.read_bytes() for path in Path("one").iterdir()}
+    refused = planish("merge", "one", "two", "--out", "one", "--overwrite")
+    assert refused.exit_code == 2 and "one is a shard's folder, and the whole would replace" in refused.stderr
+    assert {path: path.read_bytes() for path in Path("one").iterdir()} == before
+
+
 def test_a_shard_s_command_becomes_that_of_the_whole():
     command = "planish evaluate 'my run' --shard=3/16 -o x --radius 0.1 --after y --resume --out=z"
     assert shlex.split(resumed(command, Path("all of it"))) == [

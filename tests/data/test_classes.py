@@ -198,6 +198,7 @@ def test_umlauts_are_the_same_however_a_file_system_spells_them():
         ("a.json", "[1]", "has no names"),
         ("a.toml", "cat", "cannot be read"),
         ("b.txt", None, "no file of classes at"),
+        ("c.txt", "dog\n\ncat\n", "c.txt: line 2 is empty, and each line has its number"),  # cat was taken for 1, not 2
     ],
 )
 def test_a_file_of_classes_that_is_none_is_refused(name: str, text: str | None, message: str, tmp_path: Path):

@@ -67,3 +67,8 @@ def test_ppm_of_more_than_256_levels_is_refused(head: bytes):
     with pytest.raises(BadInput, match="pixels of more than 8 bits"):
         decode(head + bytes(24), "a")
     assert decode(b"P6 2 2 100\n" + bytes(12), "a").shape == (3, 2, 2)
+
+
+def test_a_plain_bitmap_of_black_and_white_is_read():
+    """Issue: PBM written as text, P1, ended in a TypeError."""
+    assert decode(b"P1\n2 2\n1 0\n0 1\n", "a").tolist() == [[[0, 255], [255, 0]]]

@@ -119,6 +119,10 @@ BAD = {
         [("7.png", b""), ("7.jpg", b""), ("7.cls", b"1")],
         "'7' has several images: png, jpg; leave all but",
     ),
+    "a key twice": (  # the last image with a key was taken, and the others were lost without a word
+        [("cat.png", b""), ("cat.cls", b"0"), ("cat.png", b""), ("cat.cls", b"0")],
+        r"0\.tar: 'cat\.png' is there twice: give each image a key of its own",
+    ),
     "no images": ([("7.txt", b""), ("7.cls", b"1")], r"no images: members are KEY\.png, KEY\.jpg"),
     "a name": ([("7\x1b[2J.png", b""), ("7\x1b[2J.cls", b"\x1b")], r"'7\?\[2J\.cls' holds '\?'"),
 }

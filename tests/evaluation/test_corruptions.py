@@ -1,6 +1,7 @@
 """Issue 24: common corruptions as people have them on disk, beside the adversarial figure."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from planish.cli.main import app
 from planish.core.errors import BadInput
 from planish.core.threat import Linf
+from planish.data.classes import Classes
 from planish.data.corruptions import SEVERITIES, corrupted_sets
 from planish.records.corruptions import BENCHMARK, Corruptions, to_json
 from planish.records.corruptions import load as load_record
@@ -21,6 +23,8 @@ from planish.runs.corruptions import CommonCorruptions, baseline_of, measure_int
 from planish.runs.judge import EvaluationConfig, LoadedModel, entries
 
 COUNT = 20
+NONE = (Linf(0.1), ())
+"""A threat, and no attack."""
 META = {"schema_version": 1, "model": {}, "baseline": None}
 
 
@@ -52,8 +56,10 @@ def cifar(tmp_path: Path) -> Path:
     return folder
 
 
-def measured(folder: Path, into: Path, limit: int | None = None, baseline: Path | None = None) -> Corruptions:
-    task = EvaluationConfig("digits", Linf(0.1), (), limit)
+def measured(
+    folder: Path, into: Path, limit: int | None = None, baseline: Path | None = None, classes: Classes | None = None
+) -> Corruptions:
+    task = EvaluationConfig("digits", *NONE, limit, classes=classes)
     judged = LoadedModel(Brightest(), "brightest")
     *_, last = measure_into(judged, task, into, CommonCorruptions.found(folder, baseline))
     return last
@@ -122,6 +128,45 @@ def test_folders_of_severities(imagenet: Path, tmp_path: Path):
     found = measured(imagenet, tmp_path / "out")
     assert (found.names, found.severities, found.images) == (("fog", "frost"), (1, 2), 3)
     assert [found.accuracy("fog", at).hits for at in (1, 2)] == [3, 0] and found.error("frost") == 0
+
+
+def test_what_is_known_is_of_the_same_classes(cifar: Path, tmp_path: Path):
+    """Issue: with --classes, errors that an earlier command had counted without them were shown again."""
+    assert measured(cifar, tmp_path / "out").error("snow") == 0
+    assert measured(cifar, tmp_path / "out", classes=[str(number) for number in range(10)]).error("snow") == 0
+    turned = {str(number): (number + 1) % 10 for number in range(10)}
+    assert measured(cifar, tmp_path / "out", classes=turned).error("snow") == 1
+
+
+def test_severities_that_are_added_are_classified(imagenet: Path, tmp_path: Path):
+    """Issue: the command ended with "corruption errors are (2, 2, 3)" until the folder was emptied."""
+    measured(imagenet, tmp_path / "out")
+    for severities in [place.parent for place in imagenet.rglob("2")]:
+        shutil.copytree(severities / "2", severities / "3")
+    found = measured(imagenet, tmp_path / "out")
+    assert found.severities == (1, 2, 3) and [found.accuracy("fog", at).hits for at in (1, 2, 3)] == [3, 0, 0]
+
+
+def test_notes_stay_with_what_is_known(imagenet: Path, tmp_path: Path):
+    """Issue: a command that was given again lost "labels were matched by number"."""
+    judged, task = (
+        LoadedModel(Brightest(), "brightest", {"classes": ["a", "b", "c"]}),
+        EvaluationConfig("digits", *NONE),
+    )
+    for _ in range(2):
+        *_, last = measure_into(judged, task, tmp_path / "out", CommonCorruptions.found(imagenet))
+        assert [line for line in last.meta["notes"] if "labels were matched by number" in line]
+
+
+def test_classes_that_are_numbers_are_no_severities(tmp_path: Path):
+    """Issue: noise/1/1, images of the class "1", was taken for a corruption "1" of severity 1."""
+    for severity in "12":
+        for label in "0123":
+            folder = tmp_path / "C" / "noise" / severity / label
+            folder.mkdir(parents=True)
+            Image.fromarray(stripes(np.array([int(label)]), 4)[0]).save(folder / "a.png")
+    assert [(one.corruption, one.severity) for one in corrupted_sets(tmp_path / "C")] == [("noise", 1), ("noise", 2)]
+    assert measured(tmp_path / "C", tmp_path / "out").accuracy("noise", 2).hits == 4
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Issue 24: runs go to the Hugging Face Hub and come back, by its own library, which talks to a Hub of these tests."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,30 @@ def test_the_card_is_filled_in(run: Run, hub: Hub, judged: Evaluation):
     assert index["name"] == "tiny-seat" and values == pytest.approx([clean, robust], abs=1e-6)
     assert "A small-cnn for 10 classes, trained by seat against Linf radius 0.1 on digits." in text
     assert f'planish.load_run("hf://{REPO}")' in text and f"{100 * robust:.1f}%" in text
+
+
+def test_a_library_s_network_is_no_code_of_one_s_own(run: Run, hub: Hub):
+    """Issue: the card of a network of torchvision said that its code is not here, and asked for built_by."""
+    model = {"name": "torchvision:resnet18", "options": {}}
+    replace(run, about={**run.about, "model": model}).push_to_hub(REPO)
+    text = hub.repositories[REPO]["README.md"].decode()
+    assert "code that is not here" not in text and f'planish.load_run("hf://{REPO}").model' in text
+
+
+def test_the_card_of_the_best_epoch_loads_the_best_epoch(run: Run, hub: Hub, tmp_path: Path):
+    """Issue: the card showed what the best weights reach, and its lines loaded the last ones."""
+    folder = shutil.copytree(str(run.folder), tmp_path / "run")
+    tensors = {name: value + 1 for name, value in run.model.state_dict().items()}
+    best = pl.load_run(folder).model
+    best.load_state_dict(tensors)
+    save_weights(folder / "model-best.safetensors", best, {**run.about, "epoch": 0})
+    pl.load_run(folder, best=True).push_to_hub(REPO)
+    text = hub.repositories[REPO]["README.md"].decode()
+    assert f'planish.load_run("hf://{REPO}", best=True).model' in text and "its weights of epoch 0" in text
+    back = pl.load_run(f"hf://{REPO}", best=True)
+    assert torch.equal(next(back.model.parameters()), next(best.parameters()))
+    pl.load_run(folder).push_to_hub(REPO)
+    assert f'planish.load_run("hf://{REPO}").model' in hub.repositories[REPO]["README.md"].decode()
 
 
 def test_a_card_without_numbers_says_so(run: Run, hub: Hub):

@@ -129,3 +129,31 @@ def test_the_metric_counts_ties_as_wrong():
     metric.reset()
     with pytest.raises(ValueError, match="total >= 1"):
         metric.compute()
+
+
+def test_a_target_is_a_number_for_each_class():
+    """Issue: labels given as plain numbers were all read as class 0, and everything was judged by that."""
+
+    class Numbered:
+        def __init__(self) -> None:
+            self.metadata = {"id": "numbered"}
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, place: int) -> Any:
+            return np.zeros((1, 2, 2), np.float32), place, {}
+
+    with pytest.raises(BadInput, match=r"one number for each class, \(classes,\), not one of shape \(\)"):
+        batch_of_dataset(Numbered())
+    with pytest.raises(BadInput, match="one number for each class"):
+        SharedAccuracy().update([np.array([0.1, 0.9])], [1], [{}])
+
+
+def test_names_of_classes_numbered_by_text(network: nn.Module):
+    """Issue: of JSON, where numbers are text, "10" came before "2", and pages named the wrong classes."""
+    images = pl.data.load("digits", "test", limit=4)
+    data = ServedImages(images)
+    data.metadata = {"id": "digits", "index2label": {str(number): f"class {number}" for number in range(12)}}
+    found = Robustness("Linf:0.1", "noise-2").evaluate(network, data)
+    assert found.classes == tuple(f"class {number}" for number in range(12))

@@ -369,3 +369,20 @@ def test_torchvision_s_networks_without_weights(vision: FakeWeights):
             build("torchvision:tiny", **options)
     with pytest.raises(BadInput, match=r"torchvision has no classifier 'tinny'\. Did you mean 'tiny'\?"):
         load_model("torchvision:tinny")
+
+
+def test_networks_that_torchvision_feeds_otherwise(vision: FakeWeights, monkeypatch: pytest.MonkeyPatch):
+    """Issue: inception_v3 and googlenet, whose weights are made for a mean and spread of 0.5, got ImageNet's."""
+
+    class Fed(Attending):
+        transform_input = False
+
+    def made(name: str, weights: None, num_classes: int, transform_input: bool = False) -> Fed:
+        network = Fed(num_classes, 3, 8)
+        network.transform_input = transform_input
+        return network
+
+    monkeypatch.setattr(sys.modules["torchvision"].models, "get_model", made)
+    model = load_model("torchvision:tiny").model
+    assert isinstance(model, Normalized) and model.mean.flatten().tolist() == model.std.flatten().tolist() == [0.5] * 3
+    check_normalized(build("torchvision:tiny", classes=2, channels=3, transform_input=True))

@@ -14,8 +14,8 @@ from planish.models.onnx import BlackBox, load_onnx
 pytestmark = pytest.mark.packages("onnx", "onnxruntime")
 
 
-def exported(model: nn.Sequential, path: Path, batch: int | str) -> Path:
-    """Write Flatten, Linear, ReLU, Linear as an ONNX file for images (batch, 1, 8, 8)."""
+def exported(model: nn.Sequential, path: Path, batch: int | str, beside: bool = False) -> Path:
+    """Write Flatten, Linear, ReLU, Linear as an ONNX file for images (batch, 1, 8, 8), its weights in it or beside."""
     import onnx
 
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
@@ -34,7 +34,9 @@ def exported(model: nn.Sequential, path: Path, batch: int | str) -> Path:
         [helper.make_tensor_value_info("logits", float32, [batch, 10])],
         [onnx.numpy_helper.from_array(value.detach().numpy(), name) for name, value in stored.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    place = {"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 0} if beside else {}
+    onnx.save(whole, path, **place)
     return path
 
 
@@ -51,6 +53,21 @@ def test_logits_are_the_network_s(batch: int | str, network: nn.Sequential, tmp_
     found = load_onnx(exported(network, tmp_path / "net.onnx", batch))
     assert isinstance(found, BlackBox) and found.fixed == (None if batch == "n" else 4)
     torch.testing.assert_close(found(x), network(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_beside_the_file(network: nn.Sequential, tmp_path: Path):
+    """Issue: files of torch.onnx.export, whose weights lie in FILE.onnx.data, were "not an ONNX model"."""
+    x: Tensor = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    path = exported(network, tmp_path / "nét 1.onnx", "n", beside=True)
+    first = load_onnx(path)
+    torch.testing.assert_close(first(x), network(x).detach(), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        network[3].weight.add_(1)
+    other = load_onnx(exported(network, path, "n", beside=True))
+    assert not torch.equal(first.digest, other.digest)
+    (tmp_path / "nét 1.onnx.data").unlink()
+    with pytest.raises(BadInput, match="is not an ONNX model that onnxruntime reads"):
+        load_onnx(path)
 
 
 def test_a_truncated_file_is_one_line(network: nn.Sequential, tmp_path: Path):

@@ -19,7 +19,7 @@ from planish.reproduce.estimate import FEW, LONG
 from planish.reproduce.figure import paper_figure, write_figure
 from planish.reproduce.measured import document
 from planish.reproduce.pages import claims_rows, page_text, results_rows, write_page
-from planish.reproduce.running import state
+from planish.reproduce.running import state, trained
 from planish.runs import train as training
 from planish.training.loop import EpochRecord
 
@@ -117,6 +117,16 @@ def test_what_is_finished_is_not_run_again(finished: Job):
     assert list(reproduce(finished, finished.table.trainable)) == []
     assert list(reproduce(replace(finished, train=None), finished.table.trainable)) == []  # the data is not needed
     assert contents(finished.out) == before
+
+
+def test_a_kill_before_the_last_weights_leaves_no_whole_training(finished: Job, tmp_path: Path):
+    """Issue: with the metrics of the last epoch written and its weights not yet, those of the epoch before counted."""
+    folder, experiment = shutil.copytree(finished.folder("plain"), tmp_path / "plain"), finished.experiment("plain")
+    assert trained(folder, experiment)
+    shutil.copyfile(folder / "model.previous.safetensors", folder / "model.safetensors")
+    assert not trained(folder, experiment)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    assert trained(folder, experiment)  # what loads it says so
 
 
 def test_stopped_and_gone_on_elsewhere(

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from planish.core.errors import BadInput
+from planish.data import load
 from planish.reproduce import table
+from planish.reproduce.estimate import TEST, TRAIN
 from planish.reproduce.scales import SCALES, Scale, images_judged, scale_of, scaled, scaled_attack
 from planish.runs.config import DataOptions, Experiment, Named
 from planish.training.settings import Settings
@@ -70,3 +72,9 @@ def test_a_table_has_its_own_numbers():
         scale_of(own, "cpo")
     with pytest.raises(BadInput, match=r"\[scales.cpu\] of llr-table-2 has no key 'imagez'. Did you mean 'images'?"):
         scale_of(replace(own, scales={"cpu": {"imagez": 3}}), "cpu")
+
+
+def test_an_estimate_counts_the_digits_that_there_are():
+    """Issue: 1,347 and 450 of scikit-learn's usual split were counted, and planish holds 500 out for tests."""
+    counts = [len(load("digits", split)) for split in ("train", "test")]
+    assert counts == [TRAIN["digits"], TEST["digits"]]

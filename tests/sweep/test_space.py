@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from planish.cli.sweep import _recipes
+from planish.cli.sweep import _recipes, _rows
 from planish.core.errors import BadInput
 from planish.runs.space import Sweep, dimension
 
@@ -131,3 +131,12 @@ def test_the_papers_tables_are_sweeps(table: str, rows: int, key: str, values: l
     assert len(experiments) == rows == found.most
     assert [one.method.options[key] for one in experiments if key in one.method.options] == values
     assert {(one.data.source, one.data.validation) for one in experiments} == {("digits", 64)}
+
+
+def test_a_range_beside_the_rows_of_a_table():
+    """Issue: the rows were a grid that nobody had asked for, and the range was refused because it is none."""
+    trees, wanted = _recipes("seat-table-3", "cpu", "digits", ["data.validation=64"]), dimension(WEIGHT)
+    found = Sweep(trees, (*_rows(trees, [wanted]), wanted))
+    found.check()
+    assert [own.kind for own in found.space] == ["choice", "log"] and found.most == 20 and not found.points
+    assert [own.kind for own in _rows(trees, [])] == ["grid"]

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -336,3 +338,15 @@ def test_a_method_that_returns_no_training_loss_is_one_line():
     for act in (lambda: trained(dense(), settings(), method=own), lambda: training_cost(own, dense(), BATCH, THREAT)):
         with pytest.raises(BadInput, match=r"the method Bare returns a float; it must return a planish.methods.Trai"):
             act()
+
+
+def test_one_class_is_told(tmp_path: Path):
+    """Issue: of a folder round the right one, images/cat and images/dog, the model's one logit was said to be wrong."""
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "pets" / "images" / name / "a.png")
+    told = r"^pets has one class, 'images', and a model tells two or more apart: add others, or name the folder whose"
+    with pytest.raises(BadInput, match=told):
+        pl.train("small-cnn", str(tmp_path / "pets"), threat=THREAT, epochs=1)
+    with pytest.raises(BadInput, match="has one class, '0'"):
+        pl.train("small-cnn", (X, torch.zeros(9, dtype=torch.int64)), threat=THREAT, epochs=1)

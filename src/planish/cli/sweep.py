@@ -81,7 +81,10 @@ def _overridden(tree: Mapping[str, Any], data: str | None, overrides: Sequence[s
 
 
 def _rows(recipes: Mapping[str, Any], wanted: "Sequence[Dimension]") -> "Iterator[Dimension]":
-    """Yield the dimension of a paper's rows, unless it is asked for already. Raises BadInput for unknown ones."""
+    """Yield the dimension of a paper's rows, unless it is asked for already: a grid only beside grids.
+
+    Raises BadInput for unknown rows.
+    """
     from planish.core.errors import one_of
     from planish.runs.space import ROW, Dimension
 
@@ -91,7 +94,7 @@ def _rows(recipes: Mapping[str, Any], wanted: "Sequence[Dimension]") -> "Iterato
     for row in asked:
         one_of(recipes, **{f"--space {ROW}": str(row)})
     if "" not in recipes and not asked:
-        yield Dimension(ROW, "grid", tuple(recipes))
+        yield Dimension(ROW, "grid" if all(own.kind == "grid" for own in wanted) else "choice", tuple(recipes))
 
 
 def _watched(steps: "Iterator[TrialStep]", most: int, quiet: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from planish.core.errors import BadInput, nearest
 from planish.core.words import few
-from planish.storage.reading import content_of, toml_of
+from planish.storage.reading import content_of, lines_of, toml_of
 
 if TYPE_CHECKING:
     from planish.data.images import Images
@@ -157,7 +157,9 @@ def _read(path: Path) -> Any:
         text = content_of(path).decode("utf-8-sig")
         if path.suffix == ".json":
             return json.loads(text)
-        return toml_of(text) if path.suffix == ".toml" else [line.strip() for line in text.splitlines() if line.strip()]
+        return toml_of(text) if path.suffix == ".toml" else lines_of(text, path)
+    except BadInput:
+        raise
     except OSError as error:
         raise BadInput(f"no file of classes at '{path}' ({error.strerror or error}); give {FORMS}") from None
     except (ValueError, RecursionError) as error:

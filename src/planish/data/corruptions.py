@@ -66,7 +66,7 @@ def _of_stack(file: Path, severity: int, limit: int | None, size: int | None) ->
 
 def _folders(path: Path) -> Iterator[CorruptedSet]:
     below = [one for pattern in ("*", "*/*") for one in sorted(path.glob(pattern)) if (one / "1").is_dir()]
-    for corruption in below:
+    for corruption in (one for one in below if one.parent not in below):  # a severity's folder has a class "1", too
         for severity in SEVERITIES:
             if (corruption / str(severity)).is_dir():
                 yield CorruptedSet(corruption.name, severity, partial(_of_folder, corruption / str(severity)))

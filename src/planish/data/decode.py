@@ -139,7 +139,7 @@ def _deep(picture: "Image") -> str:
     tiles = getattr(picture, "tile", ())
     if found := re.search(r"\w+;16[BLN]", str(tiles)):
         return f"stored as {found[0]}"
-    levels = [arguments[1] for kind, _, _, arguments in tiles if kind in ("ppm", "ppm_plain")]
+    levels = [own[1] for kind, _, _, own in tiles if kind in ("ppm", "ppm_plain") and not isinstance(own, str)]
     return f"{levels[0] + 1:,} levels" if levels and levels[0] > 255 else ""
 
 

@@ -1,6 +1,8 @@
 """Models that answer and tell no more: ONNX files, through onnxruntime."""
 
 import hashlib
+import os
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.errors import BadInput, installed
+
+LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+"""How an ONNX file names one beside it that holds weights: the length of the name, which follows."""
 
 
 class Session(Protocol):
@@ -52,13 +57,27 @@ def is_onnx(spec: str) -> bool:
 
 
 def load_onnx(path: Path) -> BlackBox:
-    """Return the model of an ONNX file. Raises BadInput if it cannot be read or onnxruntime is missing."""
+    """Return the model of an ONNX file, whose weights may lie in files beside it, as PyTorch exports them.
+
+    Raises BadInput if it cannot be read or onnxruntime is missing.
+    """
     if not path.is_file():
         raise BadInput(f"there is no file {path}")
     runtime = installed("onnxruntime", str(path))
     content = path.read_bytes()
     try:
-        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BadInput(f"{path} is not an ONNX model that onnxruntime reads: {error}") from error
-    return BlackBox(session, content)
+    return BlackBox(session, content + b"".join(_digest(file) for file in _beside(path, content)))
+
+
+def _beside(path: Path, content: bytes) -> list[Path]:
+    """Return the files in which weights lie that the file's content names."""
+    names = {os.fsdecode(content[found.end() :][: found[1][0]]) for found in LOCATION.finditer(content)}
+    return sorted(path.parent / name for name in names if "\0" not in name and (path.parent / name).is_file())
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

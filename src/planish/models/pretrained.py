@@ -116,7 +116,17 @@ def _torchvision(name: str, classes: int, channels: int, pretrained: bool, optio
         raise
     except Exception as error:
         raise BadInput(f"torchvision cannot make '{name}': {type(error).__name__}: {_first_line(error)}") from error
-    return network, tuple(prepared.mean), tuple(prepared.std), names if pretrained else ()
+    mean, std = (tuple(prepared.mean), tuple(prepared.std)) if _as_stated(network) else ((0.5,) * 3, (0.5,) * 3)
+    return network, mean, std, names if pretrained else ()
+
+
+def _as_stated(network: nn.Module) -> bool:
+    """Say whether a network takes images normalised as its weights state.
+
+    Inception and GoogLeNet were trained on images of mean and deviation 0.5: they turn what is stated into these if
+    their transform_input is on, and take these if it is off, as it is unless asked for.
+    """
+    return bool(getattr(network, "transform_input", True))
 
 
 def _hf(name: str, classes: int, channels: int, pretrained: bool, options: dict[str, Any]) -> LibraryNetwork:

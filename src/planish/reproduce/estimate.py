@@ -23,8 +23,8 @@ from planish.runs.run import architecture
 from planish.training.cost import training_cost
 from planish.training.step import Bound
 
-TRAIN = {"cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1347}
-TEST = {"cifar10": 10_000, "cifar100": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 450}
+TRAIN = {"cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000, "imagenet": 1_281_167, "digits": 1297}
+TEST = {"cifar10": 10_000, "cifar100": 10_000, "tiny-imagenet": 10_000, "imagenet": 50_000, "digits": 500}
 PASSES = {
     "planish-suite": 140,
     "autoattack": 9767,

@@ -1,6 +1,7 @@
 """A table's rows trained and judged; what is finished is never run again."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +20,7 @@ from planish.reproduce.scales import SEED, Scale, attack_of, images_judged, scal
 from planish.reproduce.tables import PaperColumn, PaperTable, Row
 from planish.runs.config import Experiment, parsed, written
 from planish.runs.judge import DISTANCES, EVALUATION, EvaluationConfig, evaluate_into, load_model, measure
-from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run
+from planish.runs.run import CONFIG, METRICS, PROVENANCE, RESUME, WEIGHTS, copy_run, read_metadata
 from planish.runs.taken import refuse_other_data, same_run
 from planish.runs.train import train_into, training_images
 from planish.storage.files import write_bytes
@@ -193,10 +194,14 @@ def twin(job: Job, experiment: Experiment) -> Path | None:
 
 
 def trained(folder: Path, experiment: Experiment) -> bool:
-    """Say whether the folder holds the whole training."""
+    """Say whether the folder holds the whole training: its metrics and the weights, which are written after these."""
     if not all((folder / name).exists() for name in (WEIGHTS, METRICS, PROVENANCE)):
         return False
-    return len((folder / METRICS).read_text().splitlines()) >= experiment.settings.epochs
+    epochs = experiment.settings.epochs
+    with suppress(BadInput):  # damaged weights are told where they are loaded
+        if read_metadata(folder / WEIGHTS).get("epoch", epochs) < epochs:
+            return False
+    return len((folder / METRICS).read_text().splitlines()) >= epochs
 
 
 def _judged(job: Job, row: str, on_chunk: Callable[[str], OnChunk] | None) -> Iterator[Step]:

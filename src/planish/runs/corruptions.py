@@ -13,7 +13,7 @@ import torch
 from planish.core.arguments import logits_of
 from planish.core.errors import BadInput
 from planish.core.losses import margin
-from planish.data.classes import matched, numbered_as
+from planish.data.classes import classes_of, matched, numbered_as
 from planish.data.corruptions import CorruptedSet, corrupted_sets
 from planish.data.images import Images
 from planish.data.source import expanded
@@ -21,7 +21,7 @@ from planish.records.corruptions import RECORD, SCHEMA_VERSION, Corruptions, che
 from planish.records.origin import model_digest, provenance
 from planish.records.statistics import Booleans
 from planish.runs.judge import EvaluationConfig, LoadedModel
-from planish.storage.reading import content_of
+from planish.storage.reading import content_of, document_digest
 
 STEP = 2048
 """Images that are turned into floating numbers at once."""
@@ -80,15 +80,18 @@ def measure_into(
 ) -> Iterator[Corruptions]:
     """Classify the corrupted images: yield the record after each corruption, saved by then.
 
-    task: limit (of each set), size and classes are used. What the folder's record holds of the same weights, images and
-    folder of corruptions is not classified again. Raises BadInput where sets differ in their number of images.
+    task: limit (of each set), size and classes are used. What the folder's record holds of the same weights, images,
+    classes and folder of corruptions is not classified again. Raises BadInput where sets differ in their number of
+    images.
     """
     asked = {"limit": task.limit, "size": task.size, "folder": str(common.folder)}
+    asked |= {} if task.classes is None else {"classes": document_digest({"classes": classes_of(task.classes)})}
     meta: dict[str, Any] = {"model": {"name": judged.name, "digest": model_digest(judged.model)}, "asked": asked}
-    done = _earlier(folder / RECORD, meta)
-    meta |= {"schema_version": SCHEMA_VERSION, "data": {"name": common.folder.resolve().name}, **provenance(device)}
     severities = tuple(dict.fromkeys(one.severity for one in common.sets))
-    notes = list[str]()
+    earlier = _earlier(folder / RECORD, meta, severities)
+    done = {} if earlier is None else dict(zip(earlier.names, earlier.correct, strict=True))
+    notes = [] if earlier is None else [*earlier.meta.get("notes", [])]
+    meta |= {"schema_version": SCHEMA_VERSION, "data": {"name": common.folder.resolve().name}, **provenance(device)}
     for number, name in enumerate(common.names, 1):
         if name not in done:
             own = [one for one in common.sets if one.corruption == name]
@@ -101,13 +104,13 @@ def measure_into(
         yield record
 
 
-def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Booleans]:
-    """Return what a record of the same model and images holds, by corruption."""
+def _earlier(path: Path, about: Mapping[str, Any], severities: tuple[int, ...]) -> Corruptions | None:
+    """Return a record of the same model, images and severities, if it is there."""
     if not path.exists():
-        return {}
+        return None
     known = load(path)
     same = all(known.meta.get(key) == value for key, value in about.items())
-    return dict(zip(known.names, known.correct, strict=True)) if same else {}
+    return known if same and known.severities == severities else None
 
 
 def _stack(name: str, parts: Sequence[Booleans]) -> Booleans:

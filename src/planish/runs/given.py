@@ -16,6 +16,7 @@ from planish.core.threat import ThreatModel, parse_threat
 from planish.core.weighted import Weighted
 from planish.core.words import number_of
 from planish.data.on_demand import OnDemand
+from planish.storage.reading import lines_of
 
 EIGHT_BIT = 256
 """Levels of a channel in a file of 8 bits."""
@@ -65,11 +66,12 @@ def _targets_in(path: Path, classes: Sequence[str]) -> Tensor:
             raise BadInput(f"{path} must hold whole numbers (N,), not {array.dtype} of shape {array.shape}")
         return torch.from_numpy(array.astype(np.int64))
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = lines_of(path.read_text(encoding="utf-8-sig"), path)
+    except BadInput:
+        raise
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {path}: {error}; write a class a line, by number or by name") from error
-    found = [_class_of(line.strip(), classes, path) for line in lines if line.strip()]
-    return torch.tensor(found, dtype=torch.int64, device="cpu")
+    return torch.tensor([_class_of(line, classes, path) for line in lines], dtype=torch.int64, device="cpu")
 
 
 def _class_of(text: str, classes: Sequence[str], path: Path) -> int:

@@ -10,6 +10,7 @@ from planish.core.arguments import path_of
 from planish.core.errors import BadInput, installed
 from planish.core.threat import parse_threat
 from planish.core.words import number_of, radius_text
+from planish.models import is_borrowed
 from planish.records import audit as audits
 from planish.records import evaluation as evaluations
 from planish.records.audit import Audit
@@ -17,7 +18,7 @@ from planish.records.evaluation import Evaluation
 from planish.records.origin import model_digest
 from planish.report import model_card
 from planish.runs.judge import EVALUATION
-from planish.runs.run import BEST, CONFIG, METRICS, WEIGHTS, Run
+from planish.runs.run import BEST, CONFIG, METRICS, WEIGHTS, Run, read_metadata
 
 Found = TypeVar("Found")
 PREFIX = "hf://"
@@ -77,12 +78,22 @@ def card_of(run: Run, repo: str, records: Sequence[Evaluation | Audit]) -> str:
     size = number_of(len(about["classes"]), "class", "classes")
     told = f"A {names['model']} for {size}, trained by {names['method']}{ball} on {about.get('data', 'unknown data')}."
     notes = ["Images are in [0, 1]; the normalization is inside the model."]
-    built = ""
-    if ":" in names["model"] and not names["model"].startswith(("timm:", "hf:")):
+    given = f'"{PREFIX}{repo}"'
+    if ":" in names["model"] and not is_borrowed(names["model"]):
         notes.append(f"Its network is built by {names['model']}, code that is not here.")
-        built = f', built_by="{names["model"]}"'
-    lines = ["```python", "import planish", "", f'model = planish.load_run("{PREFIX}{repo}"{built}).model', "```"]
+        given += f', built_by="{names["model"]}"'
+    if _is_best(run):
+        notes.append(f"These are its weights of epoch {about['epoch']}, the most robust on held-out images.")
+        given += ", best=True"
+    lines = ["```python", "import planish", "", f"model = planish.load_run({given}).model", "```"]
     return model_card(title, [told, *notes], records, lines)
+
+
+def _is_best(run: Run) -> bool:
+    """Say whether a run's weights are those of its best epoch, and not the last ones, which are loaded otherwise."""
+    files = [run.folder / name for name in (BEST, WEIGHTS)] if run.folder is not None else []
+    epochs = [read_metadata(file).get("epoch") for file in files if file.is_file()]
+    return len(epochs) == 2 and run.about.get("epoch") == epochs[0] != epochs[1]
 
 
 def _radius(threat: Mapping[str, Any]) -> str:

@@ -84,8 +84,16 @@ def _batch(data: Sequence[Datum], places: Sequence[int]) -> Batch:
     if not images or len({image.shape for image in images}) > 1 or images[0].ndim != 3:
         found = ", ".join(sorted({str(tuple(image.shape)) for image in images})) or "no image"
         raise BadInput(f"planish judges images (C, H, W) of one size, and the data set has {found}")
-    labels = torch.tensor([int(np.asarray(target).argmax()) for _, target, _ in data], device="cpu")
+    labels = torch.tensor([_label(target) for _, target, _ in data], device="cpu")
     return Batch(to_unit(torch.stack(images)), labels, torch.tensor([*places], device="cpu"))
+
+
+def _label(target: Any) -> int:
+    """Return the class of a target. Raises BadInput for a single number, whose largest is always the first."""
+    scores = np.asarray(target)
+    if scores.ndim != 1 or scores.size < 2:
+        raise BadInput(f"a MAITE target is one number for each class, (classes,), not one of shape {scores.shape}")
+    return int(scores.argmax())
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def _about(model: Any, dataset: Holds) -> dict[str, Any]:
     names = {what: dict(getattr(part, "metadata", None) or {}) for what, part in (("model", model), ("data", dataset))}
     classes = names["data"].get("index2label") or {}
     about = {what: {"name": str(facts.get("id", f"the {what}"))} for what, facts in names.items()}
-    return {**about, "data": {**about["data"], "classes": [str(classes[key]) for key in sorted(classes)]}}
+    return {**about, "data": {**about["data"], "classes": [str(classes[key]) for key in sorted(classes, key=int)]}}
 
 
 class ServedModel:
@@ -172,8 +180,7 @@ class SharedAccuracy:
 
     def update(self, predictions: Sequence[Any], targets: Sequence[Any], metadata: Sequence[Any], /) -> None:
         """Count images; a tie between the true and another class is wrong."""
-        for scores, target in zip(map(np.asarray, predictions), map(np.asarray, targets), strict=True):
-            label = int(target.argmax())
+        for scores, label in zip(map(np.asarray, predictions), map(_label, targets), strict=True):
             self.right.append(bool((np.delete(scores, label) < scores[label]).all()))
 
     def compute(self) -> dict[str, float]:

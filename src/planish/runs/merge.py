@@ -47,8 +47,10 @@ def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> Evalua
     """Join the folders of all shards into one, and return its record, whose meta names the attacks that are "left".
 
     overwrite: what planish wrote into the folder in such work is replaced; without it, the folder is free, or holds the
-    record that these shards went on with. Raises BadInput.
+    record that these shards went on with; it is none of theirs. Raises BadInput.
     """
+    if out.resolve() in [folder.resolve() for folder in folders]:
+        raise BadInput(f"{out} is a shard's folder, and the whole would replace what it holds: name another --out")
     if kind_of(folders) == "distances":
         found = joined({str(folder): distance_records.load(folder / DISTANCES) for folder in folders})
         _free(found, distance_records.load(out / DISTANCES) if (out / DISTANCES).exists() else None, out, overwrite)

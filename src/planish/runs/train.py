@@ -13,6 +13,7 @@ from torch import nn
 from planish.attacks import run
 from planish.attacks.gradient import PGD
 from planish.core.arguments import check_logits, is_settled, logits_of
+from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.share import WHOLE, Share
 from planish.core.threat import ThreatModel
@@ -90,7 +91,10 @@ def training_images(
 
 
 def new_model(model: Named, images: Images, seed: int) -> nn.Module:
-    """Build the model, its weights drawn from the seed, the global random state untouched."""
+    """Build the model, its weights drawn from the seed, the global random state untouched. Raises BadInput."""
+    if len(images.classes) < 2:
+        told = f"{images.name} has one class, '{images.classes[0]}', and a model tells two or more apart"
+        raise BadInput(f"{told}: add others, or name the folder whose own folders are the classes")
     with initialised(seed):
         network = architecture(model.name, model.options, len(images.classes), images.x.shape[1])
         if not is_settled(network):  # lazy modules draw their weights at their first forward

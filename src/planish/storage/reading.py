@@ -160,6 +160,19 @@ def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
     return documents(path, remedy, str.splitlines)
 
 
+def lines_of(text: str, name: str | Path) -> list[str]:
+    """Return a list's lines without spaces round them; empty ones at its end are none.
+
+    name: what messages call it. Raises BadInput for an empty line above others, as leaving it out would move these.
+    """
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if "" in lines:
+        raise BadInput(
+            f"{name}: line {lines.index('') + 1} is empty, and each line has its number: fill it, or remove it"
+        )
+    return lines
+
+
 def toml_of(text: str) -> dict[str, Any]:
     """Return the tables of a TOML text; a mark of the byte order before it is left out. Raises ValueError."""
     try:

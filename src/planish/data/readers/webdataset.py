@@ -165,7 +165,10 @@ def _shard(path: Path, file: BinaryIO) -> TarShard:
     """Go through a shard. Raises BadInput."""
     found, left_out = list[tuple[int, int, int]](), set[str]()
     for key, members in groupby(_members(path, file, left_out), key=lambda member: member[0]):
-        parts = {kind: info for _, kind, info in members}
+        parts = dict[str, tarfile.TarInfo]()
+        for _, kind, info in members:
+            if parts.setdefault(kind, info) is not info:
+                raise BadInput(f"{path}: '{_shown(f'{key}.{kind}')}' is there twice: give each image a key of its own")
         images = [kind for kind in parts if f".{kind}" in SUFFIXES]
         left_out.update(f"*.{kind}" for kind in parts if kind not in (*images, *LABELS))
         if len(images) > 1:
