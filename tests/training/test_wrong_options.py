@@ -4,9 +4,26 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import torch
+from torch import nn
 
 from planish import BadInput, Guard, Settings
-from planish.methods import ELLE, LLR, NFGSM, PGDAT, SEAT, GradientPenalty, PlanishAT
+from planish.core.batch import Batch
+from planish.core.threat import Linf
+from planish.methods import (
+    ELLE,
+    FGSMEP,
+    LIET,
+    LLR,
+    NFGSM,
+    PGDAT,
+    SEAT,
+    GradientPenalty,
+    Method,
+    PlanishAT,
+    Standard,
+    StepContext,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,3 +48,22 @@ def test_an_unknown_choice_is_refused_and_not_taken_for_another(make: Callable[[
 def test_half_a_step_is_refused(make: Callable[[], object]) -> None:
     with pytest.raises(BadInput, match="must be a whole number"):
         make()
+
+
+@pytest.mark.parametrize("method", [LIET(), FGSMEP(label_smoothing=0.6)])
+def test_labels_that_put_the_other_of_two_classes_ahead_are_refused(method: Method) -> None:
+    batch = Batch(torch.rand(4, 1, 4, 4), torch.arange(4) % 2)
+    context = StepContext(torch.Generator().manual_seed(0), identities=4)
+    for classes, right in ((2, False), (3, True)):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+        if right:
+            assert method(model, batch, Linf(0.1), context).total.isfinite()
+            continue
+        with pytest.raises(BadInput, match=r"label_smoothing = 0.6 .* with 2 classes it must be from 0 to below 0.5"):
+            method(model, batch, Linf(0.1), context)
+
+
+@pytest.mark.parametrize("share", [-0.5, 1.0, 1.5])
+def test_standard_training_refuses_more_than_the_whole_label(share: float) -> None:
+    with pytest.raises(BadInput, match="label_smoothing must be"):
+        Standard(label_smoothing=share)
