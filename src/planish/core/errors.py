@@ -83,7 +83,7 @@ def one_of(known: Iterable[object], **values: object) -> None:
             raise BadInput(f"{name} must be one of {', '.join(names)}, not {value!r}.{nearest(str(value), names)}")
 
 
-def of_kind(kind: object, **values: Any) -> None:
+def of_kind(kind: object, /, **values: Any) -> None:
     """Raise BadInput that names the first of the values that the kind, a Literal or int, does not have; others pass."""
     if get_origin(kind) is Literal:
         one_of(get_args(kind), **values)
