@@ -16,6 +16,7 @@ import planish as pl
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf
+from planish.core.weighted import Weighted
 from planish.methods import CURE, LLR, PGDAT, RSFGSM, TRADES, Method, Plain, Standard, StepContext
 from planish.training.cost import training_cost
 from planish.training.loop import EpochRecord, fit, start
@@ -350,3 +351,31 @@ def test_one_class_is_told(tmp_path: Path):
         pl.train("small-cnn", str(tmp_path / "pets"), threat=THREAT, epochs=1)
     with pytest.raises(BadInput, match="has one class, '0'"):
         pl.train("small-cnn", (X, torch.zeros(9, dtype=torch.int64)), threat=THREAT, epochs=1)
+
+
+class Shorter:
+    """A loader whose length counts more batches than it yields."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter([(X[:4], LABELS[:4])] * 2)
+
+
+def test_a_loader_that_yields_fewer_batches_than_it_says_is_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(BadInput, match="the loader says that it has 3 batches and yields 2"):
+        pl.train(model, Shorter(), method="standard", threat=THREAT, epochs=1)
+
+
+def test_fit_takes_a_threat_as_a_text_and_no_radius_of_each_image() -> None:
+    def trained(threat: Any) -> Tensor:
+        torch.manual_seed(0)
+        model, own = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Settings(epochs=1, batch_size=4)
+        list(fit(start(model, own), RSFGSM(), threat, (X, LABELS), own, seed=0))
+        return torch.cat([part.detach().flatten() for part in model.parameters()])
+
+    assert torch.equal(trained("Linf:0.1"), trained(THREAT))
+    with pytest.raises(BadInput, match="give one number here"):
+        trained(Weighted.of_radii("Linf", torch.full((9,), 0.1)))

@@ -233,8 +233,13 @@ def judged_batch(model: object, x: object, labels: object, threat: Ball, chunk: 
     network = model_of(model)
     batch = batch_of(x, labels, network)
     check_images(batch, threat)
-    dtype = torch.promote_types(dtype_of(network) or batch.x.dtype, torch.float32)
-    return batch._replace(x=batch.x.to(dtype), logits=check_logits(network, batch, chunk))
+    logits = check_logits(network, batch, chunk)
+    return batch._replace(x=batch.x.to(judged_dtype(network, batch.x)), logits=logits)
+
+
+def judged_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
+    """Return the dtype in which images are judged: the model's, and float32 at least."""
+    return torch.promote_types(dtype_of(model) or x.dtype, torch.float32)
 
 
 def shown(value: object) -> str:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from planish.core.synonyms import synonym
 
@@ -74,12 +74,27 @@ def _short(value: object) -> str:
     return f"a number of {len(text)} digits" if isinstance(value, Real) else f"an object of {type(value).__name__}"
 
 
-def one_of(known: Iterable[str], **values: str) -> None:
+def one_of(known: Iterable[object], **values: object) -> None:
     """Raise BadInput that names the first of the values that is not known."""
     known = list(known)
+    names = [str(one) for one in known]
     for name, value in values.items():
         if value not in known:
-            raise BadInput(f"{name} must be one of {', '.join(known)}, not {value!r}.{nearest(str(value), known)}")
+            raise BadInput(f"{name} must be one of {', '.join(names)}, not {value!r}.{nearest(str(value), names)}")
+
+
+def of_kind(kind: object, /, **values: Any) -> None:
+    """Raise BadInput that names the first of the values that the kind, a Literal or int, does not have; others pass."""
+    if get_origin(kind) is Literal:
+        one_of(get_args(kind), **values)
+    elif kind is int:
+        whole(**values)
+
+
+def of_their_kinds(made: Any, place: str = "") -> None:
+    """Raise BadInput that names the first field of a dataclass whose value is not `of_kind`. place: before the name."""
+    for part in fields(made):
+        of_kind(part.type, **{f"{place}{part.name}": getattr(made, part.name)})
 
 
 def nearest(name: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:

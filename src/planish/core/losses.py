@@ -33,6 +33,16 @@ def smoothed_cross_entropy(smoothing: float) -> Loss:
     return loss
 
 
+def leave_the_label_ahead(label_smoothing: float, logits: Tensor) -> None:
+    """Raise BadInput where labels that leave this share to the other classes, (N, K), would put these ahead."""
+    most = 1 - 1 / logits.shape[1]
+    if not 0 <= label_smoothing < most:
+        raise BadInput(
+            f"label_smoothing = {label_smoothing:g} leaves other classes more than the label itself: with "
+            f"{logits.shape[1]} classes it must be from 0 to below {most:g}"
+        )
+
+
 def scale_free_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return cross entropy of the logits divided by the gap between the two largest, a constant to the gradient.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, at_least, spelled
+from planish.core.errors import BadInput, at_least, of_their_kinds, spelled
 from planish.core.threat import Linf, ThreatModel
 from planish.registry import lazy
 
@@ -129,7 +129,8 @@ class Plain:
 
     clean: whether it does without the loss's gradient in the images, which any search for adversarial ones follows.
     doubled: what keeps it from collapsing, by name: hyper-parameters of which a stronger method has twice as much.
-    least: smallest values of hyper-parameters, and their names; BadInput for a smaller one.
+    least: smallest values of hyper-parameters, and their names; BadInput for a smaller one, and for a value that the
+    type of a hyper-parameter, a Literal or int, does not have.
     """
 
     clean: ClassVar[bool] = False
@@ -138,6 +139,7 @@ class Plain:
     memory_of: ClassVar[MemoryOf] = "training"
 
     def __post_init__(self) -> None:
+        of_their_kinds(self)
         for least, names in self.least:
             at_least(least, **{name: getattr(self, name) for name in names.split()})
 

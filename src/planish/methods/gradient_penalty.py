@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
+from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
 from planish.core.modes import full_precision
 from planish.core.threat import L1, L2, Linf, ThreatModel
@@ -43,6 +44,11 @@ class GradientPenalty(Plain):
     power: Literal[1, 2] = 2
     slope: Literal["forward", "central", "double-backward"] = "forward"
     length: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length is not None and not self.length > 0:
+            raise BadInput(f"length must be above 0, got {self.length}")
 
     @property
     def second_order(self) -> bool:

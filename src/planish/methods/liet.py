@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.losses import Loss, wide
+from planish.core.losses import Loss, leave_the_label_ahead, wide
 from planish.core.modes import attacked
 from planish.core.randomness import draws, uniform
 from planish.core.threat import ThreatModel
@@ -24,8 +24,8 @@ class LIET(Plain):
     """LIET: CE(x_adv) + lambda JSD(p(x_0), p(x_adv)), x_0 a class-wise start masked by noise (Pan et al. 2025).
 
     consistency_weight: lambda once it has grown, at least 0; it grows linearly from 0 over all of the training.
-    label_smoothing: share of the label that the other classes get together, in random parts, in [0, 1); in the search
-        too, drawn anew for each pass.
+    label_smoothing: share of the label that the other classes get together, in random parts, from 0 to below 1 - 1/K of
+        K classes, so that the label stays ahead; in the search too, drawn anew for each pass.
     least_masked, most_masked: the share of pixels that noise replaces is uniform between them, drawn for each batch.
     noise_in_radii: radius of that noise, at least 0. Above 1, perturbations are not brought back to the ball.
     refresh: steps between two computations of the class-wise perturbations, at least 1.
@@ -104,6 +104,7 @@ def randomly_smoothed(smoothing: float, generator: torch.Generator) -> Loss:
     """Return cross entropy whose labels leave `smoothing` to the other classes, in random parts drawn at each call."""
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        leave_the_label_ahead(smoothing, logits)
         return smoothed(logits, labels, smoothing, uniform(generator, *logits.shape, dtype=wide(logits).dtype))
 
     return loss

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput
-from planish.core.losses import smoothed_cross_entropy, wide
+from planish.core.losses import leave_the_label_ahead, smoothed_cross_entropy, wide
 from planish.core.randomness import draws
 from planish.core.threat import ThreatModel
 from planish.methods import Memory, MemoryOf, Plain, StepContext, TrainingLoss
@@ -32,7 +32,7 @@ class FGSMEP(Plain):
 
     consistency_weight: lambda of the mean squared error, over all N K logits, at least 0.
     label_smoothing: share of the label that the other classes get together, so that p_y = 1 - label_smoothing, in the
-        search too.
+        search too; from 0 to below 1 - 1/K of K classes, so that the label stays ahead.
     period: share of the training after which all is forgotten and begins at a random corner, above 0 (40 of 110 epochs
         as published).
 
@@ -91,6 +91,7 @@ class FGSMEP(Plain):
         return logits, F.mse_loss(wide(logits), wide(guide))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        leave_the_label_ahead(self.label_smoothing, logits)
         classes = logits.shape[1]
         return smoothed_cross_entropy(self.label_smoothing * classes / (classes - 1))(logits, labels)
 

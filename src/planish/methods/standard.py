@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from planish.core.batch import Batch
+from planish.core.errors import BadInput
 from planish.core.losses import smoothed_cross_entropy
 from planish.core.threat import ThreatModel
 from planish.methods import Plain, StepContext, TrainingLoss
@@ -22,7 +23,13 @@ class Standard(Plain):
 
     cost: ClassVar[float] = 1.0
     clean: ClassVar[bool] = True
+    least = ((0, "label_smoothing"),)
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.label_smoothing < 1:
+            raise BadInput(f"label_smoothing must be below 1, got {self.label_smoothing}")
 
     def __call__(self, model: nn.Module, batch: Batch, threat: ThreatModel, context: StepContext) -> TrainingLoss:
         logits = model(batch.x)

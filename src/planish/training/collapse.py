@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput, at_least, of_their_kinds
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked, full_precision
 from planish.core.randomness import draws, seeded
@@ -62,6 +62,7 @@ class Guard:
         at_least(0, **{"guard.every": self.every})
         for name in ("images", "probe_every", "probe_images", "probe_steps"):
             at_least(1, **{f"guard.{name}": getattr(self, name)})
+        of_their_kinds(self, "guard.")
         if not 0 < self.gap < 1:
             raise BadInput(f"guard.gap must be between 0 and 1, got {self.gap}")
 

@@ -66,7 +66,9 @@ class Loaded:
         for step in range(len(self)):
             with reproducible(drawn_seed(seeded(seed, LOADED, number, step))):
                 iterator = iter(self.loader) if iterator is None else iterator
-                pair = next(iterator)
+                pair = next(iterator, None)
+            if pair is None:
+                raise BadInput(f"the loader says that it has {len(self)} batches and yields {step}: correct its length")
             if step < skip:
                 continue
             batch = pair_of(pair)

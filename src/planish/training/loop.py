@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from planish.core.arguments import threat_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.modes import batch_norms, fixed_statistics, trains
@@ -75,7 +76,7 @@ def start(model: nn.Module, settings: Settings, group: Group = ALONE) -> State:
 def fit(
     state: State,
     method: Method,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     batches: Epochs | Iterable[Any] | Dataset[Any] | Images,
     settings: Settings,
     *,
@@ -101,7 +102,7 @@ def fit(
     group.together(lambda: check_derivatives(state.model, method, settings))
     if group.size > 1 and not (isinstance(batches, Shared) and batches.share == group.share):
         raise BadInput("several processes need batches that know their share: planish.data.batches.Batches(share=)")
-    stepper = Stepper.of(state.model, method, threat, settings, group)
+    stepper = Stepper.of(state.model, method, threat := threat_of(threat), settings, group)
     monitor = CollapseMonitor(guard, threat, seed, held_out, group)
     given = epochs_of(batches, threat, settings.batch_size, next(state.model.parameters()).device)
     run = _Run(state, method, stepper, given, settings, seed, monitor, after_step)

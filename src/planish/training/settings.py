@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from planish.core.errors import BadInput, at_least, between, one_of, spelled
+from planish.core.errors import BadInput, at_least, between, of_their_kinds, spelled
 from planish.core.modes import Precision
 
 Schedule = Literal["triangular", "onecycle", "piecewise", "cosine", "constant"]
@@ -69,8 +69,7 @@ class Settings:
         ):
             between(least, LARGEST, **{f"settings.{name}": getattr(self, name) for name in names.split()})
         at_least(0, **{"settings.clip": self.clip})
-        for name, choices in (("schedule", Schedule), ("optimizer", Optimizer), ("precision", Precision)):
-            one_of(get_args(choices), **{f"settings.{name}": getattr(self, name)})
+        of_their_kinds(self, "settings.")
         for drop in self.drops:
             between(0, 1, **{"settings.drops": drop})
         for name in ("ema", "momentum", "weight_perturbation_from"):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.errors import BadInput
+from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
 from planish.models import Normalized
 
@@ -83,6 +84,8 @@ def _parts(module: nn.Module) -> Iterator[Part]:
     if type(module) is nn.Sequential:
         for child in module:
             yield from _parts(child)
+    elif type(module) is Counted:
+        yield from _parts(module.model)
     elif type(module) is Normalized:
         yield lambda x: (x - module.mean) / module.std
         yield from _parts(module.network)

@@ -18,6 +18,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
 from planish.core.losses import Loss, margin, masked, soft_margin, wide
 from planish.core.threat import Linf, ThreatModel
+from planish.core.words import number_of
 
 Kind = Literal["certificate", "estimate"]
 SLACK = 1e-5
@@ -123,6 +124,8 @@ def bounds(
     constants = (lipschitz,) if curvature is None else (lipschitz, curvature)
     if not all((torch.as_tensor(constant, device="cpu") >= 0).all() for constant in constants):
         raise BadInput("the constants L and C of a bound must be 0 or more")
+    if any(tuple(torch.as_tensor(one).shape) not in ((), (1,), (len(batch.x),)) for one in constants):
+        raise BadInput(f"the constants L and C are one number each, or one for each of {number_of(len(batch.x))}")
     first = in_chunks(partial(gradient_norms, threat=threat, loss=hard), model, batch, chunk)
     by_lipschitz = l_bound((-first.value).clamp(min=0), lipschitz).clamp(max=within)
     passes, by_curvature = int(first.passes.sum()), torch.full_like(by_lipschitz, torch.nan)

@@ -18,9 +18,21 @@ from planish.audit.measures import linearity as _linearity
 from planish.audit.measures import lipschitz as _lipschitz
 from planish.audit.measures import smoothing as _smoothing
 from planish.audit.measures import surfaces as _surfaces
-from planish.core.arguments import Images, Labels, batch_of, check_images, judged_batch, model_of, seed_of, threat_of
+from planish.core.arguments import (
+    Images,
+    Labels,
+    batch_of,
+    check_images,
+    check_logits,
+    judged_batch,
+    judged_dtype,
+    model_of,
+    seed_of,
+    threat_of,
+)
 from planish.core.batch import Batch, per_image
-from planish.core.errors import BadInput, at_least, spelled
+from planish.core.errors import BadInput, at_least, of_kind, spelled
+from planish.core.modes import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import Linf, ThreatModel
 from planish.records.geometry import REACH, Planes
@@ -36,12 +48,13 @@ def on_images(
     own = signature(measure)
 
     def call(model: nn.Module, x: Images, labels: Labels = None, *args: More.args, **options: More.kwargs) -> Measured:
-        batch = batch_of(x, labels, network := model_of(model))
-        check_images(batch, threat_of("Linf:0"))
+        asked = _asked(model, x, labels)
         try:
-            given = own.bind(network, batch, *args, **options)
+            given = own.bind(*asked, *args, **options)
         except TypeError as error:
             raise BadInput(f"{measure.__name__}: {error}; it takes {', '.join(taken.parameters)}") from error
+        for name, value in given.arguments.items():
+            of_kind(own.parameters[name].annotation, **{name: value})
         if "threat" in given.arguments:
             given.arguments["threat"] = threat_of(given.arguments["threat"])
         return measure(*given.args, **given.kwargs)
@@ -51,6 +64,17 @@ def on_images(
     call.__name__, call.__doc__ = measure.__name__, measure.__doc__
     call.__signature__ = taken  # type: ignore[attr-defined]
     return spelled(threat=Linf)(call)  # type: ignore[return-value]
+
+
+def _asked(model: object, x: object, labels: object) -> tuple[Counted, Batch]:
+    """Return how the model is asked, and the images, as `judged_batch` does: tried on one. Raises BadInput."""
+    network = Counted(model_of(model))
+    batch = batch_of(x, labels, network)
+    check_images(batch, threat_of("Linf:0"))
+    batch = batch._replace(x=batch.x.to(judged_dtype(network, batch.x)))
+    one = batch.x[:1].expand(2, *batch.x.shape[1:])
+    check_logits(network, Batch(one, torch.stack(batch.labels.aminmax())))  # the least label and the largest
+    return network, batch
 
 
 local_linearity = on_images(_linearity.local_linearity)
@@ -90,13 +114,14 @@ def loss_plane(
     """
     at_least(2, points=points)
     threat, seed = threat_of(threat), seed_of(seed)
-    batch = judged_batch(model, x, labels, threat)
-    moved = PGD(steps, 1).search(model, batch, threat, generator=seeded(seed)).x_adv - batch.x
+    network = Counted(model_of(model))
+    batch = judged_batch(network, x, labels, threat)
+    moved = PGD(steps, 1).search(network, batch, threat, generator=seeded(seed)).x_adv - batch.x
     stayed = per_image(threat.norm(moved) == 0, moved)  # such as images that are misclassified when clean
-    first = torch.where(stayed, _linearity.one_step(model, batch, threat).x_adv - batch.x, moved)
+    first = torch.where(stayed, _linearity.one_step(network, batch, threat).x_adv - batch.x, moved)
     second = _surfaces.rademacher(batch, threat, seed)
     shares = torch.linspace(-REACH, REACH, points, device="cpu")
-    loss = _surfaces.loss_plane(model, batch, first, second, shares.tolist(), shares.tolist())
+    loss = _surfaces.loss_plane(network, batch, first, second, shares.tolist(), shares.tolist())
     lengths = (threat.norm(move).float().cpu()[:, None] * shares for move in (first, second))
     rows = torch.arange(len(batch.x), device="cpu")
     return Planes(*(part.cpu().numpy() for part in (rows, *lengths, loss.transpose(1, 2))))

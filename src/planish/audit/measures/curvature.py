@@ -15,6 +15,7 @@ from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import evaluated
 from planish.search.objectives import PROBE_LENGTH, LossAt, inner, loss_of, objective_of, second_derivatives
+from planish.search.slopes import arithmetic
 
 Product = Callable[[Tensor], Tensor]
 """Vectors (N, D), one for each image -> the images' Hessians times them, (N, D)."""
@@ -105,6 +106,8 @@ def curvature(
     network has no second derivative.
     """
     at_least(1, steps=steps)
+    if length is not None and not length > 0:
+        raise BadInput(f"length must be above 0, got {length}")
     x = batch.x.detach()
     start = 2 * keyed_draws(x, batch.indices, seed)[:, 1:].to(x.dtype) - 1
 
@@ -114,7 +117,10 @@ def curvature(
     exact = way == "double-backward"
     try:
         with attacked(model), full_precision(x), second_derivatives():
-            product = _by_double_backward(loss_at, x) if exact else _by_difference(loss_at, x, length)
+            if exact:
+                product = _by_double_backward(loss_at, x)
+            else:
+                product = _by_difference(loss_at, x, length or PROBE_LENGTH[arithmetic(model, x)])
             found = lanczos(product, start, steps)
     except RuntimeError as error:
         if "derivative" not in str(error) or "not implemented" not in str(error):
@@ -209,9 +215,7 @@ def _by_double_backward(loss_at: LossAt, x: Tensor) -> Product:
     return product
 
 
-def _by_difference(loss_at: LossAt, x: Tensor, length: float | None) -> Product:
-    length = PROBE_LENGTH[x.dtype] if length is None else length
-
+def _by_difference(loss_at: LossAt, x: Tensor, length: float) -> Product:
     def gradient(x: Tensor) -> Tensor:
         return evaluated(lambda x: (loss_at(x), x), x)[2].flatten(1)
 
