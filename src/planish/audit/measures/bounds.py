@@ -121,10 +121,11 @@ def bounds(
     hold. Costs two forwards and two backwards an image, one each without a C-bound. Differs: in Linf the C-bound takes
     the gradient's l1 norm and C times the number of pixels, since ||d||_2^2 <= D ||d||_inf^2; the paper has l2 alone.
     """
-    constants = (lipschitz,) if curvature is None else (lipschitz, curvature)
-    if not all((torch.as_tensor(constant, device="cpu") >= 0).all() for constant in constants):
+    given = (lipschitz,) if curvature is None else (lipschitz, curvature)
+    constants = [torch.as_tensor(constant, device="cpu") for constant in given]
+    if not all((constant >= 0).all() for constant in constants):
         raise BadInput("the constants L and C of a bound must be 0 or more")
-    if any(tuple(torch.as_tensor(one).shape) not in ((), (1,), (len(batch.x),)) for one in constants):
+    if any(tuple(constant.shape) not in ((), (1,), (len(batch.x),)) for constant in constants):
         raise BadInput(f"the constants L and C are one number each, or one for each of {number_of(len(batch.x))}")
     first = in_chunks(partial(gradient_norms, threat=threat, loss=hard), model, batch, chunk)
     by_lipschitz = l_bound((-first.value).clamp(min=0), lipschitz).clamp(max=within)
