@@ -32,8 +32,8 @@ from planish.registry import components
 from planish.runs.shards import cut
 
 COUNTS = [1, 2, 3, 7]
-FEW_COUNTS = [3, 7]
-"""For attacks, which decide nothing by the number of shards."""
+OF = 3
+"""Shards of attacks, which decide nothing by their number."""
 DATA = {"name": "noise", "classes": ["a", "b", "c", "d"]}
 COST = {"seconds", "meta"}
 OWN = {"clean", "guards", "date", "command"}
@@ -103,20 +103,18 @@ def test_shards_of_every_attack_make_the_whole(name: str, threat: ThreatModel, m
     attacks = attacks_of({name: few(name)}, CLASSES, norm=threat.name)
     whole = evaluated(model, many, threat, attacks)
     assert whole.correct().sum() == 12 and whole.columns[0].attempted.any()
-    for of in FEW_COUNTS:
-        same(in_shards(model, many, threat, attacks, of), whole)
+    same(in_shards(model, many, threat, attacks, OF), whole)
 
 
 @pytest.mark.parametrize(("name", "threat"), [pair for pair in DEFINED if pair[0] in FAR], ids=named)
 def test_shards_of_every_distance_attack_make_the_whole(name: str, threat: ThreatModel, model: nn.Module, many: Batch):
     ball, some = replace(threat, radius=0.0), many.select(slice(8))
     *_, whole = measure(model, some, ball, {name: few(name)}, about={"data": DATA})
-    for of in FEW_COUNTS:
-        found = {}
-        for place, part in shards(some, of).items():
-            about = {"data": DATA, **part.about}
-            *_, found[place] = measure(model, part.images, ball, {name: few(name)}, about=about)
-        same(joined(found), whole)
+    found = {}
+    for place, part in shards(some, OF).items():
+        about = {"data": DATA, **part.about}
+        *_, found[place] = measure(model, part.images, ball, {name: few(name)}, about=about)
+    same(joined(found), whole)
 
 
 SMALL = {"planish-suite": Cascade(3, 2, classes=CLASSES), "planish-deep": Deep(2, 1e-9, classes=CLASSES)}

@@ -1,7 +1,7 @@
-"""Types `planish` commands, each into a process of its own that begins where importing PyTorch ends: two seconds sooner.
+"""Types `planish` commands, each into a process that begins where importing PyTorch ends: two seconds sooner.
 
-As a script it is the server: for each line of standard input, a JSON list of a command's words, it answers with its exit
-code and all that it printed.
+As a script it is the server: each line of standard input is a JSON list of the words of a command; the answer is its
+exit code and all that it printed.
 """
 
 import gc

@@ -90,9 +90,9 @@ def images(count: int = 3) -> Batch:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", [Constant, Stepped, Undefined, Detached], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", [Stepped, Undefined, Detached], ids=lambda model: model.__name__)
 def test_a_model_without_a_gradient(name: str, model: Callable[[], nn.Module]):
-    """Nothing crashes, nothing infeasible comes back, and no image of a constant model is called broken."""
+    """Nothing crashes, nothing infeasible comes back, and no image is called broken."""
     record = judged(model(), images(), name, norm_of(name, 0.05))
     assert record.robust_accuracy().hits == 3
 
@@ -114,8 +114,9 @@ def test_images_that_are_misclassified_already_cost_nothing(name: str, count: in
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_single_image(name: str):
-    assert judged(Constant(), images(1), name, norm_of(name, 0.05)).robust_accuracy().total == 1
+def test_a_single_image_of_a_constant_model(name: str):
+    found = judged(Constant(), images(1), name, norm_of(name, 0.05)).robust_accuracy()
+    assert (found.hits, found.total) == (1, 1)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - EVERY_CLASS))
