@@ -1,10 +1,11 @@
 """What single-step training gains from each of its parts: runs of equal cost, judged on held-out training images.
 
     python benchmarks/ablation.py benchmarks/ablation.toml --data TRAINING_SET [--rows a,b] [--seeds 0,1,2]
+    python benchmarks/ablation.py benchmarks/ablation.toml --data TRAINING_SET --budget 48 --name ablation-long
 
-Trains and judges what is missing of every row at every seed into runs/ablation/ROW/SEED, goes on where it was stopped,
-and writes ablation.json and the records of the images into --out. Rows train on the training set's first images, and
-are judged on those that follow; no test image is ever seen. --table-only runs nothing.
+Trains and judges what is missing of every row at every seed into runs/NAME/ROW/SEED, goes on where it was stopped, and
+writes NAME.json and the records of the images into benchmarks/results/NAME. Rows train on the training set's first
+images, and are judged on those that follow; no test image is ever seen. --table-only runs nothing.
 """
 
 import json
@@ -204,7 +205,7 @@ def written(given: Namespace, tree: Mapping[str, Any]) -> list[Row]:
         for name in dict.fromkeys(plan.row for plan in done)
     ]
     copied(done, given.out)
-    write_json({**provenance("cpu"), "budget": tree["budget"], "rows": rows}, given.out / "ablation.json")
+    write_json({**provenance("cpu"), "budget": tree["budget"], "rows": rows}, given.out / f"{given.name}.json")
     if candidate:
         write_bytes(to_png(drawn(rows, given.candidate)), given.figure)
     return rows
@@ -230,13 +231,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=lambda text: text.split(","), help="only these")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--candidate", default="own", help="the row that the others are held against")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--out", type=Path, default=RESULTS / "ablation")
-    parser.add_argument("--figure", type=Path, default=Path("docs/images/ablation.png"))
-    parser.add_argument("--page", type=Path, help="a page with a place for the table, <!-- ablation -->")
+    parser.add_argument("--budget", type=float, help="epochs of standard training; the table's unless given")
+    parser.add_argument("--name", help="of the folders, the files and the figure; the table's unless given")
+    parser.add_argument("--runs", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--page", type=Path, help="a page with a place for the table, <!-- NAME -->")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     given = parser.parse_args(arguments)
-    tree = read(given.table)
+    tree = dict(read(given.table))
+    tree["budget"] = given.budget or tree["budget"]
+    given.name = given.name or given.table.stem
+    given.runs, given.out = given.runs or Path("runs") / given.name, given.out or RESULTS / given.name
+    given.figure = given.figure or Path("docs/images") / f"{given.name}.png"
     for plan in () if given.table_only else plans(given, tree):
         run(plan)
     rows = written(given, tree)
@@ -246,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
         {name: COLUMNS[name] for name in COLUMNS if name != "what"},
     )
     if given.page:
-        paste(tables(rows), given.page, "ablation")
+        paste(tables(rows), given.page, given.name)
 
 
 if __name__ == "__main__":

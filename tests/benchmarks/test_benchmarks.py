@@ -330,7 +330,7 @@ def test_tables_of_runs(script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 ABLATION = """
-budget = 4.0
+budget = 40.0
 judged = 40
 
 [base]
@@ -355,9 +355,9 @@ def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     main = importlib.import_module("ablation").main
     (tmp_path / "table.toml").write_text(ABLATION)
     places = [f"--{name}={tmp_path / name}" for name in ("runs", "out", "figure")]
-    arguments = [str(tmp_path / "table.toml"), "--data=digits", "--seeds=0,1", *places]
+    arguments = [str(tmp_path / "table.toml"), "--data=digits", "--seeds=0,1", "--budget=4", "--name=short", *places]
     main(arguments)
-    found = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    found = json.loads((tmp_path / "out" / "short.json").read_text())
     rows = {row["row"]: row for row in found["rows"]}
     assert {name: row["epochs"] for name, row in rows.items()} == {"n-fgsm": 2, "own": 2}
     assert rows["own"]["against"] == [] and rows["own"]["images"] == 40 and rows["own"]["seeds"] == [0, 1]
@@ -373,7 +373,7 @@ def test_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     main(arguments)
     assert (tmp_path / "runs" / "own" / "0" / "held-out.npz").stat().st_mtime_ns == before
     assert "epoch 1" not in capsys.readouterr().out
-    (tmp_path / "page.md").write_text("<!-- ablation -->\n<!-- end of ablation -->\n")
+    (tmp_path / "page.md").write_text("<!-- short -->\n<!-- end of short -->\n")
     main([*arguments, "--table-only", "--page", str(tmp_path / "page.md")])
     assert "| own | the candidate | 1." in (tmp_path / "page.md").read_text()
 
