@@ -357,7 +357,7 @@ def test_a_class_without_a_gradient_is_passed_over():
 def test_bad_input(name: str, message: str):
     with pytest.raises(BadInput, match=message):
         make("attacks", name, {})
-    with pytest.raises(BadInput, match="refine must not be negative"):
+    with pytest.raises(BadInput, match="refine must be at least 0"):
         Closest(refine=-1)
     with pytest.raises(BadInput, match="gamma must be above 0 and below 1"):
         Closest(gamma=(1.0, 0.1))

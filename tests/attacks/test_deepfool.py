@@ -127,8 +127,8 @@ def test_no_image_and_another_box(knowing: nn.Module, known: Batch):
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"candidates": 1}, "candidates must be at least 2, the true class being one, got 1"),
-        ({"overshoot": -0.1}, "overshoot must not be negative, got -0.1"),
-        ({"overshoot": float("nan")}, "overshoot must not be negative, got nan"),
+        ({"overshoot": -0.1}, "overshoot must be at least 0, got -0.1"),
+        ({"overshoot": float("nan")}, "overshoot must be at least 0, got nan"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str):

@@ -121,6 +121,8 @@ def test_accuracy_falls_along_the_radius_of_a_linear_model(linear: nn.Module, ba
         assert torch.equal(found.robust, expected)
         assert (found.robust.long().diff(dim=1) <= 0).all()
     assert found.robust[:, 0].all() and (found.passes >= len(factors)).all()
+    with pytest.raises(BadInput, match=r"such as PGD\(\), not the text 'pgd'"):
+        accuracy_along(model, wide, threat, "pgd", factors)  # type: ignore[arg-type]
 
 
 class Ring(nn.Module):

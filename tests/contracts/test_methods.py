@@ -1,5 +1,6 @@
 """What every training method owes, over the registry: a new method is tested by being there."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import Batch
+from planish.core.errors import BadInput
 from planish.core.losses import cross_entropy
 from planish.core.modes import batch_norms
 from planish.core.threat import L2, Linf, ThreatModel
@@ -288,6 +290,16 @@ def test_images_that_were_found_already_are_not_searched_again(name: str, model:
     torch.testing.assert_close(METHODS[name](model, batch, THREAT, context).total, first.total)
     assert torch.equal(generator.get_state(), fresh) is not isinstance(METHODS[name], PENALTY_DRAWS)
     assert memory.keys() == kept.keys() and all(torch.equal(memory[key], value) for key, value in kept.items())
+
+
+@EVERY
+def test_no_hyper_parameter_may_be_negative_or_not_a_number(name: str):
+    method = METHODS[name]
+    for part in (part.name for part in fields(method)):
+        value = getattr(method, part)
+        for wrong in (-1, math.nan) if isinstance(value, int | float) and not isinstance(value, bool) else ():
+            with pytest.raises(BadInput, match=part):
+                replace(method, **{part: wrong})
 
 
 @EVERY

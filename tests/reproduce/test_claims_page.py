@@ -72,6 +72,8 @@ def test_what_would_decide_it_in_seeds():
     assert seeds_needed([[0.0, 10.0, 20.0]], 9.0) == 8
     assert would_decide(one) == "8 seeds, if more of them scatter as these do."
     assert seeds_needed([[0.0, 10.0, 20.0]], 0.1) is None
+    one = judged(claim, {"outcome": "open", "value": 1.1, "low": -15.0, "high": 35.0}, [0.0, 10.0, 20.0])
+    assert would_decide(one).startswith("not their mean, as trainings lie up to 20 points apart: more than 100")
 
 
 def test_nothing_is_left_to_decide_where_it_is_decided():

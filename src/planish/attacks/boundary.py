@@ -66,6 +66,7 @@ class Boundary(DistanceAttack):
 
     def __post_init__(self) -> None:
         at_least(1, queries=self.queries)
+        at_least(0, delta=self.delta, epsilon=self.epsilon, converged=self.converged)
 
     def objective(self, model: nn.Module, batch: Batch) -> None:
         return None

@@ -48,8 +48,7 @@ class Closest(DistanceAttack):
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps, targets=self.targets, candidates=self.candidates)
-        if self.refine < 0:
-            raise BadInput(f"refine must not be negative, got {self.refine}")
+        at_least(0, refine=self.refine)
         if not 0 < min(self.gamma) <= max(self.gamma) < 1:
             raise BadInput(f"gamma must be above 0 and below 1, got {self.gamma}")
 

@@ -43,10 +43,9 @@ class DeepFool(DistanceAttack):
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps)
-        if self.candidates < 2:
+        if not self.candidates >= 2:
             raise BadInput(f"candidates must be at least 2, the true class being one, got {self.candidates}")
-        if not self.overshoot >= 0:
-            raise BadInput(f"overshoot must not be negative, got {self.overshoot}")
+        at_least(0, overshoot=self.overshoot)
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the first adversarial image on each one's way; nothing is drawn. Raises BadInput in other norms."""

@@ -62,6 +62,7 @@ class FAB(DistanceAttack):
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps, restarts=self.restarts, targets=self.targets, candidates=self.candidates)
+        at_least(0, mixing=self.mixing, overshoot=self.overshoot, backward=self.backward, final=self.final)
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image found for each. Raises BadInput for norms that it does not know."""

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from planish.attacks import Attack, Recipe, Worst, ascents
 from planish.attacks.ascents import PAPER_SCHEDULE, Given, LeastLikely, RandomTarget, Ranked, Targeted, Untargeted
-from planish.core.errors import BadInput, at_least
+from planish.core.errors import BadInput, at_least, whole
 from planish.core.losses import cross_entropy, cross_entropy_toward, dlr, dlr_toward, margin, toward
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest
 
@@ -34,6 +34,7 @@ class MIFGSM(Recipe):
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps)
+        at_least(0, decay=self.decay)
 
     def parts(self, classes: int) -> Attack:
         return Untargeted(Momentum(1 / self.steps, self.decay), self.steps, start="image")
@@ -70,6 +71,10 @@ class PGD(Restarted):
     restarts: int = 10
     step_in_radii: float = 0.25
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, step_in_radii=self.step_in_radii)
+
     def once(self, classes: int) -> Attack:
         return Untargeted(Steepest(self.step_in_radii), self.steps)
 
@@ -86,6 +91,10 @@ class PGDMargin(Restarted):
     steps: int = 50
     restarts: int = 10
     step_in_radii: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, step_in_radii=self.step_in_radii)
 
     def once(self, classes: int) -> Attack:
         return Untargeted(Steepest(self.step_in_radii), self.steps, margin)
@@ -150,6 +159,10 @@ class RandomTargeted(Restarted):
     steps: int = 200
     restarts: int = 20
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(seed=self.seed)
 
     def once(self, classes: int) -> Attack:
         return Targeted(Adam(PAPER_SCHEDULE), self.steps, RandomTarget(self.seed), aim="reach")

@@ -75,6 +75,7 @@ class LogBarrier(DistanceAttack):
 
     def __post_init__(self) -> None:
         at_least(1, outer=self.outer, inner=self.inner)
+        at_least(0, weight=self.weight, shrink=self.shrink, tolerance=self.tolerance)
 
     def distances(self, model: nn.Module, batch: Batch, threat: ThreatModel, *, generator: Generator) -> Nearest:
         """Return the nearest adversarial image of each. Raises BadInput for norms other than L2 and Linf."""

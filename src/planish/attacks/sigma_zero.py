@@ -55,6 +55,7 @@ class SigmaZero(DistanceAttack):
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps)
+        at_least(0, threshold=self.threshold, adjustment=self.adjustment)
         for name in ("step_size", "sigma"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"{name} must be above 0, got {getattr(self, name)}")

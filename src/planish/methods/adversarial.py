@@ -92,6 +92,7 @@ class RSFGSM(Adversarial):
     outer: "cross-entropy", or "qub" for its quadratic bound.
     """
 
+    least = ((0, "step_in_radii"),)
     step_in_radii: float = 1.25
     outer: Outer = "cross-entropy"
 
@@ -146,7 +147,7 @@ class PGDAT(Adversarial):
     outer: "cross-entropy", or "qub" for its quadratic bound.
     """
 
-    least = ((1, "steps"),)
+    least = ((1, "steps"), (0, "step_in_radii"))
     steps: int = 7
     step_in_radii: float = 0.25
     batch_norm: BatchNorm = "train"

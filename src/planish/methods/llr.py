@@ -49,7 +49,7 @@ class LLR(Plain):
     Differs: running variances are unbiased, as everywhere in PyTorch.
     """
 
-    least = ((1, "steps"), (0, "linearity_weight nominal_weight warmup"))
+    least = ((1, "steps"), (0, "linearity_weight slope_weight mu nominal_weight step_in_radii warmup"))
     doubled = ("linearity_weight",)
     second_order: ClassVar[bool] = True
     steps: int = 2

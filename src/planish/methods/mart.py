@@ -32,7 +32,7 @@ class MART(Plain):
     adding 0.0001.
     """
 
-    least = ((1, "steps"), (0, "beta"))
+    least = ((1, "steps"), (0, "beta step_in_radii start_in_radii"))
     steps: int = 10
     beta: float = 5.0
     step_in_radii: float = 0.226

@@ -31,7 +31,7 @@ class SSAT(Plain):
     start, in training mode.
     """
 
-    least = ((1, "checkpoints"),)
+    least = ((1, "checkpoints"), (0, "step_in_radii"))
     doubled = ("checkpoints",)
     checkpoints: int = 3
     step_in_radii: float = 1.25

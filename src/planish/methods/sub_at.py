@@ -42,7 +42,7 @@ class SubAT(Plain):
     the radius stays, while the paper also doubles it.
     """
 
-    least = ((2, "snapshots"), (1, "dimensions"), (0, "switch"))
+    least = ((2, "snapshots"), (1, "dimensions"), (0, "switch step_in_radii"))
     cost: ClassVar[float] = 1.67
     step_in_radii: float = 1.25
     snapshots: int = 40

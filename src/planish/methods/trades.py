@@ -31,7 +31,7 @@ class TRADES(Plain):
     computed once, not every step.
     """
 
-    least = ((1, "steps"), (0, "beta"))
+    least = ((1, "steps"), (0, "beta step_in_radii start_in_radii"))
     steps: int = 10
     beta: float = 6.0
     step_in_radii: float = 0.226

@@ -159,12 +159,17 @@ def would_decide(one: JudgedClaim) -> str:
         return "no number of images; the measured difference is 0. Longer training may make one."
     if spread:
         needed = seeds_needed(spread, away)
-        return (
-            f"{number_of(needed, 'seed')}, if more of them scatter as these do." if needed else "more than 100 seeds."
-        )
+        return f"{number_of(needed, 'seed')}, if more of them scatter as these do." if needed else _scattered(spread)
     images = math.ceil(whole["test_images"] * (reach / away) ** 2 / 100) * 100
     enough = "" if images <= 10000 else ": more than CIFAR-10 has, so that only other networks will tell"
     return f"about {images:,} test images, if the difference stays{enough}; and more seeds, as each row has one."
+
+
+def _scattered(spread: Sequence[Sequence[float]]) -> str:
+    """Say what decides where no number of seeds makes their mean say anything."""
+    points = max(max(seeds) - min(seeds) for seeds in spread)
+    asked = f"more than {MOST_SEEDS} would be needed"
+    return f"not their mean, as trainings lie up to {points:.0f} points apart: {asked}. Count those that collapse."
 
 
 def _seeds(whole: dict[str, Any], name: str) -> list[float]:

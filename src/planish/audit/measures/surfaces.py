@@ -162,8 +162,10 @@ def accuracy_along(
 
     A sound attack breaks more at every larger radius: images that rise again show a weak attack or masked gradients
     (Athalye, Carlini and Wagner 2018, section 3.1). attack: one that counts any wrong class. Linf radii end at the box.
-    Costs an attack and a clean forward for each factor.
+    Costs an attack and a clean forward for each factor. Raises BadInput for a name in place of an attack.
     """
+    if isinstance(attack, str):
+        raise BadInput(f"attack must be one of planish.attacks, such as PGD(), not the text '{attack}'")
     robust, passes = [], torch.zeros_like(batch.labels)
     for factor in factors:
         found = attack.search(model, batch, threat.scaled(factor), generator=seeded(seed))
