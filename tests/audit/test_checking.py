@@ -157,6 +157,24 @@ def test_planted_images_are_found_by_honest_gradients_and_by_no_others():
     assert found(nn.Sequential(Backwards(), *strange.linear()), "planted").verdict == "fail"
 
 
+class Projected(nn.Module):
+    """A network whose head is called by name, with another head that no forward calls, in any dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head, self.other = strange.linear()[1].to(dtype), nn.Linear(4, 2, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(input=x.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_images_are_planted_behind_the_linear_layer_that_a_forward_calls_last(dtype: torch.dtype):
+    planted = found(Projected(dtype).eval(), "planted", shades(strange.linear()))
+    assert planted.verdict == "pass" and planted.statistic == 100
+
+
 def test_the_suites_black_box_stages_count_against_gradients():
     """Noise after gradients is a black box in the suite too: its hits are this check's."""
     model = Wrong(-1.0)
