@@ -157,6 +157,18 @@ def test_planted_images_are_found_by_honest_gradients_and_by_no_others():
     assert found(nn.Sequential(Backwards(), *strange.linear()), "planted").verdict == "fail"
 
 
+def test_grey_is_the_middle_of_the_box_and_as_far_away_as_its_sides():
+    """Images near the sides of [-1, 1]: a ball of radius 0.5 round them holds no grey one."""
+    model, x = strange.linear(2), torch.linspace(0.8, 1.0, 40)[:, None, None, None].expand(40, 1, 8, 8)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 64))
+        model[1].bias.copy_(torch.tensor([1.0, -1.0]))
+        batch = Batch(both := torch.cat([x, -x]), model(both).argmax(1))
+    *_, last = audit(model, batch, Linf(0.1, low=-1.0, high=1.0), PLAN, suite=SUITE, only=["unbounded"])
+    seen = last.finding("unbounded")
+    assert seen.verdict == "open" and seen.evidence["hits"] == 0 and "radius 1," in seen.meaning
+
+
 class Projected(nn.Module):
     """A network whose head is called by name, with another head that no forward calls, in any dtype."""
 
