@@ -100,6 +100,12 @@ def test_logarithms_of_probabilities_are_as_good_as_logits():
     assert (audits[0].broken_by == audits[1].broken_by).all() and 0 < audits[0].robust_accuracy().value < 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_probabilities_of_a_model_in_half_precision_are_taken_for_what_they_are(dtype: torch.dtype):
+    model = nn.Sequential(*strange.linear(), nn.Softmax(1)).to(dtype).eval()
+    assert found(model, "logits", shades(strange.linear())).verdict == "fail"
+
+
 def test_a_forward_that_optimises():
     assert found(strange.Optimising(), "plain-forward").verdict == "fail"
     assert found(strange.linear(), "plain-forward").verdict == "pass"

@@ -341,7 +341,7 @@ def _remedy(output: Tensor) -> str:
     return ""
 
 
-def _unit_error(model: nn.Module, logits: Tensor) -> float:
+def unit_error(model: nn.Module, logits: Tensor) -> float:
     """Return how far from 1 the sum of a row of probabilities may be, by the model's dtype."""
     return max(1e-5, torch.finfo(dtype_of(model) or logits.dtype).eps)
 
@@ -371,7 +371,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
             f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
         )
     _check_targets(images, logits.shape[1])
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < _unit_error(model, logits)).all()):
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < unit_error(model, logits)).all()):
         raise BadInput(
             "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, "
             "or return their log"

@@ -91,7 +91,7 @@ def logits(evidence: Evidence) -> Seen:
     """The output is logits, not probabilities."""
     with evaluating(evidence.given):
         output = _raw(evidence, evidence.setup.x)
-    probabilities = are_probabilities(output)
+    probabilities = are_probabilities(evidence.given, output)
     largest = float(output.sum(1).sub(1).abs().amax())
     return fact(
         float(probabilities),
