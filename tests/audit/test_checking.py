@@ -106,6 +106,13 @@ def test_probabilities_of_a_model_in_half_precision_are_taken_for_what_they_are(
     assert found(model, "logits", shades(strange.linear())).verdict == "fail"
 
 
+def test_an_audit_says_to_how_many_levels_its_images_keep():
+    batch = shades(strange.linear())
+    batch = batch._replace(x=(255 * batch.x).round() / 255)
+    *_, last = audit(strange.linear(), batch, Linf(0.05, levels=256), PLAN, suite=SUITE, only=["classes"])
+    assert last.meta["threat"] == {"norm": "Linf", "radius": 0.05, "levels": 256}
+
+
 def test_a_forward_that_optimises():
     assert found(strange.Optimising(), "plain-forward").verdict == "fail"
     assert found(strange.linear(), "plain-forward").verdict == "pass"

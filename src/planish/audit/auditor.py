@@ -163,7 +163,7 @@ def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str,
         seed=evidence.seed,
         black_box=evidence.black_box,
         checks=count,
-        threat={"norm": evidence.threat.name, "radius": evidence.threat.radius},
+        threat=evidence.threat.facts,
         notes=list(about.get("notes", [])),
     )
 
