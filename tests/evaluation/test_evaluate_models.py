@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from planish.attacks.gradient import APGDDLR, APGDT, PGD
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
+from planish.core.losses import likely_classes
 from planish.core.threat import Linf
 from planish.evaluation.evaluate import IN_TRAINING, EvaluationStep, evaluate_steps
 
@@ -180,6 +181,28 @@ def test_few_classes(classes: int, brightness: Callable[..., nn.Module], levels:
         judge(brightness(classes), levels, {"apgd-dlr": APGDDLR(3)})
     record = judge(brightness(classes), levels, {"apgd-t": APGDT(10)}).evaluation
     assert record.survivors().tolist() == [True, False, False, False, True, False]
+
+
+class Lowered(nn.Module):
+    """The network's logits times 1e30, all of them below -1e30, and two classes that it never says."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = 1e30 * (self.network(x) - 1e3)
+        return nn.functional.pad(logits, (0, 2), value=torch.finfo(logits.dtype).min)
+
+
+def test_logits_however_low_are_judged_as_others(brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
+    found, expected = (judge(model, levels, {}).evaluation for model in (Lowered(brightness(3)), brightness(3)))
+    assert found.correct().tolist() == expected.correct().tolist() and expected.correct().any()
+
+
+def test_a_label_is_no_wrong_class_beside_classes_that_are_masked(levels: Batch, brightness: Callable[..., nn.Module]):
+    likely = likely_classes(Lowered(brightness(3))(levels.x), levels.labels)
+    assert likely.shape == (len(levels.x), 4) and not (likely == levels.labels[:, None]).any()
 
 
 def test_a_class_that_is_never_predicted_is_told(brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
