@@ -157,7 +157,14 @@ def test_probabilities_are_refused_in_half_precision_too(dtype: torch.dtype, net
             lambda b: b._replace(x=b.x[:, 0]),
             "images must be (N, channels, height, width), got (12, 8, 8); one image is",
         ),
-        (lambda b: b.select(slice(0, 0)), "images must be (N, channels, height, width) with N > 0, got (0, 1, 8, 8)"),
+        (
+            lambda b: b.select(slice(0, 0)),
+            "images must be (N, channels, height, width) with none of these 0, got (0, 1, 8, 8)",
+        ),
+        (
+            lambda b: b._replace(x=b.x[..., :0]),
+            "images must be (N, channels, height, width) with none of these 0, got (12, 1, 8, 0)",
+        ),
         (lambda b: b._replace(labels=b.labels - 1), "labels lie in -1..2, but the model has 4 classes (0..3)"),
         (lambda b: b._replace(labels=b.labels + 1), "labels lie in 1..4, but the model has 4 classes (0..3)"),
         (lambda b: b._replace(labels=b.labels[:5]), "labels must be int64 of shape (12,), got torch.int64 of"),

@@ -293,8 +293,8 @@ def check_images(images: Batch, threat: Ball) -> None:
     All three must be on one device.
     """
     x = images.x
-    if x.ndim != 4 or len(x) == 0:
-        raise BadInput(f"images must be (N, channels, height, width) with N > 0, got {tuple(x.shape)}")
+    if x.ndim != 4 or x.numel() == 0:
+        raise BadInput(f"images must be (N, channels, height, width) with none of these 0, got {tuple(x.shape)}")
     for what, values in (("labels", images.labels), ("indices", images.indices)):
         if values.shape != (len(x),) or values.dtype != torch.int64:
             shape = tuple(values.shape)
