@@ -36,7 +36,7 @@ def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = 
     """
     if isinstance(threat, tuple) and len(threat) == 2 and isinstance(threat[1], Tensor | np.ndarray):
         given = threat[1]
-        threat = Weighted.of_radii(str(threat[0]), given if isinstance(given, Tensor) else torch.from_numpy(given))
+        threat = Weighted.of_radii(str(threat[0]), given if isinstance(given, Tensor) else _of_array(given, "radii"))
     if isinstance(threat, Weighted) and not own_radii:
         raise BadInput("a radius for each image or pixel is for attacks, evaluate and verify; give one number here")
     if isinstance(threat, ThreatModel):
@@ -252,12 +252,19 @@ def _tensor(values: object, what: str) -> Tensor:
     if isinstance(values, Tensor):
         with torch.inference_mode(False):
             return values.clone() if values.is_inference() else values.detach()
+    tensor = _of_array(values, what)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _of_array(values: object, what: str) -> Tensor:
+    """Return an array, or what NumPy makes one of, as a tensor of its type. Raises BadInput."""
     try:
         array = np.ascontiguousarray(np.asarray(values))
-        tensor = torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array)
     except (TypeError, ValueError):
-        raise BadInput(f"{what} must be a tensor or a NumPy array, not {shown(values)}") from None
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
+        found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else shown(values)
+        raise BadInput(f"{what} must be a tensor or a NumPy array of a type that PyTorch has, not {found}") from None
 
 
 def _whole_numbers(values: object, what: str) -> Tensor:
