@@ -183,14 +183,14 @@ def test_grey_is_the_middle_of_the_box_and_as_far_away_as_its_sides():
 
 
 class Projected(nn.Module):
-    """A network whose head is called by name, with another head that no forward calls, in any dtype."""
+    """A network whose head is called by name and gets one image without its batch; another head is never called."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.head, self.other = strange.linear()[1].to(dtype), nn.Linear(4, 2, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(input=x.flatten(1))
+        logits: Tensor = self.head(input=x.flatten(1).squeeze())
         return logits
 
 

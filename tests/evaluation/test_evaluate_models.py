@@ -190,6 +190,28 @@ def test_few_classes(classes: int, brightness: Callable[..., nn.Module], levels:
     assert record.survivors().tolist() == [True, False, False, False, True, False]
 
 
+class Squeezed(nn.Module):
+    """The network's logits without dimensions of one: of a single image (K,)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).squeeze()
+
+
+def test_a_model_that_squeezes_the_logits_of_one_image(network: nn.Module, images: Batch, judge: Judge):
+    """It ended in an IndexError as soon as one image was left in a part."""
+    attacks = {"pgd": PGD(3, 1), "apgd-t": APGDT(3, 2)}
+    for some in (images, images.select(slice(0, 1))):
+        found, expected = (
+            judge(model, some, attacks, radius=0.015, chunk=1).evaluation for model in (Squeezed(network), network)
+        )
+        assert np.array_equal(found.columns[0].margin, expected.columns[0].margin, equal_nan=True)
+        assert found.survivors().tolist() == expected.survivors().tolist()
+
+
 class Lowered(nn.Module):
     """The network's logits times 1e30, all of them below -1e30, and two classes that it never says."""
 

@@ -37,7 +37,7 @@ class Binary(nn.Module):
 
         with self.last.register_forward_pre_hook(take, with_kwargs=True):
             self.network(x)
-        return wide(taken[-1].flatten(1))
+        return wide(taken[-1].reshape(len(x), -1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return two logits, (N, 2)."""
