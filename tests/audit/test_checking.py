@@ -113,6 +113,14 @@ def test_an_audit_says_to_how_many_levels_its_images_keep():
     assert last.meta["threat"] == {"norm": "Linf", "radius": 0.05, "levels": 256}
 
 
+def test_images_of_two_sets_with_the_same_numbers_are_judged_again_each():
+    model = strange.linear()
+    batch = shades(model, 60)
+    batch = batch._replace(indices=batch.indices % 30)
+    seen = found(model, "single-draw", batch)
+    assert seen.verdict == "pass" and seen.evidence["images"] == PLAN.setup
+
+
 def test_a_forward_that_optimises():
     assert found(strange.Optimising(), "plain-forward").verdict == "fail"
     assert found(strange.linear(), "plain-forward").verdict == "pass"
