@@ -51,6 +51,17 @@ class Halved(nn.Module):
         return self.network(x.bfloat16())
 
 
+class Huge(nn.Module):
+    """A network's logits times 1e30: the squares of their gradients are no float32 numbers."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e30 * self.network(x)
+
+
 class Spoilt(nn.Module):
     """Three classes, affine. The gradient vanishes where an image's last pixel is 0, and is NaN where it is 1."""
 

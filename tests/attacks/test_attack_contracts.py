@@ -6,7 +6,7 @@ import pytest
 import torch
 from observing import in_parts, left_alone, same
 from small_attacks import DEFINED, named
-from strange_models import Gamma, Halved
+from strange_models import Gamma, Halved, Huge
 from torch import Tensor, nn
 
 from planish.attacks import Attack, Worst, run
@@ -74,6 +74,14 @@ def test_an_infinite_gradient_leads_to_images_and_spoils_no_other_pixel(
     x[:, :, 2, 2:4] = 0.0
     found = direct(make_attack(name), Gamma(network), images._replace(x=x), threat)
     assert found.x_adv.isfinite().all() and threat.feasible(found.x_adv, x).all() and found.score.isfinite().all()
+
+
+def test_gradients_whose_squares_overflow_lead_to_images(
+    name: str, make_attack: Make, knowing: nn.Module, images: Batch, threat: ThreatModel
+):
+    model = Huge(knowing)
+    found = direct(make_attack(name), model, images, threat)
+    assert bool(found.x_adv.isfinite().all()) and bool(threat.feasible(found.x_adv, images.x).all())
 
 
 def test_the_chunk_changes_nothing(

@@ -73,6 +73,13 @@ def test_random_targets_depend_on_seed_and_index_alone():
     assert torch.equal(RandomTarget(1)(with_two), 1 - with_two.labels)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**70])
+def test_a_seed_of_random_targets_that_is_none(seed: int):
+    """The larger ones were an OverflowError once the attack ran."""
+    with pytest.raises(BadInput, match=f"seed must be from 0 to 9223372036854775807, not {seed}"):
+        RandomTargeted(seed=seed)
+
+
 def test_every_restart_aims_at_the_same_random_class(network: nn.Module, images: Batch):
     attack = RandomTargeted(2, 3).assembled(4)
     assert isinstance(attack, Worst) and len(set(attack.attacks)) == 1

@@ -100,6 +100,27 @@ def test_logarithms_of_probabilities_are_as_good_as_logits():
     assert (audits[0].broken_by == audits[1].broken_by).all() and 0 < audits[0].robust_accuracy().value < 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_probabilities_of_a_model_in_half_precision_are_taken_for_what_they_are(dtype: torch.dtype):
+    model = nn.Sequential(*strange.linear(), nn.Softmax(1)).to(dtype).eval()
+    assert found(model, "logits", shades(strange.linear())).verdict == "fail"
+
+
+def test_an_audit_says_to_how_many_levels_its_images_keep():
+    batch = shades(strange.linear())
+    batch = batch._replace(x=(255 * batch.x).round() / 255)
+    *_, last = audit(strange.linear(), batch, Linf(0.05, levels=256), PLAN, suite=SUITE, only=["classes"])
+    assert last.meta["threat"] == {"norm": "Linf", "radius": 0.05, "levels": 256}
+
+
+def test_images_of_two_sets_with_the_same_numbers_are_judged_again_each():
+    model = strange.linear()
+    batch = shades(model, 60)
+    batch = batch._replace(indices=batch.indices % 30)
+    seen = found(model, "single-draw", batch)
+    assert seen.verdict == "pass" and seen.evidence["images"] == PLAN.setup
+
+
 def test_a_forward_that_optimises():
     assert found(strange.Optimising(), "plain-forward").verdict == "fail"
     assert found(strange.linear(), "plain-forward").verdict == "pass"
@@ -155,6 +176,36 @@ def test_planted_images_are_found_by_honest_gradients_and_by_no_others():
     honest = found(strange.linear(), "planted")
     assert honest.verdict == "pass" and honest.statistic == 100
     assert found(nn.Sequential(Backwards(), *strange.linear()), "planted").verdict == "fail"
+
+
+def test_grey_is_the_middle_of_the_box_and_as_far_away_as_its_sides():
+    """Images near the sides of [-1, 1]: a ball of radius 0.5 round them holds no grey one."""
+    model, x = strange.linear(2), torch.linspace(0.8, 1.0, 40)[:, None, None, None].expand(40, 1, 8, 8)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 64))
+        model[1].bias.copy_(torch.tensor([1.0, -1.0]))
+        batch = Batch(both := torch.cat([x, -x]), model(both).argmax(1))
+    *_, last = audit(model, batch, Linf(0.1, low=-1.0, high=1.0), PLAN, suite=SUITE, only=["unbounded"])
+    seen = last.finding("unbounded")
+    assert seen.verdict == "open" and seen.evidence["hits"] == 0 and "radius 1," in seen.meaning
+
+
+class Projected(nn.Module):
+    """A network whose head is called by name and gets one image without its batch; another head is never called."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head, self.other = strange.linear()[1].to(dtype), nn.Linear(4, 2, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(input=x.flatten(1).squeeze())
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_images_are_planted_behind_the_linear_layer_that_a_forward_calls_last(dtype: torch.dtype):
+    planted = found(Projected(dtype).eval(), "planted", shades(strange.linear()))
+    assert planted.verdict == "pass" and planted.statistic == 100
 
 
 def test_the_suites_black_box_stages_count_against_gradients():

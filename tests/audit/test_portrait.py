@@ -112,6 +112,13 @@ def test_what_cannot_be_proven_is_not(width: int, threat: ThreatModel, batch: Ba
     assert found is not None and found.proof == "" and np.isnan(found.certified).all()
 
 
+def test_nothing_is_proven_of_a_network_that_rounds_to_half_precision(batch: Batch):
+    whole = geometry_of(small(6).bfloat16(), inner(batch, small(6)), Linf(0.02))
+    assert whole.bounds is not None and whole.bounds.proof == "" and np.isnan(whole.bounds.certified).all()
+    assert relu_units(two_classes().bfloat16(), batch.x) is None
+    assert relu_units(small(6).double(), batch.x.double()) == 6
+
+
 def test_the_relus_of_other_networks_are_not_counted(batch: Batch):
     assert relu_units(small(6), batch.x) == 6 and relu_units(two_classes(), batch.x) == 0
     assert relu_units(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Softplus()), batch.x) is None

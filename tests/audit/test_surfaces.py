@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from planish.attacks.fab import FAB
 from planish.attacks.gradient import FGSM, PGD
 from planish.audit.measures.surfaces import (
     Moved,
@@ -123,6 +124,10 @@ def test_accuracy_falls_along_the_radius_of_a_linear_model(linear: nn.Module, ba
     assert found.robust[:, 0].all() and (found.passes >= len(factors)).all()
     with pytest.raises(BadInput, match=r"such as PGD\(\), not the text 'pgd'"):
         accuracy_along(model, wide, threat, "pgd", factors)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"in a ball of fixed radius, such as PGD\(\), not a? ?FAB"):
+        accuracy_along(model, wide, threat, FAB(), factors)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"factors must be multiples of the radius"):
+        accuracy_along(model, wide, threat, PGD(), ())
 
 
 class Ring(nn.Module):

@@ -128,6 +128,8 @@ def test_saved_and_loaded(network: nn.Module, images: Tensor, labels: Tensor, tm
     x_adv, wanted, predicted = (torch.cat(part) for part in zip(*batches, strict=True))
     assert torch.equal(wanted, labels) and torch.equal(network(x_adv).argmax(1), predicted)
     assert 100 * right(network, x_adv, labels) / 24 == pytest.approx(accuracy)
+    with pytest.raises(BadInput, match="the loader yields no images: give it some"):
+        atk.save([])
     with pytest.raises(BadInput, match="holds no clean_inputs"):
         atk.load(tmp_path / "adv.pt", load_clean_inputs=True)
 

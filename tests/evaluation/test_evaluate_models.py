@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from planish.attacks.gradient import APGDDLR, APGDT, PGD
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
+from planish.core.losses import likely_classes
 from planish.core.threat import Linf
 from planish.evaluation.evaluate import IN_TRAINING, EvaluationStep, evaluate_steps
 
@@ -156,7 +157,14 @@ def test_probabilities_are_refused_in_half_precision_too(dtype: torch.dtype, net
             lambda b: b._replace(x=b.x[:, 0]),
             "images must be (N, channels, height, width), got (12, 8, 8); one image is",
         ),
-        (lambda b: b.select(slice(0, 0)), "images must be (N, channels, height, width) with N > 0, got (0, 1, 8, 8)"),
+        (
+            lambda b: b.select(slice(0, 0)),
+            "images must be (N, channels, height, width) with none of these 0, got (0, 1, 8, 8)",
+        ),
+        (
+            lambda b: b._replace(x=b.x[..., :0]),
+            "images must be (N, channels, height, width) with none of these 0, got (12, 1, 8, 0)",
+        ),
         (lambda b: b._replace(labels=b.labels - 1), "labels lie in -1..2, but the model has 4 classes (0..3)"),
         (lambda b: b._replace(labels=b.labels + 1), "labels lie in 1..4, but the model has 4 classes (0..3)"),
         (lambda b: b._replace(labels=b.labels[:5]), "labels must be int64 of shape (12,), got torch.int64 of"),
@@ -180,6 +188,50 @@ def test_few_classes(classes: int, brightness: Callable[..., nn.Module], levels:
         judge(brightness(classes), levels, {"apgd-dlr": APGDDLR(3)})
     record = judge(brightness(classes), levels, {"apgd-t": APGDT(10)}).evaluation
     assert record.survivors().tolist() == [True, False, False, False, True, False]
+
+
+class Squeezed(nn.Module):
+    """The network's logits without dimensions of one: of a single image (K,)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).squeeze()
+
+
+def test_a_model_that_squeezes_the_logits_of_one_image(network: nn.Module, images: Batch, judge: Judge):
+    """It ended in an IndexError as soon as one image was left in a part."""
+    attacks = {"pgd": PGD(3, 1), "apgd-t": APGDT(3, 2)}
+    for some in (images, images.select(slice(0, 1))):
+        found, expected = (
+            judge(model, some, attacks, radius=0.015, chunk=1).evaluation for model in (Squeezed(network), network)
+        )
+        assert np.array_equal(found.columns[0].margin, expected.columns[0].margin, equal_nan=True)
+        assert found.survivors().tolist() == expected.survivors().tolist()
+
+
+class Lowered(nn.Module):
+    """The network's logits times 1e30, all of them below -1e30, and two classes that it never says."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = 1e30 * (self.network(x) - 1e3)
+        return nn.functional.pad(logits, (0, 2), value=torch.finfo(logits.dtype).min)
+
+
+def test_logits_however_low_are_judged_as_others(brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):
+    found, expected = (judge(model, levels, {}).evaluation for model in (Lowered(brightness(3)), brightness(3)))
+    assert found.correct().tolist() == expected.correct().tolist() and expected.correct().any()
+
+
+def test_a_label_is_no_wrong_class_beside_classes_that_are_masked(levels: Batch, brightness: Callable[..., nn.Module]):
+    likely = likely_classes(Lowered(brightness(3))(levels.x), levels.labels)
+    assert likely.shape == (len(levels.x), 4) and not (likely == levels.labels[:, None]).any()
 
 
 def test_a_class_that_is_never_predicted_is_told(brightness: Callable[..., nn.Module], levels: Batch, judge: Judge):

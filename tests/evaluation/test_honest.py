@@ -209,7 +209,7 @@ def test_random_models_are_told_and_eot_judges_them(net: nn.Module, images: Batc
 
 
 def test_eot_of_a_model_that_is_not_random_changes_no_verdict(net: nn.Module, images: Batch):
-    once, often = judged(net, images), judged(net, images, eot=4)
+    once, often = judged(net, images), judged(net, images, eot=np.int64(4))
     assert np.array_equal(once.columns[0].broken, often.columns[0].broken)
     assert (
         often.columns[0].forwards == 4 * once.columns[0].forwards

@@ -22,7 +22,7 @@ from planish.core.threat import Linf
 from planish.evaluation.adversarials import KeptProgress, load_images, save_images
 from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.evaluation.image_files import ImageFiles
-from planish.records.evaluation import load
+from planish.records.evaluation import load, load_adversarials, save_adversarials
 from planish.runs.judge import EvaluationConfig, LoadedModel, verify
 from planish.search.step_rules import Steepest
 
@@ -229,6 +229,13 @@ def test_images_that_do_not_fit(linear_digits: LoadedModel, tmp_path: Path):
     _, task = attacked_digits(linear_digits, path)
     with pytest.raises(BadInput, match=r"has image .*, which digits"):
         verify(linear_digits, EvaluationConfig("digits", Linf(0.05), (), limit=10), path)
+    x_adv, indices = load_adversarials(path)
+    save_adversarials(x_adv[[0, 1, 0]], indices[[0, 1, 0]], tmp_path / "again.npz")
+    with pytest.raises(BadInput, match=f"has image {indices[0]} a second time: give each image once"):
+        verify(linear_digits, task, tmp_path / "again.npz")
+    save_adversarials(x_adv[:0], indices[:0], tmp_path / "none.npz")
+    with pytest.raises(BadInput, match=r"none.npz holds no images"):
+        verify(linear_digits, task, tmp_path / "none.npz")
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(BadInput, match=r"does not hold adversarial images, or it is cut short"):
         verify(linear_digits, task, path)

@@ -236,6 +236,17 @@ def test_labels_beside_what_holds_them_are_refused(x: Tensor, y: Tensor):
             batch_of(FORMS[form](x, y), y)
 
 
+def test_arrays_in_any_byte_order_and_direction_are_read(x: Tensor, y: Tensor, model: nn.Module):
+    """Big-endian ones were no "NumPy array", and radii from the last to the first ended in a ValueError."""
+    found = batch_of(x.numpy().astype(">f4"), y.numpy().astype(">i8"))
+    assert torch.equal(found.x, x) and torch.equal(found.labels, y)
+    radii = np.linspace(0, 0.1, 12)[::-1]
+    own, copied = (pl.evaluate(model, x, y, threat=("Linf", given), attacks="fgsm") for given in (radii, radii.copy()))
+    assert own.meta["threat"] == copied.meta["threat"]
+    with pytest.raises(pl.BadInput, match=r"a NumPy array of a type that PyTorch has, not an array of object"):
+        batch_of(x.numpy().astype(object), y)
+
+
 def test_a_list_of_two_images_is_two_images(x: Tensor):
     assert batch_of([x[0].numpy(), x[1].numpy()], [0, 1]).x.shape == (2, 1, 4, 4)
 

@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 from planish.attacks import Attack, Recipe, Worst, ascents
 from planish.attacks.ascents import PAPER_SCHEDULE, Given, LeastLikely, RandomTarget, Ranked, Targeted, Untargeted
-from planish.core.errors import BadInput, at_least, whole
+from planish.core.arguments import seed_of
+from planish.core.errors import BadInput, at_least
 from planish.core.losses import cross_entropy, cross_entropy_toward, dlr, dlr_toward, margin, toward
 from planish.search.step_rules import COSINE_MOMENTUM, Adam, AutoPGD, Momentum, Steepest
 
@@ -162,7 +163,7 @@ class RandomTargeted(Restarted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole(seed=self.seed)
+        seed_of(self.seed)
 
     def once(self, classes: int) -> Attack:
         return Targeted(Adam(PAPER_SCHEDULE), self.steps, RandomTarget(self.seed), aim="reach")

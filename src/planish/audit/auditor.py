@@ -139,7 +139,7 @@ def _begun(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counte
         first = logits_of(model, images.x[:CHUNK])
     except (Exception, SystemExit):  # which judged_batch words
         first = images.x.new_zeros(0)
-    if first.ndim == 2 and are_probabilities(first):
+    if first.ndim == 2 and are_probabilities(model, first):
         model, fresh = AsLogits(model), None if fresh is None else AsLogits(fresh)
     counted = Counted(model)
     return counted, judged_batch(counted, images, None, threat), fresh
@@ -163,7 +163,7 @@ def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str,
         seed=evidence.seed,
         black_box=evidence.black_box,
         checks=count,
-        threat={"norm": evidence.threat.name, "radius": evidence.threat.radius},
+        threat=evidence.threat.facts,
         notes=list(about.get("notes", [])),
     )
 

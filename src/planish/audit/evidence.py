@@ -15,9 +15,9 @@ from planish.attacks import Attack, run
 from planish.attacks.ascents import Untargeted
 from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
-from planish.core.arguments import in_chunks, logits_of
+from planish.core.arguments import in_chunks, logits_of, unit_error
 from planish.core.batch import Batch, per_image
-from planish.core.losses import Loss, cross_entropy, margin
+from planish.core.losses import Loss, cross_entropy, margin, wide
 from planish.core.modes import Counted, attacked, full_precision, plain_logits
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded
 from planish.core.threat import ThreatModel
@@ -82,9 +82,10 @@ PLANS = {
 }  # fmt: skip
 
 
-def are_probabilities(output: Tensor) -> bool:
-    """Say whether every row lies in [0, 1] and sums to 1."""
-    return bool(((output >= 0) & (output <= 1)).all()) and bool(((output.sum(1) - 1).abs() < 1e-5).all())
+def are_probabilities(model: nn.Module, output: Tensor) -> bool:
+    """Say whether every row of a model's output lies in [0, 1] and sums to 1, as nearly as its dtype has it."""
+    unit = (output.sum(1) - 1).abs() < unit_error(model, output)
+    return bool(((output >= 0) & (output <= 1)).all()) and bool(unit.all())
 
 
 class AsLogits(nn.Module):
@@ -96,7 +97,7 @@ class AsLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log p, (N, K)."""
-        return plain_logits(self.model(x)).clamp(min=UNDERFLOW).log()
+        return wide(plain_logits(self.model(x))).clamp(min=UNDERFLOW).log()
 
 
 class Gradients(NamedTuple):

@@ -31,6 +31,7 @@ from planish.records.audit import Finding
 from planish.records.geometry import REACH, Array, Geometry
 from planish.search.ascent import highest
 from planish.search.objectives import loss_of, objective_of
+from planish.search.slopes import arithmetic
 from planish.search.step_rules import Steepest
 
 WITHOUT = (
@@ -303,7 +304,12 @@ def _beyond(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def relu_units(model: nn.Module, x: Tensor) -> int | None:
-    """Return how many ReLUs an image (1, ...) passes; None if other layers than affine ones and ReLU are met."""
+    """Return how many ReLUs an image (1, ...) passes; None if other layers than affine ones and ReLU are met.
+
+    None of a model in half precision too: proofs are of real numbers, and it rounds every one of its own.
+    """
+    if arithmetic(model, x) not in (torch.float32, torch.float64):
+        return None
     leaves = [module for module in model.modules() if not any(module.children())]
     known = (*AFFINE, nn.ReLU), (nn.Sequential, Normalized)
     if not all(isinstance(module, known[any(module.children())]) for module in model.modules()):

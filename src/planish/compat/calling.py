@@ -184,6 +184,8 @@ class TorchAttack:
         """
         one_of(("float",), save_type=save_type)
         began, parts = time.perf_counter(), [self._saved(*batch[:2]) for batch in data_loader]
+        if not parts:
+            raise BadInput("the loader yields no images: give it some")
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         right = whole["preds"] == whole["labels"]
         kept = ["adv_inputs", "labels", *(["preds"] * save_predictions), *(["clean_inputs"] * save_clean_inputs)]

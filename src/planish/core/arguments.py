@@ -36,7 +36,7 @@ def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = 
     """
     if isinstance(threat, tuple) and len(threat) == 2 and isinstance(threat[1], Tensor | np.ndarray):
         given = threat[1]
-        threat = Weighted.of_radii(str(threat[0]), given if isinstance(given, Tensor) else torch.from_numpy(given))
+        threat = Weighted.of_radii(str(threat[0]), given if isinstance(given, Tensor) else _of_array(given, "radii"))
     if isinstance(threat, Weighted) and not own_radii:
         raise BadInput("a radius for each image or pixel is for attacks, evaluate and verify; give one number here")
     if isinstance(threat, ThreatModel):
@@ -252,12 +252,19 @@ def _tensor(values: object, what: str) -> Tensor:
     if isinstance(values, Tensor):
         with torch.inference_mode(False):
             return values.clone() if values.is_inference() else values.detach()
+    tensor = _of_array(values, what)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _of_array(values: object, what: str) -> Tensor:
+    """Return an array, or what NumPy makes one of, as a tensor of its type. Raises BadInput."""
     try:
         array = np.ascontiguousarray(np.asarray(values))
-        tensor = torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array)
     except (TypeError, ValueError):
-        raise BadInput(f"{what} must be a tensor or a NumPy array, not {shown(values)}") from None
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
+        found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else shown(values)
+        raise BadInput(f"{what} must be a tensor or a NumPy array of a type that PyTorch has, not {found}") from None
 
 
 def _whole_numbers(values: object, what: str) -> Tensor:
@@ -293,8 +300,8 @@ def check_images(images: Batch, threat: Ball) -> None:
     All three must be on one device.
     """
     x = images.x
-    if x.ndim != 4 or len(x) == 0:
-        raise BadInput(f"images must be (N, channels, height, width) with N > 0, got {tuple(x.shape)}")
+    if x.ndim != 4 or x.numel() == 0:
+        raise BadInput(f"images must be (N, channels, height, width) with none of these 0, got {tuple(x.shape)}")
     for what, values in (("labels", images.labels), ("indices", images.indices)):
         if values.shape != (len(x),) or values.dtype != torch.int64:
             shape = tuple(values.shape)
@@ -341,7 +348,7 @@ def _remedy(output: Tensor) -> str:
     return ""
 
 
-def _unit_error(model: nn.Module, logits: Tensor) -> float:
+def unit_error(model: nn.Module, logits: Tensor) -> float:
     """Return how far from 1 the sum of a row of probabilities may be, by the model's dtype."""
     return max(1e-5, torch.finfo(dtype_of(model) or logits.dtype).eps)
 
@@ -371,7 +378,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
             f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
         )
     _check_targets(images, logits.shape[1])
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < _unit_error(model, logits)).all()):
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < unit_error(model, logits)).all()):
         raise BadInput(
             "the model returns probabilities; give logits: leave its softmax out, it hides the gradients, "
             "or return their log"

@@ -1,5 +1,6 @@
 """Losses of logits, per example. Larger is always worse for the model; a targeted attack is another loss."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,7 @@ from planish.core.errors import BadInput
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) -> (N,), computed in float32 or wider."""
 
-MASKED = -1e30
+MASKED = -math.inf
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def scale_free_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def masked(scores: Tensor, classes: Tensor) -> Tensor:
-    """Return the scores (N, K) with that of one class each, (N,), far below every other."""
+    """Return the scores (N, K) with that of one class each, (N,), below every other."""
     return scores.scatter(1, classes[:, None], MASKED)
 
 

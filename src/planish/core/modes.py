@@ -239,8 +239,9 @@ class Counted(nn.Module):
     """How planish asks a model: its passes are counted, and its logits are plain whatever it wraps them in.
 
     The model gets a copy of the images, which it may write into, in the dtype of its own weights; its logits come in
-    float32 or wider. Those without a graph are copies: a model may keep them and write into them when it is asked
-    again, or make them in inference mode, and then autograd would refuse them.
+    float32 or wider, those of one image as (1, K) also where the model squeezes them. Those without a graph are copies:
+    a model may keep them and write into them when it is asked again, or make them in inference mode, and then autograd
+    would refuse them.
     forwards, backwards: number of single images so far. No host sync; a backward counts when it reaches the logits.
     """
 
@@ -257,6 +258,8 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         logits = plain_logits(self.model(x.clone() if self.dtype in (None, x.dtype) else x.to(self.dtype)))
+        if logits.ndim == 1 and len(x) == 1 < len(logits):
+            logits = logits[None]
         self.forwards += len(x)
         widened = wide(logits) if logits.is_floating_point() else logits
         if logits.requires_grad:

@@ -203,11 +203,9 @@ def verify(
     network, threats, path = model_of(model), threats_of(threat), path_of(path)
     test_set: ImageSet = x if isinstance(x, OnDemand) else batch_of(x, labels, network)
     places = {index: row for row, index in enumerate(test_set.indices.tolist())}
-    parts, threats = list[_Part](), threats.among(test_set.indices)
+    parts, threats, seen = list[_Part](), threats.among(test_set.indices), set[int]()
     for file, images, indices in _saved(path):
-        missing = [index for index in indices.tolist() if index not in places]
-        if missing:
-            raise BadInput(f"{file} has image {missing[0]}, which {source} does not hold")
+        _check_saved(file, indices.tolist(), places, seen, source)
         some = test_set.select(
             torch.tensor([places[index] for index in indices.tolist()], device=test_set.labels.device)
         )
@@ -231,6 +229,18 @@ def _saved(path: Path) -> Iterator[tuple[Path, Floats, Integers]]:
         yield from ((path, *part) for part in load_pngs(path))
     else:
         yield from ((file, *load_adversarials(file)) for file in files_in(path))
+
+
+def _check_saved(file: Path, indices: list[int], places: Mapping[int, int], seen: set[int], source: str) -> None:
+    """Enter a file's images among those seen. Raises BadInput for none, for one not in the set, and for one again."""
+    if not indices:
+        raise BadInput(f"{file} holds no images")
+    for index in indices:
+        if index not in places:
+            raise BadInput(f"{file} has image {index}, which {source} does not hold")
+        if index in seen:
+            raise BadInput(f"{file} has image {index} a second time: give each image once")
+        seen.add(index)
 
 
 class _Part(NamedTuple):

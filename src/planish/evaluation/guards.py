@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,9 +45,9 @@ class Averaged(nn.Module):
 
 def draws_of(eot: object) -> int:
     """Return how many draws judge an image. Raises BadInput: 1, or as many as can show that an image is robust."""
-    if not isinstance(eot, int) or isinstance(eot, bool) or not (eot == 1 or eot >= 4):
+    if not isinstance(eot, int | np.integer) or isinstance(eot, bool) or not (eot == 1 or eot >= 4):
         raise BadInput(f"eot must be 1, or at least 4 draws to tell a robust image from a broken one, got {eot!r}")
-    return eot
+    return int(eot)
 
 
 class Verdict(NamedTuple):

@@ -299,7 +299,7 @@ def _same(
 ) -> Audit:
     """Return a whole audit, if it is of what is asked for. Raises Unlike."""
     asked: dict[str, Any] = {"model": model_digest(judged.model), "data": data_digest(batch), "seed": task.seed}
-    asked |= {"threat": {"norm": task.threat.name, "radius": task.threat.radius}, "budget": budget}
+    asked |= {"threat": task.threat.facts, "budget": budget}
     asked["checks"] = len({*registered(), *own_checks(checks)})
     for key, value in asked.items():
         if key in found.meta and (found.meta[key] if key == "threat" else _identity(found.meta[key])) != value:

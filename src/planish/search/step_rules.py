@@ -137,7 +137,7 @@ class Adam:
     """Adam on the gradient, then projection (Kingma and Ba 2015; the ascents of Qin et al. 2019).
 
     Differs: the gradient is of the batch's sum, not mean, so an example's way does not depend on its
-    neighbours; Adam does not see the scale.
+    neighbours; Adam does not see the scale, as long as squares are finite: longer entries are cut to where they are.
     """
 
     step_in_radii: float | Schedule
@@ -149,8 +149,10 @@ class Adam:
         return AdamState(torch.zeros_like(x), torch.zeros_like(x))
 
     def step(self, point: Point, state: AdamState) -> tuple[Tensor, AdamState]:
-        mean = torch.lerp(point.gradient, state.mean, self.beta1)
-        square = torch.lerp(point.gradient.square(), state.square, self.beta2)
+        longest = math.sqrt(torch.finfo(point.gradient.dtype).max) / 2
+        gradient = point.gradient.clamp(-longest, longest)
+        mean = torch.lerp(gradient, state.mean, self.beta1)
+        square = torch.lerp(gradient.square(), state.square, self.beta2)
         count = point.index + 1
         corrected = (square / (1 - self.beta2**count)).sqrt_() + self.epsilon
         rate = step_size(self.step_in_radii, point) / (1 - self.beta1**count)

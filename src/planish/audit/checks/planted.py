@@ -1,5 +1,6 @@
 """The binarization test: an adversarial image is planted, and the attack must find it (Zimmermann et al. 2022)."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from planish.attacks import run
 from planish.audit.check import FEWEST, Seen, Unknown, check, named, share
 from planish.audit.evidence import Evidence
 from planish.core.batch import Batch
+from planish.core.losses import wide
 from planish.core.modes import evaluating
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
@@ -27,26 +29,31 @@ class Binary(nn.Module):
         self.weight, self.bias = torch.zeros(1), torch.zeros(())
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what the last linear layer is given, (N, F)."""
+        """Return what the last linear layer is given, (N, F), in float32 or wider."""
         taken: list[Tensor] = []
-        with self.last.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0])):
+
+        def take(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            taken.append((*arguments, *named.values())[0])
+
+        with self.last.register_forward_pre_hook(take, with_kwargs=True):
             self.network(x)
-        return taken[-1].flatten(1)
+        return wide(taken[-1].reshape(len(x), -1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return two logits, (N, 2)."""
-        score = self.features(x) @ self.weight + self.bias
+        features = self.features(x)
+        score = features @ self.weight.to(features) + self.bias.to(features)
         return torch.stack([-score, score], 1)
 
 
 @check((32,), fail_at=95.0, worse="below", level="thorough", needs="graph")
 def planted(evidence: Evidence) -> Seen | Unknown:
     """The attack finds adversarial images that were planted (binarization test)."""
-    linear = [module for module in evidence.given.modules() if isinstance(module, nn.Linear)]
-    if not linear:
+    last = _last_linear(evidence.model, evidence.setup.x[:1])
+    if last is None:
         reason = "The network has no linear layer to plant an adversarial image behind."
         return Unknown(reason, "Nothing is to be done.")
-    binary, found = Binary(evidence.model, linear[-1]), list[bool]()
+    binary, found = Binary(evidence.model, last), list[bool]()
     for row in evidence.drawn(evidence.every, 2 * evidence.plan.planted).tolist():
         one = evidence.images.select(slice(row, row + 1))
         if _plant(binary, one, evidence.threat, evidence.seed) and len(found) < evidence.plan.planted:
@@ -66,6 +73,18 @@ def planted(evidence: Evidence) -> Seen | Unknown:
         "The attack misses what is known to be there: it is too weak for this model; use a stronger or adapted one.",
     )
     return replace(seen, sure=100 - share(total - hits, total, "").sure, hits=None)
+
+
+@torch.no_grad()
+def _last_linear(model: nn.Module, x: Tensor) -> nn.Linear | None:
+    """Return the linear layer that a forward of images (N, ...) calls last; None if it calls none."""
+    called: list[nn.Linear] = []
+    with ExitStack() as hooks, evaluating(model):
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                hooks.enter_context(module.register_forward_pre_hook(lambda own, _: called.append(own)))
+        model(x)
+    return called[-1] if called else None
 
 
 @torch.no_grad()

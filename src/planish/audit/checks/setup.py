@@ -91,7 +91,7 @@ def logits(evidence: Evidence) -> Seen:
     """The output is logits, not probabilities."""
     with evaluating(evidence.given):
         output = _raw(evidence, evidence.setup.x)
-    probabilities = are_probabilities(output)
+    probabilities = are_probabilities(evidence.given, output)
     largest = float(output.sum(1).sub(1).abs().amax())
     return fact(
         float(probabilities),
@@ -204,7 +204,7 @@ def smooth_input(evidence: Evidence) -> Seen | Unknown:
 def single_draw(evidence: Evidence) -> Seen:
     """Verdicts on adversarial images do not change when the images are judged again."""
     batch = evidence.setup
-    x_adv = evidence.judged.x_adv[torch.isin(evidence.images.indices, batch.indices)]
+    x_adv = evidence.judged.x_adv[evidence.setup_rows]
     draws = torch.stack([margin(logits_of(evidence.model, x_adv, 63), batch.labels) >= 0 for _ in range(DRAWS)])
     hits = int((draws.any(0) & ~draws.all(0)).sum())
     return fact(

@@ -230,8 +230,9 @@ def radius_curve(evidence: Evidence) -> Seen:
 @check((22,), fail_at=1.0, needs="graph", correct="sampled")
 def unbounded(evidence: Evidence) -> Seen | Unknown:
     """In a ball in which every image can become grey nothing survives."""
-    middle = torch.full_like(evidence.images.x[:1], 0.5)
-    threat = replace(evidence.threat, radius=float(evidence.threat.norm(middle)))
+    low, high = evidence.threat.low, evidence.threat.high
+    middle = torch.full_like(evidence.images.x[:1], (low + high) / 2)
+    threat = replace(evidence.threat, radius=float(evidence.threat.norm(high - middle)))
     beaten = evidence.correct_sample.labels != logits_of(evidence.model, middle).argmax(1)
     if not beaten.any():
         return Unknown("Grey is of the class of every image that is right.", "Audit images of more classes.")

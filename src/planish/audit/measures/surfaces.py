@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from planish.attacks import Attack
 from planish.audit.measures.linearity import one_step
+from planish.core.arguments import shown
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import Loss, cross_entropy, margin
@@ -162,10 +163,14 @@ def accuracy_along(
 
     A sound attack breaks more at every larger radius: images that rise again show a weak attack or masked gradients
     (Athalye, Carlini and Wagner 2018, section 3.1). attack: one that counts any wrong class. Linf radii end at the box.
-    Costs an attack and a clean forward for each factor. Raises BadInput for a name in place of an attack.
+    Costs an attack and a clean forward for each factor. Raises BadInput for anything but an attack in a ball, such as a
+    name or one that measures distances, and without a factor.
     """
-    if isinstance(attack, str):
-        raise BadInput(f"attack must be one of planish.attacks, such as PGD(), not the text '{attack}'")
+    if not isinstance(attack, Attack):
+        given = f"the text '{attack}'" if isinstance(attack, str) else shown(attack)
+        raise BadInput(f"attack must be one of planish.attacks in a ball of fixed radius, such as PGD(), not {given}")
+    if not len(factors):
+        raise BadInput("factors must be multiples of the radius, such as (0.5, 1, 2), and none is given")
     robust, passes = [], torch.zeros_like(batch.labels)
     for factor in factors:
         found = attack.search(model, batch, threat.scaled(factor), generator=seeded(seed))
