@@ -47,7 +47,7 @@ class Commands(TyperGroup):
         except SystemExit:  # planish's own commands end by typer.Exit
             sys.exit(terminal.failed(str(ended("a file of yours ends the program")), 2))
         except KeyboardInterrupt:
-            sys.exit(terminal.failed("interrupted; what was finished is saved, --resume goes on", 130))
+            sys.exit(terminal.failed(interrupted(ctx), 130))
         except (RuntimeError, FloatingPointError) as error:
             sys.exit(terminal.failed(str(error), 1))
         except Exception as error:
@@ -70,6 +70,13 @@ class Command(TyperCommand):
                 left = "" if part.required else ", or leave it out"
                 raise BadInput(f"{part.opts[0]} is empty: give a path{left}")
         return rest
+
+
+def interrupted(ctx: Any) -> str:
+    """Return the line on Ctrl-C, which offers --resume where the command has it."""
+    command = ctx.command.get_command(ctx, ctx.invoked_subcommand or "")
+    known = [name for part in command.params for name in part.opts] if command else []
+    return terminal.GOES_ON if "--resume" in known else "interrupted"
 
 
 def renamed(error: Exception) -> str:
