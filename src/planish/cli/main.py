@@ -29,6 +29,7 @@ from planish.storage.files import write_text
 LOCKED = (errno.EACCES, errno.EPERM)
 UNUSABLE = (*LOCKED, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 """What a system says of a path that was given and is none for this."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Commands(TyperGroup):
@@ -89,7 +90,9 @@ def renamed(error: Exception) -> str:
 
 
 def unusable(error: Exception) -> str:
-    """Return the line on a path that cannot be used as it was given; "" for any other error."""
+    """Return the line on a full disk, or a path that cannot be used as it was given; "" for any other error."""
+    if isinstance(error, OSError) and error.errno in FULL:  # of a redirected output nothing says which file it is
+        return f"cannot write {os.fsdecode(error.filename or 'the output')}: {error.strerror}; free space"
     if not isinstance(error, OSError) or error.errno not in UNUSABLE or isinstance(error.filename, int | None):
         return ""
     allowed = "allow it to your user, or " if error.errno in LOCKED else ""
