@@ -241,7 +241,8 @@ def made(component: Component, options: Mapping[str, Any], what: str, elsewhere:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{what}: {where} = {first['input']!r} is wrong: {first['msg'].lower()}") from error
+        why = first["msg"].lower().replace("valid tuple", "list in brackets")
+        raise BadInput(f"{what}: {where} = {first['input']!r} is wrong: {why}") from error
     try:
         return component(**{name: getattr(checked, name) for name in checked.model_fields_set})
     except SystemExit as error:

@@ -17,6 +17,7 @@ from typer.testing import Result
 
 from planish.audit.auditor import checks
 from planish.audit.evidence import PLANS
+from planish.core.errors import Unwritten
 from planish.records.audit import load, save
 from planish.records.evaluation import load_adversarials
 from planish.runs.audit import CHECK_IMAGES, SUITE, SUITE_IMAGES, KeptAudit, draw
@@ -323,6 +324,21 @@ def test_an_audit_goes_on_from_an_evaluation_in_shards(planish: Planish, own: st
     ):
         refused = planish("audit", *short, "--after", folder, "--out", "no")
         assert refused.exit_code == 2 and told in refused.stderr, refused.stderr
+
+
+def test_resume_writes_a_page_that_a_full_disk_refused(planish: Planish, own: str, monkeypatch: pytest.MonkeyPatch):
+    """A whole record without its page: --resume once named a page that was not there."""
+
+    def full(folder: Path) -> Path:
+        raise Unwritten(f"cannot write {folder}/audit.html: No space left on device; choose another folder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("planish.runs.audit.draw", full)
+        assert planish("audit", f"{own}:honest", *OPTIONS).exit_code == 2
+    (Path("audited") / "audit.json").unlink()
+    result = planish("audit", f"{own}:honest", *OPTIONS, "--resume")
+    assert result.exit_code == 0 and "report: audited/audit.html" in result.stdout
+    assert {"audit.html", "audit.md", "audit.json"} <= {path.name for path in Path("audited").iterdir()}
 
 
 def test_an_audit_of_something_else_is_not_gone_on_with(planish: Planish, own: str, monkeypatch: pytest.MonkeyPatch):

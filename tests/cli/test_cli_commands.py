@@ -116,6 +116,27 @@ def test_interrupted_and_resumed(planish: Planish, tiny: list[str], run_folder: 
     assert planish(*arguments, "--resume").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "where", "told"),
+    [
+        (["list", "attacks"], "planish.registry.listed", "interrupted"),
+        (["reproduce", "seat-table-1"], "planish.reproduce.reproduce", "and the same command goes on with it"),
+        (["distances", "run", "--data", "digits"], "planish.runs.judge.check_distances", "--resume goes on"),
+    ],
+)
+def test_ctrl_c_offers_resume_where_there_is_one(
+    command: list[str], where: str, told: str, planish: Planish, monkeypatch: pytest.MonkeyPatch
+):
+    """Every command once offered --resume, those without it too, such as `planish reproduce`."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    result = planish(*command)
+    assert result.exit_code == 130 and result.stderr.endswith(f"{told}\n"), result.stderr
+
+
 def test_evaluate_prints_one_document(planish: Planish, run_folder: Path):
     result = planish("evaluate", run_folder, *JUDGE, "--out", "judged", "--json")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -152,6 +152,14 @@ def test_other_commands(arguments: list[str], message: str, refused: Refused):
     assert refused(*arguments).startswith(message)
 
 
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_folder_that_is_named_twice(command: str, refused: Refused, tmp_path: Path):
+    """It was told that each model in a report needs its own name, "run, run", and not what to do."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "evaluation.npz").touch()
+    assert refused(command, "run", "./run/") == "run is named twice: name each folder once"
+
+
 LEFT = "--overwrite replaces it, another --out leaves it"
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HEAVY = "{'torch', 'matplotlib', 'pydantic', 'rich', 'numpy', 'sklearn', 'jinja2', 'pyarrow', 'PIL'}"
 
 
@@ -37,6 +39,17 @@ def test_help_imports_nothing_heavy(tmp_path: Path):
 def test_wrong_usage_is_no_traceback(tmp_path: Path):
     result = python("-m", "planish", "evaluate", "--data", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "") and "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_output_on_a_full_disk_is_no_mistake_of_planish(tmp_path: Path):
+    """`planish ... > FILE` on a full disk once asked for a report of a mistake in planish."""
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "planish", "list", "attacks"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE
+        )
+    told = b"planish: cannot write the output: No space left on device; free space\n"
+    assert (result.returncode, result.stderr) == (2, told)
 
 
 def test_evaluate_into_a_pipe(run_folder: Path, tmp_path: Path):

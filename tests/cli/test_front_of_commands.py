@@ -172,6 +172,19 @@ def test_who_built_a_model_is_remembered(planish: Planish, tmp_path: Path, monke
     assert planish("evaluate", "moved", *judge).exit_code == 2
 
 
+def test_workers_are_told_who_built_a_model(planish: Planish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They once refused the model that the command itself had just opened, as its builder was remembered."""
+    monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path / "known" / name)
+    Path("own.py").write_text(OWN)
+    tiny = ("--set", "data.limit=20", "--set", "settings.batch_size=10", "--epochs", "1", "--device", "cpu")
+    own = ("--method", "standard", "--set", "model.name=own.py:net", "--out", "run")
+    assert planish("train", *own, *tiny).exit_code == 0
+    judge = ("--data", "digits", "--radius", "0.1", "--limit", "8", "--attacks", "fgsm", "--device", "cpu")
+    told = planish("evaluate", "run", *judge, "--workers", "1")
+    assert told.exit_code == 0, told.stderr
+    assert told.stderr.count("as was named before") == 1
+
+
 def test_rehearsals_tell_everything_and_write_nothing(planish: Planish, tiny: list[str], run_folder: Path):
     before = sorted(Path().rglob("*"))
     told = planish("train", "--method", "seat-fl", *tiny, "--dry-run")

@@ -53,6 +53,7 @@ def one_line(result: Result, *words: str) -> None:
         ("settings.momentum=nan", "settings.momentum must be "),
         ("settings.drop_factor=inf", "settings.drop_factor must be "),
         ("settings.drops=[nan]", "settings.drops must be "),
+        ("settings.drops=0.5", "drops = 0.5 is wrong: input should be a list in brackets"),
         ("data.crop=1000000000", "data.crop must be from 0 to 16384"),
         ("data.crop=-1", "data.crop must be from 0 to 16384"),
         ("data.cutout=-1", "data.cutout must be from 0 to 16384"),

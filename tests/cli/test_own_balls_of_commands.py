@@ -54,6 +54,17 @@ def test_images_of_8_bits_are_verified_from_their_pngs(
     assert not Path("own/png").exists()
 
 
+def test_images_in_radii_of_a_file_are_verified(judged: Callable[..., Evaluation], run_folder: Path, planish: Planish):
+    """Radii for as many images as --limit took did not fit the whole test set, which `verify` always read."""
+    np.save("radii.npy", np.array([0.0, 0.3] * 10))
+    record = judged("own", "radii.npy", "pgd-5-1", keep_images=True)
+    asked = ("--data", "digits", "--radius", "radii.npy", "--device", "cpu")
+    result = planish("verify", run_folder, "own", *asked, "--limit", "20", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["robust"]["hits"] == int(record.survivors().sum()) and told["infeasible"] == 0
+
+
 def test_damaged_pngs_are_said_in_a_line(tmp_path: Path):
     with pytest.raises(BadInput, match=r"holds no INDEX\.png"):
         next(load_pngs(tmp_path))

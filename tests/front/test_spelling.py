@@ -82,6 +82,9 @@ CALLS = [
     (call("train", None, (), [], threat="Linf:0.1"), r"takes model, data without a name, .*: \(x, labels\)$"),
     (call("train", None, ()), r"train needs threat$"),
     (call("train", None, "digits", threat="Linf:0.1", guard=True), r"a guard is planish\.Guard\(every=25\), not True"),
+    (call("train", None, "digits", threat="Linf:0.1", settings={"epochs": 1}), r"settings are planish\.Settings\(ep"),
+    (call("train", None, "digits", threat="Linf:0.1", settings={}), r"settings are planish\.Settings\(epochs"),
+    (call("Settings", drops=0.5), r"settings\.drops must be a list, such as \[0\.5\], got 0\.5"),
     (call("evaluate", None, [], [], "Linf:0.1", "fgsm", 1, 2, 3, 4, 5, 6, 7), "evaluate takes model, x, labels"),
     (
         call("evaluate", nn.Flatten(), torch.zeros(2, 3, 3), 0, "Linf:0.1"),

@@ -10,7 +10,7 @@ from planish.core.errors import BadInput
 from planish.data.images import images_of
 from planish.models import build
 from planish.runs.config import Named, experiment_from
-from planish.runs.run import check_storable, load_run, put_weights
+from planish.runs.run import check_storable, load_run, put_weights, save_weights
 from planish.runs.train import new_model, train_into
 
 CODE = """
@@ -48,6 +48,14 @@ def test_a_run_folder_does_not_choose_the_code_that_runs(built_by: str, tmp_path
     with pytest.raises(BadInput, match="--built-by"):
         load_run(tmp_path / "run")
     assert not (tmp_path / "called").exists()
+
+
+def test_the_code_that_a_folder_names_is_quoted_for_a_shell(tmp_path: Path) -> None:
+    """What a file from elsewhere names stands in an option to paste: a space would part it, `$(...)` would be run."""
+    about = {"model": {"name": "my nets/$(touch called).py:build", "options": {}}, "classes": ["0", "1"], "channels": 1}
+    save_weights(tmp_path / "run" / "model.safetensors", nn.Linear(1, 1), about)
+    with pytest.raises(BadInput, match=r"add --built-by 'my nets/\$\(touch called\)\.py:build'$"):
+        load_run(tmp_path / "run")
 
 
 def test_a_folder_with_a_half_written_file_alone_is_new(tmp_path: Path) -> None:

@@ -250,6 +250,7 @@ def verify(
     norm: options.Norm = "Linf",
     threat: options.Threats = None,
     built_by: options.BuiltBy = None,
+    limit: options.Limit = None,
     size: options.Size = None,
     classes: options.Classes = None,
     eot: options.Draws = 1,
@@ -262,7 +263,7 @@ def verify(
     from planish.runs.judge import verify as run
 
     given: dict[str, Any] = {"data": data, "attacks": (), "norm": norm, "radius": radius, "threats": threat, "eot": eot}
-    given |= {"size": size, "classes": classes}
+    given |= {"limit": limit, "size": size, "classes": classes}
     on, task = _asked("verify", device, given, check_task)
     found = run(_model(model, on, built_by), task, images, device=on)
     if json_:

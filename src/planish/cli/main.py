@@ -29,6 +29,7 @@ from planish.storage.files import write_text
 LOCKED = (errno.EACCES, errno.EPERM)
 UNUSABLE = (*LOCKED, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 """What a system says of a path that was given and is none for this."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Commands(TyperGroup):
@@ -47,7 +48,7 @@ class Commands(TyperGroup):
         except SystemExit:  # planish's own commands end by typer.Exit
             sys.exit(terminal.failed(str(ended("a file of yours ends the program")), 2))
         except KeyboardInterrupt:
-            sys.exit(terminal.failed("interrupted; what was finished is saved, --resume goes on", 130))
+            sys.exit(terminal.failed(interrupted(ctx), 130))
         except (RuntimeError, FloatingPointError) as error:
             sys.exit(terminal.failed(str(error), 1))
         except Exception as error:
@@ -72,6 +73,13 @@ class Command(TyperCommand):
         return rest
 
 
+def interrupted(ctx: Any) -> str:
+    """Return the line on Ctrl-C, which offers --resume where the command has it."""
+    command = ctx.command.get_command(ctx, ctx.invoked_subcommand or "")
+    known = [name for part in command.params for name in part.opts] if command else []
+    return terminal.GOES_ON if "--resume" in known else "interrupted"
+
+
 def renamed(error: Exception) -> str:
     """Return the line on an option that is called otherwise here; "" for any other error."""
     wrong, ctx = getattr(error, "option_name", ""), getattr(error, "ctx", None)
@@ -82,7 +90,9 @@ def renamed(error: Exception) -> str:
 
 
 def unusable(error: Exception) -> str:
-    """Return the line on a path that cannot be used as it was given; "" for any other error."""
+    """Return the line on a full disk, or a path that cannot be used as it was given; "" for any other error."""
+    if isinstance(error, OSError) and error.errno in FULL:  # of a redirected output nothing says which file it is
+        return f"cannot write {os.fsdecode(error.filename or 'the output')}: {error.strerror}; free space"
     if not isinstance(error, OSError) or error.errno not in UNUSABLE or isinstance(error.filename, int | None):
         return ""
     allowed = "allow it to your user, or " if error.errno in LOCKED else ""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from planish.cli import options, tables, terminal
 from planish.core.errors import BadInput
@@ -48,7 +48,10 @@ def reproduce(
     chosen = chosen_rows(job.table, terminal.names_in(rows), job.scale)
     if estimate:
         return _estimate(job, chosen, json_, csv, quiet)
-    _run(job, chosen, quiet, judge)
+    try:
+        _run(job, chosen, quiet, judge)
+    except KeyboardInterrupt:
+        raise Exit(terminal.failed(terminal.SAME_GOES_ON, 130)) from None
     _show(job, json_, csv)
 
 

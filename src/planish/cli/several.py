@@ -134,4 +134,4 @@ def _ending(error: BaseException, number: int) -> tuple[int, str]:
         return 1, f"process {number} has lost another one" if lost else f"process {number}: {error}"
     if isinstance(error, FloatingPointError):
         return HOPELESS, "" if number else str(error)
-    return INTERRUPTED, "" if number else "interrupted; what was finished is saved, --resume goes on"
+    return INTERRUPTED, "" if number else terminal.GOES_ON

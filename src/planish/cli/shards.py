@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from planish.cli import terminal
+from planish.cli import terminal, trust
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def by_workers(
     kind, name, where = place
     assert asked.workers is not None
     devices = devices_of(asked.workers, asked.device)
-    job = Judging(kind, asked.model, name, asked.task, devices, asked.built_by, where.batch_size)
+    built_by = asked.built_by or trust.known(asked.model)
+    job = Judging(kind, asked.model, name, asked.task, devices, built_by, where.batch_size)
     free, last = where.own(kind, name), None
     with terminal.progress_bars(where.quiet) as bars:
         numbers = range(1, len(devices) + 1)

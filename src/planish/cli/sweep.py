@@ -49,8 +49,7 @@ def sweep(
     try:
         _watched(sweep_into(own, folder, storage, terminal.chosen_device(device)), own.most, quiet)
     except KeyboardInterrupt:
-        words = "interrupted; what was finished is saved, and the same command goes on with it"
-        raise Exit(terminal.failed(words, 130)) from None
+        raise Exit(terminal.failed(terminal.SAME_GOES_ON, 130)) from None
     _shown(folder, json_, csv)
 
 

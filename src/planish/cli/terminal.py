@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from planish.training.loop import EpochRecord
 
 
+GOES_ON = "interrupted; what was finished is saved, --resume goes on"
+SAME_GOES_ON = "interrupted; what was finished is saved, and the same command goes on with it"
+"""What Ctrl-C is answered with by commands that have --resume, and by those that always go on."""
+
+
 def chosen_device(name: str) -> str:
     """Return the device to compute on. Raises BadInput if it cannot be used."""
     import torch

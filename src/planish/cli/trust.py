@@ -11,13 +11,19 @@ from planish.storage.reading import DIGEST, LOG, read_json
 
 
 def remembered(model: str) -> str | None:
+    """Return what `known` does, and say so."""
+    if found := known(model):
+        LOG.warning("planish: %s is built by %s, as was named before", model, found)
+    return found
+
+
+def known(model: str) -> str | None:
     """Return the function that was named for this very run before, in training it or by `--built-by`, if its file is
     the same still."""
     entry = _entries().get(_digest_of_run(model), {})
     path = Path(entry.get("file", ""))
     if not path.is_file() or _digest(path) != entry["digest"]:
         return None
-    LOG.warning("planish: %s is built by %s, as was named before", model, entry["built_by"])
     return str(entry["built_by"])
 
 

@@ -84,9 +84,13 @@ def one_of(known: Iterable[object], **values: object) -> None:
 
 
 def of_kind(kind: object, /, **values: Any) -> None:
-    """Raise BadInput that names the first of the values that the kind, a Literal or int, does not have; others pass."""
+    """Raise BadInput that names the first value that the kind, a Literal, int or tuple, does not have; others pass."""
     if get_origin(kind) is Literal:
         one_of(get_args(kind), **values)
+    elif get_origin(kind) is tuple:
+        for name, value in values.items():
+            if not isinstance(value, list | tuple):
+                raise BadInput(f"{name} must be a list, such as [{_short(value)}], got {_short(value)}")
     elif kind is int:
         whole(**values)
 

@@ -52,6 +52,7 @@ from planish.storage.files import remove
 
 CALLED = {"model": {"name": "the model"}, "data": {"name": "images in memory"}}
 """What a page calls things that have no name."""
+PAGE = "audit.html"
 BROKEN = "broken/"
 """What the masks of images that checks broke are called in the record, before their attack's name."""
 BLACK_BOX = "a black box: only checks and attacks that ask for no gradient were made"
@@ -254,7 +255,7 @@ def audit_into(
     if not overwrite and (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
         if not resume:
             refuse_taken(folder, "audit", resumes=False)
-        yield _same(found, judged, task, batch, budget, checks, folder)
+        yield _drawn(_same(found, judged, task, batch, budget, checks, folder), folder)
         return
     check_out(folder, "audit")
     notes = [*judged.notes, *warnings, *([f"{judged.name} is {BLACK_BOX}"] if black_box else [])]
@@ -304,6 +305,14 @@ def _same(
     for key, value in asked.items():
         if key in found.meta and (found.meta[key] if key == "threat" else _identity(found.meta[key])) != value:
             raise Unlike(f"{folder} holds an audit with another {key}; choose another folder")
+    return found
+
+
+def _drawn(found: Audit, folder: Path) -> Audit:
+    """Return a whole audit with its page: a kill or a full disk may have come between its record and that."""
+    if not (folder / PAGE).exists():
+        record.save(found, folder)
+        draw(folder)
     return found
 
 

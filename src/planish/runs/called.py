@@ -122,7 +122,9 @@ def train_steps(
     It yields records with .epoch, .metrics, .learning_rate and .seconds; .run is the run as far as it has come.
     Raises BadInput.
     """
-    given, settings = settings is not None, settings or Settings()
+    given, settings = settings is not None, Settings() if settings is None else settings
+    if not isinstance(settings, Settings):
+        raise BadInput(f"settings are planish.Settings(epochs=30), not {shown(settings)}")
     settings = settings if epochs is None else replace(settings, epochs=epochs)
     own, threat, seed = method_of(method), threat_of(threat), seed_of(seed)
     if not isinstance(guard, Guard):

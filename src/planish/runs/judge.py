@@ -44,7 +44,7 @@ from planish.report.audited import headline_rows, side_by_side, told_apart
 from planish.runs.beside import GALLERY, KeptBeside, load_gallery
 from planish.runs.config import LARGEST_SIDE
 from planish.runs.given import EIGHT_BIT, aimed, check_targets
-from planish.runs.names import audited_apart, entry_names, name_of
+from planish.runs.names import audited_apart, entry_names, name_of, refuse_twice
 from planish.runs.places import WRITTEN, check_out, clear, refuse_taken
 from planish.runs.run import BEST, WEIGHTS, load_run, training_of
 from planish.runs.shards import cut
@@ -318,6 +318,7 @@ def entries(folders: Sequence[Path]) -> list[Entry]:
 
     Entries of one name are told apart by what judged them, or else by their folders.
     """
+    refuse_twice(folders)
     found = [_entry(folder) for folder in folders]
     names = entry_names(found, folders)
     base = next((entry.training for entry in found if entry.training and entry.method == "standard"), None)
@@ -381,6 +382,7 @@ class Comparison:
 
 def comparison(folders: Sequence[Path]) -> Comparison:
     """Read the folders; one that holds an evaluation and an audit gives both. Raises BadInput for one with neither."""
+    refuse_twice(folders)
     judged = [folder for folder in folders if (folder / EVALUATION).exists()]
     audited = [folder for folder in folders if (folder / audits.RECORD).exists()]
     for folder in folders:

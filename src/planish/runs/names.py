@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from planish.core.errors import BadInput
 from planish.models import is_borrowed
 from planish.models.onnx import is_onnx
 from planish.records.audit import Audit
@@ -29,6 +30,15 @@ def name_of(spec: str) -> str:
     if is_borrowed(spec) or not SAYING_NOTHING.issuperset(own.lower().split("_")):
         return own
     return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+
+
+def refuse_twice(folders: Sequence[Path]) -> None:
+    """Raise BadInput for a folder that is named twice: nothing tells it from itself."""
+    known = set[Path]()
+    for folder in folders:
+        if folder.resolve() in known:
+            raise BadInput(f"{folder} is named twice: name each folder once")
+        known.add(folder.resolve())
 
 
 def entry_names(found: Sequence[Entry], folders: Sequence[Path]) -> list[str]:

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import shlex
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -283,7 +284,8 @@ def load_run(folder: str | Path, built_by: str | None = None, *, best: bool = Fa
     if is_borrowed(name):
         options = {**options, "pretrained": False}  # the weights are in the folder
     elif ":" in name and (built_by is None or _code(name) != _code(built_by)):
-        raise BadInput(f"the model in {folder} was built by '{name}'; if you trust that code, add --built-by {name}")
+        trusted = f"if you trust that code, add --built-by {shlex.quote(name)}"
+        raise BadInput(f"the model in {folder} was built by '{name}'; {trusted}")
     own = built_by if built_by and ":" in name and not is_borrowed(name) else name  # the code that the caller trusts
     model = architecture(own, options, classes, channels)
     put_weights(tensors, weights, model)
