@@ -243,6 +243,13 @@ def test_a_truncated_resume_file(refused: Refused, damaged: Path, tiny: list[str
     assert message.startswith(f"{checkpoint} is truncated or not a planish checkpoint; remove it to start over")
 
 
+def test_a_mistyped_folder_is_not_trained_into(refused: Refused, tmp_path: Path):
+    wrong = tmp_path / "robsut"
+    told = refused("train", "--resume", "--epochs", "14", "--out", wrong)
+    assert told.startswith(f"nothing to go on with in {wrong};")
+    assert not wrong.exists()
+
+
 def test_weights_of_another_architecture(refused: Refused, damaged: Path):
     about = read_metadata(damaged / WEIGHTS)
     network = small_cnn(classes=10, channels=1, width=8)

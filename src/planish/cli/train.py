@@ -119,6 +119,10 @@ def _tell(folder: Path, experiment: "Experiment", last: dict[str, Any], json_: b
     terminal.print_line(f"next: {following}")
 
 
+KINDS = ("method.name", "data.source", "model.weights")
+"""Values that say what to train, of those with an option of their own."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a training is to be: a file, named values, overrides, whether a folder's own configuration counts; who is
@@ -142,6 +146,8 @@ class Asked:
         from planish.runs.run import CONFIG
 
         own = folder / CONFIG if folder is not None and self.resume and self.config is None else None
+        if own and not own.parent.exists() and not (self.overrides or any(self.named[name] for name in KINDS)):
+            raise BadInput(f"nothing to go on with in {folder}; to begin there, say what to train, as by --method")
         return experiment_of(own if own and own.exists() else self.config, self.named, self.overrides)
 
     def begin(self, folder: Path, device: str, where: terminal.Where, group: "Group") -> "Iterator[EpochRecord]":
