@@ -22,6 +22,7 @@ DOT = _FILE.getvalue()
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages have a dot for each figure: to draw them is most of what a small evaluation costs. tests/report does."""
+    monkeypatch.setattr("planish.report.drawing.lay_out", lambda figure: None)
     monkeypatch.setattr("planish.report.page.to_png", lambda figure: DOT)
     monkeypatch.setattr("planish.report.page.to_svg", lambda drawing: "<svg></svg>")
 
