@@ -239,8 +239,9 @@ def from_root(word: str) -> str:
 def test_command_lines(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Files that the commands name are the page's listings, by the name in their first line, or the project's."""
     write_listings(page, tmp_path)
-    (tmp_path / RUN).mkdir(parents=True)
-    (tmp_path / RUN / "config.toml").write_text("seed = 0\n")
+    for run in (RUN, "runs/two"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "config.toml").write_text("seed = 0\n")
     monkeypatch.chdir(tmp_path)
     for name, value in {"N": "3", "RUN": RUN, "DATA": "digits"}.items():  # of a queue's scripts
         monkeypatch.setenv(name, value)
