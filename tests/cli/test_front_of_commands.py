@@ -212,6 +212,18 @@ def test_rehearsals_tell_everything_and_write_nothing(planish: Planish, tiny: li
         assert planish("evaluate", *judge, "--radius", "0.1", *wrong).exit_code == 2
 
 
+def test_rehearsals_refuse_a_folder_that_is_taken(planish: Planish, tiny: list[str], run_folder: Path):
+    train = ("train", "--method", "fgsm", *tiny, "--out", run_folder, "--dry-run")
+    again = planish(*train)
+    assert again.exit_code == 2 and "already holds this run: --resume goes on with it" in again.stderr
+    assert planish(*train, "--resume").exit_code == planish(*train, "--overwrite").exit_code == 0
+    judge = ("evaluate", run_folder, "--data", "digits", "--limit", "9", "--radius", "0.1", "--attacks", "fgsm")
+    planish(*judge, "--out", "judged")
+    taken = planish(*judge, "--out", "judged", "--dry-run")
+    assert taken.exit_code == 2 and "judged already holds an evaluation: --resume goes on with it" in taken.stderr
+    assert planish(*judge, "--out", "judged", "--dry-run", "--resume").exit_code == 0
+
+
 def test_fewer_images_at_a_time_come_to_the_same(planish: Planish, run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     """The largest batch that the model sees is what was asked for."""
     import torch

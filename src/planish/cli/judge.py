@@ -307,10 +307,9 @@ def _tell(
     """Print what would be done. rehearsed: that, by `planish.runs.rehearse`."""
     from planish.runs import rehearse
     from planish.runs.config import tables_text
-    from planish.runs.places import first_free
 
     tree = rehearsed(rehearse)
-    out = where.out or first_free(where.own(kind, tree["name"]))
+    out = where.planned(kind, where.own(kind, tree["name"]))
     whole = {"model": model, "out": str(out), "batch_size": where.batch_size, **tree}
     terminal.print_plan(tables_text(whole), json_)
 

@@ -87,6 +87,20 @@ class Where:
 
         return HOME / kind / f"{folder_name(name)}{self.shard.suffix if self.shard else ''}"
 
+    def planned(self, kind: str, free: Path) -> Path:
+        """Return where work of this kind would go: the first that is `free`, unless it is named.
+
+        Raises BadInput, as the work would, for a named folder that is taken or cannot be written.
+        """
+        from planish.runs.places import check_out, first_free, refuse_taken
+
+        if self.out is None:
+            return first_free(free)
+        if not (self.resume or self.overwrite):
+            refuse_taken(self.out, kind, resumes=True)
+        check_out(self.out, kind)
+        return self.out
+
     @property
     def choice(self) -> dict[str, bool]:
         """What becomes of what is there, as the functions of `runs` take it."""

@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     from planish.runs import rehearse
-    from planish.runs.places import HOME, all_begun, first_free, folder_name
+    from planish.runs.places import HOME, all_begun, folder_name
     from planish.training.collapse import EVERY
 
     resume, overwrite = several.going_on(resume, overwrite)
@@ -89,7 +89,7 @@ def train(
     fresh = asked.experiment(out)
     free = HOME / "train" / folder_name(fresh.method.name if config is None else config.stem)
     if dry_run:
-        return terminal.print_plan(f"# into {out or first_free(free)}\n{rehearse.train(fresh, on)}", json_)
+        return terminal.print_plan(f"# into {_planned(fresh, where, free)}\n{rehearse.train(fresh, on)}", json_)
     to_resume = all_begun(free.parent, "train") if resume else None
     if several.starts_others(processes):
         raise several.start_all(processes, restarts, backend, *several.chosen_folder(out, free, resume))
@@ -103,6 +103,17 @@ def train(
     if group.first:
         _tell(folder, experiment, last, json_)
     several.end(group)
+
+
+def _planned(fresh: "Experiment", where: terminal.Where, free: Path) -> Path:
+    """Return the folder that it would go into. Raises BadInput, as training would, for a named one that is taken."""
+    from planish.runs.places import first_free
+    from planish.runs.taken import refuse_other
+
+    if where.out is None:
+        return first_free(free)
+    refuse_other(fresh, where.out, **where.choice)
+    return where.out
 
 
 def _tell(folder: Path, experiment: "Experiment", last: dict[str, Any], json_: bool) -> None:
