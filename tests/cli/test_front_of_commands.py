@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,20 @@ def test_rehearsals_refuse_a_folder_that_is_taken(planish: Planish, tiny: list[s
     taken = planish(*judge, "--out", "judged", "--dry-run")
     assert taken.exit_code == 2 and "judged already holds an evaluation: --resume goes on with it" in taken.stderr
     assert planish(*judge, "--out", "judged", "--dry-run", "--resume").exit_code == 0
+
+
+def test_a_rehearsal_takes_an_audit_that_was_cut_short(planish: Planish, run_folder: Path):
+    """The command begins it again; only a whole one is in its way."""
+    from planish.records import audit
+
+    judge = ("audit", run_folder, "--data", "digits", "--radius", "0.1", "--budget", "quick", "--limit", "20")
+    planish(*judge, "--out", "audited")
+    taken = planish(*judge, "--out", "audited", "--dry-run")
+    assert taken.exit_code == 2 and "already holds an audit: --overwrite replaces it" in taken.stderr
+    whole = audit.load(Path("audited"))
+    audit.save(replace(whole, meta={**whole.meta, "checks": whole.meta["checks"] + 1}), Path("audited"))
+    assert not audit.load(Path("audited")).complete
+    assert planish(*judge, "--out", "audited", "--dry-run").exit_code == 0
 
 
 def test_fewer_images_at_a_time_come_to_the_same(planish: Planish, run_folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -252,9 +252,9 @@ def audit_into(
     images = plan.images if after is None else len(results.load(after / EVALUATION).labels)
     batch, data, warnings = images_to_judge(task, judged.about, images)
     batch = batch.to(device)
-    if not overwrite and (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
-        if not resume:
-            refuse_taken(folder, "audit", resumes=False)
+    if not (resume or overwrite):
+        refuse_whole(folder)
+    if resume and not overwrite and (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
         yield _drawn(_same(found, judged, task, batch, budget, checks, folder), folder)
         return
     check_out(folder, "audit")
@@ -306,6 +306,12 @@ def _same(
         if key in found.meta and (found.meta[key] if key == "threat" else _identity(found.meta[key])) != value:
             raise Unlike(f"{folder} holds an audit with another {key}; choose another folder")
     return found
+
+
+def refuse_whole(folder: Path) -> None:
+    """Raise BadInput if the folder holds a whole audit; one that was cut short is begun again."""
+    if (folder / record.RECORD).exists() and record.load(folder).complete:
+        refuse_taken(folder, "audit", resumes=False)
 
 
 def _drawn(found: Audit, folder: Path) -> Audit:
