@@ -125,7 +125,7 @@ def test_audits_are_compared(planish: Planish, own: str):
     )
     save(replace(found, findings=found.findings[:3], geometry=None), Path("short"))
     short = planish("compare", "audited", "short")
-    assert short.exit_code == 2 and "the audit in short was cut short; audit again" in short.stderr
+    assert short.exit_code == 2 and "short was cut short; its command goes on with --out short --resume" in short.stderr
 
 
 def test_surrogates(planish: Planish, own: str):
@@ -158,7 +158,9 @@ def test_a_folder_that_is_taken(planish: Planish, own: str):
     assert planish("audit", f"{own}:honest", *OPTIONS).exit_code == 0
     found = load(Path("audited"))
     save(replace(found, findings=found.findings[:3]), Path("audited"))
-    assert planish("audit", f"{own}:honest", *OPTIONS).exit_code == 0 and load(Path("audited")).complete
+    short = planish("audit", f"{own}:honest", *OPTIONS)
+    assert short.exit_code == 2 and "audited already holds an audit: --resume goes on with it" in short.stderr
+    assert planish("audit", f"{own}:honest", *OPTIONS, "--resume").exit_code == 0 and load(Path("audited")).complete
     again = planish("audit", f"{own}:honest", *OPTIONS)
     assert again.exit_code == 2 and "audited already holds an audit: --overwrite replaces it" in again.stderr
 

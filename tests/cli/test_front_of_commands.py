@@ -225,8 +225,8 @@ def test_rehearsals_refuse_a_folder_that_is_taken(planish: Planish, tiny: list[s
     assert planish(*judge, "--out", "judged", "--dry-run", "--resume").exit_code == 0
 
 
-def test_a_rehearsal_takes_an_audit_that_was_cut_short(planish: Planish, run_folder: Path):
-    """The command begins it again; only a whole one is in its way."""
+def test_an_audit_that_was_cut_short_is_not_begun_again_unasked(planish: Planish, run_folder: Path):
+    """Issue: the command typed again without --resume replaced hours of work in the folder that was named."""
     from planish.records import audit
 
     judge = ("audit", run_folder, "--data", "digits", "--radius", "0.1", "--budget", "quick", "--limit", "20")
@@ -236,7 +236,13 @@ def test_a_rehearsal_takes_an_audit_that_was_cut_short(planish: Planish, run_fol
     whole = audit.load(Path("audited"))
     audit.save(replace(whole, meta={**whole.meta, "checks": whole.meta["checks"] + 1}), Path("audited"))
     assert not audit.load(Path("audited")).complete
-    assert planish(*judge, "--out", "audited", "--dry-run").exit_code == 0
+    for again in ((), ("--dry-run",)):
+        short = planish(*judge, "--out", "audited", *again)
+        assert short.exit_code == 2 and short.stderr == (
+            "planish: audited already holds an audit: --resume goes on with it, --overwrite replaces it, another --out "
+            "leaves it\n"
+        )
+    assert planish(*judge, "--out", "audited", "--dry-run", "--resume").exit_code == 0
 
 
 def test_fewer_images_at_a_time_come_to_the_same(planish: Planish, run_folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -159,17 +159,18 @@ def test_a_worker_that_dies_is_named_and_done_again(
 
 
 def test_a_worker_that_dies_twice_ends_the_work_and_resume_goes_on(planish: Planish, model: str, mortal: Path):
-    """In the folder that holds the shards, also where it is not named; another number of workers is refused."""
+    """In the folder that holds the shards, also where it is not named; another number of workers is refused, and to begin anew unasked."""
     asked, folder = (model, *BALL, "--attacks", "fgsm"), Path("runs/evaluation/alone")
     mortal.write_text("xx")
     died = planish("evaluate", *asked, "--workers", "1")
     assert died.exit_code == 1 and "the worker of shard 1/1 died twice, by signal 9" in died.stderr
     assert (folder / "shard-1-of-1" / "evaluation.npz").exists()
-    refused = planish("evaluate", *asked, "--workers", "2", "--resume", "--out", folder)
-    assert refused.exit_code == 2 and refused.stderr == (
-        f"planish: {folder} holds shards of 1 worker that were cut short: --workers 1 --resume goes on with them, "
-        "--overwrite begins anew\n"
-    )
+    for other in (("--workers", "2", "--resume"), ("--workers", "1")):
+        refused = planish("evaluate", *asked, *other, "--out", folder)
+        assert refused.exit_code == 2 and refused.stderr == (
+            f"planish: {folder} holds shards of 1 worker that were cut short: --workers 1 --resume goes on with them, "
+            "--overwrite begins anew\n"
+        )
     done = planish("evaluate", *asked, "--workers", "1", "--resume")
     assert done.exit_code == 0, done.output
     assert evaluation.load(folder / "evaluation.npz").names == ("fgsm",)

@@ -92,13 +92,13 @@ class Where:
 
         Raises BadInput, as the work would, for a named folder that is taken or cannot be written.
         """
-        from planish.runs.audit import refuse_whole
+        from planish.runs.audit import refuse_audited
         from planish.runs.places import check_out, first_free, refuse_taken
 
         if self.out is None:
             return first_free(free)
         if not (self.resume or self.overwrite):
-            refuse_whole(self.out) if kind == "audit" else refuse_taken(self.out, kind, resumes=True)
+            refuse_audited(self.out) if kind == "audit" else refuse_taken(self.out, kind, resumes=True)
         check_out(self.out, kind)
         return self.out
 

@@ -244,8 +244,8 @@ def audit_into(
     after: the folder of an evaluation by the same suite that kept its images, which is not run again; the audit is of
     as many images.
     resume: go on with an audit that was cut short, by check; a whole one is yielded as it is. overwrite: what planish
-    wrote there in auditing is replaced. With neither, one that was cut short is begun again. Raises BadInput if the
-    folder holds a whole audit already, Unlike with resume if it holds one of something else.
+    wrote there in auditing is replaced. Raises BadInput if the folder holds an audit already, whole or begun, without
+    either, Unlike with resume if it holds one of something else.
     """
     check_audit(task, budget, checks)
     plan, black_box = plan_of(budget), isinstance(judged.model, BlackBox)
@@ -253,7 +253,7 @@ def audit_into(
     batch, data, warnings = images_to_judge(task, judged.about, images)
     batch = batch.to(device)
     if not (resume or overwrite):
-        refuse_whole(folder)
+        refuse_audited(folder)
     if resume and not overwrite and (folder / record.RECORD).exists() and (found := record.load(folder)).complete:
         yield _drawn(_same(found, judged, task, batch, budget, checks, folder), folder)
         return
@@ -308,10 +308,10 @@ def _same(
     return found
 
 
-def refuse_whole(folder: Path) -> None:
-    """Raise BadInput if the folder holds a whole audit; one that was cut short is begun again."""
-    if (folder / record.RECORD).exists() and record.load(folder).complete:
-        refuse_taken(folder, "audit", resumes=False)
+def refuse_audited(folder: Path) -> None:
+    """Raise BadInput if the folder holds an audit, whole or begun."""
+    whole = (folder / record.RECORD).exists() and record.load(folder).complete
+    refuse_taken(folder, "audit", resumes=not whole)
 
 
 def _drawn(found: Audit, folder: Path) -> Audit:

@@ -392,6 +392,6 @@ def comparison(folders: Sequence[Path]) -> Comparison:
     found = [audits.load(folder) for folder in audited]
     for folder, audit in zip(audited, found, strict=True):
         if not audit.complete:
-            raise BadInput(f"the audit in {folder} was cut short; audit again into that folder")
+            raise BadInput(f"the audit in {folder} was cut short; its command goes on with --out {folder} --resume")
     told_apart(found)
     return Comparison(entries(judged), audited_apart(found, audited))

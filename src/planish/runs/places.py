@@ -155,7 +155,7 @@ def _is_own(folder: Path, name: str) -> bool:
 
 def refuse_taken(folder: Path, kind: str, resumes: bool) -> None:
     """Raise BadInput if the folder holds such work. resumes: whether it can be gone on with as it is asked for."""
-    if (folder / WRITTEN[kind][0]).exists():
+    if any((folder / name).exists() for name in BEGUN.get(kind, WRITTEN[kind][:1])):
         go_on = "--resume goes on with it, " if resumes else ""
         what = f"{folder} already holds {'an' if kind[0] in 'ae' else 'a'} {kind}".replace("a distances", "distances")
         raise BadInput(f"{what}: {go_on}--overwrite replaces it, another --out leaves it")

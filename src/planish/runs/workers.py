@@ -81,17 +81,19 @@ def judge_by_workers(
     """Judge into a folder by workers: yield the record after each round, saved by then.
 
     A round ends where a suite decides by all the images; its shards lie in the folder until it is merged. resume,
-    overwrite: as in `evaluate_into`; shards that were cut short are gone on with. Raises BadInput, also with resume for
-    shards of another number of workers, and RuntimeError where a worker dies twice.
+    overwrite: as in `evaluate_into`; with resume shards that were cut short are gone on with. Raises BadInput, also for
+    shards without either, and with resume for those of another number of workers; RuntimeError where a worker dies twice.
     """
     shards, record = job.shards(folder), folder / FILES[job.kind]
     check_out(folder, job.kind)
     begun = [*folder.glob("shard-*-of-*")]
-    if resume:
-        _refuse_others({int(place.name.rpartition("-")[2]) for place in begun}, len(shards), folder)
-    else:
-        clear(folder, job.kind) if overwrite else refuse_taken(folder, job.kind, resumes=True)
+    if overwrite:
+        clear(folder, job.kind)
         _clear(begun, job.kind)
+    else:
+        _refuse_others({int(place.name.rpartition("-")[2]) for place in begun}, len(shards) if resume else 0, folder)
+    if not (resume or overwrite):
+        refuse_taken(folder, job.kind, resumes=True)
     with _Crew(job, shards, told) as crew:
         while True:
             crew.judge(folder if job.kind == "evaluation" and record.exists() else None)
@@ -103,7 +105,7 @@ def judge_by_workers(
 
 
 def _refuse_others(begun: Collection[int], workers: int, folder: Path) -> None:
-    """Raise BadInput for shards of other numbers of workers."""
+    """Raise BadInput for shards of other numbers of workers; none goes on where they are 0."""
     for count in begun:
         if count != workers:
             told = f"{folder} holds shards of {number_of(count, 'worker')} that were cut short"
