@@ -25,9 +25,10 @@ from torch import Tensor
 
 from planish.audit.measures.bounds import c_bound, l_bound, violations
 from planish.audit.measures.curvature import curvature, gradient_norms
-from planish.core.arguments import in_chunks
+from planish.core.footprint import in_chunks
 from planish.core.losses import margin, soft_margin
-from planish.core.threat import L2, parse_threat
+from planish.core.threat import L2
+from planish.core.threat_texts import parse_threat
 from planish.records.distances import Distances, load
 from planish.records.origin import provenance
 from planish.report.drawing import to_png

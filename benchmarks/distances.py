@@ -16,7 +16,8 @@ import numpy as np
 from timing import RESULTS, Columns, Row, show
 
 from planish.core.errors import BadInput
-from planish.core.threat import parse_radius, parse_threat
+from planish.core.threat import parse_radius
+from planish.core.threat_texts import parse_threat
 from planish.records import evaluation as results
 from planish.records.distances import Distances, load
 from planish.records.origin import provenance

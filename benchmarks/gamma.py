@@ -15,8 +15,8 @@ from arrays import Arrays, Judged, judged, options
 from timing import Columns, Row, markdown, paste, show
 
 from planish.audit.measures.linearity import local_linearity
-from planish.core.arguments import in_chunks
-from planish.core.threat import parse_threat
+from planish.core.footprint import in_chunks
+from planish.core.threat_texts import parse_threat
 from planish.records.origin import provenance
 from planish.report.drawing import to_png
 from planish.report.landscapes import gamma_histogram

@@ -26,9 +26,10 @@ from torch import nn
 
 import planish
 from planish.audit.measures.linearity import local_linearity, one_step
-from planish.core.arguments import in_chunks
 from planish.core.batch import Batch
-from planish.core.threat import ThreatModel, parse_threat
+from planish.core.footprint import in_chunks
+from planish.core.threat import ThreatModel
+from planish.core.threat_texts import parse_threat
 from planish.records.origin import provenance
 from planish.report.drawing import WIDTH, blank, colour_of, label, legend, marker_of, styled, to_png
 from planish.runs.run import load_weights

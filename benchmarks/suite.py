@@ -40,7 +40,8 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.losses import margin
 from planish.core.modes import Counted, autocast
-from planish.core.threat import ThreatModel, parse_threat
+from planish.core.threat import ThreatModel
+from planish.core.threat_texts import parse_threat
 from planish.data import load
 from planish.evaluation.evaluate import evaluate_steps
 from planish.records.origin import provenance

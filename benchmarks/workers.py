@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from timing import RESULTS, Columns, Row, show
 
-from planish.core.threat import parse_threat
+from planish.core.threat_texts import parse_threat
 from planish.records.evaluation import Evaluation
 from planish.records.origin import provenance
 from planish.runs.judge import EvaluationConfig, check_task

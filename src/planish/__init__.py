@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from planish.cli.progress import progress
     from planish.core.batch import Batch
     from planish.core.errors import BadInput
-    from planish.core.threat import L0, L1, L2, Linf, parse_threat
+    from planish.core.threat import L0, L1, L2, Linf
+    from planish.core.threat_texts import parse_threat
     from planish.evaluation.adversarials import verify
     from planish.evaluation.distances import minimum_distance
     from planish.evaluation.evaluate import evaluate, evaluate_steps

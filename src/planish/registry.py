@@ -60,7 +60,8 @@ def lazy(
         setattr(module, name, value)
         return value
 
-    return find, lambda: sorted({*vars(module), *homes}), sorted({*classes, *homes})
+    public = sorted({*classes, *homes})
+    return find, lambda: [*(name for name in vars(module) if name.startswith("__")), *public], public
 
 
 @cache

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from planish.attacks import PGD
 from planish.audit.measures.curvature import gradient_norms
-from planish.core.arguments import in_chunks, logits_of
+from planish.core.arguments import logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
-from planish.core.footprint import CHUNK, LEAST, Footprint, at_a_time, images_at_a_time
+from planish.core.footprint import CHUNK, LEAST, Footprint, at_a_time, images_at_a_time, in_chunks
 from planish.core.modes import Counted
 from planish.core.threat import Linf
 from planish.evaluation.evaluate import evaluate_steps

@@ -24,8 +24,8 @@ from planish.audit.measures.surfaces import (
     rademacher,
     weight_line,
 )
-from planish.core.arguments import in_chunks
 from planish.core.batch import Batch
+from planish.core.footprint import in_chunks
 from planish.core.losses import cross_entropy
 from planish.core.modes import Counted
 from planish.core.threat import L2, Linf

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from planish import BadInput, measures
 from planish.attacks import PGD
+from planish.core.footprint import at_a_time
 from planish.methods import GradientPenalty
 
 X = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -86,3 +87,15 @@ def _numbers(found: Any) -> Tensor:
     parts = [found] if isinstance(found, Tensor) else [*(vars(found).values() if hasattr(found, "kind") else found)]
     tensors = [torch.as_tensor(part) for part in parts if not isinstance(part, str)]
     return torch.cat([one.double().flatten() for one in tensors if one.ndim != 4])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_images_go_through_the_model_in_parts(name: str) -> None:
+    """Issue: all images of a call went through at once, which no GPU holds for a thousand large ones."""
+    whole = _numbers(CALLS[name](network(), X, LABELS))
+    seen: list[int] = []
+    model = network()
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    with at_a_time(2):
+        found = _numbers(CALLS[name](model, X, LABELS))
+    assert max(seen) == 2 and torch.allclose(found, whole, atol=1e-5, equal_nan=True)

@@ -59,7 +59,7 @@ def test_the_difference_is_told_in_words_and_in_json(twice: str, planish: Planis
     assert len(told["only_second"]) == expected.only_second
 
 
-def test_what_cannot_be_compared_is_said_before_any_work(twice: str, planish: Planish, run_folder: Path):
+def test_what_cannot_be_compared_is_said_before_any_attack(twice: str, planish: Planish, run_folder: Path):
     wrong = [
         (
             ("--radius", "0.2", "--against", "first"),
@@ -67,6 +67,9 @@ def test_what_cannot_be_compared_is_said_before_any_work(twice: str, planish: Pl
         ),
         (("--against", "nowhere"), "There is no evaluation at nowhere"),
         (("--against", "first", "--shard", "1/2"), "has not all the images"),
+        (("--csv", "first"), "'first' is a directory"),
+        (("--junit", "first"), "'first' is a directory"),
+        (("--sarif", "first"), "'first' is a directory"),
     ]
     for more, told in wrong:
         result = planish("evaluate", run_folder, *JUDGE, *more, "--attacks", "fgsm", "--out", "third")
@@ -75,7 +78,8 @@ def test_what_cannot_be_compared_is_said_before_any_work(twice: str, planish: Pl
         "evaluate", run_folder, *JUDGE, "--limit", "20", "--attacks", "fgsm", "--against", "first", "--out", "own"
     )
     assert other.exit_code == 2 and "needs the same images" in other.stderr
-    assert len(load("own/evaluation.npz").labels) == 20, "the evaluation itself is kept"
+    kept = load("own/evaluation.npz")
+    assert len(kept.labels) == 20 and not kept.names, "the clean pass is kept, and no attack was run"
 
 
 def test_the_fields_of_robustbench(twice: str, planish: Planish):

@@ -1,7 +1,10 @@
 """Bad input: exit code 2, one line on stderr that says what would be right, and nothing written."""
 
 import pickle
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -289,3 +292,10 @@ def test_a_failure_is_one_line_and_one(planish: Planish, tiny: list[str], monkey
     result = planish("train", *tiny)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "planish: the loss is not finite\n"
+
+
+def test_a_stream_that_the_shell_has_closed_takes_nothing():
+    """Issue: it was called a mistake of planish, with the path of a traceback."""
+    line = f"{shlex.quote(sys.executable)} -m planish list attacks >&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

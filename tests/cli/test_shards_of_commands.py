@@ -159,7 +159,10 @@ def test_a_worker_that_dies_is_named_and_done_again(
 
 
 def test_a_worker_that_dies_twice_ends_the_work_and_resume_goes_on(planish: Planish, model: str, mortal: Path):
-    """In the folder that holds the shards, also where it is not named; another number of workers is refused, and to begin anew unasked."""
+    """In the folder that holds the shards, also where it is not named.
+
+    Another number of workers is refused, and so is beginning anew unasked.
+    """
     asked, folder = (model, *BALL, "--attacks", "fgsm"), Path("runs/evaluation/alone")
     mortal.write_text("xx")
     died = planish("evaluate", *asked, "--workers", "1")

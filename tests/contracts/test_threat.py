@@ -10,7 +10,8 @@ from torch import Tensor
 from planish.core.arguments import threat_of
 from planish.core.errors import BadInput
 from planish.core.randomness import draws, keyed_draws
-from planish.core.threat import L0, L1, L2, Linf, ThreatModel, parse_radius, parse_threat
+from planish.core.threat import L0, L1, L2, Linf, ThreatModel, parse_radius
+from planish.core.threat_texts import parse_threat
 
 THREATS = [
     *(Linf("8/255"), Linf(0.4), Linf(0.0), Linf(0.2, low=-1.0, high=1.0)),

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ WRONG: list[tuple[Callable[..., Any], str]] = [
     (lambda m, x, y: pl.evaluate_steps(m, x, y, "Linf"), "threat 'Linf' has no radius; write a norm and a radius"),
     (lambda m, x, y: pl.evaluate_steps(m, x, y, "Lnf:0.1"), r"unknown norm 'Lnf'\. Did you mean 'Linf'\?"),
     (lambda m, x, y: pl.evaluate_steps(m, x, y, "Linf:big"), "radius 'big' is not a number"),
-    (lambda m, x, y: pl.evaluate_steps(m, x, y), r'a threat is planish\.Linf\("8/255"\), .* not None'),
+    (lambda m, x, y: pl.evaluate_steps(m, x, y), r'no threat is given: write threat="Linf:8/255"'),
     (
         lambda m, x, y: pl.evaluate_steps(m, x, y, pl.Linf(0.1), precision="fp32"),
         "precision must be one of float32, bf16",
@@ -358,3 +359,26 @@ def test_ten_tasks_with_planish_alone(capsys: pytest.CaptureFixture[str]):
     for start in ("trained for 3 epochs", "PGD misclassifies", "local linearity", "audit:", "nearest", "verified:"):
         assert any(line.startswith(start) for line in lines), start
     assert any(line.startswith("autoattack/square") for line in lines) and "opened a run of fgsm, 1 epoch" in lines
+
+
+ROOMS = (pl, pl.attacks, pl.methods, pl.models, pl.data, pl.measures, pl.plot, pl.compat)
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
+def test_a_tab_offers_the_public_names_alone(room: ModuleType):
+    """Issue: planish.models offered torch, Callable and Component, and planish itself sys."""
+    offered = {name for name in dir(room) if not name.startswith("_")}
+    assert offered == {*room.__all__} and all(hasattr(room, name) for name in offered)
+
+
+def test_a_threat_is_one_text_or_two():
+    assert pl.parse_threat("linf:8/255") == pl.parse_threat("Linf", "8/255") == pl.Linf(8 / 255)
+    with pytest.raises(pl.BadInput, match="threat 'L2' has no radius; write a norm and a radius"):
+        pl.parse_threat("L2")
+    with pytest.raises(pl.BadInput, match="unknown norm 'Linf:8/255'"):
+        pl.parse_threat("Linf:8/255", 0.1)
+
+
+def test_a_threat_in_the_place_of_the_labels_is_told(model: nn.Module, x: Tensor, y: Tensor):
+    with pytest.raises(pl.BadInput, match='no threat is given: write threat="Linf:8/255"'):
+        pl.evaluate(model, (x, y), "Linf:0.1")

@@ -15,8 +15,9 @@ from planish.attacks import Attack, run
 from planish.attacks.ascents import Untargeted
 from planish.attacks.suites import Suite
 from planish.attacks.transfer import Surrogate
-from planish.core.arguments import in_chunks, logits_of, unit_error
+from planish.core.arguments import logits_of, unit_error
 from planish.core.batch import Batch, per_image
+from planish.core.footprint import in_chunks
 from planish.core.losses import Loss, cross_entropy, margin, wide
 from planish.core.modes import Counted, attacked, full_precision, plain_logits
 from planish.core.randomness import drawn_seed, keyed, keyed_draws, seeded

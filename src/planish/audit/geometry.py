@@ -18,9 +18,10 @@ from planish.audit.measures.bounds import estimated_bounds, violations
 from planish.audit.measures.certificates import linear_distance, relu_distance
 from planish.audit.measures.linearity import local_linearity, one_step, random_point
 from planish.audit.measures.surfaces import along_weights, filter_normalised, loss_plane, rademacher
-from planish.core.arguments import in_chunks, logits_of
+from planish.core.arguments import logits_of
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
+from planish.core.footprint import in_chunks
 from planish.core.losses import cross_entropy, margin
 from planish.core.modes import attacked, evaluating, full_precision
 from planish.core.threat import Linf, ThreatModel

@@ -24,8 +24,8 @@ FailUnder = Annotated[
     float | None,
     Option("--fail-under", help="Exit with 1 unless the robust accuracy's 95 % interval begins here, such as 0.40."),
 ]
-Junit = Annotated[Path | None, Option("--junit", help="Write what was found as JUnit XML too.")]
-Sarif = Annotated[Path | None, Option("--sarif", help="Write what was found as SARIF 2.1.0 too.")]
+Junit = Annotated[Path | None, Option("--junit", dir_okay=False, help="Write what was found as JUnit XML too.")]
+Sarif = Annotated[Path | None, Option("--sarif", dir_okay=False, help="Write what was found as SARIF 2.1.0 too.")]
 OPTIONS = {"fail_under": FailUnder, "junit": Junit, "sarif": Sarif}
 
 

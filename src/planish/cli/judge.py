@@ -6,13 +6,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import typer
 from typer import Argument, Option
 
 from planish.cli import corruptions as corrupted
 from planish.cli import options, printing, shards, tables, terminal, threats, trust
 from planish.cli.gate import gated
-from planish.cli.pages import write_page
+from planish.cli.pages import show_distances, write_page
 from planish.cli.printing import printable
 from planish.core.errors import BadInput
 
@@ -77,7 +76,7 @@ def evaluate(
     if dry_run:
         _tell("evaluation", model, where, json_, lambda plan: plan.evaluate(judged, task, on, built_by))
         return None
-    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common)
+    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common, against)
     then = threats.next_audit(model, task, radius, built_by=built_by, size=size, classes=classes)
     return _shown(folder, judged.name, where, json_, csv, against, then)
 
@@ -124,14 +123,30 @@ def _shown(
 
 
 def _evaluate(
-    judged: "LoadedModel", where: terminal.Where, asked: shards.AskedWorkers, common: "CommonCorruptions | None"
+    judged: "LoadedModel",
+    where: terminal.Where,
+    asked: shards.AskedWorkers,
+    common: "CommonCorruptions | None",
+    earlier: Path | None,
 ) -> Path:
-    """Evaluate into a folder, under common corruptions too if there are any, and return it."""
+    """Evaluate into a folder, under common corruptions too if there are any, and return it.
+
+    earlier: an evaluation that it is to be compared with, if there is one.
+    """
     from planish.runs.judge import evaluate_into
 
     also: dict[str, Any] = {"device": asked.device, "built_by": asked.built_by, **where.choice}
+
+    def begin(folder: Path, told: "OnChunk") -> "Iterator[Evaluation]":
+        steps = evaluate_into(judged, asked.task, folder, on_chunk=told, **also)
+        if earlier is None:
+            return steps
+        from planish.runs.against import comparable
+
+        return comparable(steps, earlier, judged.name)
+
     folder, _ = _work(
-        lambda folder, told: evaluate_into(judged, asked.task, folder, on_chunk=told, **also),
+        begin,
         ("evaluation", judged.name, where),
         1 + len(asked.task.attacks) * len(asked.task.threats),
         _last_attack,
@@ -371,22 +386,3 @@ def _show_audit(found: "Audit", folder: Path, json_: bool, csv: Path | None, who
             terminal.print_findings(found)
         terminal.print_audit(found, folder, whole)
     printing.written(folder / "audit.html", json_)
-
-
-def show_distances(record: "Distances", folder: Path, name: str, json_: bool, csv: Path | None) -> None:
-    """Draw measured distances into their folder, and print them, or their distances.json.
-
-    Exits with 1 where an attack had no gradient to follow.
-    """
-    from planish.report.distances import distance_rows, to_json, write_distances
-
-    figure = write_distances(record, folder)
-    if json_:
-        tables.write_csv([distance_rows(record)], csv)
-        terminal.print_json(to_json(record))
-    else:
-        tables.show([distance_rows(record)], csv)
-        terminal.print_remarks(name, record.remarks())
-        terminal.print_line(f"figure: {figure}")
-    if any(column.meta.get("no_gradient") for column in record.columns):
-        raise typer.Exit(1)

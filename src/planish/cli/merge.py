@@ -9,8 +9,7 @@ from typing import Annotated
 from typer import Argument
 
 from planish.cli import options, terminal
-from planish.cli.judge import show_distances
-from planish.cli.pages import write_page
+from planish.cli.pages import show_distances, write_page
 
 OF_A_SHARD = ("--shard", "--after", "--out", "-o")
 """Options with a value that the command of the whole work does not take from that of a shard."""

@@ -102,7 +102,10 @@ Out = Annotated[
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace what planish wrote into --out.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check everything and print the whole configuration; write nothing.")]
 Csv = Annotated[
-    Path | None, Option("--csv", help="Write the printed tables as CSV too: to FILE, and more to FILE-2, FILE-3, ...")
+    Path | None,
+    Option(
+        "--csv", dir_okay=False, help="Write the printed tables as CSV too: to FILE, and more to FILE-2, FILE-3, ..."
+    ),
 ]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 Attacks = Annotated[

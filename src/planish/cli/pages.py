@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Argument, Option
 
 from planish.cli import options, printing, tables, terminal
@@ -12,6 +13,7 @@ from planish.cli.printing import printable
 from planish.core.errors import BadInput
 
 if TYPE_CHECKING:
+    from planish.records.distances import Distances
     from planish.report import Entry, Table
 
 
@@ -148,3 +150,22 @@ def _shown(
         tables.show(shown, csv)
         terminal.print_summary(found, page)
     printing.written(page, json_)
+
+
+def show_distances(record: "Distances", folder: Path, name: str, json_: bool, csv: Path | None) -> None:
+    """Draw measured distances into their folder, and print them, or their distances.json.
+
+    Exits with 1 where an attack had no gradient to follow.
+    """
+    from planish.report.distances import distance_rows, to_json, write_distances
+
+    figure = write_distances(record, folder)
+    if json_:
+        tables.write_csv([distance_rows(record)], csv)
+        terminal.print_json(to_json(record))
+    else:
+        tables.show([distance_rows(record)], csv)
+        terminal.print_remarks(name, record.remarks())
+        terminal.print_line(f"figure: {figure}")
+    if any(column.meta.get("no_gradient") for column in record.columns):
+        raise typer.Exit(1)

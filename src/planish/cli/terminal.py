@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -345,8 +346,14 @@ NOTES = Notes()
 
 
 def forgiving() -> None:
-    """Let both streams write what their encoding has not, such as snowmen in ASCII, as escapes; show the notes."""
+    """Let both streams write what their encoding has not, such as snowmen in ASCII, as escapes; show the notes.
+
+    What is written to a stream that the shell has closed is lost.
+    """
     logging.getLogger("planish").addHandler(NOTES)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

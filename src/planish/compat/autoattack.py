@@ -14,7 +14,7 @@ from planish.attacks.ascents import restarted
 from planish.core.arguments import batch_of, device_of, logits_of, shown
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least, nearest, one_of
-from planish.core.threat import parse_threat
+from planish.core.threat_texts import parse_threat
 from planish.evaluation.adversarials import load_images, save_images
 from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.records.evaluation import Evaluation, load, save

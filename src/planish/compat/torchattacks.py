@@ -17,7 +17,8 @@ from planish.compat.autoattack import AutoAttack as Ensemble
 from planish.compat.calling import TARGETED, TorchAttack
 from planish.core.arguments import logits_of
 from planish.core.errors import BadInput, one_of
-from planish.core.threat import L2, Linf, ThreatModel, parse_threat
+from planish.core.threat import L2, Linf, ThreatModel
+from planish.core.threat_texts import parse_threat
 from planish.search.step_rules import AutoPGD, Momentum, Steepest
 
 Found = tuple[Attack | DistanceAttack, ThreatModel | str]

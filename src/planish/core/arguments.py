@@ -1,9 +1,9 @@
 """What public calls take: each argument is checked at once; BadInput says what would be right."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, ended
-from planish.core.footprint import CHUNK, images_at_a_time, in_parts
+from planish.core.footprint import CHUNK, in_parts
 from planish.core.modes import Counted, dtype_of, evaluating, every_module, full_precision
 from planish.core.randomness import reproducible
-from planish.core.threat import THREATS, ThreatModel, parse_threat
+from planish.core.threat import ThreatModel
+from planish.core.threat_texts import parse_threat
 from planish.core.weighted import Weighted
 from planish.core.words import number_of
 
@@ -25,7 +26,6 @@ Images = Tensor | NDArray[Any] | Batch | Dataset[Any] | Iterable[Any]
 """(N, C, H, W) in [0, 1]; or with labels, as `batch_of` takes it: a Batch, a pair, a Dataset, a DataLoader."""
 Labels = Tensor | NDArray[Any] | Sequence[int] | None
 """(N,) whole numbers; None where the images bring theirs."""
-Measured = TypeVar("Measured", bound=tuple[Any, ...])
 
 
 def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = False) -> ThreatModel:
@@ -42,13 +42,11 @@ def threat_of(threat: object, radius: float | None = None, *, own_radii: bool = 
     if isinstance(threat, ThreatModel):
         return threat
     if isinstance(threat, str):
-        norm, _, text = threat.partition(":")
-        if not text and radius is None:
-            known = " or ".join("L0:10" if name == "L0" else f"{name}:8/255" for name in THREATS)
-            raise BadInput(f"threat '{threat}' has no radius; write a norm and a radius in pixels of [0, 1]: {known}")
-        return parse_threat(norm, text or radius or 0.0)
+        return parse_threat(threat, None if threat.partition(":")[2] else radius)
     if isinstance(threat, tuple) and len(threat) == 2 and isinstance(threat[0], str):
         return parse_threat(*threat)
+    if threat is None:
+        raise BadInput('no threat is given: write threat="Linf:8/255", planish.Linf("8/255") or planish.L2(0.5)')
     raise BadInput(f'a threat is planish.Linf("8/255"), planish.L2(0.5) or a text "Linf:8/255", not {shown(threat)}')
 
 
@@ -279,19 +277,6 @@ def logits_of(model: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
     network = model if isinstance(model, Counted) else Counted(model)
     with evaluating(network), torch.no_grad(), full_precision(x):
         return in_parts(network, x, chunk) if len(x) else x.new_zeros(0, 2)
-
-
-def in_chunks(
-    measure: Callable[[nn.Module, Batch], Measured], model: nn.Module, batch: Batch, chunk: int | None = None
-) -> Measured:
-    """Return what the measure says of all images, its (N, ...) tensors joined. The outcome does not depend on `chunk`.
-
-    measure: takes the model and a batch, and returns a named tuple of tensors whose first dimension is the images, as
-    all measures of an audit but estimated constants do.
-    """
-    size = images_at_a_time(model, batch.x, chunk)
-    parts = [measure(model, batch.select(slice(at, at + size))) for at in range(0, max(len(batch.x), 1), size)]
-    return type(parts[0])(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def check_images(images: Batch, threat: Ball) -> None:

@@ -1,18 +1,20 @@
 """How much a model makes of an image, and so how many images go through it at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from planish.core.affine import runs_as_a_copy
+from planish.core.batch import Batch
 from planish.core.errors import at_least, whole
 from planish.core.modes import Counted
 
+Measured = TypeVar("Measured", bound=tuple[Any, ...] | Tensor)
 CHUNK, LEAST = 256, 16
 """Images that go through a model at a time: at most, and at least; smaller parts pay more for its weights."""
 CACHED = 2**24
@@ -81,6 +83,25 @@ def in_parts(model: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
             parts.append(model(part))
         at += len(part)
     return torch.cat(parts)
+
+
+def in_chunks(
+    measure: Callable[[nn.Module, Batch], Measured], model: nn.Module, batch: Batch, chunk: int | None = None
+) -> Measured:
+    """Return what the measure says of all images, its (N, ...) tensors joined. The outcome does not depend on `chunk`.
+
+    measure: takes the model and a batch, and returns a tensor whose first dimension is the images, or a named tuple of
+    such, as all measures of an audit but estimated constants do.
+    """
+    size = images_at_a_time(model, batch.x, chunk)
+    parts = [measure(model, batch.select(slice(at, at + size))) for at in range(0, max(len(batch.x), 1), size)]
+    found: Measured = _joined(parts)
+    return found
+
+
+def _joined(parts: Any) -> Any:
+    first = parts[0]
+    return torch.cat(parts) if isinstance(first, Tensor) else type(first)(*map(_joined, zip(*parts, strict=True)))
 
 
 @contextmanager

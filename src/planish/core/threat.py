@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from planish.core.batch import per_image, pixels
-from planish.core.errors import BadInput, nearest, spelled
+from planish.core.errors import BadInput, spelled
 from planish.core.knapsack import cut_to, filled
 
 SLACK = 1e-6
@@ -387,14 +387,3 @@ class L0(ThreatModel):
         """Return the places (N, D) of the largest numbers, as many as the radius, rounded down."""
         rank = size.argsort(dim=1, descending=True, stable=True).argsort(1)
         return rank < (self.radius if radius is None else radius[:, None]) // 1
-
-
-THREATS: dict[str, type[ThreatModel]] = {"Linf": Linf, "L2": L2, "L1": L1, "L0": L0}
-
-
-def parse_threat(norm: str, radius: str | float) -> ThreatModel:
-    """Return the threat model of that norm ("Linf", "L2", "L1" or "L0", any case) and radius. Raises BadInput."""
-    by_name = {name.lower(): kind for name, kind in THREATS.items()}
-    if norm.lower() not in by_name:
-        raise BadInput(f"unknown norm '{norm}'.{nearest(norm, THREATS)} Known: {', '.join(THREATS)}")
-    return by_name[norm.lower()](parse_radius(radius))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from planish.core.errors import BadInput
-from planish.core.threat import SLACK, ThreatModel, parse_threat
+from planish.core.threat import SLACK, ThreatModel
+from planish.core.threat_texts import parse_threat
 from planish.core.words import number_of
 
 NORMS = ("Linf", "L2")

@@ -12,8 +12,13 @@ from planish.core.errors import BadInput, between, ended, nearest
 from planish.registry import Component, imported, resolve
 from planish.storage.reading import refuse_large
 
+__all__ = ["Normalized", "Pointwise", "SmoothReLU", "activation", "build"]
 LIBRARIES = ("timm", "hf", "robustbench", "torchvision")
 """What other libraries' models are named by: "timm:NAME", "hf:NAME", "robustbench:NAME" and "torchvision:NAME"."""
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Normalized(nn.Module):

@@ -41,7 +41,7 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
     if len(entries) < 2:
         raise BadInput("A comparison needs at least two evaluations.")
     for entry in entries[1:]:
-        _check_images(entries[0], entry)
+        refuse_other_images(entries[0], entry)
     found = []
     for first, second in combinations(entries, 2):
         one, other = first.evaluation.survivors(), second.evaluation.survivors()
@@ -50,7 +50,8 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
     return found
 
 
-def _check_images(one: Entry, other: Entry) -> None:
+def refuse_other_images(one: Entry, other: Entry) -> None:
+    """Raise BadInput unless both entries are of the same images, in this order."""
     if not one.evaluation.same_images(other.evaluation):
         names = [it.evaluation.meta.get("data", {}).get("name", "an unnamed data set") for it in (one, other)]
         told = [f"{it.name} on {it.size:,} of {name}" for it, name in zip((one, other), names, strict=True)]

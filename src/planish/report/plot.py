@@ -20,8 +20,21 @@ from planish.report.drawing import ReportFigure, to_png
 from planish.report.geometry import geometry_figures
 from planish.report.tables import Entry, check
 
+__all__ = [
+    "accuracies",
+    "distances",
+    "gammas",
+    "loss_surface",
+    "margins",
+    "passes",
+    "picture",
+]
 Evaluations = Evaluation | Mapping[str, Evaluation]
 """One record, or several by the names of their models."""
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def loss_surface(planes: Planes, image: int = 0) -> Figure:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
-from planish.core.threat import parse_threat
+from planish.core.threat_texts import parse_threat
 from planish.records import distances
 from planish.records import evaluation as results
 from planish.records.distances import Distances, Numbers, improvement_ratio

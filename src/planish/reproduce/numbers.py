@@ -11,8 +11,9 @@ from planish.audit.measures.bounds import c_bound, l_bound, soft_top_margin, top
 from planish.audit.measures.curvature import curvature, gradient_norms
 from planish.audit.measures.linearity import local_linearity, one_step
 from planish.audit.measures.lipschitz import empirical_lipschitz
-from planish.core.arguments import check_images, check_logits, in_chunks
+from planish.core.arguments import check_images, check_logits
 from planish.core.batch import Batch
+from planish.core.footprint import in_chunks
 from planish.core.threat import ThreatModel
 from planish.records.distances import NUMBERS, SCHEMA_VERSION, Numbers, save_numbers
 from planish.records.origin import data_facts, origin

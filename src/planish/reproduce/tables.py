@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from planish.core.errors import BadInput, at_least, nearest
-from planish.core.threat import ThreatModel, parse_threat
+from planish.core.threat import ThreatModel
+from planish.core.threat_texts import parse_threat
 from planish.registry import made
 from planish.runs.config import Experiment, experiment_from, overlaid, read
 

@@ -1,14 +1,15 @@
 """An evaluation beside an earlier one of the same images: who is ahead, image by image."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from planish.core.errors import BadInput
 from planish.core.words import radius_text
 from planish.evaluation.unions import ThreatUnion
-from planish.records.evaluation import load
+from planish.records.evaluation import Evaluation, load
 from planish.report import Entry
-from planish.report.pairs import Pair, pairs
+from planish.report.pairs import Pair, pairs, refuse_other_images
 from planish.runs.judge import EVALUATION, EvaluationConfig
 
 
@@ -24,6 +25,17 @@ def check_earlier(place: Path, task: EvaluationConfig) -> None:
     if any(theirs.meta["threat"].get(key) != own.facts.get(key) for key in keys):
         ours = " and ".join(f"{one.name} radius {radius_text(one.radius)}" for one in own.threats)
         raise BadInput(f"{place} holds an evaluation at {theirs.ball}, not {ours}")
+
+
+def comparable(steps: Iterator[Evaluation], place: Path, name: str) -> Iterator[Evaluation]:
+    """Yield the steps of an evaluation. Raises BadInput after the clean pass where the earlier one is of other images.
+
+    name: of the model that is evaluated.
+    """
+    for number, step in enumerate(steps):
+        if number == 0:
+            refuse_other_images(Entry(name, step), _entry(place))
+        yield step
 
 
 def against(folder: Path, earlier: Path) -> Pair:

@@ -12,7 +12,8 @@ from typing import Any
 
 from planish.core.arguments import seed_of, shown
 from planish.core.errors import BadInput, between, refuse_unknown
-from planish.core.threat import ThreatModel, parse_threat
+from planish.core.threat import ThreatModel
+from planish.core.threat_texts import parse_threat
 from planish.data.batches import Augmentation, check_resolutions, sides
 from planish.data.images import Stream
 from planish.methods import Method

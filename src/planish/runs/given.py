@@ -12,7 +12,8 @@ from torch import Tensor
 
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
-from planish.core.threat import ThreatModel, parse_threat
+from planish.core.threat import ThreatModel
+from planish.core.threat_texts import parse_threat
 from planish.core.weighted import Weighted
 from planish.core.words import number_of
 from planish.data.on_demand import OnDemand

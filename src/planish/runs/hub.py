@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from planish.core.arguments import path_of
 from planish.core.errors import BadInput, installed
-from planish.core.threat import parse_threat
+from planish.core.threat_texts import parse_threat
 from planish.core.words import number_of, radius_text
 from planish.models import is_borrowed
 from planish.records import audit as audits

@@ -82,7 +82,8 @@ def judge_by_workers(
 
     A round ends where a suite decides by all the images; its shards lie in the folder until it is merged. resume,
     overwrite: as in `evaluate_into`; with resume shards that were cut short are gone on with. Raises BadInput, also for
-    shards without either, and with resume for those of another number of workers; RuntimeError where a worker dies twice.
+    such shards without either, and with resume for those of another number of workers; RuntimeError where a worker
+    dies twice.
     """
     shards, record = job.shards(folder), folder / FILES[job.kind]
     check_out(folder, job.kind)

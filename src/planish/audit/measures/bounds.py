@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from planish.audit.measures.curvature import Way, curvature, gradient_norms
-from planish.core.arguments import in_chunks
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, at_least
+from planish.core.footprint import in_chunks
 from planish.core.losses import Loss, margin, masked, soft_margin, wide
 from planish.core.threat import Linf, ThreatModel
 from planish.core.words import number_of

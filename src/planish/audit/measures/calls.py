@@ -4,13 +4,14 @@ Each is the function of the same name in this package, which says what it measur
 """
 
 from collections.abc import Callable
+from functools import update_wrapper
 from inspect import Parameter, Signature, signature
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from planish.attacks import PGD
+from planish.attacks import PGD, Attack
 from planish.audit.measures import bounds as _bounds
 from planish.audit.measures import certificates as _certificates
 from planish.audit.measures import curvature as _curvature
@@ -32,13 +33,38 @@ from planish.core.arguments import (
 )
 from planish.core.batch import Batch, per_image
 from planish.core.errors import BadInput, at_least, of_kind, spelled
+from planish.core.footprint import in_chunks
 from planish.core.modes import Counted
 from planish.core.randomness import seeded
 from planish.core.threat import Linf, ThreatModel
 from planish.records.geometry import REACH, Planes
 
+__all__ = [
+    "accuracy_along",
+    "bounds",
+    "curvature",
+    "empirical_lipschitz",
+    "estimated_bounds",
+    "gradient_norms",
+    "jacobian_bound",
+    "linear_distance",
+    "local_constants",
+    "local_linearity",
+    "loss_plane",
+    "one_step",
+    "one_step_distortion",
+    "proven_lipschitz",
+    "relu_distance",
+    "smoothed_radius",
+]
 More = ParamSpec("More")
 Measured = TypeVar("Measured")
+Own = TypeVar("Own", bound=tuple[Any, ...] | Tensor)
+"""What a measure says of each image: tensors (N, ...)."""
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def on_images(
@@ -77,21 +103,33 @@ def _asked(model: object, x: object, labels: object) -> tuple[Counted, Batch]:
     return network, batch
 
 
-local_linearity = on_images(_linearity.local_linearity)
-one_step = on_images(_linearity.one_step)
-gradient_norms = on_images(_curvature.gradient_norms)
-curvature = on_images(_curvature.curvature)
-local_constants = on_images(_curvature.local_constants)
-empirical_lipschitz = on_images(_lipschitz.empirical_lipschitz)
-jacobian_bound = on_images(_lipschitz.jacobian_bound)
-proven_lipschitz = on_images(_lipschitz.proven_lipschitz)
+def on_each(
+    measure: Callable[Concatenate[nn.Module, Batch, More], Own],
+) -> Callable[Concatenate[nn.Module, Images, Labels, More], Own]:
+    """Return, as `on_images` does, a measure of each image alone: as many at a time as fit go through the model."""
+
+    def in_parts(model: nn.Module, batch: Batch, /, *args: More.args, **options: More.kwargs) -> Own:
+        return in_chunks(lambda network, some: measure(network, some, *args, **options), model, batch)
+
+    update_wrapper(in_parts, measure)
+    return on_images(in_parts)
+
+
+local_linearity = on_each(_linearity.local_linearity)
+one_step = on_each(_linearity.one_step)
+gradient_norms = on_each(_curvature.gradient_norms)
+curvature = on_each(_curvature.curvature)
+local_constants = on_each(_curvature.local_constants)
+empirical_lipschitz = on_each(_lipschitz.empirical_lipschitz)
+jacobian_bound = on_each(_lipschitz.jacobian_bound)
+proven_lipschitz = on_each(_lipschitz.proven_lipschitz)
 bounds = on_images(_bounds.bounds)
 estimated_bounds = on_images(_bounds.estimated_bounds)
-linear_distance = on_images(_certificates.linear_distance)
+linear_distance = on_each(_certificates.linear_distance)
 relu_distance = on_images(_certificates.relu_distance)
 smoothed_radius = on_images(_smoothing.smoothed_radius)
-accuracy_along = on_images(_surfaces.accuracy_along)
-one_step_distortion = on_images(_surfaces.one_step_distortion)
+accuracy_along = on_each(_surfaces.accuracy_along)
+one_step_distortion = on_each(_surfaces.one_step_distortion)
 
 
 @spelled(threat=Linf)
@@ -116,12 +154,29 @@ def loss_plane(
     threat, seed = threat_of(threat), seed_of(seed)
     network = Counted(model_of(model))
     batch = judged_batch(network, x, labels, threat)
-    moved = PGD(steps, 1).search(network, batch, threat, generator=seeded(seed)).x_adv - batch.x
+    shares = torch.linspace(-REACH, REACH, points, device="cpu")
+
+    def measure(network: nn.Module, some: Batch) -> _Plane:
+        return _plane(network, some, threat, shares, PGD(steps, 1), seed)
+
+    rows = torch.arange(len(batch.x), device="cpu")
+    return Planes(*(part.cpu().numpy() for part in (rows, *in_chunks(measure, network, batch))))
+
+
+class _Plane(NamedTuple):
+    """Lengths (N, P) along and across, and the loss (N, P, P) there."""
+
+    along: Tensor
+    across: Tensor
+    loss: Tensor
+
+
+def _plane(network: nn.Module, batch: Batch, threat: ThreatModel, shares: Tensor, attack: Attack, seed: int) -> _Plane:
+    """Return the loss over the plane of the attack's direction and random signs. shares: of both directions, (P,)."""
+    moved = attack.search(network, batch, threat, generator=seeded(seed)).x_adv - batch.x
     stayed = per_image(threat.norm(moved) == 0, moved)  # such as images that are misclassified when clean
     first = torch.where(stayed, _linearity.one_step(network, batch, threat).x_adv - batch.x, moved)
     second = _surfaces.rademacher(batch, threat, seed)
-    shares = torch.linspace(-REACH, REACH, points, device="cpu")
     loss = _surfaces.loss_plane(network, batch, first, second, shares.tolist(), shares.tolist())
-    lengths = (threat.norm(move).float().cpu()[:, None] * shares for move in (first, second))
-    rows = torch.arange(len(batch.x), device="cpu")
-    return Planes(*(part.cpu().numpy() for part in (rows, *lengths, loss.transpose(1, 2))))
+    along, across = (threat.norm(move).float().cpu()[:, None] * shares for move in (first, second))
+    return _Plane(along, across, loss.transpose(1, 2))
