@@ -201,3 +201,9 @@ def test_a_target_that_is_the_label_is_refused(network: nn.Module, images: Batch
         attacks.GivenTargeted(2, 1)(network, given, threat=Linf(0.1))
     with pytest.raises(BadInput, match=told):
         evaluate(network, given, threat=Linf(0.1), attacks="targeted-2-1")
+
+
+def test_a_mask_alone_is_no_radius(network: nn.Module, images: Batch):
+    """Issue: True was a radius of 1, all pixels there could take any value."""
+    with pytest.raises(BadInput, match="how far: give the mask times a radius"):
+        evaluate(network, images, threat=("Linf", torch.ones(8, 8, dtype=torch.bool)), attacks="fgsm")

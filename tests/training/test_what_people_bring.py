@@ -298,6 +298,7 @@ def test_a_data_loader_goes_on_within_an_epoch_bit_for_bit():
     [
         ([X], "a loader must yield pairs of images and labels, not a Tensor"),
         ([(255 * X, LABELS)], r"pixels lie in .* not in \[0, 1\]"),
+        ([(X, LABELS), (X / 0, LABELS)], r"pixels lie in .* not in \[0, 1\]"),  # issue: later ones were trained on
         ([((255 * X).to(torch.uint8), LABELS)], "divide by 255"),
         ([(X, LABELS.float())], "labels must be whole numbers"),
     ],

@@ -35,6 +35,8 @@ class Weighted(ThreatModel):
         Row i of (N, ...) belongs to the i-th image. (H, W) and (C, H, W) are of the pixels of all images, such as a
         mask times a radius. Raises BadInput.
         """
+        if radii.dtype == torch.bool:
+            raise BadInput("a mask says which pixels may change and not how far: give the mask times a radius")
         right = bool((radii.isfinite() & (radii >= 0)).all())
         if not (right and 1 <= radii.ndim <= 4 and radii.numel()):
             shapes = "(N,) for images or (H, W), (C, H, W), (N, C, H, W) for pixels"
