@@ -21,6 +21,7 @@ from planish.attacks.suites.deep import Deep
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike
 from planish.core.threat import Linf, ThreatModel
+from planish.core.words import another
 from planish.evaluation.distances import measure
 from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of
@@ -262,7 +263,7 @@ def test_a_foreign_shard_is_named(
 ):
     found, others = done(), done(**given(model, many))
     found["shard-2"] = others["shard-2"]
-    with pytest.raises(BadInput, match=f"^shard-2 is of another {what} than shard-1: leave it out or make it anew$"):
+    with pytest.raises(BadInput, match=f"^shard-2 is of {another(what)} than shard-1: leave it out or make it anew$"):
         joined(found)
 
 
@@ -290,5 +291,5 @@ def test_a_whole_record_is_no_shard(done: Callable[..., dict[str, Evaluation]], 
 def test_a_shard_does_not_go_on_with_a_record_of_other_images(model: nn.Module, many: Batch):
     other = many._replace(labels=many.labels.flip(0))
     record = evaluated(model, other, Linf(0.05), {"fgsm": FGSM()})
-    with pytest.raises(Unlike, match=r"^the record of all shards is of another data"):
+    with pytest.raises(Unlike, match=r"^the record of all shards is of other data"):
         shards(many, 2, after=record)

@@ -312,7 +312,7 @@ def test_an_audit_goes_on_from_an_evaluation_in_shards(planish: Planish, own: st
     assert np.array_equal(one.broken_by, other.broken_by) and one.attacks == other.attacks and len(one.labels) == 24
     for options, told in (
         (("--seed", "3"), "the earlier evaluation is of another seed"),
-        (("--limit", "20"), "the earlier evaluation is of another data"),
+        (("--limit", "20"), "the earlier evaluation is of other data"),
         (("--after", "nowhere"), "There is no evaluation at nowhere/evaluation.npz."),
     ):
         refused = planish("audit", *short, "--after", "judged", *options, "--out", "no")

@@ -299,3 +299,10 @@ def test_a_stream_that_the_shell_has_closed_takes_nothing():
     line = f"{shlex.quote(sys.executable)} -m planish list attacks >&-"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_output_that_nobody_reads_is_no_program_of_the_user_s():
+    """Issue: `planish audit ... | head -1` said that a file of yours ends the program."""
+    line = f"{shlex.quote(sys.executable)} -m planish list attacks | true"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

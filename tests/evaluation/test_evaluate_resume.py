@@ -14,6 +14,7 @@ from planish.attacks.gradient import APGD, FGSM, PGD, RandomTargeted
 from planish.core.batch import Batch
 from planish.core.errors import BadInput
 from planish.core.threat import L2, Linf
+from planish.core.words import another
 from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
 from planish.records.evaluation import Evaluation, load, save
 
@@ -101,7 +102,7 @@ def test_a_record_of_something_else_is_refused(what: str, make_network: Make, im
         what, threat = "threat", L2(0.015)
     else:
         seed = 1
-    with pytest.raises(BadInput, match=f"the earlier evaluation is of another {what}; choose another folder"):
+    with pytest.raises(BadInput, match=f"the earlier evaluation is of {another(what)}; choose another folder"):
         next(evaluate_steps(network, images, threat=threat, attacks={}, seed=seed, earlier=clean.evaluation))
 
 
@@ -117,7 +118,7 @@ def test_a_record_that_says_less_of_the_same_data_goes_on(make_network: Make, im
     )
     assert on.evaluation.names == ("fgsm",) and on.evaluation.meta["data"] == said["data"]
     other = replace(now.evaluation, meta={**said, "data": {**less, "digest": "0" * 64}})
-    with pytest.raises(BadInput, match="the earlier evaluation is of another data"):
+    with pytest.raises(BadInput, match="the earlier evaluation is of other data"):
         next(evaluate_steps(make_network(), images, threat=RADIUS, attacks={}, about=about, earlier=other))
 
 

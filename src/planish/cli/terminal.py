@@ -1,5 +1,6 @@
 """What the commands share: where they write, lines and tables on stdout, progress bars on stderr, how they fail."""
 
+import errno
 import io
 import json
 import logging
@@ -323,6 +324,10 @@ def console(stderr: bool = False) -> "Console":
         def render_str(self, text: str, **options: Any) -> Text:
             """Return the text with its style, for a line or a cell of a table."""
             return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+        def on_broken_pipe(self) -> None:
+            """Let the command end as others do whose output nobody reads; rich raises SystemExit."""
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     stream = sys.stderr if stderr else sys.stdout
     return Screen(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, soft_wrap=False)

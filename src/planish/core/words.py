@@ -16,6 +16,11 @@ def number_of(number: int, thing: str = "image", things: str = "") -> str:
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
+def another(thing: str) -> str:
+    """Word another one of something: "another model", "other data", "other checks"."""
+    return f"{'other' if thing in ('data', 'checks') else 'another'} {thing}"
+
+
 def measure(value: float, text: str, unit: str) -> str:
     """Write a number, given as a text too, with its unit: "5%", "1 reason", "2 reasons", "0.3"."""
     if unit in ("", "%"):

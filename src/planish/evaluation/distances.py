@@ -24,6 +24,7 @@ from planish.core.footprint import images_at_a_time
 from planish.core.losses import margin
 from planish.core.modes import Counted
 from planish.core.threat import ThreatModel
+from planish.core.words import another
 from planish.evaluation.blocks import Judged
 from planish.evaluation.guards import Again, Verdict, copied, stuck_facts
 from planish.evaluation.naming import Attacks, distance_attacks
@@ -94,7 +95,7 @@ def measure(
 def _continued(fresh: Distances, earlier: Distances, wanted: Mapping[str, DistanceAttack]) -> Distances:
     for key in ("model", "data", "norm", "radius", "seed"):
         if not same_fact(key, earlier.meta, fresh.meta):
-            raise Unlike(f"the earlier distances are of another {key}; choose another folder")
+            raise Unlike(f"the earlier distances are of {another(key)}; choose another folder")
     classes = int(fresh.meta["model"]["classes"])
     for column in earlier.columns:
         known, attack = column.meta.get("attack"), wanted.get(column.name)

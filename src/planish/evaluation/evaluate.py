@@ -16,6 +16,7 @@ from planish.core.batch import ImageSet
 from planish.core.errors import Unlike, one_of, spelled
 from planish.core.modes import Counted, Precision, Spending, left_in_training
 from planish.core.threat import Linf
+from planish.core.words import another
 from planish.evaluation.at_work import AtWork, OnBlock, OnChunk, Search, Unfinished
 from planish.evaluation.blocks import Judged
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of
@@ -207,7 +208,7 @@ def _continued(
 ) -> EvaluationStep:
     for key in ("model", "data", "threat", "seed", "eot"):
         if not same_fact(key, earlier.meta, fresh.evaluation.meta):
-            raise Unlike(f"the earlier evaluation is of another {key}; choose another folder")
+            raise Unlike(f"the earlier evaluation is of {another(key)}; choose another folder")
     classes = int(fresh.evaluation.meta["model"]["classes"])
     for column in earlier.columns:
         wanted = attacks.get(column.name)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from planish.core.errors import BadInput
 from planish.core.randomness import keyed
-from planish.core.words import few, number_of
+from planish.core.words import another, few, number_of
 from planish.records.origin import unnamed
 from planish.records.store import Columned, Integers
 
@@ -122,7 +122,7 @@ def _refuse_foreign(named: Mapping[str, Columned]) -> None:
             raise BadInput(f"{name} holds no shard but a whole record; merge folders that --shard NUMBER/OF wrote")
         for what, fact in _identity(record).items():
             if fact != _identity(known)[what]:
-                raise BadInput(f"{name} is of another {what} than {first}: leave it out or make it anew")
+                raise BadInput(f"{name} is of {another(what)} than {first}: leave it out or make it anew")
 
 
 def _identity(record: Columned) -> Meta:

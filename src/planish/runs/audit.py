@@ -29,6 +29,7 @@ from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike, spelled
 from planish.core.modes import Counted
 from planish.core.threat import Linf, ThreatModel
+from planish.core.words import another
 from planish.evaluation import naming
 from planish.evaluation.at_work import OnChunk
 from planish.evaluation.evaluate import EvaluationStep
@@ -167,7 +168,7 @@ class KeptAudit:
         found, state = record.load(self.folder), record.load_state(self.folder)
         for key in SAME:
             if _identity(found.meta[key]) != _identity(meta[key]):
-                raise Unlike(f"{self.folder} holds an audit with another {key}; choose another folder")
+                raise Unlike(f"{self.folder} holds an audit of {another(key)}; choose another folder")
         done = [finding.check for finding in found.findings]
         if done != [*names[: len(done)]]:
             raise Unlike(f"{self.folder} holds an audit with other checks; choose another folder")
@@ -304,7 +305,7 @@ def _same(
     asked["checks"] = len({*registered(), *own_checks(checks)})
     for key, value in asked.items():
         if key in found.meta and (found.meta[key] if key == "threat" else _identity(found.meta[key])) != value:
-            raise Unlike(f"{folder} holds an audit with another {key}; choose another folder")
+            raise Unlike(f"{folder} holds an audit of {another(key)}; choose another folder")
     return found
 
 

@@ -49,7 +49,7 @@ def cut(
     if decided is None:
         return JudgedPart(own, {"shard": facts}, ImageShare(count, rows))
     if decided.meta.get("data", {}).get("digest") != whole["digest"]:
-        raise Unlike("the record of all shards is of another data; name one that planish merge made of these images")
+        raise Unlike("the record of all shards is of other data; name one that planish merge made of these images")
     begun = part_of(decided, shard, rows)
     begun = replace(begun, meta={**begun.meta, "data": {**data, **data_facts(own)}})
     return JudgedPart(own, {"shard": facts}, ImageShare(count, rows, decided), begun)

@@ -56,7 +56,7 @@ def planted(evidence: Evidence) -> Seen | Unknown:
     binary, found = Binary(evidence.model, last), list[bool]()
     for row in evidence.drawn(evidence.every, 2 * evidence.plan.planted).tolist():
         one = evidence.images.select(slice(row, row + 1))
-        if _plant(binary, one, evidence.threat, evidence.seed) and len(found) < evidence.plan.planted:
+        if len(found) < evidence.plan.planted and _plant(binary, one, evidence.threat, evidence.seed):
             near = Batch(one.x, torch.zeros_like(one.labels), one.indices)
             generator = evidence.generator("planted")
             outcome = run(evidence.margin_pgd(), binary, near, evidence.threat, generator=generator)
