@@ -322,7 +322,7 @@ def test_records_show_themselves(model: nn.Module, x: Tensor, y: Tensor, monkeyp
     records = [evaluation, pl.minimum_distance(model, x, y, "Linf", "deepfool"), pl.audit(model, x, y, pl.Linf(0.1))]
     for record in records:
         text, tags = str(record).splitlines(), Tags()
-        assert text[0] == record.headline() and len(text) == len(record.rows()) + 4
+        assert text[0] == record.headline() and len(text) == len(record.rows()) + 4 + len(record.remarks())
         assert repr(record) == f"<{type(record).__name__}: {record.headline()}>", "a line, not pages of arrays"
         tags.feed(record._repr_html_())
         assert tags.open == [] and tags.seen.count("tr") == len(record.rows()) + 1 and tags.seen.count("img") == 1

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from planish.cli.main import app
 from planish.core.errors import BadInput
-from planish.models.onnx import BlackBox, load_onnx
+from planish.models import BlackBox
+from planish.models.onnx import load_onnx
 
 pytestmark = pytest.mark.packages("onnx", "onnxruntime")
 
@@ -51,7 +52,7 @@ def network() -> nn.Sequential:
 def test_logits_are_the_network_s(batch: int | str, network: nn.Sequential, tmp_path: Path):
     x: Tensor = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     found = load_onnx(exported(network, tmp_path / "net.onnx", batch))
-    assert isinstance(found, BlackBox) and found.fixed == (None if batch == "n" else 4)
+    assert isinstance(found, BlackBox) and found.function.fixed == (None if batch == "n" else 4)
     torch.testing.assert_close(found(x), network(x).detach(), rtol=1e-4, atol=1e-5)
 
 

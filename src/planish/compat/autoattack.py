@@ -17,6 +17,7 @@ from planish.core.errors import BadInput, at_least, nearest, one_of
 from planish.core.threat_texts import parse_threat
 from planish.evaluation.adversarials import load_images, save_images
 from planish.evaluation.evaluate import EvaluationStep, evaluate_steps
+from planish.models import Function
 from planish.records.evaluation import Evaluation, load, save
 from planish.storage.files import write_text
 
@@ -64,18 +65,6 @@ class Logger:
         if self.path is not None:
             before = Path(self.path).read_text(encoding="utf-8") if Path(self.path).exists() else ""
             write_text(f"{before}{line}\n", self.path)
-
-
-class Function(nn.Module):
-    """A function from images to logits as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        return self.function(x)
 
 
 class AutoAttack:

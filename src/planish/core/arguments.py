@@ -83,7 +83,9 @@ def path_of(path: object) -> Path:
 def model_of(model: object) -> nn.Module:
     """Return a model. Raises BadInput for anything but a torch.nn.Module."""
     if not isinstance(model, nn.Module):
-        raise BadInput(f"the model must be a torch.nn.Module from images in [0, 1] to logits, not {shown(model)}")
+        told = f"the model must be a torch.nn.Module from images in [0, 1] to logits, not {shown(model)}"
+        wrap = "; planish.models.Function makes one of a function of tensors, BlackBox of one of NumPy arrays"
+        raise BadInput(told + wrap * callable(model))
     check_settled(model)
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise BadInput("the model was made under torch.inference_mode(), so it has no gradients: make it outside")

@@ -20,7 +20,7 @@ from planish.core.words import another
 from planish.evaluation.at_work import AtWork, OnBlock, OnChunk, Search, Unfinished
 from planish.evaluation.blocks import Judged
 from planish.evaluation.guards import Again, Averaged, Told, Verdict, copied, draws_of
-from planish.evaluation.naming import Attacks, Surrogates, surrogates_of
+from planish.evaluation.naming import Attacks, Surrogates, refuse_gradients, surrogates_of
 from planish.evaluation.stages import ImageShare, facing, following, left
 from planish.evaluation.unions import Threats, ThreatUnion, threats_of
 from planish.records.evaluation import SCHEMA_VERSION, Column, Evaluation
@@ -116,6 +116,7 @@ def evaluate_steps(
     """
     counted, threats, seed = Counted(model_of(model)), threats_of(threat), seed_of(seed)
     one_of(get_args(Precision), precision=precision)
+    refuse_gradients(counted.model, attacks, about or {})
     search = Search(chunk, precision, draws_of(eot), on_chunk, unfinished, share, on_block)
     copy, began = copied(counted.model), time.perf_counter()
     images = Judged.begun(counted if eot == 1 else Averaged(counted, eot), x, labels, threats, chunk)

@@ -16,6 +16,7 @@ from planish.core.arguments import check_logits, model_of, shown
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, nearest
 from planish.core.modes import Counted
+from planish.models import is_black_box
 from planish.registry import components, is_known, make, refuse_former, resolve
 
 Attacks = str | Attack | DistanceAttack | Suite | Sequence[Any] | Mapping[str, Any]
@@ -23,6 +24,21 @@ Attacks = str | Attack | DistanceAttack | Suite | Sequence[Any] | Mapping[str, A
 
 Surrogates = Mapping[str, nn.Module] | Sequence[nn.Module | Surrogate]
 """Other models, by name or one after the other."""
+
+
+WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
+"""Attacks that ask a model for its answers alone."""
+
+
+def refuse_gradients(model: nn.Module, attacks: object, about: Mapping[str, Any]) -> None:
+    """Raise BadInput for attacks by name that ask a black box for gradients: they would find nothing.
+
+    about: facts, which may have the model's name.
+    """
+    for name in _given(attacks).values() if is_black_box(model) else ():
+        if isinstance(name, str) and ":" not in name and not name.startswith(WITHOUT_GRADIENTS):
+            own = about.get("model", {}).get("name", "the model")
+            raise BadInput(f"{own} is a black box and {name} asks for gradients; use {', '.join(WITHOUT_GRADIENTS)}")
 
 
 def surrogates_of(models: Surrogates, images: Batch) -> tuple[Surrogate, ...]:

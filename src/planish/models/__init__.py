@@ -5,14 +5,16 @@ import traceback
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from planish.core.errors import BadInput, between, ended, nearest
 from planish.registry import Component, imported, resolve
 from planish.storage.reading import refuse_large
 
-__all__ = ["Normalized", "Pointwise", "SmoothReLU", "activation", "build"]
+__all__ = ["BlackBox", "Function", "Normalized", "Pointwise", "SmoothReLU", "activation", "build"]
 LIBRARIES = ("timm", "hf", "robustbench", "torchvision")
 """What other libraries' models are named by: "timm:NAME", "hf:NAME", "robustbench:NAME" and "torchvision:NAME"."""
 
@@ -55,6 +57,43 @@ class Normalized(nn.Module):
         output: Any = self.network((x - self.mean) / self.std)
         logits: Tensor = getattr(output, "logits", output)
         return logits
+
+
+class Function(nn.Module):
+    """A function of tensors as a model: images (N, C, H, W) in [0, 1] -> logits (N, K).
+
+    Weights that it uses are not the model's: they are moved to no device, and a record does not tell them from others.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K)."""
+        return self.function(x)
+
+
+class BlackBox(nn.Module):
+    """A function of NumPy arrays as a model: float32 images (N, C, H, W) in [0, 1] -> logits (N, K), no gradients.
+
+    It is judged by attacks that need none: noise, square, boundary and transfer. The same holds for weights as of
+    `Function`.
+    """
+
+    def __init__(self, function: Callable[[NDArray[np.float32]], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the function answers, as float32 (N, K), on the device of the images."""
+        answers = np.asarray(self.function(x.detach().float().cpu().numpy()))
+        return torch.as_tensor(answers, device="cpu").float().to(x.device)
+
+
+def is_black_box(model: nn.Module) -> bool:
+    """Say whether no gradient leads through a model by its nature: it is a `BlackBox`, or is built round one."""
+    return any(isinstance(module, BlackBox) for module in model.modules())
 
 
 class Pointwise(nn.Conv2d):

@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from planish.core.errors import BadInput, installed
+from planish.models import BlackBox
 
 LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
 """How an ONNX file names one beside it that holds weights: the length of the name, which follows."""
@@ -22,33 +25,38 @@ class Session(Protocol):
     def run(self, outputs: list[str] | None, feed: dict[str, Any]) -> list[Any]: ...
 
 
-class BlackBox(nn.Module):
-    """An ONNX model as images (N, C, H, W) in [0, 1] -> logits; nothing leads back from the logits to the images.
+class Answers:
+    """What the first output of a session says of float32 images (N, C, H, W).
 
     fixed: the batch size that the file insists on, None = any; images are then padded to whole batches.
     """
 
-    digest: Tensor
-
-    def __init__(self, session: Session, content: bytes) -> None:
-        super().__init__()
+    def __init__(self, session: Session) -> None:
         self.session = session
         entry = session.get_inputs()[0]
         self.entry, batch = str(entry.name), entry.shape[0] if entry.shape else None
         self.fixed = batch if isinstance(batch, int) and batch > 0 else None
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        """Return the logits (N, K)."""
+        size = self.fixed or max(len(x), 1)
+        return np.concatenate([self._answered(x[at : at + size]) for at in range(0, max(len(x), 1), size)])
+
+    def _answered(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        missing = (self.fixed or len(x)) - len(x)
+        padded = np.concatenate([x, np.repeat(x[:1], missing, 0)]) if missing else x
+        return np.asarray(self.session.run(None, {self.entry: padded})[0])[: len(x)]
+
+
+class OnnxModel(BlackBox):
+    """An ONNX file as a model without gradients. digest: of its content, which tells it from others in records."""
+
+    digest: Tensor
+
+    def __init__(self, session: Session, content: bytes) -> None:
+        super().__init__(Answers(session))
         digest = torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8)
         self.register_buffer("digest", digest)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the file's first output, (N, K), as float32, on the device of the images."""
-        parts = [self._answered(part) for part in torch.split(x.detach().float().cpu(), self.fixed or max(len(x), 1))]
-        return torch.cat(parts).to(x.device)
-
-    def _answered(self, x: Tensor) -> Tensor:
-        missing = (self.fixed or len(x)) - len(x)
-        padded = torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x
-        output = self.session.run(None, {self.entry: padded.numpy()})[0]
-        return torch.as_tensor(output, device="cpu").float()[: len(x)]
 
 
 def is_onnx(spec: str) -> bool:
@@ -56,7 +64,7 @@ def is_onnx(spec: str) -> bool:
     return spec.endswith(".onnx")
 
 
-def load_onnx(path: Path) -> BlackBox:
+def load_onnx(path: Path) -> OnnxModel:
     """Return the model of an ONNX file, whose weights may lie in files beside it, as PyTorch exports them.
 
     Raises BadInput if it cannot be read or onnxruntime is missing.
@@ -69,7 +77,7 @@ def load_onnx(path: Path) -> BlackBox:
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BadInput(f"{path} is not an ONNX model that onnxruntime reads: {error}") from error
-    return BlackBox(session, content + b"".join(_digest(file) for file in _beside(path, content)))
+    return OnnxModel(session, content + b"".join(_digest(file) for file in _beside(path, content)))
 
 
 def _beside(path: Path, content: bytes) -> list[Path]:

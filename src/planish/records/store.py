@@ -112,23 +112,28 @@ class Shown(ABC):
     def headline(self) -> str:
         """Return what the table is of, in a sentence."""
 
+    def remarks(self) -> list[str]:
+        """Return what a reader of the table must know, a sentence each."""
+        return []
+
     def __repr__(self) -> str:
         """Say what the record is in a line: its arrays would fill pages of a terminal."""
         return f"<{type(self).__name__}: {self.headline()}>"
 
     def __str__(self) -> str:
-        """Lay the table out with spaces, the headline above it."""
+        """Lay the table out with spaces, the headline above it and the remarks below."""
         header, *body = self._cells()
         widths = [max(map(len, cells)) for cells in zip(header, *body, strict=True)]
         cells = (header, ["-" * width for width in widths], *body)
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-        return "\n".join([self.headline(), "", *lines])
+        return "\n".join([self.headline(), "", *lines, *(f"note: {remark}" for remark in self.remarks())])
 
     def _repr_html_(self) -> str:
-        """Return the table, and below it the figure that `planish.plot` has of such a record, for a notebook."""
+        """Return the table, the remarks and the figure that `planish.plot` has of such a record, for a notebook."""
         import planish
 
-        return self._table_html() + planish.plot.picture(self)
+        notes = "".join(f"<p>note: {escape(remark)}</p>" for remark in self.remarks())
+        return self._table_html() + notes + planish.plot.picture(self)
 
     def _table_html(self) -> str:
         header, *body = self._cells()

@@ -35,7 +35,7 @@ from planish.evaluation.at_work import OnChunk
 from planish.evaluation.evaluate import EvaluationStep
 from planish.evaluation.image_files import IMAGES, MANY_IMAGES, files_in
 from planish.evaluation.naming import Surrogates
-from planish.models.onnx import BlackBox
+from planish.models import is_black_box
 from planish.records import audit as record
 from planish.records import evaluation as results
 from planish.records.audit import Audit, Finding
@@ -119,7 +119,7 @@ def audit_steps(
     options: dict[str, Any] = {"surrogates": _lent(surrogates, network, batch.select(slice(0, 1)))}
     facts = {**CALLED, **(about or {})}
     options |= {"seed": seed_of(seed), "own": checks, "about": facts, "on_chunk": on_chunk}
-    steps = findings(network, batch, threat, plan, black_box=isinstance(network, BlackBox), **options)
+    steps = findings(network, batch, threat, plan, black_box=is_black_box(network), **options)
     return (PageAudit(**{part.name: getattr(step, part.name) for part in fields(step)}) for step in steps)
 
 
@@ -249,7 +249,7 @@ def audit_into(
     either, Unlike with resume if it holds one of something else.
     """
     check_audit(task, budget, checks)
-    plan, black_box = plan_of(budget), isinstance(judged.model, BlackBox)
+    plan, black_box = plan_of(budget), is_black_box(judged.model)
     images = plan.images if after is None else len(results.load(after / EVALUATION).labels)
     batch, data, warnings = images_to_judge(task, judged.about, images)
     batch = batch.to(device)

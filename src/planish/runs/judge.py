@@ -28,7 +28,7 @@ from planish.evaluation.evaluate import evaluate_steps
 from planish.evaluation.naming import attacks_of, distance_attacks, wanted
 from planish.evaluation.unions import threats_of
 from planish.models import Normalized, build, is_borrowed
-from planish.models.onnx import BlackBox, is_onnx, load_onnx
+from planish.models.onnx import is_onnx, load_onnx
 from planish.records import audit as audits
 from planish.records import corruptions as corruption_records
 from planish.records import distances as distance_records
@@ -51,7 +51,6 @@ from planish.runs.shards import cut
 
 Step = TypeVar("Step")
 EVALUATION, PROGRESS, DISTANCES = "evaluation.npz", "progress.npz", "distances.npz"
-WITHOUT_GRADIENTS = ("noise", "square", "transfer", "boundary")
 SOME_CLASSES = 10
 """Classes for which attacks are tried before the model is there to say how many it has."""
 
@@ -207,7 +206,6 @@ def evaluate_into(
     """
     check_task(task)
     check_out(folder, "evaluation")
-    _refuse_gradients(judged, task)
     path = folder / EVALUATION
     whole, data, warnings = set_to_judge(task, judged.about)
     whole, threats = aimed(whole, task.targets, data["classes"]), [one.among(whole.indices) for one in task.threats]
@@ -252,13 +250,6 @@ def _allowed(
     elif not resume:
         refuse_taken(folder, kind, resumes=alike)
     yield from steps
-
-
-def _refuse_gradients(judged: LoadedModel, task: EvaluationConfig) -> None:
-    """Raise BadInput if a black box is to be attacked by its gradients: none would find anything."""
-    for name in task.attacks if isinstance(judged.model, BlackBox) else ():
-        if ":" not in name and not name.startswith(WITHOUT_GRADIENTS):
-            raise BadInput(f"{judged.name} is a black box and {name} asks for gradients; use noise, square or transfer")
 
 
 def surrogates_of(judged: LoadedModel, task: EvaluationConfig, image: Batch, built_by: str | None) -> list[Surrogate]:

@@ -6,12 +6,13 @@ one number for each class, the largest of which is the class.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
@@ -19,11 +20,10 @@ from planish.core.errors import BadInput, at_least
 from planish.core.threat import ThreatModel
 from planish.data.images import Images, to_unit
 from planish.evaluation.evaluate import evaluate
-from planish.models.onnx import BlackBox
+from planish.models import BlackBox
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
 from planish.runs.audit import PageAudit, audit
-from planish.runs.judge import WITHOUT_GRADIENTS
 
 Array = NDArray[Any]
 Datum = tuple[Any, Any, Mapping[str, Any]]
@@ -46,30 +46,19 @@ class Holds(Protocol):
     def __len__(self) -> int: ...
 
 
-class Answering(BlackBox):
-    """A MAITE model as images (N, C, H, W) -> logits (N, K): arrays go in and out, and no gradient leads back.
-
-    Probabilities become their logarithms, which order classes alike.
-    """
-
-    def __init__(self, model: Predicts) -> None:
-        nn.Module.__init__(self)
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the model answers, as float32."""
-        answers = self.model([image.cpu().numpy() for image in x.detach().float()])
-        scores = torch.stack([torch.as_tensor(np.asarray(one), device="cpu").float() for one in answers])
-        if bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-4).all()):
-            scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
-        return scores.to(x.device)
+def answers_of(model: Predicts, x: NDArray[np.float32]) -> NDArray[Any]:
+    """Return the logits (N, K) of a MAITE model; of probabilities their logarithms, which order classes alike."""
+    scores = np.stack([np.asarray(one, np.float32) for one in model([*x])])
+    if (scores >= 0).all() and (abs(scores.sum(1) - 1) < 1e-4).all():
+        scores = np.log(scores.clip(np.finfo(np.float32).tiny))
+    return scores
 
 
 def network_of(model: Predicts | nn.Module) -> nn.Module:
     """Return the network of a MAITE model: itself if it is one, that of a `ServedModel`, else one without gradients."""
     if isinstance(model, ServedModel):
         return model.network
-    return model if isinstance(model, nn.Module) else Answering(model)
+    return model if isinstance(model, nn.Module) else BlackBox(partial(answers_of, model))
 
 
 def batch_of_dataset(dataset: Holds, limit: int | None = None) -> Batch:
@@ -111,10 +100,6 @@ class Robustness:
     def evaluate(self, model: Predicts | nn.Module, dataset: Holds) -> Evaluation:
         """Return the evaluation. Raises BadInput for gradient attacks on a model that gives no gradients."""
         network = network_of(model)
-        names = [name.strip() for name in self.attacks.split(",")]
-        if isinstance(network, BlackBox) and not all(name.startswith(WITHOUT_GRADIENTS) for name in names):
-            usable = ", ".join(WITHOUT_GRADIENTS)
-            raise BadInput(f"this model gives scores and no gradients: use {usable}, or hand over its torch.nn.Module")
         batch, about = batch_of_dataset(dataset, self.limit), _about(model, dataset)
         return evaluate(network, batch, threat=self.threat, attacks=self.attacks, seed=self.seed, about=about)
 
