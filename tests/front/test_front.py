@@ -382,3 +382,11 @@ def test_a_threat_is_one_text_or_two():
 def test_a_threat_in_the_place_of_the_labels_is_told(model: nn.Module, x: Tensor, y: Tensor):
     with pytest.raises(pl.BadInput, match='no threat is given: write threat="Linf:8/255"'):
         pl.evaluate(model, (x, y), "Linf:0.1")
+
+
+def test_what_an_attack_returns_is_said_in_a_line(model: nn.Module, x: Tensor, y: Tensor):
+    """Issue: print(attack(...)) filled pages of a terminal with pixels."""
+    found = pl.attacks.FGSM()(model, x, y, "Linf:0.1")
+    assert str(found) == f"<AttackResult: success on {int(found.success.sum())} of 12 images>"
+    near = pl.attacks.DeepFool()(model, x, y, "L2:0")
+    assert str(near).startswith("<DistanceResult: success on 12 of 12 images, median distance ")

@@ -38,6 +38,7 @@ def test_a_function_of_tensors_is_judged_as_the_module_it_could_be():
         pl.evaluate(model, X, LABELS, "Linf:0.1", attacks="pgd-5-1") for model in (Function(of_tensors), Written())
     )
     assert np.array_equal(found.x_adv, own.x_adv) and 0 < found.survivors().sum() < 12
+    assert found.remarks() == [], "it was not left in training mode: it has none"
 
 
 @pytest.mark.parametrize(

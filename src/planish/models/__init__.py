@@ -68,6 +68,7 @@ class Function(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
+        self.eval()  # a function has no other mode
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, K)."""
@@ -84,6 +85,7 @@ class BlackBox(nn.Module):
     def __init__(self, function: Callable[[NDArray[np.float32]], Any]) -> None:
         super().__init__()
         self.function = function
+        self.eval()  # a function has no other mode
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the function answers, as float32 (N, K), on the device of the images."""

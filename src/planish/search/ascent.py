@@ -15,6 +15,7 @@ from planish.core.batch import Batch, Rows, per_image, pixels
 from planish.core.footprint import in_parts
 from planish.core.losses import margin
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of
 from planish.search.objectives import Objective
 from planish.search.step_rules import Point, StepRule
 
@@ -288,6 +289,10 @@ class AttackResult(NamedTuple):
     margin: Tensor
     passes: Tensor
 
+    def __repr__(self) -> str:
+        """Say it in a line: the arrays would fill pages of a terminal."""
+        return f"<AttackResult: success on {int(self.success.sum())} of {number_of(len(self.success))}>"
+
 
 class DistanceResult(NamedTuple):
     """What calling a distance attack returns, on the images' device.
@@ -301,6 +306,11 @@ class DistanceResult(NamedTuple):
     distance: Tensor
     success: Tensor
     passes: Tensor
+
+    def __repr__(self) -> str:
+        """Say it in a line: the arrays would fill pages of a terminal."""
+        found, middle = int(self.success.sum()), float(self.distance.median())
+        return f"<DistanceResult: success on {found} of {number_of(len(self.success))}, median distance {middle:.4g}>"
 
 
 def with_logits(model: nn.Module, batch: Batch, chunk: int | None = None) -> Batch:
