@@ -459,9 +459,6 @@ HONEST = {
     **{name: Honest(lambda name=name: trained(name)) for name in ("standard", "pgd-7", "seat", "llr-2", "trades")},
     **{name: Honest(lambda name=name: built(name)) for name in ("linear", "no biases", "GELU", "ELU, average pool")},
     **{name: Honest(lambda name=name: built(name)) for name in ("max pool", "transformer")},
-    "one step, large radius": Honest(
-        lambda: trained("planish-at", 0.2, epochs=15), radius=0.2, warns=("weak-and-strong",)
-    ),
     "log-softmax": Honest(lambda: masks.After(deepcopy(trained("pgd-7")), lambda logits: logits.log_softmax(1))),
     "temperature 4": Honest(lambda: masks.After(deepcopy(trained("pgd-7")), lambda logits: logits / 4)),
     "float64": Honest(lambda: cast(torch.float64), in_dtype(torch.float64)),
