@@ -202,7 +202,7 @@ def print_audit(audit: "Audit", folder: Path, whole: bool) -> None:
         screen.print(f"  what to do: {finding.advice or 'nothing'}")
     screen.print()
     print_sources([audit.meta])
-    for note in audit.meta["notes"]:
+    for note in audit.remarks():
         screen.print(f"note: {note}", style="yellow")
     if not whole:
         print_line("--all prints every check")

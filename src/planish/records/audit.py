@@ -155,6 +155,10 @@ class Audit(JudgedImages):
         by = f"the suite {self.meta['suite']}" + (f" and {number_of(extra)} that only checks broke" if extra else "")
         return f"robust accuracy {robust} ({self.norm}, radius {radius_text(self.radius)}, after {by})"
 
+    def remarks(self) -> list[str]:
+        """What a reader must know: the notes of the record."""
+        return [*self.meta.get("notes", [])]
+
 
 RECORD, DOCUMENT = "audit.npz", "audit.json"
 _STATE = "state/"

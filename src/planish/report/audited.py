@@ -178,7 +178,7 @@ def to_markdown(audit: Audit, geometry: Sequence[str] = ()) -> str:
     geometry: sentences of the geometry.
     """
     lines = [f"# Audit of {markdown_text(audit.name)}: {VERDICTS[audit.verdict]}", ""]
-    lines += [line for note in audit.meta.get("notes", []) for line in (markdown_text(note), "")]
+    lines += [line for note in audit.remarks() for line in (markdown_text(note), "")]
     lines += [f"Robust accuracy {percent(audit.robust_accuracy())}; {markdown_text(terms(audit))}.", ""]
     lines += [line for sentence in sentences(audit.findings) for line in (markdown_text(sentence), "")]
     lines += [markdown(finding_rows(audit.findings)), "## What it means", ""] if audit.findings else []

@@ -197,7 +197,7 @@ def _audit_metrics(audit: Audit) -> list[CardMetric]:
 
 def _audit_remarks(audit: Audit) -> list[str]:
     verdict = f"Audit: {VERDICTS[audit.verdict].lower()}."
-    return [*audit.meta.get("notes", []), verdict, *sentences(audit.findings)]
+    return [*audit.remarks(), verdict, *sentences(audit.findings)]
 
 
 def _card(
