@@ -17,7 +17,6 @@ MODULES = ("models/__init__.py", "models/resnext.py", "audit/checks/planted.py")
 """Parameters and buffers of modules: they are made where modules are made, and move with them."""
 ON_THE_CPU = {
     "audit/measures/certificates.py": "flat images in float64 for an integer program",
-    "models/onnx.py": "onnxruntime's images, moved just before",
     "data/listing.py": "a listing's own indices and labels, which stay in memory",
     "data/stream.py": "rows of a listing",
     "evaluation/evaluate.py": "columns of a record, filled on the CPU by _filled",
