@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from planish.core.arguments import logits_of
 from planish.core.batch import Batch
@@ -46,11 +46,11 @@ class Holds(Protocol):
     def __len__(self) -> int: ...
 
 
-def answers_of(model: Predicts, x: NDArray[np.float32]) -> NDArray[Any]:
+def answers_of(model: Predicts, x: NDArray[np.float32]) -> Tensor:
     """Return the logits (N, K) of a MAITE model; of probabilities their logarithms, which order classes alike."""
-    scores = np.stack([np.asarray(one, np.float32) for one in model([*x])])
-    if (scores >= 0).all() and (abs(scores.sum(1) - 1) < 1e-4).all():
-        scores = np.log(scores.clip(np.finfo(np.float32).tiny))
+    scores = torch.stack([torch.as_tensor(np.asarray(one), device="cpu").float() for one in model([*x])])
+    if bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-4).all()):
+        scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
     return scores
 
 

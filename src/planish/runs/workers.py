@@ -88,12 +88,14 @@ def judge_by_workers(
     shards, record = job.shards(folder), folder / FILES[job.kind]
     check_out(folder, job.kind)
     begun = [*folder.glob("shard-*-of-*")]
+    counts = {int(place.name.rpartition("-")[2]) for place in begun}
     if overwrite:
         clear(folder, job.kind)
         _clear(begun, job.kind)
+    elif resume:
+        _refuse_begun(counts - {len(shards)}, folder)
     else:
-        _refuse_others({int(place.name.rpartition("-")[2]) for place in begun}, len(shards) if resume else 0, folder)
-    if not (resume or overwrite):
+        _refuse_begun(counts, folder)
         refuse_taken(folder, job.kind, resumes=True)
     with _Crew(job, shards, told) as crew:
         while True:
@@ -105,12 +107,11 @@ def judge_by_workers(
                 return
 
 
-def _refuse_others(begun: Collection[int], workers: int, folder: Path) -> None:
-    """Raise BadInput for shards of other numbers of workers; none goes on where they are 0."""
-    for count in begun:
-        if count != workers:
-            told = f"{folder} holds shards of {number_of(count, 'worker')} that were cut short"
-            raise BadInput(f"{told}: --workers {count} --resume goes on with them, --overwrite begins anew")
+def _refuse_begun(counts: Collection[int], folder: Path) -> None:
+    """Raise BadInput for shards that were cut short, of these numbers of workers."""
+    if counts:
+        told = f"{folder} holds shards of {number_of(count := min(counts), 'worker')} that were cut short"
+        raise BadInput(f"{told}: --workers {count} --resume goes on with them, --overwrite begins anew")
 
 
 def _clear(places: Iterable[Path], kind: str) -> None:
