@@ -120,6 +120,20 @@ def test_no_gradient_is_told(kind: str, attack: str, net: nn.Module, images: Bat
     assert set(record.columns[0].meta["no_gradient"]) <= set(range(40))
 
 
+def test_stages_of_a_suite_repeat_no_remark(net: nn.Module, images: Batch):
+    """Each of a suite's fifteen stages said the same of a model without a gradient: the remark filled the screen."""
+    own = Batch(images.x[:8], images.labels[:8])
+    record = judged(FLAT["detached"](net), own, ["planish-suite", "pgd-5-1"], radius=0.05)
+    flat = [remark for remark in record.remarks() if "had no gradient" in remark]
+    assert [remark.split(" ")[0] for remark in flat] == ["planish-suite/scout", "pgd-5-1"]
+    stages = [name.partition("/")[2] for name in record.names if record.column(name).meta.get("no_gradient")]
+    assert len(stages) > 5 and flat[0].endswith(f"The same, of other numbers, holds of {', '.join(stages[1:-1])}.")
+    assert sum("ran its long stages" in remark for remark in record.remarks()) == 1
+    assert told(record, "ran its stage search, because noise and random search came nearer"), (
+        "it was called the long ones"
+    )
+
+
 def test_an_underflowing_loss_is_told(net: nn.Module, images: Batch):
     sharp = through(after=lambda logits: 1e4 * logits)(net)
     for attack in ("pgd-20-1", "apgd-ce-10", "mi-fgsm", "adam-pgd-5-1"):
@@ -143,7 +157,9 @@ def test_a_surrogate_without_a_gradient_is_told(net: nn.Module, images: Batch):
 
 
 def test_honest_models_are_told_nothing(net: nn.Module, images: Batch):
-    deep = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, CLASSES)).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        deep = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, CLASSES)).eval()
     for model in (net, deep):
         for attack in ("pgd-10-1", "apgd-t-5", "noise", "square-20", "planish-suite"):
             assert (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
+from planish.core import hints
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, ended
 from planish.core.footprint import CHUNK, in_parts
@@ -185,7 +186,7 @@ def pair_of(item: object) -> Batch:
     if isinstance(item, Batch):
         return item
     if not isinstance(item, tuple | list) or len(item) < 2:
-        raise BadInput(f"a loader must yield pairs of images and labels, not {shown(item)}")
+        raise BadInput(f"a loader must yield pairs of images and labels, not {shown(item)}{hints.of_item(item)}")
     return batch_of(item[0], item[1])
 
 
@@ -270,7 +271,8 @@ def _of_array(values: object, what: str) -> Tensor:
 def _whole_numbers(values: object, what: str) -> Tensor:
     numbers = _tensor(values, what)
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise BadInput(f"{what} must be whole numbers (N,), not {numbers.dtype} of shape {tuple(numbers.shape)}")
+        found = f"{numbers.dtype} of shape {tuple(numbers.shape)}{hints.of_classes(numbers, what)}"
+        raise BadInput(f"{what} must be whole numbers (N,), not {found}")
     return numbers.to(torch.int64)
 
 
@@ -288,11 +290,12 @@ def check_images(images: Batch, threat: Ball) -> None:
     """
     x = images.x
     if x.ndim != 4 or x.numel() == 0:
-        raise BadInput(f"images must be (N, channels, height, width) with none of these 0, got {tuple(x.shape)}")
+        wanted = "images must be (N, channels, height, width) with none of these 0"
+        raise BadInput(f"{wanted}, got {tuple(x.shape)}{hints.of_images(x)}")
     for what, values in (("labels", images.labels), ("indices", images.indices)):
         if values.shape != (len(x),) or values.dtype != torch.int64:
-            shape = tuple(values.shape)
-            raise BadInput(f"{what} must be int64 of shape ({len(x)},), got {values.dtype} of shape {shape}")
+            found = f"{values.dtype} of shape {tuple(values.shape)}{hints.of_classes(values, what)}"
+            raise BadInput(f"{what} must be int64 of shape ({len(x)},), got {found}")
         if values.device != x.device:
             raise BadInput(f"the images are on {x.device} and the {what} on {values.device}; move them to one device")
     low, high = float(x.min()), float(x.max())
@@ -323,18 +326,6 @@ def _check_targets(images: Batch, classes: int) -> None:
         )
 
 
-def _remedy(output: Tensor) -> str:
-    """Word how to make logits of what is none."""
-    if not output.is_floating_point():
-        return (
-            f" of {output.dtype}; one that returns classes: return torch.nn.functional.one_hot(classes, K) - 0.5, "
-            "and attack it by noise, square and boundary, which need no gradient"
-        )
-    if output.ndim == 1 or output.shape[1:] == (1,):
-        return "; of one output z for two classes, make two logits: torch.stack([torch.zeros_like(z), z], 1)"
-    return ""
-
-
 def unit_error(model: nn.Module, logits: Tensor) -> float:
     """Return how far from 1 the sum of a row of probabilities may be, by the model's dtype."""
     return max(1e-5, torch.finfo(dtype_of(model) or logits.dtype).eps)
@@ -350,11 +341,12 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
         raise ended("the model ends the program when it is called") from error
     except Exception as error:
         shape = tuple(images.x.shape[1:])
-        raise BadInput(f"the model raises {type(error).__name__} on images of shape {shape}: {error}") from error
+        told = f"the model raises {type(error).__name__} on images of shape {shape}: {error}"
+        raise BadInput(f"{told}{hints.of_layout(images.x)}") from error
     if logits.ndim != 2 or len(logits) != len(images.x) or logits.shape[1] < 2 or not logits.is_floating_point():
         raise BadInput(
             f"the model must return logits (N, classes), got {tuple(logits.shape)} for {number_of(len(images.x))}"
-            f"{_remedy(logits)}"
+            f"{hints.of_output(logits)}"
         )
     mad = int((~logits.isfinite()).any(1).sum())
     if mad:
@@ -363,6 +355,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
     if low < 0 or high >= logits.shape[1]:
         raise BadInput(
             f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
+            f"{hints.of_range(low, high, logits.shape[1])}"
         )
     _check_targets(images, logits.shape[1])
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < unit_error(model, logits)).all()):

@@ -12,7 +12,7 @@ import numpy as np
 from planish.core.words import number_of
 from planish.records import store
 from planish.records.statistics import Estimate
-from planish.records.store import Columned, Floats, Integers, Kind, Recorded, Rows, check_version, stuck_remarks
+from planish.records.store import Columned, Floats, Integers, Kind, Recorded, Rows, check_version
 
 SCHEMA_VERSION = 1
 _KIND = Kind(
@@ -42,9 +42,10 @@ class DistanceColumn:
     seconds: float
     meta: dict[str, Any]
 
-    def remarks(self) -> list[str]:
-        """What a reader must know of this attack: images on which it had nothing to follow."""
-        return stuck_remarks(self.name, self.meta, int(np.count_nonzero(self.distance)))
+    def told(self) -> dict[str, str]:
+        """What a reader must know of this attack, by kind: images on which it had nothing to follow."""
+        remark = store.stuck_remark(self.name, self.meta, int(np.count_nonzero(self.distance)))
+        return {"stuck": remark} if remark else {}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,7 +78,7 @@ class Distances(Columned):
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and attacks that had nothing to follow."""
         told = [*self.lacking(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
-        return [*told, *(remark for column in self.columns for remark in column.remarks())]
+        return [*told, *store.once_a_suite((column.name, column.told()) for column in self.columns)]
 
     def of(self, name: str | None = None) -> Floats:
         """(N,) distances found by an attack; without a name, per image the least that any found. BadInput."""

@@ -16,7 +16,7 @@ from planish.records import store
 from planish.records.class_order import absent_classes, exchanged_classes
 from planish.records.origin import attack_text
 from planish.records.statistics import Booleans, Estimate, accuracy, counts
-from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version, stuck_remarks
+from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version, once_a_suite, stuck_remark
 from planish.registry import called_now
 
 SCHEMA_VERSION = 2
@@ -84,22 +84,22 @@ class Column:
         """(N,) True where the attack was run and the adversarial image is misclassified (a tie counts)."""
         return self.margin >= 0
 
-    def remarks(self) -> list[str]:
-        """What a reader must know of this attack: images that it never moved, and answers that were no numbers."""
-        tried, mad = np.count_nonzero(self.attempted), int(np.isposinf(self.margin).sum())
-        remarks = stuck_remarks(self.name, self.meta, int(tried))
+    def told(self) -> dict[str, str]:
+        """What a reader must know of this attack, by kind: images that it never moved, answers that are no numbers."""
+        tried, mad = int(np.count_nonzero(self.attempted)), int(np.isposinf(self.margin).sum())
+        remarks = {"stuck": stuck_remark(self.name, self.meta, tried)}
         if mad:
-            remarks.append(
+            remarks["mad"] = (
                 f"{self.name}: on {number_of(mad)} the model gives no finite answer in the ball; they count as broken."
             )
         if (draws := self.meta.get("eot")) is not None:
             tell = [Estimate.from_counts(wrong, draws["draws"]) for wrong in draws["wrong"]]
             open_ = sum(found.low < 0.5 <= found.high for found in tell)
-            remarks.append(
+            remarks["draws"] = (
                 f"{self.name}: {draws['draws']} draws judge an image, which is robust where the 95 % interval of its "
                 f"wrong ones lies below one half; on {open_} of {number_of(len(tell))} the interval holds one half."
             )
-        return remarks
+        return {kind: remark for kind, remark in remarks.items() if remark}
 
     @property
     def expected(self) -> float:
@@ -239,11 +239,22 @@ class Evaluation(Columned):
 
     def remarks(self) -> list[str]:
         """What a reader must know: notes and warnings of the record, and why a suite ran its long stages."""
-        own = [remark for column in self.columns for remark in column.remarks()]
-        reasons = {(column.name.partition("/")[0], tuple(column.meta.get("because", ()))) for column in self.columns}
-        long = [f"{name} ran its long stages, because {'; '.join(why)}." for name, why in sorted(reasons) if why]
+        own = once_a_suite((column.name, column.told()) for column in self.columns)
+        long = [
+            f"{suite} ran its {'long stages' if len(stages) > 1 else f'stage {stages[0]}'}, because {'; '.join(why)}."
+            for (suite, why), stages in self._added().items()
+        ]
         told = [*self.lacking(), *self.ball_remarks(), *self.meta.get("notes", []), *self.meta.get("warnings", [])]
         return [*told, *self.class_warnings(), *own, *long, *self._ended()]
+
+    def _added(self) -> dict[tuple[str, tuple[str, ...]], list[str]]:
+        """The stages that suites ran only with cause, by suite and reasons."""
+        found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for column in self.columns:
+            if because := tuple(column.meta.get("because", ())):
+                suite, _, stage = column.name.partition("/")
+                found.setdefault((suite, because), []).append(stage)
+        return found
 
     def _ended(self) -> list[str]:
         """A sentence for each suite that goes on until little more can be expected: what is, and its bound."""

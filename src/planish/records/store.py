@@ -3,7 +3,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from html import escape
 from importlib import import_module
@@ -78,7 +78,7 @@ STUCK = 0.01
 """Share of an attack's images that may be left at their start without a remark."""
 
 
-def stuck_remarks(name: str, meta: Mapping[str, Any], tried: int) -> list[str]:
+def stuck_remark(name: str, meta: Mapping[str, Any], tried: int) -> str | None:
     """Word on how many images an attack had no gradient or never left its start, and what to do; meta: its facts."""
     flat, vanished, stuck = len(meta.get("no_gradient", ())), meta.get("vanished", 0), meta.get("stuck", 0)
     if flat:
@@ -87,14 +87,31 @@ def stuck_remarks(name: str, meta: Mapping[str, Any], tried: int) -> list[str]:
             if vanished
             else "attack it without: noise, square or boundary; `planish audit` tells whether gradients are masked"
         )
-        return [
+        return (
             f"{name} had no gradient on {flat} of {number_of(tried)}: that they are not broken says nothing; {remedy}."
-        ]
+        )
     if stuck > STUCK * tried:
-        return [
+        return (
             f"{name} found nothing worse than where it started on {stuck} of {number_of(tried)}; see `planish audit`."
-        ]
-    return []
+        )
+    return None
+
+
+def once_a_suite(told: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """Say of a suite's stages, "suite/stage", each kind of remark once, of the first, and name the others after it.
+
+    told: of each attack its name and its remarks by kind.
+    """
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, remarks in told:
+        suite, _, stage = name.partition("/")
+        for kind, remark in remarks.items():
+            found.setdefault((suite, kind), []).append((stage, remark))
+    return [" ".join((own[0][1], *_also([stage for stage, _ in own[1:]]))) for own in found.values()]
+
+
+def _also(stages: list[str]) -> list[str]:
+    return [f"The same, of other numbers, holds of {', '.join(stages)}."] if stages else []
 
 
 Rows = list[dict[str, Any]]
