@@ -36,7 +36,7 @@ WEIGHTS = ("network-1.safetensors", "network-2.safetensors")
 
 def images(job: Job, split: str) -> Images:
     """Return the images of a split: of the data, a few of them if tiny, or drawn ones where there are no data."""
-    count = {"train": 512, "test": 24}[split] if job.tiny else None
+    count = {"train": 256, "test": 12}[split] if job.tiny else None
     if job.data is None:
         assert count is not None
         return drawn(count, seed=len(split))

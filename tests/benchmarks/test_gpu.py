@@ -90,13 +90,13 @@ def test_the_speedrun_is_trained_judged_and_kept(run: tuple[Path, str], module: 
     assert list(rows) == ["eager", "compiled", "planned", "trained", "judged"]
     trained, judged = rows["trained"], rows["judged"]
     assert trained["epochs"] == len(trained["history"]) == rows["planned"]["epochs"] and trained["seconds"] > 0
-    assert judged["images"] == 24 and judged["robust"].endswith("of 24")
+    assert judged["images"] == 12 and judged["robust"].endswith("of 12")
     halves = [load_file(out / f"network-{number}.safetensors") for number in (1, 2)]
     assert not set(halves[0]) & set(halves[1]) and any(value.dtype == torch.float16 for value in halves[0].values())
     with zipfile.ZipFile(out / "records.zip") as archive:
         archive.extractall(tmp_path)
     record = results.load(tmp_path / "speedrun.npz")
-    assert str(record.robust_accuracy()) == judged["robust"] and len(record.labels) == 24
+    assert str(record.robust_accuracy()) == judged["robust"] and len(record.labels) == 12
     assert record.meta["model"]["digest"] == digest_of(out, module)
 
 
@@ -140,7 +140,7 @@ def test_judging_and_papers(run: tuple[Path, str]):
     assert [*rows["autoattack"]["stages"]] == ["autoattack/apgd-ce"]  # a tiny run has its first attack alone
     papers = document(run[0], "papers")["rows"]
     assert list(papers) == ["seat", "seat-fl"]
-    assert all(row["epochs_done"] == row["epochs"] == 2 and row["judged"]["images"] == 24 for row in papers.values())
+    assert all(row["epochs_done"] == row["epochs"] == 2 and row["judged"]["images"] == 12 for row in papers.values())
 
 
 def test_a_second_call_measures_what_failed_and_nothing_else(run: tuple[Path, str]):

@@ -1,4 +1,4 @@
-"""Types `planish` commands, each into a process that begins where importing PyTorch and matplotlib ends: seconds sooner.
+"""Types `planish` commands, each into a process that begins where importing PyTorch and matplotlib ends: much sooner.
 
 As a script it is the server: each line of standard input is a JSON list of the words of a command; the answer is its
 exit code and all that it printed.
@@ -47,7 +47,7 @@ def become(words: list[str], out: IO[bytes]) -> None:
 
 
 def serve() -> None:
-    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_agg  # noqa: F401
     import torch  # noqa: F401
 
     gc.freeze()  # what is shared with the commands stays unwritten
