@@ -77,12 +77,21 @@ def test_the_states_of_every_gpu_are_put_back_without_a_warning(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     before = torch.get_rng_state()
     with reproducible(3):
         one = torch.rand(2)
         states.update({0: torch.tensor([7]), 1: torch.tensor([7])})
     assert states == {0: torch.tensor([1]), 1: torch.tensor([2])} and torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+
+
+def test_no_traceback_is_written_down_for_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch):
+    """A millisecond of every training step: torch.manual_seed keeps one for CUDA, XPU and MTIA each."""
+    monkeypatch.setattr("traceback.format_stack", lambda *_: pytest.fail("a traceback is written"))
+    with reproducible(3):
+        one = torch.rand(2)
     assert torch.equal(one, torch.rand(2, generator=torch.Generator().manual_seed(3)))
 
 

@@ -266,7 +266,7 @@ def test_wrong_arguments_are_told_at_once(
 
 def loaded(code: str) -> set[str]:
     """What of these is imported once the code has run in an interpreter of its own."""
-    heavy = ("torch", "numpy", "matplotlib", "jinja2", "pydantic", "typer")
+    heavy = ("torch", "numpy", "matplotlib", "jinja2", "pydantic", "typer", "sympy")
     end = f"\nimport sys; print(*sorted(set({heavy}) & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, check=True).stdout
     return set(out.split())
@@ -280,6 +280,13 @@ def test_naming_things_loads_no_more_than_they_need():
     named = "import planish as pl, planish.reproduce; pl.evaluate; pl.minimum_distance; pl.list('attacks')"
     asked = "from planish.cli.main import app; app(['evaluate', 'no.py:x', '--data', 'digits', '--radius', '1'])"
     assert "matplotlib" not in loaded(f"{named}\ntry:\n    {asked}\nexcept SystemExit:\n    pass")
+
+
+def test_attacks_do_without_pytorch_s_compiler():
+    """Half a second of every command: sympy and 485 modules of PyTorch came with the first gradient."""
+    model = "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()"
+    code = f"import planish as pl, torch; x = torch.rand(2, 1, 2, 2); model = {model}; labels = model(x).argmax(1)"
+    assert "sympy" not in loaded(f"{code}; pl.evaluate(model, x, labels, 'Linf:0.1', 'planish-suite')")
 
 
 @pytest.mark.parametrize("room", [pl, pl.attacks, pl.methods], ids=lambda room: room.__name__)

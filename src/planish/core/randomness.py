@@ -71,7 +71,7 @@ def seeded(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Ge
 def reproducible(seed: int) -> Iterator[None]:
     """The global random states, those of every GPU too, start from the seed, and are put back afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        _seed(seed)
         yield
 
 
@@ -81,6 +81,15 @@ def initialised(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def _seed(seed: int) -> None:
+    """Seed every device that there is. torch.manual_seed writes down a traceback for each kind that there is not."""
+    torch.default_generator.manual_seed(seed)
+    torch.mps.manual_seed(seed)
+    for kind in (torch.cuda, torch.xpu):
+        if kind.is_available():
+            kind.manual_seed_all(seed)
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:
