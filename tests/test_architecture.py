@@ -40,8 +40,9 @@ WRITERS = {
     "cli.gate", "cli.main", "cli.tables", "cli.trust", "compat.autoattack", "compat.calling", "data.readers.parquet",
     "data.readers.webdataset", "evaluation.adversarials", "evaluation.pngs", "records.audit", "records.store",
     "report.distances", "report.front", "report.index", "report.page", "report.pdf", "report.robustbench",
-    "reproduce.figure", "reproduce.measured", "reproduce.pages", "reproduce.readings", "reproduce.running",
-    "runs.audit", "runs.keeper", "runs.places", "runs.run", "runs.sweep", "runs.train", "runs.workers",
+    "report.saving", "reproduce.figure", "reproduce.measured", "reproduce.pages", "reproduce.readings",
+    "reproduce.running", "runs.audit", "runs.keeper", "runs.places", "runs.run", "runs.sweep", "runs.train",
+    "runs.workers",
 }  # fmt: skip
 
 

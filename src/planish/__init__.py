@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from planish.evaluation.adversarials import verify
     from planish.evaluation.distances import minimum_distance
     from planish.evaluation.evaluate import evaluate, evaluate_steps
+    from planish.records.loading import load_record
     from planish.registry import listed as list
     from planish.report import plot
     from planish.runs.audit import audit, audit_steps
@@ -47,6 +48,7 @@ __all__ = [
     "fit",
     "list",
     "load_model",
+    "load_record",
     "load_run",
     "measures",
     "methods",

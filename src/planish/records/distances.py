@@ -14,6 +14,7 @@ from planish.records import store
 from planish.records.statistics import Estimate
 from planish.records.store import Columned, Floats, Integers, Kind, Recorded, Rows, check_version
 
+RECORD = "distances.npz"
 SCHEMA_VERSION = 1
 _KIND = Kind(
     "There are no distances at {path}.", "{path} does not hold planish's distances, or it is cut short; measure again."

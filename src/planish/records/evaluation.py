@@ -19,6 +19,7 @@ from planish.records.statistics import Booleans, Estimate, accuracy, counts
 from planish.records.store import Columned, Floats, Integers, Kind, Rows, check_version, once_a_suite, stuck_remark
 from planish.registry import called_now
 
+RECORD = "evaluation.npz"
 SCHEMA_VERSION = 2
 
 _COLUMN_ARRAYS = {"margin": np.float32, "distance": np.float32, "predicted": np.int64, "target": np.int64}

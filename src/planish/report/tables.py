@@ -33,6 +33,10 @@ class Training(TypedDict):
     history: NotRequired[list[dict[str, Any]]]
 
 
+GALLERY = "gallery.npz"
+"""What the pictures of an evaluation are called in its folder."""
+
+
 class Gallery(TypedDict):
     """A few images: ``clean`` and ``adversarial`` (M,C,H,W) in [0,1], C = 1 or 3; the rest (M,) integers."""
 

@@ -19,9 +19,9 @@ from planish.evaluation.image_files import IMAGES, MANY_IMAGES, ImageFiles
 from planish.evaluation.pngs import save_pngs
 from planish.records.evaluation import Evaluation
 from planish.records.store import Kind
-from planish.report.tables import Gallery
+from planish.report.tables import GALLERY, Gallery
 
-GALLERY, PNGS = "gallery.npz", "png"
+PNGS = "png"
 _GALLERY_KIND = Kind("{path} does not hold the pictures of an evaluation, or it is damaged; remove it")
 
 

@@ -41,7 +41,8 @@ from planish.records.shards import ImageShard
 from planish.records.verified import Verified
 from planish.report import Entry, Table
 from planish.report.audited import headline_rows, side_by_side, told_apart
-from planish.runs.beside import GALLERY, KeptBeside, load_gallery
+from planish.report.tables import GALLERY
+from planish.runs.beside import KeptBeside, load_gallery
 from planish.runs.config import LARGEST_SIDE
 from planish.runs.given import EIGHT_BIT, aimed, check_targets
 from planish.runs.names import audited_apart, entry_names, name_of, refuse_twice
@@ -50,7 +51,7 @@ from planish.runs.run import BEST, WEIGHTS, load_run, training_of
 from planish.runs.shards import cut
 
 Step = TypeVar("Step")
-EVALUATION, PROGRESS, DISTANCES = "evaluation.npz", "progress.npz", "distances.npz"
+EVALUATION, PROGRESS, DISTANCES = results.RECORD, "progress.npz", distance_records.RECORD
 SOME_CLASSES = 10
 """Classes for which attacks are tried before the model is there to say how many it has."""
 

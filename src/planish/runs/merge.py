@@ -17,7 +17,8 @@ from planish.records.distances import Distances
 from planish.records.evaluation import Evaluation
 from planish.records.shards import ImageShard, joined, placed
 from planish.records.store import Columned
-from planish.runs.beside import GALLERY, load_gallery
+from planish.report.tables import GALLERY
+from planish.runs.beside import load_gallery
 from planish.runs.judge import DISTANCES, EVALUATION
 from planish.runs.places import check_out, clear, refuse_taken
 
