@@ -18,11 +18,12 @@ from planish.core.arguments import (
     threat_of,
 )
 from planish.core.batch import Batch
+from planish.core.errors import spelled
 from planish.core.footprint import images_at_a_time
 from planish.core.losses import margin
 from planish.core.modes import Counted, Precision, Spent, attacked, autocast
 from planish.core.randomness import drawn_seed, seeded
-from planish.core.threat import ThreatModel
+from planish.core.threat import Linf, ThreatModel
 from planish.search.ascent import (
     Adversarials,
     AttackResult,
@@ -67,6 +68,7 @@ class Attack(ABC):
         return self
 
     @torch.inference_mode(False)
+    @spelled(threat=Linf)
     def __call__(
         self,
         model: nn.Module,
@@ -112,6 +114,7 @@ class DistanceAttack(ABC):
         return self
 
     @torch.inference_mode(False)
+    @spelled(threat=Linf)
     def __call__(
         self,
         model: nn.Module,

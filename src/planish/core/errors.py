@@ -131,15 +131,16 @@ def spelled(then: str = "", **parts: type) -> Callable[[Called], Called]:
 
     def decorated(call: Any) -> Any:
         asked = vars(call)["__init__"] if isinstance(call, type) else call
+        title = "the call with images" if call.__name__ == "__call__" else call.__name__
         known = [name for name in inspect.signature(asked).parameters if name != "self"]
 
         @wraps(asked)
         def checked(*args: Any, **options: Any) -> Any:
             for name in options:
                 if name not in known:
-                    raise BadInput(_unknown(call.__name__, name, known, parts, then))
+                    raise BadInput(_unknown(title, name, known, parts, then))
             if not isinstance(call, type):
-                _refuse_unbound(call, args, options)
+                _refuse_unbound(title, call, args, options)
             return asked(*args, **options)
 
         if not isinstance(call, type):
@@ -167,18 +168,20 @@ def _made_of_whole_numbers(kind: type, made: Callable[..., None], then: str) -> 
     return init
 
 
-def _refuse_unbound(call: Callable[..., Any], args: Sequence[Any], options: Iterable[str]) -> None:
+def _refuse_unbound(title: str, call: Callable[..., Any], args: Sequence[Any], options: Iterable[str]) -> None:
     """Raise BadInput for more arguments without a name than a function takes, and where one is missing."""
     if hasattr(call, "__signature__"):
         return  # one that is not its own
-    parts = inspect.signature(call, follow_wrapped=False).parameters.values()
+    parts = [*inspect.signature(call, follow_wrapped=False).parameters.values()]
+    if parts and parts[0].name == "self":
+        parts, args = parts[1:], args[1:]
     placed = [part.name for part in parts if part.kind is part.POSITIONAL_OR_KEYWORD]
     if len(args) > len(placed):
         pair = "; images and their labels are one argument: (x, labels)" if "data" in placed else ""
-        raise BadInput(f"{call.__name__} takes {_listed(placed)} without a name, and all else by name{pair}")
+        raise BadInput(f"{title} takes {_listed(placed)} without a name, and all else by name{pair}")
     given = {*placed[: len(args)], *options}
     if missing := [part.name for part in parts if part.default is part.empty and part.name not in given]:
-        raise BadInput(f"{call.__name__} needs {_listed(missing)}")
+        raise BadInput(f"{title} needs {_listed(missing)}")
 
 
 def _unknown(call: str, name: str, known: Sequence[str], parts: Mapping[str, type], then: str) -> str:

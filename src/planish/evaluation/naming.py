@@ -166,7 +166,8 @@ def _given(attacks: object) -> dict[str, Any]:
         )
     for name, part in found.items():
         if not isinstance(name, str) or not isinstance(part, str | Attack | DistanceAttack | Suite):
-            raise BadInput(f"attack {shown(name)} must be a name or an attack object, not {shown(part)}")
+            verify = "; planish.verify judges images that other code has attacked" * callable(part)
+            raise BadInput(f"attack {shown(name)} must be a name or an attack object, not {shown(part)}{verify}")
     return found
 
 
