@@ -62,7 +62,32 @@ def test_distances_and_audits_too(model: nn.Module, images: pl.Batch, tmp_path: 
     assert np.array_equal(pl.load_record(tmp_path / "far").of(), distances.of())
     audit = pl.audit(model, images, threat="Linf:0.1")
     audit.save(tmp_path / "real")
-    assert pl.load_record(tmp_path / "real").verdict == audit.verdict
+    again = pl.load_record(tmp_path / "real")
+    assert again.verdict == audit.verdict and again.save(tmp_path / "again") == tmp_path / "again" / "audit.html"
+
+
+@pytest.mark.parametrize("name", ["mine.npz", "a file"])
+def test_a_record_is_saved_into_a_folder(name: str, model: nn.Module, images: pl.Batch, tmp_path: Path):
+    (tmp_path / "a file").write_text("mine", encoding="utf-8")
+    record = pl.evaluate(model, images, threat="Linf:0.1", attacks="fgsm")
+    with pytest.raises(pl.BadInput, match="name a folder, not the file"):
+        record.save(tmp_path / name)
+    assert (tmp_path / "a file").read_text(encoding="utf-8") == "mine" and not (tmp_path / "mine.npz").exists()
+
+
+def test_images_of_whatever_code_are_verified_where_they_are(model: nn.Module, images: pl.Batch, tmp_path: Path):
+    record = pl.evaluate(model, images, threat="Linf:0.1", attacks="pgd-5-1")
+    assert record.x_adv is not None
+    record.save_adversarials(tmp_path / "x.npz")
+    saved = pl.verify(model, images, None, tmp_path / "x.npz", "Linf:0.1")
+    assert saved == pl.verify(model, images, None, record.x_adv, "Linf:0.1")
+    assert saved == pl.verify(model, images, None, torch.from_numpy(record.x_adv).double(), "Linf:0.1")
+    far = pl.verify(model, images, None, record.x_adv, "Linf:0.05")
+    assert far.robust.hits == far.clean.hits and saved.robust.hits < saved.clean.hits
+    with pytest.raises(pl.BadInput, match="3 adversarial images of 12 clean ones: give one for each"):
+        pl.verify(model, images, None, record.x_adv[:3], "Linf:0.1")
+    with pytest.raises(pl.BadInput, match=r"x_adv holds images \(1, 8, 4\)"):
+        pl.verify(model, images, None, record.x_adv[..., :4], "Linf:0.1")
 
 
 def test_what_is_no_record_is_told(model: nn.Module, images: pl.Batch, tmp_path: Path):

@@ -186,25 +186,26 @@ def verify(
     model: nn.Module,
     x: Images | ImageSet,
     labels: Labels = None,
-    path: str | Path | None = None,
+    path: str | Path | Tensor | NDArray[Any] | None = None,
     threat: Threats | None = None,
     *,
     eot: int = 1,
     source: str = "the images given",
 ) -> Verified:
-    """Judge saved adversarial images afresh, trusting nothing but the model, the clean images and the saved ones.
+    """Judge adversarial images afresh, trusting nothing but the model, the clean images and these.
 
     x, labels: the clean images, as for `evaluate`; each saved image is compared with the one of its index.
-    path: what `save_adversarials` or `planish evaluate --keep-images` wrote, a file or a folder of files or of PNGs.
+    path: what `save_adversarials` or `planish evaluate --keep-images` wrote, a file or a folder of files or of PNGs;
+        or the images themselves, whoever made them: (N, C, H, W), one for each clean image, in their order.
     threat: an image outside its ball or the box breaks nothing; of a list of threats, an image outside of all.
     eot: so many draws judge each image, as in `evaluate`.
     source: what messages call the clean images. Raises BadInput if one is missing or shapes differ.
     """
-    network, threats, path = model_of(model), threats_of(threat), path_of(path)
+    network, threats = model_of(model), threats_of(threat)
     test_set: ImageSet = x if isinstance(x, OnDemand) else batch_of(x, labels, network)
     places = {index: row for row, index in enumerate(test_set.indices.tolist())}
     parts, threats, seen = list[_Part](), threats.among(test_set.indices), set[int]()
-    for file, images, indices in _saved(path):
+    for file, images, indices in _given(path, test_set.indices.cpu().numpy()):
         _check_saved(file, indices.tolist(), places, seen, source)
         some = test_set.select(
             torch.tensor([places[index] for index in indices.tolist()], device=test_set.labels.device)
@@ -217,6 +218,17 @@ def verify(
     correct, standing, feasible, distance = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
     clean, robust = (Estimate.of(values.cpu().numpy()) for values in (correct, standing))
     return Verified(clean, robust, int((~feasible).sum()), float(distance.max()))
+
+
+def _given(images: object, indices: Integers) -> Iterator[tuple[Path, Floats, Integers]]:
+    """Yield saved images, or those in memory, which are of these indices. Raises BadInput."""
+    if not isinstance(images, Tensor | np.ndarray):
+        yield from _saved(path_of(images))
+        return
+    x_adv = batch_of(images, indices).x.float().cpu().numpy()
+    if len(x_adv) != len(indices):
+        raise BadInput(f"there are {len(x_adv)} adversarial images of {len(indices)} clean ones: give one for each")
+    yield Path("x_adv"), x_adv, indices
 
 
 def _saved(path: Path) -> Iterator[tuple[Path, Floats, Integers]]:

@@ -267,6 +267,15 @@ class JudgedImages(Recorded, Shown):
     labels: Integers
     clean_margin: Floats
 
+    def save(self, folder: str | Path) -> Path:
+        """Write the record and its page, of distances its figure, into the folder, as the command does.
+
+        What lies there of an earlier one is replaced. Returns the path of the page; `planish.load_record` reads the
+        folder, `planish report` and `planish compare` take it. Raises BadInput.
+        """
+        written: Path = import_module("planish.report.saving").save(self, folder)  # pages lie above records
+        return written
+
     def correct(self) -> Booleans:
         """(N,) True where the clean image is classified correctly."""
         return self.clean_margin < 0
@@ -319,15 +328,6 @@ class Columned(JudgedImages):
         if left:
             told.append(f"Left: {', '.join(left)}; planish evaluate --resume does it.")
         return told
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the record and its page, of distances its figure, into the folder, as the command does.
-
-        What lies there of an earlier one is replaced. Returns the path of the page; `planish.load_record` reads the
-        folder, `planish report` and `planish compare` take it. Raises BadInput.
-        """
-        written: Path = import_module("planish.report.saving").save(self, folder)  # pages lie above records
-        return written
 
     def position(self, name: str) -> int:
         """Return the place of an attack's column, of a suite's last stage. Raises BadInput if there is none."""

@@ -1,7 +1,7 @@
 """A model audited into a folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from planish.core.arguments import (
     check_images,
     check_logits,
     model_of,
-    path_of,
     seed_of,
     threat_of,
 )
@@ -59,15 +58,6 @@ BROKEN = "broken/"
 BLACK_BOX = "a black box: only checks and attacks that ask for no gradient were made"
 
 
-class PageAudit(Audit):
-    """An audit that writes its page."""
-
-    def save(self, folder: str | Path) -> Path:
-        """Write audit.npz, audit.json and the page audit.html into the folder; return the page's path."""
-        record.save(self, path_of(folder))
-        return draw(path_of(folder))
-
-
 @spelled(threat=Linf)
 def audit(
     model: nn.Module,
@@ -80,7 +70,7 @@ def audit(
     seed: int = 0,
     checks: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
-) -> PageAudit:
+) -> Audit:
     """Look for reasons why a model's robustness is not real, and return the findings.
 
     model, x, labels, threat: as for `planish.evaluate`; all images given are used.
@@ -110,7 +100,7 @@ def audit_steps(
     checks: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
     on_chunk: OnChunk | None = None,
-) -> Iterator[PageAudit]:
+) -> Iterator[Audit]:
     """Audit as `audit` does, and yield the audit after each finding. Raises BadInput at once for bad arguments."""
     network, threat, plan = model_of(model), _searchable(threat), plan_of(budget)
     batch = batch_of(x, labels, network)
@@ -119,8 +109,7 @@ def audit_steps(
     options: dict[str, Any] = {"surrogates": _lent(surrogates, network, batch.select(slice(0, 1)))}
     facts = {**CALLED, **(about or {})}
     options |= {"seed": seed_of(seed), "own": checks, "about": facts, "on_chunk": on_chunk}
-    steps = findings(network, batch, threat, plan, black_box=is_black_box(network), **options)
-    return (PageAudit(**{part.name: getattr(step, part.name) for part in fields(step)}) for step in steps)
+    return findings(network, batch, threat, plan, black_box=is_black_box(network), **options)
 
 
 def _lent(surrogates: Surrogates, network: nn.Module, image: Batch) -> tuple[Surrogate, ...]:

@@ -21,9 +21,10 @@ from planish.core.threat import ThreatModel
 from planish.data.images import Images, to_unit
 from planish.evaluation.evaluate import evaluate
 from planish.models import BlackBox
+from planish.records.audit import Audit
 from planish.records.evaluation import Evaluation
 from planish.records.statistics import Estimate
-from planish.runs.audit import PageAudit, audit
+from planish.runs.audit import audit
 
 Array = NDArray[Any]
 Datum = tuple[Any, Any, Mapping[str, Any]]
@@ -103,7 +104,7 @@ class Robustness:
         batch, about = batch_of_dataset(dataset, self.limit), _about(model, dataset)
         return evaluate(network, batch, threat=self.threat, attacks=self.attacks, seed=self.seed, about=about)
 
-    def audit(self, model: Predicts | nn.Module, dataset: Holds, budget: str = "quick") -> PageAudit:
+    def audit(self, model: Predicts | nn.Module, dataset: Holds, budget: str = "quick") -> Audit:
         """Return the audit; of a model without gradients, what can be asked of one. Raises BadInput."""
         batch, about = batch_of_dataset(dataset, self.limit), _about(model, dataset)
         return audit(network_of(model), batch, threat=self.threat, budget=budget, seed=self.seed, about=about)
