@@ -32,7 +32,7 @@ from planish.records.store import Columned
 from planish.registry import components
 from planish.runs.shards import cut
 
-COUNTS = [1, 2, 7]
+COUNTS = [1, 2, 3, 7]
 OF = 3
 """Shards of attacks, which decide nothing by their number."""
 DATA = {"name": "noise", "classes": ["a", "b", "c", "d"]}

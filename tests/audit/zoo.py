@@ -470,7 +470,7 @@ HONEST = {
     "ensemble": Honest(lambda: Mean(*(deepcopy(trained(name)) for name in ("pgd-7", "seat", "trades")))),
     "normalised inside": Honest(normalised),
     "normalised in place": Honest(lambda: Spoiling(deepcopy(trained("pgd-7")))),
-    "compiled": Honest(lambda: torch.compile(deepcopy(trained("pgd-7")), backend="eager")),
+    "compiled": Honest(lambda: torch.compile(deepcopy(trained("pgd-7")), backend="aot_eager")),
     "weights in 8 bits": Honest(in_8_bits),
     "exported": Honest(exported),
     "dictionary": Honest(lambda: Dictionary(deepcopy(trained("pgd-7")))),

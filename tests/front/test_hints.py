@@ -38,7 +38,11 @@ def test_labels_of_another_form(kind: str):
     assert refusal(X, labels).endswith(hint)
 
 
-@pytest.mark.parametrize(("labels", "why"), [(LABELS.float() + 0.5, "floats"), (LABELS + 2, "not from 1")])
+SEVERAL = nn.functional.one_hot(LABELS, CLASSES) | nn.functional.one_hot(LABELS.flip(0), CLASSES)
+UNKNOWN = [(LABELS.float() + 0.5, "floats"), (LABELS + 2, "not from 1"), (SEVERAL, "several classes of an image")]
+
+
+@pytest.mark.parametrize(("labels", "why"), UNKNOWN)
 def test_labels_that_nothing_makes_right_get_no_hint(labels: torch.Tensor, why: str):
     assert "give" not in refusal(X, labels), why
 

@@ -22,9 +22,10 @@ def of_layout(x: Tensor) -> str:
 
 def of_classes(values: Tensor, what: str) -> str:
     """Word how one column, one-hot rows and whole floats become classes (N,)."""
-    if values.ndim == 2:
-        column = values.shape[1] == 1
-        return f"; {'one column' if column else 'one-hot rows'}: give {what}{'[:, 0]' if column else '.argmax(1)'}"
+    if values.ndim == 2 and values.shape[1] == 1:
+        return f"; one column: give {what}[:, 0]"
+    if values.ndim == 2 and bool(((values != 0).sum(1) == 1).all()):
+        return f"; one-hot rows: give {what}.argmax(1)"
     whole = values.ndim == 1 and values.is_floating_point() and bool((values == values.round()).all())
     return f"; give {what}.long()" if whole else ""
 

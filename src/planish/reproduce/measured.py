@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from planish.core.errors import BadInput
 from planish.core.threat_texts import parse_threat
-from planish.records import distances
-from planish.records import evaluation as results
 from planish.records.distances import Distances, Numbers, improvement_ratio
 from planish.records.evaluation import Evaluation
+from planish.records.loading import load_record
 from planish.registry import called_now
 from planish.report.tables import plain
 from planish.reproduce.claims import Figure, exact, holds, judged, mean, over_seeds, share
@@ -171,7 +170,7 @@ def _judged_on(job: Job, row: str) -> dict[str, Any] | None:
     paths = [*sorted(judged.glob(f"*/{EVALUATION}")), *sorted(judged.glob(f"*/{DISTANCES}"))]
     if not paths:
         return None
-    record = results.load(paths[0]) if paths[0].name == EVALUATION else distances.load(paths[0])
+    record = load_record(paths[0])
     return {"name": record.meta["data"].get("name"), "images": len(record.labels)}
 
 
