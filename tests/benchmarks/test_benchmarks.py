@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from planish.runs.train import train_into
 from planish.storage.files import write_arrays
 from planish.storage.reading import read_arrays
 
-pytest.importorskip("torchattacks", reason="a peer that the benchmarks compare with")
-pytest.importorskip("foolbox", reason="a peer that the benchmarks compare with")
+PEERS = ("torchattacks", "foolbox")
+pytestmark = pytest.mark.skipif(not all(map(find_spec, PEERS)), reason=f"compare with {' and '.join(PEERS)}")
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 TIMING = {"seconds", "ratio", "low", "high"}
 

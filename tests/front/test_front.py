@@ -297,6 +297,16 @@ def test_attacks_do_without_pytorch_s_compiler():
     assert "sympy" not in loaded(f"{code}; pl.evaluate(model, x, labels, 'Linf:0.1', 'planish-suite')")
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_does_without_pytorch_s_compiler(optimizer: str, tmp_path: Path):
+    """As long as importing PyTorch: its optimizers load it, and what counts the arithmetic of a step."""
+    words = ["train", "--data", "digits", "--epochs", "1", "--out", str(tmp_path / "run")]
+    for setting in ("data.limit=32", "settings.batch_size=16", f"settings.optimizer='{optimizer}'"):
+        words += ["--set", setting]
+    found = loaded(f"from planish.cli.main import app\ntry:\n    app({words})\nexcept SystemExit:\n    pass")
+    assert "torch" in found and "sympy" not in found and (tmp_path / "run" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("room", [pl, pl.attacks, pl.methods], ids=lambda room: room.__name__)
 def test_every_public_name_is_there_and_completed(room: Any):
     assert {*room.__all__} <= {*dir(room)}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from several import together
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 
 from planish.core.errors import BadInput
 from planish.core.randomness import draws, seeded, twin
@@ -105,6 +104,8 @@ def every(group: Group) -> dict[str, Any]:
 
 def errors(group: Group) -> dict[str, str]:
     """What is refused, in both processes alike."""
+    from torch.distributed.fsdp import fully_shard  # three seconds that no other test needs
+
     number = group.share.number
 
     def fails_in_second() -> int:

@@ -1,5 +1,6 @@
 """What a training step costs, counted and not timed: arithmetic relative to a standard step."""
 
+import inspect
 import math
 from collections.abc import Callable
 from copy import deepcopy
@@ -80,3 +81,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result
+
+
+# without PyTorch's decorator, which loads its compiler: it does nothing outside of compiled code
+_Counter.__torch_dispatch__ = inspect.unwrap(_Counter.__torch_dispatch__)  # type: ignore[method-assign]

@@ -1,7 +1,8 @@
 """How a training run is optimised: its settings, the learning rate from start to end, weights moved against it."""
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -102,8 +103,17 @@ def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+        return eager(torch.optim.AdamW)(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
+    return eager(torch.optim.SGD)(groups, lr=settings.learning_rate, momentum=settings.momentum)
+
+
+def eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return the optimizer without the decorators that load PyTorch's compiler, as long as importing PyTorch takes.
+
+    They matter where the optimizer's own step is compiled, and the training loop's never is.
+    """
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "step", "zero_grad")}
+    return type(kind.__name__, (kind,), bare | {"step": torch.no_grad()(bare["step"])})
 
 
 def _cosine(first: float, last: float, share: float) -> float:
