@@ -85,6 +85,7 @@ def test_epochs_skips_and_seeds(listing: Listing):
     assert not torch.equal(one.sum((1, 2, 3)).sort().values, other.sum((1, 2, 3)).sort().values)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # of one processor
 def test_worker_processes_change_nothing(listing: Listing):
     alone = [list(streamed(listing, augmentation=EVERYTHING).epoch(k, seed=3)) for k in (0, 1)]
     together = streamed(listing, augmentation=EVERYTHING, workers=2)

@@ -68,7 +68,7 @@ class Attack(ABC):
         return self
 
     @torch.inference_mode(False)
-    @spelled(threat=Linf)
+    @spelled(threat=Linf, x=Batch)
     def __call__(
         self,
         model: nn.Module,
@@ -114,7 +114,7 @@ class DistanceAttack(ABC):
         return self
 
     @torch.inference_mode(False)
-    @spelled(threat=Linf)
+    @spelled(threat=Linf, x=Batch)
     def __call__(
         self,
         model: nn.Module,

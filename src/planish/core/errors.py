@@ -125,7 +125,7 @@ def spelled(then: str = "", **parts: type) -> Callable[[Called], Called]:
     """Return a decorator: what it decorates, a function or a dataclass, says what is wrong with its arguments.
 
     An unknown one is told what it is called here, and what must be a whole number of a dataclass is one.
-    parts: by argument, the dataclass that it takes, where the argument may belong.
+    parts: by argument, the dataclass or named tuple that it takes, where the argument may belong.
     then: what takes these parts, where it is not the call itself, such as "the attack's call". It raises BadInput.
     """
 
@@ -186,11 +186,12 @@ def _refuse_unbound(title: str, call: Callable[..., Any], args: Sequence[Any], o
 
 def _unknown(call: str, name: str, known: Sequence[str], parts: Mapping[str, type], then: str) -> str:
     """Say that a call has no argument of this name, and what it is called, or where it belongs."""
-    inner = {part: synonym(name, [field.name for field in fields(kind)]) for part, kind in parts.items()}
+    inner = {part: synonym(name, [*inspect.signature(kind).parameters]) for part, kind in parts.items()}
     places = [f"{part}=planish.{parts[part].__name__}({own}=...)" for part, own in inner.items() if own]
-    if then and (name in parts or places) and not synonym(name, known):
+    own_name = not synonym(name, known) or name in inner.values()
+    if then and (name in parts or places) and own_name:
         return f"{call} has no argument '{name}': {then} takes {(places or [name])[0]}. Known: {_listed(known)}"
-    hint = f" Did you mean {places[0]}?" if places and not synonym(name, known) else nearest(name, known)
+    hint = f" Did you mean {places[0]}?" if places and own_name else nearest(name, known)
     return f"{call} has no argument '{name}'.{hint} Known: {_listed(known)}"
 
 

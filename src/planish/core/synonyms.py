@@ -55,13 +55,11 @@ SYNONYMS = {
 
 
 def synonym(name: str, known: Iterable[str]) -> str | None:
-    """Return the first of the known names that is the name, or one that it is called by elsewhere; None = none is.
+    """Return the known name that is the name, or the first that is called so elsewhere; None = none is.
 
     known: also with the tables that they are in, such as "settings.epochs".
     """
     other = name.lower().replace("-", "_")
-    for full in known:
-        own = full.rpartition(".")[2]
-        if other == own or other in SYNONYMS.get(own, "").split():
-            return full
-    return None
+    owns = {full: full.rpartition(".")[2] for full in known}
+    same = [full for full, own in owns.items() if own == other]
+    return next(iter([*same, *(full for full, own in owns.items() if other in SYNONYMS.get(own, "").split())]), None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from planish.attacks import Attack
 from planish.attacks.suites import Stage, Suite
 from planish.core.arguments import Images, Labels, model_of, seed_of
-from planish.core.batch import ImageSet
+from planish.core.batch import Batch, ImageSet
 from planish.core.errors import Unlike, one_of, spelled
 from planish.core.modes import Counted, Precision, Spending, left_in_training
 from planish.core.threat import Linf
@@ -44,7 +44,7 @@ class EvaluationStep(NamedTuple):
     x_adv: Tensor
 
 
-@spelled(threat=Linf)
+@spelled(threat=Linf, x=Batch)
 def evaluate(
     model: nn.Module,
     x: Images,
@@ -82,7 +82,7 @@ def evaluate(
     return replace(last.evaluation, x_adv=last.x_adv.float().cpu().numpy())
 
 
-@spelled(threat=Linf)
+@spelled(threat=Linf, x=Batch)
 def evaluate_steps(
     model: nn.Module,
     x: Images | ImageSet,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.core.batch import ImageSet
-from planish.core.words import without_password
+from planish.core.words import number_of, without_password
 from planish.registry import is_known
 
 HOME = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def device_name(device: torch.device | str) -> str:
     """Return what the device calls itself."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {number_of(torch.get_num_threads(), 'thread')}"
 
 
 @cache
