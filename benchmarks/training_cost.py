@@ -1,19 +1,21 @@
 """What one training step costs beside ordinary training: counted arithmetic, and measured time.
 
-    python benchmarks/training_cost.py [--batch 32] [--device cuda]
+    python benchmarks/training_cost.py [--batch 32] [--device cuda] [--page docs/results.md]
 
 A step is a method's loss and its backward; the optimizer's step, the same for all, is left out. Beside
 planish's methods stand the loops that people write by hand or around an attack library. The network has
-softplus activations, because LLR differentiates a gradient.
+ReLU, and then softplus activations, which methods that differentiate a gradient want and pay for.
 """
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torchattacks
 from foolbox import attacks as fa
 from foolbox.models.pytorch import PyTorchModel
 from loops import STEPS, Loop, fgsm, pgd, step
-from timing import TIMES, Row, compare, operations, parser, problem, save, show
+from timing import TIMES, Row, compare, markdown, operations, parser, paste, problem, save, show
 from torch import Tensor, nn
 
 from planish.methods import Method
@@ -22,6 +24,13 @@ from planish.registry import components
 from planish.training.cost import training_cost
 
 BASE = "standard"
+ACTIVATIONS = ("relu", "softplus")
+COLUMNS = {
+    "step": lambda row: row["step"],
+    "counted": lambda row: f"{row['counted']:.2f}",
+    **TIMES,
+    "operations": lambda row: str(row["operations"]),
+}
 
 
 def torchattacks_pgd(model: nn.Module, x: Tensor, labels: Tensor, radius: float) -> Tensor:
@@ -52,34 +61,50 @@ def methods() -> dict[str, Method]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and save."""
-    options = parser("What one training step costs.", "training_cost").parse_args(arguments)
-    given = problem(options, "softplus")
+def measured(options: Namespace, activation: str) -> Iterator[Row]:
+    """Yield what a step of each method costs on a network with that activation, and print it."""
+    given = problem(options, activation)
     given.model.train()
     candidates = methods()
     steps = {name: step(method, given) for name, method in candidates.items()}
     timings = compare(steps, options.rounds, base=BASE, device=options.device)
-    rows: list[Row] = [
-        {
+    for name, method in candidates.items():
+        yield {
             "step": name,
+            "activation": activation,
             "counted": training_cost(method, given.model, given.batch, given.threat),
             "operations": operations(steps[name]),
             **timings[name]._asdict(),
         }
-        for name, method in candidates.items()
-    ]
-    save(options, rows, {"images": list(given.batch.x.shape), "base": BASE})
-    show(
-        "Cost of a training step, standard = 1",
-        rows,
-        {
-            "step": lambda row: row["step"],
-            "counted": lambda row: f"{row['counted']:.2f}",
-            **TIMES,
-            "operations": lambda row: str(row["operations"]),
-        },
-    )
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Return the page's table: a line for each method, counted, and timed relative to standard training."""
+    lines: dict[str, Row] = {}
+    for row in rows:
+        told = f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        lines.setdefault(row["step"], {**row})[row["activation"]] = told
+    columns: dict[str, Callable[[Row], str]] = {
+        "method": lambda line: line["step"],
+        "counted": lambda line: f"{line['counted']:.2f}",
+        **{f"time, {name}": lambda line, name=name: line[name] for name in ACTIVATIONS},
+    }
+    return "\n" + markdown(sorted(lines.values(), key=lambda line: (line["counted"], line["step"])), columns) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and save."""
+    reads = parser("What one training step costs.", "training_cost/training_cost")
+    reads.add_argument("--page", type=Path, help="write the table between this page's comments, too")
+    options = reads.parse_args(arguments)
+    rows: list[Row] = []
+    for activation in ACTIVATIONS:
+        found = [*measured(options, activation)]
+        show(f"Cost of a training step with {activation}, standard = 1", found, COLUMNS)
+        rows += found
+        save(options, rows, {"images": [options.batch, 3, 32, 32], "base": BASE})
+    if options.page is not None:
+        paste(tables(rows), options.page, "training_cost")
 
 
 if __name__ == "__main__":
