@@ -22,9 +22,11 @@ from planish.core.modes import (
     frozen,
     left_in_training,
     reusing,
+    twice_differentiable,
 )
 
-BLOCKS = [evaluating, frozen, attacked, fixed_statistics, collecting, lambda model: reusing(model, {})]
+BLOCKS = [evaluating, frozen, attacked, fixed_statistics, collecting, twice_differentiable]
+BLOCKS += [lambda model: reusing(model, {})]
 Block = Callable[[nn.Module], AbstractContextManager[object]]
 
 
@@ -119,24 +121,58 @@ def test_collecting_leaves_a_frozen_norm_alone(model: nn.Module, batch: Batch):
 
 
 @pytest.mark.parametrize("affine", [True, False])
-def test_collecting_has_the_derivatives_of_plain_batch_norm(affine: bool):
+@pytest.mark.parametrize("block", [collecting, twice_differentiable])
+def test_the_derivatives_are_those_of_plain_batch_norm(block: Block, affine: bool):
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(3, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     x.requires_grad_()
     norm = nn.BatchNorm2d(2, affine=affine).double()
 
-    def collected(x: Tensor) -> Tensor:
-        with collecting(norm):
+    def within(x: Tensor) -> Tensor:
+        with block(norm):
             return norm(x).tanh()
 
-    assert gradcheck(collected, x) and gradgradcheck(collected, x)
+    assert gradcheck(within, x) and gradgradcheck(within, x)
 
     def second(forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         (gradient,) = torch.autograd.grad((forward(x) * weight).sum(), x, create_graph=True)
         return gradient, *torch.autograd.grad(gradient.square().sum(), [x, *norm.parameters()])
 
-    for found, expected in zip(second(collected), second(lambda x: norm(x).tanh()), strict=True):
+    for found, expected in zip(second(within), second(lambda x: norm(x).tanh()), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_twice_differentiable_is_plain_training(model: nn.Module, batch: Batch, momentum: float | None):
+    """Of every batch norm but those that another block computes already, that have no statistics, or one value each."""
+    for norm in batch_norms(model):
+        norm.momentum = momentum
+    plain, x = deepcopy(model), batch.x
+    for x in (batch.x, batch.x.flip(0)[:5]):
+        with twice_differentiable(model):
+            output = model(x)
+        torch.testing.assert_close(output, plain(x), rtol=1e-4, atol=1e-5)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-5, atol=1e-6, msg=name)
+    with collecting(model) as statistics, twice_differentiable(model):
+        model(x)
+    assert list(statistics) == batch_norms(model)
+    before = deepcopy(model.state_dict())
+    with fixed_statistics(model), twice_differentiable(model):
+        model(x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with twice_differentiable(norm := nn.BatchNorm1d(4)), pytest.raises(ValueError, match="more than 1 value"):
+        norm(torch.zeros(1, 4))
+
+
+def test_a_graph_that_is_there_survives_the_running_averages(normed: nn.Module, batch: Batch):
+    """Issue: backwards of passes before were refused, as running averages had been written where autograd sees it."""
+    before = normed(batch.x.double()).square().sum()
+    with twice_differentiable(normed):
+        after = normed(batch.x.double()).square().sum()
+    gradients = [torch.autograd.grad(loss, [*normed.parameters()]) for loss in (before, after)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.fixture

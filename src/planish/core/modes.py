@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from planish.core.affine import affine, along, replaced_forward, scale_and_shift
+from planish.core.affine import affine, along, replaced_forward, runs_as_a_copy, scale_and_shift
 from planish.core.errors import BadInput
 from planish.core.losses import wide
 
@@ -113,13 +113,30 @@ def collecting(model: nn.Module) -> Iterator[Statistics]:
             )
 
     def forward(module: _BatchNorm, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
-        statistics[module] = mean, variance
-        _update_running(module, mean.detach(), variance.detach(), x.numel() // x.shape[1])
-        return _normalized(module, x, mean, variance)
+        statistics[module] = _of_its_batch(module, x)
+        return _normalized(module, x, *statistics[module])
 
     with replaced_forward({module: partial(forward, module) for module in norms}):
         yield statistics
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Batch norms in training mode, but for those with a forward of their own, computed by what differentiates twice.
+
+    The same values up to rounding. The second derivative of PyTorch's kernel takes three times as long, and leaves
+    gradients in a layout of memory that slows down all that follows.
+    """
+
+    def forward(module: _BatchNorm, x: Tensor) -> Tensor:
+        if x.dtype not in (torch.float32, torch.float64) or x.numel() <= x.shape[1]:  # one value: PyTorch's to refuse
+            return _BatchNorm.forward(module, x)
+        return _normalized(module, x, *_of_its_batch(module, x))
+
+    norms = [module for module in batch_norms(model) if module.training and "forward" not in vars(module)]
+    plain = [] if runs_as_a_copy(model) else [norm for norm in norms if type(norm).forward is _BatchNorm.forward]
+    with replaced_forward({module: partial(forward, module) for module in plain}):
+        yield
 
 
 @contextmanager
@@ -206,6 +223,34 @@ def _normalized(module: _BatchNorm, x: Tensor, mean: Tensor, variance: Tensor) -
     return torch.addcmul(along(shift, x.ndim), x, along(scale, x.ndim))
 
 
+class _Moments(torch.autograd.Function):
+    """Mean and biased variance of each channel; a backward is one pass over x, where PyTorch's takes several."""
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        over = [0, *range(2, x.ndim)]
+        mean = x.mean(over)
+        return mean, (x - along(mean, x.ndim)).square_().mean(over)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = of_variance * (2 / count)
+        return torch.addcmul(along(of_mean / count - slope * mean, x.ndim), x, along(slope, x.ndim))
+
+
+def _of_its_batch(module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the batch's mean and variance, differentiable, and let the running averages follow them."""
+    mean, variance = _Moments.apply(x)  # type: ignore[no-untyped-call]
+    _update_running(module, mean.detach(), variance.detach(), x.numel() // x.shape[1])
+    return mean, variance
+
+
 @torch.no_grad()
 def _update_running(module: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
     if not module.track_running_stats or module.running_mean is None or module.running_var is None:
@@ -213,8 +258,10 @@ def _update_running(module: _BatchNorm, mean: Tensor, variance: Tensor, count: i
     assert module.num_batches_tracked is not None
     module.num_batches_tracked.add_(1)
     weight = module.momentum if module.momentum is not None else 1.0 / float(module.num_batches_tracked)
-    module.running_mean.lerp_(mean.to(module.running_mean), weight)
-    module.running_var.lerp_((variance * (count / max(count - 1, 1))).to(module.running_var), weight)
+    unbiased = variance * (count / max(count - 1, 1))
+    # by .data, as PyTorch's kernel writes: graphs of earlier passes keep these tensors, and never read them
+    module.running_mean.data.lerp_(mean.to(module.running_mean), weight)
+    module.running_var.data.lerp_(unbiased.to(module.running_var), weight)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from planish.core.batch import Batch, per_image
 from planish.core.losses import Loss, divergence, likely_classes, wide
+from planish.core.modes import twice_differentiable
 from planish.core.threat import ThreatModel
 
 Term = Callable[[Tensor, Tensor], Tensor]
@@ -148,7 +149,8 @@ def linearize(
         kept.append(model(x))
         return loss(kept[0], labels)
 
-    return linearization(loss_at, x, differentiable=differentiable), kept[0]
+    with twice_differentiable(model) if differentiable else nullcontext():
+        return linearization(loss_at, x, differentiable=differentiable), kept[0]
 
 
 def slope_by_double_backward(loss_at: LossAt, x: Tensor, direction: Tensor) -> Slope:
