@@ -24,7 +24,6 @@ from planish.registry import components
 from planish.training.cost import training_cost
 
 BASE = "standard"
-ACTIVATIONS = ("relu", "softplus")
 COLUMNS = {
     "step": lambda row: row["step"],
     "counted": lambda row: f"{row['counted']:.2f}",
@@ -81,13 +80,14 @@ def measured(options: Namespace, activation: str) -> Iterator[Row]:
 def tables(rows: Sequence[Row]) -> str:
     """Return the page's table: a line for each method, counted, and timed relative to standard training."""
     lines: dict[str, Row] = {}
+    activations = dict.fromkeys(row["activation"] for row in rows)
     for row in rows:
         told = f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         lines.setdefault(row["step"], {**row})[row["activation"]] = told
     columns: dict[str, Callable[[Row], str]] = {
         "method": lambda line: line["step"],
         "counted": lambda line: f"{line['counted']:.2f}",
-        **{f"time, {name}": lambda line, name=name: line[name] for name in ACTIVATIONS},
+        **{f"time, {name}": lambda line, name=name: line[name] for name in activations},
     }
     return "\n" + markdown(sorted(lines.values(), key=lambda line: (line["counted"], line["step"])), columns) + "\n"
 
@@ -95,10 +95,11 @@ def tables(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and save."""
     reads = parser("What one training step costs.", "training_cost/training_cost")
+    reads.add_argument("--activations", nargs="+", default=["relu", "softplus"])
     reads.add_argument("--page", type=Path, help="write the table between this page's comments, too")
     options = reads.parse_args(arguments)
     rows: list[Row] = []
-    for activation in ACTIVATIONS:
+    for activation in options.activations:
         found = [*measured(options, activation)]
         show(f"Cost of a training step with {activation}, standard = 1", found, COLUMNS)
         rows += found

@@ -105,14 +105,16 @@ def test_fmn_beside_its_peers(
     assert "farther" in capsys.readouterr().out
 
 
-def test_training_cost(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    found = results("training_cost")
+def test_training_cost(results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- training_cost -->\n<!-- end of training_cost -->\n")
+    found = results("training_cost", "--activations", "relu", "--page", str(page))
     rows = {row["step"]: row for row in found["rows"]}
     assert set(components("methods")) < set(rows)
-    assert all(TIMING | {"counted", "operations"} <= set(row) for row in rows.values())
+    assert all(TIMING | {"activation", "counted", "operations"} <= set(row) for row in rows.values())
     assert rows["standard"]["counted"] == rows["standard"]["ratio"] == 1
     assert rows["pgd"]["counted"] == rows["hand-written PGD-7"]["counted"] > rows["fgsm"]["counted"] > 1
-    assert "pgd" in capsys.readouterr().out
+    assert "pgd" in capsys.readouterr().out and page.read_text().count("\n| ") == len(rows) + 2
 
 
 def test_loader(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,7 +294,7 @@ def test_gamma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
         main([*options, "--images", "12", "--page", str(tmp_path / "page.md")])
 
 
-@pytest.mark.parametrize("script", ["ablation", "attack_cost", "bounds", "gamma"])
+@pytest.mark.parametrize("script", ["ablation", "attack_cost", "bounds", "gamma", "training_cost"])
 def test_the_table_of_the_results_page_is_that_of_the_raw_files(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     raw = SCRIPTS / "results" / script / f"{script}.json"
