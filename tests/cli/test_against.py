@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from typer.testing import CliRunner, Result
 
 from planish.cli.main import app
 from planish.core.threat import Linf
-from planish.records.evaluation import load
+from planish.records.evaluation import Evaluation, load
+from planish.records.shards import ImageShard
 from planish.records.statistics import paired_interval
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
+from planish.runs.workers import Judging, Told
 
 Planish = Callable[..., Result]
 JUDGE = ("--data", "digits", "--radius", "0.1", "--limit", "30", "--device", "cpu", "--quiet")
@@ -80,6 +83,27 @@ def test_what_cannot_be_compared_is_said_before_any_attack(twice: str, planish: 
     assert other.exit_code == 2 and "needs the same images" in other.stderr
     kept = load("own/evaluation.npz")
     assert len(kept.labels) == 20 and not kept.names, "the clean pass is kept, and no attack was run"
+
+
+def test_workers_are_told_of_other_images_before_any_attack(
+    twice: str, planish: Planish, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Issue: it was said when all was done. Here the first of two shards is judged, in this process."""
+
+    def first_shard(job: Judging, folder: Path, told: Told, **options: bool) -> Iterator[Evaluation]:
+        part = replace(job.task, shard=ImageShard(1, len(job.devices)))
+        for record in evaluate_into(load_model(job.model), part, folder):
+            told(1, record)
+            yield record
+
+    monkeypatch.setattr("planish.runs.workers.judge_by_workers", first_shard)
+    more = ("--attacks", "fgsm", "--workers", "2", "--against", "first")
+    result = planish("evaluate", run_folder, *JUDGE, *more, "--limit", "20", "--out", "other")
+    assert result.exit_code == 2 and "are 20 of digits, and first is of 30 of digits; give the same" in result.stderr
+    kept = load("other/evaluation.npz")
+    assert len(kept.labels) == 10 and not kept.names, "the clean pass is kept, and no attack was run"
+    same = planish("evaluate", run_folder, *JUDGE, *more, "--out", "same")
+    assert load("same/evaluation.npz").names == ("fgsm",), same.output
 
 
 def test_the_fields_of_robustbench(twice: str, planish: Planish):

@@ -76,7 +76,7 @@ def evaluate(
     if dry_run:
         _tell("evaluation", model, where, json_, lambda plan: plan.evaluate(judged, task, on, built_by))
         return None
-    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by), common, against)
+    folder = _evaluate(judged, where, shards.AskedWorkers(model, task, workers, on, built_by, against), common)
     then = threats.next_audit(model, task, radius, built_by=built_by, size=size, classes=classes)
     return _shown(folder, judged.name, where, json_, csv, against, then)
 
@@ -127,23 +127,19 @@ def _evaluate(
     where: terminal.Where,
     asked: shards.AskedWorkers,
     common: "CommonCorruptions | None",
-    earlier: Path | None,
 ) -> Path:
-    """Evaluate into a folder, under common corruptions too if there are any, and return it.
-
-    earlier: an evaluation that it is to be compared with, if there is one.
-    """
+    """Evaluate into a folder, under common corruptions too if there are any, and return it."""
     from planish.runs.judge import evaluate_into
 
     also: dict[str, Any] = {"device": asked.device, "built_by": asked.built_by, **where.choice}
 
     def begin(folder: Path, told: "OnChunk") -> "Iterator[Evaluation]":
         steps = evaluate_into(judged, asked.task, folder, on_chunk=told, **also)
-        if earlier is None:
+        if asked.earlier is None:
             return steps
         from planish.runs.against import comparable
 
-        return comparable(steps, earlier, judged.name)
+        return comparable(steps, asked.earlier, judged.name)
 
     folder, _ = _work(
         begin,

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 
 
 class AskedWorkers(NamedTuple):
-    """What workers are asked for: a model as it was given, on what, how many, on which device."""
+    """What workers are asked for: a model as it was given, on what, how many, on which device.
+
+    earlier: an evaluation that theirs is to be compared with, if there is one.
+    """
 
     model: str
     task: "EvaluationConfig"
     workers: str | None
     device: str
     built_by: str | None
+    earlier: Path | None = None
 
 
 def shard_of(shard: str | None, workers: str | None) -> "ImageShard | None":
@@ -36,6 +40,7 @@ def by_workers(
 ) -> tuple[Path, Any]:
     """Do by workers what a command does in its folder, a bar for each; return the folder and the last record."""
     from planish.evaluation.at_work import Update
+    from planish.runs.against import refuse_other_shard
     from planish.runs.places import at_work, begun
     from planish.runs.workers import Judging, devices_of, judge_by_workers
 
@@ -52,6 +57,8 @@ def by_workers(
         def told(number: int, event: Any) -> None:
             if isinstance(event, Update):
                 return bars.update(own[number], note=terminal.update_words(event))
+            if asked.earlier is not None:
+                refuse_other_shard(event, asked.earlier)
             done, note = words(event)
             bars.update(own[number], completed=done, note=note)
 
