@@ -8,14 +8,14 @@ ReLU, and then softplus activations, which methods that differentiate a gradient
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torchattacks
 from foolbox import attacks as fa
 from foolbox.models.pytorch import PyTorchModel
 from loops import STEPS, Loop, fgsm, pgd, step
-from timing import TIMES, Row, compare, markdown, operations, parser, paste, problem, save, show
+from timing import TIMES, Problem, Row, compare, markdown, operations, parser, paste, problem, save, show
 from torch import Tensor, nn
 
 from planish.methods import Method
@@ -60,21 +60,22 @@ def methods() -> dict[str, Method]:
     }
 
 
-def measured(options: Namespace, activation: str) -> Iterator[Row]:
-    """Yield what a step of each method costs on a network with that activation, and print it."""
-    given = problem(options, activation)
+def measured(options: Namespace, given: Problem, activation: str) -> list[Row]:
+    """Return what a step of each method costs on a network with that activation."""
     given.model.train()
     candidates = methods()
     steps = {name: step(method, given) for name, method in candidates.items()}
     timings = compare(steps, options.rounds, base=BASE, device=options.device)
-    for name, method in candidates.items():
-        yield {
+    return [
+        {
             "step": name,
             "activation": activation,
             "counted": training_cost(method, given.model, given.batch, given.threat),
             "operations": operations(steps[name]),
             **timings[name]._asdict(),
         }
+        for name, method in candidates.items()
+    ]
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -100,10 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = reads.parse_args(arguments)
     rows: list[Row] = []
     for activation in options.activations:
-        found = [*measured(options, activation)]
+        given = problem(options, activation)
+        found = measured(options, given, activation)
         show(f"Cost of a training step with {activation}, standard = 1", found, COLUMNS)
         rows += found
-        save(options, rows, {"images": [options.batch, 3, 32, 32], "base": BASE})
+        save(options, rows, {"images": list(given.batch.x.shape), "base": BASE})
     if options.page is not None:
         paste(tables(rows), options.page, "training_cost")
 

@@ -114,6 +114,7 @@ def test_training_cost(results: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(TIMING | {"activation", "counted", "operations"} <= set(row) for row in rows.values())
     assert rows["standard"]["counted"] == rows["standard"]["ratio"] == 1
     assert rows["pgd"]["counted"] == rows["hand-written PGD-7"]["counted"] > rows["fgsm"]["counted"] > 1
+    assert found["setting"]["images"] == [4, 3, 8, 8]
     assert "pgd" in capsys.readouterr().out and page.read_text().count("\n| ") == len(rows) + 2
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from planish.cli.main import app
 from planish.core.threat import Linf
-from planish.records.evaluation import Evaluation, load
+from planish.records.evaluation import Evaluation, load, save
 from planish.records.shards import ImageShard
 from planish.records.statistics import paired_interval
 from planish.runs.judge import EvaluationConfig, evaluate_into, load_model
@@ -102,6 +102,12 @@ def test_workers_are_told_of_other_images_before_any_attack(
     assert result.exit_code == 2 and "are 20 of digits, and first is of 30 of digits; give the same" in result.stderr
     kept = load("other/evaluation.npz")
     assert len(kept.labels) == 10 and not kept.names, "the clean pass is kept, and no attack was run"
+    known = load("first/evaluation.npz")
+    data = {name: fact for name, fact in known.meta["data"].items() if name != "pixels"}  # as older files are
+    save(replace(known, meta={**known.meta, "data": {**data, "digest": "another"}}), Path("changed.npz"))
+    changed = planish("evaluate", run_folder, *JUDGE, *more[:-1], "changed.npz", "--out", "third")
+    assert changed.exit_code == 2 and "needs the same images" in changed.stderr
+    assert not load("third/evaluation.npz").names
     same = planish("evaluate", run_folder, *JUDGE, *more, "--out", "same")
     assert load("same/evaluation.npz").names == ("fgsm",), same.output
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from planish.core.affine import affine, along, replaced_forward, runs_as_a_copy, scale_and_shift
+from planish.core.affine import EXACT, affine, along, replaced_forward, runs_as_a_copy, scale_and_shift
 from planish.core.errors import BadInput
 from planish.core.losses import wide
 
@@ -129,7 +129,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """
 
     def forward(module: _BatchNorm, x: Tensor) -> Tensor:
-        if x.dtype not in (torch.float32, torch.float64) or x.numel() <= x.shape[1]:  # one value: PyTorch's to refuse
+        if {x.dtype} not in EXACT or x.numel() <= x.shape[1]:  # of one value each, which PyTorch refuses
             return _BatchNorm.forward(module, x)
         return _normalized(module, x, *_of_its_batch(module, x))
 

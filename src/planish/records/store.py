@@ -288,14 +288,20 @@ class JudgedImages(Recorded, Shown):
         """True if both judge the same images of the same classes, however each model numbers these."""
         if not np.array_equal(self.indices, other.indices):
             return False
-        digest, pixels = ({record.meta.get("data", {}).get(key) for record in (self, other)} for key in KINDS)
-        if len(digest - {None}) < 2:
+        digest, pixels = alike(*(record.meta.get("data", {}) for record in (self, other)))
+        if digest:
             return np.array_equal(self.labels, other.labels)
-        return len(pixels) == 1 and None not in pixels and _named_labels(self) == _named_labels(other)
+        return pixels and _named_labels(self) == _named_labels(other)
 
 
 KINDS = ("digest", "pixels")
 """Digests of a record's data: of images with labels, and of the images alone, which older files have not."""
+
+
+def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Say by the facts of two data sets whether both have the same digest, or one has none, and the same pixels."""
+    digest, pixels = ({facts.get(kind) for facts in (one, other)} for kind in KINDS)
+    return len(digest - {None}) < 2, len(pixels) == 1 and None not in pixels
 
 
 def _named_labels(record: JudgedImages) -> list[Any]:

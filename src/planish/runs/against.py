@@ -8,7 +8,7 @@ from planish.core.errors import BadInput
 from planish.core.words import radius_text
 from planish.evaluation.unions import ThreatUnion
 from planish.records.evaluation import Evaluation, load
-from planish.records.store import KINDS
+from planish.records.store import alike
 from planish.report import Entry
 from planish.report.pairs import Pair, pairs, refuse_other_images
 from planish.runs.judge import EVALUATION, EvaluationConfig
@@ -42,9 +42,7 @@ def comparable(steps: Iterator[Evaluation], place: Path, name: str) -> Iterator[
 def refuse_other_shard(shard: Evaluation, place: Path) -> None:
     """Raise BadInput where the earlier evaluation is of other images than the test set that this is a shard of."""
     facts, theirs = shard.meta["shard"], _entry(place).evaluation
-    known = theirs.meta.get("data", {})
-    alike = any(known.get(kind) in (None, facts["data"].get(kind)) for kind in KINDS)
-    if len(theirs.labels) != facts["images"] or not alike:
+    if len(theirs.labels) != facts["images"] or not any(alike(facts["data"], theirs.meta.get("data", {}))):
         names = [record.meta.get("data", {}).get("name", "an unnamed data set") for record in (shard, theirs)]
         told = f"these are {facts['images']:,} of {names[0]}, and {place} is of {len(theirs.labels):,} of {names[1]}"
         raise BadInput(f"a paired comparison needs the same images: {told}; give the same --data and --limit")
