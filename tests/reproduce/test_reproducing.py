@@ -52,6 +52,20 @@ def test_every_cell_has_a_figure_or_a_reason(finished: Job):
     }  # fmt: skip
 
 
+def test_one_seed_of_a_row_can_be_named(job: Job):
+    columns = {"clean": job.table.columns["clean"]}
+    scale = replace(job.scale, seeds={"robust": 3})
+    job = replace(job, table=replace(job.table, columns=columns, claims=()), scale=scale)
+    rows = chosen_rows(job.table, ["robust.seed-1"], scale)
+    steps = list(reproduce(job, rows))
+    assert {step.row for step in steps} == {"robust.seed-1"} and job.experiment("robust.seed-1").seed == 1
+    assert [run for run, _ in estimates(job, ["robust.seed-2"])] == ["robust.seed-2"]
+    assert not job.folder("robust").exists() and not job.folder("robust.seed-2").exists()
+    for name, known in (("robust.seed-3", "robust, robust.seed-1, robust.seed-2"), ("plain.seed-1", "plain")):
+        with pytest.raises(BadInput, match=f"has no '{name}' at scale .* Its trainings of .*: {known}$"):
+            chosen_rows(job.table, [name], scale)
+
+
 def test_a_row_of_several_seeds_is_trained_with_each_and_its_weights_are_kept_on_the_way(job: Job):
     columns = {"clean": job.table.columns["clean"]}
     scale = replace(job.scale, seeds={"robust": 2}, snapshots=2, epochs=3, validation=8)

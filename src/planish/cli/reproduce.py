@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def reproduce(
     table: Annotated[str | None, Argument(help="Name of a table, see --list, or a TOML file of that form.")] = None,
     scale: Annotated[str, Option(help="cpu, small, gpu or full: how far it is cut down.")] = "cpu",
-    rows: Annotated[str, Option(help="Only these rows, with commas.")] = "",
+    rows: Annotated[str, Option(help="Only these rows, with commas; ROW.seed-1 is one seed of a row.")] = "",
     data: options.TrainingData = None,
     test_data: Annotated[str | None, Option(help="Test data, where it does not lie beside the training data.")] = None,
     out: Annotated[Path, Option("--out", "-o", help="Folder to write into, a folder for each table in it.")] = Path(

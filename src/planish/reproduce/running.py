@@ -107,13 +107,18 @@ class Step:
 def chosen_rows(table: PaperTable, rows: Sequence[str] | None, scale: Scale) -> tuple[str, ...]:
     """Return the rows to run: those named, or all that planish can train, in the scale's order.
 
-    Raises BadInput if nothing is measured.
+    "seat" is a row with all seeds of the scale, "seat.seed-1" one of its trainings. Raises BadInput if nothing is
+    measured, or for a name that is neither.
     """
     if all(column.measure in ("given", "missing") for column in table.columns.values()):
         raise BadInput(f"{table.name} cannot be run: {next(filter(None, (c.why for c in table.columns.values())))}")
     for name in rows or ():
-        if table.row(name).experiment is None:
-            raise BadInput(f"{table.name} {name} cannot be trained: {table.row(name).missing}")
+        row, _, seed = name.partition(SEED)
+        if table.row(row).experiment is None:
+            raise BadInput(f"{table.name} {row} cannot be trained: {table.row(row).missing}")
+        if seed and name not in scale.runs(row):
+            known = ", ".join(scale.runs(row))
+            raise BadInput(f"{table.name} has no '{name}' at scale {scale.name}. Its trainings of {row}: {known}")
     return tuple(rows) if rows else (*scale.seeds, *(row for row in table.trainable if row not in scale.seeds))
 
 

@@ -58,8 +58,8 @@ class Scale:
     beside: tuple[Measure, ...] = ()
 
     def runs(self, row: str) -> tuple[str, ...]:
-        """Return the names of a row's trainings, one a seed: "seat", "seat.seed-1", ..."""
-        return (row, *(f"{row}{SEED}{seed}" for seed in range(1, self.seeds.get(row, 1))))
+        """Return the names of a row's trainings, one a seed: "seat", "seat.seed-1", ...; of one such: itself."""
+        return (row,) if SEED in row else (row, *(f"{row}{SEED}{seed}" for seed in range(1, self.seeds.get(row, 1))))
 
     def words(self) -> str:
         """Say what is cut down."""
