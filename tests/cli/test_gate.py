@@ -137,7 +137,7 @@ def test_the_lower_end_of_the_interval_is_held_against_the_floor(results: dict[s
     case = cases_of(found, between).cases[0]
     assert case.verdict == "fail" and "is not shown to reach" in case.told
     enough = images_to_show(robust, between)
-    assert f"{enough:,} images would show it" in case.advice and enough > robust.total
+    assert f"{enough:,} images would show it" in case.told and enough > robust.total
     share = Estimate.from_counts(round(robust.value * enough * 10), enough * 10)
     assert share.low > between > Estimate.from_counts(round(robust.value * enough / 2), enough // 2).low
     assert "is below 99 %" in cases_of(found, 0.99).line()

@@ -72,8 +72,9 @@ def _headline(record: Audit | Evaluation, floor: float | None) -> Case:
     if robust.value < floor:
         return Case(ROBUST, asks, "fail", f"{record.headline()} is below {least}", " ".join(remarks))
     told = f"{record.headline()} is not shown to reach {least}: the interval begins below"
-    advice = f"At this share {number_of(images_to_show(robust, floor))} would show it." if robust.value > floor else ""
-    return Case(ROBUST, asks, "fail", told, " ".join([*filter(None, [advice]), *remarks]))
+    if robust.value > floor:
+        told += f"; at this share {number_of(images_to_show(robust, floor))} would show it"
+    return Case(ROBUST, asks, "fail", told, " ".join(remarks))
 
 
 def images_to_show(share: Estimate, floor: float) -> int:
