@@ -57,7 +57,9 @@ class Relaxed(Attack):
                 rows = (best.score < 0).nonzero().squeeze(1)
                 if len(rows):
                     some = batch.select(rows)
-                    found = self._cycle(model, some, threat, best.x_adv[rows] if cycle else start[rows], cycle)
+                    found = self._cycle(
+                        model, some, threat.select(rows), best.x_adv[rows] if cycle else start[rows], cycle
+                    )
                     enter(best, rows, found, 0)
         return best
 

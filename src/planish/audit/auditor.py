@@ -106,7 +106,7 @@ def audit(
     named = {name: check for name, check in known.items() if not only or name in only}
     with reproducible(seed):
         counted, images, fresh = _begun(model, images, threat)
-        suite = suite or _suite(images.clean_logits.shape[1], plan, black_box)
+        suite = suite or _suite(images.clean_logits.shape[1], plan, black_box, threat.name)
         setting = (threat, plan, "black-box" if black_box else SUITE, suite, seed, surrogates, black_box, on_chunk)
         evidence = Evidence(counted, model, images, *setting, fresh=fresh)
         meta = _meta(evidence, about or {}, len(named))
@@ -145,10 +145,11 @@ def _begun(model: nn.Module, images: Batch, threat: ThreatModel) -> tuple[Counte
     return counted, judged_batch(counted, images, None, threat), fresh
 
 
-def _suite(classes: int, plan: Plan, black_box: bool) -> Suite:
+def _suite(classes: int, plan: Plan, black_box: bool, norm: str) -> Suite:
     if black_box:
         return Fixed((Stage("noise", Noise(plan.noise)), Stage("square", Square(plan.queries))))
-    return Cascade(classes=classes) if plan.long else Short(Cascade(classes=classes))
+    whole = Cascade(classes=classes, norm=norm)
+    return whole if plan.long else Short(whole)
 
 
 def _meta(evidence: Evidence, about: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Check:
         advice = "" if verdict == "pass" else seen.advice
         if isinstance(seen, Seen) and verdict == "open":
             value, advice = None, self._advice(seen, evidence)
+        found = {key: None if _is_endless(part) else part for key, part in found.items()}
         return Finding(name, verdict, value, self.unit, self.warn_at, self.fail_at, seen.meaning, advice, found, passes)
 
     def verdict(self, seen: Seen) -> Verdict:
@@ -180,6 +181,11 @@ def mean(values: Tensor, meaning: str, advice: str = "", worse: int = 1, **evide
     average = float(values.double().mean())
     error = float(values.double().std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return Seen(average, average - worse * Z_ONE_SIDED * error, meaning, advice, evidence, len(values))
+
+
+def _is_endless(value: object) -> bool:
+    """Say whether this is a number that JSON does not have."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def mean_of(values: Tensor) -> str:

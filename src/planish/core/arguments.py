@@ -307,6 +307,16 @@ def check_images(images: Batch, threat: Ball) -> None:
     threat.check(x)
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise BadInput unless all labels are classes of the model."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise BadInput(
+            f"labels lie in {low}..{high}, but the model has {classes} classes (0..{classes - 1})"
+            f"{hints.of_range(low, high, classes)}"
+        )
+
+
 def _check_targets(images: Batch, classes: int) -> None:
     """Raise BadInput unless the classes that are aimed at, where any are given, are the model's, one for each image.
 
@@ -351,12 +361,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
     mad = int((~logits.isfinite()).any(1).sum())
     if mad:
         raise BadInput(f"the model returns NaN or infinite logits on {number_of(mad)}")
-    low, high = int(images.labels.min()), int(images.labels.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise BadInput(
-            f"labels lie in {low}..{high}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
-            f"{hints.of_range(low, high, logits.shape[1])}"
-        )
+    check_labels(images.labels, logits.shape[1])
     _check_targets(images, logits.shape[1])
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < unit_error(model, logits)).all()):
         raise BadInput(

@@ -63,7 +63,7 @@ def drawn_seed(generator: torch.Generator) -> int:
 
 def seeded(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator that depends on the seed and the key (an epoch, a step, ...) alone."""
-    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    digest = hashlib.sha256(repr((int(seed), *key)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7]))
 
 

@@ -137,6 +137,10 @@ class ThreatModel(ABC):
         if self.levels is not None and not bool(self._on_levels(x).all()):
             raise BadInput(f"the images have not {self.levels} levels; give them as their files hold them, not resized")
 
+    def shared(self, step: Tensor) -> Tensor:
+        """Return a step (N, ...) with each image's and pixel's share of the radius, where these have their own."""
+        return step
+
     def presented(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return what the model is shown for an iterate in ball and box: itself, or with levels the nearest of those.
 

@@ -73,6 +73,8 @@ class Weighted(ThreatModel):
             return own
         if len(self.weights) != len(indices):
             raise BadInput(f"there are radii for {number_of(len(self.weights))}, and {number_of(len(indices))}")
+        if len(set(indices.tolist())) != len(indices):
+            raise BadInput("two images have the same index, so that whose radius is whose is not known: number them")
         return replace(own, indices=indices)
 
     def of(self, indices: Tensor) -> Self:
@@ -101,6 +103,9 @@ class Weighted(ThreatModel):
 
     def scaled(self, factor: float) -> Self:
         return replace(self, radius=self.base.scaled(factor).radius)
+
+    def shared(self, step: Tensor) -> Tensor:
+        return self._like(step) * step
 
     def norm(self, delta: Tensor) -> Tensor:
         weights = self._like(delta)

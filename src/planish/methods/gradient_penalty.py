@@ -29,8 +29,8 @@ class GradientPenalty(Plain):
         divided by sqrt(D); "exact" does not.
     power: 2, or 1 for lambda ||grad l||_* (Rodriguez-Munoz et al. 2024, with weight = a * radius).
     slope: by a "forward" difference, a "central" difference, or "double-backward", which is exact.
-    length: l2 length of the probe in pixels; None: 0.01 as published, or 0.5 under bf16 autocast, whose rounding would
-        drown a shorter one.
+    length: l2 length of the probe in pixels; None: 0.01 as published, 1e-4 for float64 images, or 0.5 under bf16
+        autocast, whose rounding would drown a shorter one.
 
     Batch norm: every pass in its own batch's statistics; running averages updated by each (2, 3 or 1 times).
 

@@ -30,7 +30,8 @@ class SEAT(Plain):
     inner_gradient: "official" holds <delta, grad l> constant in the ascent, as published; "exact" differentiates it.
 
     The step is one radius from a random corner. No gradient flows through grad l(x). The clean pass is shared by the
-    inner and the outer problem, which is the same arithmetic. The linearity error is computed in float32.
+    inner and the outer problem, which is the same arithmetic. What is minimised is computed in float32;
+    under autocast only the search is not.
     Batch norm: batch statistics everywhere; running averages updated by the clean and by the perturbed outer pass.
     """
 
@@ -76,14 +77,20 @@ class SEAT(Plain):
 
 @dataclass(frozen=True)
 class SEATFL(SEAT):
-    """SEAT-FL: SEAT with flooding, |CE - b| + b, on the adversarial loss (Li and Yu 2022, section 3.3.1)."""
+    """SEAT-FL: SEAT with flooding, |CE - b| + b, on the adversarial loss (Li and Yu 2022, section 3.3.1).
+
+    flood: b. The other options are SEAT's.
+    """
 
     flood: float = 0.9
 
 
 @dataclass(frozen=True)
 class SEATPublished(SEAT):
-    """SEAT as its published code runs: lambda 0.6, the absolute value of the batch's mean error (Li and Yu 2022)."""
+    """SEAT as its published code runs: lambda 0.6, the absolute value of the batch's mean error (Li and Yu 2022).
+
+    The other options are SEAT's.
+    """
 
     linearity_weight: float = 0.6
     abs_over: AbsOver = "batch"

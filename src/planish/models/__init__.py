@@ -137,11 +137,14 @@ def activation(name: str) -> nn.Module:
 
 
 def corrupts_memory(module: nn.Module) -> bool:
-    """Return whether this layer's weight gradient writes out of bounds on a CPU if its images lie channels last.
+    """Return whether this layer's backward pass leaves its memory on a CPU if its images lie channels last.
 
     PyTorch 2.13's strided 1x1 convolutions of fewer input channels than a vector register has places (8, or 16 with
-    AVX-512) do; the process then dies, now or later, with "double free or corruption" or "corrupted size".
+    AVX-512) do, and group norms whose input needs no gradient; the process then dies, now or later, with "double free
+    or corruption", "corrupted size" or a segmentation fault.
     """
+    if isinstance(module, nn.GroupNorm):
+        return True
     if not isinstance(module, nn.Conv2d) or set(module.kernel_size) != {1}:
         return False
     return max(module.stride) > 1 and module.in_channels // module.groups < 16

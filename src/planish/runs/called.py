@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from planish.core.arguments import check_logits, is_loader, pair_of, path_of, seed_of, shown, threat_of
+from planish.core.arguments import (
+    check_images,
+    check_labels,
+    check_logits,
+    is_loader,
+    pair_of,
+    path_of,
+    seed_of,
+    shown,
+    threat_of,
+)
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, spelled
 from planish.core.randomness import reproducible
@@ -140,6 +150,9 @@ def train_steps(
     config = _config(model, images, method, threat, settings, seed)
     network = _network(model, images, seed, weights).to(device)
     logits = check_logits(network, images.first(2).to(device).as_batch())
+    check_labels(images.labels, logits.shape[1])
+    if (threat.low, threat.high) != (0.0, 1.0):  # in which all images lie
+        check_images(images.as_batch(), threat)
     check_trainable(network, some.to(device), own, settings.precision)
     classes = [str(number) for number in range(logits.shape[1])] if is_loader(data) else [*images.classes]
     state = start(network, settings)
@@ -201,6 +214,8 @@ def _experiment(
         if not isinstance(value, str):
             need = f"out= writes a run folder, which must name its {what} to be opened again"
             raise BadInput(f"{need}: give a text, not {shown(value)}")
+    if threat != threat_of((threat.name, threat.radius)):
+        raise BadInput("a run folder's threat is a norm and a radius: leave out low, high and levels, or out=")
     named = _named(method)
     if ":" not in named.name:
         _ = make("methods", named.name, named.options)

@@ -231,8 +231,9 @@ class Run:
     """A trained model and its training.
 
     model: in evaluation mode. config: the configuration, as the tables of its TOML. history: an entry for each epoch,
-    with "epoch", "loss", "train_accuracy" and more. about: what the model is for: classes, channels, data, method,
-    threat. folder: where it lies, None = in memory alone. notes: what was wrong with its files, and what was done.
+    with "epoch", "loss", "train_accuracy" and more. about: what the model is for: classes, channels, data; of a
+    folder method and threat too. folder: where it lies, None = in memory alone. notes: what was wrong with its files,
+    and what was done.
     """
 
     model: nn.Module

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from planish.core.batch import Batch, per_image
+from planish.core.errors import BadInput
 from planish.core.losses import Loss, divergence, likely_classes, wide
 from planish.core.modes import twice_differentiable
 from planish.core.threat import ThreatModel
+from planish.core.words import number_of
 
 Term = Callable[[Tensor, Tensor], Tensor]
 """(x_adv (N, ...), logits (N, K)) -> (N,)."""
@@ -46,8 +48,16 @@ def objective_of(model: nn.Module, term: Term) -> Objective:
 
 
 def loss_of(loss: Loss, labels: Tensor) -> Term:
-    """Return the loss at x_adv."""
-    return lambda x_adv, logits: loss(logits, labels)
+    """Return the loss at x_adv. Raises BadInput there, unless it has a value for each image."""
+    return lambda x_adv, logits: each(loss(logits, labels), labels)
+
+
+def each(values: Tensor, labels: Tensor) -> Tensor:
+    """Return the values as they are. Raises BadInput unless there is one for each image, as of a mean there is not."""
+    if values.shape != labels.shape:
+        wanted = f"a loss must give one value for each of {number_of(len(labels))}"
+        raise BadInput(f'{wanted}, and this one is of shape {tuple(values.shape)}: take its reduction="none"')
+    return values
 
 
 def divergence_from(clean_logits: Tensor) -> Term:

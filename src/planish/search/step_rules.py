@@ -156,7 +156,9 @@ class Adam:
         count = point.index + 1
         corrected = (square / (1 - self.beta2**count)).sqrt_() + self.epsilon
         rate = step_size(self.step_in_radii, point) / (1 - self.beta1**count)
-        return point.threat.project_(point.x_adv + rate * mean / corrected, point.x), AdamState(mean, square)
+        return point.threat.project_(point.x_adv + point.threat.shared(rate * mean / corrected), point.x), AdamState(
+            mean, square
+        )
 
 
 class AutoPGDState(NamedTuple):

@@ -74,6 +74,8 @@ class Loaded:
             batch = pair_of(pair)
             if step == skip or batch.x.device.type == "cpu":  # on a GPU a look at every batch would wait for each
                 check_images(batch, self.threat)
+                if (least := int(batch.labels.min())) < 0:
+                    raise BadInput(f"step {step} has the label {least}; labels count from 0: leave such images out")
             yield Batch(*(part.to(self.device) for part in batch[:3]))
 
 

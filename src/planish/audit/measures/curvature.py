@@ -14,7 +14,7 @@ from planish.core.modes import attacked, full_precision
 from planish.core.randomness import keyed_draws
 from planish.core.threat import ThreatModel
 from planish.search.ascent import evaluated
-from planish.search.objectives import PROBE_LENGTH, LossAt, inner, loss_of, objective_of, second_derivatives
+from planish.search.objectives import PROBE_LENGTH, LossAt, each, inner, loss_of, objective_of, second_derivatives
 from planish.search.slopes import arithmetic
 
 Product = Callable[[Tensor], Tensor]
@@ -112,7 +112,7 @@ def curvature(
     start = 2 * keyed_draws(x, batch.indices, seed)[:, 1:].to(x.dtype) - 1
 
     def loss_at(x: Tensor) -> Tensor:
-        return loss(model(x), batch.labels)
+        return each(loss(model(x), batch.labels), batch.labels)
 
     exact = way == "double-backward"
     try:
