@@ -19,6 +19,7 @@ from planish.audit.evidence import PLANS
 from planish.core.errors import BadInput
 from planish.core.randomness import seeded
 from planish.models import corrupts_memory
+from planish.runs.judge import load_model
 
 
 def linear(classes: int = 3, side: int = 4) -> nn.Module:
@@ -136,3 +137,19 @@ def test_an_audit_of_a_model_that_returns_nan_in_the_ball_is_written(tmp_path: P
     x = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.9
     audit = planish.audit(model, x, model(x).argmax(1), "Linf:0.1")
     assert audit.save(tmp_path / "saved") and any((tmp_path / "saved").iterdir())
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu9", 7.5])
+def test_a_device_that_is_none_is_one_line(device: object, tmp_path: Path):
+    data = (torch.rand(8, 1, 4, 4), torch.arange(8) % 3)
+    with pytest.raises(BadInput, match=r"device .* cannot be used here: "):
+        planish.train(linear(), data, threat="Linf:0.1", device=device)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"device .* cannot be used here: "):
+        load_model("run", device)  # type: ignore[arg-type]
+
+
+def test_a_run_s_path_loads_its_model_and_a_module_is_none(tmp_path: Path):
+    planish.train("small-cnn", "digits", threat="Linf:0.1", epochs=1, out=tmp_path / "run")
+    assert load_model(tmp_path / "run").about["data"] == "digits"
+    with pytest.raises(BadInput, match="a module needs no loading"):
+        load_model(linear())  # type: ignore[arg-type]

@@ -40,12 +40,11 @@ def chosen_device(name: str) -> str:
     """Return the device to compute on. Raises BadInput if it cannot be used."""
     import torch
 
+    from planish.core.arguments import device_named
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
+    device_named(name)
     return name
 
 

@@ -243,6 +243,15 @@ def judged_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
     return torch.promote_types(dtype_of(model) or x.dtype, torch.float32)
 
 
+def device_named(device: Any) -> torch.device:
+    """Return the device of a name such as "cuda:1". Raises BadInput if nothing can be computed there."""
+    try:
+        return torch.empty((0,), device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        told = str(error).partition("\n")[0]
+        raise BadInput(f"device {shown(device)} cannot be used here: {told}") from error
+
+
 def shown(value: object) -> str:
     """Word a wrong value: a short one as it is, else its type."""
     text = repr(value)

@@ -13,6 +13,7 @@ from planish.core.arguments import (
     check_images,
     check_labels,
     check_logits,
+    device_named,
     is_loader,
     pair_of,
     path_of,
@@ -62,13 +63,13 @@ class TrainSteps(Iterator[EpochRecord]):
         return self.so_far()
 
 
-def load_model(name: str, *, device: torch.device | str = "cpu", built_by: str | None = None) -> nn.Module:
+def load_model(name: str | Path, *, device: torch.device | str = "cpu", built_by: str | None = None) -> nn.Module:
     """Return a model by name, as the command line takes it, in evaluation mode: images in [0, 1] to logits.
 
     name: "timm:resnet50", "hf:org/name", or "hf://user/repo" of a run on the Hub; a run folder;
     "file.py:function" or "package.module:function"; or an ONNX file. A library's model comes in `models.Normalized`:
     mean and std are those of its own configuration, which `print(model)` shows, so that radii stay in pixels of [0, 1].
-    built_by: of a run, as in `load_run`. Raises BadInput.
+    device: where it is brought to. built_by: of a run, as in `load_run`. Raises BadInput.
     """
     return judge.load_model(name, device, built_by).model.eval()
 
@@ -139,6 +140,7 @@ def train_steps(
     own, threat, seed = method_of(method), threat_of(threat), seed_of(seed)
     if not isinstance(guard, Guard):
         raise BadInput(f"a guard is planish.Guard(every=25), not {shown(guard)}")
+    device = device_named(device)
     if out is not None:
         experiment = _experiment(model, data, method, threat, settings, guard, seed)
         if weights is not None:

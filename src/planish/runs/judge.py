@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from planish.attacks.transfer import Surrogate, same_classes
-from planish.core.arguments import check_logits, seed_of
+from planish.core.arguments import check_logits, device_named, path_of, seed_of, shown
 from planish.core.batch import Batch
 from planish.core.errors import BadInput, Unlike, between
 from planish.core.modes import Counted, Precision
@@ -132,11 +132,14 @@ def check_distances(task: EvaluationConfig) -> None:
     check_there(task.data, "test", task.limit)
 
 
-def load_model(spec: str, device: torch.device | str = "cpu", built_by: str | None = None) -> LoadedModel:
+def load_model(spec: str | Path, device: torch.device | str = "cpu", built_by: str | None = None) -> LoadedModel:
     """Return the model of a run folder, "module:function", "file.py:function", a library's "timm:..." or an ONNX file.
 
-    built_by: for a run folder, as in `load_run`. Raises BadInput.
+    device: where it is brought to. built_by: for a run folder, as in `load_run`. Raises BadInput.
     """
+    device, spec = device_named(device), str(path_of(spec)) if isinstance(spec, Path) else spec
+    if not isinstance(spec, str):
+        raise BadInput(f"a model to load is a folder, a file or a name, not {shown(spec)}: a module needs no loading")
     folder, name = Path(spec), name_of(spec)
     if spec.startswith("hf://") or (folder / WEIGHTS).exists() or (folder.name == BEST and folder.exists()):
         run = load_run(spec, built_by)

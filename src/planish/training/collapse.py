@@ -45,8 +45,8 @@ class Guard:
     An alarm is raised where the loss is nonlinear in two probes in a row: gradients at the clean and at the perturbed
     images have a cosine below 0.4, and the loss of 25 % falls under the method's own attack.
     probe_every: steps between probes that also try PGD of `probe_steps` and one gradient step on `probe_images`
-    held-out images, or on the probe's own `images` of the batch where none are held out. A probe whose cosine has jumped tries PGD on its
-    own images.
+    held-out images, or on the probe's own images where none are held out. A probe whose cosine has jumped tries
+    PGD on its own images.
     gap: an alarm is raised where so much more of the images withstand the step than withstand PGD, and those are fewer
     than half of the most that did.
     """

@@ -25,12 +25,12 @@ class Settings:
     """How to optimise: SGD with Nesterov-free momentum, or AdamW.
 
     learning_rate: the peak. schedule: "triangular" (0 -> peak at 40 % -> 0, per step), "onecycle" (cosine up
-    to 30 %, then down), "piecewise" (times drop_factor at each of `drops`, shares of the training), "cosine" or "constant". weight_decay: on every
-    parameter, or with decay_norms False on matrices and kernels only. ema: decay of the weight average, 0 =
-    off; it warms up as min(ema, (1 + t) / (10 + t)) and covers buffers. weight_perturbation: gamma of AWP (Wu, Xia and
-    Wang 2020), 0 = off, 0.005 to 0.01 are usual: the loss is taken at weights moved against it, after
-    weight_perturbation_from of the training; costs one forward and backward more, or the whole step again for methods
-    whose search is not apart from their loss. accumulate: batches per step. clip:
+    to 30 %, then down), "piecewise" (times drop_factor at each of `drops`, shares of the training), "cosine" or
+    "constant". weight_decay: on every parameter, or with decay_norms False on matrices and kernels only. ema: decay of
+    the weight average, 0 = off; it warms up as min(ema, (1 + t) / (10 + t)) and covers buffers.
+    weight_perturbation: gamma of AWP (Wu, Xia and Wang 2020), 0 = off, 0.005 to 0.01 are usual: the loss is taken at
+    weights moved against it, after weight_perturbation_from of the training; costs one forward and backward more, or
+    the whole step again for methods whose search is not apart from their loss. accumulate: batches per step. clip:
     largest gradient norm, 0 = off. precision: "bf16" runs forwards in bfloat16; what is minimised
     stays in float32. channels_last: the layout of images and kernels, but for models that it would make crash
     (`models.corrupts_memory`). compile: torch.compile, for first-order methods. optimizer: "adamw" (Loshchilov and
