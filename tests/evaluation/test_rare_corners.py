@@ -153,3 +153,26 @@ def test_a_run_s_path_loads_its_model_and_a_module_is_none(tmp_path: Path):
     assert load_model(tmp_path / "run").about["data"] == "digits"
     with pytest.raises(BadInput, match="a module needs no loading"):
         load_model(linear())  # type: ignore[arg-type]
+
+
+def test_a_distance_s_accuracy_takes_a_radius_as_a_text():
+    model = linear()
+    x, labels = right(model, 6)
+    found = planish.minimum_distance(model, x, labels, "Linf", "closest")
+    assert found.accuracy_at("8/255") == found.accuracy_at(8 / 255)
+    with pytest.raises(BadInput):
+        found.accuracy_at("eight")
+
+
+def test_surrogates_that_are_one_model_are_refused():
+    model = linear()
+    x, labels = right(model, 4)
+    with pytest.raises(BadInput, match="surrogates are models by name"):
+        planish.evaluate(model, x, labels, "Linf:0.1", "transfer-5-1", surrogates=linear())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(20, 1, 1), (5, 4, 4), (20, 3, 4)])
+def test_small_images_of_many_channels_are_trained_on(shape: tuple[int, ...]):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3))
+    run = planish.train(model, (torch.rand(40, *shape), torch.arange(40) % 3), threat="Linf:0.1", epochs=2)
+    assert len(run.history) == 2

@@ -163,7 +163,7 @@ def _check_shapes(images: Images) -> None:
         raise BadInput(f"{name}: images are {shape} without a channel axis: give (N, 1, H, W) for grayscale images")
     if len(shape) != 4:
         raise BadInput(f"{name}: images are {shape}, but must be (N, channels, height, width)")
-    if shape[3] in (1, 3, 4) and shape[1] not in (1, 3) and shape[1] > 4:
+    if shape[3] in (1, 3, 4) and min(shape[1:3]) > 4:
         raise BadInput(f"{name}: images are {shape}, channels last: give (N, channels, height, width), 1 or 3 channels")
     if 0 in shape:
         raise BadInput(f"{name}: no images (shape {shape})")

@@ -43,6 +43,8 @@ def refuse_gradients(model: nn.Module, attacks: object, about: Mapping[str, Any]
 
 def surrogates_of(models: Surrogates, images: Batch) -> tuple[Surrogate, ...]:
     """Return other models as surrogates, each tried on one of the images with clean logits. Raises BadInput."""
+    if isinstance(models, nn.Module) or models is None:
+        raise BadInput(f'surrogates are models by name, {{"other": model}}, not {shown(models)}')
     numbered = ((f"{type(one).__name__}-{number}", one) for number, one in enumerate(models, 1))
     named: Iterable[tuple[str, object]] = models.items() if isinstance(models, Mapping) else numbered
     found = [one if isinstance(one, Surrogate) else Surrogate.of(name, model_of(one)) for name, one in named]

@@ -110,9 +110,11 @@ class Distances(Columned):
         """Share of the correct images for which an adversarial image was found. ValueError if none is correct."""
         return Estimate.of(np.isfinite(self.of(name)[self.correct()]))
 
-    def accuracy_at(self, radius: float, name: str | None = None) -> Estimate:
-        """Robust accuracy at a radius: the share of all images whose found distance is larger."""
-        return Estimate.of(self.of(name) > radius)
+    def accuracy_at(self, radius: str | float, name: str | None = None) -> Estimate:
+        """Robust accuracy at a radius, 0.03 or "8/255": the share of all images whose found distance is larger."""
+        from planish.core.threat import parse_radius
+
+        return Estimate.of(self.of(name) > parse_radius(radius))
 
     def curve(self, name: str | None = None, points: int = 200) -> list[tuple[float, float]]:
         """Return (radius, accuracy) from radius 0 to the largest found distance."""
