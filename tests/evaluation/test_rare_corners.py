@@ -176,3 +176,10 @@ def test_small_images_of_many_channels_are_trained_on(shape: tuple[int, ...]):
     model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3))
     run = planish.train(model, (torch.rand(40, *shape), torch.arange(40) % 3), threat="Linf:0.1", epochs=2)
     assert len(run.history) == 2
+
+
+def test_a_run_s_labels_are_classes_of_the_model(tmp_path: Path):
+    code = "from torch import nn\n\n\ndef build(**given):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9))\n"
+    (tmp_path / "nine.py").write_text(code)
+    with pytest.raises(BadInput, match=r"labels lie in 0..9, but the model has 9 classes"):
+        planish.train(f"{tmp_path / 'nine.py'}:build", "digits", threat="Linf:0.1", epochs=1, out=tmp_path / "run")

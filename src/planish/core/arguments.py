@@ -316,7 +316,7 @@ def check_images(images: Batch, threat: Ball) -> None:
     threat.check(x)
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
+def check_classes(labels: Tensor, classes: int) -> None:
     """Raise BadInput unless all labels are classes of the model."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
@@ -370,7 +370,7 @@ def check_logits(model: nn.Module, images: Batch, chunk: int | None = None) -> T
     mad = int((~logits.isfinite()).any(1).sum())
     if mad:
         raise BadInput(f"the model returns NaN or infinite logits on {number_of(mad)}")
-    check_labels(images.labels, logits.shape[1])
+    check_classes(images.labels, logits.shape[1])
     _check_targets(images, logits.shape[1])
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < unit_error(model, logits)).all()):
         raise BadInput(

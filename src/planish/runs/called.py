@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from planish.core.arguments import (
+    check_classes,
     check_images,
-    check_labels,
     check_logits,
     device_named,
     is_loader,
@@ -152,7 +152,7 @@ def train_steps(
     config = _config(model, images, method, threat, settings, seed)
     network = _network(model, images, seed, weights).to(device)
     logits = check_logits(network, images.first(2).to(device).as_batch())
-    check_labels(images.labels, logits.shape[1])
+    check_classes(images.labels, logits.shape[1])
     if (threat.low, threat.high) != (0.0, 1.0):  # in which all images lie
         check_images(images.as_batch(), threat)
     check_trainable(network, some.to(device), own, settings.precision)

@@ -12,7 +12,7 @@ from torch import nn
 
 from planish.attacks import run
 from planish.attacks.gradient import PGD
-from planish.core.arguments import check_logits, is_settled, logits_of
+from planish.core.arguments import check_classes, check_logits, is_settled, logits_of
 from planish.core.errors import BadInput
 from planish.core.randomness import initialised, seeded
 from planish.core.share import WHOLE, Share
@@ -71,12 +71,13 @@ def prepare(experiment: Experiment, device: torch.device | str = "cpu", on_corru
         held_out = held_out.images(size, on_corrupt).in_channels(sample.x.shape[1])
     model = new_model(experiment.model, sample, experiment.seed).to(device)
     some = sample.first(2).to(device).as_batch()
-    check_logits(model, some)
+    classes = check_logits(model, some).shape[1]
     check_trainable(model, some.x, experiment.training_method, experiment.settings.precision)
     known = model.classes if isinstance(model, Normalized) else ()
     if known and None not in named_places(sample.classes, known):  # a published head keeps its order of the classes
         images, sample = matched(images, known)[0], matched(sample, known)[0]
         held_out = None if held_out is None else matched(held_out, known)[0]
+    check_classes(images.labels, classes)
     return Prepared(images, sample, held_out, model)
 
 
